@@ -1,7 +1,6 @@
 """`keypulse-demo`: the whole product on this machine, with no account anywhere."""
 
 import asyncio
-import io
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from ops.demo.ports import Ports
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
 from shared.http.server import StartError
-from shared.process.command_line import run_until_done_or_exit
+from shared.process.command_line import replace_unencodable_output, run_until_done_or_exit
 from shared.process.shutdown import wait_for_stop_signal
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS
 from shared.smoke.check import format_line
@@ -37,10 +36,9 @@ def main(once: bool) -> None:
 
     They run the product's own rules and routing, with a minute shortened to a second.
     """
-    # A terminal that is closed sends SIGHUP; what was started must be stopped then, too.
+    # A closed terminal sends SIGHUP; the children must be stopped then, too.
     signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ✓
+    replace_unencodable_output()
     run_until_done_or_exit(_run_once(Path("demo.json")) if once else _run_until_stopped())
 
 
@@ -126,7 +124,7 @@ async def _run_until_stopped() -> None:
 
 
 def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> dict[str, str]:
-    """Says once of each part that it has ended; somebody may have wanted to see what happens then."""
+    """Print each ended part once; a person may have killed it on purpose."""
     for name in ended.keys() - printed.keys():
         console.print(
             f"{ended[name]}\n`kill -USR1 {os.getpid()}` starts it again", style="red", markup=False, soft_wrap=True
@@ -150,7 +148,7 @@ def _print_addresses(ports: Ports, folder: Path) -> None:
 
 
 def list_addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
-    """What there is to look at, and where."""
+    """Return the addresses of the demo, with what they show."""
     return (
         ("on call: break and heal KMS", ports.build_url("stand_ins") + "/"),
         ("runbooks", ports.build_url("stand_ins") + "/docs/KMS_OPERATIONS.md"),

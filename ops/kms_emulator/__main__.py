@@ -1,18 +1,16 @@
-"""`keypulse-emulator`: options in, a running emulator until SIGTERM or SIGINT."""
+"""`keypulse-emulator`: runs the emulator until SIGTERM or SIGINT."""
 
 from pathlib import Path
 
 import click
-import structlog
 
 from shared import VERSION
-from shared.config.settings import Address, parse_address
+from shared.config.settings import Address
 from shared.kms.gcp.wire_format import check_key_name
 from shared.process import logs
-from shared.process.command_line import parse_option_or_exit, run_until_done_or_exit
-from shared.process.shutdown import run_until_stop_signal, wait_for_stop_signal
-
-log = structlog.get_logger(__name__)
+from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
+from shared.process.runner import wait_until_stopped
+from shared.process.shutdown import run_until_stop_signal
 
 _EPILOG = """\b
 Examples:
@@ -28,21 +26,23 @@ Examples:
 @click.option("--faults", default="127.0.0.1:9011", show_default=True, metavar="HOST:PORT", help="Faults over HTTP.")
 @click.option("--key", "keys", multiple=True, metavar="NAME", help="A key to create where it is missing; repeatable.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), metavar="DIR", help="Keeps the state; without it, memory does."
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep the state in this folder; without it, in memory.",
 )
 @click.option(
-    "--allow-remote-insecure", is_flag=True, help="Lets it listen beyond loopback: between containers, for a test."
+    "--allow-remote-insecure", is_flag=True, help="Allow addresses other than loopback: between containers, for tests."
 )
 @click.version_option(VERSION, prog_name="keypulse")
 def main(listen: str, faults: str, keys: tuple[str, ...], data: Path | None, allow_remote_insecure: bool) -> None:
-    """Cloud KMS on this machine, with faults on demand.
+    """Emulate Cloud KMS on this machine, with faults on demand.
 
-    The official client reaches it through a plaintext gRPC channel. It asks nobody for credentials, so it only
-    listens on loopback, unless it is allowed more.
+    The official client connects over plaintext gRPC. The emulator asks nobody for credentials, so it listens on
+    loopback only, unless --allow-remote-insecure is given.
     """
-    parse = parse_address if allow_remote_insecure else _parse_loopback_address
-    listen_address = parse_option_or_exit("--listen", parse, listen)
-    faults_address = parse_option_or_exit("--faults", parse, faults)
+    listen_address = parse_listen_option_or_exit("--listen", listen, allow_remote_insecure=allow_remote_insecure)
+    faults_address = parse_listen_option_or_exit("--faults", faults, allow_remote_insecure=allow_remote_insecure)
     names = [parse_option_or_exit("--key", check_key_name, key) for key in keys]
     logs.configure("emulator")
     run_until_done_or_exit(run_until_stop_signal(_serve_until_stopped(listen_address, faults_address, names, data)))
@@ -52,19 +52,7 @@ async def _serve_until_stopped(listen: Address, faults: Address, keys: list[str]
     from ops.kms_emulator.emulator import run_emulator  # noqa: PLC0415  # 0.4 s that --help does not need
 
     async with run_emulator(listen=listen, faults=faults, keys=keys, data=data) as emulator:
-        log.info("listening", address=str(emulator.address), faults=str(emulator.faults_address))
-        await wait_for_stop_signal()
-        log.info("stopping")
-
-
-def _parse_loopback_address(text: str) -> Address:
-    address = parse_address(text)
-    if not address.is_loopback:
-        raise ValueError(
-            "expected a loopback address such as 127.0.0.1:9010, because nobody is asked for credentials, or "
-            "--allow-remote-insecure"
-        )
-    return address
+        await wait_until_stopped(address=str(emulator.address), faults=str(emulator.faults_address))
 
 
 if __name__ == "__main__":

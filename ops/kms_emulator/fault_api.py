@@ -1,8 +1,8 @@
-"""Faults over HTTP: `POST /faults`, `GET /faults`, `DELETE /faults/{id}`, `DELETE /faults`; and a page that says so.
+"""Faults over HTTP: `POST /faults`, `GET /faults`, `DELETE /faults/{id}`, `DELETE /faults`, and a page that lists them.
 
-It asks for no password, so it listens on this machine alone unless it is allowed more, and is asked by names that
-nobody outside can point here. A body must be `application/json`: a web page of somebody else cannot send that here
-without asking first, and is never allowed to.
+It asks for no credentials, so it listens on loopback unless told otherwise, and answers only to host names that no
+outsider can point at it. A body must be `application/json`: a foreign web page cannot send that without a preflight
+request, and those are refused.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from ops.kms_emulator.faults import Fault, Faults
 from shared.config.server_settings import Role
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.body_limits import BodyTooLargeError, read_body
 from shared.http.csrf import is_loopback_host, is_private_host
 from shared.http.server import create_application
 
@@ -24,22 +25,21 @@ MAX_BODY = 64 * 1024
 
 
 def build_app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
-    """The HTTP side of the emulator.
+    """Build the emulator's HTTP application.
 
     Args:
-        faults: those in force.
+        faults: the active ones.
         metrics: shown at `/metrics`.
-        remote: whether it listens beyond this machine: between containers it has a name, one without a dot.
+        remote: whether it listens beyond loopback: between containers its name has no dot.
     """
 
     async def add(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _build_refusal(415, "expected Content-Type: application/json")
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                return _build_refusal(413, f"expected at most {MAX_BODY} bytes")
+        try:
+            body = await read_body(request.stream(), MAX_BODY)
+        except BodyTooLargeError:
+            return _build_refusal(413, f"expected at most {MAX_BODY} bytes")
         try:
             fault = Fault.model_validate_json(body)
         except ValidationError as error:

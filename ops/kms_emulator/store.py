@@ -23,6 +23,7 @@ from ops.kms_emulator import resource_names
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.grpc_errors import StatusError, already_exists, not_found
 from ops.kms_emulator.model import Key
+from shared.atomic_file import replace_file
 from shared.http.server import StartError
 
 
@@ -147,7 +148,7 @@ class Store:
             after = change(self._now)
             if self._file:
                 try:
-                    _write_state(self._file, _FILE.dump_json({_FORMAT: after}))
+                    replace_file(self._file, _FILE.dump_json({_FORMAT: after}))
                 except OSError as error:
                     log.exception("state cannot be written; the change is refused", file=str(self._file))
                     message = f"the emulator cannot write {self._file}: {error.strerror}; set another --data"
@@ -173,17 +174,3 @@ def _load_state(file: Path) -> _StoredState:
         return _FILE.validate_json(content)[_FORMAT]
     except (ValidationError, KeyError):  # neither is shown: it would quote key material
         raise StartError(f"{file} is no state of this emulator; move it away to start with nothing") from None
-
-
-def _write_state(file: Path, content: bytes) -> None:
-    new = file.with_suffix(".new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:  # noqa: PTH123 - with its mode
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -5,7 +5,6 @@ from typing import Unpack
 import click
 
 from services.backend import admin_command
-from services.backend import admin_command as give_up_command
 from services.backend.app import serve
 from services.backend.config import Settings
 from shared.process.command_line import ServerOptions, add_server_options, run_server
@@ -15,7 +14,7 @@ Examples:
   keypulse-backend --config backend.yml
   keypulse-backend --config backend.yml --check
   keypulse-backend admin --config backend.yml
-  keypulse-backend admin give-up --config backend.yml
+  keypulse-backend admin abandon --config backend.yml
   curl -X PUT --data-binary @letter.pdf http://127.0.0.1:8000/v1/records/letter
   curl http://127.0.0.1:8000/healthz
 """
@@ -34,7 +33,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
 
 
 main.add_command(admin_command.admin)
-admin_command.admin.add_command(give_up_command.abandon)
+admin_command.admin.add_command(admin_command.abandon)
 
 
 if __name__ == "__main__":

@@ -170,8 +170,8 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
     async def lost_keys(_request: Request) -> object:
         return await lost_data_keys.list_lost()
 
-    async def give_up(request: bodies.AbandonRequest) -> object:
-        return {"given_up": await lost_data_keys.abandon(request.data_keys, request.records)}
+    async def abandon(request: bodies.AbandonRequest) -> object:
+        return {"abandoned": await lost_data_keys.abandon(request.data_keys, request.records)}
 
     lease = handle_body(
         bodies.build_format(bodies.LeaseRequest), lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token)
@@ -185,9 +185,9 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         bodies.build_format(bodies.RetireRequest), lambda it: keyring.retire_version(it.kek_version, it.token)
     )
     reload = handle_body(bodies.build_format(bodies.RequestBody), lambda _: keyring.reload_instances())
-    note = handle_body(
+    journal = handle_body(
         bodies.build_format(bodies.JournalRequest),
-        lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it.step),
+        lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it),
     )
     rollback = handle_body(
         bodies.build_format(bodies.RollbackRequest), lambda it: keyring.rollback(it.rotation_id, it.token)
@@ -205,10 +205,10 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         _build_action_route(access, "verify", verify),
         _build_action_route(access, "retire", retire),
         _build_action_route(access, "reload", reload),
-        _build_action_route(access, "note", note),
+        _build_action_route(access, "journal", journal),
         _build_action_route(access, "rollback", rollback),
         _build_read_route(access, "lost", lost_keys),
-        _build_action_route(access, "give-up", handle_body(bodies.build_format(bodies.AbandonRequest), give_up)),
+        _build_action_route(access, "abandon", handle_body(bodies.build_format(bodies.AbandonRequest), abandon)),
     ]
 
 

@@ -8,7 +8,7 @@ A line of JSON on standard input is a request of the admin API, and a line on st
 Each is carried to the backend that runs on this machine, by its own configuration: its address and its token file. So
 whoever may run a command beside the backend needs to know neither, and no value stands on a command line.
 
-`keypulse-backend admin give-up`: the data keys that only a lost local key unwraps, listed, and given up by a person.
+`keypulse-backend admin abandon`: the data keys that only a lost local key unwraps, listed, and given up by a person.
 
 It asks the running backend. Without names it lists them, with how many records each takes along, and changes nothing.
 With names it needs that number as well, so nobody gives up more than he knows of.
@@ -44,7 +44,7 @@ _EXAMPLES: Final = """\b
 Examples:
   echo '{"method": "GET", "path": "census"}' | keypulse-backend admin --config backend.yml
   ssh backend.example.org keypulse-backend admin --config /etc/keypulse/backend.yml
-  keypulse-backend admin give-up --config backend.yml"""
+  keypulse-backend admin abandon --config backend.yml"""
 
 
 class _RequestLine(BaseModel):
@@ -173,7 +173,7 @@ def _load_tls(web_config: Path) -> ssl.SSLContext | None:
         raise ValueError(str(error)) from None
 
 
-@click.command("give-up", short_help="Give up data keys whose local key is lost.")
+@click.command("abandon", short_help="Give up data keys whose local key is lost.")
 @click.argument("data_keys", metavar="[DATA_KEY]...", nargs=-1)
 @click.option("--records", type=click.IntRange(min=0), metavar="N", help="How many records are lost with them.")
 @add_options
@@ -188,8 +188,8 @@ def abandon(data_keys: tuple[str, ...], records: int | None, config: Path | None
     if not data_keys:
         _print_lost_keys(_call_backend(backend, "GET", "lost"))
         return
-    done = _call_backend(backend, "POST", "give-up", {"data_keys": data_keys, "records": records})
-    click.echo(f"{done['given_up']} data keys were given up, and {records} records with them")
+    done = _call_backend(backend, "POST", "abandon", {"data_keys": data_keys, "records": records})
+    click.echo(f"{done['abandoned']} data keys were given up, and {records} records with them")
 
 
 def _print_lost_keys(lost_keys: list[dict[str, Any]]) -> None:
@@ -197,17 +197,17 @@ def _print_lost_keys(lost_keys: list[dict[str, Any]]) -> None:
         click.echo("no data key is lost: there is nothing to give up")
         return
     for key in lost_keys:
-        click.echo(f"{key['id']}  made {key['created_at']}  {key['records']} records  {key['why']}")
-    names, records = " ".join(key["id"] for key in lost_keys), sum(key["records"] for key in lost_keys)
+        click.echo(f"{key['id']}  made {key['created_at']}  {key['record_count']} records  {key['error']}")
+    names, records = " ".join(key["id"] for key in lost_keys), sum(key["record_count"] for key in lost_keys)
     click.echo(
         "Put the local key file back, from another instance or a backup, and all of them can be read again. Only where "
-        f"it is lost for good, give them up:\n  keypulse-backend admin give-up {names} --records {records}"
+        f"it is lost for good, give them up:\n  keypulse-backend admin abandon {names} --records {records}"
     )
 
 
 def _call_backend(backend: BackendClient, method: str, path: str, body: object = None) -> Any:
     """What the backend answers; exits with its sentence where it refuses."""
-    line = {"method": method, "path": path, "caller": "keypulse-backend admin give-up", "body": body}
+    line = {"method": method, "path": path, "caller": "keypulse-backend admin abandon", "body": body}
     answer = backend.send(json.dumps(line).encode())
     content: Any = answer["body"]
     if answer["status"] != 200:

@@ -4,13 +4,22 @@ A body is read twice: as JSON of which only the fields of its shape are kept, th
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from shared.http.untrusted_json import decode_json
-from shared.keyring.administration import MAX_PAGE_SIZE, RotateRequest, RotationType, StoredKey, Text, VersionNumber
+from shared.keyring.administration import (
+    MAX_PAGE_SIZE,
+    JournalEntry,
+    RotateRequest,
+    RotationType,
+    StoredKey,
+    Text,
+    Version,
+)
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -51,21 +60,20 @@ class DryRunRequest(RequestBody):
     """What a rotation would do."""
 
     type: RotationType
-    target_version: VersionNumber | None = None
+    target_version: Version | None = None
 
 
-class JournalRequest(RequestBody):
-    """One of the runner's own steps."""
+class JournalRequest(JournalEntry):
+    """A step of a runner."""
 
-    parse_rotation_id: RotationId
+    rotation_id: RotationId
     token: Token
-    step: Text = Field(min_length=1, max_length=1000)
 
 
 class RollbackRequest(RequestBody):
     """Undoes a rotation."""
 
-    parse_rotation_id: RotationId
+    rotation_id: RotationId
     token: Token
 
 
@@ -87,7 +95,7 @@ class VerifyRequest(RequestBody):
 class RetireRequest(RequestBody):
     """Ends the use of a version."""
 
-    kek_version: VersionNumber
+    kek_version: Version
     token: Token
 
 
@@ -110,7 +118,7 @@ class BodyFormat(NamedTuple, Generic[T]):
     """Of a body."""
 
     read: Callable[[bytes], dict[str, object]]
-    """JSON → its known fields. Raises WireError."""
+    """JSON → its known fields. Raises UntrustedJsonError."""
     parse: Callable[[object], T]
     """These, within bounds. Raises ValidationError."""
 
@@ -134,15 +142,22 @@ def _build_struct(*models: type[BaseModel]) -> type[msgspec.Struct]:
     fields: dict[str, Any] = {}
     for model in models:
         for name, field in model.model_fields.items():
-            inner = next(iter(get_args(field.annotation)), None)
-            kind: Any = _Value
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                kind = list[_build_struct(inner)]  # type: ignore[misc]  # made here, so mypy cannot know it
-            elif get_origin(field.annotation) is tuple:
-                kind = list[_Value]
+            kind: Any = _choose_json_type(field.annotation)
             required = len(models) == 1 and field.is_required()
             fields[name] = (name, kind) if required else (name, kind | msgspec.UnsetType, msgspec.UNSET)
     return msgspec.defstruct(models[0].__name__, list(fields.values()), kw_only=True)
+
+
+def _choose_json_type(annotation: Any) -> Any:
+    """What msgspec reads for a field: a scalar, a list of them, or a list of objects; pydantic checks the rest."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    sequence = next((option for option in options if get_origin(option) is tuple), None)
+    if sequence is None:
+        return _Value
+    item = get_args(sequence)[0]
+    nested = isinstance(item, type) and issubclass(item, BaseModel)
+    items: Any = list[_build_struct(item)] if nested else list[_Value]  # type: ignore[misc]  # made at run time
+    return items | None if type(None) in options else items
 
 
 def _extract_fields(read: msgspec.Struct) -> dict[str, object]:
@@ -157,7 +172,7 @@ def _extract_fields(read: msgspec.Struct) -> dict[str, object]:
 
 
 ROTATION_FORMAT: Final = BodyFormat(_build_reader(_DryRunFlag, DryRunRequest, RotateRequest), _parse_rotation)
-"""What `rotate` is asked."""
+"""The body of `rotate`."""
 
 parse_rotation_id: Final = TypeAdapter[str](RotationId).validate_python
 """The id in a path. Raises ValidationError."""

@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
-from services.backend.local_key import LocalKeyError, read_or_create
+from services.backend.local_key_file import LocalKeyError, read_or_create
 from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
 from shared.config.server_settings import AuthSettings, NamedToken, ServerSettings, check_unique_names
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, TokenPath
-from shared.kms.settings import KeySettings
+from shared.kms.registry import KeySettings
 from shared.sql.database_url import DatabaseSetting
 
 
@@ -59,4 +59,4 @@ class Settings(ServerSettings):
 
     def list_reserved_names(self) -> list[str]:
         """See ServerSettings."""
-        return [*super().taken_names(), *(token.name for token in self.admin.tokens)]
+        return [*super().list_reserved_names(), *(token.name for token in self.admin.tokens)]

@@ -27,13 +27,14 @@ import structlog
 
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
-from services.backend.local_key import InstanceLocalKey, LocalKeyError
+from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
     LOCAL_KEK,
+    LOCAL_KEK_VERSION,
     DataKey,
     DataKeyStatus,
     WrappedKey,
@@ -78,10 +79,10 @@ class Keyring:
 
         Args:
             store: the keyring.
-            local: wraps while KMS fails; opened, and looked for again at each check where it is missing.
-            wrapping: KMS, which wraps else, and `local`.
-            heartbeat: is told after each check and each reload which pending data keys are held here.
-            paced: that KMS at the pace of this process, for what nobody waits for.
+            local_key: wraps while KMS fails; opened, and reopened at each check while it is missing.
+            wrapping: KMS, which wraps otherwise, and `local_key`.
+            heartbeat: gets the pending data keys that this instance holds, after each check and each reload.
+            background_kms: the same KMS below its quota, for work that nobody waits for.
             clock: unix time.
         """
         self._store = store
@@ -133,7 +134,7 @@ class Keyring:
         if lost:
             found.append(
                 f"{len(lost)} of the data keys are wrapped by a local key that is lost, and their records cannot be "
-                "read: put it back, or see keypulse-backend admin give-up"
+                "read: put it back, or see keypulse-backend admin abandon"
             )
         if others := len(self._cache.errors) - len(lost):
             found.append(f"data keys that cannot be unwrapped: {others}; so their records cannot be read")
@@ -252,7 +253,7 @@ class Keyring:
             return
         self._failures += 1
         if self.mode is CryptoMode.KMS and self._failures < _FAILURES_BEFORE_ENV_MODE:
-            log.warning("KMS check failed; a second failure in a row changes the mode to env", reason=str(error))
+            log.warning("KMS check failed; a second failure in a row changes the mode to env", error=str(error))
             return
         reason = f"KMS cannot be used: {error.reason}"
         try:
@@ -351,7 +352,7 @@ class Keyring:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
 
     async def _create_active_key(self, mode: CryptoMode, *, predecessor: DataKey | None) -> bool:
-        """A active data key created, stored before it is used; False where `predecessor` is no longer the active one."""
+        """Stores an active data key before it is used; False where `predecessor` is no longer active."""
         new = UnwrappedKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)
@@ -367,18 +368,18 @@ class Keyring:
         if mode is CryptoMode.KMS:
             return await self._wrapping.wrap(key.id, key.secret)
         self._ids_wrapped_locally_ever.add(key.id)
-        return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, 0)
+        return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, LOCAL_KEK_VERSION)
 
-    def _set_mode(self, mode: CryptoMode, reason: str | None, detail: str | None) -> None:
-        """Takes over a check's outcome; a change is told once. `detail` may name keys and goes to the log alone."""
+    def _set_mode(self, mode: CryptoMode, reason: str | None, error: str | None) -> None:
+        """Takes over the outcome of a check; logs a change once. `error` may name keys and goes to the log only."""
         if (mode, self.is_ready) != self._logged_state:
             self._logged_state = (mode, self.is_ready)
             self.initialised_at = self._clock()
         elif reason == self.reason:
             return
         self.mode, self.reason = mode, reason
-        tell = log.warning if reason else log.info
-        tell("crypto mode changed", mode=mode.value, ready=self.is_ready, reason=reason, detail=detail)
+        log_change = log.warning if reason else log.info
+        log_change("crypto mode changed", mode=mode.value, ready=self.is_ready, reason=reason, error=error)
 
 
 async def _ignore_results(_outcomes: Sequence[tuple[DataKey, None]]) -> None:

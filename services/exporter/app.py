@@ -46,10 +46,10 @@ async def run_exporter(
 
         def not_ready(watch: RunningJobs) -> str | None:
             ended = any(task.done() for task in [ahead, *watch.tasks])
-            return generations.error or ("a schedule has ended; restart" if ended else None)
+            return reloadable.error or ("a schedule has ended; restart" if ended else None)
 
         @asynccontextmanager
-        async def generation(settings: Settings) -> AsyncIterator[Starlette]:
+        async def start_app(settings: Settings) -> AsyncIterator[Starlette]:
             stale_after = 3 * max(settings.probe.interval, MAX_BACKOFF)
             pages = Pages(
                 record.history,
@@ -70,9 +70,9 @@ async def run_exporter(
                 app.state.stop = watch.cancel_probes
                 yield app
 
-        generations = ReloadableApp(generation)
-        app = await stack.enter_async_context(generations.run(settings))
-        app.state.apply = generations.apply
+        reloadable = ReloadableApp(start_app)
+        app = await stack.enter_async_context(reloadable.run(settings))
+        app.state.apply = reloadable.apply
         yield app
 
 

@@ -1,32 +1,32 @@
-"""What a person may set of the exporter: contract.md's YAML → frozen settings, or one line for each mistake."""
+"""The settings of the exporter: YAML → frozen settings, or one line for each error."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails
 
 from services.exporter.probes.canaries import DISK_TIMEOUT
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
-from shared.kms.settings import GcpKeySettings
+from shared.config.url import HttpUrl
+from shared.kms.registry import KeySettings
+from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread
-
-
-def _check_http_url(value: str) -> str:
-    if not value.isprintable() or " " in value:  # urlsplit would leave some of them out
-        raise ValueError("expected a URL without spaces and line breaks")
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-        raise ValueError("expected an http:// or https:// URL")
-    try:
-        parts.hostname.encode("idna")  # as every look-up of a name does
-    except UnicodeError:
-        raise ValueError("expected a host whose parts between the dots have 1 to 63 characters each") from None
-    return value
 
 
 def _refuse_fragment(url: str) -> str:
@@ -36,17 +36,16 @@ def _refuse_fragment(url: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
-HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 
 
 class ProbeSettings(Section):
-    """The rhythm, of probes and of backend reads alike."""
+    """Interval and limits, of probes and of backend reads alike."""
 
     interval: Duration = 30.0
     timeout: Duration = 5.0
     """Of each call. While an endpoint stalls, a cycle takes its targets * timeout / concurrency, if over `interval`."""
     concurrency: int = Field(16, ge=1)
-    """How many probes of one endpoint run at once; its looks at keys, and backend reads, have as many of their own."""
+    """How many probes of one endpoint run at once; its key inspections and the backend reads may have as many."""
     min_interval: Duration = 5.0
     """`GET /probe` that comes sooner after the last probe of its target is answered with that one."""
 
@@ -65,14 +64,60 @@ class ProbeSettings(Section):
         return max(2 * self.interval, 1.1 * self.interval + 2 * self.timeout)
 
 
-class Target(GcpKeySettings):
-    """A key that is probed."""
+class Target(Section):
+    """A key that is probed. In the file, the settings of the key stand on the same level as the others."""
 
     name: Name
     service: Name = ""
     """The label `service`; the one at the top where it is not set."""
     canary_dir: FilePath | None = None
     """Where ciphertexts of older versions are kept, one file for each target; the folder has to exist."""
+    kms: KeySettings
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _nest_key_settings(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, Mapping):
+            return handler(value)
+        own = {name: value[name] for name in _TARGET_FIELDS if name in value}
+        of_the_key = {name: entry for name, entry in value.items() if name not in _TARGET_FIELDS}
+        kms = of_the_key.get("kms")
+        nested = kms if isinstance(kms, ProviderSettings) and len(of_the_key) == 1 else of_the_key
+        try:
+            return handler({**own, "kms": nested})
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                error.title, [_flatten(each) for each in error.errors()]
+            ) from None
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Each provider's properties beside those of the target."""
+        own = handler.resolve_ref_schema(handler(schema))
+        kms = own["properties"].pop("kms")
+        required = [name for name in own["required"] if name != "kms"]
+        if "oneOf" not in kms:
+            return own | _merge_properties(own["properties"], required, handler.resolve_ref_schema(kms))
+        members = [_merge_properties(own["properties"], required, handler.resolve_ref_schema(m)) for m in kms["oneOf"]]
+        return {"title": own["title"], "description": own["description"], "oneOf": members}
+
+
+_TARGET_FIELDS: Final = ("name", "service", "canary_dir")
+
+
+def _flatten(error: Any) -> InitErrorDetails:
+    """An error of the settings of a key, at the place where they stand in the file."""
+    loc = error["loc"][1:] if error["loc"][:1] == ("kms",) else error["loc"]
+    return InitErrorDetails(type=error["type"], loc=loc, input=error["input"], ctx=error.get("ctx", {}))
+
+
+def _merge_properties(own: dict[str, Any], required: list[str], kms: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "additionalProperties": False,
+        "properties": {**own, **kms["properties"]},
+        "required": [*required, *kms.get("required", [])],
+        "type": "object",
+    }
 
 
 class Backend(Section):
@@ -131,7 +176,7 @@ class Settings(ServerSettings):
         return self
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
-        """A missing folder stops no probe: it may be mounted later, and until then each look tells of it."""
+        """A missing folder prevents no probe: it may be mounted later, and until then each inspection reports it."""
         there = {
             folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
         }

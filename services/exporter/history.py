@@ -1,7 +1,7 @@
-"""What is remembered of each target and backend, for people: ProbeResult, KeySnapshot and BackendState in, records out.
+"""The history of each target and backend, for people: ProbeResult, KeyInspection and BackendState in, records out.
 
-Memory only, and bounded: the last hour of round trips as numbers, the last failures as sentences. A failure outlives
-the hour, because it is looked at after the fact; a success does not.
+Memory only, and bounded: the last hour of round trips as numbers, the last failures as text. A failure outlives the
+hour, because people read it after the fact; a success does not.
 """
 
 import math
@@ -9,11 +9,12 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult
 from shared.kms.port import ConnectivityPhase
+from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.reason import Reason
 
 ROUND_TRIP_WINDOW = 3600.0
@@ -104,6 +105,8 @@ class TargetHistory:
     failure_spans: deque[FailureSpan] = field(default_factory=lambda: deque(maxlen=MAX_FAILURE_SPANS))
     """Oldest first."""
     inspection: KeyInspection | None = None
+    profile: KmsProfile = GENERIC_PROFILE
+    """Of the provider: what to do about its failures."""
 
     def add_probe(self, result: ProbeResult) -> None:
         """Takes a round trip."""
@@ -213,15 +216,21 @@ class History:
         for service in self._services - {service for service, _ in self.backends}:
             self.backends[service, None] = BackendHistory(service, None, self._next_version())
 
+    def set_profiles(self, profiles: Mapping[str, KmsProfile]) -> None:
+        """The provider's profile of each target that is configured, by its name."""
+        for name, record in self.targets.items():
+            if record.profile is not profiles[name]:
+                record.profile, record.version = profiles[name], self._next_version()
+
     def add_probe(self, result: ProbeResult) -> None:
-        """A round trip; of a target that is not kept, it is passed over: a last one may end after a reload."""
+        """A round trip. Ignored where the target is not configured: the last one may end after a reload."""
         record = self.targets.get(result.target)
         if record and record.service == result.service:
             record.add_probe(result)
             record.version = self._next_version()
 
     def add_inspection(self, inspection: KeyInspection) -> None:
-        """What the slower beat found; likewise."""
+        """A key inspection; likewise."""
         record = self.targets.get(inspection.target)
         if record and record.service == inspection.service:
             record.inspection = inspection

@@ -1,6 +1,6 @@
-"""What one configuration watches: probes, looks at keys and reads of backends, for as long as the body runs.
+"""The jobs of one configuration: probes, key inspections and reads of backends, for as long as the body runs.
 
-Settings in; what is found goes to the record. A reload ends one of these and begins the next over the same record.
+A reload ends them and starts those of the new settings, over the same results.
 """
 
 import asyncio
@@ -21,27 +21,21 @@ from services.exporter.backends.replicas import ReplicaReader
 from services.exporter.config import Backend, Settings, Target
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
-from services.exporter.probes.key_inspection import (
-    MAX_READS_PER_MINUTE,
-    READS_PER_INSPECTION,
-    KeyInspector,
-    compute_interval,
-    sync_nothing,
-)
+from services.exporter.probes.key_inspection import KeyInspector, compute_interval, sync_nothing
 from services.exporter.probes.round_trip import Prober
 from services.exporter.results import Results
 from services.exporter.scheduler import Job, NextRun, run_jobs
 from shared.kms.port import KmsKey
 from shared.kms.reason import Reason
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 
-Connect = Callable[[KeySettings], KmsKey]
+Connect = Callable[[ProviderSettings], KmsKey]
 ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
 
 
 @dataclass(frozen=True, slots=True)
 class RunningJobs:
-    """What runs."""
+    """The jobs that run."""
 
     probes: Mapping[str, CoalescedProbe]
     """By the name of the target."""
@@ -49,16 +43,16 @@ class RunningJobs:
     """None of them ends by itself."""
 
     def cancel_probes(self) -> None:
-        """The end is near: whoever waits for a probe is answered at once."""
-        for demand in self.probes.values():
-            demand.cancel()
+        """Before the end: whoever waits for a probe is answered at once."""
+        for probe in self.probes.values():
+            probe.cancel()
 
 
 @asynccontextmanager
 async def start_jobs(
     settings: Settings, results: Results, connect: Connect, random: Random
 ) -> AsyncIterator[RunningJobs]:
-    """Watches what `settings` say while the body runs; after it nothing is left running or open.
+    """Runs the jobs of `settings` while the body runs; after it nothing is left running or open.
 
     Args:
         settings: what to watch.
@@ -68,24 +62,27 @@ async def start_jobs(
     """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_http_client())
-        # By endpoint: a KMS that hangs takes no place from the keys of another one.
-        new = partial(asyncio.Semaphore, settings.probe.concurrency)
-        probing: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
-        looking: defaultdict[str | None, asyncio.Semaphore] = defaultdict(new)
-        demands: dict[str, CoalescedProbe] = {}
+        # By service: a KMS that hangs does not block the keys of another one.
+        create_semaphore = partial(asyncio.Semaphore, settings.probe.concurrency)
+        probe_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
+        inspection_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
+        probes: dict[str, CoalescedProbe] = {}
         ended = dict.fromkeys((target.name for target in settings.targets), asyncio.get_running_loop().time())
-        probes: list[tuple[float, Job]] = []
-        looks: list[tuple[float, Job]] = []
+        probe_jobs: list[tuple[float, Job]] = []
+        inspection_jobs: defaultdict[str, list[tuple[float, Job]]] = defaultdict(list)
         for target in settings.targets:
-            probed_at, looked_at = results.get_last_times(target)
-            key = connect(target)
+            probed_at, inspected_at = results.get_last_times(target)
+            service = target.kms.provider, target.kms.service_address
+            key = connect(target.kms)
             stack.push_async_callback(key.close)
-            demand = _build_probe(target, settings, key, partial(_add_probe, results, ended), probing[target.endpoint])
-            stack.push_async_callback(demand.close)
-            demands[target.name] = demand
-            probes.append((probed_at, _build_probe_job(demand)))
-            look = _build_inspection_job(target, settings.probe.timeout, connect, results, looking[target.endpoint])
-            looks.append((looked_at, look))
+            probe = _build_probe(target, settings, key, partial(_add_probe, results, ended), probe_semaphores[service])
+            stack.push_async_callback(probe.close)
+            probes[target.name] = probe
+            probe_jobs.append((probed_at, _build_probe_job(probe)))
+            inspection = _build_inspection_job(
+                target, settings.probe.timeout, connect, results, inspection_semaphores[service]
+            )
+            inspection_jobs[target.kms.provider].append((inspected_at, inspection))
         reads = [
             _build_backend_job(
                 backend.service, _build_backend_reader(backend, settings.probe.timeout, session, stack), results
@@ -95,21 +92,25 @@ async def start_jobs(
         # Schedules of their own: a KMS that hangs never delays what is known of the backends.
         schedule, every = partial(run_jobs, random=random), len(settings.targets)
         interval = settings.probe.interval
-        slow, apart = compute_interval(len(looks)), 60 * READS_PER_INSPECTION / MAX_READS_PER_MINUTE
+        profiles = {target.kms.provider: target.kms.profile for target in settings.targets}
         schedules = [
-            *([schedule(_sort_by_last_run(probes), interval=interval, concurrency=every)] if probes else []),
-            *([_expire_successes(settings, results, ended)] if probes else []),
+            *([schedule(_sort_by_last_run(probe_jobs), interval=interval, concurrency=every)] if probe_jobs else []),
+            *([_expire_successes(settings, results, ended)] if probe_jobs else []),
             *(
-                [schedule(_sort_by_last_run(looks), interval=slow, concurrency=every, start_spacing=apart)]
-                if looks
-                else []
+                schedule(
+                    _sort_by_last_run(jobs),
+                    interval=compute_interval(len(jobs), profiles[provider]),
+                    concurrency=every,
+                    start_spacing=60 * profiles[provider].reads_per_inspection / profiles[provider].reads_per_minute,
+                )
+                for provider, jobs in inspection_jobs.items()
             ),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
         results.configure(settings)  # not before it is certain that this will be watched: it forgets the rest
         tasks = [asyncio.create_task(each) for each in schedules]
         stack.push_async_callback(_cancel_tasks, tasks)
-        yield RunningJobs(demands, tasks)
+        yield RunningJobs(probes, tasks)
 
 
 def _add_probe(results: Results, last_ended: dict[str, float], result: ProbeResult) -> None:
@@ -155,6 +156,7 @@ def _build_probe(
         add_result=add_result,
         semaphore=semaphore,
         min_interval=settings.probe.min_interval,
+        profile=target.kms.profile,
     )
 
 
@@ -176,21 +178,21 @@ def _build_probe_job(probe: CoalescedProbe) -> Job:
 def _build_inspection_job(
     target: Target, timeout: float, connect: Connect, results: Results, semaphore: asyncio.Semaphore
 ) -> Job:
-    # A connection of its own: one that a look finds dead is closed, and must not take a probe with it.
-    key = connect(target)
+    # A connection of its own: one that an inspection finds dead is closed, and must not end a probe.
+    key = connect(target.kms)
     folder = target.canary_dir
-    sync = results.canary_files.get_file(folder, target.name, target.key).sync if folder else sync_nothing
-    lifecycle = KeyInspector(target.service, target.name, key, timeout, sync)
+    sync = results.canary_files.get_file(folder, target.name, target.kms.key).sync if folder else sync_nothing
+    inspector = KeyInspector(target.service, target.name, key, timeout, sync)
 
     async def run() -> NextRun:
         try:
             async with semaphore:
-                results.add_inspection(await lifecycle.inspect())
+                results.add_inspection(await inspector.inspect())
         finally:
             await key.close()  # a thousand idle connections would cost more than one that is opened each minute
         return NextRun.ON_GRID
 
-    return Job(f"look at the key of {target.name}", run)
+    return Job(f"key inspection of {target.name}", run)
 
 
 def _build_backend_reader(

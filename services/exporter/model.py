@@ -1,4 +1,4 @@
-"""What moves through the exporter: frozen, no I/O. A vendor's or a backend's own types stop before it."""
+"""The data that moves through the exporter: frozen, no I/O, no types of a vendor or a backend."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class KeyRead(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call was not right."""
+    """Why a call failed."""
 
     reason: Reason
     detail: str
@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One round trip; right in every respect where no call failed."""
+    """One round trip; it succeeded where no call failed."""
 
     service: str
     target: str
@@ -58,15 +58,17 @@ class ProbeResult:
     calls: tuple[Call, ...]
     """In their order, at least one; only the last one can have failed."""
     key_version: str | None
-    """The version that encrypted, by its full resource name; None where nothing was encrypted."""
+    """The version that encrypted; None where nothing was encrypted."""
     protection_level: str | None = None
     """Of that version, such as `HSM`."""
     connectivity: tuple[ConnectivityPhase, ...] = ()
-    """The way to the service, measured where the round trip failed on it: is it the network, or KMS?"""
+    """Measured where the service did not answer: is it the network, or KMS?"""
+    key_version_number: int | None = None
+    """The number of the version that encrypted; None where the provider does not number versions."""
 
     @property
     def failed_call(self) -> Call | None:
-        """The call that ended the round trip, or None where it was right."""
+        """The call that ended the round trip, or None where it succeeded."""
         last = self.calls[-1]
         return last if last.failure else None
 
@@ -76,7 +78,7 @@ class Canary:
     """What a version encrypted once, kept to be decrypted again and again; of its plaintext only the digest."""
 
     version: str
-    """Number of the version."""
+    """The version of the key."""
     aad: bytes
     ciphertext: bytes
     plaintext_sha256: bytes
@@ -90,13 +92,13 @@ class CanaryResult:
     """The decryption of a ciphertext that was made under an older version and kept."""
 
     version: str
-    """Number of the version that made it."""
+    """The version that made it."""
     call: Call
 
 
 @dataclass(frozen=True, slots=True)
 class KeyInspection:
-    """What the slower beat found of a target's key; what could not be read is None, and `problems` says why."""
+    """An inspection of a target's key; what could not be read is None, and `problems` says why."""
 
     service: str
     target: str
@@ -104,7 +106,7 @@ class KeyInspection:
     """Unix seconds."""
     description: KeyDescription | None
     permissions: Mapping[str, bool] | None
-    """Whether IAM grants each permission that was asked for."""
+    """Whether the account has each permission that was asked for."""
     canaries: tuple[CanaryResult, ...]
     wrong_aad_check: Call | None
     """A decryption with the wrong AAD, which has to be refused; its failure says that it was not. None where the call
@@ -116,8 +118,8 @@ class KeyInspection:
     encrypt_call: Call | None = None
     """The encryption that a new canary, or the check with the wrong AAD, needed; None where none did."""
     versions_without_canary: tuple[str, ...] | None = None
-    """Numbers of older versions that may be needed and have no canary, so that nobody watches what they encrypted, the
-    newest first; None where that is not known, or no canaries are kept."""
+    """Older versions that may be needed and have no canary, so that their ciphertexts are not checked, the newest
+    first; None where that is not known, or no canaries are kept."""
 
 
 @dataclass(frozen=True, slots=True)

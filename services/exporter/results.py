@@ -1,7 +1,4 @@
-"""What a person reads in the log: one line when a target or a backend changes, instead of one at every look.
-
-Where everything that was found goes: to Prometheus, to the board and to the log. Nobody else knows all three.
-"""
+"""Where every result goes: to Prometheus, to the board and to the log, which has one line for each change."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -78,7 +75,7 @@ class ChangeLog:
             return
         told = log.bind(watched_service=inspection.service, target=inspection.target)
         if now:
-            told.warning("key inspection found problems", problems=problems)
+            told.warning("key inspection found problems", error="; ".join(problems))
         else:
             told.info("key inspection finds no problems any more")
 
@@ -101,7 +98,7 @@ class ChangeLog:
             told = told.bind(replica=state.replica)
         if state.problems:
             what = "backend is down" if state.health is None else "backend can be read only in part"
-            told.warning(what, problems=state.problems)
+            told.warning(what, error="; ".join(state.problems))
         else:
             told.info("backend can be read again")
 
@@ -115,7 +112,7 @@ def _list_problems(inspection: KeyInspection) -> Iterator[str]:
         yield failure.detail
     for name, granted in (inspection.permissions or {}).items():
         if not granted:
-            yield f"IAM does not grant {name}"
+            yield f"permission missing: {name}"
 
 
 class Results:
@@ -133,19 +130,20 @@ class Results:
 
         A target that has another key than before is a new one.
         """
-        keys = {(target.service, target.name): target.key for target in settings.targets}
+        keys = {(target.service, target.name): target.kms.key for target in settings.targets}
         services = [backend.service for backend in settings.backends]
         self.canary_files.configure({(name, key) for (_, name), key in keys.items()})
         for targets in ([both for both, key in keys.items() if self._key_names.get(both) == key], list(keys)):
             self.metrics.configure(targets, services)
             self.history.configure(targets, services)
             self._change_log.configure(targets, services)
+        self.history.set_profiles({target.name: target.kms.profile for target in settings.targets})
         self._key_names = keys
 
     def get_last_times(self, target: Target) -> tuple[float, float]:
         """When its key was probed last, and when it was looked at; unix seconds, 0 where it never was."""
         known = self.history.targets.get(target.name)
-        if known is None or self._key_names.get((target.service, target.name)) != target.key:
+        if known is None or self._key_names.get((target.service, target.name)) != target.kms.key:
             return 0.0, 0.0
         return (
             known.last_result.ended_at if known.last_result else 0.0,

@@ -5,20 +5,18 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
 
-from services.relay.channel_check import UnrecordedAttempt, build_test_message, build_test_resolve
-from services.relay.channels.port import Receipt
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console import api
-from services.relay.delivery.attempt import OpenSender, close_channel
+from services.relay.delivery.attempt import OpenSender, SenderSettings
+from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
-from services.relay.delivery.worker import build_link_rules, run_delivery
-from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS, QUEUE_SECONDS, Intake, IntakeRules
+from services.relay.delivery.worker import DeliveryRules, run_delivery
+from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
@@ -31,10 +29,11 @@ from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.restore_detection import COMPARE_DELAY
 from services.relay.outbox.retention import run_retention
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, State
 from services.relay.outbox.watchdogs import read_last_seen
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import Reason
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http.authentication import AccessPolicy, Token, create_access_policy
@@ -81,14 +80,14 @@ async def run_relay(
         shown.register(gauges)
 
         @asynccontextmanager
-        async def generation(settings: RelaySettings) -> AsyncIterator[Starlette]:
+        async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
             store.set_unmerged_channels(settings.unmerged_channels)
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
             bearer = TokenFile(settings.auth.bearer_token_file)
-            async with run_generation(settings, store, metrics, limit, able, open_sender) as (intake, wake):
+            async with run_intake_and_delivery(settings, store, metrics, limit, able, open_sender) as (intake, wake):
                 app = create_application(
                     "keypulse relay",
                     shown,
@@ -101,7 +100,7 @@ async def run_relay(
                     authorizer=guard,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: (
-                        generations.error
+                        reloadable.error
                         or (store.error and f"the outbox cannot commit: {store.error}")
                         or describe_unusable_token(bearer)
                     ),
@@ -114,9 +113,9 @@ async def run_relay(
                 app.state.stop = stop
                 yield app
 
-        generations = ReloadableApp(generation)
-        app = await stack.enter_async_context(generations.run(settings))
-        app.state.apply = generations.apply
+        reloadable = ReloadableApp(start_app)
+        app = await stack.enter_async_context(reloadable.run(settings))
+        app.state.apply = reloadable.apply
         yield app
 
 
@@ -132,30 +131,12 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             restart_keys=("listen", "database"),
             self_authenticated_paths=("/alerts",),
             on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
-            admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, QUEUE_SECONDS),
+            admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
 
 
-async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
-    """Sends a test page and its all-clear on one channel, past the outbox; gives both receipts. Raises SendError."""
-    timeout = settings.delivery.timeout
-    channel = settings.channels[channel_name].connect(timeout)
-    try:
-        async with asyncio.timeout(2 * timeout):
-            page = build_test_message(channel_name, datetime.now(UTC), build_link_rules(settings))
-            receipt = await channel.send(UnrecordedAttempt(page))
-            return [
-                receipt,
-                await channel.send(UnrecordedAttempt(build_test_resolve(page, receipt, datetime.now(UTC)))),
-            ]
-    except TimeoutError:
-        raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
-    finally:
-        await close_channel(channel_name, channel)
-
-
 @asynccontextmanager
-async def run_generation(
+async def run_intake_and_delivery(
     settings: RelaySettings,
     store: Store,
     metrics: Metrics,
@@ -164,7 +145,7 @@ async def run_generation(
     open_sender: OpenSender,
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
     """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
-    async with run_delivery(settings, store, metrics, open_sender) as wake:
+    async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
         def route(event: Event) -> Sequence[str]:
@@ -203,6 +184,19 @@ def describe_unusable_token(bearer_token: TokenFile) -> str | None:
     """Why nobody may send alerts, or None."""
     problem = bearer_token.error
     return problem and f"auth.bearer_token_file cannot be used, and every webhook is answered 503: {problem}"
+
+
+def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
+    """What the configuration says about delivery."""
+    delivery = settings.delivery
+    return DeliveryRules(
+        sender=SenderSettings(settings.channels, settings.links.build_rules(), settings.contacts, delivery.timeout),
+        retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
+        lease_seconds=delivery.lease,
+        fallback_channels=settings.default_channels,
+        pacing_enabled=settings.pacing.enabled,
+        compare_delay=COMPARE_DELAY if settings.alertmanager.urls else 0.0,
+    )
 
 
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:

@@ -1,18 +1,72 @@
-"""What a person sends who wants to know whether a channel works: a page that says it is a test, and its end.
+"""One channel without the outbox: send a test message and its resolve, or render the payload of a webhook.
 
-Such an attempt has no outbox behind it: nothing of it is kept, and nobody else could send it.
+Nothing is stored, and nothing is tried again.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import uuid4
 
-from services.relay.delivery.links import LinkRules, build_links
-from services.relay.model import Alert, DeliveryTask, Event, Message, Status
+from services.relay.channels.port import Receipt
+from services.relay.config import RelaySettings
+from services.relay.delivery.attempt import close_channel
+from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
+from services.relay.event_size import limit_size
+from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError, read_event
+from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
+from services.relay.send_error import Reason, Scope, SendError
 
 
-def build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:
+async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
+    """Sends a test message and its resolve on one channel; gives both receipts. Raises SendError."""
+    timeout = settings.delivery.timeout
+    channel = settings.channels[channel_name].connect(timeout)
+    try:
+        async with asyncio.timeout(2 * timeout):
+            message = _build_test_message(channel_name, datetime.now(UTC), settings.links.build_rules())
+            receipt = await channel.send(_UnrecordedAttempt(message))
+            resolve = _build_test_resolve(message, receipt, datetime.now(UTC))
+            return [receipt, await channel.send(_UnrecordedAttempt(resolve))]
+    except TimeoutError:
+        raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
+    finally:
+        await close_channel(channel_name, channel)
+
+
+async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes) -> str:
+    """The payload that a channel would send for a webhook, the first of its incident. Sends nothing.
+
+    Raises:
+        ValueError: the body is no webhook of Alertmanager; says where.
+    """
+    try:
+        event = limit_size(read_event(body, ""))
+    except (MalformedWebhookError, TooManyTextsError) as error:
+        raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
+    channel = settings.channels[channel_name].connect(settings.delivery.timeout)
+    try:
+        return await asyncio.to_thread(channel.render_payload, _build_message(settings, channel_name, event))
+    finally:
+        await close_channel(channel_name, channel)
+
+
+def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:
+    now, rules = datetime.now(UTC), settings.links.build_rules()
+    event = remove_foreign_links(event, rules)
+    task = DeliveryTask(
+        delivery_id="0" * 32,
+        incident_id=build_incident_id(event),
+        episode=1,
+        channel=channel_name,
+        accepted_at=now,
+    )
+    links = tuple(build_links(alert, now, rules) for alert in event.alerts)
+    return Message(task, event, links, settings.contacts)
+
+
+def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:
     """A firing test alert, an incident of its own, so that it touches no real one.
 
     Args:
@@ -48,13 +102,13 @@ def build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message
     return Message(task, event, links=(build_links(alert, now, rules),))
 
 
-def build_test_resolve(message: Message, receipt: Mapping[str, str], now: datetime) -> Message:
-    """The all-clear of a trial, so that it leaves nothing open.
+def _build_test_resolve(message: Message, receipt: Mapping[str, str], now: datetime) -> Message:
+    """The resolve of a test message, so that it leaves nothing open.
 
     Args:
-        message: what was sent.
-        receipt: what the channel said of it.
-        now: when it ends.
+        message: the test message.
+        receipt: of that message.
+        now: when it is resolved.
     """
     alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=now) for alert in message.event.alerts)
     event = replace(message.event, status=Status.RESOLVED, alerts=alerts)
@@ -63,8 +117,8 @@ def build_test_resolve(message: Message, receipt: Mapping[str, str], now: dateti
     return replace(message, task=task, event=event)
 
 
-class UnrecordedAttempt:
-    """The port's `Attempt` for a message that no outbox holds: it is tried once, and nothing of it is kept."""
+class _UnrecordedAttempt:
+    """The port's `Attempt` for a message that no outbox holds: one attempt, of which nothing is stored."""
 
     def __init__(self, message: Message) -> None:
         self.message = message

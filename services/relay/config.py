@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sized
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -16,13 +15,12 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.delivery.links import check_template
-from services.relay.http_client import check_secret_url
+from services.relay.delivery.links import LinkRules, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
-from shared.config import settings
-from shared.config.server_settings import ServerSettings
+from shared.config.server_settings import AuthSettings, ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
+from shared.config.url import BaseUrl, check_secret_url
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
@@ -88,17 +86,6 @@ def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["Wat
     return watchdogs
 
 
-def _check_web_address(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in {"http", "https"} or parts.username or parts.query or not url.isprintable():
-        raise ValueError("expected a URL such as http://HOST:9093, without a user or a password")
-    return url.rstrip("/")
-
-
 def _parse_network(value: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(value if isinstance(value, str) else "")
@@ -119,7 +106,6 @@ ParsedMatcher = Annotated[
     Matcher,
     BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
 ]
-WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 Template = Annotated[str, AfterValidator(check_template)]
 ChannelName = Annotated[str, AfterValidator(_check_channel_name)]
 ContactRole = Annotated[str, Field(min_length=1, max_length=MAX_CONTACT_LENGTH)]
@@ -132,7 +118,7 @@ ContactAddress = Annotated[
 KnownChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
-class RelayAuthSettings(settings.AuthSettings):
+class RelayAuthSettings(AuthSettings):
     """Who may send alerts, and who may look."""
 
     bearer_token_file: TokenPath
@@ -144,7 +130,7 @@ class RelayAuthSettings(settings.AuthSettings):
 class AlertmanagerSettings(Section):
     """Where open incidents are compared with Alertmanager's, which sends no resolve for what is silenced by then."""
 
-    urls: tuple[WebAddress, ...] = ()
+    urls: tuple[BaseUrl, ...] = ()
     """Of every Alertmanager that sends here; empty compares nothing."""
     token_file: SecretPath | None = None
 
@@ -162,6 +148,10 @@ class LinkSettings(Section):
     dashboard: Template | None = None
     allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
+
+    def build_rules(self) -> LinkRules:
+        """The rules by which delivery builds links."""
+        return LinkRules(self.runbook, self.dashboard, frozenset(self.allow_hosts))
 
 
 class RouteSettings(Section):

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -13,23 +12,7 @@ from aiohttp.tracing import Trace
 from pydantic import TypeAdapter
 
 from services.relay.send_error import Reason, Scope, SendError
-from shared.config.settings import Address
 from shared.net.aiohttp_resolver import AiohttpResolver
-
-
-def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
-    """The URL, where what is sent there stays secret on its way, or need not. Raises ValueError: what is expected."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in {"http", "https"} or parts.username or not url.isprintable() or " " in url:
-        raise ValueError("expected a URL such as https://HOST/PATH, without a user or a password")
-    if parts.scheme == "http" and not Address(host, 0).is_loopback and not allow_remote_insecure:
-        raise ValueError("expected https://, because http:// would send the secret in plaintext beyond this machine")
-    return url
-
 
 MAX_TEXT_BYTES: Final = 64 * 1024
 """Bytes of an answer that are read; the longest of those that these channels ask for is far shorter."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from services.rotator.drivers.registry import DriverSettings
 from shared.config.settings import CommandSettings, Duration, FilePath
 from shared.keyring.administration import MAX_PAGE_SIZE
-from shared.kms.settings import KeySettings
+from shared.kms.registry import KeySettings
 
 
 class Settings(CommandSettings):
@@ -25,18 +25,18 @@ class Settings(CommandSettings):
     """Of one call."""
     lease: Duration = Field(60.0, le=3600)
     """How long nobody else may rotate once this runner was killed."""
-    batch: int = Field(500, ge=1, le=MAX_PAGE_SIZE)
+    batch_size: int = Field(500, ge=1, le=MAX_PAGE_SIZE)
     """Data keys in one step."""
-    encrypt_checks: int = Field(3, ge=1)
+    primary_checks: int = Field(3, ge=1)
     """Answers in a row in which Encrypt has to use the new primary version."""
-    encrypt_pause: Duration = 1.0
+    primary_check_interval: Duration = 1.0
     """Between two of them."""
-    encrypt_wait: Duration = 600.0
+    primary_timeout: Duration = 600.0
     """For all of them."""
     verify_mode: Literal["sample", "full"] = "sample"
     """Of the records; every data key is unwrapped in both."""
-    verify_tries: int = Field(3, ge=1)
-    verify_pause: Duration = 5.0
+    verify_attempts: int = Field(3, ge=1)
+    verify_interval: Duration = 5.0
     """Between two tries."""
     new_dek_min_age: Duration = 86400.0
     """A data key that `new-dek` made more recently than that is not replaced by the next one."""

@@ -110,7 +110,7 @@ async def check_backup(session: Session, name: str) -> Report:
     """Whether a backup can be restored. Raises BackupError, AdministrationError."""
     timeout = session.settings.kms_timeout
     latest = await session.administration.get_progress()
-    file = await asyncio.to_thread(session.backups.find, name, latest.journal if latest else ())
+    file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
     summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
     wrong = [
         *await folder.compare_with_keyring(file, session.administration, session.kms, timeout=timeout),

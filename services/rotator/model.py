@@ -1,8 +1,10 @@
-"""What the rotator's rooms hand to each other. Frozen, no I/O."""
+"""The types that the rotator's modules share. Frozen, no I/O."""
 
 from typing import Final, NamedTuple, Protocol
 
 from pydantic import BaseModel
+
+from shared.keyring.administration import JournalStep, StepOutcome
 
 PROGRAM: Final = "keypulse-rotator"
 
@@ -22,11 +24,12 @@ class RotatorError(Exception):
 
 
 class StepResult(BaseModel):
-    """One step, done."""
+    """One step that came to its end."""
 
-    step: str
+    step: JournalStep
+    outcome: StepOutcome
     detail: str
-    """What it came to, in a few words."""
+    """Its result in a few words."""
     seconds: float
 
 
@@ -44,10 +47,10 @@ class StepProgress(NamedTuple):
 
 
 class ProgressReporter(Protocol):
-    """Where the person who waits is told what happens."""
+    """Shows the progress to the person who waits."""
 
     def report_step(self, name: str, detail: str = "") -> None:
-        """A step begins, or has come to something where there is a detail."""
+        """A step begins; or it ends, where there is a detail."""
         ...
 
     def report_progress(self, progress: StepProgress) -> None:

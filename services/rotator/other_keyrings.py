@@ -70,8 +70,8 @@ async def _lease_remaining(
         if answered:  # then it is of another one
             raise
         raise RotatorError(
-            f"the other keyring {drivers[0].location} cannot be asked, so it may need any version: {error}; nothing was "
-            "changed",
+            f"the other keyring {drivers[0].location} cannot be asked, so it may need any version: {error}; nothing "
+            "was changed",
             "census",
         ) from None
 

@@ -1,4 +1,4 @@
-"""What a rotation would do, in words and numbers. Pure: the census, the primary version and the type come in."""
+"""What a rotation would do, and whether the latest one is finished. Pure: the key usage and the journal come in."""
 
 from datetime import timedelta
 from typing import Final
@@ -6,11 +6,16 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.rotator.model import RotatorError
-from shared.keyring.administration import KeyUsage, RotationProgress, RotationState, RotationType
+from shared.keyring.administration import (
+    JournalStep,
+    KeyUsage,
+    RotationProgress,
+    RotationState,
+    RotationType,
+    StepOutcome,
+)
 from shared.keyring.model import LOCAL_KEK
 
-PROBLEMS_PREFIX: Final = "problems: "
-"""Begins what a step saw that has come to its end, and is not content."""
 _HINT: Final = "shorten `new_dek_min_age` where it must be replaced now"
 
 
@@ -18,7 +23,7 @@ class Plan(BaseModel):
     """What one type of rotation would do."""
 
     type: RotationType
-    target_version: int
+    target_version: str
     data_keys: int
     """How many would be made, or wrapped anew; 0 where there is nothing to do."""
     summary: str
@@ -27,7 +32,7 @@ class Plan(BaseModel):
 
 
 def is_unfinished(latest: RotationProgress | None) -> bool:
-    """Whether a rotation was left in the middle: under way, or done and not looked at by its runner since."""
+    """Whether a rotation was left in the middle: under way, or done and not verified by its runner since."""
     if latest is None:
         return False
     return latest.state is RotationState.RUNNING or (
@@ -37,18 +42,20 @@ def is_unfinished(latest: RotationProgress | None) -> bool:
 
 def can_resume(latest: RotationProgress) -> bool:
     """Whether it can be tried again: it was left in the middle, or something in it failed."""
-    failed = bool(latest.journal) and not _get_verification_outcome(latest)
+    failed = bool(latest.journal) and _get_verification_outcome(latest) is not StepOutcome.SUCCEEDED
     return (
         is_unfinished(latest) or latest.state is RotationState.FAILED or (latest.state is RotationState.DONE and failed)
     )
 
 
-def _get_verification_outcome(latest: RotationProgress) -> bool | None:
-    """Whether its runner found all well when it looked last; None where it has not looked since the last change."""
-    for step in reversed(latest.journal):
-        if step.startswith(("verify", f"failed verify: {PROBLEMS_PREFIX}")):
-            return step.startswith("verify")
-        if step.startswith("rotate"):
+def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
+    """How its runner's latest verification ended; None where none came to its end since the last change."""
+    for entry in reversed(latest.journal):
+        if entry.outcome not in (StepOutcome.SUCCEEDED, StepOutcome.PROBLEMS):
+            continue
+        if entry.step is JournalStep.VERIFY:
+            return entry.outcome
+        if entry.step is JournalStep.ROTATE:
             break
     return None
 
@@ -78,7 +85,7 @@ def build_plan(
     census: KeyUsage,
     *,
     key: str,
-    primary: int,
+    primary: str,
     min_age: float,
 ) -> Plan:
     """What would be done. The clock is the database's, as the census tells it: this machine's may be wrong.
@@ -87,7 +94,7 @@ def build_plan(
         type_: what is rotated.
         census: of the keyring.
         key: full name of the KMS key.
-        primary: number of its primary version.
+        primary: its primary version.
         min_age: seconds; a data key that a rotation made more recently than that is not replaced.
     """
     if type_ is RotationType.NEW_DEK:
@@ -103,7 +110,7 @@ def build_plan(
     )
 
 
-def _plan_new_dek(census: KeyUsage, primary: int, min_age: float) -> tuple[int, str]:
+def _plan_new_dek(census: KeyUsage, primary: str, min_age: float) -> tuple[int, str]:
     made, now = census.new_dek_at, census.counted_at
     if made and now and abs(now - made) < timedelta(seconds=min_age):  # later ones are of a clock that was ahead
         active = f"the active data key {census.active} was made by a rotation at {made:%Y-%m-%d %H:%M:%S} UTC"
@@ -112,7 +119,7 @@ def _plan_new_dek(census: KeyUsage, primary: int, min_age: float) -> tuple[int, 
     return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
 
 
-def _plan_rewrap(census: KeyUsage, key: str, primary: int) -> tuple[int, str]:
+def _plan_rewrap(census: KeyUsage, key: str, primary: str) -> tuple[int, str]:
     ours = [count for count in census.versions if count.kek == key]
     due = [count for count in ours if count.kek_version != primary and count.data_keys]
     total = sum(count.data_keys for count in due)

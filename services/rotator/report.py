@@ -1,4 +1,4 @@
-"""What a command came to: for programs as JSON, for people as Markdown. Neither holds key material."""
+"""The result of a command: for programs as JSON, for people as Markdown. Neither holds key material."""
 
 import shlex
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ from typing import Final
 from pydantic import BaseModel
 
 from services.rotator.backups.backup_file import BackupSummary
-from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import PROGRAM, StepResult
 from services.rotator.plan import Plan
 from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult
+from shared.keyring.model import get_version_sort_key
 
 
 class Outcome(StrEnum):
@@ -40,7 +40,7 @@ class OtherKeyringUsage(BaseModel):
 
 
 class Report(BaseModel):
-    """Everything that a command has to say."""
+    """The result of one command."""
 
     command: str
     outcome: Outcome
@@ -59,7 +59,7 @@ class Report(BaseModel):
 
 
 _MAX_JOURNAL_ENTRIES: Final = 30
-"""Steps of a rotation that a person is shown, at most."""
+"""Steps of a rotation that are shown, the latest last."""
 _OUTCOME_SYMBOLS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outcome.FAILED: "✗"}
 
 
@@ -89,15 +89,11 @@ def format_markdown(report: Report, config: str) -> str:
     if report.problems:
         lines += ["", *_format_table(("what", "why"), ((each.id, each.error) for each in report.problems))]
     if report.steps:
-        rows = ((each.step, each.detail, f"{each.seconds:.1f} s") for each in report.steps)
-        lines += ["", *_format_table(("step", "seen", "took"), rows)]
+        rows = ((each.step, each.outcome, each.detail, f"{each.seconds:.1f} s") for each in report.steps)
+        lines += ["", *_format_table(("step", "outcome", "detail", "time"), rows)]
     elif report.rotation and report.rotation.journal:
-        lines += [
-            "",
-            *_format_table(
-                ("noted, the latest last",), ((step,) for step in report.rotation.journal[-_MAX_JOURNAL_ENTRIES:])
-            ),
-        ]
+        entries = ((each.step, each.outcome, each.detail) for each in report.rotation.journal[-_MAX_JOURNAL_ENTRIES:])
+        lines += ["", *_format_table(("step", "outcome", "detail"), entries)]
     if report.next_commands:
         lines += [
             "",
@@ -146,11 +142,12 @@ def _list_other_rows(usage: OtherKeyringUsage) -> Iterable[tuple[object, ...]]:
         yield usage.name, "", f"it may need any: {usage.error}", "", "", ""
         return
     counted = {(each.kek, each.kek_version): (each.data_keys, each.records) for each in usage.census.versions}
-    backups, own = parse_journal_backups(usage.census.backups), usage.census.kek or ""
+    backups, own = usage.census.backups, usage.census.kek or ""
     for backup in backups:
-        for version in backup.needed_versions or ():
+        for version in backup.needs or ():
             counted.setdefault((own, version), (0, 0))
-    for (kek, version), numbers in sorted(counted.items()):
+    in_order = sorted(counted.items(), key=lambda item: (item[0][0], get_version_sort_key(item[0][1])))
+    for (kek, version), numbers in in_order:
         yield usage.name, kek, version, *numbers, sum(each.may_need(version) for each in backups if kek == own)
 
 

@@ -30,7 +30,7 @@ async def _restore_with_lease(session: Session, lease: Lease, name: str) -> Repo
     latest = await session.administration.get_progress()
     refuse_unfinished(latest)
     timeout = session.settings.kms_timeout
-    file = await asyncio.to_thread(session.backups.find, name, latest.journal if latest else ())
+    file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
     summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
     changed, left = 0, list[Problem]()
     async for rows in backup_file.read_pages(file, session.kms, backup_file.SummaryBuilder(), timeout=timeout):

@@ -1,17 +1,17 @@
-"""The end of a version of the KMS key, in two commands: `retire_version` disables it, `destroy_version` has it destroyed a month later.
+"""The end of a version of the KMS key, in two commands: `retire` disables it, `destroy` destroys it a month later.
 
 Both refuse while anything that is known of needs the version: a data key, a record, a backup in the folder, in this
 keyring or in one of the others that the KMS key wraps. A backup that only a journal knows of has to be confirmed. A
 data key that cannot be read, or that the database lost, may need any version, and blocks both. What is not known of is
-an older backup of the service's whole database; `destroy_version` warns of it.
+an older backup of the service's whole database; `destroy` warns of it.
 """
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.other_keyrings import count_with_leases
 from services.rotator.plan import refuse_unfinished
@@ -19,21 +19,22 @@ from services.rotator.report import OtherKeyringUsage, Outcome, Report
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, KeyUsage, Lease
 from shared.keyring.model import UNREADABLE_VERSION
-from shared.kms.port import KeyDescription, KmsError
+from shared.kms.port import KeyDescription, KmsError, VersionState
 
 MIN_DISABLED_DAYS: Final = 30
-"""Between `retire_version` and `destroy_version`, at least: whoever still needs the version finds out while it can be enabled again."""
+"""Between the two commands, at least: whoever still needs the version finds out while it can be enabled again."""
 
 _MAX_NAMED_BACKUPS: Final = 5
 
 
-async def retire_version(session: Session, version: int, confirmed_backups: int = 0) -> Report:
+async def retire_version(session: Session, version: str, confirmed_backups: int = 0) -> Report:
     """Disables a version. Raises RotatorError, AdministrationError, BackupError.
 
     Args:
         session: the way to everything.
-        version: its number.
-        confirmed_backups: how many backups that are elsewhere, or gone, may never be restored again: all that may need the version.
+        version: which one.
+        confirmed_backups: how many backups, elsewhere or gone, may never be restored again: all that may need the
+            version.
     """
     return await _run_with_all_leases(
         session,
@@ -43,7 +44,7 @@ async def retire_version(session: Session, version: int, confirmed_backups: int 
     )
 
 
-async def destroy_version(session: Session, version: int, confirmed_backups: int = 0) -> Report:
+async def destroy_version(session: Session, version: str, confirmed_backups: int = 0) -> Report:
     """Schedules a version's destruction. Arguments and errors are those of `retire_version`."""
     return await _run_with_all_leases(
         session,
@@ -54,7 +55,7 @@ async def destroy_version(session: Session, version: int, confirmed_backups: int
 
 
 async def _run_with_all_leases(
-    session: Session, command: str, version: int, run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]]
+    session: Session, command: str, version: str, run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]]
 ) -> Report:
     """Does `run` while nobody else changes this keyring or another one."""
 
@@ -69,18 +70,19 @@ async def _run_with_all_leases(
 
 
 async def _disable_and_record(
-    session: Session, lease: Lease, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: Session, lease: Lease, version: str, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
 ) -> str:
     refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
     timeout = session.settings.kms_timeout
     key = await session.kms.describe_key(timeout=timeout)
-    was_enabled = _check_version_state(key, version, "retire", ("ENABLED", "DISABLED")) == "ENABLED"
-    if key.primary_version == str(version):
+    retirable = (VersionState.USABLE, VersionState.DECRYPT_ONLY, VersionState.DISABLED)
+    was_enabled = _check_version_state(key, version, "retire", retirable) is not VersionState.DISABLED
+    if key.primary_version == version:
         raise RotatorError(
             f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
             "run --type rewrap-kek",
         )
-    await _refuse_if_used(session, "retire", version, confirmed_backups, other_keyrings)
+    await _refuse_if_used(session, key, "retire", version, confirmed_backups, other_keyrings)
     since = await _get_retirement_time(session, version)
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
@@ -98,32 +100,33 @@ async def _disable_and_record(
             f"version {version} is not retired: {error}; {left}", _format_command("retire", version)
         ) from None
     return (
-        f"version {version} is disabled, and nothing can be wrapped by it any more; in {MIN_DISABLED_DAYS} days it can be "
-        "destroyed, until then KMS can enable it again"
+        f"version {version} is disabled, and nothing can be wrapped by it any more; in {MIN_DISABLED_DAYS} days it can "
+        "be destroyed, until then KMS can enable it again"
     )
 
 
-async def _get_retirement_time(session: Session, version: int) -> datetime | None:
+async def _get_retirement_time(session: Session, version: str) -> datetime | None:
     retired = (await session.administration.count_key_usage()).retired_versions
     return next((each.retired_at for each in retired if each.kek_version == version), None)
 
 
-async def _undo_disable(session: Session, version: int, *, was_enabled: bool) -> str:
+async def _undo_disable(session: Session, version: str, *, was_enabled: bool) -> str:
     """Enables the version again where it was that disabled it; says how it is now."""
     if not was_enabled:
         return "it is disabled in KMS, as it was before"
     try:
         await session.kms.set_version_enabled(version, is_enabled=True, timeout=session.settings.kms_timeout)
     except KmsError as error:
-        return f"it may be left DISABLED in KMS, which does not enable it: {error}"
+        return f"it may be left disabled in KMS, which does not enable it: {error}"
     return "it is enabled again in KMS"
 
 
 async def _schedule_destruction(
-    session: Session, lease: Lease, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: Session, lease: Lease, version: str, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
 ) -> str:
     timeout = session.settings.kms_timeout
-    _check_version_state(await session.kms.describe_key(timeout=timeout), version, "destroy", ("DISABLED",))
+    key = await session.kms.describe_key(timeout=timeout)
+    _check_version_state(key, version, "destroy", (VersionState.DISABLED,))
     since = await _get_retirement_time(session, version)
     if since is None:
         raise RotatorError(f"version {version} is not retired", _format_command("retire", version))
@@ -134,7 +137,7 @@ async def _schedule_destruction(
             f"{MIN_DISABLED_DAYS} days",
             "census",
         )
-    await _refuse_if_used(session, "destroy", version, confirmed_backups, other_keyrings)
+    await _refuse_if_used(session, key, "destroy", version, confirmed_backups, other_keyrings)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
     at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
     return (
@@ -144,27 +147,36 @@ async def _schedule_destruction(
     )
 
 
-def _check_version_state(key: KeyDescription, version: int, command: str, expected: tuple[str, ...]) -> str:
+def _check_version_state(
+    key: KeyDescription, version: str, command: str, expected: tuple[VersionState, ...]
+) -> VersionState:
     """The version's state in KMS. Raises RotatorError where it is none of those `expected`."""
-    state = next((each.state for each in key.versions if each.id == str(version)), None)
-    if state is None:
+    found = key.find_version(version)
+    if found is None:
         raise RotatorError(f"the KMS key has no version {version}", "census")
-    if state not in expected:
-        then = _format_command("retire", version) if command == "destroy" and state == "ENABLED" else "census"
-        raise RotatorError(f"version {version} is {state}, not {' or '.join(expected)}; nothing was changed", then)
-    return state
+    if found.state not in expected:
+        is_usable = found.state in {VersionState.USABLE, VersionState.DECRYPT_ONLY}
+        then = _format_command("retire", version) if command == "destroy" and is_usable else "census"
+        states = " or ".join(state.replace("_", " ") for state in expected)
+        raise RotatorError(f"version {version} is {found.state_label}, expected {states}; nothing was changed", then)
+    return found.state
 
 
 async def _refuse_if_used(
-    session: Session, command: str, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: Session,
+    key: KeyDescription,
+    command: str,
+    version: str,
+    confirmed_backups: int,
+    other_keyrings: Sequence[OtherKeyringUsage],
 ) -> None:
-    """Raises RotatorError where a data key, a record, a kept backup or more than the `confirmed_backups` ones need the version."""
+    """Raises RotatorError where a data key, a record, a kept backup or an unconfirmed backup needs the version."""
     kek = session.settings.kms.key
     census = await session.administration.count_key_usage()
-    _refuse_if_used_by_keyring(census, kek, version, "", "run --type rewrap-kek")
+    _refuse_if_used_by_keyring(census, kek, key, version, "", "run --type rewrap-kek")
     elsewhere = [(other.name, other.census) for other in other_keyrings if other.census]
     for keyring, its in elsewhere:
-        _refuse_if_used_by_keyring(its, kek, version, f"in the other keyring {keyring} ", "census")
+        _refuse_if_used_by_keyring(its, kek, key, version, f"in the other keyring {keyring} ", "census")
     kept = await asyncio.to_thread(session.backups.list_backups)
     for file, header in kept:
         if header.kek == kek and header.may_need(version):
@@ -174,18 +186,20 @@ async def _refuse_if_used(
                 "census",
             )
     here = {file.name for file, _ in kept}
-    known = [each for its in (census, *(its for _, its in elsewhere)) for each in parse_journal_backups(its.backups)]
+    known = [each for its in (census, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
     away = [each.name for each in known if each.name not in here and each.may_need(version)]
     if len(away) != confirmed_backups:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
-            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed; wherever they are, nobody can restore them "
-            "without it: where that is meant, confirm their number",
+            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed; wherever they are, nobody can "
+            "restore them without it: where that is meant, confirm their number",
             f"{_format_command(command, version)} --confirm-backups {len(away)}",
         )
 
 
-def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix: str, next_command: str) -> None:
+def _refuse_if_used_by_keyring(
+    census: KeyUsage, kek: str, key: KeyDescription, version: str, prefix: str, next_command: str
+) -> None:
     """Raises RotatorError where a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
     versions = census.versions
     if not any(each.kek == kek for each in versions):
@@ -197,8 +211,8 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
     for each in versions:
         if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
             raise RotatorError(
-                f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; nothing "
-                "was changed",
+                f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; "
+                "nothing was changed",
                 next_command,
             )
         if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
@@ -207,13 +221,20 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
                 "nothing was changed; a re-wrap writes it anew",
                 next_command,
             )
+        if each.kek == kek and each.data_keys and key.find_version(each.kek_version) is None:
+            raise RotatorError(
+                f"{prefix}version {version} may be needed by {each.data_keys} data keys of version {each.kek_version}, "
+                "which the KMS key does not have; nothing was changed; a re-wrap writes it anew",
+                next_command,
+            )
     if census.unknown_usage:
         raise RotatorError(
-            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; verify names them, "
-            "and each has to be corrected or put back first",
+            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; each "
+            "has to be corrected or put back first: verify names data keys, the service's health check all rows",
             "verify" if not prefix else next_command,
         )
 
 
-def _format_command(command: str, version: int) -> str:
-    return f"{command} {version} --confirm {version}"
+def _format_command(command: str, version: str) -> str:
+    quoted = shlex.quote(version)
+    return f"{command} {quoted} --confirm {quoted}"

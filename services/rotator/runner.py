@@ -100,7 +100,7 @@ async def _resume_with_lease(session: Session, lease: Lease) -> Report:
             problems=latest.problems,
         )
     with _add_next_commands("resume", "rollback"):
-        file, summary = await steps.create_backup(latest.journal)
+        file, summary = await steps.create_backup(latest.backups)
         if latest.state is not RotationState.DONE:
             await steps.wait_for_primary(version)
             latest = await steps.rotate(version, retarget=overtaken)

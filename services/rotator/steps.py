@@ -1,36 +1,39 @@
-"""The steps of a rotation, each for itself; `run`, `resume` and `rollback` put them in their order.
+"""The steps of a rotation; `run`, `resume` and `rollback` put them in their order.
 
-Each is told, timed, and noted in the keyring's journal, so that whoever comes next, on whatever machine, knows what was
-done, and what failed.
+Each is shown, timed, and written into the keyring's journal, so that the next runner, on whatever machine, knows what
+was done, and what failed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from services.rotator import preflight
 from services.rotator.backups import backup_file, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.model import RotatorError, StepProgress, StepResult
-from services.rotator.plan import PROBLEMS_PREFIX
 from services.rotator.preflight import run_smoke_test
 from services.rotator.session import Session
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import (
     AdministrationError,
+    JournalBackup,
+    JournalEntry,
+    JournalStep,
     Problem,
     RotateRequest,
     RotationProgress,
     RotationState,
     RotationType,
+    StepOutcome,
     VerificationResult,
 )
-from shared.keyring.journal.metrics import NOTHING_TO_DO
+from shared.keyring.model import get_version_sort_key
 
-_MAX_ENTRY_LENGTH: Final = 1000
-_CALLS_PER_DATA_KEY: Final = {"rotate": 3, "rollback": 1, "verify": 1}
+_MAX_DETAIL_LENGTH: Final = 1000
+_CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, JournalStep.VERIFY: 1}
 """Of KMS, for each data key: they take the time, so the bar counts them."""
 _MAX_STALLED_CALLS: Final = 10
 """Calls in a row that change nothing: it would never end."""
@@ -38,15 +41,23 @@ _MAX_STALLED_CALLS: Final = 10
 T = TypeVar("T")
 
 
+class _Result(NamedTuple):
+    """What a step that came to its end writes into the journal."""
+
+    detail: str
+    outcome: StepOutcome = StepOutcome.SUCCEEDED
+    backup: JournalBackup | None = None
+
+
 class RotationSteps:
     """Those of one rotation. Any of them may raise RotatorError, AdministrationError or BackupError.
 
     Args:
-        session: the way to everything.
+        session: of the command.
         token: of the lease.
         type_: what is rotated.
         rotation_id: of this rotation, whether the keyring knows it yet or not.
-        next_command: what to type when something is mended that was missing.
+        next_command: what to type once the cause of a failure is fixed.
     """
 
     def __init__(self, session: Session, token: str, type_: RotationType, rotation_id: str, next_command: str) -> None:
@@ -55,25 +66,25 @@ class RotationSteps:
         self._finished_calls = 0  # of the steps that are over
 
     async def run_smoke_test(self) -> None:
-        """Whether all that is needed works."""
-        await self._run_step("smoke", run_smoke_test(self._session, self._next_command), str)
+        """Checks that everything that a rotation needs works."""
+        await self._run_step(JournalStep.SMOKE, run_smoke_test(self._session, self._next_command), _Result)
 
-    async def get_target_version(self) -> int:
-        """The version that everything is to be wrapped by: the primary one, which is ENABLED."""
-        asked = preflight.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
-        return await self._run_step("target", asked, lambda number: f"version {number}")
+    async def get_target_version(self) -> str:
+        """The version that everything is to be wrapped by: the primary one, which is usable."""
+        primary = preflight.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
+        return await self._run_step(JournalStep.PRIMARY_VERSION, primary, lambda version: _Result(f"version {version}"))
 
-    async def create_backup(self, journal: tuple[str, ...] = ()) -> tuple[Path, BackupSummary]:
-        """The backup of this rotation: that of the steps `journal`, where it is here and whole; else a new one."""
-        for known in folder.parse_journal_backups(journal):
-            file = self._session.backups.folder / known.name
+    async def create_backup(self, earlier: Sequence[JournalBackup] = ()) -> tuple[Path, BackupSummary]:
+        """The backup of this rotation: the first of its `earlier` ones that is here and whole; else a new one."""
+        for backup in earlier:
+            file = self._session.backups.folder / backup.name
             try:
                 summary = await folder.read_whole_backup(file, self._session.kms, timeout=self._settings.kms_timeout)
             except BackupError:
                 continue  # it is on another machine, or damaged
-            if known.sha256 == summary.sha256:
+            if backup.sha256 == summary.sha256:
                 return file, summary
-        return await self._run_step("backup", self._write_backup(), lambda made: folder.format_journal_backup(*made))
+        return await self._run_step(JournalStep.BACKUP, self._write_backup(), _describe_backup)
 
     async def _write_backup(self) -> tuple[Path, BackupSummary]:
         census = await self._administration.count_key_usage()
@@ -85,6 +96,7 @@ class RotationSteps:
             self._administration,
             self._session.kms,
             rotation_id=self._id,
+            kek=key,
             needed_versions={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
             now=now,
             timeout=timeout,
@@ -96,21 +108,21 @@ class RotationSteps:
             raise
         return file, made
 
-    async def wait_for_primary(self, version: int) -> None:
+    async def wait_for_primary(self, version: str) -> None:
         """Waits until Encrypt uses `version`."""
         settings = self._settings
-        settled = preflight.wait_for_primary(
+        in_use = preflight.wait_for_primary(
             self._session.kms,
             version,
             self._next_command,
-            checks=settings.encrypt_checks,
-            total_timeout=settings.encrypt_wait,
-            interval=settings.encrypt_pause,
+            checks=settings.primary_checks,
+            total_timeout=settings.primary_timeout,
+            interval=settings.primary_check_interval,
             timeout=settings.kms_timeout,
         )
-        await self._run_step("encrypt", settled, lambda _: f"uses version {version}")
+        await self._run_step(JournalStep.PRIMARY_IN_USE, in_use, lambda _: _Result(f"Encrypt uses version {version}"))
 
-    async def rotate(self, version: int, *, retarget: bool = False) -> RotationProgress:
+    async def rotate(self, version: str, *, retarget: bool = False) -> RotationProgress:
         """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch.
 
         With `retarget` it goes on with `version`, whatever it was begun for.
@@ -121,7 +133,7 @@ class RotationSteps:
             token=self._token,
             caller=self._session.caller,
             target_version=version,
-            batch_size=self._settings.batch,
+            batch_size=self._settings.batch_size,
             allows_retarget=retarget,
         )
 
@@ -133,21 +145,25 @@ class RotationSteps:
                 )  # who reads must know the new data key before anybody writes by it
             return progress
 
-        return await self._run_step("rotate", self._repeat_batches("rotate", batch), _describe_progress)
+        return await self._run_step(
+            JournalStep.ROTATE, self._repeat_batches(JournalStep.ROTATE, batch), _describe_progress
+        )
 
     async def rollback(self) -> RotationProgress:
         """Undoes it to its beginning."""
-        undoing = self._repeat_batches("rollback", lambda: self._administration.rollback(self._id, self._token))
-        return await self._run_step("rollback", undoing, _describe_progress)
+        undoing = self._repeat_batches(
+            JournalStep.ROLLBACK, lambda: self._administration.rollback(self._id, self._token)
+        )
+        return await self._run_step(JournalStep.ROLLBACK, undoing, _describe_progress)
 
     async def _repeat_batches(
-        self, step: str, run_batch: Callable[[], Awaitable[RotationProgress]]
+        self, step: JournalStep, run_batch: Callable[[], Awaitable[RotationProgress]]
     ) -> RotationProgress:
         before, stalled, to_verify = None, 0, await self._count_data_keys()
         while True:
             progress = await run_batch()
-            done = progress.total - progress.done if step == "rollback" else progress.done
-            self._report_progress(step, done, progress.total, _CALLS_PER_DATA_KEY["verify"] * to_verify)
+            done = progress.total - progress.done if step is JournalStep.ROLLBACK else progress.done
+            self._report_progress(step, done, progress.total, _CALLS_PER_DATA_KEY[JournalStep.VERIFY] * to_verify)
             if progress.state is not RotationState.RUNNING:
                 self._finished_calls += _CALLS_PER_DATA_KEY[step] * progress.total
                 return progress
@@ -160,7 +176,7 @@ class RotationSteps:
         """How many data keys there are."""
         return sum(each.data_keys for each in (await self._administration.count_key_usage()).versions)
 
-    def _report_progress(self, step: str, done: int, total: int, later_calls: int = 0) -> None:
+    def _report_progress(self, step: JournalStep, done: int, total: int, later_calls: int = 0) -> None:
         """How far a step is; `later_calls` calls of KMS follow it."""
         calls, whole = (
             self._finished_calls + _CALLS_PER_DATA_KEY[step] * done,
@@ -170,12 +186,12 @@ class RotationSteps:
 
     async def reload(self) -> None:
         """Every instance of the service reads the keyring again."""
-        await self._run_step("reload", self._administration.reload_instances(), lambda _: "done")
+        await self._run_step(JournalStep.RELOAD, self._administration.reload_instances(), lambda _: _Result("done"))
 
     async def verify(self, file: Path | None = None) -> tuple[VerificationResult, list[Problem]]:
         """Reads everything, compares each data key with the backup in `file`, and gives what is wrong."""
 
-        async def look() -> tuple[VerificationResult, list[Problem]]:
+        async def read_all() -> tuple[VerificationResult, list[Problem]]:
             differing: list[Problem] = []
             if file:
                 kms, timeout = self._session.kms, self._settings.kms_timeout
@@ -184,39 +200,62 @@ class RotationSteps:
             found = await verify_with_retries(
                 self._session,
                 self._settings.verify_mode,
-                lambda done: self._report_progress("verify", min(done, total), total),
+                lambda done: self._report_progress(JournalStep.VERIFY, min(done, total), total),
             )
             return found, [*differing, *find_own_problems(found)]
 
-        return await self._run_step(
-            "verify", look(), lambda seen: PROBLEMS_PREFIX + str(len(seen[1])) if seen[1] else "all is well"
-        )
+        return await self._run_step(JournalStep.VERIFY, read_all(), lambda found: _describe_problems(found[1]))
 
     async def record_nothing_to_do(self) -> None:
-        """Notes that nothing is due, which ends a failure that stood before."""
-        await self._add_journal_entry(NOTHING_TO_DO + self._type)
+        """Writes that nothing is due, which ends an earlier failure."""
+        await self._add_journal_entry(JournalStep.PLAN, _Result("", StepOutcome.NOTHING_TO_DO))
 
-    async def _run_step(self, name: str, action: Awaitable[T], describe: Callable[[T], str]) -> T:
+    async def _run_step(self, step: JournalStep, action: Awaitable[T], describe: Callable[[T], _Result]) -> T:
         now = asyncio.get_running_loop().time
         began = now()
-        self._session.progress.report_step(name)
+        self._session.progress.report_step(step)
         try:
-            outcome = await action
+            value = await action
         except (RotatorError, AdministrationError, BackupError) as error:
             with suppress(AdministrationError):  # perhaps it is just what failed
-                await self._add_journal_entry(f"failed {name}: {error}"[:_MAX_ENTRY_LENGTH])
+                await self._add_journal_entry(step, _Result(str(error), StepOutcome.FAILED))
             raise
-        told = StepResult(step=name, detail=describe(outcome), seconds=now() - began)
-        self._session.steps.append(told)
-        self._session.progress.report_step(name, told.detail)
-        await self._add_journal_entry(
-            f"failed {name}: {told.detail}" if told.detail.startswith(PROBLEMS_PREFIX) else f"{name} {told.detail}"
+        result = describe(value)
+        seconds = now() - began
+        self._session.steps.append(StepResult(step=step, outcome=result.outcome, detail=result.detail, seconds=seconds))
+        self._session.progress.report_step(step, result.detail)
+        await self._add_journal_entry(step, result)
+        return value
+
+    async def _add_journal_entry(self, step: JournalStep, result: _Result) -> None:
+        backup = result.backup
+        entry = JournalEntry(
+            step=step,
+            outcome=result.outcome,
+            rotation_type=self._type,
+            backup_name=backup and backup.name,
+            sha256=backup and backup.sha256,
+            needs=backup and backup.needs,
+            detail=result.detail.replace("\0", " ")[:_MAX_DETAIL_LENGTH],
         )
-        return outcome
-
-    async def _add_journal_entry(self, step: str) -> None:
-        await self._administration.add_journal_entry(self._id, self._token, step)
+        await self._administration.add_journal_entry(self._id, self._token, entry)
 
 
-def _describe_progress(progress: RotationProgress) -> str:
-    return f"{progress.done} of {progress.total}, {progress.state}"
+def _describe_backup(created: tuple[Path, BackupSummary]) -> _Result:
+    file, summary = created
+    header = backup_file.read_header(file)
+    needs = tuple(sorted({header.kek_version, *header.needed_versions}, key=get_version_sort_key))
+    backup = JournalBackup(name=file.name, sha256=summary.sha256, needs=needs)
+    return _Result(f"{file.name}, needs versions {', '.join(needs)}", backup=backup)
+
+
+def _describe_progress(progress: RotationProgress) -> _Result:
+    left_out = progress.state is RotationState.FAILED
+    outcome = StepOutcome.PROBLEMS if left_out else StepOutcome.SUCCEEDED
+    return _Result(f"{progress.done} of {progress.total}, {progress.state}", outcome)
+
+
+def _describe_problems(problems: Sequence[Problem]) -> _Result:
+    if problems:
+        return _Result(f"problems: {len(problems)}", StepOutcome.PROBLEMS)
+    return _Result("everything can be read")

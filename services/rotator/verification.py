@@ -20,7 +20,7 @@ async def verify_with_retries(
 ) -> VerificationResult:
     """What was found the last time. Raises AdministrationError where it is not told."""
     settings = session.settings
-    for tries_left in range(settings.verify_tries - 1, -1, -1):
+    for tries_left in range(settings.verify_attempts - 1, -1, -1):
         try:
             found = await verify_by_pages(session.administration, mode, report_count)
             if not find_own_problems(found):
@@ -29,7 +29,7 @@ async def verify_with_retries(
             if not tries_left:
                 raise
         if tries_left:
-            await asyncio.sleep(settings.verify_pause)
+            await asyncio.sleep(settings.verify_interval)
     return found
 
 

@@ -1,7 +1,7 @@
-"""JSON of somebody who is not trusted → a typed structure, or one sentence that repeats nothing of what it holds.
+"""Untrusted JSON → a typed structure, or one sentence that repeats none of its content.
 
-What the structure does not name is skipped and takes no memory. A document that is read whole, or an error that holds a
-piece of it, may take two hundred times its size: `{"x":[[],[],…]}` of 4 MB took 900 MB.
+Fields that the structure does not name are skipped and take no memory. A document that is parsed as a whole, or an
+error that quotes a piece of it, may take two hundred times its size: `{"x":[[],[],…]}` of 4 MB took 900 MB.
 """
 
 import re
@@ -27,10 +27,10 @@ _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 
 class UntrustedJsonError(ValueError):
-    """It cannot be read; the message says where and what was expected, such as `alerts.0.status: expected …`."""
+    """The JSON is not as expected; the message has the path and what was expected: `alerts.0.status: expected …`."""
 
-    def __init__(self, place: str, sentence: str) -> None:
-        super().__init__(f"{place}: {sentence}" if place else sentence)
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}" if path else message)
 
 
 def decode_json(
@@ -39,16 +39,16 @@ def decode_json(
     path: str = "",
     expected_values: Mapping[str, str] | None = None,
 ) -> T:
-    """What `decoder` makes of a body.
+    """Decode a body.
 
     Args:
-        decoder: of a typed structure; a field of the type Any would keep whatever comes.
+        decoder: of a typed structure, without fields of the type Any: these keep whatever comes.
         body: JSON in UTF-8.
-        path: where the body stands in a larger one; errors begin with it.
-        expected_values: what is expected in fields that take a few words only, by the name of the field.
+        path: of the body within a larger document; errors begin with it.
+        expected_values: by field, what it accepts, where that is a short list.
 
     Raises:
-        WireError: it is something else.
+        UntrustedJsonError: the body is something else.
     """
     try:
         return decoder.decode(body)
@@ -83,7 +83,7 @@ def _format_expectation(what: str, allowed: str) -> str:
         return f"expected {allowed or readable}" + (f", not {_KINDS.get(found.strip('`'), 'null')}" if found else "")
     if what.startswith("Invalid RFC3339"):
         return "expected a time as RFC 3339 text, such as 2026-11-27T12:00:00Z"
-    # Whatever else msgspec says may repeat the value.
+    # Any other message of msgspec may repeat the value.
     return f"expected {allowed or 'another value'}"
 
 

@@ -1,26 +1,39 @@
-"""The administration of a keyring: the port that a rotation drives, and the shapes of its questions and answers.
+"""The administration of a keyring: the port that a rotation drives, and the types of its requests and responses.
 
-Three rooms hold to it: the backend's admin API answers it, the rotator's drivers ask it, and `keyring.rotation` carries
-it out over a database and KMS. The shapes are JSON on the wire, with fields that only ever grow. No answer but a
-backup's rows holds key material, and there it is wrapped.
+The backend's admin API serves it, the rotator's drivers call it, and `local_administration` implements it over a
+database and KMS. The types are JSON on the wire; fields are added, never removed. Only the rows of a backup hold key
+material, and there it is wrapped.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION, DataKeyStatus
+from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus
+from shared.kms.port import MAX_VERSION_LENGTH
 
 MAX_PAGE_SIZE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
-VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
-"""Of a version of a KMS key."""
+
+
+def _accept_number(value: object) -> object:
+    """A service whose versions are numbers may write them as JSON numbers."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+StoredVersion = Annotated[
+    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*\Z")
+]
+"""A version of a key as a keyring has it; `UNREADABLE_VERSION` where it cannot be read."""
+Version = Annotated[StoredVersion, Field(min_length=1)]
+"""A version of a KMS key."""
 
 
 class _WireModel(BaseModel):
@@ -47,6 +60,88 @@ class RotationState(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
+class JournalStep(StrEnum):
+    """A step of a rotation, in the order in which a runner does them."""
+
+    PLAN = "plan"
+    """Whether there is something to do; written where there is not."""
+    PRIMARY_VERSION = "primary_version"
+    """Reads the primary version of the KMS key, which must be enabled."""
+    SMOKE = "smoke"
+    """Checks that all that a rotation needs works."""
+    BACKUP = "backup"
+    PRIMARY_IN_USE = "primary_in_use"
+    """Waits until Encrypt uses the primary version."""
+    ROTATE = "rotate"
+    RETARGET = "retarget"
+    """A rotation goes on with another version than it began with."""
+    RELOAD = "reload"
+    """Every instance reads the keyring again."""
+    VERIFY = "verify"
+    ROLLBACK = "rollback"
+    UNKNOWN = "unknown"
+    """Whatever else another program wrote there."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "JournalStep":  # noqa: ARG003
+        return cls.UNKNOWN
+
+
+class StepOutcome(StrEnum):
+    """How a step ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """It did not come to its end."""
+    PROBLEMS = "problems"
+    """It came to its end, and found or left out something."""
+    NOTHING_TO_DO = "nothing_to_do"
+    UNREADABLE = "unreadable"
+    """Another program wrote something else into the entry: it may be of a backup that needs any version."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "StepOutcome":  # noqa: ARG003
+        return cls.UNREADABLE
+
+
+class JournalBackup(_WireModel):
+    """A backup that the journal names, wherever its file is."""
+
+    name: str
+    """Of its file, without a folder."""
+    sha256: str
+    needs: tuple[StoredVersion, ...] | None
+    """Versions of the KMS key without which it cannot be read and restored; None where that was not written."""
+
+    def may_need(self, version: str) -> bool:
+        """Whether the version may be one of them."""
+        return self.needs is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
+
+
+class JournalEntry(_WireModel):
+    """A step of a rotation, as its runner wrote it down."""
+
+    step: JournalStep
+    outcome: StepOutcome
+    rotation_type: RotationType | None = None
+    backup_name: str | None = None
+    """The file of a backup that was made; the next two belong to it."""
+    sha256: str | None = None
+    needs: tuple[StoredVersion, ...] | None = None
+    """See `JournalBackup`."""
+    detail: str = ""
+    """A few words for a person; no program reads them."""
+    created_at: datetime | None = None
+    """By the database's clock."""
+
+    @property
+    def backup(self) -> JournalBackup | None:
+        """The backup that this step made."""
+        if self.step is not JournalStep.BACKUP or self.outcome is not StepOutcome.SUCCEEDED:
+            return None
+        return JournalBackup(name=PurePath(self.backup_name or "").name, sha256=self.sha256 or "", needs=self.needs)
+
+
 class KeyInfo(_WireModel):
     """A data key without its wrapped form."""
 
@@ -54,8 +149,8 @@ class KeyInfo(_WireModel):
     status: DataKeyStatus
     kek: Text
     """Full resource name of the KMS key, or `local`."""
-    kek_version: int = Field(ge=UNREADABLE_VERSION, le=MAX_VERSION)
-    """0 of the local key."""
+    kek_version: StoredVersion
+    """`0` of the local key."""
     algorithm: Text
     created_at: datetime
     fingerprint: str
@@ -73,7 +168,7 @@ class VersionUsage(_WireModel):
     """What needs one version of a key."""
 
     kek: str
-    kek_version: int
+    kek_version: StoredVersion
     data_keys: int
     records: int
     """Records that are encrypted by one of these data keys."""
@@ -82,7 +177,7 @@ class VersionUsage(_WireModel):
 class RetiredVersion(_WireModel):
     """A version of the KMS key that nothing may be wrapped by any more."""
 
-    kek_version: int
+    kek_version: StoredVersion
     retired_at: datetime
     """By the database's clock."""
 
@@ -100,12 +195,14 @@ class KeyUsage(_WireModel):
     """Full resource name of the KMS key that new data keys are wrapped by; None where the service does not tell."""
     new_dek_at: datetime | None = None
     """When a rotation last made a data key the active one, by the database's clock."""
-    backups: tuple[str, ...] = ()
-    """What runners noted of the backups that they made, oldest first: steps as in `RotationProgress`, of all rotations."""
+    backups: tuple[JournalBackup, ...] = ()
+    """The backups that runners made, of all rotations, the oldest first."""
     counted_at: datetime | None = None
     """By the same clock; None where the service does not tell."""
     unreadable: int = 0
     """Data keys whose rows cannot be read, of each column a hundred at most: they may need any version."""
+    unreadable_entries: tuple[int, ...] = ()
+    """Numbers of journal entries that cannot be read, the first hundred: each may be of a backup, of any version."""
     missing: int = 0
     """Data keys that records need and the keyring lacks, a hundred at most: a snapshot or a memory may have them."""
 
@@ -114,6 +211,9 @@ class KeyUsage(_WireModel):
         """What may need any version, for a sentence; None where nothing does."""
         found = [f"{self.unreadable} rows of data keys that cannot be read"] if self.unreadable else []
         found += [f"{self.missing} data keys that records need and the database lacks"] if self.missing else []
+        if self.unreadable_entries:
+            rows = ", ".join(map(str, self.unreadable_entries[:3]))
+            found += [f"{len(self.unreadable_entries)} journal entries that cannot be read (number {rows})"]
         return " and ".join(found) or None
 
 
@@ -133,7 +233,7 @@ class RotationProgress(_WireModel):
     rotation_id: str
     type: RotationType
     state: RotationState
-    target_version: int | None
+    target_version: StoredVersion | None
     """Of the KMS key, which every data key is wrapped by in the end."""
     caller: str
     started_at: datetime
@@ -142,10 +242,15 @@ class RotationProgress(_WireModel):
     done: int
     problems: tuple[Problem, ...] = ()
     """The first hundred."""
-    journal: tuple[str, ...] = ()
-    """What the runner noted, in its order, such as `backup NAME SHA256`."""
+    journal: tuple[JournalEntry, ...] = ()
+    """The steps of its runner, in their order."""
     is_rolling_back: bool = False
     """A rollback has begun: it is `rollback` that goes on, `rotate` no longer."""
+
+    @property
+    def backups(self) -> tuple[JournalBackup, ...]:
+        """The backups that its runner made, the latest first."""
+        return tuple(backup for entry in reversed(self.journal) if (backup := entry.backup))
 
 
 class VerificationResult(_WireModel):
@@ -179,7 +284,7 @@ class RotateRequest(_WireModel):
     token: str
     """Of the lease."""
     caller: Text = Field(max_length=200)
-    target_version: VersionNumber | None = None
+    target_version: Version | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
     allows_retarget: bool = False
     """Whether a rotation that was begun for another version goes on with this one; else it is refused."""
@@ -226,7 +331,7 @@ class Administration(Protocol):
         """Does one batch, each data key in one commit with its journal entry; call it until it no longer runs."""
         ...
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """What `rotate` would do; changes nothing."""
         ...
 
@@ -234,8 +339,8 @@ class Administration(Protocol):
         """That rotation, or the latest; None where there is none."""
         ...
 
-    async def add_journal_entry(self, rotation_id: str, token: str, entry: str) -> None:
-        """Writes one of the runner's own steps into the journal."""
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
+        """Writes a step of the runner into the journal. Raises RefusedError where it could not be read again."""
         ...
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
@@ -253,7 +358,7 @@ class Administration(Protocol):
         """Unwraps every data key, or a page of those behind `after`, and decrypts some of their records, or all."""
         ...
 
-    async def retire_version(self, kek_version: int, token: str) -> None:
+    async def retire_version(self, kek_version: str, token: str) -> None:
         """From now on nothing may be wrapped by this version. Raises RefusedError where something still is."""
         ...
 

@@ -1,10 +1,8 @@
-"""What SQLite and PostgreSQL do differently: transactions, locks and errors, for `database`.
-
-An SQLite file or a PostgreSQL database behind asyncio: functions on a connection go in, results come out.
+"""The keyring's database, an SQLite file or PostgreSQL, behind asyncio: functions on a connection in, results out.
 
 Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
-write. What `write` and `change` return is committed, and durable.
-
+write. What `write` and `write_exclusively` return is committed, and durable. Both stores differ in transactions, locks
+and errors; the first part of this module hides that.
 """
 
 import asyncio
@@ -17,7 +15,9 @@ from typing import Any, Final, Self, TypeVar
 import structlog
 from sqlalchemy import URL, Connection, Engine, MetaData, event, exc, func, inspect, select, text
 
+from shared.keyring import migrations
 from shared.keyring.column_types import decode_text
+from shared.keyring.tables import TABLES
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, is_retryable, open_transaction
 from shared.sql.sqlite_file import LOCK_SECONDS, FileLostError, SqliteFile
@@ -62,15 +62,15 @@ def extend_statement_timeout(connection: Connection, seconds: float) -> None:
     """This transaction's statements may take so long, each."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
-        patient: Any = connection.connection.driver_connection
-        patient.patience.seconds = seconds + 0.5
+        driver: Any = connection.connection.driver_connection
+        driver.answer_timeout.seconds = seconds + 0.5
 
 
 def reset_statement_timeout(connection: Connection) -> None:
     """Ends `extend_statement_timeout`, whose connection serves others next."""
     if connection.dialect.name == "postgresql":
-        patient: Any = connection.connection.driver_connection
-        patient.patience.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
+        driver: Any = connection.connection.driver_connection
+        driver.answer_timeout.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
 
 
 def describe_database_error(error: exc.SQLAlchemyError) -> str:
@@ -106,7 +106,7 @@ def _create_postgresql_engine(url: URL, connections: int) -> Engine:
         checks_connections=True,
         create_answer_timeout=lambda: AnswerTimeout(STATEMENT_TIMEOUT_SECONDS + 0.5),
     )
-    # Whatever the server's default is: another level would read as of before `lock_keyring`, whose lock others held till then.
+    # Whatever the server's default is: another level would read as of before `lock_keyring` had the lock.
     return engine.execution_options(isolation_level="READ COMMITTED")
 
 
@@ -120,7 +120,7 @@ log = structlog.get_logger(__name__)
 
 
 class DatabaseError(Exception):
-    """The one error of this room: locked, full, unreachable. Its text is the database's own, and shows no values."""
+    """The one error of this module: locked, full, unreachable. Its text is the database's own, and shows no values."""
 
 
 class Database:
@@ -139,7 +139,7 @@ class Database:
 
     @classmethod
     async def open(cls, url: URL, *tables: MetaData, clock: Callable[[], float] = time.time) -> Self:
-        """Opens `url`, makes a missing file and the missing ones of `tables`. Raises DatabaseError."""
+        """Opens `url`, creates a missing file and the missing ones of `tables`. Raises DatabaseError."""
         database = cls(url, clock)
         try:
             await asyncio.to_thread(_create_missing_file, url)
@@ -151,17 +151,30 @@ class Database:
         return database
 
     async def complete(self, *tables: MetaData) -> bool:
-        """Makes those of `tables` that are missing; whether there were none before. Raises DatabaseError."""
+        """Creates those of `tables` that are missing, and brings the keyring's up to date: see `migrations`.
+
+        Returns:
+            Whether there were none before.
+
+        Raises:
+            DatabaseError: it cannot be done, or a newer keypulse made them.
+        """
 
         def create(connection: Connection) -> bool:
             there = inspect(connection)
             empty = not any(there.has_table(name) for some in tables for name in some.tables)
+            if TABLES in tables:
+                _migrate(connection)
             for some in tables:
                 some.create_all(connection)
                 _check_columns(connection, some)
             return empty and bool(tables)
 
         return await self.write_exclusively(create)
+
+    async def is_keyring_current(self) -> bool:
+        """Whether the keyring's tables are those of this keypulse. Raises DatabaseError."""
+        return await self.read(migrations.is_current)
 
     async def read(self, work: Callable[[Connection], T], *, seconds: float = ANSWER_TIMEOUT_SECONDS) -> T:
         """What `work` finds, within `seconds`. Raises DatabaseError."""
@@ -185,7 +198,7 @@ class Database:
         return await self._run(self._write_thread, self._write_engine, work)
 
     async def write_exclusively(self, work: Callable[[Connection], T]) -> T:
-        """Like `write`, and no other `change` of any process goes on meanwhile: what `work` reads stays true."""
+        """Like `write`, while no other process runs a `write_exclusively`: what `work` reads stays true."""
 
         def undisturbed(connection: Connection) -> T:
             lock_keyring(connection)
@@ -231,7 +244,14 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
     except exc.SQLAlchemyError as error:
         if tries_left > 1 and is_retryable(error):
             return _run_transaction(engine, work, tries_left - 1)
-        raise DatabaseError(engine.words(error)) from None
+        raise DatabaseError(describe_database_error(error)) from None
+
+
+def _migrate(connection: Connection) -> None:
+    try:
+        migrations.migrate(connection)
+    except migrations.NewerSchemaError as error:
+        raise DatabaseError(str(error)) from None
 
 
 def _create_missing_file(url: URL) -> None:

@@ -7,12 +7,13 @@ one instance encrypts by it can then be read at every other, though KMS be out.
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from shared.keyring.administration import RefusedError
 from shared.keyring.database import Database
+from shared.keyring.rows import InstanceRow, fetch, select_rows
 from shared.keyring.tables import instances
 
 _MISSED_INTERVALS: Final = 3
@@ -43,10 +44,10 @@ class InstanceHeartbeat:
 
     def write_row(self, connection: Connection, now: float, pending: Collection[str]) -> None:
         """Says so in a transaction of the caller's."""
-        old = (instances.c.id == self.instance) | (instances.c.beat_at < now - _ROW_RETENTION_SECONDS)
+        old = (instances.c.id == self.instance) | (instances.c.last_seen_at < now - _ROW_RETENTION_SECONDS)
         connection.execute(instances.delete().where(old))
-        values = {"id": self.instance, "interval": self.interval, "holds": " ".join(pending)}
-        connection.execute(instances.insert().values(beat_at=now, **values))
+        values = {"id": self.instance, "interval": self.interval, "unwrapped_keys": " ".join(pending)}
+        connection.execute(instances.insert().values(last_seen_at=now, **values))
 
     async def remove(self) -> None:
         """Nobody waits for it any more."""
@@ -76,11 +77,11 @@ async def wait_for_all_instances(database: Database, data_key_id: str) -> None:
 
 def are_others_alive(connection: Connection, now: float, instance: str) -> bool:
     """Whether another instance than this one is alive."""
-    others = connection.execute(instances.select().where(instances.c.id != instance))
-    return any(abs(now - row.beat_at) <= _get_liveness_seconds(row) for row in others)
+    others = fetch(connection, select_rows(instances, InstanceRow).where(instances.c.id != instance), InstanceRow)
+    return any(abs(now - row.last_seen_at) <= _get_liveness_seconds(row) for row in others)
 
 
-def _get_liveness_seconds(row: Row[Any]) -> float:
+def _get_liveness_seconds(row: InstanceRow) -> float:
     """How long after its last beat an instance is taken to be alive."""
     return max(_MISSED_INTERVALS * float(row.interval), _MIN_LIVENESS_SECONDS)
 
@@ -88,8 +89,8 @@ def _get_liveness_seconds(row: Row[Any]) -> float:
 def _find_lacking_instances(connection: Connection, now: float, data_key_id: str) -> list[tuple[str, float]]:
     """The instances that are alive and do not hold it, and for how many seconds each is taken to be alive."""
     found = []
-    for row in connection.execute(instances.select().order_by(instances.c.id)):
+    for row in fetch(connection, select_rows(instances, InstanceRow).order_by(instances.c.id), InstanceRow):
         alive = _get_liveness_seconds(row)
-        if abs(now - row.beat_at) <= alive and data_key_id not in row.holds.split():
+        if abs(now - row.last_seen_at) <= alive and data_key_id not in row.unwrapped_keys.split():
             found.append((row.id, alive))
     return found

@@ -9,12 +9,13 @@ import hmac
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from shared.keyring.administration import Lease, RefusedError
 from shared.keyring.database import Database
+from shared.keyring.rows import LeaseRow, fetch_first, select_rows
 from shared.keyring.tables import rotation_lease
 
 MAX_LEASE_SECONDS: Final = 3600.0
@@ -26,7 +27,7 @@ def acquire_lease(connection: Connection, now: float, holder: str, seconds: floa
     """Takes a lease that is free or over, or keeps one's own. Raises RefusedError."""
     if not 0 < seconds <= MAX_LEASE_SECONDS:
         raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s; ask for that, and keep it by asking again")
-    current = connection.execute(rotation_lease.select()).one_or_none()
+    current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
     if current and not _is_valid_token(current, token):
         if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # later ones were taken by a clock that was ahead
             raise RefusedError(_describe_holder(current))
@@ -37,7 +38,7 @@ def acquire_lease(connection: Connection, now: float, holder: str, seconds: floa
     connection.execute(rotation_lease.delete())
     expires_at = now + seconds
     connection.execute(
-        rotation_lease.insert().values(only=1, holder=holder, token=_hash_token(token), expires_at=expires_at)
+        rotation_lease.insert().values(singleton=1, holder=holder, token=_hash_token(token), expires_at=expires_at)
     )
     return Lease(holder=holder, token=token, expires_at=datetime.fromtimestamp(expires_at, UTC))
 
@@ -57,7 +58,7 @@ async def run_under_lease(database: Database, token: str, work: Callable[[Connec
 
     def change(connection: Connection) -> T:
         now = database.read_clock(connection)
-        current = connection.execute(rotation_lease.select()).one_or_none()
+        current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
         if current is None or not _is_valid_token(current, token):
             who = f"; {_describe_holder(current)}" if current and current.expires_at > now else ""
             raise RefusedError(f"the lease is not yours{who}; take it, then resume")
@@ -68,11 +69,11 @@ async def run_under_lease(database: Database, token: str, work: Callable[[Connec
     return await database.write_exclusively(change)
 
 
-def _describe_holder(current: Row[Any]) -> str:
+def _describe_holder(current: LeaseRow) -> str:
     return f"{current.holder} holds the lease until {_format_time(current.expires_at)}"
 
 
-def _is_valid_token(current: Row[Any], token: str) -> bool:
+def _is_valid_token(current: LeaseRow, token: str) -> bool:
     return hmac.compare_digest(current.token, _hash_token(token))
 
 

@@ -11,6 +11,7 @@ from shared.keyring import lease, store, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
+    JournalEntry,
     KeyInfo,
     KeyUsage,
     Lease,
@@ -22,10 +23,11 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
+from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal import progress
+from shared.keyring.journal import progress, steps
 from shared.keyring.lease import run_under_lease
-from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
+from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.operations import restore
 from shared.keyring.operations.rotation import RotationRunner
 from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
@@ -34,15 +36,12 @@ from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import data_keys, retired_versions
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
-from shared.kms.reason import Reason
 
-_MAX_STEP_LENGTH: Final = 1000
 _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRANSIENT_REASONS: Final = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED, Reason.CRC_MISMATCH}
 
 
 async def _notify_nobody() -> None:
-    """Shows the keyring to nobody: its instances look at it from time to time."""
+    """Does nothing: the instances read the keyring from time to time."""
 
 
 class LocalAdministration:
@@ -110,7 +109,7 @@ class LocalAdministration:
             await self._rotations.rotate(request)
         return await self._require_progress(request.rotation_id)
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """Changes nothing."""
         async with _translate_errors():
             return await self._rotations.dry_run(type_, target_version)
@@ -120,16 +119,17 @@ class LocalAdministration:
         async with _translate_errors():
             return await self._database.read(lambda connection: progress.read_progress(connection, rotation_id))
 
-    async def add_journal_entry(self, rotation_id: str, token: str, step: str) -> None:
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
         """May come before the rotation itself."""
-        if not _ROTATION_ID.fullmatch(rotation_id) or len(step) > _MAX_STEP_LENGTH:
-            raise RefusedError(f"expected a rotation's id and a step of up to {_MAX_STEP_LENGTH} characters")
+        if not _ROTATION_ID.fullmatch(rotation_id):
+            raise RefusedError("expected a rotation's id: up to 64 letters, digits, dots, dashes and underscores")
+        steps.refuse_defective_entry(entry)
 
-        def note(connection: Connection, now: float) -> None:
-            progress.add_journal_entry(connection, now, rotation_id, step)
+        def write(connection: Connection, now: float) -> None:
+            steps.add_journal_entry(connection, now, rotation_id, entry)
 
         async with _translate_errors():
-            await run_under_lease(self._database, token, note)
+            await run_under_lease(self._database, token, write)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
         """One batch."""
@@ -147,14 +147,14 @@ class LocalAdministration:
         async with _translate_errors():
             return await KeyringVerifier(self._database, self._wrapping, self._records, mode == "full").verify(after)
 
-    async def retire_version(self, kek_version: int, token: str) -> None:
+    async def retire_version(self, kek_version: str, token: str) -> None:
         """Of the KMS key that is configured."""
         kek = self._wrapping.kek
 
         def retire(connection: Connection, now: float) -> None:
             progress.refuse_while_running(connection)
             by = data_keys.c.kek_version
-            needed = (by == kek_version) | ~by.between(0, MAX_VERSION)
+            needed = (by == kek_version) | build_unreadable_version_condition(connection, by)
             if first := store.list_data_keys(connection, "", 1, (data_keys.c.kek == kek) & needed):
                 unread = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
@@ -167,7 +167,7 @@ class LocalAdministration:
             connection.execute(retired_versions.insert().values(**values))
 
         if unknown := (await self.count_key_usage()).unknown_usage:
-            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; verify names them")
+            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; correct them first")
         async with _translate_errors():
             await run_under_lease(self._database, token, retire)
 
@@ -184,7 +184,7 @@ class LocalAdministration:
 
 @asynccontextmanager
 async def _translate_errors() -> AsyncIterator[None]:
-    """Errors of the rooms below become those of the port."""
+    """Translates the errors of the modules below into those of the port."""
     try:
         yield
     except DatabaseError as error:
@@ -192,5 +192,5 @@ async def _translate_errors() -> AsyncIterator[None]:
     except RetiredVersionError as error:
         raise RefusedError(str(error)) from None
     except KmsError as error:
-        kind = UnreachableError if error.reason in _TRANSIENT_REASONS else AdministrationError
+        kind = UnreachableError if error.reason.transient else AdministrationError
         raise kind(f"KMS: {error}; what was done stays, resume when it works again") from None

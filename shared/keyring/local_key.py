@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, select
 
 from shared.keyring import store
-from shared.keyring.administration import RefusedError
+from shared.keyring.administration import MAX_PAGE_SIZE, RefusedError
 from shared.keyring.instances import InstanceHeartbeat, are_others_alive
 from shared.keyring.model import LOCAL_KEK, DataKey
 from shared.keyring.store import OtherLocalKeyError, read_local_key_fingerprint
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key
 
 
-def list_locally_wrapped_keys(connection: Connection, limit: int = store.PAGE_SIZE) -> tuple[DataKey, ...]:
+def list_locally_wrapped_keys(connection: Connection, limit: int = MAX_PAGE_SIZE) -> tuple[DataKey, ...]:
     """The first data keys that a local key wraps."""
     return store.list_data_keys(connection, "", limit, data_keys.c.kek == LOCAL_KEK)
 
@@ -35,7 +35,7 @@ def register_local_key(connection: Connection, now: float, heartbeat: InstanceHe
     if known not in (None, fingerprint) and not may_replace_local_key(connection, now, heartbeat.instance):
         raise OtherLocalKeyError
     connection.execute(local_key.delete())
-    connection.execute(local_key.insert().values(only=1, fingerprint=fingerprint))
+    connection.execute(local_key.insert().values(singleton=1, fingerprint=fingerprint))
     heartbeat.write_row(connection, now, ())
 
 
@@ -70,7 +70,7 @@ def _abandon_data_key(connection: Connection, now: float, key: DataKey) -> bool:
         "algorithm": key.algorithm,
         "fingerprint": key.fingerprint,
         "created_at": key.created_at.timestamp(),
-        "given_up_at": now,
+        "abandoned_at": now,
     }
     connection.execute(abandoned_data_keys.insert().values(**values))
     connection.execute(data_keys.delete().where(same))

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, f
 from shared.keyring import column_types
 from shared.keyring.column_types import to_printable_text
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.rows import VersionCount, fetch
 from shared.keyring.tables import abandoned_data_keys, data_keys
 
 
@@ -51,12 +52,12 @@ class RecordsTable:
         if missing := needed - found:
             raise DatabaseError(f"there is no table {self.name} with a column {', '.join(sorted(missing))}")
 
-    def count_by_version(self, connection: Connection) -> dict[tuple[str, int], int]:
+    def count_by_version(self, connection: Connection) -> dict[tuple[str, str], int]:
         """How many records need each version of each KMS key."""
         records, key = self._build_table(), data_keys.c
         joined = data_keys.join(records, records.c[self.data_key_column] == key.id)
         counted = select(key.kek, key.kek_version, func.count()).select_from(joined).group_by(key.kek, key.kek_version)
-        return {(kek, version): number for kek, version, number in connection.execute(counted)}
+        return {(row.kek, row.kek_version): row.total for row in fetch(connection, counted, VersionCount)}
 
     def count_orphans(self, connection: Connection) -> dict[str, int]:
         """How many records need a data key that is not in the keyring, by its id: the first hundred."""
@@ -90,8 +91,7 @@ class RecordsTable:
         records = self._build_table()
         own_id, needed = records.c[self.id_column], records.c[self.data_key_column]
         these = select(own_id, needed, records.c[self.ciphertext_column]).where(needed == data_key_id, own_id > after)
-        found = column_types.read_page(connection, these.order_by(own_id), limit)
-        return tuple(Record(row[0], row[1], row[2]) for row in found)
+        return tuple(column_types.read_page(connection, these.order_by(own_id), Record, limit))
 
     def _build_table(self) -> TableClause:
         names = {self.id_column, self.ciphertext_column, self.data_key_column}

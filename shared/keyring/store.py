@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, select
+from sqlalchemy import ColumnElement, Connection, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.keyring import column_types
+from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
+from shared.keyring.rows import DataKeyRow, RetiredVersionRow, fetch, fetch_first, select_rows
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, retired_versions
 
-PAGE_SIZE: Final = 1000
-"""Data keys in one read, at most."""
 _columns: Final = data_keys.c
 
 
@@ -36,20 +36,23 @@ def list_data_keys(
     connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
 ) -> tuple[DataKey, ...]:
     """Those whose id comes after `after`, in the order of their ids."""
-    these = select(data_keys).where(_columns.id > after).order_by(_columns.id)
-    rows = column_types.read_page(connection, these if condition is None else these.where(condition), limit)
+    these = select_rows(data_keys, DataKeyRow).where(_columns.id > after).order_by(_columns.id)
+    if condition is not None:
+        these = these.where(condition)
+    rows = column_types.read_page(connection, these, DataKeyRow, limit)
     return tuple(_parse_data_key(row) for row in rows)
 
 
 def find_data_key(connection: Connection, data_key_id: str) -> DataKey | None:
     """The data key of that id."""
-    row = connection.execute(select(data_keys).where(_columns.id == data_key_id)).one_or_none()
+    row = fetch_first(connection, select_rows(data_keys, DataKeyRow).where(_columns.id == data_key_id), DataKeyRow)
     return _parse_data_key(row) if row else None
 
 
 def find_active_data_key(connection: Connection) -> DataKey | None:
     """The one that encrypts."""
-    row = connection.execute(select(data_keys).where(_columns.status == DataKeyStatus.ACTIVE)).one_or_none()
+    active = select_rows(data_keys, DataKeyRow).where(_columns.status == DataKeyStatus.ACTIVE)
+    row = fetch_first(connection, active, DataKeyRow)
     return _parse_data_key(row) if row and isinstance(row.id, str) else None
 
 
@@ -92,11 +95,11 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
         )
 
 
-def list_retired_versions(connection: Connection, kek: str) -> dict[int, float]:
-    """The versions of `kek` that nothing may be wrapped by any more, ascending, and since when (unix seconds)."""
-    of = retired_versions.c
-    these = select(of.kek_version, of.retired_at).where(of.kek == kek).order_by(of.kek_version)
-    return {row.kek_version: row.retired_at for row in connection.execute(these)}
+def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
+    """The versions of `kek` that nothing may be wrapped by any more, and since when (unix seconds)."""
+    columns = retired_versions.c
+    these = select_rows(retired_versions, RetiredVersionRow).where(columns.kek == kek).order_by(columns.kek_version)
+    return {row.kek_version: row.retired_at for row in fetch(connection, these, RetiredVersionRow)}
 
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
@@ -121,7 +124,7 @@ class DataKeyStore:
         """Every data key, oldest first."""
         keys: list[DataKey] = []
         after = ""
-        while some := await self._database.read(partial(list_data_keys, after=after, limit=PAGE_SIZE)):
+        while some := await self._database.read(partial(list_data_keys, after=after, limit=MAX_PAGE_SIZE)):
             keys += some
             after = some[-1].id
         return tuple(sorted(keys, key=lambda key: (key.created_at, key.id)))
@@ -218,7 +221,7 @@ def _to_wrap_columns(wrapped: WrappedKey) -> dict[str, Any]:
     return {"wrapped": wrapped.ciphertext, "kek": wrapped.kek, "kek_version": wrapped.kek_version}
 
 
-def _parse_data_key(row: Row[Any]) -> DataKey:
+def _parse_data_key(row: DataKeyRow) -> DataKey:
     return DataKey(
         id=row.id,
         status=DataKeyStatus(row.status),

@@ -1,4 +1,7 @@
-"""The keyring's tables, the same on SQLite and PostgreSQL: data keys, and beside them all that a rotation leaves."""
+"""The keyring's tables, the same on SQLite and PostgreSQL: data keys, and all that a rotation writes.
+
+Whoever changes a table adds a step to `migrations`.
+"""
 
 from typing import Final
 
@@ -7,6 +10,13 @@ from sqlalchemy import Boolean, Column, Index, Integer, MetaData, Table, text
 from shared.keyring.column_types import Id, LenientBytes, LenientText, LenientTimestamp, LenientVersion
 
 TABLES: Final = MetaData()
+
+schema: Final = Table(
+    "keyring_schema",
+    TABLES,
+    Column("singleton", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("version", Integer, nullable=False),
+)
 
 data_keys: Final = Table(
     "data_keys",
@@ -35,12 +45,12 @@ retired_versions: Final = Table(
 local_key: Final = Table(
     "keyring_local_key",
     TABLES,
-    Column("only", Integer, primary_key=True, autoincrement=False),  # 1: all instances have the same one
+    Column("singleton", Integer, primary_key=True, autoincrement=False),  # 1: all instances have the same one
     Column("fingerprint", LenientBytes, nullable=False),
 )
 
 abandoned_data_keys: Final = Table(
-    "keyring_given_up",  # data keys that only a lost local key unwraps; kept, should it turn up
+    "keyring_abandoned_keys",  # data keys that only a lost local key unwraps; stored in case it is found
     TABLES,
     Column("id", Id, primary_key=True),
     Column("wrapped", LenientBytes, nullable=False),
@@ -49,13 +59,13 @@ abandoned_data_keys: Final = Table(
     Column("algorithm", LenientText, nullable=False),
     Column("fingerprint", LenientBytes, nullable=False),
     Column("created_at", LenientTimestamp, nullable=False),
-    Column("given_up_at", LenientTimestamp, nullable=False),
+    Column("abandoned_at", LenientTimestamp, nullable=False),
 )
 
 rotation_lease: Final = Table(
     "keyring_lease",
     TABLES,
-    Column("only", Integer, primary_key=True, autoincrement=False),  # 1: there is one lease
+    Column("singleton", Integer, primary_key=True, autoincrement=False),  # 1: there is one lease
     Column("holder", LenientText, nullable=False),
     Column("token", LenientBytes, nullable=False),  # its SHA-256: a copy of the database gives nobody the lease
     Column("expires_at", LenientTimestamp, nullable=False),
@@ -68,20 +78,20 @@ rotations: Final = Table(
     Column("id", LenientText, nullable=False, unique=True),
     Column("type", LenientText, nullable=False),
     Column("state", LenientText, nullable=False),
-    Column("rolling_back", Boolean, nullable=False),
+    Column("is_rolling_back", Boolean, nullable=False),
     Column("target_version", LenientVersion),
     Column("caller", LenientText, nullable=False),
     Column("started_at", LenientTimestamp, nullable=False),
     Column("updated_at", LenientTimestamp, nullable=False),
     Column("total", Integer, nullable=False),
     Column("done", Integer, nullable=False),
-    Column("cursor", Id, nullable=False),  # rewrap-kek: the last data key that was looked at in this pass
-    Column("added", LenientText),  # new-dek: the new data key
-    Column("former", LenientText),  # new-dek: the one that was active before it
+    Column("cursor", Id, nullable=False),  # rewrap-kek: the last data key that this pass has read
+    Column("new_data_key", LenientText),  # new-dek: the new data key
+    Column("former_data_key", LenientText),  # new-dek: the one that was active before it
 )
 
 rewraps: Final = Table(
-    "keyring_journal",
+    "keyring_rewraps",
     TABLES,
     Column("number", Integer, primary_key=True),
     Column("rotation", Integer, nullable=False),
@@ -92,37 +102,39 @@ rewraps: Final = Table(
     Column("new_wrapped", LenientBytes, nullable=False),
     Column("new_kek", LenientText, nullable=False),
     Column("new_kek_version", LenientVersion, nullable=False),
-    Column(
-        "outcome", LenientText, nullable=False
-    ),  # `done`; after a rollback `undone`, or `kept` where that was impossible
+    Column("outcome", LenientText, nullable=False),  # `done`; after a rollback `undone`, `kept` where that failed
 )
-Index("keyring_journal_of_rotation", rewraps.c.rotation, rewraps.c.number)
+Index("keyring_rewraps_by_rotation", rewraps.c.rotation, rewraps.c.number)
 
 problems: Final = Table(
     "keyring_problems",
     TABLES,
     Column("rotation", Integer, primary_key=True, autoincrement=False),
     Column("data_key_id", Id, primary_key=True),
-    Column("why", LenientText, nullable=False),
+    Column("error", LenientText, nullable=False),
     Column("is_foreign", Boolean, nullable=False),
 )
 
 journal_entries: Final = Table(
-    "keyring_notes",
+    "keyring_journal_entries",
     TABLES,
     Column("number", Integer, primary_key=True),
     Column("rotation_id", LenientText, nullable=False, index=True),  # may come before the rotation itself
     Column("step", LenientText, nullable=False),
-    Column("noted_at", LenientTimestamp, nullable=False),
+    Column("outcome", LenientText, nullable=False, server_default="unreadable"),
+    Column("rotation_type", LenientText),
+    Column("backup_name", LenientText),  # of a backup that was made, as are the next two
+    Column("sha256", LenientText),
+    Column("needs", LenientText),  # JSON, the versions of the KMS key that the backup needs; NULL: it may need any
+    Column("detail", LenientText, nullable=False, server_default=""),  # for a person
+    Column("created_at", LenientTimestamp, nullable=False),
 )
 
 instances: Final = Table(
     "keyring_instances",
     TABLES,
     Column("id", LenientText, primary_key=True),
-    Column("beat_at", LenientTimestamp, nullable=False),
+    Column("last_seen_at", LenientTimestamp, nullable=False),
     Column("interval", LenientTimestamp, nullable=False),
-    Column(
-        "holds", LenientText, nullable=False
-    ),  # ids of the pending data keys that it has unwrapped, with spaces between
+    Column("unwrapped_keys", LenientText, nullable=False),  # ids of pending data keys, with spaces between
 )

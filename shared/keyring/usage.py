@@ -7,8 +7,11 @@ from sqlalchemy import Connection, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
+from shared.keyring.journal import steps
+from shared.keyring.model import get_version_sort_key
 from shared.keyring.records import RecordsTable
-from shared.keyring.tables import data_keys, journal_entries, rotations
+from shared.keyring.rows import VersionCount, fetch
+from shared.keyring.tables import data_keys, rotations
 
 _columns: Final = data_keys.c
 
@@ -16,31 +19,36 @@ _columns: Final = data_keys.c
 def count_key_usage(connection: Connection, now: float, kek: str, records: RecordsTable | None) -> KeyUsage:
     """Of the whole keyring at `now`, unix seconds; `kek` is the KMS key that it is wrapped by now."""
     counted = select(_columns.kek, _columns.kek_version, func.count()).group_by(_columns.kek, _columns.kek_version)
-    data_keys_of = connection.execute(counted.order_by(_columns.kek, _columns.kek_version)).all()
+    data_key_counts = sorted(
+        fetch(connection, counted, VersionCount), key=lambda row: (row.kek, get_version_sort_key(row.kek_version))
+    )
     of_records = records.count_by_version(connection) if records else {}
     active = store.find_active_data_key(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
     latest = select(rotations.c.updated_at).where(new_dek).order_by(rotations.c.number.desc()).limit(1)
     new_dek_at = connection.execute(latest).scalar()  # by its number: an earlier one's clock may have been ahead
-    of_backups = (
-        select(journal_entries.c.step)
-        .where(journal_entries.c.step.startswith("backup "))
-        .order_by(journal_entries.c.number)
-    )
     return KeyUsage(
         kek=kek,
         new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
-        backups=tuple(connection.execute(of_backups).scalars()),
+        backups=steps.list_backups(connection),
+        unreadable_entries=steps.find_unreadable_entries(connection),
         counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
-            VersionUsage(kek=name, kek_version=version, data_keys=number, records=of_records.get((name, version), 0))
-            for name, version, number in data_keys_of
+            VersionUsage(
+                kek=row.kek,
+                kek_version=row.kek_version,
+                data_keys=row.total,
+                records=of_records.get((row.kek, row.kek_version), 0),
+            )
+            for row in data_key_counts
         ),
         active=active.id if active else None,
         active_since=active.created_at if active else None,
         retired_versions=tuple(
             RetiredVersion(kek_version=version, retired_at=datetime.fromtimestamp(at, UTC))
-            for version, at in store.list_retired_versions(connection, kek).items()
+            for version, at in sorted(
+                store.list_retired_versions(connection, kek).items(), key=lambda item: get_version_sort_key(item[0])
+            )
         ),
         unreadable=len(store.find_unreadable_data_keys(connection)),
         missing=len(records.count_orphans(connection)) if records else 0,

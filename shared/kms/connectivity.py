@@ -7,13 +7,13 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
-from shared.net.connect import ConnectError, connect
+from shared.net.connect import connect
 from shared.net.resolver import ResolvedAddress, resolve
 
 _HTTP2: Final = "h2"
@@ -77,18 +77,11 @@ async def _resolve(to: Address) -> list[ResolvedAddress]:
 async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
     try:
         return await connect(addresses)
-    except ConnectError as error:
-        raise _PhaseError(_describe_connect_errors(error.errors)) from None
-
-
-def _describe_connect_errors(errors: Mapping[Any, BaseException | None]) -> str:
-    """One sentence for all addresses: each kind of error once, with the first address that gave it."""
-    kinds: dict[str, list[Address]] = {}
-    for (host, port, *_), error in errors.items():
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
-        kinds.setdefault(why, []).append(Address(host, port))
-    told = (f"{why} ({of[0]}{f' and {len(of) - 1} more' if of[1:] else ''})" for why, of in kinds.items())
-    return f"no connection: {', '.join(told)}"
+    except OSError as error:
+        cause = os.strerror(error.errno) if error.errno else str(error)
+        first = Address(*addresses[0][1][:2])
+        others = f" and {len(addresses) - 1} more" if addresses[1:] else ""
+        raise _PhaseError(f"no connection: {cause} ({first}{others})") from None
 
 
 async def _start_tls(

@@ -1,26 +1,67 @@
-"""The port of a key management service: what a probe and a keyring need of it, in nobody's own types."""
+"""The port of a key management service: what a probe and a keyring need of it, in types of no vendor.
+
+A version of a key is named by an opaque string of 1 to `MAX_VERSION_LENGTH` printable ASCII characters. Versions are
+compared for equality only; they are ordered by their place in `KeyDescription.versions`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Final, Protocol
 
+from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
+
+MAX_VERSION_LENGTH: Final = 128
+
+
+def is_version(value: object) -> bool:
+    """Whether it can name a version of a key."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_VERSION_LENGTH:
+        return False
+    return value.isascii() and value.isprintable()
+
+
+class VersionState(StrEnum):
+    """What a version can be used for: the label `state` of `kms_key_versions`."""
+
+    USABLE = "usable"
+    """It encrypts where it is the primary version, and decrypts."""
+    DECRYPT_ONLY = "decrypt_only"
+    """It decrypts, and cannot become the primary version."""
+    DISABLED = "disabled"
+    """It can be enabled again."""
+    PENDING_DESTRUCTION = "pending_destruction"
+    """It is not usable, and can be restored until its date."""
+    DESTROYED = "destroyed"
+    """It is gone for good."""
+    NOT_READY = "not_ready"
+    """It has never encrypted anything: it is being generated or imported, or that failed."""
+    UNKNOWN = "unknown"
+    """The client does not know the state."""
+
+    @property
+    def may_have_ciphertexts(self) -> bool:
+        """Whether ciphertexts of the version may exist that can still be needed."""
+        return self not in {VersionState.DESTROYED, VersionState.NOT_READY}
 
 
 @dataclass(frozen=True, slots=True)
 class EncryptResult:
-    """An encryption whose checksums, both ways, were right."""
+    """An encryption whose checksums were correct in both directions."""
 
     ciphertext: bytes
     version: str
-    """The version that was used, by its full resource name."""
+    """The version that was used."""
     protection_level: str
     """`SOFTWARE`, `HSM`, `EXTERNAL`, …"""
+    version_number: int | None = None
+    """The number of the version, for a metric; None where the provider does not number versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecryptResult:
-    """A decryption whose checksums, both ways, were right."""
+    """A decryption whose checksums were correct in both directions."""
 
     plaintext: bytes
     is_primary: bool
@@ -32,13 +73,29 @@ class KeyVersion:
     """One version of a key."""
 
     id: str
-    state: str
-    """In the service's own words, such as `ENABLED`; one that is newer than its client is a bare number."""
+    """Opaque."""
+    state: VersionState
     protection_level: str
     destroy_at: float | None
     """Unix seconds; None where no destruction is scheduled."""
     destroyed_at: float | None = None
     """Unix seconds; None while it is not destroyed."""
+    provider_state: str = ""
+    """The state in the provider's own words, such as `ENABLED`; empty where `state` says it."""
+    display_name: str = ""
+    """For people; empty where the id is readable itself."""
+    number: int | None = None
+    """For a metric; None where the provider does not number versions."""
+
+    @property
+    def label(self) -> str:
+        """How a person is shown the version."""
+        return self.display_name or self.id
+
+    @property
+    def state_label(self) -> str:
+        """How a person is shown the state: as the provider calls it."""
+        return self.provider_state or self.state.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +103,35 @@ class KeyDescription:
     """A key and all its versions, as they were read."""
 
     primary_version: str | None
-    """Number of the version that encrypts; None where there is none."""
+    """The version that encrypts; None where there is none."""
     next_rotation_at: float | None
     """Unix seconds; None where none is planned."""
     versions: tuple[KeyVersion, ...]
+    """All of them, the oldest first."""
     call_count: int
     """How many calls this took: a long list comes in pages."""
+
+    def find_version(self, version: str | None) -> KeyVersion | None:
+        """The version of that id; None where the key has none."""
+        return next((known for known in self.versions if known.id == version), None)
+
+    def get_label(self, version: str) -> str:
+        """How a person is shown the version of that id."""
+        known = self.find_version(version)
+        return known.label if known else version
+
+    def list_older_versions(self) -> tuple[KeyVersion, ...]:
+        """Those that are older than the primary version, the oldest first; all where there is none."""
+        ids = [known.id for known in self.versions]
+        return self.versions[: ids.index(self.primary_version)] if self.primary_version in ids else self.versions
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectivityPhase:
-    """One step on the way to the service."""
+    """One phase of a connection to the service."""
 
     name: str
-    """`dns`, `tcp` or `tls`; or `proxy` alone, where one stands in the way and nothing is measured."""
+    """`dns`, `tcp` or `tls`; or `proxy` alone, where a proxy is used and nothing is measured."""
     seconds: float
     error: str | None = None
     """What went wrong, or which proxy it is, in one sentence; later phases are missing then."""
@@ -80,12 +152,20 @@ class KmsError(Exception):
 class KmsKey(Protocol):
     """One key of one service. Safe for concurrent use on one event loop."""
 
+    @property
+    def profile(self) -> KmsProfile:
+        """What is particular to the provider."""
+        ...
+
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """Encrypts under the primary version, within `timeout` seconds. Raises KmsError."""
         ...
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
-        """Decrypts under whichever version was used, within `timeout` seconds. Raises KmsError."""
+        """Decrypts under whichever version was used, within `timeout` seconds.
+
+        Raises KmsError; for other authenticated data than was encrypted with, its reason is INVALID_REQUEST.
+        """
         ...
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:
@@ -93,14 +173,14 @@ class KmsKey(Protocol):
         ...
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
-        """Those of `permissions` that IAM grants on the key, within `timeout` seconds. Raises KmsError.
+        """Those of `permissions` that the caller has on the key, within `timeout` seconds. Raises KmsError.
 
         A key that does not exist grants none.
         """
         ...
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
-        """Measures the way to the service anew, on a connection of its own, within `timeout` seconds. Never raises."""
+        """Connects to the service anew and measures each phase, within `timeout` seconds. Never raises."""
         ...
 
     async def close(self) -> None:
@@ -111,14 +191,14 @@ class KmsKey(Protocol):
 class KmsKeyAdmin(KmsKey, Protocol):
     """A key whose versions are administered, which needs more permissions than a service ever has."""
 
-    async def set_version_enabled(self, version: int, *, is_enabled: bool, timeout: float) -> KeyVersion:
-        """Enables or disables a version, within `timeout` seconds; what it is by then. Raises KmsError.
+    async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
+        """Enables or disables a version, within `timeout` seconds. Returns its new state. Raises KmsError.
 
-        Disabling takes effect within minutes, rarely hours: https://cloud.google.com/kms/docs/consistency.
+        It takes effect everywhere within `profile.propagation`.
         """
         ...
 
-    async def schedule_destruction(self, version: int, *, timeout: float) -> KeyVersion:
+    async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:
         """Has a version destroyed after the key's own delay, within `timeout` seconds. Raises KmsError.
 
         Until then it can be restored; after it, nobody can decrypt what it encrypted.

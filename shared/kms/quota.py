@@ -1,7 +1,7 @@
-"""A KMS key that is called at a pace: a rotation and a verification stay below the quota, which the services share.
+"""A KMS key whose calls stay below the provider's quota, which a rotation and a verification share with the services.
 
-Google grants a project 60,000 cryptographic requests a minute (https://cloud.google.com/kms/quotas). What is over that
-is refused to whoever comes next, such as a service that starts. Where KMS refuses all the same, everybody here waits.
+A call over the quota is refused to whoever comes next, such as a service that starts. Where the KMS refuses a call for
+its quota all the same, all callers of this key wait.
 """
 
 import asyncio
@@ -11,10 +11,6 @@ from typing import Final, TypeVar
 from shared.kms.port import DecryptResult, EncryptResult, KmsError, KmsKey
 from shared.kms.reason import Reason
 
-CALLS_PER_MINUTE: Final = 42_000
-"""While it lasts."""
-BURST_CALLS: Final = 8_000
-"""After a rest. So no minute has over 50,000, and a keyring of 2,000 data keys never waits."""
 _FIRST_PAUSE: Final = 1.0
 _SHORTEST_WAIT: Final = 0.001
 """Seconds: an event loop's clock is not finer."""
@@ -25,10 +21,11 @@ T = TypeVar("T")
 
 
 class QuotaLimitedKey:
-    """`kms`, whose `encrypt` and `decrypt` wait for their turn; all else passes through."""
+    """`kms` with calls of `encrypt` and `decrypt` spaced by the quota of its profile; all else passes through."""
 
     def __init__(self, kms: KmsKey) -> None:
         self._kms = kms
+        self.profile = kms.profile
         self._next_call_at = float("-inf")
         """When the next call is due; by the event loop's clock, as the next one."""
         self._paused_until = float("-inf")
@@ -40,7 +37,7 @@ class QuotaLimitedKey:
         )
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        """See `KmsKey`; `timeout` begins with the turn."""
+        """See `KmsKey`; `timeout` begins when the call is made."""
         return await self._call_within_quota(lambda: self._kms.encrypt(plaintext, aad, timeout=timeout))
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
@@ -50,9 +47,10 @@ class QuotaLimitedKey:
     async def _call_within_quota(self, call: Callable[[], Awaitable[T]]) -> T:
         now, pause = asyncio.get_running_loop().time, _FIRST_PAUSE
         while True:
-            apart = 60 / CALLS_PER_MINUTE
-            turn = self._next_call_at = max(self._next_call_at, now() - BURST_CALLS * apart) + apart
-            while (wait := max(turn, self._paused_until) - now()) > 0:  # noqa: ASYNC110 - a clock's state
+            spacing = 60 / self.profile.calls_per_minute
+            earliest = now() - self.profile.burst_calls * spacing
+            due = self._next_call_at = max(self._next_call_at, earliest) + spacing
+            while (wait := max(due, self._paused_until) - now()) > 0:  # noqa: ASYNC110 - a clock's state
                 await asyncio.sleep(max(wait, _SHORTEST_WAIT))
             try:
                 return await call()

@@ -1,41 +1,32 @@
-"""What a person may set of a KMS key; a new provider is one class here, one file beside it, one line in registry.py."""
+"""What the settings of every KMS key have in common, whatever the provider."""
 
-from typing import Annotated, Literal, Self
+from abc import abstractmethod
 
-from pydantic import AfterValidator, model_validator
-
-from shared.config.settings import Section, parse_address
-from shared.kms.gcp.wire_format import check_key_name
-
-
-def _parse_endpoint(value: str) -> str:
-    return str(parse_address(value))
+from shared.config.settings import Section
+from shared.kms.port import KmsKeyAdmin
+from shared.kms.profile import KmsProfile
 
 
-class GcpKeySettings(Section):
-    """A key of Google Cloud KMS."""
+class ProviderSettings(Section):
+    """The base of a provider's settings: a subclass sets `provider` to its own name, as a Literal with that default."""
 
-    provider: Literal["gcp"] = "gcp"
-    key: Annotated[str, AfterValidator(check_key_name)]
-    endpoint: Annotated[str, AfterValidator(_parse_endpoint)] | None = None
-    """HOST:PORT of an emulator or of a private endpoint; without it, Cloud KMS itself."""
-    insecure: bool = False
-    """Plaintext gRPC without credentials: for an emulator."""
-    allow_remote_insecure: bool = False
+    provider: str
+    key: str
+    """The name of the key, unique within the provider."""
 
-    @model_validator(mode="after")
-    def _refuse_remote_plaintext(self) -> Self:
-        if not self.insecure:
-            return self
-        if self.endpoint is None:
-            raise ValueError("`insecure` needs an `endpoint`: HOST:PORT of an emulator")
-        if not parse_address(self.endpoint).is_loopback and not self.allow_remote_insecure:
-            raise ValueError(
-                f"`insecure` sends plaintext to {self.endpoint}, which is not this machine; expected a loopback "
-                "endpoint, or `allow_remote_insecure: true`"
-            )
-        return self
+    @property
+    @abstractmethod
+    def profile(self) -> KmsProfile:
+        """Permissions, quotas and advice of the provider."""
 
+    @property
+    @abstractmethod
+    def service_address(self) -> str:
+        """What answers for this key: keys of one address fail together, and share a limit of concurrent probes."""
 
-KeySettings = GcpKeySettings
-"""The union of all providers' settings."""
+    @abstractmethod
+    def connect(self) -> KmsKeyAdmin:
+        """The key behind the port. Connects at the first call, so a KMS that is down never prevents a start.
+
+        Imports the provider's client library, which a configuration check does not need.
+        """

@@ -1,9 +1,10 @@
-"""The part of a command line that all servers share: their files, what they do instead of serving, the log, exit codes.
+"""What the command lines share: options of servers, --check, logs, exit codes.
 
-0 done, 1 failed, 2 wrong usage or configuration with one line for each mistake.
+0 done, 1 failed, 2 wrong usage or configuration with one line for each error.
 """
 
 import asyncio
+import io
 import json
 import resource
 import sys
@@ -17,7 +18,7 @@ import structlog
 from shared import VERSION
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import ServerSettings
-from shared.config.settings import CommandSettings, load_settings
+from shared.config.settings import Address, CommandSettings, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
 from shared.process import logs, memory
@@ -36,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServerOptions(TypedDict):
-    """What `add_server_options` hands to a command, and the command to `run_server`."""
+    """The options of `add_server_options`, as the command passes them to `run_server`."""
 
     config: Path | None
     web_config: Path | None
@@ -48,7 +49,7 @@ class ServerOptions(TypedDict):
 
 
 def add_server_options(command: Command) -> Command:
-    """Adds the options of every server to a click command, and `--version`."""
+    """Add the options of every server to a click command, and `--version`."""
     for option in (
         click.option(
             "--log.format",
@@ -86,8 +87,29 @@ def add_server_options(command: Command) -> Command:
     return command
 
 
+def parse_listen_option_or_exit(option: str, value: str, *, allow_remote_insecure: bool) -> Address:
+    """Return the address of a server that asks nobody for credentials: loopback, unless the option allows others."""
+
+    def parse(text: str) -> Address:
+        address = parse_address(text)
+        if not (address.is_loopback or allow_remote_insecure):
+            raise ValueError(
+                f"expected a loopback address such as 127.0.0.1:{address.port}, because nobody is asked for "
+                "credentials, or --allow-remote-insecure"
+            )
+        return address
+
+    return parse_option_or_exit(option, parse, value)
+
+
+def replace_unencodable_output() -> None:
+    """Print `?` instead of a character, such as ✓, that the terminal's encoding does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G) -> T:
-    """What `parse` makes of an option's value; where it raises ValueError, one line on standard error, then exit 2."""
+    """Return the parsed value of an option; on a ValueError, print one line to standard error and exit with 2."""
     try:
         return parse(value)
     except ValueError as error:
@@ -96,7 +118,7 @@ def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G) -> T:
 
 
 def load_settings_or_exit(model: type[C], config: Path | None) -> C:
-    """The settings; on mistakes, one line for each on standard error, then exit 2."""
+    """Return the settings; on errors, print one line for each to standard error and exit with 2."""
     return _exit_on_configuration_error(lambda: load_settings(model, config))
 
 
@@ -106,7 +128,7 @@ def run_server(
     options: ServerOptions,
     loop: Loop | None = None,
 ) -> None:
-    """What a server's command does when no subcommand is given.
+    """Run a server's command without a subcommand: serve, or what its options say instead.
 
     Args:
         model: the server's settings.
@@ -139,7 +161,7 @@ def run_server(
 
 
 def _raise_open_file_limit() -> None:
-    """A thousand keys are a thousand connections; systemd lets a process open 1,024 files unless it asks for more."""
+    """Allow one connection for each of thousands of keys; systemd's default is 1,024 open files."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -154,7 +176,7 @@ def _exit_on_configuration_error(read: Callable[[], T]) -> T:
 
 
 def run_until_done_or_exit(work: Awaitable[None], loop: Loop | None = None) -> None:
-    """Runs `work`; a StartError becomes one sentence on standard error and exit 1."""
+    """Run `work`; on a StartError, print its sentence to standard error and exit with 1."""
 
     async def until_done() -> None:
         await work

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
     """Start `work`, which may hang for ever, in a daemon thread of its own.
 
-    The event loop's own threads are few and shared, and the end of the process waits for them; it does not for this one.
+    The event loop's own threads are few and shared, and the end of the process waits for them, but not for this one.
 
     Args:
         name: of the thread.
@@ -101,6 +101,15 @@ async def run_concurrently(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+LARGE_BYTES: Final = 16 * 1024
+"""Bytes up to which parsing, encoding or rendering is quicker than a change of threads."""
+
+
+async def run_in_thread_if_large(size: int, work: Callable[[], T]) -> T:
+    """Run `work`, whose time grows with `size` bytes: in a thread if they are many, else on the event loop."""
+    return await asyncio.to_thread(work) if size > LARGE_BYTES else work()
 
 
 _LARGE_WORK: Final = ThreadPoolExecutor(1, "large")

@@ -1,10 +1,4 @@
-"""Logs on standard error, one line each, for our own events and for the libraries' alike: JSON, or logfmt.
-
-An exception that nobody foresaw, fit for a log: its kind and where it arose, without its text.
-
-A library puts into the text what it was given, such as the header that holds the token.
-
-"""
+"""Logs on standard error, one line for each event, of our own code and of libraries: JSON or logfmt."""
 
 import json
 import logging
@@ -23,7 +17,7 @@ _configuration: list[tuple[str, Level, Format]] = []
 
 
 def configure(service: str, level: Level = "info", line_format: Format = "json") -> None:
-    """Sends every log line of this process to standard error.
+    """Write every log line of this process to standard error.
 
     Args:
         service: the name that goes into each line, such as `relay`.
@@ -66,26 +60,19 @@ def configure(service: str, level: Level = "info", line_format: Format = "json")
 
 
 def get_configuration() -> tuple[str, Level, Format] | None:
-    """What `configure` was called with, for a process that shall log the same; None where it was not."""
+    """Return the arguments of `configure`, for a child process that logs the same way; None before it was called."""
     return _configuration[0] if _configuration else None
 
 
-def _render_logfmt(_logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict) -> str:
-    """`key=value …`; a value that a reader could take for something else is quoted, as Prometheus's loggers do."""
-    return " ".join(f"{key}={_quote_value(value)}" for key, value in event.items())
-
-
-def _quote_value(value: object) -> str:
-    text = str(value)
-    plain = text and text.isprintable() and not any(character in text for character in ' ="\\')
-    return text if plain else _escape_invisible(json.dumps(text, ensure_ascii=False))
+def _escape_values(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Escape the values before structlog's LogfmtRenderer, which leaves control characters as they are."""
+    return {key: None if value is None else _escape_invisible(str(value)) for key, value in event.items()}
 
 
 def _escape_invisible(line: str) -> str:
-    """Escapes what ends a line for some reader, turns the direction of writing, or cannot be seen.
-
-    structlog's LogfmtRenderer leaves these as they are, and json.dumps leaves DEL.
-    """
+    """Escape line ends, changes of the writing direction and invisible characters; json.dumps would leave DEL."""
     if line.isprintable():
         return line
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1].replace("\x7f", "\\u007f") for one in line)
@@ -100,11 +87,18 @@ _JSON: list[structlog.typing.Processor] = [
     structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     structlog.processors.JSONRenderer(_dump_visible_json),
 ]
-_LOGFMT: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _render_logfmt]
+_LOGFMT: list[structlog.typing.Processor] = [
+    structlog.processors.format_exc_info,
+    _escape_values,
+    structlog.processors.LogfmtRenderer(),
+]
 
 
 def describe_exception(error: BaseException) -> dict[str, object]:
-    """The fields of a log line."""
+    """Return the log fields of an unexpected exception: its type and its trace.
+
+    Its text stays out: a library may put into it what it was given, such as a header with a token.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "error": type(error).__name__,

@@ -1,4 +1,4 @@
-"""Requests to one server, bounded in time and size; what goes wrong is one sentence that holds no credential."""
+"""Requests to one server, limited in time and size; errors are one sentence without credentials."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -10,6 +10,7 @@ import aiohttp
 from yarl import URL
 
 from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.url import check_base_url
 from shared.smoke.check import CheckError
 
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
@@ -19,13 +20,13 @@ TIMEOUT_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What a server said."""
+    """A server's response."""
 
     status: int
     body: bytes
 
     def parse_json(self, source: str) -> Any:
-        """The body's JSON. Raises TroubleError, which names `source` answered."""
+        """The body's JSON. Raises CheckError, which names `source` answered."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -37,14 +38,14 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class HttpClient:
-    """One server; made by `open_client`."""
+    """A client of one server, from `open_client`."""
 
     url: URL
     session: aiohttp.ClientSession
     token: SecretFile | None
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> HttpResponse:
-        """Raises TroubleError where nothing that is HTTP comes back in time."""
+        """Raises CheckError without an HTTP response in time."""
         return await self._request("GET", path, params=params)
 
     async def put(self, path: str, body: bytes) -> HttpResponse:
@@ -78,7 +79,7 @@ class HttpClient:
         except TimeoutError:
             raise CheckError(
                 f"{shown} gives no complete answer within {self.session.timeout.total:g} s",
-                "look at its log, and whether it is overloaded",
+                "see its log, and whether it is overloaded",
             ) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise CheckError(
@@ -107,7 +108,7 @@ async def open_client(
     """A server, whose connections are closed in the end.
 
     Args:
-        url: `http://HOST:PORT`, or with a path before all that it serves; checked by `parse_base_url`.
+        url: `http://HOST:PORT`, or with a path before all that it serves; checked by `check_base_url`.
         token: sent as a bearer token.
         timeout: for one whole answer.
     """
@@ -116,15 +117,4 @@ async def open_client(
     async with aiohttp.ClientSession(
         timeout=limit, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
-        yield HttpClient(URL(parse_base_url(url)), session, token)
-
-
-def parse_base_url(text: str) -> str:
-    """A usable base address. Raises ValueError with what was expected, not with the address: it may hold a password."""
-    try:
-        url = URL(text)
-    except ValueError:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.host or url.query_string or url.fragment:
-        raise ValueError("expected http://HOST:PORT or https://HOST")
-    return text
+        yield HttpClient(URL(check_base_url(url, allow_user=True)), session, token)

@@ -104,7 +104,7 @@ def _parse_setting(value: object) -> DatabaseUrl:
 
 
 def _check_database_files(url: DatabaseUrl) -> list[Path]:
-    """The files of a database that hold secrets: itself, or the password and the key for it. Raises NamedFileError."""
+    """The files of a database that hold secrets: itself, or the password and the key for it. Raises FileCheckError."""
     if url.drivername == "sqlite":
         file = Path(url.database or "")
         check_writable_folder(file.parent)
@@ -120,7 +120,7 @@ def _check_database_files(url: DatabaseUrl) -> list[Path]:
 def _check_usable(file: Path) -> Path:
     """The file itself, not opened: the close would drop all locks of a process that serves from it (fcntl(2)).
 
-    Another process that closed it then would take its -wal away. Raises NamedFileError.
+    Another process that closed it then would take its -wal away. Raises FileCheckError.
     """
     if not os.access(file, os.R_OK | os.W_OK):
         raise FileCheckError(f"{file}: expected a file that this user may read and write")
@@ -132,6 +132,6 @@ DatabaseSetting = Annotated[
     NoDecode,  # from the environment it comes as the same text; pydantic-settings would want JSON
     PlainValidator(_parse_setting, json_schema_input_type=str),
     PlainSerializer(str),  # which shows no password
-    FileCheck(_check_database_files, "looks itself"),
+    FileCheck(_check_database_files, "checks later"),
 ]
 """Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""

@@ -31,6 +31,12 @@ _ENABLE_SYNCHRONOUS_COMMIT: Final = (
 )
 """For one transaction, so that neither a reload of the server's configuration nor a pooler, which gives the next one
 another session, changes it; all values but `off` wait."""
+_TRANSACTION_TIMEOUT: Final = "10s"
+"""Of one transaction, however busy its client looks. `psycopg` sends many rows as one pipeline; a client that stops in
+the middle of it is not idle for PostgreSQL, and no other time-out would ever release the rows that it has locked."""
+_LIMIT_TRANSACTION: Final = f", set_config('transaction_timeout', '{_TRANSACTION_TIMEOUT}', true)"
+_HAS_TRANSACTION_TIMEOUT: Final = 17
+"""PostgreSQL's first version with that setting (its release notes); an older one gets one row after the other."""
 _RETRYABLE_STATES: Final = {"40001", "40P01"}
 """Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
 _CONNECTION_DEFAULTS: Final = {
@@ -105,12 +111,21 @@ def create_postgresql_engine(
         checks_connections: whether a connection is tested before use, so that a server restart causes no error.
         create_answer_timeout: of each connection that is made.
     """
-    from shared.sql.postgresql_connection import TimeoutConnection  # noqa: PLC0415  # 0.1 s that a file does not need
+    from shared.sql.postgresql_connection import (  # noqa: PLC0415  # 0.1 s that a file does not need
+        RowByRowCursor,
+        TimeoutConnection,
+    )
 
     def connect(_dialect: object, _entry: object, _none: object, parameters: dict[str, Any]) -> "TimeoutConnection":
         connection = TimeoutConnection.connect(**(parameters | _read_password(parameters)))
         connection.answer_timeout = create_answer_timeout()
+        if connection.info.server_version < _HAS_TRANSACTION_TIMEOUT * 10_000:
+            connection.cursor_factory = RowByRowCursor
         return connection
+
+    def begin(connection: Connection) -> None:
+        limit = _LIMIT_TRANSACTION if has_transaction_timeout(connection) else ""
+        connection.exec_driver_sql(_ENABLE_SYNCHRONOUS_COMMIT + limit)
 
     asked = url.normalized_query
     ours = {"application_name": application_name, **_CONNECTION_DEFAULTS}
@@ -126,8 +141,14 @@ def create_postgresql_engine(
     )
     event.listen(engine, "do_connect", connect)
     # Whatever the server, the role or the URL say: what is answered for must outlive the server.
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_ENABLE_SYNCHRONOUS_COMMIT))
+    event.listen(engine, "begin", begin)
     return engine
+
+
+def has_transaction_timeout(connection: Connection) -> bool:
+    """Whether the server can end a transaction by its age."""
+    version = connection.dialect.server_version_info
+    return version is not None and int(version[0]) >= _HAS_TRANSACTION_TIMEOUT
 
 
 def _read_password(parameters: dict[str, Any]) -> dict[str, str]:

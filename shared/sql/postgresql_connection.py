@@ -5,10 +5,11 @@ what stands before it, takes bytes and answers nothing: a process that is stoppe
 """
 
 import time
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, cast
 
-from psycopg import Connection, OperationalError
+from psycopg import Connection, Cursor, OperationalError
+from psycopg.abc import Params, Query, QueryNoTemplate
 from psycopg.waiting import Ready
 
 from shared.sql.answer_timeout import AnswerTimeout
@@ -36,3 +37,17 @@ class TimeoutConnection(Connection[Any]):
             if ready == Ready.NONE and seconds is not None and time.monotonic() - began > seconds:
                 self.close()
                 raise OperationalError(f"PostgreSQL gave no answer within {seconds:g} s")
+
+
+class RowByRowCursor(Cursor[Any]):
+    """Executes many rows one after the other, without a pipeline: between two of them the session is idle.
+
+    So `idle_in_transaction_session_timeout` ends a transaction whose client has stopped.
+    """
+
+    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        """Executes the query for each row. `returning` is of psycopg's own, and nothing here uses it."""
+        if returning:
+            raise NotImplementedError("returning=True")
+        for params in params_seq:
+            self.execute(cast("QueryNoTemplate", query), params)  # a template has its values already

@@ -199,7 +199,7 @@ async def test_every_call_is_told_and_neither_token_nor_key_is(app: Any, admin: 
     claimed = actions[-2]["claimed_caller"]
     assert (claimed.startswith("by header\\n{"), claimed.isascii(), len(claimed)) == (True, True, 200)
     assert actions[-1]["dry_run"] is True
-    assert [line["call"] for line in logs if line["event"] == "admin call"] == ["/admin/crypto/rotations/r"]
+    assert [line["path"] for line in logs if line["event"] == "admin API call"] == ["/admin/crypto/rotations/r"]
     assert [line["endpoint"] for line in logs if line["event"] == "request refused"] == ["/admin/crypto/retire"]
     for secret in (TOKEN, lease, *(row["wrapped"] for row in rows)):
         assert secret not in str(logs)

@@ -15,7 +15,7 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.keyring import KeyUnavailableError
-from services.backend.local_key import read_or_create
+from services.backend.local_key_file import read_or_create
 from services.backend.records import CorruptRecordError, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
@@ -38,7 +38,7 @@ async def test_an_outage_of_a_running_backend_stops_neither_reads_nor_writes_and
         await backend.check()
         await backend.put("during", b"2")
         assert (await backend.get("before"), await backend.get("during")) == (b"1", b"2")
-        assert len(await backend.store.all()) == 1
+        assert len(await backend.store.list_all()) == 1
 
 
 async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_older_record_must_wait(
@@ -54,7 +54,7 @@ async def test_a_restart_in_an_outage_writes_with_a_local_key_and_says_why_an_ol
         assert await backend.get("during") == b"2"
         with pytest.raises(KeyUnavailableError, match="it is wrapped by KMS, which cannot be used"):
             await backend.get("before")
-        before, during = await backend.store.all()
+        before, during = await backend.store.list_all()
         assert (before.status, during.status, during.wrapped.kek) == (
             DataKeyStatus.RETIRED,
             DataKeyStatus.ACTIVE,
@@ -75,7 +75,7 @@ async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_k
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.check()
-        assert len(backend.keyring.unusable) == 1
+        assert len(backend.keyring.unwrap_errors) == 1
         emulator.faults.clear()
         emulator.faults.add(Fault(kind="latency", seconds=0.05))
         checking = asyncio.create_task(backend.keyring.check())
@@ -84,7 +84,7 @@ async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_k
                 await backend.get("before")
         assert backend.keyring.mode is CryptoMode.KMS
         assert await backend.get("before") == b"1"
-        assert not backend.keyring.unusable
+        assert not backend.keyring.unwrap_errors
 
 
 async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outlives_the_local_key(
@@ -94,10 +94,10 @@ async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outl
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.check()
         await backend.put("r", b"kept")
-        (local,) = await backend.store.all()
+        (local,) = await backend.store.list_all()
         emulator.faults.clear()
         await backend.check()
-        rewrapped, successor = await backend.store.all()
+        rewrapped, successor = await backend.store.list_all()
         assert backend.keyring.mode is CryptoMode.KMS
         assert (rewrapped.status, successor.status, successor.wrapped.kek) == (
             DataKeyStatus.RETIRED,
@@ -120,14 +120,14 @@ async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_bac
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.keyring.check()
         await backend.put("during", b"1")
-        copied, (row,) = read_or_create(tmp_path / "local.key", may_create=False), await backend.store.all()
+        copied, (row,) = read_or_create(tmp_path / "local.key", may_create=False), await backend.store.list_all()
         leaked = UnwrappedKey(row.id, copied.unwrap(row.wrapped.ciphertext, build_wrapping_aad(row.id)))
         during = await backend.records.find("during")
         assert decrypt_record(during, leaked) == b"1"
 
         emulator.faults.clear()
         if rewrapped_first:  # as a rotation does that begins before the next check
-            await backend.store.rewrap(row, await backend.keyring._wrapping.wrap(row.id, leaked.secret))
+            await backend.store.replace_wrap(row, await backend.keyring._wrapping.wrap(row.id, leaked.secret))
         await backend.keyring.check()
         await backend.put("after", b"2")
         after = await backend.records.find("after")
@@ -151,7 +151,7 @@ async def test_an_instance_without_kms_keeps_its_data_key_and_does_not_depose_th
         for _ in range(3):
             await one.check()
             await cut_off.keyring.check()
-        assert len(await one.store.all()) == 2
+        assert len(await one.store.list_all()) == 2
         assert (one.keyring.mode, cut_off.keyring.mode) == (CryptoMode.KMS, CryptoMode.ENV)
         await cut_off.put("r", b"kept")
         assert await one.get("r") == b"kept"
@@ -163,13 +163,13 @@ async def test_kms_that_fails_in_the_middle_of_its_return_leaves_the_local_wrap_
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.check()
-        before = await backend.store.all()
+        before = await backend.store.list_all()
         emulator.faults.clear()
         emulator.faults.add(Fault(kind="status", operation="Encrypt", probability=0.5))
         emulator.faults._random = iter([0.9, 0.1]).__next__  # the check's own call succeeds, the re-wrap's fails
         await backend.check()
         assert backend.keyring.mode is CryptoMode.ENV
-        assert await backend.store.all() == before
+        assert await backend.store.list_all() == before
 
 
 async def test_a_wrap_that_does_not_give_the_key_back_never_replaces_one_that_does(
@@ -178,13 +178,13 @@ async def test_a_wrap_that_does_not_give_the_key_back_never_replaces_one_that_do
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.check()
-        before = await backend.store.all()
+        before = await backend.store.list_all()
         emulator.faults.clear()
         emulator.faults.add(Fault(kind="wrong_plaintext", probability=0.5))
         emulator.faults._random = iter([0.9, 0.1]).__next__
         await backend.check()
         assert "plaintext_mismatch" in backend.keyring.reason
-        assert await backend.store.all() == before
+        assert await backend.store.list_all() == before
 
 
 async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_used_later(
@@ -215,7 +215,7 @@ async def test_a_restart_after_the_version_of_the_active_key_was_disabled_goes_o
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.check()
         assert backend.keyring.mode is CryptoMode.KMS
-        assert backend.keyring.active().id == (await backend.store.all())[1].id
+        assert backend.keyring.get_active_key().id == (await backend.store.list_all())[1].id
         with pytest.raises(KeyUnavailableError, match=r"key_disabled \(version 1\)"):
             await backend.get("r")
         await versions.enable(1)
@@ -231,12 +231,12 @@ async def test_a_key_under_another_kms_key_is_named_and_left_alone(
     async with open_backend(tmp_path, str(emulator.address), key=other) as backend:
         await backend.check()
         await backend.put("r", b"kept")
-        (foreign,) = await backend.store.all()
+        (foreign,) = await backend.store.list_all()
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.check()
         with pytest.raises(KeyUnavailableError, match=f"wrapped by {other}"):
             await backend.get("r")
-        assert (await backend.store.all())[0].wrapped == foreign.wrapped
+        assert (await backend.store.list_all())[0].wrapped == foreign.wrapped
 
 
 async def test_a_lost_local_key_costs_its_own_records_and_no_others(
@@ -265,8 +265,8 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
         open_backend(tmp_path, str(emulator.address)) as other,
     ):
         await asyncio.gather(one.keyring.check(), other.keyring.check())
-        assert one.keyring.active() == other.keyring.active()
-        assert [key.status for key in await one.store.all()] == [DataKeyStatus.ACTIVE]
+        assert one.keyring.get_active_key() == other.keyring.get_active_key()
+        assert [key.status for key in await one.store.list_all()] == [DataKeyStatus.ACTIVE]
 
 
 async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_data_key(
@@ -278,8 +278,8 @@ async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_d
             lambda connection: connection.execute(local_key.update().values(fingerprint=b"another one's"))
         )
         await backend.keyring.check()
-        assert await backend.store.all() == ()
-        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, False)
+        assert await backend.store.list_all() == ()
+        assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, False)
         assert "the other instances have another local key; copy their file here" in backend.keyring.reason
 
 
@@ -307,7 +307,7 @@ def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wr
                 else:
                     await backend.check()
             assert {record_id: await backend.get(record_id) for record_id in stored} == stored
-            keys = await backend.store.all()
+            keys = await backend.store.list_all()
             assert {key.wrapped.kek for key in keys} == {KEY}
             assert [key.status for key in keys].count(DataKeyStatus.ACTIVE) == 1
             assert len({key.wrapped.ciphertext for key in keys}) == len(keys)

@@ -27,8 +27,8 @@ async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.keyring.check()
-        (key,) = await backend.store.all()
-        assert (backend.keyring.mode, backend.keyring.ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
+        (key,) = await backend.store.list_all()
+        assert (backend.keyring.mode, backend.keyring.is_ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
         assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (DataKeyStatus.ACTIVE, KEY, 1)
 
 
@@ -51,9 +51,9 @@ async def test_a_start_without_kms_is_in_env_mode_with_its_reason_and_keeps_reco
     timeout = 0.3 if fault.kind == "stall" else 5.0
     async with open_backend(tmp_path, str(emulator.address), timeout=timeout) as backend:
         await backend.keyring.check()
-        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, True)
+        assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
         assert reason in backend.keyring.reason
-        (key,) = await backend.store.all()
+        (key,) = await backend.store.list_all()
         assert key.wrapped.kek == LOCAL_KEK
         await backend.put("r", b"kept")
         assert await backend.get("r") == b"kept"
@@ -114,7 +114,7 @@ async def test_each_change_of_mode_is_logged_once_with_its_reason(
                     emulator.faults.add(fault)
                 for _ in range(3):
                     await backend.keyring.check()
-        told = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode"]
+        told = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode changed"]
         assert told == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
 
 

@@ -43,10 +43,10 @@ async def test_a_record_of_a_data_key_that_another_instance_has_since_is_read_at
         await _new_dek(other)
         await other.keyring.reload()
         await other.put("r", b"by the new key")
-        assert one.keyring.active() != other.keyring.active()
+        assert one.keyring.get_active_key() != other.keyring.get_active_key()
         assert await one.get("r") == b"by the new key"
         await one.keyring.reload()
-        assert one.keyring.active() == other.keyring.active()
+        assert one.keyring.get_active_key() == other.keyring.get_active_key()
 
 
 async def test_kms_that_is_out_when_a_data_key_is_met_says_so_and_is_asked_again(
@@ -78,7 +78,7 @@ async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_
         token = (await carrier.acquire_lease("the test", 60)).token
         request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
         await carrier.rotate(request)
-        (pending,) = await backend.store.all()
+        (pending,) = await backend.store.list_all()
 
         async def holds() -> str:
             row = await backend.store._database.read(lambda connection: connection.execute(instances.select()).one())
@@ -96,7 +96,7 @@ async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_b
         await asyncio.gather(backend.keyring.check(), *(backend.keyring.reload() for _ in range(5)))
         await _new_dek(backend)
         await asyncio.gather(backend.keyring.check(), *(backend.keyring.reload() for _ in range(5)))
-        assert len(await backend.store.all()) == 2
+        assert len(await backend.store.list_all()) == 2
 
 
 async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
@@ -107,9 +107,9 @@ async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
         token = (await carrier.acquire_lease("the test", 60)).token
         await carrier.retire_version(1, token)
         await backend.check()
-        assert (backend.keyring.mode, backend.keyring.ready) == (CryptoMode.ENV, True)
-        assert [key.wrapped.kek for key in await backend.store.all()] == [LOCAL_KEK]
+        assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
+        assert [key.wrapped.kek for key in await backend.store.list_all()] == [LOCAL_KEK]
         await versions.rotate()
         await backend.check()
         assert backend.keyring.mode is CryptoMode.KMS
-        assert [key.wrapped.kek_version for key in await backend.store.all()] == [2, 2]
+        assert [key.wrapped.kek_version for key in await backend.store.list_all()] == [2, 2]

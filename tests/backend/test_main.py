@@ -186,7 +186,7 @@ async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
             health: dict[str, Any] = client.get("/healthz").json()
             process.terminate()
             assert process.wait(timeout=15) == 0
-            assert not [line for line in told if line["event"] == "crypto mode"], "the check had ended before"
+            assert not [line for line in told if line["event"] == "crypto mode changed"], "the check had ended before"
             return health
 
     health = await asyncio.to_thread(start_and_stop)

@@ -18,11 +18,11 @@ from sqlalchemy import URL, Connection, text
 from services.rotator.report import Outcome
 from services.rotator.runner import run
 from shared.config.settings import Address
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import JournalStep, RotationType
 from shared.keyring.model import build_wrapping_aad, compute_fingerprint
 from shared.keyring.tables import data_keys
 from shared.kms.gcp.client import GcpKmsKey
-from shared.kms.quota import BURST_CALLS, CALLS_PER_MINUTE
+from shared.kms.gcp.profile import GCP_PROFILE
 from tests.bench.stage import BenchError, Stage, free_port, stage
 from tests.key_versions import Versions
 from tests.rotator.rotated import KEY, Rotated, data_key_id, secret
@@ -52,8 +52,8 @@ async def rotation(disk: Path, keys: int, latency: float) -> None:
             steps = {step.step: step.seconds for step in session.steps}
     if report.outcome is not Outcome.DONE:
         raise BenchError(f"the rotation failed: {report.summary}")
-    least = max(0.0, (_CALLS * keys - BURST_CALLS) * 60 / CALLS_PER_MINUTE)
-    took = ", ".join(f"{name} {steps[name]:.1f} s" for name in ("rotate", "verify"))
+    least = max(0.0, (_CALLS * keys - GCP_PROFILE.burst_calls) * 60 / GCP_PROFILE.calls_per_minute)
+    took = ", ".join(f"{step} {steps[step]:.1f} s" for step in (JournalStep.ROTATE, JournalStep.VERIFY))
     click.echo(f"rotation       {keys} data keys, KMS answers after {latency * 1000:g} ms")
     click.echo(f"  took         {seconds:.1f} s ({took}), {_CALLS * keys / seconds * 60:,.0f} calls of KMS a minute")
     click.echo(f"  pace's least {least:.1f} s; one call after the other {_CALLS * keys * latency:.0f} s and more")

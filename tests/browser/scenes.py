@@ -15,6 +15,7 @@ from services.exporter.model import (
     ProbeResult,
 )
 from shared.backend_contract import CryptoMode
+from shared.kms.gcp.profile import VERSION_STATES
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
@@ -82,15 +83,16 @@ def _hour(history: History, target: str, until: float) -> None:
             Call(Operation.ENCRYPT, 0.018 + random.lognormvariate(-5.2, 0.5)),
             Call(Operation.DECRYPT, 0.022 + random.lognormvariate(-5.0, 0.6)),
         )
-        version = f"projects/demo/locations/global/keyRings/app/cryptoKeys/{target}/cryptoKeyVersions/3"
+        version = "3"
         history.add_probe(ProbeResult(SERVICES[target], target, NOW - ago, calls, version, "HSM"))
 
 
 def _key(history: History, target: str, lost: CanaryResult | None = None, states: dict[str, str] | None = None) -> None:
     versions = []
     for number in "123":
-        state = (states or {}).get(number, "ENABLED")
-        versions.append(KeyVersion(number, state, "HSM", NOW + 9.5 * DAY if state == "DESTROY_SCHEDULED" else None))
+        name = (states or {}).get(number, "ENABLED")
+        destroy_at = NOW + 9.5 * DAY if name == "DESTROY_SCHEDULED" else None
+        versions.append(KeyVersion(number, VERSION_STATES[name], "HSM", destroy_at, provider_state=name))
     kept = [CanaryResult(number, Call(Operation.CANARY_DECRYPT, 0.024)) for number in "12"]
     canaries = tuple(lost if lost and lost.version == canary.version else canary for canary in kept)
     history.add_inspection(

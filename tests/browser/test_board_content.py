@@ -18,7 +18,7 @@ from services.exporter.model import (
     ProbeResult,
 )
 from shared.backend_contract import CryptoMode
-from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
@@ -40,7 +40,7 @@ def fail(history: History, text: str) -> None:
             text,
             text,
             NOW - 5,
-            KeyDescription("1", None, (KeyVersion("1", text, text, NOW + 5000),), 2),
+            KeyDescription("1", None, (KeyVersion("1", VersionState.UNKNOWN, text, NOW + 5000, None, text, text),), 2),
             {text: False},
             (CanaryResult(text, call),),
             Call(Operation.DECRYPT, 0.01, failure),

@@ -16,9 +16,9 @@ from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import GcpKeySettings
 
 NAMES = ("ledger-kek", "vault-kek", "archive-kek")
 FREE = Address("127.0.0.1", 0)

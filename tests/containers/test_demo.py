@@ -117,7 +117,7 @@ async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheu
             found, missing = await scenario._Phase(seen, state, began, hops.append).wait_for_hops()  # type: ignore[arg-type]
             assert missing == []
             if state == "firing":
-                last = max(hop.seen_at for hop in found)
+                last = max(hop.at for hop in found)
                 say.append(f"from `compose up` to the page on the third channel: {last - demo.began:.0f} s")
                 await asyncio.to_thread(demo.restart, "relay", "prometheus")
         told = await seen.get_json("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")

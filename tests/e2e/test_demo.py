@@ -62,7 +62,7 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert scenario.ALERT in held
     assert "Watchdog" not in held, "the heartbeat arrives, and nobody is told of it"
     assert _children() - before == set()
-    assert sorted(told, key=lambda h: h.seen_at) == sorted(hops, key=lambda h: h.seen_at)
+    assert sorted(told, key=lambda h: h.at) == sorted(hops, key=lambda h: h.at)
 
     page = [hop.name for hop in hops if hop.state == "firing"]
     assert page[0] == "fault"

@@ -19,8 +19,9 @@ from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TIMEOUT = 1.0
@@ -54,7 +55,7 @@ class Probed:
 async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterator[Probed]:
     """`changed`: other arguments for CoalescedProbe."""
     async with run_emulator(keys=[KEY]) as emulator:
-        key = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+        key = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
         observed: list[ProbeResult] = []
         arguments: dict[str, Any] = {
             "probe": Prober("backend", "ledger-kek", key, TIMEOUT).probe,
@@ -62,6 +63,7 @@ async def probed(admin: TokenFile | None = None, **changed: Any) -> AsyncIterato
             "add_result": observed.append,
             "semaphore": asyncio.Semaphore(16),
             "min_interval": 1.0,
+            "profile": GCP_PROFILE,
         }
         demand = CoalescedProbe("backend", "ledger-kek", **(arguments | changed))
         access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])

@@ -11,9 +11,10 @@ from services.exporter.app import run_exporter
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 INTERVAL = 1.0
@@ -48,7 +49,8 @@ class Scrape:
 
 
 def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
-    return Target(name=name, service="backend", key=KEY, endpoint=str(emulator.address), insecure=True)
+    kms = GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True)
+    return Target(name=name, service="backend", kms=kms)
 
 
 def configured(
@@ -59,7 +61,9 @@ def configured(
 
 
 @asynccontextmanager
-async def scraped(settings: Settings, connect: Callable[[KeySettings], KmsKey] = connect_key) -> AsyncIterator[Scrape]:
+async def scraped(
+    settings: Settings, connect: Callable[[ProviderSettings], KmsKey] = connect_key
+) -> AsyncIterator[Scrape]:
     async with (
         run_exporter(settings, connect=connect) as application,
         serve(application, FREE) as address,

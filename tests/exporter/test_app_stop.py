@@ -16,6 +16,7 @@ from services.exporter.app import run_exporter
 from services.exporter.config import Backend, ProbeSettings, Settings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
+from shared.kms.gcp.settings import GcpKeySettings
 from tests.connections import connections
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -31,9 +32,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     target = Target(
         name="ledger-kek",
         service="backend",
-        key=KEY,
-        endpoint=str(emulator.address),
-        insecure=True,
+        kms=GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True),
         canary_dir=tmp_path,
     )
     settings = Settings(

@@ -28,9 +28,11 @@ from services.exporter.web.board import (
     sort_canaries,
     sort_versions,
 )
-from services.exporter.web.findings import PERMANENT_CANARY_REASONS, HealthStatus
+from services.exporter.web.findings import HealthStatus
 from shared.backend_contract import CryptoMode
-from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
+from shared.kms.profile import GENERIC_ADVICE, GENERIC_PROFILE
 from shared.kms.reason import Reason
 
 NOW: Final = 10_000.0
@@ -48,6 +50,7 @@ class Key:
     def __init__(self) -> None:
         self.history = History(clock=lambda: NOW)
         self.history.configure([("ledger", "ledger-kek")], ["ledger"])
+        self.history.set_profiles({"ledger-kek": GCP_PROFILE})
         self.record = self.history.targets["ledger-kek"]
 
     def probe(self, call: Call = WELL, *, way: tuple[ConnectivityPhase, ...] = (), level: str | None = None) -> "Key":
@@ -73,6 +76,10 @@ class Key:
         return build_card(self.record, now, MAX_AGE)
 
 
+def advice(reason: Reason) -> findings.Advice:
+    return findings.Advice(GCP_PROFILE.advise(reason), reason)
+
+
 def told(shown: Card) -> list[tuple[HealthStatus, str, str]]:
     return [(finding.status, finding.title, finding.text) for finding in shown.findings]
 
@@ -82,7 +89,7 @@ def lost(version: str, reason: Reason) -> CanaryResult:
 
 
 def version(number: int, destroy_at: float | None = None) -> KeyVersion:
-    state = "ENABLED" if destroy_at is None else "DESTROY_SCHEDULED"
+    state = VersionState.USABLE if destroy_at is None else VersionState.PENDING_DESTRUCTION
     return KeyVersion(str(number), state, "HSM", destroy_at)
 
 
@@ -98,7 +105,7 @@ def test_a_right_round_trip_is_well() -> None:
 def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     shown = Key().fails(reason).head()
     assert told(shown) == [(HealthStatus.FAILING, f"{reason} at encrypt", "said")]
-    assert shown.findings[0].advice is findings.REASON_ADVICE[reason]
+    assert shown.findings[0].advice == advice(reason)
     assert shown.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
@@ -121,8 +128,8 @@ def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not
         .head()
         .findings
     )
-    assert whole.connectivity == "The network is well (DNS 2 ms, TCP 4 ms, TLS 30 ms): it is KMS that does not answer."
-    assert whole.advice is findings.REASON_ADVICE[Reason.UNAVAILABLE]
+    assert whole.connectivity == "The network works (DNS 2 ms, TCP 4 ms, TLS 30 ms): it is KMS that does not answer."
+    assert whole.advice == advice(Reason.UNAVAILABLE)
     (measured,) = Key().fails(Reason.UNAVAILABLE).head().findings
     assert measured.connectivity is None
 
@@ -132,7 +139,7 @@ def test_behind_a_proxy_nobody_is_blamed() -> None:
         Key().fails(Reason.TIMEOUT, ConnectivityPhase("proxy", 0.0, "it leads through proxy:3128")).head().findings
     )
     assert found.connectivity == "Not known whether it is the network or KMS: it leads through proxy:3128"
-    assert found.advice is findings.REASON_ADVICE[Reason.TIMEOUT]
+    assert found.advice == advice(Reason.TIMEOUT)
 
 
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:
@@ -152,9 +159,9 @@ def test_lost_canaries_are_one_finding_for_each_reason() -> None:
     ]
     assert [finding.advice for finding in shown.findings] == [
         findings.CANARY_LOST_ADVICE,
-        findings.REASON_ADVICE[Reason.UNAVAILABLE],
+        advice(Reason.UNAVAILABLE),
     ]
-    assert shown.since_label == "round trips right since"
+    assert shown.since_label == "round trips succeed since"
 
 
 def test_a_wrong_aad_that_is_not_refused_is_a_failure() -> None:
@@ -183,11 +190,11 @@ def test_missing_permissions_an_overdue_rotation_and_what_could_not_be_read_need
         .head()
     )
     assert told(shown) == [
-        (HealthStatus.DEGRADED, "permission missing", "IAM does not grant a.use."),
+        (HealthStatus.DEGRADED, "permission missing", "The account lacks a.use."),
         (
             HealthStatus.DEGRADED,
             "rotation overdue",
-            "The key was to be rotated at 1970-01-01 02:46:39 UTC; gcloud kms keys describe shows its plan.",
+            "The key was to be rotated at 1970-01-01 02:46:39 UTC; gcloud kms keys describe shows its schedule.",
         ),
         (HealthStatus.DEGRADED, "not all could be read or kept", "one; two"),
     ]
@@ -232,11 +239,11 @@ def test_no_sentence_is_endless() -> None:
 
 
 def test_the_lists_begin_with_what_is_wrong_then_with_the_newest() -> None:
-    described = KeyDescription("11", None, tuple(version(n, 5.0 if n == 3 else None) for n in (2, 3, 11)), 2)
+    described = KeyDescription("11", None, tuple(version(n, 5.0 if n == 3 else None) for n in (1, 2, 3, 10, 11)), 2)
     kept = (CanaryResult("2", WELL), lost("1", Reason.TIMEOUT), CanaryResult("10", WELL))
     key = Key().read(described, kept=kept)
     assert key.record.inspection
-    assert [known.id for known in sort_versions(key.record.inspection)] == ["3", "11", "2"]
+    assert [known.id for known in sort_versions(key.record.inspection)] == ["3", "11", "10", "2", "1"]
     assert [known.version for known in sort_canaries(key.record.inspection)] == ["1", "10", "2"]
 
 
@@ -272,20 +279,18 @@ def test_a_right_round_trip_that_is_too_long_ago_is_no_success() -> None:
 
 def test_advice_about_a_role_or_credentials_holds_for_those_that_never_were() -> None:
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
-    of_credentials = [findings.PERMISSION_ADVICE, *(findings.REASON_ADVICE[reason] for reason in reasons)]
-    assert [advised for advised in of_credentials if "again" in advised.text] == []
+    texts = [profile.advise(reason) for profile in (GCP_PROFILE, GENERIC_PROFILE) for reason in reasons]
+    assert [text for text in (*texts, GCP_PROFILE.permission_advice) if "again" in text] == []
 
 
 def advices() -> set[findings.Advice]:
-    return {value for value in vars(findings).values() if isinstance(value, findings.Advice)} | {
-        *findings.REASON_ADVICE.values()
-    }
+    return {value for value in vars(findings).values() if isinstance(value, findings.Advice)} | {*map(advice, Reason)}
 
 
 def test_every_section_that_is_named_stands_in_the_runbook() -> None:
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-    assert set(findings.REASON_ADVICE) == set(Reason)
+    assert set(GENERIC_ADVICE) == set(Reason)
     assert len(advices()) > len(Reason) + 5
     for advised in advices():
         assert anchors.count(advised.anchor) == 1  # GitHub gives the second of two equal headings another anchor
@@ -294,4 +299,4 @@ def test_every_section_that_is_named_stands_in_the_runbook() -> None:
 def test_what_is_lost_for_the_board_is_lost_for_the_alert() -> None:
     rules = (ROOT / "ops/prometheus/rules/keys.yml").read_text(encoding="utf-8")
     (reasons,) = re.findall(r'kms_canary_success\{\s*reason=~"([a-z_|]+)"', rules)
-    assert set(reasons.split("|")) == PERMANENT_CANARY_REASONS
+    assert set(reasons.split("|")) == {reason for reason in Reason if reason.concerns_data}

@@ -23,7 +23,7 @@ from services.exporter.web.board import MAX_LISTED_VERSIONS
 from services.exporter.web.pages import Pages
 from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.http.server import create_application, create_registry
-from shared.kms.port import KeyDescription, KeyVersion
+from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
 NOW: Final = 1_768_469_400.0
@@ -60,16 +60,16 @@ def look(
 
 async def test_versions_have_their_state_and_their_dates(history: History) -> None:
     versions = (
-        KeyVersion("1", "DESTROYED", "SOFTWARE", None, NOW - 3 * 86_400),
-        KeyVersion("2", "DESTROY_SCHEDULED", "HSM", NOW + 5 * 86_400),
-        KeyVersion("3", "ENABLED", "HSM", None),
+        KeyVersion("1", VersionState.DESTROYED, "SOFTWARE", None, NOW - 3 * 86_400),
+        KeyVersion("2", VersionState.PENDING_DESTRUCTION, "HSM", NOW + 5 * 86_400),
+        KeyVersion("3", VersionState.USABLE, "HSM", None),
     )
     history.add_inspection(look(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
     shown = await text(history)
     assert "|As read|20 s ago|." in shown
-    assert "|2|DESTROY_SCHEDULED|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in shown
-    assert "|3|primary|ENABLED|HSM|-|" in shown
-    assert "|1|DESTROYED|SOFTWARE|2026-01-12 09:30:00 UTC (|3 days ago|)|" in shown
+    assert "|2|pending destruction|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in shown
+    assert "|3|primary|usable|HSM|-|" in shown
+    assert "|1|destroyed|SOFTWARE|2026-01-12 09:30:00 UTC (|3 days ago|)|" in shown
     assert "|Next rotation|in 50 days|" in shown
     assert "|Primary version|3|" in shown
     assert "|Protection|HSM|" in shown
@@ -80,7 +80,7 @@ async def test_a_key_without_plan_and_primary_version_says_so(history: History) 
     shown = await text(history)
     assert "|Next rotation|not planned|" in shown
     assert "|Primary version|none|" in shown
-    assert "|Permissions|could not be read|" in shown
+    assert "|Permissions|not known|" in shown
     assert "|Canaries|none kept|" in shown
 
 
@@ -108,13 +108,13 @@ async def test_versions_that_no_canary_watches_are_named_without_a_reproach(hist
 
 async def test_long_lists_are_cut_and_say_so(history: History) -> None:
     numbers = [str(n) for n in range(1, MAX_LISTED_VERSIONS + 4)]
-    versions = tuple(KeyVersion(number, "ENABLED", "HSM", None) for number in numbers)
+    versions = tuple(KeyVersion(number, VersionState.USABLE, "HSM", None) for number in numbers)
     history.add_inspection(
         look(KeyDescription("1", None, versions, 2), canaries=tuple(CanaryResult(number, WELL) for number in numbers))
     )
     shown = await text(history)
     assert shown.count("|and 3 older ones|") == 2
-    assert shown.count("|ENABLED|") == MAX_LISTED_VERSIONS
+    assert shown.count("|usable|") == MAX_LISTED_VERSIONS
     assert shown.count("decrypted in") == MAX_LISTED_VERSIONS
 
 

@@ -100,7 +100,7 @@ async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
 
 @pytest.mark.parametrize(
     "no_canary",
-    [replace(ONE, version=version) for version in ("", "x", "-1", "1" * 20, "\u0661")]
+    [replace(ONE, version=version) for version in ("", "x" * 129, "a\nb", "\u202e1")]
     + [replace(ONE, plaintext_sha256=b"short")],
 )
 async def test_a_canary_that_no_exporter_wrote_is_not_taken_for_one(tmp_path: Path, no_canary: Canary) -> None:

@@ -40,7 +40,9 @@ def test_the_example_of_the_contract_is_valid(tmp_path: Path) -> None:
     read = settings(tmp_path, CONTRACT)
     assert read.listen == Address("127.0.0.1", 9911)
     assert (read.probe.interval, read.probe.timeout, read.probe.concurrency) == (30, 5, 16)
-    assert [(target.name, target.service, target.key) for target in read.targets] == [("ledger-kek", "backend", KEY)]
+    assert [(target.name, target.service, target.kms.key) for target in read.targets] == [
+        ("ledger-kek", "backend", KEY)
+    ]
     assert read.backends[0].metrics_url == "http://127.0.0.1:8000/metrics"
 
 
@@ -102,15 +104,15 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         ),
         (
             CONTRACT.replace("http://127.0.0.1:8000/healthz", "ftp://127.0.0.1/"),
-            "backends.0.health_url: expected an http:// or https:// URL",
+            "backends.0.health_url: expected an http:// or https:// URL without spaces and line breaks",
         ),
         (
             CONTRACT.replace("http://127.0.0.1:8000/metrics", "127.0.0.1:8000/metrics"),
-            "backends.0.metrics_url: expected an http:// or https:// URL",
+            "backends.0.metrics_url: expected an http:// or https:// URL without spaces and line breaks",
         ),
         (
             CONTRACT.replace("8000/healthz", "99999/healthz"),
-            "backends.0.health_url: Port out of range 0-65535",
+            "backends.0.health_url: expected an http:// or https:// URL without spaces and line breaks",
         ),
         (
             CONTRACT.replace("127.0.0.1:9010", "kms.example.org:443"),
@@ -133,7 +135,7 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         ),
         (
             CONTRACT.replace("http://127.0.0.1:8000/healthz", '"http://127.0.0.1:8000/\\nhealthz"'),
-            "backends.0.health_url: expected a URL without spaces and line breaks",
+            "backends.0.health_url: expected an http:// or https:// URL without spaces and line breaks",
         ),
         (
             CONTRACT.replace("127.0.0.1:8000/metrics", "localhost:8000/metrics") + "    resolve: all\n",

@@ -17,6 +17,7 @@ from services.exporter.model import Operation, ProbeResult
 from services.exporter.results import Results
 from shared.config.settings import Address
 from shared.http.server import bind_socket
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.reason import Reason
 from tests.exporter.scraped import FREE, scraped
 from tests.faults import summary
@@ -141,7 +142,12 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
 ) -> None:
     """All at once, each at a key of its own: so none of them spoils the others."""
     targets = tuple(
-        Target(name=row.name, service="backend", key=row.key, endpoint=str(kms.address), insecure=True) for row in ROWS
+        Target(
+            name=row.name,
+            service="backend",
+            kms=GcpKeySettings(key=row.key, endpoint=str(kms.address), insecure=True),
+        )
+        for row in ROWS
     )
     probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT, concurrency=len(ROWS))
     async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
@@ -203,7 +209,8 @@ async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there
     key = f"{RING}/ledger"
     with bind_socket(Address("127.0.0.1", 0)) as free:
         address = Address(*free.getsockname()[:2])
-    target = Target(name="ledger-kek", service="backend", key=key, endpoint=str(address), insecure=True)
+    settings = GcpKeySettings(key=key, endpoint=str(address), insecure=True)
+    target = Target(name="ledger-kek", service="backend", kms=settings)
     probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT)
     async with AsyncExitStack() as stack:
         scrape = await stack.enter_async_context(scraped(Settings(listen=FREE, probe=probe, targets=(target,))))

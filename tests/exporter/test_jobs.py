@@ -145,7 +145,7 @@ async def test_a_target_that_has_another_key_now_is_looked_at_first() -> None:
     kms, record = Kms(), Results()
     async with watched(kms, named("one"), named("two"), record=record):
         await asyncio.sleep(5)
-    other = named("two").model_copy(update={"key": named("other").key})
+    other = named("two").model_copy(update={"kms": named("other").kms})
     async with watched(kms, named("one"), other, record=record):
         await asyncio.sleep(0.5)
     assert len(kms.times("describe", "other")) == 1

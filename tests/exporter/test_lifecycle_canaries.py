@@ -14,7 +14,7 @@ from services.exporter.model import KeyInspection, Operation
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import DESTROYED_CANARY_MAX_AGE, MAX_CONCURRENT_DECRYPTIONS, KeyInspector
 from shared.kms.gcp.client import GcpKmsKey
-from shared.kms.port import DecryptResult
+from shared.kms.port import DecryptResult, VersionState
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -121,7 +121,7 @@ async def test_a_destruction_is_told_from_its_scheduling_until_a_day_after_it_ha
     for _ in range(2):
         snapshot = await lifecycle.inspect()
         assert snapshot.description is not None
-        assert snapshot.description.versions[0].state == "DESTROYED"
+        assert snapshot.description.versions[0].state is VersionState.DESTROYED
         assert found(snapshot) == {"1": Reason.KEY_DESTROYED}
 
 

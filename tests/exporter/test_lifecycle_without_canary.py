@@ -15,9 +15,9 @@ from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
 from services.exporter.probes.key_inspection import KeyInspector
 from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KeyDescription, KmsKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
 from tests.exporter.scraped import KEY
 
 Start = Callable[[], KeyInspector]
@@ -26,7 +26,7 @@ DAY = 86400.0
 
 @pytest.fixture
 async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
-    provider = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
     yield provider
     await provider.close()
 

@@ -19,7 +19,7 @@ from services.exporter.model import (
     ProbeResult,
 )
 from shared.backend_contract import KEYRING_METRIC_LABELS, CryptoMode
-from shared.kms.port import KeyDescription, KeyVersion
+from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference.md"
@@ -62,7 +62,7 @@ def families() -> dict[str, Metric]:
     keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
     metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
-    key = KeyDescription("1", 5.0, (KeyVersion("1", "ENABLED", "HSM", 5.0),), 1)
+    key = KeyDescription("1", 5.0, (KeyVersion("1", VersionState.USABLE, "HSM", 5.0, number=1),), 1)
     canary = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "because")))
     wrong_aad = Call(Operation.DECRYPT, 0.1)
     seen = (key, {"p": True}, (canary,), wrong_aad, {KeyRead.GET_KEY: 1})

@@ -6,24 +6,20 @@ import pytest
 
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation
-from shared.kms.port import KeyDescription, KeyVersion
+from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
 KEY = KeyDescription(
     primary_version="3",
     next_rotation_at=1_800_000_000.0,
     versions=(
-        KeyVersion("1", "DESTROYED", "SOFTWARE", None),
-        KeyVersion("2", "DESTROY_SCHEDULED", "SOFTWARE", 1_750_000_000.0),
-        KeyVersion("3", "ENABLED", "HSM", None),
-        KeyVersion("4", "ENABLED", "HSM", None),
+        KeyVersion("1", VersionState.DESTROYED, "SOFTWARE", None),
+        KeyVersion("2", VersionState.PENDING_DESTRUCTION, "SOFTWARE", 1_750_000_000.0),
+        KeyVersion("3", VersionState.USABLE, "HSM", None, number=3),
+        KeyVersion("4", VersionState.USABLE, "HSM", None),
     ),
     call_count=2,
 )
-ALL_STATES_OF_CLOUD_KMS = {
-    "PENDING_GENERATION", "ENABLED", "DISABLED", "DESTROYED", "DESTROY_SCHEDULED", "PENDING_IMPORT", "IMPORT_FAILED",
-    "GENERATION_FAILED", "PENDING_EXTERNAL_DESTRUCTION", "EXTERNAL_DESTRUCTION_FAILED",
-}  # fmt: skip
 ENCRYPT, DECRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt", "cloudkms.cryptoKeyVersions.useToDecrypt"
 WHOLE = KeyInspection(
     "backend",
@@ -67,36 +63,31 @@ def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
 
 def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
-    counted = {"DESTROYED": 1, "DESTROY_SCHEDULED": 1, "ENABLED": 2}
-    assert shown(metrics, "kms_key_versions", "state") == dict.fromkeys(ALL_STATES_OF_CLOUD_KMS, 0) | counted
+    counted = {"destroyed": 1, "pending_destruction": 1, "usable": 2}
+    absent = {"decrypt_only": 0, "disabled": 0, "not_ready": 0, "unknown": 0}
+    assert shown(metrics, "kms_key_versions", "state") == counted | absent
 
 
-def test_the_known_states_are_those_of_googles_own_client() -> None:
-    from google.cloud.kms_v1 import CryptoKeyVersion
-
-    from services.exporter.metrics.targets import VERSION_STATES
-
-    states = set(CryptoKeyVersion.CryptoKeyVersionState.__members__)
-    assert states - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"} == set(VERSION_STATES) == ALL_STATES_OF_CLOUD_KMS
-
-
-def test_a_state_that_is_newer_than_we_are_is_shown_as_it_is_called(metrics: ExporterMetrics) -> None:
-    new = KeyVersion("5", "17", "HSM", None)
-    metrics.add_inspection(replace(WHOLE, description=replace(KEY, versions=(*KEY.versions, new))))
-    assert shown(metrics, "kms_key_versions", "state")["17"] == 1
+def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(WHOLE)
+    assert shown(metrics, "kms_key_primary_version_info", "version") == {"3": 1}
+    autumn = KeyVersion("autumn", VersionState.USABLE, "HSM", None)
+    metrics.add_inspection(replace(WHOLE, description=KeyDescription("autumn", None, (autumn,), 1)))
+    assert shown(metrics, "kms_key_primary_version_info", "version") == {"autumn": 1}
+    assert shown(metrics, "kms_key_primary_version") == {}
 
 
 def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
     restored = tuple(replace(version, destroy_at=None) for version in KEY.versions)
     metrics.add_inspection(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
-    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission", "kms_key_problems"}
+    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission", "kms_key_inspection_problems"}
 
 
 def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
     metrics.add_inspection(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
-    assert keys_families(metrics) == {"kms_key_permission", "kms_key_problems"}
+    assert keys_families(metrics) == {"kms_key_permission", "kms_key_inspection_problems"}
     metrics.add_inspection(replace(WHOLE, permissions=None))
     assert "kms_key_permission" not in keys_families(metrics)
 
@@ -176,13 +167,13 @@ def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
 
 
 def test_what_was_wrong_at_the_last_look_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
-    assert shown(metrics, "kms_key_problems") == {}
+    assert shown(metrics, "kms_key_inspection_problems") == {}
     metrics.add_inspection(
         replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted"))
     )
-    assert shown(metrics, "kms_key_problems") == {"": 2}
+    assert shown(metrics, "kms_key_inspection_problems") == {"": 2}
     metrics.add_inspection(WHOLE)
-    assert shown(metrics, "kms_key_problems") == {"": 0}
+    assert shown(metrics, "kms_key_inspection_problems") == {"": 0}
 
 
 def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:

@@ -9,10 +9,10 @@ from ops.kms_emulator.faults import Fault
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.probes.round_trip import Prober
 from shared.config.secret_file import TokenFile
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
 from tests.exporter.probed import KEY, probed
 
 STEPS = "?target=ledger-kek&debug=true"
@@ -37,12 +37,12 @@ async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too()
     steps = lines(answer.body)
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.body.startswith("Probe of ledger-kek, service backend\n")
-    assert "right: plaintext and AAD arrived by their CRC32C" in steps["encrypt"]
+    assert "ok: the checksums of plaintext, AAD and ciphertext match" in steps["encrypt"]
     assert "is the one that was encrypted" in steps["decrypt"]
-    assert "right" in steps["dns"]
-    assert "right" in steps["tcp"]
+    assert "ok" in steps["dns"]
+    assert "ok" in steps["tcp"]
     assert f"{page.observed[0].calls[0].seconds:.4f} s" in steps["first call"]
-    assert f"key version that encrypted: {KEY}/cryptoKeyVersions/1" in answer.body
+    assert "key version that encrypted: 1\n" in answer.body
     assert "protection level: SOFTWARE" in answer.body
     metrics = {
         s.name: s.value for family in text(answer.body.partition("What a scrape gets:\n")[2]) for s in family.samples
@@ -71,9 +71,9 @@ async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
         page.emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", message="try again later"))
         of_kms = (await page.get(STEPS)).body
     assert "unavailable: try again later" in lines(of_kms)["encrypt"]
-    assert "The network is well" in of_kms
+    assert "The network works" in of_kms
     assert "Look at https://status.cloud.google.com" in of_kms
-    key = connect_key(KeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))  # where nobody listens
+    key = connect_key(GcpKeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))  # where nobody listens
     async with probed(probe=Prober("backend", "ledger-kek", key, 0.5).probe) as page:
         of_the_network = (await page.get(STEPS)).body
     await key.close()

@@ -45,7 +45,7 @@ class Slow(GcpKmsKey):
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
         await _bounded(self._encrypt, timeout)
-        return EncryptResult(plaintext, f"{KEY}/cryptoKeyVersions/1", "SOFTWARE")
+        return EncryptResult(plaintext, "1", "SOFTWARE")
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
         await _bounded(self._decrypt, timeout)

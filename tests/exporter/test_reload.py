@@ -8,9 +8,10 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import run_exporter
 from shared.http.server import StartError, serve
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 from tests.exporter.scraped import FREE, KEY, Scrape, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -82,13 +83,13 @@ async def test_after_a_reload_no_target_is_probed_by_two(emulator: Emulator, unt
 async def test_where_the_new_configuration_cannot_be_watched_the_old_one_is_again(
     emulator: Emulator, until: Until
 ) -> None:
-    def connecting(key: KeySettings) -> KmsKey:
+    def connecting(key: ProviderSettings) -> KmsKey:
         if key.key != KEY:
             raise StartError("this key cannot be connected")
         return connect_key(key)
 
     settings = configured(targets=(target(emulator),))
-    other = target(emulator, "other").model_copy(update={"key": f"{KEY}-other"})
+    other = target(emulator, "other").model_copy(update={"kms": GcpKeySettings(key=f"{KEY}-other")})
     async with (
         run_exporter(settings, connect=connecting) as app,
         serve(app, FREE) as address,

@@ -15,7 +15,7 @@ from services.exporter.results import Results
 from shared.http.server import StartError
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 from tests.exporter.scraped import KEY, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
@@ -98,7 +98,7 @@ async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator
 
 
 async def test_a_reload_that_fails_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
-    def refused(_key: KeySettings) -> KmsKey:
+    def refused(_key: ProviderSettings) -> KmsKey:
         raise StartError("this key cannot be connected")
 
     record, missing = Results(), tmp_path / "missing"

@@ -88,7 +88,7 @@ def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
         ("backend can be read only in part", True),
         ("backend can be read again", True),
     ]
-    assert logs[0]["problems"] == ("health check: refused",)
+    assert logs[0]["error"] == "health check: refused"
 
 
 def test_replicas_are_told_apart_and_one_that_is_gone_is_forgotten() -> None:
@@ -124,9 +124,9 @@ def test_a_look_at_a_key_is_told_of_when_it_finds_something_else() -> None:
         changes.log_inspection(look("the key cannot be read: unavailable: connection 2 refused"))
         changes.log_inspection(look(canary=disabled, wrong_aad=accepted))
         changes.log_inspection(look())
-    assert [line.get("problems") for line in logs] == [
-        ("the key cannot be read: unavailable: connection 1 refused", "IAM does not grant cloudkms.cryptoKeys.get"),
-        ("what version 3 encrypted cannot be decrypted: key_disabled", accepted.detail),
+    assert [line.get("error") for line in logs] == [
+        "the key cannot be read: unavailable: connection 1 refused; permission missing: cloudkms.cryptoKeys.get",
+        f"what version 3 encrypted cannot be decrypted: key_disabled; {accepted.detail}",
         None,
     ]
     assert logs[-1]["event"] == "key inspection finds no problems any more"

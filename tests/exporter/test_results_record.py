@@ -6,7 +6,7 @@ from services.exporter.config import Backend
 from services.exporter.model import BackendState, Call, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode
-from shared.kms.port import KeyDescription
+from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from tests.exporter.scraped import configured
 from tests.exporter.watched import named
 
@@ -44,7 +44,7 @@ def test_a_target_that_has_another_key_is_a_new_one_and_one_that_has_the_same_go
     record, ledger = Results(), named("ledger")
     record.configure(configured(targets=(ledger,)))
     record.add_probe(ProbeResult("backend", "ledger", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
-    key = KeyDescription("7", None, (), 2)
+    key = KeyDescription("7", None, (KeyVersion("7", VersionState.USABLE, "HSM", None, number=7),), 2)
     record.add_inspection(KeyInspection("backend", "ledger", 1.0, key, None, (), None, {}))
 
     def known() -> tuple[list[float], list[float], bool]:
@@ -55,5 +55,6 @@ def test_a_target_that_has_another_key_is_a_new_one_and_one_that_has_the_same_go
 
     record.configure(configured(targets=(ledger, named("other"))))
     assert known() == ([7], [1, 0], True)
-    record.configure(configured(targets=(ledger.model_copy(update={"key": f"{ledger.key}-2"}),)))
+    other_key = ledger.kms.model_copy(update={"key": f"{ledger.kms.key}-2"})
+    record.configure(configured(targets=(ledger.model_copy(update={"kms": other_key}),)))
     assert known() == ([], [0], False)

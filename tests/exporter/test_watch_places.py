@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from services.exporter.probes.coalescing import CoalescedProbe
 from services.exporter.probes.key_inspection import compute_interval
 from services.exporter.web import probe_endpoint
+from shared.kms.gcp.profile import GCP_PROFILE
 from tests.exporter.watched import Kms, named, watched
 
 pytestmark = pytest.mark.looptime
@@ -37,7 +38,7 @@ async def test_a_key_of_another_endpoint_is_probed_and_looked_at_as_if_nothing_h
         assert all(later - earlier <= 33.1 for earlier, later in pairwise(scheduled))
         looks = kms.times("describe", "good")
         assert len(looks) >= 3
-        assert all(later - earlier <= 1.11 * compute_interval(201) for earlier, later in pairwise(looks))
+        assert all(later - earlier <= 1.11 * compute_interval(201, GCP_PROFILE) for earlier, later in pairwise(looks))
 
 
 async def test_one_endpoint_is_at_no_more_than_its_places() -> None:

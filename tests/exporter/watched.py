@@ -9,9 +9,11 @@ from random import Random
 from services.exporter.config import ProbeSettings, Settings, Target
 from services.exporter.jobs import RunningJobs, start_jobs
 from services.exporter.results import Results
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KmsError
+from shared.kms.profile import GENERIC_PROFILE
 from shared.kms.reason import Reason
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 from tests.exporter.scraped import FREE
 
 RING = "projects/demo/locations/global/keyRings/app/cryptoKeys"
@@ -30,7 +32,7 @@ class Kms:
         self.asked: defaultdict[str, list[float]] = defaultdict(list)
         """When each `encrypt` and `describe` began, by `operation key`."""
 
-    def connect(self, settings: KeySettings) -> "Key":
+    def connect(self, settings: ProviderSettings) -> "Key":
         return Key(self, settings)
 
     def times(self, operation: str, name: str) -> list[float]:
@@ -40,13 +42,15 @@ class Kms:
 class Key:
     """One connection to a key."""
 
-    def __init__(self, kms: Kms, settings: KeySettings) -> None:
+    profile = GENERIC_PROFILE
+
+    def __init__(self, kms: Kms, settings: ProviderSettings) -> None:
         self._kms = kms
         self._settings = settings
 
     async def _called(self, operation: str, timeout: float) -> None:
         self._kms.asked[f"{operation} {self._settings.key}"].append(asyncio.get_running_loop().time())
-        if self._settings.endpoint in self._kms.stalled:
+        if self._settings.service_address in self._kms.stalled:
             await asyncio.sleep(timeout)
             raise KmsError(Reason.TIMEOUT, "stalled")
         await asyncio.sleep(self._kms.slow)
@@ -55,7 +59,7 @@ class Key:
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
         await self._called("encrypt", timeout)
-        return EncryptResult(plaintext, f"{self._settings.key}/cryptoKeyVersions/1", "SOFTWARE")
+        return EncryptResult(plaintext, "1", "SOFTWARE")
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
         await self._called("decrypt", timeout)
@@ -77,7 +81,8 @@ class Key:
 
 
 def named(name: str, endpoint: str = "127.0.0.1:1") -> Target:
-    return Target(name=name, service="backend", key=f"{RING}/{name}", endpoint=endpoint, insecure=True)
+    kms = GcpKeySettings(key=f"{RING}/{name}", endpoint=endpoint, insecure=True)
+    return Target(name=name, service="backend", kms=kms)
 
 
 @asynccontextmanager

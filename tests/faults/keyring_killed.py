@@ -177,10 +177,10 @@ async def staged(folder: Path, database: DatabaseUrl, emulator: Emulator, random
         "kms": kms,
         "other_keyrings": [],
         "state_dir": "state",
-        "batch": 3,
+        "batch_size": 3,
         "lease": "2s",
-        "encrypt_pause": "10ms",
-        "verify_pause": "200ms",
+        "primary_check_interval": "10ms",
+        "verify_interval": "200ms",
         "new_dek_min_age": "1ms",
     }
     _write(folder / "rotator.yml", rotator)

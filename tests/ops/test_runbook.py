@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.relay.channels import port
+from services.relay import send_error
 from shared.kms.reason import Reason
 from tests.ops import exposed
 from tests.ops.rehearsal.document import ALERT_PARTS, blocks, read_parts
@@ -143,13 +143,13 @@ def test_the_contacts_are_the_roles_that_the_relay_tells() -> None:
     assert list(contacts) == ROLES
 
 
-def test_what_silences_what_agrees_with_the_inhibitions() -> None:
+def test_what_inhibits_what_agrees_with_the_inhibitions() -> None:
     (sentence,) = re.findall(
-        r"^A cause keeps.*?\n\n", SECTIONS["Monitoring and alerts"] + "\n", re.MULTILINE | re.DOTALL
+        r"^A cause inhibits.*?\n\n", SECTIONS["Monitoring and alerts"] + "\n", re.MULTILINE | re.DOTALL
     )
     documented = {
         source: set(re.findall(r"\bKMS\w+", targets))
-        for source, targets in re.findall(r"(KMS\w+)\s+silences(.*?)[;.](?=\s)", sentence, re.DOTALL)
+        for source, targets in re.findall(r"(KMS\w+)\s+inhibits(.*?)[;.](?=\s)", sentence, re.DOTALL)
     }
     assert documented == {
         _names(rule["source_matchers"]).pop(): _names(rule["target_matchers"])
@@ -180,12 +180,14 @@ def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> 
         c for file in RUNBOOKS for block in blocks(file) for c in block.commands if "data_key" in c and " logs " in c
     ]
     assert counts
-    assert [command for command in counts if "corrupt record" not in command] == [], "a re-wrap names data keys, too"
+    assert [command for command in counts if "record is corrupt" not in command] == [], "a re-wrap names data keys, too"
 
 
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
     explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
-    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(map(str, port.Reason)) - {"ok"}
+    assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(
+        map(str, send_error.Reason)
+    ) - {"ok"}
 
 
 def test_the_runbook_explains_every_reason_of_kms_and_says_what_to_run_first() -> None:

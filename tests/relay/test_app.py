@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.app import run_relay
+from services.relay.app import build_delivery_rules, run_relay
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
@@ -152,7 +152,9 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
     metrics = Metrics(create_registry(), configuration.channels, (), Reason)
     with capture_logs() as logs:
         async with open_store(configuration.database, time.time) as store, AsyncExitStack() as stack:
-            await stack.enter_async_context(run_delivery(configuration, store, metrics, open_local_sender))
+            await stack.enter_async_context(
+                run_delivery(build_delivery_rules(configuration), store, metrics, open_local_sender)
+            )
             async with blocked(store):
                 began = time.monotonic()
                 await stack.aclose()
@@ -160,7 +162,7 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
     (said,) = [
         entry for entry in logs if entry["event"] == "leases could not be released at stop; they expire by themselves"
     ]
-    assert said["problem"] == "the outbox does not answer"
+    assert said["error"] == "the outbox does not answer"
 
 
 async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
@@ -175,7 +177,7 @@ async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_ke
         async with served(settings(tmp_path, {"new": new})) as client:
             assert await metric(client, "relay_outbox_deliveries", channel="old", state="queued") == 1
             assert (await post(client, payload(3)))[1]["deliveries"] == 1  # the gone channel gets nothing new
-    assert [entry["channel"] for entry in logs if "no longer configured" in entry["event"]] == ["old"]
+    assert [entry["channel"] for entry in logs if "not configured" in entry["event"]] == ["old"]
     async with served(settings(tmp_path, {"old": old, "new": new})):
         await until(lambda: len(old.sent) == 1)
 

@@ -211,7 +211,7 @@ async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_said_and_kept
         await until(lambda: gone.under_way == len(kept.sent) == 1)
         with capture_logs() as logs:
             await relay.reload(settings(tmp_path, {"kept": kept}))
-        assert [entry["channel"] for entry in logs if "no longer configured" in entry["event"]] == ["gone"]
+        assert [entry["channel"] for entry in logs if "not configured" in entry["event"]] == ["gone"]
         await relay.reload(settings(tmp_path, {"gone": gone, "kept": kept}))
         await until(lambda: len(gone.sent) == 1)
 

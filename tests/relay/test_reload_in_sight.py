@@ -105,7 +105,7 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
 
     broken = False
     monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
-    monkeypatch.setattr("services.relay.delivery.worker.notice_restore", notice)
+    monkeypatch.setattr("services.relay.delivery.worker.detect_restore", notice)
     async with started(settings(tmp_path, {"one": Scripted()})):
         broken, before = True, looks
         await until(lambda: looks >= before + 3)

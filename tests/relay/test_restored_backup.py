@@ -18,6 +18,7 @@ from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from services.relay.app import build_delivery_rules
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
@@ -142,7 +143,7 @@ async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_s
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
     metrics = Metrics(create_registry(), given.channels, (), Reason)
     async with open_store(given.database, time.time) as store:
-        async with run_delivery(given, store, metrics, open_local_sender):
+        async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
             await told(store, "x", "elsewhere")
             await mark_restored(store)
         taken = await take(store, "elsewhere")

@@ -107,16 +107,16 @@ def test_a_cut_list_of_alerts_is_never_over() -> None:
 
 
 def test_what_nobody_heard_of_before_it_was_over_is_told_as_both() -> None:
-    assert format_state(message("03-resolved-1", untold=True)) == "Fired and resolved"
+    assert format_state(message("03-resolved-1", firing_undelivered=True)) == "Fired and resolved"
     assert format_state(message("03-resolved-1")) == "Resolved"
-    assert format_state(message("01-firing-1", untold=True)) == "Firing"
+    assert format_state(message("01-firing-1", firing_undelivered=True)) == "Firing"
 
 
 def test_the_relays_own_words_stand_on_one_short_line() -> None:
     event = replace(message().event, remark="Ended\nwhile silenced.")
-    assert format_remark(message(event, note=" Slack is down. ")) == "Slack is down. Ended while silenced."
+    assert format_remark(message(event, remark=" Slack is down. ")) == "Slack is down. Ended while silenced."
     assert format_remark(message()) == ""
-    assert len(format_remark(message(event, note="w" * 20_000))) == MAX_REMARK
+    assert len(format_remark(message(event, remark="w" * 20_000))) == MAX_REMARK
 
 
 def test_the_severity_is_that_of_the_alerts_that_still_fire() -> None:

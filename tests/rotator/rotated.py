@@ -33,11 +33,11 @@ class Quiet:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def step(self, name: str, detail: str = "") -> None:
+    def report_step(self, name: str, detail: str = "") -> None:
         self.told.append(f"{name} {detail}".strip())
 
-    def progress(self, amount: StepProgress) -> None:
-        self.told.append(f"{amount.step} {amount.done}/{amount.total}, {amount.calls}/{amount.total_calls}")
+    def report_progress(self, progress: StepProgress) -> None:
+        self.told.append(f"{progress.step} {progress.done}/{progress.total}, {progress.calls}/{progress.total_calls}")
 
 
 def secret(number: int) -> bytes:
@@ -67,8 +67,8 @@ class Rotated:
             "kms": {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True},
             "state_dir": str(self.folder / "state"),
             "other_keyrings": [],
-            "encrypt_pause": "10ms",
-            "verify_pause": "10ms",
+            "primary_check_interval": "10ms",
+            "verify_interval": "10ms",
             **overrides,
         }
         file = self.folder / "rotator.yml"

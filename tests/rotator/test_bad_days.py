@@ -36,11 +36,11 @@ async def failing(session: Session, type_: RotationType = REWRAP) -> RotatorErro
 def at_progress(session: Session, act: Callable[[int], object]) -> None:
     """Calls `act` with the number of data keys done, after each batch."""
 
-    def progress(amount: StepProgress) -> None:
-        if amount.step != "verify":
-            act(amount.done)
+    def report_progress(progress: StepProgress) -> None:
+        if progress.step != "verify":
+            act(progress.done)
 
-    session.progress.report_progress = progress  # type: ignore[method-assign]
+    session.progress.report_progress = report_progress  # type: ignore[method-assign]
 
 
 async def sql(rotated: Rotated, statement: str, **values: object) -> None:
@@ -68,7 +68,7 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
 ) -> None:
     await new_version()
     denied = Fault(kind="denied", operation="Encrypt")
-    async with rotated.session(batch=1) as session:
+    async with rotated.session(batch_size=1) as session:
         at_progress(session, lambda done: emulator.faults.add(denied) if done == 1 else None)
         failed = await failing(session)
     assert "permission_denied" in failed.message
@@ -100,7 +100,7 @@ async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_chang
     emulator.faults.add(Fault(kind="slow_primary", seconds=3600.0))
     before = await in_a_file.keys()
     await new_version()
-    async with in_a_file.session(encrypt_wait="300ms") as session:
+    async with in_a_file.session(primary_timeout="300ms") as session:
         failed = await failing(session)
         assert await session.administration.get_progress() is None
     assert "the last answer: version 1" in failed.message
@@ -144,7 +144,7 @@ async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
 
 async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Rotated, new_version: NewVersion) -> None:
     await new_version()
-    async with rotated.session(batch=1) as session, rotated.session() as other:
+    async with rotated.session(batch_size=1) as session, rotated.session() as other:
         taken: list[asyncio.Task[object]] = []
 
         async def take() -> None:
@@ -175,7 +175,7 @@ async def test_a_run_that_is_stopped_gives_the_lease_up_and_can_be_rolled_back(
 ) -> None:
     before = await rotated.keys()
     await new_version()
-    async with rotated.session(batch=1) as session:
+    async with rotated.session(batch_size=1) as session:
         running = asyncio.ensure_future(run(session, REWRAP))
         at_progress(session, lambda done: running.cancel() if done == 1 else None)
         with pytest.raises(asyncio.CancelledError):

@@ -117,11 +117,11 @@ async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tupl
 
 
 async def test_a_mistake_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
-    ended = await rotator("plan", "--config", str(in_a_file.configuration(batch=0)), KEYPULSE_ROTATOR__LEAS="1s")
+    ended = await rotator("plan", "--config", str(in_a_file.configuration(batch_size=0)), KEYPULSE_ROTATOR__LEAS="1s")
     assert ended.code == 2
     assert ended.err.splitlines() == [
         "KEYPULSE_ROTATOR__LEAS: unknown key; see --print-schema for those that exist",
-        f"{in_a_file.folder / 'rotator.yml'}: batch: expected at least 1, got 0",
+        f"{in_a_file.folder / 'rotator.yml'}: batch_size: expected at least 1, got 0",
     ]
 
 
@@ -157,7 +157,7 @@ async def test_a_full_disk_at_the_backup_changes_nothing_and_leaves_nothing_half
 async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    config = str(in_a_file.configuration(encrypt_wait="60s"))
+    config = str(in_a_file.configuration(primary_timeout="60s"))
     emulator.faults.add(Fault(kind="slow_primary", seconds=3600))
     await new_version()
     process = await started("run", "--type", "rewrap-kek", "--config", config)

@@ -135,7 +135,7 @@ async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
         assert "somebody else holds the lease" in (await refused(in_a_file, retire_version, others(payments))).message
         await session.administration.release_lease(lease.token)
     async with payments.database() as database:  # as if its runner had been killed before
-        gone = text("DELETE FROM keyring_notes WHERE step LIKE 'verify%'")
+        gone = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
         await database.write(lambda connection: connection.execute(gone))
     refusal = await refused(in_a_file, retire_version, others(payments))
     assert ("is not finished" in refusal.message, refusal.next_commands) == (True, ("census",))

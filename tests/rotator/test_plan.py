@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.rotator.plan import build_plan, can_resume, get_next_commands, is_unfinished
-from shared.keyring.administration import KeyUsage, RotationProgress, RotationState, RotationType, VersionUsage
+from shared.keyring.administration import (
+    JournalEntry,
+    JournalStep,
+    KeyUsage,
+    RotationProgress,
+    RotationState,
+    RotationType,
+    StepOutcome,
+    VersionUsage,
+)
 from shared.keyring.model import LOCAL_KEK
 
 KEY, OTHER = "projects/p/locations/l/keyRings/r/cryptoKeys/ours", "projects/p/locations/l/keyRings/r/cryptoKeys/other"
@@ -28,10 +37,16 @@ def census(*versions: VersionUsage) -> KeyUsage:
     return KeyUsage(versions=versions, active="a", active_since=NOW)
 
 
+def entry(words: str) -> JournalEntry:
+    """Such as `verify problems`; a step alone has succeeded."""
+    step, _, outcome = words.partition(" ")
+    return JournalEntry(step=JournalStep(step), outcome=StepOutcome(outcome or "succeeded"))
+
+
 def rotation(
     type_: RotationType = NEW,
     state: RotationState = RotationState.DONE,
-    steps: tuple[str, ...] = ("backup x", "verify all is well"),
+    steps: tuple[str, ...] = ("backup", "verify"),
     rolling_back: bool = False,
 ) -> RotationProgress:
     return RotationProgress(
@@ -44,7 +59,7 @@ def rotation(
         updated_at=NOW,
         total=1,
         done=1,
-        journal=steps,
+        journal=tuple(entry(step) for step in steps),
         is_rolling_back=rolling_back,
     )
 
@@ -95,14 +110,18 @@ def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_
         (rotation(), False),
         (rotation(state=RotationState.RUNNING), True),
         (rotation(state=RotationState.RUNNING, steps=()), True),
-        (rotation(steps=("backup x", "rotate")), True),  # killed before it was verified
-        (rotation(steps=("rotate", "failed verify: nobody answers")), True),
-        (rotation(steps=("rotate", "failed verify: problems: 1")), False),  # it was looked at: the next may come
-        (rotation(steps=("failed verify: problems: 1", "target version 2")), False),  # a resume that was killed
-        (rotation(steps=("failed verify: problems: 1", "rotate 1 of 1, done")), True),  # likewise, but it had rotated
+        (rotation(steps=("backup", "rotate")), True),  # killed before it was verified
+        (rotation(steps=("rotate", "verify failed")), True),
+        (rotation(steps=("rotate", "verify problems")), False),  # it was looked at: the next may come
+        (rotation(steps=("verify problems", "primary_version")), False),  # a resume that was killed
+        (rotation(steps=("verify problems", "rotate")), True),  # likewise, but it had rotated
+        (rotation(steps=("verify", "rotate failed")), False),  # it changed nothing since
+        (rotation(steps=("verify", "rotate problems")), True),
+        (rotation(steps=("verify", "unknown unreadable")), False),
+        (rotation(steps=("rotate", "reload")), True),
         (rotation(steps=()), False),  # nobody's runner made it
         (rotation(state=RotationState.FAILED), False),
-        (rotation(state=RotationState.ROLLED_BACK, steps=("backup x",)), False),
+        (rotation(state=RotationState.ROLLED_BACK, steps=("backup",)), False),
     ],
 )
 def test_a_rotation_is_finished_once_its_runner_has_verified_it(
@@ -115,12 +134,12 @@ def test_a_rotation_is_finished_once_its_runner_has_verified_it(
     ("latest", "expected"),
     [
         (rotation(), False),
-        (rotation(state=RotationState.ROLLED_BACK, steps=("failed rollback: x",)), False),
+        (rotation(state=RotationState.ROLLED_BACK, steps=("rollback failed",)), False),
         (rotation(state=RotationState.FAILED), True),
         (rotation(state=RotationState.RUNNING), True),
-        (rotation(steps=("rotate", "failed verify: problems: 1")), True),
-        (rotation(steps=("rotate", "failed verify: problems: 1", "target version 2")), True),  # resumed, and killed
-        (rotation(steps=("failed verify: problems: 1", "verify all is well")), False),
+        (rotation(steps=("rotate", "verify problems")), True),
+        (rotation(steps=("rotate", "verify problems", "primary_version")), True),  # resumed, and killed
+        (rotation(steps=("verify problems", "verify")), False),
     ],
 )
 def test_what_failed_can_be_tried_again(latest: RotationProgress, expected: bool) -> None:

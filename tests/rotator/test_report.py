@@ -14,12 +14,15 @@ from services.rotator.plan import Plan
 from services.rotator.progress_display import LineReporter, open_progress
 from services.rotator.report import Outcome, Report, format_markdown
 from shared.keyring.administration import (
+    JournalEntry,
+    JournalStep,
     KeyUsage,
     Problem,
     RetiredVersion,
     RotationProgress,
     RotationState,
     RotationType,
+    StepOutcome,
     VersionUsage,
 )
 
@@ -46,7 +49,7 @@ def hostile() -> Report:
             total=2,
             done=1,
             problems=(problem,),
-            journal=(HOSTILE,),
+            journal=(JournalEntry(step=JournalStep.SMOKE, outcome=StepOutcome.FAILED, detail=HOSTILE),),
         ),
         census=KeyUsage(
             versions=(VersionUsage(kek=HOSTILE, kek_version=1, data_keys=1, records=1),),
@@ -68,12 +71,14 @@ def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> N
 
 
 def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reason() -> None:
-    noted = {"steps": ("smoke is right", "failed backup: the disk is full")}
+    smoke = JournalEntry(step=JournalStep.SMOKE, outcome=StepOutcome.SUCCEEDED, detail="all checks passed")
+    backup = JournalEntry(step=JournalStep.BACKUP, outcome=StepOutcome.FAILED, detail="the disk is full")
+    noted = {"journal": (smoke, backup)}
     rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
     text = format_markdown(
         Report(command="status", outcome=Outcome.DONE, summary="s", rotation=rotation), "rotator.yml"
     )
-    assert text.endswith("| smoke is right |\n| failed backup: the disk is full |\n")
+    assert text.endswith("| smoke | succeeded | all checks passed |\n| backup | failed | the disk is full |\n")
 
 
 def test_it_says_what_to_type_next() -> None:

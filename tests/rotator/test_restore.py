@@ -73,7 +73,7 @@ async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await new_version()
-    async with in_a_file.session(batch=1) as session:
+    async with in_a_file.session(batch_size=1) as session:
         denied = Fault(kind="denied", operation="Encrypt")
         session.progress.report_progress = lambda *_: emulator.faults.add(denied)  # type: ignore[method-assign,assignment]
         with pytest.raises(RotatorError):

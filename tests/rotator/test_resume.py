@@ -33,7 +33,7 @@ REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 async def left_in_the_middle(rotated: Rotated) -> None:
     """One of three data keys is wrapped anew, and the runner is gone."""
-    async with rotated.session(batch=1) as session:
+    async with rotated.session(batch_size=1) as session:
         await _unreachable_after(session, 1)
         with pytest.raises(RotatorError, match="nobody answers") as failed:
             await run(session, REWRAP)
@@ -106,7 +106,7 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
     in_a_file: Rotated, new_version: NewVersion
 ) -> None:
     await new_version()
-    async with in_a_file.session(verify_tries=2) as session:
+    async with in_a_file.session(verify_attempts=2) as session:
 
         async def nobody(mode: object, after: object = None) -> VerificationResult:
             raise UnreachableError("nobody answers")
@@ -178,7 +178,7 @@ async def test_every_instance_knows_a_new_data_key_before_it_becomes_the_active_
 
 async def test_a_keyring_that_changes_nothing_ends_the_run(in_a_file: Rotated, new_version: NewVersion) -> None:
     await new_version()
-    async with in_a_file.session(batch=1) as session:
+    async with in_a_file.session(batch_size=1) as session:
         rotate, first = session.administration.rotate, list[RotationProgress]()
 
         async def stuck(request: RotateRequest) -> RotationProgress:

@@ -11,13 +11,17 @@ from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.runner import resume, rollback, run
 from services.rotator.steps import RotationSteps
-from shared.keyring.administration import RotationProgress, RotationType
+from shared.keyring.administration import JournalStep, RotationProgress, RotationType
 from shared.keyring.model import DataKeyStatus
 from tests.rotator.rotated import KEY, Rotated
 from tests.rotator.test_resume import left_in_the_middle
 
 NewVersion = Callable[[], Awaitable[None]]
 NEW = RotationType.NEW_DEK
+
+
+def retargets(rotation: RotationProgress) -> list[str]:
+    return [entry.detail for entry in rotation.journal if entry.step is JournalStep.RETARGET]
 
 
 async def versions(rotated: Rotated) -> set[int]:
@@ -27,7 +31,7 @@ async def versions(rotated: Rotated) -> set[int]:
 async def entries(rotated: Rotated) -> list[tuple[int, int]]:
     """Of the journal: which version each data key had before the rotation, and has by now."""
     async with rotated.database() as database:
-        found = text("SELECT old_kek_version, new_kek_version FROM keyring_journal")
+        found = text("SELECT old_kek_version, new_kek_version FROM keyring_rewraps")
         return [(row[0], row[1]) for row in await database.read(lambda it: it.execute(found).all())]
 
 
@@ -47,8 +51,8 @@ async def test_what_was_wrapped_for_the_version_before_is_wrapped_once_more(
     assert (report.outcome, await versions(rotated), await rotated.broken()) == (Outcome.DONE, {3}, [])
     assert report.rotation
     assert (report.rotation.target_version, report.rotation.done, report.rotation.total) == (3, 3, 3)
-    assert "retarget from version 2 to version 3" in report.rotation.journal
-    assert steps == ["target", "smoke", "encrypt", "rotate", "reload", "verify"]
+    assert "from version 2 to version 3" in retargets(report.rotation)
+    assert steps == ["primary_version", "smoke", "primary_in_use", "rotate", "reload", "verify"]
     assert await entries(rotated) == [(1, 3)] * 3
     async with rotated.session() as session:
         assert (await resume(session)).outcome is Outcome.NOTHING_TO_DO
@@ -86,7 +90,7 @@ async def test_the_primary_may_change_again_and_again(in_a_file: Rotated, new_ve
 
 async def left_by(rotated: Rotated, command: Callable[..., Awaitable[object]]) -> None:
     """A runner that is gone after its second batch of one."""
-    async with rotated.session(batch=1) as session:
+    async with rotated.session(batch_size=1) as session:
         rotate, left = session.administration.rotate, 2
 
         async def some(request: object) -> RotationProgress:
@@ -123,7 +127,7 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
         report = await resume(session)
     assert report.outcome is Outcome.DONE
     assert report.rotation
-    assert "retarget from version 1 to version 2" in report.rotation.journal
+    assert "from version 1 to version 2" in retargets(report.rotation)
     active = [
         key.wrapped.kek_version for key in (await in_a_file.keys()).values() if key.status is DataKeyStatus.ACTIVE
     ]

@@ -1,16 +1,15 @@
-"""Backups that `retire_version` and `destroy_version` know of by the journal alone: artifacts of a job, or files on another machine."""
+"""Backups that `retire` and `destroy` know of by the journal alone: artifacts of a job, or files on another machine."""
 
 import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
-from services.rotator.backups.folder import parse_journal_backups
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import JournalBackup, RotationType
 from tests.rotator.rotated import Rotated
 from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
 
@@ -23,8 +22,8 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     async with in_a_file.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
         ((file, _),) = session.backups.list_backups()
-        (noted_of_it,) = (await session.administration.count_key_usage()).backups
-        assert noted_of_it.endswith(" needs 2,3")  # 2 for its data keys, 3 for the file itself
+        (backup,) = (await session.administration.count_key_usage()).backups
+        assert (backup.name, backup.needs) == (file.name, (2, 3))  # 2 for its data keys, 3 for the file itself
         file.unlink()  # the job's machine is thrown away
     refused = await refusal(in_a_file, retire_version, 2)
     assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.message
@@ -74,22 +73,19 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)  # its backup needs version 2 alone
         async with in_a_file.database() as database:
-            bare = text("UPDATE keyring_notes SET step = replace(step, ' needs 2', '') WHERE step LIKE 'backup %'")
+            bare = text("UPDATE keyring_journal_entries SET needs = NULL WHERE step = 'backup'")
             await database.write(lambda connection: connection.execute(bare))
-        ((file, _),) = session.backups.list_backups()
-        assert (await session.administration.count_key_usage()).backups[0].startswith(f"backup {file.name} ")
+        ((_file, _),) = session.backups.list_backups()
+        assert (await session.administration.count_key_usage()).backups[0].needs is None
         assert (await retire_version(session, 1)).outcome is Outcome.DONE
 
 
-def test_a_note_that_does_not_say_what_its_backup_needs_is_one_that_may_need_every_version() -> None:
-    old, new = "backup a.backup 0123", "backup b.backup 4567 needs 2,11"
-    unread = "backup c.backup 89ab needs -1,2"  # of a data key whose version could not be read
-    others = ("backup", "backup c", "backup d 1 needs", "rotate done", "failed backup: no space")
-    found = parse_journal_backups([old, new, unread, *others])
-    assert [(each.name, each.sha256) for each in found] == [
-        ("c.backup", "89ab"),
-        ("b.backup", "4567"),
-        ("a.backup", "0123"),
-    ]
-    may_need = [[each.may_need(version) for version in (1, 2, 11)] for each in found]
-    assert may_need == [[True] * 3, [False, True, True], [True] * 3]
+@pytest.mark.parametrize(
+    ("needs", "versions"),
+    [(None, {1, 2, 11}), ((2, 11), {2, 11}), ((-1, 2), {1, 2, 11}), ((), set())],  # -1: a version that was not read
+)
+def test_a_backup_whose_needs_were_not_written_may_need_every_version(
+    needs: tuple[int, ...] | None, versions: set[int]
+) -> None:
+    backup = JournalBackup(name="a.backup", sha256="0123", needs=needs)
+    assert {version for version in (1, 2, 11) if backup.may_need(version)} == versions

@@ -1,4 +1,4 @@
-"""`retire_version` where KMS or the keyring refuses in the middle: the version is as before, or it is said how it is."""
+"""`retire` where KMS or the keyring refuses in the middle: the version is as before, or it is said how it is."""
 
 import asyncio
 
@@ -70,9 +70,9 @@ async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears
     async with in_a_file.session() as session:
         enable = session.kms.set_version_enabled
 
-        async def unheard(number: int, *, enabled: bool, timeout: float) -> KeyVersion:
-            done = await enable(number, enabled=enabled, timeout=timeout)
-            if not enabled:
+        async def unheard(version: int, *, is_enabled: bool, timeout: float) -> KeyVersion:
+            done = await enable(version, is_enabled=is_enabled, timeout=timeout)
+            if not is_enabled:
                 raise ends
             return done
 

@@ -1,4 +1,4 @@
-"""`retire_version` and `destroy_version` are refused while a data key is not known: it may need any version."""
+"""`retire` and `destroy` are refused while a data key or a journal entry cannot be read: it may need any version."""
 
 import pytest
 from sqlalchemy import text
@@ -6,6 +6,7 @@ from sqlalchemy import text
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.model import State
 from services.rotator.inspection import show_key_usage
+from services.rotator.report import Outcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
@@ -59,6 +60,38 @@ async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks
     await retired_before(rotated, emulator)
     assert "may be needed by 1 data keys" in (await refusal(rotated, destroy_version, 1)).message
     assert await state(emulator, 1) is State.DISABLED
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "UPDATE keyring_journal_entries SET needs = 'version 1' WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET sha256 = NULL WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET step = 'backups' WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET outcome = 'unreadable' WHERE step = 'backup'",
+    ],
+)
+async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator, spoil: str
+) -> None:
+    await new_version()
+    async with rotated.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        for file, _ in session.backups.list_backups():
+            file.unlink()
+    async with rotated.database() as database:
+        await database.write(lambda connection: connection.execute(text(spoil)))
+    sentence = "version 1 may be needed by 1 journal entries that cannot be read"
+    assert sentence in (await refusal(rotated, retire_version, 1)).message
+    assert await state(emulator, 1) is State.ENABLED
+    await retired_before(rotated, emulator)
+    assert sentence in (await refusal(rotated, destroy_version, 1)).message
+    assert await state(emulator, 1) is State.DISABLED
+    async with rotated.database() as database:
+        remove = text("DELETE FROM keyring_journal_entries WHERE step LIKE 'backup%'")
+        await database.write(lambda connection: connection.execute(remove))
+    async with rotated.session() as session:
+        assert (await destroy_version(session, 1)).outcome is Outcome.DONE
 
 
 async def retired_before(rotated: Rotated, emulator: Emulator) -> None:

@@ -1,4 +1,4 @@
-"""`retire_version` and `destroy_version`: refused while anything needs the version, and not before its month is over."""
+"""`retire` and `destroy`: refused while anything needs the version, and not before its month is over."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -62,7 +62,7 @@ async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone
 ) -> None:
     await rewrapped(in_a_file, new_version)
     async with in_a_file.database() as database:  # as if its runner had been killed before
-        gone = text("DELETE FROM keyring_notes WHERE step LIKE 'verify%'")
+        gone = text("DELETE FROM keyring_journal_entries WHERE step = 'verify'")
         await database.write(lambda connection: connection.execute(gone))
     refused = await refusal(in_a_file, retire_version, 1)
     assert ("is not finished" in refused.message, refused.next_commands) == (True, ("resume", "rollback"))

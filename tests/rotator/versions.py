@@ -30,7 +30,7 @@ async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
 async def forgotten(rotated: Rotated) -> None:
     """As if no runner had noted a backup."""
     async with rotated.database() as database:
-        those = text("DELETE FROM keyring_notes WHERE step LIKE 'backup %'")
+        those = text("DELETE FROM keyring_journal_entries WHERE step = 'backup'")
         await database.write(lambda connection: connection.execute(those))
 
 

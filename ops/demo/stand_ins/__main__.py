@@ -1,22 +1,18 @@
-"""`python -m ops.demo.stand_ins`: options in, running stand-ins until SIGTERM or SIGINT."""
+"""`python -m ops.demo.stand_ins`: runs the stand-ins until SIGTERM or SIGINT."""
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
-import structlog
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from shared import VERSION
 from shared.config.secret_file import SecretFile, SecretUnreadableError
-from shared.config.settings import Address, parse_address
+from shared.config.url import check_base_url
 from shared.process import logs
-from shared.process.command_line import parse_option_or_exit, run_until_done_or_exit
-from shared.process.shutdown import wait_for_stop_signal
-
-log = structlog.get_logger(__name__)
+from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
+from shared.process.runner import wait_until_stopped
 
 _EPILOG = """\b
 Examples:
@@ -38,7 +34,7 @@ Examples:
 @click.option("--alertmanager", metavar="URL", help="Alertmanager, for the alerts at /alertmanager/.")
 @click.option("--docs", type=click.Path(path_type=Path), help="The folder of the documents under /docs/.")
 @click.option(
-    "--allow-remote-insecure", is_flag=True, help="Lets them listen beyond loopback: between containers, for a test."
+    "--allow-remote-insecure", is_flag=True, help="Allow addresses other than loopback: between containers, for tests."
 )
 @click.version_option(VERSION, prog_name="keypulse")
 def main(  # noqa: PLR0913, PLR0917  (one for each option)
@@ -52,18 +48,20 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     docs: Path | None,
     allow_remote_insecure: bool,
 ) -> None:
-    """A stand-in Slack, PagerDuty and mail server, and a page that shows what people on call would see.
+    """Run a stand-in Slack, PagerDuty and mail server, and a page with the messages that people on call would get.
 
-    Everybody on this machine can read what arrives, so it only listens on loopback, unless it is allowed more.
+    Everybody on this machine can read them, so the stand-ins listen on loopback only, unless --allow-remote-insecure is
+    given.
     """
-    parse = parse_address if allow_remote_insecure else _parse_loopback_address
-    http_address = parse_option_or_exit("--http", parse, http)
-    smtp_address = parse_option_or_exit("--smtp", parse, smtp)
+    http_address = parse_listen_option_or_exit("--http", http, allow_remote_insecure=allow_remote_insecure)
+    smtp_address = parse_listen_option_or_exit("--smtp", smtp, allow_remote_insecure=allow_remote_insecure)
     tokens = parse_option_or_exit("--slack-token-file", _read_secrets, slack_token_file)
     keys = parse_option_or_exit("--pagerduty-key-file", _read_secrets, pagerduty_key_file)
     given = {"emulator_faults": emulator_faults, "prometheus": prometheus, "alertmanager": alertmanager}
     urls: dict[str, Any] = {
-        name: parse_option_or_exit(f"--{name.replace('_', '-')}", _check_url, url) for name, url in given.items() if url
+        name: parse_option_or_exit(f"--{name.replace('_', '-')}", check_base_url, url)
+        for name, url in given.items()
+        if url
     }
     folder = parse_option_or_exit("--docs", _check_folder, docs) if docs else None
     logs.configure("stand-ins")
@@ -78,19 +76,7 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
 
 async def _serve_until_stopped(started: AbstractAsyncContextManager[StandIns]) -> None:
     async with started as stand_ins:
-        log.info("listening", http=str(stand_ins.http), smtp=str(stand_ins.smtp))
-        await wait_for_stop_signal()
-        log.info("stopping")
-
-
-def _parse_loopback_address(text: str) -> Address:
-    address = parse_address(text)
-    if not address.is_loopback:
-        raise ValueError(
-            "expected a loopback address such as 127.0.0.1:9913, because nobody is asked for a password, or "
-            "--allow-remote-insecure"
-        )
-    return address
+        await wait_until_stopped(http=str(stand_ins.http), smtp=str(stand_ins.smtp))
 
 
 def _read_secrets(file: Path) -> tuple[str, ...]:
@@ -98,13 +84,6 @@ def _read_secrets(file: Path) -> tuple[str, ...]:
         return SecretFile(file).read_values()
     except SecretUnreadableError as error:
         raise ValueError(f"{error}; write the demo's secret into it") from None
-
-
-def _check_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme != "http" or not parts.netloc:
-        raise ValueError("expected a URL such as http://127.0.0.1:9011")
-    return text
 
 
 def _check_folder(path: Path) -> Path:

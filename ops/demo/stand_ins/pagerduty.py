@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.demo.stand_ins import request_body
 from ops.demo.stand_ins.change_feed import ChangeFeed
 from ops.demo.stand_ins.provider_faults import Faults, Provider, respond_with_fault
+from shared.http.body_limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 512 * 1024
 MAX_SUMMARY = 1024
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Incident:
-    """What a person on call sees; `log` holds what happened to it, oldest first."""
+    """An incident as a person on call sees it; `log` has its events, oldest first."""
 
     dedup_key: str
     status: Literal["triggered", "acknowledged", "resolved"]
@@ -48,7 +48,7 @@ class Incident:
 
 
 class PagerDuty:
-    """One account: its routing keys, its incidents, and every event that it took."""
+    """One account: its routing keys, its incidents, and every accepted event."""
 
     def __init__(self, keys: Iterable[str], faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
         self._keys = frozenset(keys)
@@ -68,8 +68,8 @@ class PagerDuty:
     async def enqueue(self, request: Request) -> Response:
         """`POST /v2/enqueue`: 202, or 400 with `errors`, 413, 429."""
         try:
-            raw = await request_body.read_body(request, MAX_BYTES)
-        except request_body.BodyTooLargeError:
+            raw = await read_body(request.stream(), MAX_BYTES)
+        except BodyTooLargeError:
             return _build_refusal(f"Event size exceeds {MAX_BYTES} bytes", status=413)
         fault = self._faults.match(Provider.PAGERDUTY, lambda _: True)
         return await respond_with_fault(

@@ -1,9 +1,7 @@
-"""What Slack refuses in `blocks`: pure; blocks come in, its complaints go out as (text, JSON pointer).
+"""Validates calls of Slack's Web API: arguments, and `blocks` with errors as (text, JSON pointer), as Slack does.
 
-Limits: https://docs.slack.dev/reference/block-kit/blocks, the same that `slack_sdk.models.blocks` checks, which clients
-that send plain dictionaries pass by. Block types that keypulse has no use for are refused as unknown.
-
-What a call of Slack's Web API carries: a request comes in, checked arguments or a SlackError go out.
+Limits: https://docs.slack.dev/reference/block-kit/blocks. `slack_sdk.models.blocks` checks the same, but clients that
+send plain dictionaries bypass it. Block types that keypulse does not use are refused as unknown.
 """
 
 import json
@@ -13,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from starlette.requests import Request
 
-from ops.demo.stand_ins import request_body
+from shared.http.body_limits import BodyTooLargeError, read_body
 
 MAX_BLOCKS = 50
 MAX_BLOCKS_TEXT = (
@@ -25,7 +23,7 @@ Json = dict[str, Any]
 
 
 def find_block_errors(blocks: list[Any]) -> Iterator[BlockError]:
-    """Everything that is wrong with the blocks of one message; nothing where Slack would take them."""
+    """Yield the errors in the blocks of one message; none if Slack would accept them."""
     if len(blocks) > MAX_BLOCKS:
         yield f"no more than {MAX_BLOCKS} items allowed", "/blocks"
     for i, block in enumerate(blocks):
@@ -175,8 +173,8 @@ class SlackError(Exception):
 async def read_arguments(request: Request) -> Json:
     """The arguments of a call, the token among them. Raises SlackError."""
     try:
-        raw = await request_body.read_body(request, MAX_BYTES)
-    except request_body.BodyTooLargeError:
+        raw = await read_body(request.stream(), MAX_BYTES)
+    except BodyTooLargeError:
         raise SlackError("request_too_large") from None
     arguments: Json = dict(request.query_params)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":

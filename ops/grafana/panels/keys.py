@@ -34,7 +34,7 @@ def build_key_panels() -> list[Builder[Panel]]:
     destruction = {name: name for name in ("env", "service", "target", "version")}
     return [
         _build_keys_table(),
-        build_time_series("Versions by state", "Versions of each key, by the state that Cloud KMS calls them in.")
+        build_time_series("Versions by state", "Versions of each key, by what they can be used for.")
         .with_target(
             query_range(
                 f"max by (env, service, target, state) (kms_key_versions{{{SERVICE_SELECTOR}}}) > 0",
@@ -93,7 +93,7 @@ def _build_keys_table() -> Builder[Panel]:
         "primary version": f"max {by} (kms_key_primary_version{{{SERVICE_SELECTOR}}})",
         "next rotation": f"1000 * max {by} (kms_key_next_rotation_timestamp_seconds{{{SERVICE_SELECTOR}}})",
         "wrong AAD refused": f"min {by} (kms_wrong_aad_refused{{{SERVICE_SELECTOR}}})",
-        "problems": f"max {by} (kms_key_problems{{{SERVICE_SELECTOR}}})",
+        "problems": f"max {by} (kms_key_inspection_problems{{{SERVICE_SELECTOR}}})",
     }
     names = {name: name for name in ("env", "service", "target")}
     names |= {f"Value #{ref}": name for ref, name in zip("ABCD", asked, strict=True)}

@@ -18,11 +18,10 @@ from services.exporter.backends.documents import UnreadableError, parse_health, 
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
 from shared.net.aiohttp_resolver import AiohttpResolver
+from shared.process.concurrency import run_in_thread_if_large
 
 MAX_HEALTH_BYTES = 1024 * 1024
 MAX_METRICS_BYTES = 4 * 1024 * 1024
-_MAX_BYTES_ON_EVENT_LOOP: Final = 64 * 1024
-"""Bytes of a health document up to which parsing it is quicker than handing it over to a thread."""
 _OPENMETRICS: Final = "application/openmetrics-text"
 _ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
 _INVALID_URL: Final = "its URL cannot be used; correct it in the configuration"
@@ -101,9 +100,7 @@ class BackendReader:
 
     async def _read_health(self, address: str | None) -> Health:
         _, body = await self._get(self.health_url, address, "application/json", MAX_HEALTH_BYTES, statuses={200, 503})
-        return (
-            parse_health(body) if len(body) <= _MAX_BYTES_ON_EVENT_LOOP else await asyncio.to_thread(parse_health, body)
-        )
+        return await run_in_thread_if_large(len(body), lambda: parse_health(body))
 
     async def _read_metrics(self, address: str | None) -> dict[str, Samples]:
         if self.metrics_url is None:

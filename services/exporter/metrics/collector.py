@@ -1,7 +1,7 @@
-"""What `/metrics` shows: the targets and services that are watched, each a part of its own.
+"""The metrics of all configured targets and services.
 
-It only shows what it was handed, so a scrape never waits for KMS or for a backend. What a result says of somebody who
-is not watched is dropped: a probe that was under way when a reload took its target out brings nothing back.
+A scrape exposes the last results, and never waits for KMS or for a backend. A result of a target that is not configured
+is dropped: a probe that ends after a reload removed its target brings nothing back.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ class ExporterMetrics(Collector):
     """Every metric of the exporter but those that each server has."""
 
     def __init__(self, targets: Iterable[tuple[str, str]], services: Iterable[str]) -> None:
-        """Takes what `watch` takes."""
+        """Takes what `configure` takes."""
         self.changed = asyncio.Event()
         """Set after each change, for whoever encodes ahead of the scrape; it clears it."""
         self._targets: dict[tuple[str, str], TargetMetrics] = {}
@@ -44,7 +44,7 @@ class ExporterMetrics(Collector):
             self.changed.set()
 
     def expire_success(self, service: str, target: str) -> bool:
-        """The last round trip is too long ago to be a success; whether that is news."""
+        """The last round trip is too long ago to be a success. Returns whether that is a change."""
         known = self._targets.get((service, target))
         if known is None or not known.expire_success():
             return False
@@ -52,7 +52,7 @@ class ExporterMetrics(Collector):
         return True
 
     def add_inspection(self, inspection: KeyInspection) -> None:
-        """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
+        """Counts the calls of an inspection, and exposes the key as it was read; what is not known disappears."""
         if target := self._targets.get((inspection.service, inspection.target)):
             target.add_inspection(inspection)
             self.changed.set()

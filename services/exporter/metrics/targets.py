@@ -1,7 +1,7 @@
-"""What `/metrics` says of one target: ProbeResult and KeySnapshot in, Prometheus's families out.
+"""The metrics of one target: ProbeResult and KeyInspection in, Prometheus's families out.
 
-The numbers are plain, and the families are built anew from them: what a key was before its last snapshot cannot stay on
-show, and what belongs to a target goes with it. Changed on the event loop, read from the thread that encodes.
+The families are built from plain numbers each time: what a key was before its last inspection cannot stay exposed, and
+all metrics of a target disappear with it. Changed on the event loop, read from the thread that encodes.
 """
 
 from bisect import bisect_left
@@ -13,27 +13,15 @@ from typing import Final, TypeVar
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from services.exporter.model import Call, KeyInspection, KeyRead, Operation, ProbeResult
+from shared.kms.port import VersionState
 from shared.kms.reason import Reason
 
 # 1 s is where KMSHighLatency begins; over 10 s an answer counts as an error in Cloud KMS's SLA.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # As the contract and Prometheus's own clients write them; `le="1.0"` is another series for Prometheus before version 3.
 _BOUNDS = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
-VERSION_STATES = (
-    "PENDING_GENERATION",
-    "ENABLED",
-    "DISABLED",
-    "DESTROYED",
-    "DESTROY_SCHEDULED",
-    "PENDING_IMPORT",
-    "IMPORT_FAILED",
-    "GENERATION_FAILED",
-    "PENDING_EXTERNAL_DESTRUCTION",
-    "EXTERNAL_DESTRUCTION_FAILED",
-)
-"""https://cloud.google.com/kms/docs/reference/rest/v1/projects.locations.keyRings.cryptoKeys.cryptoKeyVersions"""
 _WRONG_AAD_GAUGE: Final = {"": True, Reason.PLAINTEXT_MISMATCH: False}
-"""What the check with a wrong AAD found, by its reason; any other says that KMS gave no answer to it."""
+"""The result of the check with a wrong AAD by its reason; for any other reason it is not known."""
 
 Family = TypeVar("Family", bound=Metric)
 
@@ -64,7 +52,7 @@ class TargetMetrics:
         self.version += 1
 
     def expire_success(self) -> bool:
-        """The last round trip is too long ago to be a success; whether that is news."""
+        """The last round trip is too long ago to be a success. Returns whether that is a change."""
         if not self._success:
             return False
         self._success = False
@@ -72,7 +60,7 @@ class TargetMetrics:
         return True
 
     def add_inspection(self, inspection: KeyInspection) -> None:
-        """Counts the calls of a snapshot, and shows the key as it says; what it does not know disappears."""
+        """Counts the calls of an inspection, and exposes the key as it was read; what is not known disappears."""
         for call in (inspection.encrypt_call, *(canary.call for canary in inspection.canaries)):
             if call:
                 self._count_call(call)
@@ -95,14 +83,14 @@ class TargetMetrics:
         """Every family of a target, also those of which it has no sample now."""
         yield self._add_samples(
             GaugeMetricFamily(
-                "kms_probe_success", "1 if the last round trip was right in every respect, and is not overdue."
+                "kms_probe_success", "1 if the last round trip succeeded, not longer ago than two intervals."
             ),
             _build_optional_sample(self._success),
         )
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_probe_last_success_timestamp_seconds",
-                "Unix time of the last right round trip; absent until the first.",
+                "Unix time of the last round trip that succeeded; absent until the first.",
             ),
             _build_optional_sample(self._last_success),
         )
@@ -110,7 +98,7 @@ class TargetMetrics:
             CounterMetricFamily("kms_probes_total", "Round trips tried."), _build_optional_sample(self._probes)
         )
         yield self._add_samples(
-            CounterMetricFamily("kms_probe_failures_total", "Calls that were not right, by what they were and why."),
+            CounterMetricFamily("kms_probe_failures_total", "Calls that failed, by operation and reason."),
             (({"operation": operation, "reason": reason}, n) for (operation, reason), n in self._failures.items()),
         )
         yield self._add_samples(
@@ -129,12 +117,20 @@ class TargetMetrics:
 
     def _collect_key(self) -> Iterator[Metric]:
         key = self._inspection.description if self._inspection else None
+        primary = key.find_version(key.primary_version) if key else None
         permissions = (self._inspection.permissions if self._inspection else None) or {}
         yield self._add_samples(
-            GaugeMetricFamily("kms_key_primary_version", "Number of the version that encrypts."),
-            _build_optional_sample(int(key.primary_version) if key and key.primary_version else None),
+            GaugeMetricFamily(
+                "kms_key_primary_version",
+                "Number of the version that encrypts; absent where the provider does not number versions.",
+            ),
+            _build_optional_sample(primary.number if primary else None),
         )
-        states = {**dict.fromkeys(VERSION_STATES, 0), **Counter(v.state for v in key.versions)} if key else {}
+        yield self._add_samples(
+            GaugeMetricFamily("kms_key_primary_version_info", "1; its label names the version that encrypts."),
+            [({"version": key.primary_version}, 1)] if key and key.primary_version else [],
+        )
+        states = {**dict.fromkeys(VersionState, 0), **Counter(v.state for v in key.versions)} if key else {}
         yield self._add_samples(
             GaugeMetricFamily("kms_key_versions", "Versions of the key by state."),
             (({"state": state}, n) for state, n in states.items()),
@@ -155,41 +151,42 @@ class TargetMetrics:
             (({"version": number}, at) for number, at in scheduled),
         )
         yield self._add_samples(
-            GaugeMetricFamily("kms_key_permission", "1 if IAM grants the permission."),
+            GaugeMetricFamily("kms_key_permission", "1 if the account has the permission on the key."),
             (({"permission": permission}, granted) for permission, granted in permissions.items()),
         )
         yield from self._collect_canaries()
 
     def _collect_canaries(self) -> Iterator[Metric]:
-        look = self._inspection
-        reasons = {canary.version: _get_reason(canary.call) for canary in (look.canaries if look else ())}
+        inspection = self._inspection
+        reasons = {canary.version: _get_reason(canary.call) for canary in (inspection.canaries if inspection else ())}
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_canary_success",
-                "1 if what a version encrypted once could be decrypted; where not, the label says why.",
+                "1 if a ciphertext of an older version could be decrypted; if not, the label gives the reason.",
             ),
             (({"version": version, "reason": reason}, not reason) for version, reason in reasons.items()),
         )
-        unwatched = look.versions_without_canary if look else None
+        unwatched = inspection.versions_without_canary if inspection else None
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_key_versions_without_canary", "Older versions, not destroyed, of which no canary is kept."
             ),
             _build_optional_sample(None if unwatched is None else len(unwatched)),
         )
-        wrong_aad = look.wrong_aad_check if look else None
+        wrong_aad = inspection.wrong_aad_check if inspection else None
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_wrong_aad_refused",
-                "1 if KMS refused to decrypt with other authenticated data; absent where that could not be asked.",
+                "1 if KMS refused to decrypt with other authenticated data; absent where that could not be checked.",
             ),
             _build_optional_sample(_WRONG_AAD_GAUGE.get(_get_reason(wrong_aad)) if wrong_aad else None),
         )
         yield self._add_samples(
             GaugeMetricFamily(
-                "kms_key_problems", "What could not be read of the key, and what was wrong with its canaries' file."
+                "kms_key_inspection_problems",
+                "What could not be read of the key, and what was wrong with the file of its canaries.",
             ),
-            _build_optional_sample(len(look.problems) if look else None),
+            _build_optional_sample(len(inspection.problems) if inspection else None),
         )
 
     def _add_samples(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:

@@ -1,8 +1,7 @@
-"""Where canaries are kept: one JSON file for each target and key, replaced as a whole or not at all.
+"""Stores canaries: one JSON file for each target and key, replaced as a whole or not at all.
 
-In comes what the file should hold besides what it holds; out comes what is known now, with a sentence for each thing
-that is broken. What a lost or a bad file held, memory gives back; what a person took out of a good one stays out.
-Nothing here knows a key management service.
+`sync` merges memory and file, and returns all canaries with a sentence for each problem. Memory restores what a lost or
+bad file held; what a person removed from a good file stays removed. Nothing here knows a key management service.
 """
 
 import asyncio
@@ -11,7 +10,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.exporter.model import Canary
+from shared.atomic_file import replace_file
+from shared.kms.port import is_version
 from shared.process.concurrency import start_in_thread
 
 MAX_CANARIES = 100
@@ -33,7 +33,6 @@ DISK_TIMEOUT = 5.0
 """How long a folder may take to answer."""
 
 _SHA256_BYTES: Final = 32
-_VERSION: Final = re.compile("[0-9]{1,19}")
 _ADAPTER_CONFIG: Final = ConfigDict(strict=True, allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64")
 
 CanariesByVersion = dict[str, Canary]
@@ -133,7 +132,7 @@ class CanaryFile:
         merged = dict(list(merged.items())[-MAX_CANARIES:])
         if merged != on_disk:
             try:
-                _write_atomically(self.path, self._encode(merged))
+                replace_file(self.path, self._encode(merged))
             except OSError as error:
                 problems.append(
                     f"{self.path} cannot be written: {error.strerror}; the canaries are in memory only, until a "
@@ -200,7 +199,7 @@ def _compute_digest(canary: Canary) -> bytes:
 
 def _is_intact(entry: _FileEntry) -> bool:
     canary = entry.canary
-    if not _VERSION.fullmatch(canary.version) or len(canary.plaintext_sha256) != _SHA256_BYTES:
+    if not is_version(canary.version) or len(canary.plaintext_sha256) != _SHA256_BYTES:
         return False
     return entry.sha256 == _compute_digest(canary)
 
@@ -226,23 +225,3 @@ def _read_bounded(path: Path) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise _BadFileError(f"is larger than {MAX_FILE_BYTES} bytes")
     return content
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one. Raises OSError."""
-    opened, name = tempfile.mkstemp(".new", f".{path.name}.", path.parent)  # its mode is 0600
-    new = Path(name)
-    try:
-        with open(opened, "wb") as file:  # noqa: PTH123  by its descriptor
-            file.write(content)
-            file.flush()
-            os.fsync(opened)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

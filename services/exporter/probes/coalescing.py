@@ -1,7 +1,7 @@
-"""One target's probe for everybody who wants it, the schedule and `GET /probe` alike → one ProbeResult for all of them.
+"""One probe of a target for all its callers, the schedule and `GET /probe` alike → one ProbeResult for all of them.
 
-Who comes while a probe is under way waits for that one. It belongs to nobody of those who wait: one that goes away ends
-nothing, and what was found is observed once, however many waited. `close` ends what is under way.
+A caller that comes while a probe runs waits for that one. A caller that is cancelled ends nothing, and each result is
+added once, however many waited. `close` ends what runs.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from services.exporter.model import ProbeResult
 from shared.kms.port import ConnectivityPhase
+from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 
 T = TypeVar("T")
 
@@ -31,10 +32,11 @@ class CoalescedProbe:
         measure_connectivity: measures the way to the service anew; bounds itself.
         add_result: takes each result, once.
         semaphore: one for each probe that may run at the same time, of all targets of one endpoint.
-        min_interval: seconds for which the last result answers who asks again.
+        min_interval: seconds for which the last result is reused.
+        profile: the provider's, for advice.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all by name
         self,
         service: str,
         target: str,
@@ -44,6 +46,7 @@ class CoalescedProbe:
         add_result: Callable[[ProbeResult], None],
         semaphore: asyncio.Semaphore,
         min_interval: float,
+        profile: KmsProfile = GENERIC_PROFILE,
     ) -> None:
         self.started_at: float | None = None
         """When the last probe was given a place, by the loop's clock; None while it waits for one."""
@@ -58,6 +61,7 @@ class CoalescedProbe:
 
         self.service = service
         self.target = target
+        self.profile = profile
         self._probe = _CoalescedCall(observed, min_interval)
         self._connectivity = _CoalescedCall(measure_connectivity, min_interval)
 

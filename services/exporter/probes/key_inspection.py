@@ -1,12 +1,11 @@
-"""What becomes of a key, at a slower beat than the probe: key and canaries in → KeySnapshot.
+"""Inspects a key, less often than it is probed: key and canaries in → KeyInspection.
 
-It reads the key, its versions and its permissions, decrypts what older versions encrypted, and sees that a wrong AAD is
-refused. Where canaries are kept is not known here: a function is handed over.
+Reads the key, its versions and the account's permissions, decrypts what older versions encrypted, and checks that a
+wrong AAD is refused. A function stores the canaries.
 """
 
 import asyncio
 import hashlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,46 +17,27 @@ import structlog
 from services.exporter.model import Call, Canary, CanaryResult, Failure, KeyInspection, KeyRead, Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, time_call
 from shared.kms.port import KeyDescription, KmsKey
+from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
-MAX_READS_PER_MINUTE: Final = 200.0
-"""What all targets together read, at most. Cloud KMS grants a project 300; a third is left to people and others.
-
-Encrypt and Decrypt are no reads: their quota is 60,000. https://cloud.google.com/kms/quotas
-"""
-READS_PER_INSPECTION: Final = 3
-"""Of one look at a key: the key, its versions (1,000 a read), its permissions."""
 MIN_INTERVAL: Final = 60.0
-"""Between two looks at one key."""
+"""Seconds between two inspections of one key."""
 MAX_CONCURRENT_DECRYPTIONS: Final = 10
 """Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
 DESTROYED_CANARY_MAX_AGE: Final = 86400.0
 """How long a canary goes on failing after its version was destroyed: a day to see that it was no mistake."""
-
-STATES_WITHOUT_CIPHERTEXTS: Final = frozenset(
-    {"DESTROYED", "PENDING_GENERATION", "GENERATION_FAILED", "PENDING_IMPORT", "IMPORT_FAILED"}
-)
-"""States of versions that are gone for good, or have never encrypted anything."""
-
-PERMISSIONS: Final = (
-    "cloudkms.cryptoKeyVersions.useToEncrypt",
-    "cloudkms.cryptoKeyVersions.useToDecrypt",
-    "cloudkms.cryptoKeys.get",
-    "cloudkms.cryptoKeyVersions.list",
-)
-"""What the exporter needs, by https://cloud.google.com/kms/docs/reference/permissions-and-roles."""
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 
-def compute_interval(targets: int, reads_per_target: float = READS_PER_INSPECTION) -> float:
-    """Seconds between two inspections of one target, so that all targets keep to `MAX_READS_PER_MINUTE`.
+def compute_interval(targets: int, profile: KmsProfile) -> float:
+    """Seconds between two inspections of one target, so that all targets of a provider keep to its quota of reads.
 
     At least `MIN_INTERVAL`. The first inspections have to be spread over one interval, too.
     """
-    return max(MIN_INTERVAL, targets * reads_per_target / MAX_READS_PER_MINUTE * 60)
+    return max(MIN_INTERVAL, targets * profile.reads_per_inspection / profile.reads_per_minute * 60)
 
 
 class SyncCanaries(Protocol):
@@ -84,7 +64,7 @@ class _LatestCanary:
 
 @dataclass(frozen=True, slots=True)
 class KeyInspector:
-    """Looks at one target's key. Its provider should not be the prober's: a timeout closes the connection for both."""
+    """Inspects one target's key. The key should not be the prober's: a timeout closes the connection for both."""
 
     service: str
     target: str
@@ -98,7 +78,7 @@ class KeyInspector:
     _latest_canary: _LatestCanary = field(default_factory=_LatestCanary, repr=False)
 
     async def inspect(self) -> KeyInspection:
-        """One look. Raises nothing but cancellation: what cannot be read is None, with a sentence why.
+        """One inspection. Raises nothing but cancellation: what cannot be read is None, with a problem that says why.
 
         A read that fails counts as one call, however far it came.
         """
@@ -106,12 +86,14 @@ class KeyInspector:
         failure, description = await self._try_read(
             "the key cannot be read", lambda: self.key.describe_key(timeout=self.timeout), problems
         )
+        permissions = self.key.profile.probe_permissions
         granted: frozenset[str] | None = None
-        is_there = failure is None or failure.reason is not Reason.KEY_NOT_FOUND
-        if is_there:  # of a key that is not, IAM grants nothing, whatever the account may do
+        # On a key that does not exist nothing is granted, whatever the account may do.
+        checks_permissions = bool(permissions) and not (failure and failure.reason is Reason.KEY_NOT_FOUND)
+        if checks_permissions:
             _, granted = await self._try_read(
                 "its permissions cannot be read",
-                lambda: self.key.check_permissions(PERMISSIONS, timeout=self.timeout),
+                lambda: self.key.check_permissions(permissions, timeout=self.timeout),
                 problems,
             )
         kept = await self._sync_canaries(problems)
@@ -130,8 +112,8 @@ class KeyInspector:
             wrong_aad_check=await self._check_wrong_aad(present, problems) if present else None,
             inspected_at=self.wall_clock(),
             description=description,
-            permissions=None if granted is None else {one: one in granted for one in PERMISSIONS},
-            call_counts=_count_reads(description, permissions=is_there),
+            permissions=None if granted is None else {one: one in granted for one in permissions},
+            call_counts=_count_reads(description, permissions=checks_permissions),
             problems=tuple(dict.fromkeys(problems)),
             encrypt_call=encrypt,
             versions_without_canary=self._find_versions_without_canary(
@@ -144,10 +126,8 @@ class KeyInspector:
     ) -> tuple[str, ...] | None:
         if description is None or self.sync_canaries is sync_nothing:
             return None
-        older = int(description.primary_version) if description.primary_version else math.inf
-        needed = [one.id for one in description.versions if one.state not in STATES_WITHOUT_CIPHERTEXTS]
-        without = (number for number in needed if int(number) < older and number not in versions_with_canary)
-        return tuple(sorted(without, key=int, reverse=True))
+        needed = [one.id for one in description.list_older_versions() if one.state.may_have_ciphertexts]
+        return tuple(version for version in reversed(needed) if version not in versions_with_canary)
 
     def _find_expired_versions(self, description: KeyDescription | None) -> frozenset[str]:
         """The versions that have been destroyed for so long that their canaries end."""
@@ -164,10 +144,9 @@ class KeyInspector:
         if encrypted is None:
             problems.append(_format_problem("no canary could be made", failure))
             return call, None
-        # Not the version that was described: Cloud KMS may go on encrypting with the old primary for a while.
-        version = encrypted.version.rpartition("/")[2]
+        # Not the version that was described: a KMS may go on encrypting with the old primary version for a while.
         digest = hashlib.sha256(plaintext).digest()
-        return call, Canary(version, aad, encrypted.ciphertext, digest, self.wall_clock())
+        return call, Canary(encrypted.version, aad, encrypted.ciphertext, digest, self.wall_clock())
 
     async def _update_stored_canaries(
         self, stored: Sequence[Canary], current: Canary | None, expired: Collection[str], problems: list[str]
@@ -182,10 +161,10 @@ class KeyInspector:
             await self._sync_canaries(problems, add, forget)
 
     async def _decrypt_canaries(self, older: Sequence[Canary]) -> tuple[CanaryResult, ...]:
-        places = asyncio.Semaphore(MAX_CONCURRENT_DECRYPTIONS)
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_DECRYPTIONS)
 
         async def decrypted(canary: Canary) -> CanaryResult:
-            async with places:
+            async with semaphore:
                 seconds, failure, answer = await self._time_call(
                     lambda: self.key.decrypt(canary.ciphertext, canary.aad, timeout=self.timeout)
                 )

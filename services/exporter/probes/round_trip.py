@@ -1,10 +1,7 @@
-"""One call to the key management service: timed, and whatever it raises is a failure with a reason.
+"""One round trip through a key → ProbeResult: random plaintext and AAD, encrypt, decrypt, compare.
 
-What: one round trip through a key → ProbeResult. Random plaintext and AAD, encrypt, decrypt, compare.
-
-Where it fails on the way to the service, the way is measured too. The key stands behind the port, which checks every
-checksum; no vendor's library is known here.
-
+Each call is timed, and whatever it raises is a failure with a reason. Where the service does not answer, the
+connectivity is measured too. The port checks every checksum.
 """
 
 import asyncio
@@ -18,7 +15,7 @@ import structlog
 
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.port import ConnectivityPhase, KmsError, KmsKey
-from shared.kms.reason import Reason
+from shared.kms.reason import Reason, Scope
 from shared.process.concurrency import is_task_cancelled
 
 PLAINTEXT_BYTES = 32
@@ -62,8 +59,7 @@ async def time_call(
 
 
 CONNECTIVITY_MAX_AGE = 60.0
-"""How long a measured way stands for the same failure, before it is measured anew."""
-_CONNECTIVITY_REASONS = frozenset({Reason.UNAVAILABLE, Reason.TIMEOUT})
+"""Seconds for which measured connectivity is reused for the same failure."""
 
 
 log = structlog.get_logger(__name__)
@@ -71,10 +67,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _ConnectivityCache:
-    """The way as it was measured last."""
+    """The connectivity as it was measured last."""
 
     reason: Reason | None = None
-    """Why the last round trip failed; None where it was right, or where its failure has no way yet."""
+    """Why the last round trip failed; None where it succeeded, or where nothing was measured yet."""
     measured_at: float = 0.0
     """When it was measured, by the monotonic clock."""
     phases: tuple[ConnectivityPhase, ...] = ()
@@ -102,7 +98,7 @@ class Prober:
         begin = self.clock()
         result = await self._run_round_trip()
         failure = result.failed_call.failure if result.failed_call else None
-        if failure is None or failure.reason not in _CONNECTIVITY_REASONS:
+        if failure is None or failure.reason.scope is not Scope.SERVICE:
             self._connectivity.reason = None
             return result
         await self._measure_connectivity(failure.reason, 2 * self.timeout - (self.clock() - begin))
@@ -130,15 +126,16 @@ class Prober:
             (encrypt, decrypt),
             encrypted.version,
             encrypted.protection_level,
+            key_version_number=encrypted.version_number,
         )
 
     async def _measure_connectivity(self, reason: Reason, time_left: float) -> None:
-        """Measures the way within `time_left` seconds, unless it is known for this failure."""
+        """Measures within `time_left` seconds, unless that was done for this failure."""
         now = self.clock()
         if self._connectivity.reason is reason and now - self._connectivity.measured_at < CONNECTIVITY_MAX_AGE:
             return
         self._connectivity.reason = None
-        # In almost no time any way is too long, and the network would be blamed: the next probe may have more.
+        # In almost no time every connection times out, and the network would be blamed: the next probe may have more.
         if time_left < self.timeout / 4:
             return
 

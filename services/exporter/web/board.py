@@ -1,11 +1,11 @@
-"""What the board says of one target or backend: a record in, a light with its findings out. Pure.
+"""The board: one card with status and findings for each target and backend. Pure.
 
-Which cards a page shows, in which order, and which of them have changed since it looked last. Pure.
+A query selects the cards of a page and their order; a cursor tells which of them have changed since the last request.
 """
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final
@@ -24,7 +24,7 @@ from services.exporter.web.findings import (
     find_key_problems,
 )
 from services.exporter.web.time_format import format_time
-from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS
+from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, LOCAL_KEK_VERSION
 from shared.kms.port import KeyVersion
 
 MAX_LISTED_VERSIONS: Final = 10
@@ -62,7 +62,7 @@ class Card:
 
     @property
     def status_label(self) -> str:
-        """The light in words."""
+        """The status in words."""
         return STATUS_LABELS[self.status]
 
     @property
@@ -71,11 +71,11 @@ class Card:
         if isinstance(self.history, BackendHistory):
             return "health as it is since" if self.status is HealthStatus.DEGRADED else "since"
         right = self.history.last_result is None or self.history.last_result.failed_call is None
-        return "round trips right since" if right and self.status is not HealthStatus.HEALTHY else "since"
+        return "round trips succeed since" if right and self.status is not HealthStatus.HEALTHY else "since"
 
     @property
     def announcement(self) -> str:
-        """What a screen reader is told when it changes."""
+        """The text for a screen reader when it changes."""
         return ": ".join([self.name, ", ".join([self.status_label, *(finding.title for finding in self.findings[:1])])])
 
 
@@ -121,12 +121,12 @@ def _is_success_expired(history: TargetHistory, now: float, max_ages: MaxAges) -
 
 
 def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) -> Card:
-    findings = [] if history.inspection is None else list(find_key_problems(history.inspection, now))
+    findings = [] if history.inspection is None else list(find_key_problems(history.inspection, now, history.profile))
     if history.last_result is None:
         light = HealthStatus.UNKNOWN
     elif history.last_result.failed_call and history.failure_spans:
         light = HealthStatus.FAILING
-        findings.append(build_failure_finding(history.failure_spans[-1]))
+        findings.append(build_failure_finding(history.failure_spans[-1], history.profile))
     else:
         light = HealthStatus.HEALTHY
     if history.last_result and _is_success_expired(history, now, max_ages):
@@ -172,33 +172,47 @@ def get_protection_level(history: TargetHistory) -> str | None:
     if history.last_result and history.last_result.protection_level:
         return history.last_result.protection_level
     description = history.inspection.description if history.inspection else None
-    known = {version.id: version.protection_level for version in description.versions} if description else {}
-    return known.get(description.primary_version or "") if description else None
+    primary = description.find_version(description.primary_version) if description else None
+    return primary.protection_level if primary else None
 
 
 def sort_versions(inspection: KeyInspection) -> list[KeyVersion]:
     """The versions of a key, those to be destroyed first, then the newest."""
-    known = inspection.description.versions if inspection.description else ()
-    return sorted(known, key=lambda version: (version.destroy_at is None, -_parse_version_number(version.id)))
+    newest_first = reversed(inspection.description.versions if inspection.description else ())
+    return sorted(newest_first, key=lambda version: version.destroy_at is None)
 
 
 def sort_canaries(inspection: KeyInspection) -> list[CanaryResult]:
-    """The canaries of a key, those that are lost first, then the newest."""
-    return sorted(
-        inspection.canaries, key=lambda canary: (canary.call.failure is None, -_parse_version_number(canary.version))
-    )
+    """The canaries of a key, those that failed first, then the newest."""
+    versions = inspection.description.versions if inspection.description else ()
+    age = {version.id: n for n, version in enumerate(versions)}
+
+    def get_sort_key(canary: CanaryResult) -> tuple[bool, int]:
+        return canary.call.failure is None, -age.get(canary.version, -1)
+
+    return sorted(inspection.canaries, key=get_sort_key)
+
+
+def label_versions(inspection: KeyInspection, versions: Sequence[str]) -> list[str]:
+    """How a person is shown the versions."""
+    return [get_version_label(inspection, version) for version in versions]
+
+
+def get_version_label(inspection: KeyInspection, version: str) -> str:
+    """How a person is shown a version."""
+    return inspection.description.get_label(version) if inspection.description else version
 
 
 def format_data_keys(state: BackendState) -> str | None:
-    """How many data keys each version wraps, the newest first; None where the backend does not say."""
+    """How many data keys each version wraps, the version of most of them first; None where the backend does not say."""
     wrapped: dict[str, float] = {}
     for (version, _status), number in state.keyring.get(KMS_DATA_KEYS, {}).items():
         wrapped[version] = wrapped.get(version, 0.0) + number
     counted = sorted(
-        ((version, number) for version, number in wrapped.items() if number),
-        key=lambda it: -_parse_version_number(it[0]),
+        ((version, count) for version, count in wrapped.items() if count),
+        key=lambda entry: (-entry[1], _natural_sort_key(entry[0])),
     )
-    by = [f"{number:.0f} under {'the local key' if v == '0' else f'version {v}'}" for v, number in counted]
+    by = [f"{count:.0f} under {'the local key' if v == LOCAL_KEK_VERSION else f'version {v}'}" for v, count in counted]
     more = [f"and {len(by) - MAX_LISTED_VERSIONS} more"] if len(by) > MAX_LISTED_VERSIONS else []
     return " · ".join(by[:MAX_LISTED_VERSIONS] + more) or None
 
@@ -206,10 +220,6 @@ def format_data_keys(state: BackendState) -> str | None:
 def get_last_rotation_time(state: BackendState) -> float | None:
     """When a rotation of whatever type last succeeded, Unix seconds; None where the backend does not say."""
     return max(state.keyring.get(KMS_ROTATION_LAST_SUCCESS, {}).values(), default=None)
-
-
-def _parse_version_number(version: str) -> int:
-    return int(version) if version.isdecimal() else 0
 
 
 CARDS_PER_PAGE: Final = 50

@@ -1,7 +1,4 @@
-"""What to do: from a reason to a sentence and a section of the runbook; what the way to KMS tells. Pure.
-
-What is not as it should be with a key or a backend: what was found of it in, findings for a person out. Pure.
-"""
+"""What is wrong with a key or a backend, and what to do about it: results in, findings with advice out. Pure."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from services.exporter.model import BackendState, KeyInspection
 from services.exporter.web.time_format import format_time
 from shared.backend_contract import CryptoMode
 from shared.kms.port import ConnectivityPhase
+from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
 RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
@@ -32,21 +30,6 @@ class Advice:
         return self.section.lower()
 
 
-_ADVICE_TEXTS: Final = {
-    Reason.TIMEOUT: "Look at https://status.cloud.google.com, then at the network and its DNS.",
-    Reason.UNAVAILABLE: "Look at https://status.cloud.google.com, then at the network and its DNS.",
-    Reason.PERMISSION_DENIED: "Grant the service account its role on this key.",
-    Reason.UNAUTHENTICATED: "Mount the service account's credentials, and check the clock.",
-    Reason.QUOTA_EXHAUSTED: "Find the caller in the project's quota page, and raise the quota.",
-    Reason.KEY_NOT_FOUND: "Compare key in the configuration with what gcloud kms keys list shows.",
-    Reason.KEY_DISABLED: "Enable the version that is needed.",
-    Reason.KEY_DESTROYED: "Restore the version now: after its date it is gone for good.",
-    Reason.CRC_MISMATCH: "Bytes changed on the way: stop writing, and escalate.",
-    Reason.PLAINTEXT_MISMATCH: "Stop writing, and escalate: what is encrypted may not come back.",
-    Reason.INVALID_REQUEST: "The sentence names the call; roll the last change back.",
-    Reason.INTERNAL: "A defect of keypulse: its log has the trace; the key may be well.",
-}
-REASON_ADVICE: Final = {reason: Advice(sentence, reason) for reason, sentence in _ADVICE_TEXTS.items()}
 NETWORK_ADVICE: Final = Advice(
     "Look at what is between here and KMS: name servers, routes, firewalls, proxies.", "unavailable"
 )
@@ -56,7 +39,6 @@ SUCCESS_EXPIRED_ADVICE: Final = Advice(
 DESTRUCTION_ADVICE: Final = Advice(
     "Restore it if anything was ever encrypted under it and not again since.", "KMSKeyVersionDestroyScheduled"
 )
-PERMISSION_ADVICE: Final = Advice("Grant the service account its role on this key.", "KMSPermissionMissing")
 CANARY_LOST_ADVICE: Final = Advice(
     "Data of that version cannot be read either: make it usable again, or escalate.", "KMSCanaryLost"
 )
@@ -65,20 +47,20 @@ WRONG_AAD_ADVICE: Final = Advice(
 )
 BACKEND_DOWN_ADVICE: Final = Advice("Ask its health check yourself, and see whether it runs.", "KMSHealthChecksFailing")
 NOT_KMS_ADVICE: Final = Advice(
-    "Its /healthz says why; mend that, and it returns to KMS by itself.", "KMSCryptoModeNotKMS"
+    "Its /healthz says why; once that is fixed, it returns to KMS by itself.", "KMSCryptoModeNotKMS"
 )
 NOT_READY_ADVICE: Final = Advice("Its /healthz says what it waits for.", "KMSCryptoNotReady")
 _NETWORK_PHASES: Final = ("dns", "tcp", "tls")
 
 
-def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase]) -> Advice:
-    """What to do about a failed round trip."""
-    broken = any(phase.error for phase in connectivity if phase.name in _NETWORK_PHASES)
-    return NETWORK_ADVICE if broken else REASON_ADVICE[reason]
+def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase], profile: KmsProfile) -> Advice:
+    """What to do about a failed call."""
+    is_network = any(phase.error for phase in connectivity if phase.name in _NETWORK_PHASES)
+    return NETWORK_ADVICE if is_network else Advice(profile.advise(reason), reason)
 
 
 def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
-    """Whether it is the network or KMS, in a sentence; None where the way was not measured."""
+    """Whether it is the network or KMS, in a sentence; None where nothing was measured."""
     if not connectivity:
         return None
     took = ", ".join(f"{phase.name.upper()} {phase.seconds * 1000:.0f} ms" for phase in connectivity if not phase.error)
@@ -88,26 +70,15 @@ def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | No
         if phase.error:
             before = f" (before it: {took})" if took else ""
             return f"It is the network, at {phase.name.upper()}: {phase.error}{before}"
-    return f"The network is well ({took}): it is KMS that does not answer."
+    return f"The network works ({took}): it is KMS that does not answer."
 
 
-PERMANENT_CANARY_REASONS: Final = frozenset(
-    {
-        Reason.KEY_DISABLED,
-        Reason.KEY_DESTROYED,
-        Reason.KEY_NOT_FOUND,
-        Reason.CRC_MISMATCH,
-        Reason.PLAINTEXT_MISMATCH,
-        Reason.INVALID_REQUEST,
-    }
-)
-"""Reasons that are of the version or its ciphertext, and do not pass; those of the alert KMSCanaryLost."""
 _MAX_NAMED_VERSIONS: Final = 5
 """Versions named in a sentence."""
 
 
 class HealthStatus(IntEnum):
-    """How it stands, the worst first. Its name in lower case is the class of its colour and shape."""
+    """The worst first. The name in lower case is the CSS class of its colour and shape."""
 
     FAILING = 0
     DEGRADED = 1
@@ -125,7 +96,7 @@ STATUS_LABELS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One thing that is wrong."""
 
     status: HealthStatus
     title: str
@@ -138,11 +109,11 @@ class Finding:
     """Unix seconds: when what the sentence says will happen."""
 
 
-def build_failure_finding(span: FailureSpan) -> Finding:
+def build_failure_finding(span: FailureSpan, profile: KmsProfile) -> Finding:
     """Of a key whose last round trips failed."""
     title = f"{span.reason} at {span.operation}"
-    advised = advise_on_failure(span.reason, span.connectivity)
-    return Finding(HealthStatus.FAILING, title, span.detail, advised, describe_connectivity(span.connectivity))
+    advice = advise_on_failure(span.reason, span.connectivity, profile)
+    return Finding(HealthStatus.FAILING, title, span.detail, advice, describe_connectivity(span.connectivity))
 
 
 def build_success_expired_finding(at: float) -> Finding:
@@ -152,45 +123,47 @@ def build_success_expired_finding(at: float) -> Finding:
 
 
 def build_stale_finding(text: str) -> Finding:
-    """Of what nothing has been heard of for long; `text` says since when, without its full stop."""
-    return Finding(HealthStatus.DEGRADED, "no recent result", f"{text}; the state may have changed. See the exporter's log.")
+    """Of a key or backend without a recent result; `text` says since when, without its full stop."""
+    sentence = f"{text}; the state may have changed. See the exporter's log."
+    return Finding(HealthStatus.DEGRADED, "no recent result", sentence)
 
 
-def find_key_problems(inspection: KeyInspection, now: float) -> Iterator[Finding]:
-    """Of the last look at a key; `now` in Unix seconds."""
-    yield from _find_canary_problems(inspection)
+def find_key_problems(inspection: KeyInspection, now: float, profile: KmsProfile) -> Iterator[Finding]:
+    """Of the last key inspection; `now` in Unix seconds."""
+    yield from _find_canary_problems(inspection, profile)
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
         yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), WRONG_AAD_ADVICE)
     known = inspection.description.versions if inspection.description else ()
-    if doomed := {version.id: version.destroy_at for version in known if version.destroy_at is not None}:
+    if doomed := {version.label: version.destroy_at for version in known if version.destroy_at is not None}:
         first = min(doomed.values())
         sentence = f"{format_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
         yield Finding(HealthStatus.DEGRADED, "destruction scheduled", sentence, DESTRUCTION_ADVICE, due_at=first)
     if missing := [name for name, granted in (inspection.permissions or {}).items() if not granted]:
-        sentence = f"IAM does not grant {', '.join(missing)}."
-        yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, PERMISSION_ADVICE)
+        sentence = f"The account lacks {', '.join(missing)}."
+        advice = Advice(profile.permission_advice, "KMSPermissionMissing")
+        yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice)
     planned = inspection.description.next_rotation_at if inspection.description else None
     if planned is not None and planned < now:
-        sentence = f"The key was to be rotated at {format_time(planned)}; gcloud kms keys describe shows its plan."
+        sentence = f"The key was to be rotated at {format_time(planned)}; {profile.rotation_advice}"
         yield Finding(HealthStatus.DEGRADED, "rotation overdue", sentence)
     if inspection.problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(inspection.problems)))
 
 
-def _find_canary_problems(inspection: KeyInspection) -> Iterator[Finding]:
+def _find_canary_problems(inspection: KeyInspection, profile: KmsProfile) -> Iterator[Finding]:
     """One finding for each reason, whatever the number of versions."""
     failed: dict[Reason, dict[str, str]] = {}
     for canary in inspection.canaries:
         if failure := canary.call.failure:
-            failed.setdefault(failure.reason, {})[canary.version] = failure.detail
+            label = inspection.description.get_label(canary.version) if inspection.description else canary.version
+            failed.setdefault(failure.reason, {})[label] = failure.detail
     for reason, details in failed.items():
         what = f"What {format_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
-        if reason in PERMANENT_CANARY_REASONS:
+        if reason.concerns_data:  # as the alert KMSCanaryLost
             yield Finding(HealthStatus.FAILING, f"canary lost, {reason}", _truncate(what), CANARY_LOST_ADVICE)
         else:
-            yield Finding(
-                HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(what), REASON_ADVICE[reason]
-            )
+            advice = Advice(profile.advise(reason), reason)
+            yield Finding(HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(what), advice)
 
 
 def find_backend_problems(state: BackendState) -> Iterator[Finding]:
@@ -208,10 +181,10 @@ def find_backend_problems(state: BackendState) -> Iterator[Finding]:
         yield Finding(HealthStatus.DEGRADED, "not all could be read", problems)
 
 
-def format_versions(numbers: Collection[str]) -> str:
+def format_versions(labels: Collection[str]) -> str:
     """`version 3`, `versions 3, 2, 1`, `versions 9, 8, 7, 6, 5 and 4 more`."""
-    named, more = list(numbers)[:_MAX_NAMED_VERSIONS], len(numbers) - _MAX_NAMED_VERSIONS
-    return f"version{'s' if len(numbers) > 1 else ''} {', '.join(named)}{f' and {more} more' if more > 0 else ''}"
+    named, more = list(labels)[:_MAX_NAMED_VERSIONS], len(labels) - _MAX_NAMED_VERSIONS
+    return f"version{'s' if len(labels) > 1 else ''} {', '.join(named)}{f' and {more} more' if more > 0 else ''}"
 
 
 def _truncate(text: str) -> str:

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, compute_quantile
+from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
 from services.exporter.web import findings, latency_plot, time_format
 from services.exporter.web.board import (
     MAX_LISTED_VERSIONS,
@@ -32,6 +32,8 @@ from services.exporter.web.board import (
     format_data_keys,
     get_last_rotation_time,
     get_protection_level,
+    get_version_label,
+    label_versions,
     sort_canaries,
     sort_versions,
 )
@@ -114,6 +116,8 @@ class Pages:
             latency_plot=latency_plot,
             get_protection_level=get_protection_level,
             sort_versions=sort_versions,
+            get_version_label=get_version_label,
+            label_versions=label_versions,
             sort_canaries=sort_canaries,
             format_data_keys=format_data_keys,
             get_last_rotation_time=get_last_rotation_time,
@@ -157,16 +161,16 @@ class Pages:
         now = self._clock()
         record = record.copy(now)
         card = build_card(record, now, self._max_ages)
-        rows = [(name, span) for span in reversed(record.failure_spans)]
+        rows = [(record, span) for span in reversed(record.failure_spans)]
         return HTMLResponse(await run_in_threadpool(self._render_history, card, rows))
 
-    def _list_latest_failures(self) -> list[tuple[str, FailureSpan]]:
-        """The last failures of all keys, the newest first, each with its key's name; copies."""
-        found = [(record.target, span) for record in self._history.targets.values() for span in record.failure_spans]
+    def _list_latest_failures(self) -> list[tuple[TargetHistory, FailureSpan]]:
+        """The last failures of all keys, the newest first, each with the key it is of; the failures are copies."""
+        found = [(record, span) for record in self._history.targets.values() for span in record.failure_spans]
         latest = nlargest(MAX_FAILURE_SPANS, found, key=lambda failure: failure[1].last_at)
-        return [(name, replace(span)) for name, span in latest]
+        return [(record, replace(span)) for record, span in latest]
 
-    def _render_history(self, card: Card | None, rows: Sequence[tuple[str, FailureSpan]]) -> str:
+    def _render_history(self, card: Card | None, rows: Sequence[tuple[TargetHistory, FailureSpan]]) -> str:
         return self._get_template("history.html.j2").render(card=card, rows=rows, now=self._clock())
 
     async def _serve_asset(self, request: Request) -> Response:

@@ -1,10 +1,7 @@
-"""What a probe did, step by step, for a person who reads it in a terminal. Pure.
+"""`GET /probe?target=NAME`, as blackbox_exporter has it: a probe of that target → its metrics, or its steps as text.
 
-`GET /probe?target=NAME`, as blackbox_exporter has it: a probe of that target → its metrics, or its steps in words.
-
-Only targets of the configuration are probed. A probe that takes longer than the caller waits goes on, and is counted at
+Only configured targets are probed. A probe that takes longer than the caller waits continues, and is counted at
 `/metrics` as every other.
-
 """
 
 import asyncio
@@ -26,13 +23,14 @@ from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.server import select_encoder
 from shared.kms.port import ConnectivityPhase
-from shared.kms.reason import Reason
+from shared.kms.profile import KmsProfile
+from shared.kms.reason import Reason, Scope
 
 MAX_TEXT_LENGTH: Final = 500
 """Characters shown of what a service said."""
 _SUCCESS_TEXTS: Final = {
-    Operation.ENCRYPT: "right: plaintext and AAD arrived by their CRC32C, and the ciphertext matches its own",
-    Operation.DECRYPT: "right: the plaintext matches its CRC32C, and is the one that was encrypted",
+    Operation.ENCRYPT: "ok: the checksums of plaintext, AAD and ciphertext match",
+    Operation.DECRYPT: "ok: the checksum matches, and the plaintext is the one that was encrypted",
 }
 
 
@@ -72,28 +70,28 @@ def _format_lines(
         yield f"  key version that encrypted: {version}"
         yield f"  protection level: {make_printable(result.protection_level or 'not known')}"
     yield ""
-    yield "The way to KMS, on a connection of its own:"
+    yield "A new connection to KMS:"
     for phase in connectivity:
-        yield _format_step(phase.name, phase.seconds, make_printable(phase.error or "right"))
+        yield _format_step(phase.name, phase.seconds, make_printable(phase.error or "ok"))
     if not connectivity:
         yield "  not measured: no time was left"
     if result is not None:
         yield _format_step("first call", result.calls[0].seconds, "on the connection of the probes")
-        yield from _format_advice(result, connectivity)
+        yield from _format_advice(result, connectivity, probe.profile)
     yield ""
     yield "What a scrape gets:"
 
 
-def _format_advice(result: ProbeResult, connectivity: Sequence[ConnectivityPhase]) -> Iterator[str]:
+def _format_advice(
+    result: ProbeResult, connectivity: Sequence[ConnectivityPhase], profile: KmsProfile
+) -> Iterator[str]:
     failure = result.failed_call.failure if result.failed_call else None
     if failure is None:
         return
     yield ""
-    if failure.reason in (Reason.TIMEOUT, Reason.UNAVAILABLE) and (
-        sentence := findings.describe_connectivity(connectivity)
-    ):
+    if failure.reason.scope is Scope.SERVICE and (sentence := findings.describe_connectivity(connectivity)):
         yield make_printable(sentence)
-    yield findings.REASON_ADVICE[failure.reason].text
+    yield profile.advise(failure.reason)
 
 
 def _format_outcome(call: Call) -> str:
@@ -216,13 +214,13 @@ class _ProbeMetrics(Collector):
         call = result.failed_call if result else None
         reason = Reason.TIMEOUT if result is None else call.failure.reason if call and call.failure else None
         calls = result.calls if result else ()
-        yield _build_gauge("probe_success", "1 if the round trip was right in every respect.", float(reason is None))
+        yield _build_gauge("probe_success", "1 if the round trip succeeded.", float(reason is None))
         yield _build_gauge(
             "probe_duration_seconds",
             "Duration of the round trip; of the wait, where it had not ended.",
             sum(call.seconds for call in calls) if result else self._waited,
         )
-        reasons = GaugeMetricFamily("probe_failure_reason", "1 for why it was not right.", labels=["reason"])
+        reasons = GaugeMetricFamily("probe_failure_reason", "1 for the reason why it failed.", labels=["reason"])
         for known in Reason:
             reasons.add_metric([known], float(known is reason))
         yield reasons
@@ -233,14 +231,17 @@ class _ProbeMetrics(Collector):
             operations.add_metric([call.operation], call.seconds)
         yield operations
         phases = GaugeMetricFamily(
-            "probe_phase_duration_seconds", "Duration of each step on the way, where it was measured.", labels=["phase"]
+            "probe_phase_duration_seconds",
+            "Duration of each phase of a new connection.",
+            labels=["phase"],
         )
         for phase in self.connectivity:
             phases.add_metric([phase.name], phase.seconds)
         yield phases
-        number = (result.key_version or "").rpartition("/")[2] if result else ""
         yield _build_gauge(
-            "probe_key_version", "Number of the version that encrypted.", int(number) if number.isdecimal() else None
+            "probe_key_version",
+            "Number of the version that encrypted; absent where the provider does not number versions.",
+            result.key_version_number if result else None,
         )
         yield _build_gauge(
             "probe_timestamp_seconds", "Unix time of the round trip's end.", result.ended_at if result else None

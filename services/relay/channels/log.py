@@ -1,8 +1,8 @@
 """The log of the relay itself: a message goes in, one structured line on standard error comes out.
 
 It gets every event, merged with none, so that whatever collects the logs has the whole history. A line is
-`{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "note", "alerts"}`; each
-of its alerts has `state`, `format_summary`, `labels` and `links`. Alerts that do not fit are counted in `not_listed`.
+`{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "remark", "alerts"}`;
+each of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in `unlisted_count`.
 """
 
 import json
@@ -101,9 +101,9 @@ def build_line(message: Message) -> dict[str, Any]:
         "receiver": _truncate_line(event.receiver, _MAX_NAME),
         "alerts": alerts,
     }
-    if note := format_remark(message):
-        fields["note"] = note
-    return {**fields, "not_listed": missing} if missing else fields
+    if remark := format_remark(message):
+        fields["remark"] = remark
+    return {**fields, "unlisted_count": missing} if missing else fields
 
 
 def _build_alert(alert: Alert, links: list[Link]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     aside = ", ".join(filter(None, (several, untold)))
     first = format_summary(alerts[0][0]) if alerts else format_counts(event)
     page = build_alertmanager_link(event)
-    note, contacts = format_remark(message), select_contacts(message)
+    remark, contacts = format_remark(message), select_contacts(message)
     links = [link for _, found in alerts for link in found]
 
     def common(name: str, otherwise: str) -> str:
@@ -209,7 +209,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
             "class": common("alertname", ""),
             "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.task.accepted_at).isoformat(),
             "custom_details": {
-                **({"note": note} if note else {}),
+                **({"remark": remark} if remark else {}),
                 "alerts": format_counts(event),
                 **({"escalate_to": contacts} if contacts else {}),
                 **_build_details([alert for alert, _ in alerts]),

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Final, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
-from services.relay.http_client import check_secret_url
 from services.relay.model import Message
 from shared.config.settings import Section
+from shared.config.url import check_secret_url
 
 _RATE: Final = re.compile(r"([1-9][0-9]{0,5})/([smh])")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}

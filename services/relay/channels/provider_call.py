@@ -15,10 +15,9 @@ from services.relay.model import Message
 from services.relay.send_error import Reason, Scope, SendError
 from services.relay.text import clean_line, truncate
 from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.process.concurrency import run_in_thread_if_large
 
 MASK = "[secret]"
-_THREAD_ABOVE: Final = 16 * 1024
-"""Bytes of a message up to which making something of it is quicker than handing it over to a thread."""
 
 _CURRENT_ATTEMPT: Final[ContextVar[Attempt]] = ContextVar("attempt")
 
@@ -99,8 +98,8 @@ def read_secret(file: SecretFile) -> str:
 
 
 async def build_in_thread_if_large(message: Message, build: Callable[[], T]) -> T:
-    """What `build` makes of a message; in a thread where that takes its time."""
-    return build() if message.task.events_size <= _THREAD_ABOVE else await asyncio.to_thread(build)
+    """Build something from a message; in a thread if the message is large."""
+    return await run_in_thread_if_large(message.task.events_size, build)
 
 
 def mask_reply(reply: str, *secrets: str) -> str:

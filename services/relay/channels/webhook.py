@@ -8,11 +8,11 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
      "accepted_at": "…",
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
-     "note": "",                    what the relay itself has to say
+     "remark": "",                  what the relay itself adds
      "contacts": {…},               how somebody of each role is reached, while something critical fires
      "alerts": [{"status", "labels": {…}, "annotations": {…}, "starts_at", "ends_at" or null, "fingerprint",
                  "links": {"runbook": "…", "dashboard": "…", "prometheus": "…"}}],
-     "not_listed": 0}               alerts that did not fit, or that Alertmanager cut off
+     "unlisted_count": 0}           alerts that did not fit, or that Alertmanager cut off
 
 Text is as Alertmanager sent it, without control characters, and cut where it is longer than a person reads; a link is
 http(s) or absent.
@@ -38,7 +38,6 @@ from services.relay.channels.provider_call import (
 from services.relay.http_client import (
     HttpSession,
     build_status_error,
-    check_secret_url,
     read_text,
     translate_connection_errors,
 )
@@ -47,6 +46,7 @@ from services.relay.send_error import Reason, Scope, SendError
 from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
+from shared.config.url import check_secret_url
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
 _BODY_OVERHEAD = (
@@ -169,10 +169,10 @@ def build_body(message: Message) -> dict[str, Any]:
         "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
         "group_labels": _limit_labels(event.group_labels),
         "common_labels": _limit_labels(event.common_labels),
-        "note": format_remark(message),
+        "remark": format_remark(message),
         "contacts": select_contacts(message),
         "alerts": alerts,
-        "not_listed": len(pairs) - len(alerts) + event.unlisted_count,
+        "unlisted_count": len(pairs) - len(alerts) + event.unlisted_count,
     }
 
 

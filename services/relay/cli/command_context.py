@@ -81,9 +81,9 @@ async def record_action(store: Store, action: str, on: str) -> None:
 def check_channel_or_exit(settings: RelaySettings, name: str) -> str:
     """The name of a configured channel; where it is none, one line on standard error, then exit 2."""
 
-    def known(given: str) -> str:
+    def check_channel(given: str) -> str:
         if given not in settings.channels:
             raise ValueError(f"no such channel; expected one of {', '.join(sorted(settings.channels))}")
         return given
 
-    return parse_option_or_exit("--channel", known, name)
+    return parse_option_or_exit("--channel", check_channel, name)

@@ -9,7 +9,7 @@ from typing import Final
 import click
 import structlog
 
-from services.relay.app import send_test_message
+from services.relay.channel_check import send_test_message
 from services.relay.cli.command_context import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
 from services.relay.send_error import SendError
@@ -21,11 +21,11 @@ Example:
   keypulse-relay --config relay.yml send-test --channel slack-critical"""
 
 
-@click.command("send-test", short_help="Send a test page and its all-clear.", epilog=_EXAMPLES)
+@click.command("send-test", short_help="Send a test message and its resolve.", epilog=_EXAMPLES)
 @click.option("--channel", required=True, help="The name of a channel in the configuration.")
 @add_config_option
 def command(config: Path | None, channel: str) -> None:
-    """Send a test page and its all-clear on one channel, and print what the provider answered."""
+    """Send a test message and its resolve on one channel, and print the receipts."""
     settings = load_settings_or_exit(RelaySettings, config)
     check_channel_or_exit(settings, channel)
     if settings.channels[channel].kind == "log":

@@ -3,12 +3,10 @@
 What goes out → the message that a channel is asked to tell: its event read and enriched.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Final
 
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
@@ -22,6 +20,7 @@ from services.relay.model import (
     decode_event,
     split_digests,
 )
+from shared.process.concurrency import LARGE_BYTES, run_in_thread_if_large
 
 
 def merge_events(older: Event, newer: Event) -> Event:
@@ -63,10 +62,6 @@ def _intersect(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, st
     return {key: value for key, value in one.items() if other.get(key) == value}
 
 
-_THREAD_ABOVE: Final = 16 * 1024
-"""Bytes of an event up to which the work is quicker than handing it over to a thread."""
-
-
 async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str]) -> Message:
     """The same at each attempt, so that a channel can recognise its own.
 
@@ -79,11 +74,9 @@ async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Map
         ValueError: the outbox holds something that is no event.
     """
     told = task.event_json, task.accepted_at, link_rules
-    event, found = (
-        _enrich_event_cached(*told)
-        if len(task.event_json) <= _THREAD_ABOVE
-        else await asyncio.to_thread(_enrich_event, *told)
-    )
+    size = len(task.event_json)
+    enrich = _enrich_event if size > LARGE_BYTES else _enrich_event_cached
+    event, found = await run_in_thread_if_large(size, lambda: enrich(*told))
     return Message(task, event, found, contacts)
 
 

@@ -161,14 +161,14 @@ class Deliverer:
         return await self._shared.send(out, self._build_save_progress(task))
 
     def _build_save_progress(self, task: DeliveryTask) -> SaveProgress:
-        async def kept(progress: Progress) -> None:
+        async def save(progress: Progress) -> None:
             try:
                 if not await save_progress(self._shared.store, task, progress):
                     raise LeaseLostError
             except StoreUnavailableError as error:
                 raise ProgressNotSavedError(str(error)) from None
 
-        return kept
+        return save
 
     def _build_failure(
         self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float

@@ -1,17 +1,16 @@
-"""One channel's deliveries: claim → message → send → receipt. A channel that hangs costs the others nothing.
+"""The deliveries of each channel: claim → message → send → receipt. A channel that hangs delays no other.
 
-Each channel claims as many deliveries as it has lanes free, and each is sent by a task of its own; the outbox sees to
-it that the messages of one incident go out one after the other, and at the channel's pace. The worker sleeps until
-something is due or `wake` is called, and looks every few seconds for what another process made due. While the channel
-refuses everything, it hands what waits on to those that stand in.
-
-The workers of all channels put together, and how they stop.
+Each channel claims as many deliveries as it has free slots, and each is sent by a task of its own; the outbox keeps the
+messages of one incident in order, and the channel within its rate. A worker sleeps until something is due or `wake` is
+called, and looks every few seconds for what another process made due. While its channel is down, its deliveries go to
+the fallback channels.
 """
 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -19,9 +18,7 @@ from uuid import uuid4
 import structlog
 
 from services.relay.channels.port import Channel, ChannelSettings
-from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import OpenSender, Sender, SenderSettings
-from services.relay.delivery.links import LinkRules
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
@@ -34,7 +31,7 @@ from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.lease import release_leases
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.replicas import record_served_channels, refresh_outdated
-from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restore
+from services.relay.outbox.restore_detection import detect_restore
 from services.relay.outbox.sweeper import sweep
 
 _OUTBOX_RETRY_SECONDS: Final = 1.0
@@ -184,26 +181,39 @@ _SWEEP_INTERVAL: Final = 15.0
 WakeChannels = Callable[[Iterable[str]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryRules:
+    """What the configuration says about delivery."""
+
+    sender: SenderSettings
+    retry_policy: RetryPolicy
+    lease_seconds: float
+    fallback_channels: tuple[str, ...]
+    """Channels that get the deliveries of one that is down."""
+    pacing_enabled: bool
+    """Whether each channel keeps to its rate."""
+    compare_delay: float
+    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 where there is none."""
+
+
 @asynccontextmanager
 async def run_delivery(
-    settings: RelaySettings, store: Store, metrics: Metrics, open_sender: OpenSender
+    rules: DeliveryRules, store: Store, metrics: Metrics, open_sender: OpenSender
 ) -> AsyncIterator[WakeChannels]:
-    """A worker for each channel; at the end they finish what is in hand, within the grace period.
+    """A worker for each channel; at the end each finishes what it sends, within `STOP_SECONDS`.
 
     Yields:
-        What tells the workers of some channels that there is something new.
+        Wakes the workers of some channels: there is something new.
     """
-    owner = uuid4().hex
-    timeout = settings.delivery.timeout
-    given = SenderSettings(settings.channels, build_link_rules(settings), settings.contacts, timeout)
+    lease_owner = uuid4().hex
     try:
-        async with open_sender(given) as send, _run_workers(settings, store, metrics, owner, send) as wake:
+        async with open_sender(rules.sender) as send, _run_workers(rules, store, metrics, lease_owner, send) as wake:
             yield wake
     finally:  # nothing is sent any more
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await release_leases(store, owner)
-                await detect_restore(store, compare_delay=_held_for(settings))  # until now it was used
+                await release_leases(store, lease_owner)
+                await detect_restore(store, compare_delay=rules.compare_delay)  # records that it was used until now
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning(
                 "leases could not be released at stop; they expire by themselves",
@@ -213,9 +223,9 @@ async def run_delivery(
 
 @asynccontextmanager
 async def _run_workers(
-    settings: RelaySettings, store: Store, metrics: Metrics, lease_owner: str, send: Sender
+    rules: DeliveryRules, store: Store, metrics: Metrics, lease_owner: str, send: Sender
 ) -> AsyncIterator[WakeChannels]:
-    delivery = settings.delivery
+    settings, timeout = rules.sender.channels, rules.sender.timeout
     workers: dict[str, Worker] = {}
 
     def wake(names: Iterable[str]) -> None:
@@ -223,76 +233,67 @@ async def _run_workers(
             if name in workers:
                 workers[name].wake()
 
-    shared = DeliveryContext(
+    context = DeliveryContext(
         store=store,
         metrics=metrics,
         send=send,
-        retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
-        timeout=delivery.timeout,
-        lease_seconds=delivery.lease,
+        retry_policy=rules.retry_policy,
+        timeout=timeout,
+        lease_seconds=rules.lease_seconds,
         lease_owner=lease_owner,
         random=random.random,
-        fallback_channels=settings.default_channels,
+        fallback_channels=rules.fallback_channels,
         wake_channels=wake,
     )
-    # Of these nothing is asked but whether their secrets are others: they connect at their first send, and never send.
-    channels = {name: channel.connect(delivery.timeout) for name, channel in settings.channels.items()}
+    # These only say whether their secrets changed: they connect at their first send, and never send.
+    channels = {name: each.connect(timeout) for name, each in settings.items()}
     for name, channel in channels.items():
-        own = settings.channels[name]
-        sharing = _find_dedup_channels(own, settings.channels)
-        workers[name] = Worker(name, channel, _get_rate(settings, own), own.max_concurrency, shared, sharing)
-    held_for = _held_for(settings)
-    begun = await _prepare_channels(store, channels, held_for)
-    beginning = asyncio.create_task(_begin_late(store, channels, held_for, begun=begun), name="begin to deliver")
+        own = settings[name]
+        rate = _get_rate(own) if rules.pacing_enabled else None
+        workers[name] = Worker(name, channel, rate, own.max_concurrency, context, _find_dedup_channels(own, settings))
+    prepared = await _prepare_channels(store, channels, rules.compare_delay)
+    preparation = asyncio.create_task(
+        _retry_preparation(store, channels, rules.compare_delay, prepared=prepared), name="prepare channels"
+    )
 
     async def deliver(worker: Worker) -> None:
-        await asyncio.wait([beginning])  # before, what waits may be that of a backup
+        await asyncio.wait([preparation])  # until then the outbox may be a restored backup
         await worker.run()
 
     tasks = [asyncio.create_task(deliver(worker), name=f"deliver {name}") for name, worker in workers.items()]
-    looking = asyncio.create_task(_run_sweeper(store, shared, wake, channels, held_for), name="overdue deliveries")
+    sweeper = asyncio.create_task(_run_sweeper(store, context, wake, channels, rules.compare_delay), name="sweeper")
     try:
         yield wake
     finally:
-        looking.cancel()
-        beginning.cancel()
+        sweeper.cancel()
+        preparation.cancel()
         for worker in workers.values():
             worker.stop()
         try:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
-        finally:  # whoever cancels a reload, such as a stop, ends the grace, and no more than that
+        finally:  # a stop that cancels a reload ends the wait, and no more than that
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, looking, beginning, return_exceptions=True)
-
-
-def build_link_rules(settings: RelaySettings) -> LinkRules:
-    """What a person set about links."""
-    return LinkRules(settings.links.runbook, settings.links.dashboard, frozenset(settings.links.allow_hosts))
-
-
-def _held_for(settings: RelaySettings) -> float:
-    """Seconds for which what waits in a restored backup is held back, where it can be compared."""
-    return COMPARE_DELAY if settings.alertmanager.urls else 0.0
+            await asyncio.gather(*tasks, sweeper, preparation, return_exceptions=True)
 
 
 def _find_dedup_channels(channel: ChannelSettings, channels: Mapping[str, ChannelSettings]) -> tuple[str, ...]:
-    place = channel.dedup_scope()
-    return tuple(name for name, other in channels.items() if place is not None and other.dedup_scope() == place)
+    scope = channel.dedup_scope()
+    return tuple(name for name, other in channels.items() if scope is not None and other.dedup_scope() == scope)
 
 
-def _get_rate(settings: RelaySettings, channel: ChannelSettings) -> float | None:
+def _get_rate(channel: ChannelSettings) -> float | None:
     rate = channel.rate or channel.provider_rate
-    return rate.per_second if rate is not None and settings.pacing.enabled else None
+    return rate.per_second if rate is not None else None
 
 
 async def _prepare_channels(store: Store, names: Collection[str], compare_delay: float) -> bool:
-    """Whoever starts the relay anew may have mended why a channel refused everything, or brought one back.
+    """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup.
 
-    Or restored a backup. False where the outbox is not available, so that nothing of it is known.
+    False where the outbox is not available.
     """
     try:
-        await _brought_back(store, names)
+        await _mark_served(store, names)
         await detect_restore(store, compare_delay=compare_delay)
     except StoreUnavailableError as error:
         log.warning("nothing is delivered until the outbox can be used", error=str(error))
@@ -300,17 +301,17 @@ async def _prepare_channels(store: Store, names: Collection[str], compare_delay:
     return True
 
 
-async def _begin_late(store: Store, names: Collection[str], held_for: float, *, begun: bool) -> None:
-    while not begun:
+async def _retry_preparation(store: Store, names: Collection[str], compare_delay: float, *, prepared: bool) -> None:
+    while not prepared:
         await asyncio.sleep(_PAUSE)
         with suppress(StoreUnavailableError):  # the store has logged it
             with suppress(StoreUnavailableError):  # then they are tried when their pause ends
-                await _brought_back(store, names)
-            await detect_restore(store, compare_delay=held_for)
-            begun = True
+                await _mark_served(store, names)
+            await detect_restore(store, compare_delay=compare_delay)
+            prepared = True
 
 
-async def _brought_back(store: Store, names: Collection[str]) -> None:
+async def _mark_served(store: Store, names: Collection[str]) -> None:
     await record_served_channels(store, names)
     await refresh_outdated(store, names)
     await breaker.commit_allow_trial(store, names)
@@ -319,7 +320,7 @@ async def _brought_back(store: Store, names: Collection[str]) -> None:
 async def _run_sweeper(
     store: Store, context: DeliveryContext, wake_channels: WakeChannels, channels: Collection[str], compare_delay: float
 ) -> None:
-    async def overdue() -> None:
+    async def sweep_once() -> None:
         await record_served_channels(store, channels)
         handle_changes(await fall_back_unserved(store, channels, context.fallback_channels))
         give_up_after = context.retry_policy.give_up_after
@@ -330,15 +331,15 @@ async def _run_sweeper(
             context.metrics.count_delivery(channel, state)
         wake_channels(changes.channels_to_wake)
 
-    looks: tuple[Callable[[], Awaitable[object]], ...] = (
+    steps: tuple[Callable[[], Awaitable[object]], ...] = (
         partial(detect_restore, store, compare_delay=compare_delay),
-        overdue,
+        sweep_once,
     )
     while True:
         await asyncio.sleep(_SWEEP_INTERVAL)
-        for look in looks:
+        for step in steps:
             try:
-                await look()
+                await step()
             except StoreUnavailableError:
                 continue  # the store has logged it
             except Exception:

@@ -12,11 +12,12 @@ from typing import Final
 
 import structlog
 
-from services.relay.http_client import HttpSession, check_secret_url, translate_connection_errors
+from services.relay.http_client import HttpSession, translate_connection_errors
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.watchdogs import is_draining
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.url import check_secret_url
 
 _REPLY_TIMEOUT: Final = 5.0
 DRAIN_WINDOW: Final = 600.0

@@ -107,8 +107,8 @@ class AlertPublisher:
         """
         event = alert.event(self.now())
 
-        def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:
-            return None if known and known.is_open else self._plan(event, known, channels)
+        def decide(current: IncidentState | None, _now: float) -> DeliveryPlan | None:
+            return None if current and current.is_open else self._plan(event, current, channels)
 
         return await self._accept(event, decide)
 
@@ -131,12 +131,12 @@ class AlertPublisher:
             StoreUnavailableError: it is not known to be committed.
         """
 
-        def decide(known: IncidentState | None, _now: float) -> DeliveryPlan | None:
-            if known is None or known.event_id != incident.event_id:
+        def decide(current: IncidentState | None, _now: float) -> DeliveryPlan | None:
+            if current is None or current.event_id != incident.event_id:
                 return None
-            gone = known.open_channels.difference(self.channels, known.served_channels)
-            channels = known.open_channels.union(self._route(event)) if gone else known.open_channels
-            return self._plan(event, known, channels)
+            gone = current.open_channels.difference(self.channels, current.served_channels)
+            channels = current.open_channels.union(self._route(event)) if gone else current.open_channels
+            return self._plan(event, current, channels)
 
         return await self._accept(event, decide)
 

@@ -69,11 +69,11 @@ class IntakeUptime:
         self.restart()
 
     def restart(self) -> None:
-        """From now on, and not before."""
+        """Count from now on."""
         self._started_at = self._monotonic()
 
-    def again(self) -> float:
-        """Seconds until now, from where it begins again."""
+    def measure_and_restart(self) -> float:
+        """Return the seconds since the last restart, and restart."""
         before, self._started_at = self._started_at, self._monotonic()
         return self._started_at - before
 
@@ -110,7 +110,7 @@ class WatchdogMonitor:
         if not names:
             return _IDLE_INTERVAL
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
-        able_for = self._uptime.again()
+        able_for = self._uptime.measure_and_restart()
         silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, able_for))
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:

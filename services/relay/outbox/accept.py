@@ -1,6 +1,5 @@
 """Accepts an event: commits it with one delivery for each channel, or nothing where it is a duplicate."""
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -15,8 +14,8 @@ from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
+from shared.process.concurrency import run_in_thread_if_large
 
-_THREAD_ABOVE: Final = 64 * 1024  # bytes of a webhook up to which writing its event is quicker than a thread
 # Statements are built once: building one costs more than a database takes to run it.
 _INSERT_EVENTS: Final = BulkStatement(
     insert(events), [column.name for column in events.c if column is not events.c.seq]
@@ -150,9 +149,9 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
         StoreUnavailableError: it is not known to be committed.
     """
     # Encoded before the transaction, so that a large event makes nobody wait.
-    large = len(incoming.body) > _THREAD_ABOVE
-    written = await asyncio.to_thread(encode_event, incoming.event) if large else encode_event(incoming.event)
-    return await store.batch(_accept_batch, _Request(incoming, written, plan), size=len(incoming.body))
+    size = len(incoming.body)
+    written = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
+    return await store.batch(_accept_batch, _Request(incoming, written, plan), size=size)
 
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:

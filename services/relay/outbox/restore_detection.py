@@ -95,7 +95,7 @@ async def detect_restore(store: Store, *, compare_delay: float) -> bool:
 async def mark_restored(store: Store) -> None:
     """The next detection takes the outbox for a restored backup. Raises StoreUnavailableError."""
 
-    def say(transaction: Transaction) -> None:
+    def mark(transaction: Transaction) -> None:
         said = build_insert(database_identity, transaction.connection.dialect.name).values(
             id=1, identity=_MARKED_RESTORED, last_used_at=0.0
         )
@@ -103,7 +103,7 @@ async def mark_restored(store: Store) -> None:
             said.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
         )
 
-    await store.run(say)
+    await store.run(mark)
 
 
 async def release_compared(store: Store) -> None:

@@ -1,24 +1,22 @@
 """The folder of backups: names, which are kept, what they need, and whether one can be restored."""
 
 import base64
-import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from services.rotator.backups import backup_file
 from services.rotator.backups.backup_file import BackupError, BackupHeader, BackupSummary
 from services.rotator.model import RotatorError
-from shared.keyring.administration import Administration, KeyInfo, Problem
-from shared.keyring.model import UNREADABLE_VERSION, build_wrapping_aad, compute_fingerprint
+from shared.keyring.administration import Administration, JournalBackup, KeyInfo, Problem
+from shared.keyring.model import build_wrapping_aad, compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
 
 LATEST: Final = "latest"
 _FILE_SUFFIX: Final = ".backup"
 _MAX_DIFFERENCES: Final = 100
-_JOURNAL_BACKUP: Final = re.compile(r"backup (?P<name>\S+) (?P<sha256>\S+)( needs (?P<needs>-?\d+(,\d+)*))?")
 
 
 class BackupFolder:
@@ -42,52 +40,17 @@ class BackupFolder:
         found = [(file, backup_file.read_header(file)) for file in self.folder.glob(f"[!.]*{_FILE_SUFFIX}")]
         return sorted(found, key=lambda each: each[1].created_at)
 
-    def find(self, name: str, journal: Iterable[str] = ()) -> Path:
+    def find(self, name: str, latest: Iterable[JournalBackup] = ()) -> Path:
         """`latest`, a name in the folder, or a path. Raises BackupError where there is none.
 
-        `latest` is that of the latest rotation, whose `journal` these are, where it is here; else the newest.
+        The name `latest` means the first of those in `latest`, of the latest rotation, that is here; else the newest.
         """
         if name == LATEST:
             kept = [file for file, _ in self.list_backups()]
             if not kept:
                 raise BackupError(f"there is no backup in {self.folder}")
-            return next(
-                (file for each in parse_journal_backups(journal) if (file := self.folder / each.name) in kept), kept[-1]
-            )
+            return next((file for backup in latest if (file := self.folder / backup.name) in kept), kept[-1])
         return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
-
-
-class JournalBackup(NamedTuple):
-    """What the journal tells of a backup, wherever it is."""
-
-    name: str
-    sha256: str
-    needed_versions: frozenset[int] | None
-    """Versions of the KMS key without which it cannot be read and restored; None where that was not noted."""
-
-    def may_need(self, version: int) -> bool:
-        """Whether it does, as far as is known."""
-        return self.needed_versions is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needed_versions)
-
-
-def format_journal_backup(file: Path, summary: BackupSummary) -> str:
-    """What the journal is told of a backup that was just made, for `parse_journal_backups`. Raises BackupError."""
-    header = backup_file.read_header(file)
-    return f"{file.name} {summary.sha256} needs {','.join(map(str, sorted({header.kek_version, *header.needed_versions})))}"
-
-
-def parse_journal_backups(steps: Iterable[str]) -> list[JournalBackup]:
-    """The backups that these steps of the journal tell of, the last one first."""
-    found = [_JOURNAL_BACKUP.fullmatch(step) for step in steps]
-    return [
-        JournalBackup(
-            Path(each["name"]).name,
-            each["sha256"],
-            frozenset(map(int, each["needs"].split(","))) if each["needs"] else None,
-        )
-        for each in reversed(found)
-        if each
-    ]
 
 
 async def read_whole_backup(file: Path, kms: KmsKey, *, timeout: float) -> BackupSummary:
@@ -124,7 +87,7 @@ async def compare_with_keyring(
 async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
     """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
     found: list[Problem] = []
-    tried: set[tuple[str, int]] = set()
+    tried: set[tuple[str, str]] = set()
     kek = backup_file.read_header(file).kek
     async for rows in backup_file.read_pages(file, kms, backup_file.SummaryBuilder(), timeout=timeout):
         for row in rows:

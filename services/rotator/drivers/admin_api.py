@@ -9,7 +9,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 import aiohttp
 from pydantic import AfterValidator
@@ -21,25 +20,16 @@ from services.rotator.drivers.remote_administration import (
     RemoteAdministration,
 )
 from shared.config.secret_file import SecretFile, SecretUnreadableError
-from shared.config.settings import Address, Duration, SecretPath, Section
+from shared.config.settings import Duration, SecretPath, Section
+from shared.config.url import check_base_url, check_secret_url
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 
 _CONNECT_TIMEOUT: Final = 10.0
 
 
 def _check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    plain = parts.username is None and not parts.query and not parts.fragment if host else False
-    if not host or not plain or parts.scheme not in {"http", "https"} or not url.isprintable() or " " in url:
-        raise ValueError("expected a URL such as https://HOST, without a user, a password or a query")
-    if parts.scheme == "http" and not Address(host, 0).is_loopback:
-        raise ValueError("expected https://, because http:// would send the token in plaintext beyond this machine")
-    return url.rstrip("/")
+    return check_secret_url(check_base_url(url))
 
 
 class AdminApiDriverSettings(Section):
@@ -59,7 +49,7 @@ class AdminApiDriverSettings(Section):
         return self.url
 
     @asynccontextmanager
-    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
         """The service's administration; `kms` is the service's own affair here."""
         del kms
         trusted = await asyncio.to_thread(ssl.create_default_context)  # aiohttp's own is made once, at its import

@@ -31,7 +31,7 @@ from services.rotator.drivers.remote_administration import (
 )
 from shared.config.settings import Duration, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 
 _EXIT_TIMEOUT: Final = 5.0
 """How long the process may take to end once its standard input is closed."""
@@ -54,7 +54,7 @@ class CommandDriverSettings(Section):
         return " ".join(shlex.join(self.argv).split())[:80]
 
     @asynccontextmanager
-    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
         """The administration behind the command, which starts at the first call."""
         del kms
         command = _CommandTransport(self, caller)

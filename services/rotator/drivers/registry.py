@@ -9,7 +9,7 @@ from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.sql import SqlDriverSettings
 from shared.keyring.administration import Administration
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 
 DriverSettings = Annotated[
     AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")
@@ -18,7 +18,7 @@ DriverSettings = Annotated[
 
 
 def open_driver(
-    settings: DriverSettings, kms: KeySettings, *, caller: str = "keypulse-rotator"
+    settings: DriverSettings, kms: ProviderSettings, *, caller: str = "keypulse-rotator"
 ) -> AbstractAsyncContextManager[Administration]:
     """The keyring that `settings` lead to, open until the context ends.
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
+    JournalEntry,
     KeyInfo,
     KeyUsage,
     Lease,
@@ -99,14 +100,15 @@ class RemoteAdministration:
     async def rotate(self, request: RotateRequest) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rotate", **request.model_dump(mode="json"))
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:  # noqa: D102
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rotate", dry_run=True, type=type_, target_version=target_version)
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:  # noqa: D102
         return await self._call(_OPTIONAL_PROGRESS, "GET", f"rotations/{quote(rotation_id or 'latest', safe='')}")
 
-    async def add_journal_entry(self, rotation_id: str, token: str, entry: str) -> None:  # noqa: D102
-        await self._call(_NOTHING, "POST", "note", rotation_id=rotation_id, token=token, step=entry)
+    async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:  # noqa: D102
+        columns = entry.model_dump(mode="json", exclude={"created_at"})
+        await self._call(_NOTHING, "POST", "journal", rotation_id=rotation_id, token=token, **columns)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rollback", rotation_id=rotation_id, token=token)
@@ -119,7 +121,7 @@ class RemoteAdministration:
         page = {} if after is None else {"after": after}
         return await self._call(_VERIFICATION, "POST", "verify", mode=mode, **page)
 
-    async def retire_version(self, kek_version: int, token: str) -> None:  # noqa: D102
+    async def retire_version(self, kek_version: str, token: str) -> None:  # noqa: D102
         await self._call(_NOTHING, "POST", "retire", kek_version=kek_version, token=token)
 
     async def reload_instances(self) -> None:  # noqa: D102
@@ -149,7 +151,7 @@ class RemoteAdministration:
         said = _parse_error(answer.body)
         if answer.status == 401:
             return RefusedError(
-                f"{self._location}: the token is refused; expected in token_file the one of the service's admin.token_file"
+                f"{self._location}: the token is refused; expected in token_file the service's admin.token_file"
                 + (f" ({said})" if said else "")
             )
         if answer.status in _CLIENT_ERROR_STATUSES and said:

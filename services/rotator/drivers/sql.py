@@ -17,11 +17,10 @@ from shared.keyring.administration import Administration, RefusedError, Unreacha
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.records import RecordsTable
-from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
+from shared.kms.settings import ProviderSettings
 from shared.sql import database_url
 
 
@@ -48,7 +47,7 @@ class SqlDriverSettings(Section):
         return str(self.database)
 
     @asynccontextmanager
-    async def open(self, kms: KeySettings, caller: str) -> AsyncIterator[Administration]:
+    async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
         """The keyring in `database`; its journal names the caller of a rotation."""
         del caller
         provider = connect_key(kms)
@@ -75,7 +74,7 @@ async def _open_database(
         raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
     try:
         await _check_column(database, "data_keys", "fingerprint", where, "expected the database of the service")
-        await _complete(database, where)
+        await _check_tables(database, where)
         if records:
             await _check_column(database, records.table, records.data_key_column, where, "correct driver.records")
         yield database
@@ -83,14 +82,17 @@ async def _open_database(
         await database.close()
 
 
-async def _complete(database: Database, where: str) -> None:
-    """A service of an earlier version, which may run, has not made all tables yet, and minds none."""
+async def _check_tables(database: Database, where: str) -> None:
+    """The service alone changes its tables: one of an earlier version may run, which could not use newer ones."""
     try:
-        await database.complete(TABLES)
+        is_current = await database.is_keyring_current()
     except DatabaseError as error:
-        raise UnreachableError(
-            f"{where}: the keyring's tables cannot be brought up to date: {error}; start the service's new version"
-        ) from None
+        raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
+    if not is_current:
+        raise RefusedError(
+            f"{where}: the keyring's tables are of another version; start the service in the version of this rotator, "
+            "which brings them up to date"
+        )
 
 
 async def _check_column(database: Database, table: str, column: str, location: str, hint: str) -> None:

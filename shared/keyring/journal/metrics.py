@@ -1,41 +1,40 @@
-"""What a service's metrics say of its keyring, from the database alone: so a rotation by whatever runner is seen.
+"""What a service's metrics show of its keyring, from the database alone: so a rotation by any runner is visible.
 
-A note of a runner that begins with `failed STEP` is a failure of that step. A rotation has succeeded once its state is
-`done` and its last note is no failure; so one that could not be verified has not, until it is resumed. One that found
-nothing to do, and all that it needs in order, has succeeded, too: else a failure that was mended would stand for weeks.
+A rotation has succeeded once its state is `done` and its runner's last step is a verification that succeeded; so one
+that could not be verified has not, until it is resumed. One that found nothing to do, and all that it needs in order,
+has succeeded, too: otherwise a failure that was fixed would be visible for weeks.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from shared.keyring import store
-from shared.keyring.administration import RotationState, RotationType
-from shared.keyring.journal import progress
+from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
+from shared.keyring.journal import progress, steps
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.records import RecordsTable
+from shared.keyring.rows import FailureRow, IdleRow, LastEntryRow, StatusCount, fetch
 from shared.keyring.tables import data_keys, journal_entries, rotations
 
-ROTATION_STEPS: Final = ("smoke", "target", "backup", "encrypt", "rotate", "reload", "verify", "rollback")
+ROTATION_STEPS: Final = tuple(
+    step.value for step in JournalStep if step not in (JournalStep.PLAN, JournalStep.RETARGET, JournalStep.UNKNOWN)
+)
 """Of a rotation; each is counted from the start, at 0."""
-NOTHING_TO_DO: Final = "nothing to do: "
-"""Begins the note of such a one; the type follows."""
 _OTHER_STEP: Final = "other"
-_FAILED: Final = re.compile(r"failed (\w+)")
-_VERIFIED: Final = "verify "
-"""Begins a runner's last note of a rotation that came to a good end; whatever else is its last one, it did not."""
+_FAILURES: Final = (StepOutcome.FAILED, StepOutcome.PROBLEMS)
+_entries: Final = journal_entries.c
 
 
 @dataclass(frozen=True, slots=True)
 class KeyringMetrics:
     """A keyring at one moment; times are unix seconds."""
 
-    data_keys: Mapping[tuple[int, DataKeyStatus], int]
-    """By version of the KMS key, 0 for the local key; of a key that is not ours, too."""
+    data_keys: Mapping[tuple[str, DataKeyStatus], int]
+    """By version of the KMS key, `0` of the local key; of a key that is not ours, too."""
     last_success: Mapping[RotationType, float]
     """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
     last_failure: float | None
@@ -51,59 +50,83 @@ class KeyringMetrics:
 
 def read_keyring_metrics(connection: Connection, records: RecordsTable | None = None) -> KeyringMetrics:
     """Reads it; `records` have an index by data key."""
-    last_note = select(journal_entries.c.rotation_id, func.max(journal_entries.c.number).label("number")).group_by(
-        journal_entries.c.rotation_id
+    success, is_left = _read_successes(connection)
+    failures, last_failure = _count_failures(connection)
+    running = rotations.c.state == RotationState.RUNNING.value
+    return KeyringMetrics(
+        data_keys=_count_data_keys(connection),
+        last_success=success,
+        last_failure=last_failure,
+        is_in_progress=is_left
+        or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
+        failures_by_step=failures,
+        unreadable_rows=_find_unreadable_rows(connection),
+        missing_data_keys=records.list_missing_data_keys(connection) if records else (),
     )
-    last = last_note.subquery()
-    ended = (
-        select(rotations.c.type, rotations.c.updated_at, journal_entries.c.step, journal_entries.c.noted_at)
-        .select_from(
-            rotations.outerjoin(last, last.c.rotation_id == rotations.c.id).outerjoin(
-                journal_entries, journal_entries.c.number == last.c.number
-            )
-        )
-        .where(rotations.c.state == RotationState.DONE.value)
-        .order_by(rotations.c.number)
-    )
+
+
+def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], bool]:
+    """When a rotation of each type last succeeded, and whether the latest that is done was left before its end."""
     success: dict[RotationType, float] = {}
     first = connection.execute(select(func.min(data_keys.c.created_at))).scalar_one()
     if first is not None:
         success[RotationType.NEW_DEK] = first
     types = {each.value: each for each in RotationType}
-    left = False
-    for name, updated_at, step, noted_at in connection.execute(ended):
-        left = step is not None and not step.startswith((_VERIFIED, "failed "))
-        if (type_ := types.get(name)) and (step is None or step.startswith(_VERIFIED)):
-            at = max(updated_at, noted_at or 0.0)
+    is_left = False
+    for row in fetch(connection, _select_last_entries(), LastEntryRow):
+        verified = (row.step, row.outcome) == (JournalStep.VERIFY, StepOutcome.SUCCEEDED)
+        is_left = row.step is not None and not verified and row.outcome not in _FAILURES
+        if (type_ := types.get(row.type)) and (row.step is None or verified):
+            at = max(row.updated_at, row.created_at or 0.0)
             success[type_] = max(success.get(type_, 0.0), at)
-    content = {NOTHING_TO_DO + each: each for each in RotationType}
-    idle = (
-        select(journal_entries.c.step, func.max(journal_entries.c.noted_at))
-        .where(journal_entries.c.step.in_(content))
-        .group_by(journal_entries.c.step)
+    nothing_to_do = _entries.outcome == StepOutcome.NOTHING_TO_DO.value
+    idle = select(_entries.rotation_type, func.max(_entries.created_at)).where(nothing_to_do)
+    for found in fetch(connection, idle.group_by(_entries.rotation_type), IdleRow):
+        if type_ := types.get(found.rotation_type or ""):
+            success[type_] = max(success.get(type_, 0.0), found.created_at)
+    return success, is_left
+
+
+def _select_last_entries() -> Select[Any]:
+    """Of each rotation that is done, in their order, the last entry of its runner."""
+    numbers = select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id)
+    last = numbers.subquery()
+    joined = rotations.outerjoin(last, last.c.rotation_id == rotations.c.id).outerjoin(
+        journal_entries, _entries.number == last.c.number
     )
-    for step, noted_at in connection.execute(idle):
-        success[content[step]] = max(success.get(content[step], 0.0), noted_at)
+    return (
+        select(rotations.c.type, rotations.c.updated_at, _entries.step, _entries.outcome, _entries.created_at)
+        .select_from(joined)
+        .where(rotations.c.state == RotationState.DONE.value)
+        .order_by(rotations.c.number)
+    )
+
+
+def _count_failures(connection: Connection) -> tuple[dict[str, int], float | None]:
+    """How many steps failed, by step, and when one did last.
+
+    Data keys that a rotation left out are counted by the entry of `rotate` itself, a verification by its own.
+    """
     failures, last_failure = dict.fromkeys(ROTATION_STEPS, 0), None
-    failed = select(journal_entries.c.step, journal_entries.c.noted_at).where(
-        journal_entries.c.step.startswith("failed ")
-    )
-    for step, noted_at in connection.execute(failed):
-        if found := _FAILED.match(step):
-            name = found[1] if found[1] in failures else _OTHER_STEP
-            failures[name] = failures.get(name, 0) + 1
-            last_failure = max(last_failure or 0.0, noted_at)
+    unverified = (_entries.step == JournalStep.VERIFY.value) & (_entries.outcome == StepOutcome.PROBLEMS.value)
+    failed = (_entries.outcome == StepOutcome.FAILED.value) | unverified
+    counted = select(_entries.step, func.count(), func.max(_entries.created_at)).where(failed)
+    for row in fetch(connection, counted.group_by(_entries.step), FailureRow):
+        step = row.step if row.step in ROTATION_STEPS else _OTHER_STEP
+        failures[step] = failures.get(step, 0) + row.total
+        last_failure = max(last_failure or 0.0, row.created_at)
+    return failures, last_failure
+
+
+def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus], int]:
     group = (data_keys.c.kek_version, data_keys.c.status)
-    counted: Counter[tuple[int, DataKeyStatus]] = Counter()
-    for version, status, number in connection.execute(select(*group, func.count()).group_by(*group)):
-        counted[version, DataKeyStatus(status)] += number
-    running = rotations.c.state == RotationState.RUNNING.value
-    return KeyringMetrics(
-        data_keys=counted,
-        last_success=success,
-        last_failure=last_failure,
-        is_in_progress=left or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
-        failures_by_step=failures,
-        unreadable_rows=progress.find_unreadable_rotations(connection) | store.find_unreadable_data_keys(connection),
-        missing_data_keys=records.list_missing_data_keys(connection) if records else (),
-    )
+    counted: Counter[tuple[str, DataKeyStatus]] = Counter()
+    for row in fetch(connection, select(*group, func.count()).group_by(*group), StatusCount):
+        counted[row.kek_version, DataKeyStatus(row.status)] += row.total
+    return counted
+
+
+def _find_unreadable_rows(connection: Connection) -> Mapping[str, str]:
+    defect = f"it cannot be read in the table {journal_entries.name}; correct its columns there"
+    entries = {f"journal entry {number}": defect for number in steps.find_unreadable_entries(connection)}
+    return progress.find_unreadable_rotations(connection) | store.find_unreadable_data_keys(connection) | entries

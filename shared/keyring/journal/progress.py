@@ -1,7 +1,7 @@
-"""The journal: which rotations there were, what each changed, what it could not, and what its runner noted.
+"""The journal of rotations: which there were, what each changed, and what it could not.
 
-An entry is written in the same transaction as the change that it tells of. So whoever reads it after a kill knows
-exactly what was done: `rotate` goes on behind it, `rollback` undoes it.
+An entry is written in the same transaction as the change that it describes. So whoever reads it after a kill knows
+exactly what was done: `rotate` continues after it, `rollback` undoes it.
 """
 
 from collections.abc import Collection
@@ -10,17 +10,27 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, func, select
 
-from shared.keyring.administration import Problem, RefusedError, RotationProgress, RotationState, RotationType
+from shared.keyring.administration import (
+    JournalEntry,
+    JournalStep,
+    Problem,
+    RefusedError,
+    RotateRequest,
+    RotationProgress,
+    RotationState,
+    RotationType,
+    StepOutcome,
+)
 from shared.keyring.column_types import find_unreadable_rows
+from shared.keyring.journal.steps import add_journal_entry, has_retarget, list_journal_entries
 from shared.keyring.model import WrappedKey
-from shared.keyring.tables import journal_entries, problems, rewraps, rotations
+from shared.keyring.rows import ProblemRow, RewrapRow, RotationRow, fetch, fetch_first, select_rows
+from shared.keyring.tables import problems, rewraps, rotations
 
 MAX_PROBLEMS: Final = 100
 """Problems in one answer, at most."""
-_RETARGET: Final = "retarget "
-"""Begins the note of a rotation that goes on with another version."""
 
 
 class RewrapOutcome(StrEnum):
@@ -41,7 +51,7 @@ class Rotation:
     type: RotationType
     state: RotationState
     is_rolling_back: bool
-    target_version: int
+    target_version: str
     cursor: str
     new_data_key: str | None
     former_data_key: str | None
@@ -59,28 +69,48 @@ class RewrapEntry:
 
 def find_rotation(connection: Connection, rotation_id: str) -> Rotation | None:
     """The rotation of that id. Raises RefusedError where its row cannot be read."""
-    row = connection.execute(select(rotations).where(rotations.c.id == rotation_id)).one_or_none()
+    these = select_rows(rotations, RotationRow).where(rotations.c.id == rotation_id)
+    row = fetch_first(connection, these, RotationRow)
     return _parse_rotation(row) if row else None
 
 
 def begin_rotation(
-    connection: Connection, now: float, progress: RotationProgress, *, new_data_key: str | None = None
+    connection: Connection,
+    now: float,
+    request: RotateRequest,
+    *,
+    target_version: str,
+    total: int,
+    done: int = 0,
+    new_data_key: str | None = None,
 ) -> Rotation:
-    """Writes down that a rotation begins. Raises RefusedError where another is not finished."""
+    """Stores that a rotation begins. Raises RefusedError where another is not finished."""
     refuse_while_running(connection)
-    if find_rotation(connection, progress.rotation_id):
-        raise RefusedError(f"another runner began rotation {progress.rotation_id} at the same moment; call again")
-    values = {"state": RotationState.RUNNING.value, "rolling_back": False, "cursor": "", "added": new_data_key}
-    asked = progress.model_dump(mode="json", include={"type", "target_version", "caller", "total", "done"})
+    if find_rotation(connection, request.rotation_id):
+        raise RefusedError(f"another runner began rotation {request.rotation_id} at the same moment; call again")
     connection.execute(
-        rotations.insert().values(id=progress.rotation_id, started_at=now, updated_at=now, **asked, **values)
+        rotations.insert().values(
+            id=request.rotation_id,
+            type=request.type.value,
+            state=RotationState.RUNNING.value,
+            is_rolling_back=False,
+            target_version=target_version,
+            caller=request.caller,
+            started_at=now,
+            updated_at=now,
+            total=total,
+            done=done,
+            cursor="",
+            new_data_key=new_data_key,
+        )
     )
-    return get_rotation(connection, progress.rotation_id)
+    return get_rotation(connection, request.rotation_id)
 
 
 def refuse_while_running(connection: Connection) -> None:
     """Raises RefusedError where a rotation is not finished."""
-    other = connection.execute(select(rotations).where(rotations.c.state == RotationState.RUNNING)).first()
+    these = select_rows(rotations, RotationRow).where(rotations.c.state == RotationState.RUNNING)
+    other = fetch_first(connection, these, RotationRow)
     if other:
         raise RefusedError(
             f"rotation {other.id} ({other.type}, begun by {other.caller}) is not finished; resume it or roll it back"
@@ -107,27 +137,32 @@ def check_unchanged(connection: Connection, expected: Rotation) -> None:
 
 
 def update_rotation(connection: Connection, now: float, rotation: Rotation, **columns: Any) -> None:
-    """Changes the rotation's row. That it failed is noted too: once `rotate` made it good, no row tells of it."""
+    """Changes the rotation's row. A failure gets a journal entry: once a retry succeeds, the row shows no failure."""
     if columns.get("state") == RotationState.FAILED:
-        add_journal_entry(connection, now, rotation.id, "failed rotate")
+        failure = JournalEntry(step=JournalStep.ROTATE, outcome=StepOutcome.FAILED, rotation_type=rotation.type)
+        add_journal_entry(connection, now, rotation.id, failure)
     changed = rotations.update().where(rotations.c.number == rotation.number)
     connection.execute(changed.values(updated_at=now, **columns))
 
 
 def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old: WrappedKey, new: WrappedKey) -> None:
-    """Writes down one re-wrap."""
+    """Stores one re-wrap."""
     wraps = {"old_wrapped": old.ciphertext, "old_kek": old.kek, "old_kek_version": old.kek_version}
     wraps |= {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
     values = {"rotation": rotation.number, "data_key_id": data_key_id, "outcome": RewrapOutcome.DONE.value}
     connection.execute(rewraps.insert().values(**values, **wraps))
 
 
-def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: int, **columns: Any) -> Rotation:
-    """Writes down that the rotation goes on with another version, from its beginning; what failed is tried again."""
+def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: str, **columns: Any) -> Rotation:
+    """Stores that the rotation goes on with another version, from its beginning; what failed is tried again."""
     delete_problems(connection, rotation)
-    add_journal_entry(
-        connection, now, rotation.id, f"{_RETARGET}from version {rotation.target_version} to version {version}"
+    entry = JournalEntry(
+        step=JournalStep.RETARGET,
+        outcome=StepOutcome.SUCCEEDED,
+        rotation_type=rotation.type,
+        detail=f"from version {rotation.target_version} to version {version}",
     )
+    add_journal_entry(connection, now, rotation.id, entry)
     update_rotation(connection, now, rotation, target_version=version, cursor="", **columns)
     return get_rotation(connection, rotation.id)
 
@@ -136,18 +171,16 @@ def find_replaced_rewraps(
     connection: Connection, rotation: Rotation, data_key_ids: Collection[str]
 ) -> dict[str, RewrapEntry]:
     """The entries of these data keys, by their ids, which a re-wrap for a later target replaces."""
-    own = (journal_entries.c.rotation_id == rotation.id) & journal_entries.c.step.startswith(_RETARGET)
-    if connection.execute(select(journal_entries.c.number).where(own).limit(1)).first() is None:
+    if not has_retarget(connection, rotation.id):
         return {}
     these = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    rows = connection.execute(
-        select(rewraps).where(these, rewraps.c.data_key_id.in_(data_key_ids)).order_by(rewraps.c.number)
-    )
+    query = select_rows(rewraps, RewrapRow).where(these, rewraps.c.data_key_id.in_(data_key_ids))
+    rows = fetch(connection, query.order_by(rewraps.c.number), RewrapRow)
     return {row.data_key_id: _parse_rewrap(row) for row in rows}
 
 
 def replace_rewrap(connection: Connection, entry: RewrapEntry, new: WrappedKey) -> None:
-    """Writes down that the data key was wrapped once more; a rollback goes back to before the first time."""
+    """Stores that the data key was wrapped once more; a rollback goes back to before the first time."""
     wraps = {"new_wrapped": new.ciphertext, "new_kek": new.kek, "new_kek_version": new.kek_version}
     connection.execute(rewraps.update().where(rewraps.c.number == entry.number).values(**wraps))
 
@@ -155,12 +188,12 @@ def replace_rewrap(connection: Connection, entry: RewrapEntry, new: WrappedKey) 
 def list_rewraps_to_roll_back(connection: Connection, rotation: Rotation, limit: int) -> tuple[RewrapEntry, ...]:
     """The latest entries that a rollback has not come to yet, the latest first."""
     these = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    rows = connection.execute(select(rewraps).where(these).order_by(rewraps.c.number.desc()).limit(limit))
-    return tuple(_parse_rewrap(row) for row in rows)
+    latest_first = select_rows(rewraps, RewrapRow).where(these).order_by(rewraps.c.number.desc()).limit(limit)
+    return tuple(_parse_rewrap(row) for row in fetch(connection, latest_first, RewrapRow))
 
 
 def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: RewrapOutcome) -> None:
-    """Writes down what became of an entry."""
+    """Stores what became of an entry."""
     connection.execute(rewraps.update().where(rewraps.c.number == entry.number).values(outcome=outcome.value))
 
 
@@ -171,10 +204,10 @@ def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
-    """Writes down what was left out, in the place of what was said of the same data key before."""
+    """Stores what was left out, in the place of what was said of the same data key before."""
     same = (problems.c.rotation == rotation.number) & (problems.c.data_key_id == problem.id)
     connection.execute(problems.delete().where(same))
-    values = {"data_key_id": problem.id, "why": problem.error, "is_foreign": problem.is_foreign}
+    values = {"data_key_id": problem.id, "error": problem.error, "is_foreign": problem.is_foreign}
     connection.execute(problems.insert().values(rotation=rotation.number, **values))
 
 
@@ -192,12 +225,7 @@ def delete_problems(connection: Connection, rotation: Rotation) -> None:
 def has_problems(connection: Connection, rotation: Rotation) -> bool:
     """Whether a data key that is ours was left out."""
     ours = (problems.c.rotation == rotation.number) & ~problems.c.is_foreign
-    return connection.execute(select(problems).where(ours).limit(1)).first() is not None
-
-
-def add_journal_entry(connection: Connection, now: float, rotation_id: str, step: str) -> None:
-    """Writes down a step of the runner's own."""
-    connection.execute(journal_entries.insert().values(rotation_id=rotation_id, step=step, noted_at=now))
+    return connection.execute(select(problems.c.data_key_id).where(ours).limit(1)).first() is not None
 
 
 def find_unreadable_rotations(connection: Connection) -> dict[str, str]:
@@ -207,36 +235,36 @@ def find_unreadable_rotations(connection: Connection) -> dict[str, str]:
 
 def read_progress(connection: Connection, rotation_id: str | None) -> RotationProgress | None:
     """How far that rotation is, or the latest. Raises RefusedError where its row cannot be read."""
-    these = select(rotations).order_by(rotations.c.number.desc()).limit(1)
+    these = select_rows(rotations, RotationRow).order_by(rotations.c.number.desc()).limit(1)
     if rotation_id is not None:
         these = these.where(rotations.c.id == rotation_id)
-    row = connection.execute(these).one_or_none()
+    row = fetch_first(connection, these, RotationRow)
     if row is None:
         return None
     _refuse_unreadable(row)
     own = problems.c.rotation == row.number
     order = (problems.c.is_foreign, problems.c.data_key_id)
-    left_out = connection.execute(select(problems).where(own).order_by(*order).limit(MAX_PROBLEMS))
-    steps = connection.execute(
-        select(journal_entries.c.step).where(journal_entries.c.rotation_id == row.id).order_by(journal_entries.c.number)
-    )
+    left_out = select_rows(problems, ProblemRow).where(own).order_by(*order).limit(MAX_PROBLEMS)
     return RotationProgress(
         rotation_id=row.id,
-        type=row.type,
-        state=row.state,
+        type=RotationType(row.type),
+        state=RotationState(row.state),
         target_version=row.target_version,
         caller=row.caller,
         started_at=datetime.fromtimestamp(row.started_at, UTC),
         updated_at=datetime.fromtimestamp(row.updated_at, UTC),
         total=row.total,
         done=row.done,
-        problems=tuple(Problem(id=each.data_key_id, error=each.why, is_foreign=each.is_foreign) for each in left_out),
-        journal=tuple(steps.scalars()),
-        is_rolling_back=row.rolling_back,
+        problems=tuple(
+            Problem(id=problem.data_key_id, error=problem.error, is_foreign=problem.is_foreign)
+            for problem in fetch(connection, left_out, ProblemRow)
+        ),
+        journal=list_journal_entries(connection, row.id),
+        is_rolling_back=row.is_rolling_back,
     )
 
 
-def _refuse_unreadable(row: Row[Any]) -> None:
+def _refuse_unreadable(row: RotationRow) -> None:
     if row.type not in list(RotationType) or row.state not in list(RotationState):
         raise RefusedError(
             f"rotation {row.id} cannot be read: its type or its state in the table {rotations.name} is none; "
@@ -244,12 +272,21 @@ def _refuse_unreadable(row: Row[Any]) -> None:
         )
 
 
-def _parse_rewrap(row: Row[Any]) -> RewrapEntry:
+def _parse_rewrap(row: RewrapRow) -> RewrapEntry:
     old = WrappedKey(row.old_wrapped, row.old_kek, row.old_kek_version)
     return RewrapEntry(row.number, row.data_key_id, old, WrappedKey(row.new_wrapped, row.new_kek, row.new_kek_version))
 
 
-def _parse_rotation(row: Row[Any]) -> Rotation:
+def _parse_rotation(row: RotationRow) -> Rotation:
     _refuse_unreadable(row)
-    columns = (row.rolling_back, row.target_version, row.cursor, row.added, row.former)
-    return Rotation(row.number, row.id, RotationType(row.type), RotationState(row.state), *columns)
+    return Rotation(
+        row.number,
+        row.id,
+        RotationType(row.type),
+        RotationState(row.state),
+        row.is_rolling_back,
+        row.target_version,
+        row.cursor,
+        row.new_data_key,
+        row.former_data_key,
+    )

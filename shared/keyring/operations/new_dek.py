@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from shared.keyring import store
-from shared.keyring.administration import Problem, RefusedError, RotateRequest, RotationProgress, RotationState
+from shared.keyring.administration import Problem, RefusedError, RotateRequest, RotationState
 from shared.keyring.database import Database
 from shared.keyring.instances import wait_for_all_instances
 from shared.keyring.journal import progress as journal
@@ -37,7 +37,7 @@ class NewDekRotation:
     request: RotateRequest
     random_bytes: Callable[[int], bytes]
 
-    async def add_data_key(self, progress: RotationProgress, version: int) -> None:
+    async def add_data_key(self, version: str) -> None:
         """Stores the new data key as pending, in one commit with the beginning of the rotation."""
         secret = self.random_bytes(KEY_BYTES)
         data_key_id = uuid.UUID(bytes=self.random_bytes(16), version=4).hex
@@ -46,13 +46,21 @@ class NewDekRotation:
 
         def write(connection: Connection, now: float) -> None:
             created_at = datetime.fromtimestamp(now, UTC)
-            journal.begin_rotation(connection, now, progress, new_data_key=data_key_id)
+            journal.begin_rotation(
+                connection,
+                now,
+                self.request,
+                target_version=version,
+                total=STEP_COUNT,
+                done=1,
+                new_data_key=data_key_id,
+            )
             new = DataKey(data_key_id, DataKeyStatus.PENDING, wrapped, compute_fingerprint(secret), created_at)
             store.insert_data_key(connection, new)
 
         await run_under_lease(self.database, self.request.token, write)
 
-    async def retarget(self, rotation: Rotation, version: int) -> Rotation:
+    async def retarget(self, rotation: Rotation, version: str) -> Rotation:
         """Wraps the new data key by another version before it is made active."""
         data_key_id = rotation.new_data_key or ""
         new = await self.database.read(lambda connection: store.find_data_key(connection, data_key_id))
@@ -97,7 +105,7 @@ class NewDekRotation:
                 store.change_status(connection, former.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
             if not store.change_status(connection, data_key_id, DataKeyStatus.PENDING, DataKeyStatus.ACTIVE):
                 raise RefusedError(f"data key {data_key_id} is no longer pending; roll the rotation back")
-            columns = {"former": former.id if former else None, "done": STEP_COUNT}
+            columns = {"former_data_key": former.id if former else None, "done": STEP_COUNT}
             journal.update_rotation(connection, now, rotation, state=RotationState.DONE.value, **columns)
 
         await run_under_lease(self.database, self.request.token, write)

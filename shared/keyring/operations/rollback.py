@@ -41,7 +41,7 @@ class Rollback:
         def write(connection: Connection, now: float) -> Rotation:
             if self.rotation.state is not RotationState.RUNNING:
                 progress.refuse_while_running(connection)
-            columns = {"state": RotationState.RUNNING.value, "rolling_back": True}
+            columns = {"state": RotationState.RUNNING.value, "is_rolling_back": True}
             progress.delete_problems(connection, self.rotation)
             progress.update_rotation(connection, now, self.rotation, **columns)
             return progress.get_rotation(connection, self.rotation.id)

@@ -57,7 +57,7 @@ class RotationRunner:
         new_dek = NewDekRotation(self.database, self.wrapping, request, self.random_bytes)
         if rotation is None:
             if request.type is RotationType.NEW_DEK:
-                await new_dek.add_data_key(_build_progress(request, version, STEP_COUNT, done=1), version)
+                await new_dek.add_data_key(version)
                 return
             rotation = await self._begin_rewrap(request, version)
         if rotation.state is RotationState.FAILED:
@@ -69,15 +69,15 @@ class RotationRunner:
         elif rotation.state is RotationState.RUNNING:
             await RewrapRotation(self.database, self.wrapping, request, rotation).run_batch()
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """What `rotate` would do; its id is `dry-run`."""
         version = await self._choose_target_version(target_version)
         request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
         if type_ is RotationType.NEW_DEK:
-            return _build_progress(request, version, STEP_COUNT)
+            return _build_dry_run_progress(request, version, STEP_COUNT)
         kek = self.wrapping.kek
         total = await self.database.read(lambda connection: rewrap.count_outdated(connection, kek, version))
-        return _build_progress(request, version, total).model_copy(
+        return _build_dry_run_progress(request, version, total).model_copy(
             update={"problems": await self._find_skipped_data_keys(version)}
         )
 
@@ -93,22 +93,22 @@ class RotationRunner:
     async def _find_rotation(self, rotation_id: str) -> Rotation | None:
         return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
 
-    async def _choose_target_version(self, wanted: int | None) -> int:
+    async def _choose_target_version(self, wanted: str | None) -> str:
         kek = self.wrapping.kek
         retired = await self.database.read(lambda connection: store.list_retired_versions(connection, kek))
         return await target.choose_target_version(self.wrapping, wanted, retired)
 
-    async def _begin_rewrap(self, request: RotateRequest, version: int) -> Rotation:
+    async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
         def begin(connection: Connection, now: float) -> Rotation:
             total = rewrap.count_outdated(connection, self.wrapping.kek, version)
-            return progress.begin_rotation(connection, now, _build_progress(request, version, total))
+            return progress.begin_rotation(connection, now, request, target_version=version, total=total)
 
         return await run_under_lease(self.database, request.token, begin)
 
     async def _retry_failed(self, request: RotateRequest, rotation: Rotation) -> Rotation:
         """A rotation that failed tries once more what it could not do."""
 
-        def again(connection: Connection, now: float) -> Rotation:
+        def reopen(connection: Connection, now: float) -> Rotation:
             progress.check_unchanged(connection, rotation)
             progress.refuse_while_running(connection)
             progress.delete_problems(connection, rotation)
@@ -120,10 +120,10 @@ class RotationRunner:
             progress.update_rotation(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
             return progress.get_rotation(connection, rotation.id)
 
-        return await run_under_lease(self.database, request.token, again)
+        return await run_under_lease(self.database, request.token, reopen)
 
     async def _retarget(
-        self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDekRotation
+        self, request: RotateRequest, rotation: Rotation, version: str, new_dek: NewDekRotation
     ) -> Rotation:
         """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
         if request.type is RotationType.NEW_DEK:
@@ -137,7 +137,7 @@ class RotationRunner:
 
         return await run_under_lease(self.database, request.token, write)
 
-    async def _find_skipped_data_keys(self, version: int) -> tuple[Problem, ...]:
+    async def _find_skipped_data_keys(self, version: str) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""
         left_out: list[Problem] = []
         after, needed = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
@@ -153,7 +153,7 @@ class RotationRunner:
         return tuple(left_out[:MAX_PROBLEMS])
 
 
-def _build_progress(request: RotateRequest, version: int, total: int, *, done: int = 0) -> RotationProgress:
+def _build_dry_run_progress(request: RotateRequest, version: str, total: int) -> RotationProgress:
     now = datetime.now(UTC)
     return RotationProgress(
         rotation_id=request.rotation_id,
@@ -164,7 +164,7 @@ def _build_progress(request: RotateRequest, version: int, total: int, *, done: i
         started_at=now,
         updated_at=now,
         total=total,
-        done=done,
+        done=0,
     )
 
 

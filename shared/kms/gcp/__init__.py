@@ -1,1 +1,1 @@
-"""TODO shared/kms/gcp."""
+"""Google Cloud KMS: all that is Google's stands here."""

@@ -1,7 +1,7 @@
-"""Google Cloud KMS behind the port. The only room of `services` and `shared` that imports google.*.
+"""A key of Google Cloud KMS behind the port.
 
 Every call has `retry=None` and a timeout: with the client's own retry, `encrypt(timeout=1)` took 57 s where a server
-stalled, and ended without a status. Who calls decides when to try again.
+stalled, and ended without a status. The caller decides when to try again.
 """
 
 import asyncio
@@ -33,21 +33,22 @@ from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
 from shared.config.settings import parse_address
 from shared.kms.connectivity import measure_connectivity
 from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
-from shared.kms.gcp.grpc_transport import create_trust_context, find_proxy
+from shared.kms.gcp.errors import parse_grpc_status
+from shared.kms.gcp.grpc_transport import CHANNEL_OPTIONS, PLAINTEXT_CHANNEL_OPTIONS, create_trust_context, find_proxy
+from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.gcp.wire_format import compute_crc32c
-from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError
-from shared.kms.reason import Reason, parse_grpc_status
+from shared.kms.port import (
+    ConnectivityPhase,
+    DecryptResult,
+    EncryptResult,
+    KeyDescription,
+    KeyVersion,
+    KmsError,
+    VersionState,
+)
+from shared.kms.profile import KmsProfile
+from shared.kms.reason import Reason
 from shared.process.concurrency import is_task_cancelled
-
-_CHANNEL_OPTIONS: Final = [
-    # Without these, gRPC waits up to 2 minutes before it connects again, long after the service is back.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5000),
-    # Without this, a new channel may be given the connection of the one that was just closed because it was dead.
-    ("grpc.use_local_subchannel_pool", 1),
-]
-# Plaintext to an emulator on this machine must not take a way through a proxy that the environment names.
-_PLAINTEXT_CHANNEL_OPTIONS: Final = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
 
 MAX_PAGES: Final = 20
 """Of versions, `_PAGE_SIZE` each: two versions a day for 27 years. A longer list is refused, never shown in part."""
@@ -60,7 +61,12 @@ T = TypeVar("T")
 
 
 class GcpKmsKey:
-    """One key of Cloud KMS, or of an emulator where `endpoint` is given with `insecure`."""
+    """One key of Cloud KMS, or of an emulator where `endpoint` is given with `insecure`.
+
+    A version is the number that its resource name ends with, as text.
+    """
+
+    profile: KmsProfile = GCP_PROFILE
 
     def __init__(
         self,
@@ -93,7 +99,8 @@ class GcpKmsKey:
         if answer.ciphertext_crc32c is None or answer.ciphertext_crc32c != compute_crc32c(answer.ciphertext):
             raise KmsError(Reason.CRC_MISMATCH, "encrypt: the ciphertext does not match its checksum")
         level = EncryptResponse.pb(answer).protection_level
-        return EncryptResult(answer.ciphertext, answer.name, _get_enum_name(ProtectionLevel, level))
+        version = _parse_version_id(answer.name)
+        return EncryptResult(answer.ciphertext, version, _get_enum_name(ProtectionLevel, level), int(version))
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         """See the port."""
@@ -124,7 +131,12 @@ class GcpKmsKey:
             return KeyDescription(
                 primary_version=_parse_version_id(key.primary.name) if key.primary.name else None,
                 next_rotation_at=_to_unix_seconds(key, "next_rotation_time"),
-                versions=tuple(_parse_version(v) for page in pages for v in type(page).pb(page).crypto_key_versions),
+                versions=tuple(
+                    sorted(
+                        (_parse_version(v) for page in pages for v in type(page).pb(page).crypto_key_versions),
+                        key=lambda version: int(version.id),
+                    )
+                ),
                 call_count=1 + len(pages),
             )
 
@@ -136,26 +148,26 @@ class GcpKmsKey:
         answer = await self._call(lambda kms: kms.test_iam_permissions(request, retry=None, timeout=timeout), timeout)
         return frozenset(answer.permissions)
 
-    async def set_version_enabled(self, version: int, *, is_enabled: bool, timeout: float) -> KeyVersion:
+    async def set_version_enabled(self, version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
         """See the port."""
-        version = CryptoKeyVersion(
-            name=self._version_name(version), state=_States.ENABLED if is_enabled else _States.DISABLED
+        changed = CryptoKeyVersion(
+            name=self._build_version_name(version), state=_States.ENABLED if is_enabled else _States.DISABLED
         )
-        request = UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
+        request = UpdateCryptoKeyVersionRequest(crypto_key_version=changed, update_mask={"paths": ["state"]})
         answer = await self._call(
             lambda kms: kms.update_crypto_key_version(request, retry=None, timeout=timeout), timeout
         )
         return _parse_version(CryptoKeyVersion.pb(answer))
 
-    async def schedule_destruction(self, version: int, *, timeout: float) -> KeyVersion:
+    async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:
         """See the port."""
-        request = DestroyCryptoKeyVersionRequest(name=self._version_name(version))
+        request = DestroyCryptoKeyVersionRequest(name=self._build_version_name(version))
         answer = await self._call(
             lambda kms: kms.destroy_crypto_key_version(request, retry=None, timeout=timeout), timeout
         )
         return _parse_version(CryptoKeyVersion.pb(answer))
 
-    def _version_name(self, version: int) -> str:
+    def _build_version_name(self, version: str) -> str:
         return f"{self._key}/cryptoKeyVersions/{version}"
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
@@ -207,7 +219,7 @@ class GcpKmsKey:
 
     async def _create_transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
         if self._is_plaintext:
-            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=_PLAINTEXT_CHANNEL_OPTIONS))
+            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=PLAINTEXT_CHANNEL_OPTIONS))
         self._credentials = await self._lookup.get_credentials()
         return _Transport(
             host=str(self._address),
@@ -218,14 +230,17 @@ class GcpKmsKey:
 
 
 def _create_secure_channel(host: str, *, options: list[tuple[str, Any]], **arguments: Any) -> grpc.aio.Channel:
-    return _Transport.create_channel(host, options=[*options, *_CHANNEL_OPTIONS], **arguments)
+    return _Transport.create_channel(host, options=[*options, *CHANNEL_OPTIONS], **arguments)
 
 
 # From here on Google's bare protobuf messages: proto-plus warns on standard error of an enum's value it does not know.
 def _parse_version(version: Any) -> KeyVersion:
+    version_id, state = _parse_version_id(version.name), _get_enum_name(_States, version.state)
     return KeyVersion(
-        id=_parse_version_id(version.name),
-        state=_get_enum_name(_States, version.state),
+        id=version_id,
+        state=VERSION_STATES.get(state, VersionState.UNKNOWN),
+        provider_state=state,
+        number=int(version_id),
         protection_level=_get_enum_name(ProtectionLevel, version.protection_level),
         # The field may go on holding a time after the destruction was taken back or has happened.
         destroy_at=_to_unix_seconds(version, "destroy_time") if version.state == _States.DESTROY_SCHEDULED else None,

@@ -42,35 +42,35 @@ class CredentialsLookup:
         Raises:
             google.auth.exceptions.GoogleAuthError: there are none.
         """
-        looking = self._pending
-        if looking is None or (looking.done() and self._is_file_changed):
+        lookup = self._pending
+        if lookup is None or (lookup.done() and self._is_file_changed):
             self._stamp = _read_file_stamp()
-            looking = self._pending = Future()
-            looking.set_running_or_notify_cancel()  # running, so that no one who waits can cancel it for the others
-            threading.Thread(target=self._run, args=(looking,), name="google credentials", daemon=True).start()
+            lookup = self._pending = Future()
+            lookup.set_running_or_notify_cancel()  # running, so that no one who waits can cancel it for the others
+            threading.Thread(target=self._run, args=(lookup,), name="google credentials", daemon=True).start()
         try:
-            return await asyncio.wrap_future(looking)
+            return await asyncio.wrap_future(lookup)
         finally:
-            if looking.done() and looking.exception() is not None and self._pending is looking:
+            if lookup.done() and lookup.exception() is not None and self._pending is lookup:
                 self._pending = None
 
     def has_changed(self, credentials: Credentials | None) -> bool:
         """Whether a lookup would give, or gave by now, something else than these."""
-        looking = self._pending
-        if looking is None or not looking.done() or looking.exception() is not None:
+        lookup = self._pending
+        if lookup is None or not lookup.done() or lookup.exception() is not None:
             return False
-        return self._is_file_changed or looking.result() is not credentials
+        return self._is_file_changed or lookup.result() is not credentials
 
     @property
     def _is_file_changed(self) -> bool:
         return _read_file_stamp() not in {None, self._stamp}
 
-    def _run(self, looking: "Future[Any]") -> None:
+    def _run(self, lookup: "Future[Any]") -> None:
         try:
-            looking.set_result(self._find())
+            lookup.set_result(self._find())
         except Exception as error:  # noqa: BLE001 - whatever ends the lookup is handed to those who wait
             known = error if isinstance(error, GoogleAuthError) else None
-            looking.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
+            lookup.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
 
 
 def _read_file_stamp() -> FileStamp | None:

@@ -1,7 +1,4 @@
-"""Resource names of Cloud KMS. Pure.
-
-CRC32C as Cloud KMS uses it. Pure.
-"""
+"""Resource names of Cloud KMS, and CRC32C as it uses it. Pure."""
 
 import re
 from typing import Final

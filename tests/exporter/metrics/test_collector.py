@@ -25,7 +25,7 @@ REASONS = (  # as the contract lists them
     "invalid_request",
     "internal",
 )
-VERSION = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger/cryptoKeyVersions/1"
+VERSION = "1"
 RIGHT = ProbeResult(
     "backend", "ledger-kek", 1_700_000_000.5, (Call(Operation.ENCRYPT, 0.02), Call(Operation.DECRYPT, 1.5)), VERSION
 )

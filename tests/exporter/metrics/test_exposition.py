@@ -26,7 +26,7 @@ from services.exporter.model import (
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
-from shared.kms.port import KeyDescription, KeyVersion
+from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
@@ -47,7 +47,7 @@ def metrics() -> ExporterMetrics:
     for service, target in targets:
         call = Call(Operation.ENCRYPT, 0.1, Failure(Reason.TIMEOUT, "late") if target == "b" else None)
         metrics.add_probe(ProbeResult(service, target, 1.5, (call,), None))
-    key = KeyDescription("1", None, (KeyVersion("1", "ENABLED", "HSM", 5.0),), 1)
+    key = KeyDescription("1", None, (KeyVersion("1", VersionState.USABLE, "HSM", 5.0, number=1),), 1)
     canaries = (
         CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, HOSTILE))),
         CanaryResult("2", call),

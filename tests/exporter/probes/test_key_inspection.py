@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -12,16 +13,15 @@ from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection, KeyRead, Operation
 from services.exporter.probes.key_inspection import (
     MIN_INTERVAL,
-    PERMISSIONS,
-    READS_PER_INSPECTION,
     KeyInspector,
     compute_interval,
 )
 from services.exporter.web.findings import find_key_problems
-from shared.kms.port import KmsKey
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.gcp.settings import GcpKeySettings
+from shared.kms.port import KmsKey, VersionState
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 DAY = 86400.0
@@ -31,7 +31,7 @@ ONE_LOOK = {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 1, KeyRead.TEST_PERMISSIO
 
 @pytest.fixture
 async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
-    provider = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
     yield provider
     await provider.close()
 
@@ -45,8 +45,8 @@ async def test_a_healthy_key_is_read_whole(lifecycle: KeyInspector) -> None:
     snapshot = await lifecycle.inspect()
     assert snapshot.description is not None
     assert snapshot.description.primary_version == "1"
-    assert [(one.id, one.state) for one in snapshot.description.versions] == [("1", "ENABLED")]
-    assert snapshot.permissions == dict.fromkeys(PERMISSIONS, True)
+    assert [(one.id, one.state) for one in snapshot.description.versions] == [("1", VersionState.USABLE)]
+    assert snapshot.permissions == dict.fromkeys(GCP_PROFILE.probe_permissions, True)
     assert snapshot.call_counts == ONE_LOOK
     assert (snapshot.service, snapshot.target, snapshot.inspected_at) == ("backend", "ledger-kek", 1_700_000_000.5)
     assert (snapshot.problems, snapshot.canaries) == ((), ())
@@ -64,17 +64,19 @@ async def test_versions_are_read_with_their_states_and_the_times_of_their_destru
     assert snapshot.description is not None
     assert snapshot.description.primary_version == "4"
     assert {one.id: (one.state, one.destroy_at, one.destroyed_at) for one in snapshot.description.versions} == {
-        "1": ("DESTROYED", None, pytest.approx(now - DAY)),
-        "2": ("DESTROY_SCHEDULED", pytest.approx(now + 30 * DAY), None),
-        "3": ("DISABLED", None, None),
-        "4": ("ENABLED", None, None),
+        "1": (VersionState.DESTROYED, None, pytest.approx(now - DAY)),
+        "2": (VersionState.PENDING_DESTRUCTION, pytest.approx(now + 30 * DAY), None),
+        "3": (VersionState.DISABLED, None, None),
+        "4": (VersionState.USABLE, None, None),
     }
 
 
 async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emulator, lifecycle: KeyInspector) -> None:
     emulator.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
     snapshot = await lifecycle.inspect()
-    assert snapshot.permissions == {one: one != "cloudkms.cryptoKeyVersions.useToDecrypt" for one in PERMISSIONS}
+    assert snapshot.permissions == {
+        one: one != "cloudkms.cryptoKeyVersions.useToDecrypt" for one in GCP_PROFILE.probe_permissions
+    }
     assert snapshot.description is not None
 
 
@@ -85,7 +87,7 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
     for _ in range(2):
         snapshot = await lifecycle.inspect()
         assert snapshot.description is None
-        assert snapshot.permissions == {one: one != "cloudkms.cryptoKeys.get" for one in PERMISSIONS}
+        assert snapshot.permissions == {one: one != "cloudkms.cryptoKeys.get" for one in GCP_PROFILE.probe_permissions}
         assert snapshot.call_counts == {**ONE_LOOK, KeyRead.LIST_VERSIONS: 0}
         (problem,) = snapshot.problems
         assert problem.startswith(
@@ -96,13 +98,15 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
 
 
 async def test_of_a_key_that_is_not_there_no_permission_is_said_to_be_missing(emulator: Emulator) -> None:
-    absent = connect_key(KeySettings(key=f"{KEY}-absent", endpoint=str(emulator.address), insecure=True))
+    absent = connect_key(GcpKeySettings(key=f"{KEY}-absent", endpoint=str(emulator.address), insecure=True))
     snapshot = await KeyInspector("backend", "ledger-kek", absent, TIMEOUT).inspect()
     await absent.close()
     assert snapshot.permissions is None
     assert snapshot.call_counts == {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 0, KeyRead.TEST_PERMISSIONS: 0}
     assert [problem.partition(": ")[2].partition(":")[0] for problem in snapshot.problems] == ["key_not_found"] * 2
-    assert [finding.title for finding in find_key_problems(snapshot, 0.0)] == ["not all could be read or kept"]
+    assert [finding.title for finding in find_key_problems(snapshot, 0.0, GCP_PROFILE)] == [
+        "not all could be read or kept"
+    ]
     metrics = ExporterMetrics([("backend", "ledger-kek")], [])
     metrics.add_inspection(snapshot)
     assert [family.samples for family in metrics.collect() if family.name == "kms_key_permission"] == [[]]
@@ -192,7 +196,7 @@ async def test_another_error_says_nothing_of_the_wrong_aad(
 
 @pytest.mark.parametrize("targets", [1, 20, 21, 100, 1000])
 def test_all_targets_together_keep_to_the_quota_of_300_reads_a_minute(targets: int) -> None:
-    seconds = compute_interval(targets)
+    seconds = compute_interval(targets, GCP_PROFILE)
     assert seconds >= MIN_INTERVAL == 60
-    assert targets * READS_PER_INSPECTION * 60 / seconds <= 200
-    assert compute_interval(targets, 22) == max(60, targets * 22 * 60 / 200)
+    assert targets * GCP_PROFILE.reads_per_inspection * 60 / seconds <= 200
+    assert compute_interval(targets, replace(GCP_PROFILE, reads_per_inspection=22)) == max(60, targets * 22 * 60 / 200)

@@ -9,10 +9,10 @@ from ops.kms_emulator.faults import Fault
 from services.exporter.model import Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, Prober
 from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import DecryptResult, EncryptResult, KmsKey
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from shared.kms.settings import KeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OTHER = "projects/demo/locations/global/keyRings/app/cryptoKeys/absent"
@@ -30,7 +30,7 @@ class Mirror(GcpKmsKey):
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         assert timeout == TIMEOUT
         self.asked.append((plaintext, aad))
-        return EncryptResult(plaintext[::-1], f"{KEY}/cryptoKeyVersions/7", "SOFTWARE")
+        return EncryptResult(plaintext[::-1], "7", "SOFTWARE")
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:
         assert timeout == TIMEOUT
@@ -42,7 +42,7 @@ class Mirror(GcpKmsKey):
 
 @pytest.fixture
 async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
-    provider = connect_key(KeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
     yield provider
     await provider.close()
 
@@ -52,7 +52,7 @@ async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key:
     assert result.failed_call is None
     assert [call.operation for call in result.calls] == [Operation.ENCRYPT, Operation.DECRYPT]
     assert all(0 < call.seconds < TIMEOUT for call in result.calls)
-    assert (result.key_version, result.protection_level) == (f"{KEY}/cryptoKeyVersions/1", "SOFTWARE")
+    assert (result.key_version, result.protection_level) == ("1", "SOFTWARE")
     assert (result.service, result.target, result.ended_at) == ("backend", "ledger-kek", 1_700_000_000.5)
 
 
@@ -104,7 +104,7 @@ async def test_each_fault_has_its_reason_and_is_over_when_it_is_healed(
 
 
 async def test_a_key_that_does_not_exist_is_not_found(emulator: Emulator) -> None:
-    provider = connect_key(KeySettings(key=OTHER, endpoint=str(emulator.address), insecure=True))
+    provider = connect_key(GcpKeySettings(key=OTHER, endpoint=str(emulator.address), insecure=True))
     failed = (await Prober("backend", "absent", provider, TIMEOUT).probe()).failed_call
     await provider.close()
     assert failed is not None
@@ -113,7 +113,7 @@ async def test_a_key_that_does_not_exist_is_not_found(emulator: Emulator) -> Non
 
 
 async def test_where_nothing_listens_kms_is_unavailable() -> None:
-    provider = connect_key(KeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))
+    provider = connect_key(GcpKeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))
     failed = (await Prober("backend", "nowhere", provider, TIMEOUT).probe()).failed_call
     await provider.close()
     assert failed is not None

@@ -65,9 +65,9 @@ async def test_a_child_that_was_killed_is_started_again_and_its_last_words_stay(
 
 def test_children_go_even_when_the_demo_is_killed(tmp_path: Path) -> None:
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom ops.demo.processes import processes\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom ops.demo.processes import run_processes\n"
         "async def main():\n"
-        f"    async with processes(Path({str(tmp_path)!r})) as children:\n"
+        f"    async with run_processes(Path({str(tmp_path)!r})) as children:\n"
         f"        await children.start('sleeper', {SLEEPER!r})\n"
         "        print(children._running['sleeper'].pid, flush=True)\n"
         "        await asyncio.sleep(600)\n"

@@ -18,7 +18,14 @@ ROWS = dict(re.findall(r"^\| \[([^]]+)\]\(#[a-z-]+\) \| `(\w+)` \|", TEXT, re.MU
 """Each drill of the table, and its alert."""
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n?)*)", TEXT, re.MULTILINE))
 TYPED = re.compile(r"^\*\*(Break|Solution)\*\*.*\n\n```bash\n((?:(?!```).*\n)+)```$", re.MULTILINE)
-PARTS = ("**Break**", "**Told**:", "**Hints**:", "<details><summary>Solution</summary>", "**Over**:", "**Discuss**:")
+PARTS = (
+    "**Break**",
+    "**Briefing**:",
+    "**Hints**:",
+    "<details><summary>Solution</summary>",
+    "**Done when**:",
+    "**Discuss**:",
+)
 KMS = (
     *("The role is gone", "A version is disabled", "KMS cannot be reached", "KMS is slow", "KMS says nothing"),
     *("Bytes change on the way", "A version will be destroyed"),

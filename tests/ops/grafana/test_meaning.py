@@ -16,7 +16,7 @@ WORST_IS_LOWEST = {
     "kms_wrong_aad_refused",
     "relay_channel_up",
 }
-WORST_IS_HIGHEST = {"kms_key_problems"}
+WORST_IS_HIGHEST = {"kms_key_inspection_problems"}
 EVERY = list(expressions())
 
 

@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import grpc
@@ -42,14 +44,15 @@ async def test_material_of_a_destroyed_version_leaves_the_disk_at_the_next_look(
 async def test_the_file_is_for_its_owner_only_and_replaced_as_a_whole(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
     await store.create_missing_keys([KEY])
-    assert not (tmp_path / "state.new").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]  # noqa: ASYNC240 - nothing else runs
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_change_that_cannot_be_written_is_refused_and_did_not_happen(tmp_path: Path) -> None:
     store = Store(tmp_path, at)
     await store.create_missing_keys([KEY])
-    (tmp_path / "state.new").mkdir()  # where the new file would be written
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "state.json").mkdir()  # where the new file would be put
     with pytest.raises(StatusError) as refused:
         await store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     assert refused.value.code is grpc.StatusCode.INTERNAL
@@ -57,12 +60,17 @@ async def test_a_change_that_cannot_be_written_is_refused_and_did_not_happen(tmp
     assert (await store.get_key(KEY)).version(1).state is State.ENABLED
 
 
-async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(tmp_path: Path) -> None:
+async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     store = Store(tmp_path, at)
     await store.create_missing_keys([KEY])
     before = (tmp_path / "state.json").read_bytes()
-    (tmp_path / "state.new").symlink_to("/dev/null")  # takes every byte, and refuses fsync
-    with pytest.raises(StatusError, match="Invalid argument"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StatusError, match="Input/output error"):
         await store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     assert (await store.get_key(KEY)).version(1).state is State.ENABLED
     assert (tmp_path / "state.json").read_bytes() == before

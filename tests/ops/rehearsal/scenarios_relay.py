@@ -114,7 +114,7 @@ MISTAKEN = Scenario(
         Rehearsal(
             "RelayConfigReloadFailed",
             STAGING,
-            ("cahnnels", "the configuration was not reloaded"),
+            ("cahnnels", "configuration reload failed"),
             ("=> 1",),
             SECURITY,
             done=("reloaded",),

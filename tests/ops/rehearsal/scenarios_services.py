@@ -315,7 +315,7 @@ MISTAKEN = Scenario(
         Rehearsal(
             "KMSConfigReloadFailed",
             STAGING,
-            ("tragets", "the configuration was not reloaded"),
+            ("tragets", "configuration reload failed"),
             ("=> 1",),
             done=("reloaded",),
             codes=frozenset({2}),

@@ -111,13 +111,13 @@ async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -
     ("arguments", "sentence"),
     [
         ([], "Missing option '--base-url'"),
-        (["--base-url", "backend:8000"], "expected http://HOST:PORT or https://HOST"),
+        (["--base-url", "backend:8000"], "expected a URL such as https://HOST"),
         (["--base-url", "http://b", "--test-alert"], "--test-alert needs --alertmanager"),
         (["--base-url", "http://b", "--test-alert", "--relay", "http://r"], "--test-alert needs --alertmanager"),
         (["--base-url", "http://b", "--test-alert", "loud"], "'loud' is not one of 'warning', 'critical'"),
         (["--base-url", "http://b", "--timeout", "soon"], "expected a duration such as 30s, 5m or 1h30m, got 'soon'"),
         (["--base-url", "http://b", "--timeout", "0s"], "expected more than 0"),
-        (["--base-url", "ftp://me:hunter2@b"], "expected http://HOST:PORT"),
+        (["--base-url", "ftp://me:hunter2@b"], "expected a URL such as https://HOST"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_what_was_expected(arguments: list[str], sentence: str) -> None:

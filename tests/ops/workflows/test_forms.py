@@ -49,7 +49,7 @@ def test_a_bug_comes_with_its_version_and_its_check_and_without_secrets() -> Non
     for name in ("version", "check"):
         assert f"--{name}" in str(elements[name]["attributes"])
         assert elements[name]["validations"] == {"required": True}
-    assert "what is secret" in elements[None]["attributes"]["value"]
+    assert "Remove what is secret" in elements[None]["attributes"]["value"]
     assert elements["redacted"]["attributes"]["options"][0]["required"] is True
 
 

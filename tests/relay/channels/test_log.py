@@ -16,7 +16,7 @@ def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     note = "Ours. " * 100
     fields = build_line(change(any_message, remark=note, event=replace(any_message.event, remark="")))
     assert len(json.dumps(fields)) < 16_000
-    assert len(fields["alerts"]) + fields.get("not_listed", 0) == (
+    assert len(fields["alerts"]) + fields.get("unlisted_count", 0) == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts
     )
 
@@ -26,7 +26,7 @@ def test_of_many_alerts_the_first_is_listed_and_the_rest_is_counted(text: str) -
     fields = build_line(with_text(text, 500))
     assert len(json.dumps(fields)) < 16_000
     assert fields["alerts"]
-    assert fields["not_listed"] == 500 - len(fields["alerts"])
+    assert fields["unlisted_count"] == 500 - len(fields["alerts"])
 
 
 def test_a_line_says_what_and_where_and_that_it_is_over() -> None:

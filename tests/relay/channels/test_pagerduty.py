@@ -282,5 +282,5 @@ async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file
 def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
     noted = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
     details = build_event(noted, "trigger")["payload"]["custom_details"]
-    assert next(iter(details.items())) == ("note", "Slack is down. Ended while silenced.")
-    assert "note" not in build_event(message(), "trigger")["payload"]["custom_details"]
+    assert next(iter(details.items())) == ("remark", "Slack is down. Ended while silenced.")
+    assert "remark" not in build_event(message(), "trigger")["payload"]["custom_details"]

@@ -38,7 +38,7 @@ def size(message: Message) -> int:
 def test_no_body_passes_its_limit(any_message: Message) -> None:
     body = build_body(any_message)
     assert size(any_message) <= MAX_BODY
-    assert len(body["alerts"]) + body["not_listed"] == (
+    assert len(body["alerts"]) + body["unlisted_count"] == (
         len(any_message.event.alerts) + any_message.event.truncated_alerts
     )
 
@@ -56,7 +56,7 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
     body = build_body(replace(wide, event=event))
     assert size(replace(wide, event=event)) <= MAX_BODY
     assert 1 <= len(body["alerts"]) < 500
-    assert body["not_listed"] == 500 - len(body["alerts"])
+    assert body["unlisted_count"] == 500 - len(body["alerts"])
 
 
 def test_the_body_is_the_documented_one() -> None:
@@ -71,9 +71,9 @@ def test_the_body_is_the_documented_one() -> None:
         "receiver": "kms-critical",
         "group_labels": {"alertname": "KMSCryptoModeNotKMS", "env": "production", "service": "backend"},
         "common_labels": dict(message("03-resolved-1").event.common_labels),
-        "note": "Ours.",
+        "remark": "Ours.",
         "contacts": {},
-        "not_listed": 0,
+        "unlisted_count": 0,
     }
     assert alert.keys() == {"status", "labels", "annotations", "starts_at", "ends_at", "fingerprint", "links"}
     assert alert["links"].keys() == {"runbook", "dashboard", "prometheus"}
@@ -83,7 +83,7 @@ def test_the_body_is_the_documented_one() -> None:
 
 def test_a_list_that_was_cut_is_not_told_as_resolved() -> None:
     body = build_body(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
-    assert (body["status"], body["not_listed"]) == ("firing", 2)
+    assert (body["status"], body["unlisted_count"]) == ("firing", 2)
 
 
 async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(

@@ -36,7 +36,7 @@ async def test_a_recipient_who_is_refused_is_named_in_the_answer_and_in_no_log_l
         result = await send_test(tmp_path, **mail, to=["b@example.org", "gone@example.org"])
     assert (result.returncode, result.stderr) == (0, "")
     for line in result.stdout.splitlines():
-        assert json.loads(line)["refused"].startswith("gone@example.org (550 ")
+        assert json.loads(line)["rejected_recipients"].startswith("gone@example.org (550 ")
 
 
 async def test_what_is_sent_to_the_log_is_written_as_the_relay_writes_it(tmp_path: Path) -> None:

@@ -169,9 +169,9 @@ async def test_what_was_not_accepted_can_be_looked_at(tmp_path: Path) -> None:
             "source": "eu",
             "code": 400,
             "reason": refused["error"],
-            "size": len(body),
+            "body_bytes": len(body),
         }
-        assert oldest["size"] == 2
+        assert oldest["body_bytes"] == 2
         async with client.get(f"/api/quarantine/{newest['id']}") as response:
             assert await response.read() == body
             assert response.headers["Content-Type"].startswith("text/plain")

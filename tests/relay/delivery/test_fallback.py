@@ -31,7 +31,7 @@ def refusing(number: int = 100) -> Scripted:
 async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_LONGEST_SLEEP", "_LOOK_AT_SECRETS"):  # so that nothing is found only because somebody looks again
+    for name in ("_MAX_SLEEP", "_SECRET_CHECK_INTERVAL"):  # so that nothing is found only because somebody looks again
         monkeypatch.setattr(worker, name, 600.0)
     over = asyncio.Event()
 

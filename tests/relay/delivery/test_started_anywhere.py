@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from services.relay.delivery.sender_process import apart
+from services.relay.delivery.sender_process import open_sender_process
 from tests.relay.delivery.sends import SETTINGS, process_of
 
 async def main():
-    async with asyncio.timeout(20), apart(SETTINGS) as send:
+    async with asyncio.timeout(20), open_sender_process(SETTINGS) as send:
         print(await process_of(send))
 
 asyncio.run(main())

@@ -68,7 +68,7 @@ async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Pa
 def test_the_log_line_of_a_defect_holds_no_text_of_it() -> None:
     program = """
 import asyncio, pathlib, sys, tempfile
-from shared import logs
+from shared.process import logs
 from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
 
 class Broken(Scripted):

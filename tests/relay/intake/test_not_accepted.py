@@ -35,7 +35,7 @@ async def test_a_sender_that_goes_away_within_its_body_is_logged_and_is_no_answe
             writer.write(head.encode() + b"{")
             await writer.drain()
             writer.close()
-            await until(lambda: any("went away" in line["event"] for line in logs))
+            await until(lambda: any("client disconnected" in line["event"] for line in logs))
         async with client.get("/metrics") as metrics:
             answered = [line for line in (await metrics.text()).splitlines() if line.startswith("relay_webhooks_total")]
         assert {line.split()[-1] for line in answered} == {"0.0"}

@@ -193,7 +193,7 @@ async def test_one_that_hangs_is_waited_for_ten_seconds_at_most(
     peer: AlertmanagerClient, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert alertmanager_api._REPLY_TIMEOUT == 10
-    monkeypatch.setattr(alertmanager_api, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(alertmanager_api, "_REPLY_TIMEOUT", 0.05)
 
     async def trickles(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -33,7 +33,7 @@ async def test_a_turn_that_fails_is_followed_by_the_next() -> None:
     assert turns[0] == start
     assert waits == [30, 1, 60, 30]
     (line,) = logs
-    assert (line["watch"], line["error"]) == ("reconcile", "LookupError")
+    assert (line["monitor"], line["error"]) == ("reconcile", "LookupError")
     assert "a-secret" not in str(line)
 
 

@@ -1,5 +1,6 @@
 """A real backend on a real KMS emulator, and the settings of a driver of each kind that leads to its keyring."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +12,7 @@ import httpx2
 import pytest
 import yaml
 from pydantic import TypeAdapter
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
@@ -20,7 +21,7 @@ from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.config.settings import load_settings, use_base_folder
 from shared.http.server import serve as serving
 from shared.keyring.administration import Administration
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
 from tests.long import LONG
 
@@ -71,9 +72,21 @@ class Backend:
         async with httpx2.AsyncClient(base_url=self.url) as client:
             (await client.put(f"/v1/records/{record_id}", content=content)).raise_for_status()
 
+    async def execute(self, *statements: str) -> None:
+        """Changes the database behind the backend's back."""
+        await asyncio.to_thread(_execute, self.database, statements)
+
     async def get(self, record_id: str) -> bytes:
         async with httpx2.AsyncClient(base_url=self.url) as client:
             return (await client.get(f"/v1/records/{record_id}")).raise_for_status().content
+
+
+def _execute(url: URL, statements: tuple[str, ...]) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Backend]]

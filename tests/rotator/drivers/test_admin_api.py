@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.registry import open_driver
 from shared.keyring.administration import Administration, AdministrationError, RefusedError, UnreachableError
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import TOKEN
 from tests.shared.certificates import LOCALHOST, Authority
@@ -183,7 +183,7 @@ async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://backend.example.org", "expected https://, because http:// would send the token in plaintext"),
+        ("http://backend.example.org", "expected https://, because http:// would send the secret in plaintext"),
         ("https://me:secret@backend.example.org", "without a user, a password or a query"),
         ("https://backend.example.org/?a=b", "without a user, a password or a query"),
         ("ftp://backend.example.org", "expected a URL such as https://HOST"),

@@ -14,7 +14,7 @@ from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
 from services.rotator.lease import run_with_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.conftest import Until

@@ -10,11 +10,15 @@ from ops.kms_emulator.faults import Fault
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
+    JournalBackup,
+    JournalEntry,
+    JournalStep,
     RefusedError,
     RotateRequest,
     RotationProgress,
     RotationState,
     RotationType,
+    StepOutcome,
     UnreachableError,
 )
 from tests.backend.conftest import KEY
@@ -22,6 +26,7 @@ from tests.key_versions import Versions
 from tests.rotator.drivers.conftest import KINDS, Backend
 
 NEW_DEK, REWRAP = RotationType.NEW_DEK, RotationType.REWRAP_KEK
+RELOADED = JournalEntry(step=JournalStep.RELOAD, outcome=StepOutcome.SUCCEEDED)
 
 
 async def rotate(
@@ -133,7 +138,7 @@ async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> 
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token="none", caller="a test")
     for change in (
         lambda: keyring.rotate(request),
-        lambda: keyring.add_journal_entry("r", "none", "a step"),
+        lambda: keyring.add_journal_entry("r", "none", RELOADED),
         lambda: keyring.retire_version(1, "none"),
         lambda: keyring.rollback("r", "none"),
     ):
@@ -146,13 +151,63 @@ async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administrat
     (before,) = await keyring.list_keys()
     await rotate(keyring, NEW_DEK, "undone")
     lease = await keyring.acquire_lease("a test", 60)
-    await keyring.add_journal_entry("undone", lease.token, "backup x.csv abc")
+    backup = JournalEntry(
+        step=JournalStep.BACKUP,
+        outcome=StepOutcome.SUCCEEDED,
+        rotation_type=NEW_DEK,
+        backup_name="x.backup",
+        sha256="abc",
+        needs=(1, 12),
+        detail="x.backup, to a safe",
+    )
+    await keyring.add_journal_entry("undone", lease.token, RELOADED)
+    await keyring.add_journal_entry("undone", lease.token, backup)
     back = await keyring.rollback("undone", lease.token)
     assert back.state is RotationState.ROLLED_BACK
-    assert back.journal[-1:] == ("backup x.csv abc",)
+    assert [entry.model_copy(update={"created_at": None}) for entry in back.journal] == [RELOADED, backup]
+    assert all(entry.created_at for entry in back.journal)
+    expected = JournalBackup(name="x.backup", sha256="abc", needs=(1, 12))
+    assert (back.backups, (await keyring.count_key_usage()).backups) == ((expected,), (expected,))
     assert {key.status for key in await keyring.list_keys() if key.id == before.id} == {"active"}
     with pytest.raises(RefusedError, match="no rotation"):
         await keyring.rollback("unheard-of", lease.token)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        JournalEntry(step=JournalStep.UNKNOWN, outcome=StepOutcome.SUCCEEDED),
+        JournalEntry(step=JournalStep.RELOAD, outcome=StepOutcome.UNREADABLE),
+        JournalEntry(step=JournalStep.BACKUP, outcome=StepOutcome.SUCCEEDED, backup_name="x.backup"),
+        RELOADED.model_copy(update={"detail": "x" * 1001}),
+        RELOADED.model_copy(update={"detail": "a NUL \0"}),
+    ],
+)
+async def test_a_journal_entry_that_could_not_be_read_again_is_refused(
+    keyring: Administration, entry: JournalEntry
+) -> None:
+    lease = await keyring.acquire_lease("a test", 60)
+    with pytest.raises(RefusedError, match="this journal entry"):
+        await keyring.add_journal_entry("r", lease.token, entry)
+    assert (await keyring.count_key_usage()).backups == ()
+
+
+async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
+    keyring: Administration, backend: Backend, versions: Versions
+) -> None:
+    await versions.rotate()
+    lease = await keyring.acquire_lease("a test", 60)
+    backup = JournalEntry(step=JournalStep.BACKUP, outcome=StepOutcome.SUCCEEDED, backup_name="x", sha256="abc")
+    await keyring.add_journal_entry("r", lease.token, RELOADED)
+    await keyring.add_journal_entry("r", lease.token, backup)
+    await backend.execute("UPDATE keyring_journal_entries SET needs = '1 and 2' WHERE step = 'backup'")
+    usage = await keyring.count_key_usage()
+    assert (usage.unreadable_entries, usage.backups) == ((2,), ())
+    with pytest.raises(RefusedError, match=r"may be needed by 1 journal entries that cannot be read \(number 2\)"):
+        await keyring.retire_version(2, lease.token)
+    await backend.execute("UPDATE keyring_journal_entries SET needs = '[1]' WHERE step = 'backup'")
+    assert (await keyring.count_key_usage()).backups == (JournalBackup(name="x", sha256="abc", needs=(1,)),)
+    await keyring.retire_version(2, lease.token)
 
 
 async def test_a_backup_is_put_back(keyring: Administration, versions: Versions) -> None:

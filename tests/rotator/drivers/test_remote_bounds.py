@@ -12,7 +12,7 @@ from services.rotator.drivers.remote_administration import (
     RemoteAdministration,
 )
 from shared.keyring.administration import UnreachableError
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY
 
 

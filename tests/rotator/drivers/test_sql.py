@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 
 from ops.kms_emulator.emulator import Emulator
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from services.rotator.drivers.sql import SqlDriverSettings
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.keyring.database import Database
-from shared.keyring.model import DataKeyStatus
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
@@ -55,26 +55,17 @@ async def test_records_that_are_not_there_are_named(backend: Backend) -> None:
             pytest.fail("it was opened")
 
 
-async def test_a_keyring_of_an_earlier_version_gets_the_tables_that_it_lacks(backend: Backend) -> None:
-    await backend.put("a", b"x")
-    await _execute(backend.database, "DROP TABLE keyring_given_up", "DROP TABLE keyring_local_key")
-    async with backend.connected("sql") as keyring:
-        assert [version.records for version in (await keyring.count_key_usage()).versions] == [1]
-        lease = await keyring.acquire_lease("a test", 60)
-        request = RotateRequest(rotation_id="first", type=RotationType.NEW_DEK, token=lease.token, caller="me")
-        assert (await keyring.rotate(request)).state == "running"
-        assert [key.status for key in await keyring.list_keys()].count(DataKeyStatus.PENDING) == 1
-
-
-async def _execute(url: URL, *statements: str) -> None:
-    def execute() -> None:
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            for statement in statements:
-                connection.execute(text(statement))
-        engine.dispose()
-
-    await asyncio.to_thread(execute)
+@pytest.mark.parametrize(
+    "statement", ["DROP TABLE keyring_schema", "DROP TABLE keyring_local_key", "UPDATE keyring_schema SET version = 99"]
+)
+async def test_a_keyring_of_another_version_is_refused_and_left_as_it_is(backend: Backend, statement: str) -> None:
+    await backend.execute(statement)
+    with pytest.raises(RefusedError, match="the keyring's tables are of another version; start the service in the ver"):
+        async with backend.connected("sql"):
+            pytest.fail("it was opened")
+    if statement.startswith("DROP"):  # it was not created again
+        with pytest.raises(DBAPIError):
+            await backend.execute(statement)
 
 
 async def test_without_records_none_are_counted(backend: Backend) -> None:

@@ -194,11 +194,11 @@ async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(held:
 async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(held: Held) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
-        await users._acquire_turn(PEER)
+        await users._acquire_slot(PEER)
         given_up = asyncio.create_task(users.check_password("alice", b"given up", PEER))
         right = asyncio.create_task(users.check_password("alice", b"right", PEER))
         await asyncio.sleep(0)
-        users._release_turn()
+        users._release_slot()
         given_up.cancel()
         held.go_on.release()
         assert await right

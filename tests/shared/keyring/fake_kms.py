@@ -7,12 +7,22 @@ import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
 
-from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KeyVersion, KmsError
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.port import (
+    ConnectivityPhase,
+    DecryptResult,
+    EncryptResult,
+    KeyDescription,
+    KeyVersion,
+    KmsError,
+    VersionState,
+)
 from shared.kms.reason import Reason
-from tests.shared.keyring.keyring import KEY
 
 
 class FakeKms:
+    profile = GCP_PROFILE
+
     def __init__(self) -> None:
         self.primary = 1
         self.disabled: set[int] = set()
@@ -25,9 +35,7 @@ class FakeKms:
         self._count += 1
         head = b"%04d%08d" % (self.primary, self._count)
         body = bytes(a ^ b for a, b in zip(plaintext, sha256(head).digest(), strict=True))
-        return EncryptResult(
-            head + body + _tag(head + body, aad), f"{KEY}/cryptoKeyVersions/{self.primary}", "SOFTWARE"
-        )
+        return EncryptResult(head + body + _tag(head + body, aad), str(self.primary), "SOFTWARE", self.primary)
 
     async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002
         await self._called()
@@ -39,8 +47,16 @@ class FakeKms:
         return DecryptResult(plaintext, int(head[:4]) == self.primary)
 
     async def describe_key(self, *, timeout: float) -> KeyDescription:  # noqa: ARG002
-        states = {number: "DISABLED" if number in self.disabled else "ENABLED" for number in range(1, self.primary + 1)}
-        versions = tuple(KeyVersion(str(number), state, "SOFTWARE", None) for number, state in states.items())
+        versions = tuple(
+            KeyVersion(
+                str(number),
+                VersionState.DISABLED if number in self.disabled else VersionState.USABLE,
+                "SOFTWARE",
+                None,
+                number=number,
+            )
+            for number in range(1, self.primary + 1)
+        )
         return KeyDescription(str(self.primary), None, versions, 1)
 
     async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:  # noqa: ARG002

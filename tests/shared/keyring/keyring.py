@@ -9,7 +9,15 @@ from typing import Any
 from sqlalchemy import URL
 
 from shared.keyring import store
-from shared.keyring.administration import RotateRequest, RotationProgress, RotationState, RotationType
+from shared.keyring.administration import (
+    JournalEntry,
+    JournalStep,
+    RotateRequest,
+    RotationProgress,
+    RotationState,
+    RotationType,
+    StepOutcome,
+)
 from shared.keyring.database import Database
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.model import DataKey, DataKeyStatus, KeyringFingerprint, WrappedKey, compute_fingerprint
@@ -93,14 +101,19 @@ class Keyring:
         raise AssertionError("the rollback does not end")
 
 
+def entry(step: JournalStep, outcome: StepOutcome = StepOutcome.SUCCEEDED, **columns: Any) -> JournalEntry:
+    return JournalEntry(step=step, outcome=outcome, **columns)
+
+
 class Meddled:
     """A KMS during whose next Encrypt, once, somebody else does something."""
 
     def __init__(self, real: KmsKey) -> None:
         self._real = real
         self.meddle: Callable[[], Awaitable[object]] | None = None
-        self.decrypt, self.describe = real.decrypt, real.describe_key
-        self.permissions, self.way, self.close = real.check_permissions, real.measure_connectivity, real.close
+        self.decrypt, self.describe_key = real.decrypt, real.describe_key
+        self.check_permissions, self.measure_connectivity = real.check_permissions, real.measure_connectivity
+        self.close = real.close
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         meddle, self.meddle = self.meddle, None

@@ -150,7 +150,7 @@ from pathlib import Path
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.dialects import sqlite  # now: later, as nobody, its file may be out of reach
 from shared.keyring.database import Database, DatabaseError
-from shared.sql.database_url import sqlite as at
+from shared.sql.database_url import create_sqlite_url as at
 
 tables = MetaData()
 Table("numbers", tables, Column("number", Integer))
@@ -159,7 +159,7 @@ if os.geteuid() == 0:  # root may write to any file, nobody may not
     os.setgid(65534)
     os.setuid(65534)
 try:
-    asyncio.run(Database.opened(at(Path(sys.argv[1])), tables))
+    asyncio.run(Database.open(at(Path(sys.argv[1])), tables))
 except DatabaseError as error:
     print(f"DatabaseError: {error}")
 """

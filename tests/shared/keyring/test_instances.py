@@ -46,7 +46,7 @@ async def test_it_waits_for_the_last_one_and_then_goes_on(begun: Keyring) -> Non
 async def test_one_that_never_gets_it_is_named_and_nothing_is_promoted_until_it_is_gone(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instances, "_LONGEST_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(instances, "_MAX_WAIT_SECONDS", 0.3)
     stuck = InstanceHeartbeat(begun.database, "web-7", 60.0)
     await stuck.send([])
     with pytest.raises(RefusedError, match=r"web-7 of the service's instances cannot use .* or stop it, then resume"):
@@ -59,7 +59,7 @@ async def test_one_that_never_gets_it_is_named_and_nothing_is_promoted_until_it_
 @pytest.mark.parametrize("seconds", [-181, 181], ids=["of one that was killed", "of a clock that was ahead"])
 async def test_a_row_that_is_not_of_the_last_three_intervals_keeps_nobody_waiting(begun: Keyring, seconds: int) -> None:
     await InstanceHeartbeat(begun.database, "gone", 60.0).send([])
-    moved = table.update().values(beat_at=table.c.beat_at + seconds)
+    moved = table.update().values(last_seen_at=table.c.last_seen_at + seconds)
     await begun.database.write_exclusively(lambda connection: connection.execute(moved))
     assert (await begun.administration.rotate(begun.request(NEW_DEK))).state is RotationState.DONE
 
@@ -67,9 +67,9 @@ async def test_a_row_that_is_not_of_the_last_three_intervals_keeps_nobody_waitin
 async def test_one_whose_checks_are_far_apart_is_waited_for_between_them(
     begun: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instances, "_LONGEST_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(instances, "_MAX_WAIT_SECONDS", 0.3)
     await InstanceHeartbeat(begun.database, "slow", 60.0).send([])
-    moved = table.update().values(beat_at=table.c.beat_at - 170)
+    moved = table.update().values(last_seen_at=table.c.last_seen_at - 170)
     await begun.database.write_exclusively(lambda connection: connection.execute(moved))
     with pytest.raises(RefusedError, match="slow of the service's instances"):
         await begun.administration.rotate(begun.request(NEW_DEK))
@@ -78,9 +78,9 @@ async def test_one_whose_checks_are_far_apart_is_waited_for_between_them(
 async def test_an_instance_has_one_row_and_those_of_another_day_are_removed(keyring: Keyring) -> None:
     one, other = (InstanceHeartbeat(keyring.database, name, 60.0) for name in ("one", "other"))
     await other.send([])
-    moved = table.update().values(beat_at=table.c.beat_at - 90_000)
+    moved = table.update().values(last_seen_at=table.c.last_seen_at - 90_000)
     await keyring.database.write_exclusively(lambda connection: connection.execute(moved))
     await one.send([])
     await one.send(["a", "b"])
     rows = await keyring.database.read(lambda connection: connection.execute(table.select()).all())
-    assert [(row.id, row.interval, row.holds) for row in rows] == [("one", 60.0, "a b")]
+    assert [(row.id, row.interval, row.unwrapped_keys) for row in rows] == [("one", 60.0, "a b")]

@@ -56,7 +56,9 @@ class Scenario:
         return f"r{self.number}"
 
     async def _rotate(self, type_: object, batch: int) -> None:
-        request = self.keyring.request().model_copy(update={"type": type_, "rotation_id": self._id(), "batch": batch})
+        request = self.keyring.request().model_copy(
+            update={"type": type_, "rotation_id": self._id(), "batch_size": batch}
+        )
         await self.keyring.administration.rotate(request)
 
     async def _next(self) -> None:

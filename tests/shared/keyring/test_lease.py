@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from sqlalchemy import URL
 
-from shared.keyring.administration import RefusedError
+from shared.keyring.administration import JournalStep, RefusedError
 from shared.keyring.database import Database
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.tables import TABLES, rotation_lease
 from tests.conftest import Until
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, Meddled, secret_of
+from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, Meddled, entry, secret_of
 
 
 @pytest.fixture
@@ -132,12 +132,12 @@ async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_noth
 
     meddled.meddle = end
     with pytest.raises(RefusedError, match=r"the lease ended at .*; take it again, then resume"):
-        await keyring.rotate(batch=1)
+        await keyring.rotate(batch_size=1)
     assert await keyring.keys() == before
     keyring.token = (await keyring.administration.acquire_lease("the test", 600, keyring.token)).token
     meddled.meddle = end_and_take
     with pytest.raises(RefusedError, match="the lease is not yours; another holds the lease until"):
-        await keyring.rotate(batch=1)
+        await keyring.rotate(batch_size=1)
     assert await keyring.keys() == before
 
 
@@ -157,7 +157,7 @@ async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: 
         lambda: keyring.rollback("done"),
         lambda: carrier.restore(rows, "a guess"),
         lambda: carrier.retire_version(2, "a guess"),
-        lambda: carrier.add_journal_entry("r1", "a guess", "step"),
+        lambda: carrier.add_journal_entry("r1", "a guess", entry(JournalStep.RELOAD)),
     ):
         with pytest.raises(RefusedError, match="the lease is not yours; the test holds the lease"):
             await change()
@@ -177,5 +177,5 @@ async def test_one_that_a_clock_which_was_ahead_took_keeps_nobody_out_once_the_c
     with pytest.raises(RefusedError, match="next holds the lease until"):
         await free.acquire_lease("a third", 60)
     with pytest.raises(RefusedError, match="the lease is not yours; next holds the lease"):
-        await free.add_journal_entry("r1", ahead.token, "step")
-    await free.add_journal_entry("r1", taken.token, "step")
+        await free.add_journal_entry("r1", ahead.token, entry(JournalStep.RELOAD))
+    await free.add_journal_entry("r1", taken.token, entry(JournalStep.RELOAD))

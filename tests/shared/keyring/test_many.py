@@ -56,7 +56,7 @@ async def test_memory_does_not_grow_with_the_number_of_data_keys(keyring: Keyrin
         number, after = 0, ""
         while page := await carrier.list_backup_rows(after):
             number, after = number + len(page), page[-1].id
-        batch = await carrier.rotate(keyring.request(batch=MAX_PAGE_SIZE))
+        batch = await carrier.rotate(keyring.request(batch_size=MAX_PAGE_SIZE))
         undone = await carrier.rollback("r1", keyring.token)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -121,7 +121,7 @@ async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_patie
     assert time.monotonic() - begun < 10
     patient = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
     assert patient == 1
-    assert await database.read(_patience) == STATEMENT_TIMEOUT_SECONDS + 0.5
+    assert await database.read(_read_answer_timeout) == STATEMENT_TIMEOUT_SECONDS + 0.5
     with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection is impatient again
         await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
 
@@ -152,9 +152,9 @@ async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
     assert order == ["first", "second"]
 
 
-def _patience(connection: Connection) -> float:
+def _read_answer_timeout(connection: Connection) -> float:
     own: Any = connection.connection.driver_connection
-    return float(own.patience.seconds)
+    return float(own.answer_timeout.seconds)
 
 
 def _is_held(connection: Connection) -> bool:

@@ -39,7 +39,7 @@ def store(database: Database) -> DataKeyStore:
 
 
 async def test_tables_that_are_made_are_told(url: URL) -> None:
-    for expected in (["new tables created in an empty database"], []):
+    for expected in (["created tables in an empty database"], []):
         with capture_logs() as logs:
             await (await Database.open(url, TABLES)).close()
         assert [line["event"] for line in logs] == expected
@@ -153,5 +153,7 @@ async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(
         lambda connection: local_key.abandon_data_keys(connection, 1.0, "one", [_key("a")])
     )
     assert await store.restore_row(_key("a"))
-    left = await database.read(lambda connection: connection.execute(text("SELECT id FROM keyring_given_up")).all())
+    left = await database.read(
+        lambda connection: connection.execute(text("SELECT id FROM keyring_abandoned_keys")).all()
+    )
     assert left == []

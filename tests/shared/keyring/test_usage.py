@@ -89,7 +89,7 @@ async def test_a_version_that_something_is_wrapped_by_is_not_retired(keyring: Ke
     with pytest.raises(RefusedError, match=r"k000 is still wrapped by version 1 of .* --type rewrap-kek, then retire"):
         await keyring.administration.retire_version(1, keyring.token)
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(batch=1))
+    await keyring.administration.rotate(keyring.request(batch_size=1))
     with pytest.raises(RefusedError, match=r"rotation r1 .* is not finished"):
         await keyring.administration.retire_version(1, keyring.token)
     await keyring.rotate()

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
+from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.registry import connect_key
-from shared.kms.settings import GcpKeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

@@ -1,7 +1,10 @@
 import grpc
 import pytest
+from google.cloud.kms_v1 import CryptoKeyVersion
 
-from shared.kms.reason import Reason, parse_grpc_status
+from shared.kms.gcp.errors import parse_grpc_status
+from shared.kms.gcp.profile import VERSION_STATES
+from shared.kms.reason import Reason, Scope
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,16 @@ def test_the_set_is_the_one_that_dashboards_rely_on() -> None:
         "invalid_request",
         "internal",
     ]
+
+
+def test_every_state_of_googles_client_has_a_meaning() -> None:
+    known = set(CryptoKeyVersion.CryptoKeyVersionState.__members__) - {"CRYPTO_KEY_VERSION_STATE_UNSPECIFIED"}
+    assert set(VERSION_STATES) == known
+
+
+def test_what_passes_by_itself_and_what_concerns_data() -> None:
+    passing = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED, Reason.CRC_MISMATCH}
+    assert {reason for reason in Reason if reason.transient} == passing
+    assert {reason for reason in Reason if reason.scope is Scope.SERVICE} == {Reason.TIMEOUT, Reason.UNAVAILABLE}
+    intact = {Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED, Reason.INTERNAL, *passing} - {Reason.CRC_MISMATCH}
+    assert {reason for reason in Reason if not reason.concerns_data} == intact

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 

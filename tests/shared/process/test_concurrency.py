@@ -1,11 +1,12 @@
 """Work side by side: bounded, handed over in its order, stopped by the first error, and cancelled without a rest."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
 
-from shared.process.concurrency import MAX_CONCURRENT_CALLS, run_concurrently
+from shared.process.concurrency import LARGE_BYTES, MAX_CONCURRENT_CALLS, run_concurrently, run_in_thread_if_large
 
 ITEMS = range(500)
 
@@ -92,3 +93,9 @@ async def test_nothing_to_do_is_done() -> None:
     work = Work()
     await run_concurrently([], work.do, work.take)
     assert work.taken == []
+
+
+@pytest.mark.parametrize(("size", "is_on_loop"), [(LARGE_BYTES, True), (LARGE_BYTES + 1, False)])
+async def test_only_large_work_leaves_the_event_loops_thread(size: int, is_on_loop: bool) -> None:
+    thread = await run_in_thread_if_large(size, threading.current_thread)
+    assert (thread is threading.current_thread()) is is_on_loop

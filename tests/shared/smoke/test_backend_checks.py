@@ -172,7 +172,7 @@ async def test_a_backend_that_never_answers_is_given_up(answering: Answering) ->
     "url", ["127.0.0.1:8000", "ftp://host", "http:///path", "http://a:b@[", "http://host/?token=x"]
 )
 async def test_an_address_that_cannot_be_used_is_refused_without_being_repeated(url: str) -> None:
-    with pytest.raises(ValueError, match="expected http://HOST:PORT") as error:
+    with pytest.raises(ValueError, match="expected a URL such as https://HOST") as error:
         await check_backend(url)
     assert url not in str(error.value)
 

@@ -112,7 +112,7 @@ class EmailChannel:
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Mails the message; the receipt holds the `message_id`, the server's `answer`, and who was `refused`, and why.
+        """Mails the message; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
 
         Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
         delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for
@@ -145,11 +145,11 @@ class EmailChannel:
             )
         receipt = {"message_id": mail.message_id, "answer": answer}
         if refused:
-            receipt["refused"] = _format_recipients(refused)
+            receipt["rejected_recipients"] = _format_recipients(refused)
             log.warning(
                 "mail server rejected recipients",
                 delivery_id=attempt.message.task.delivery_id,
-                rejected_recipients=receipt["refused"],
+                rejected_recipients=receipt["rejected_recipients"],
             )
         return receipt
 

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.database_url import DatabaseUrl
-from shared.sql.engine import create_postgresql_engine, create_sqlite_engine
+from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, has_transaction_timeout
 from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
@@ -101,6 +101,8 @@ def without_timeouts(connection: Connection) -> Iterator[None]:
         return
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    if has_transaction_timeout(connection):
+        connection.execute(text("SET LOCAL transaction_timeout = 0"))
     driver: Any = connection.connection.driver_connection
     usual, driver.answer_timeout = driver.answer_timeout, AnswerTimeout(None)
     try:

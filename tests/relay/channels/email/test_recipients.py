@@ -18,13 +18,13 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
     server = await mail_server(**{f"RCPT {ONCALL}": "550 5.1.1 no such user"})
     with structlog.testing.capture_logs() as logged:
         receipt = await send(connect(secret_file, server.address), message())
-    assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
+    assert receipt["rejected_recipients"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS]]
     (line,) = logged
-    assert (line["log_level"], line["event"], line["refused"]) == (
+    assert (line["log_level"], line["event"], line["rejected_recipients"]) == (
         "warning",
         "mail server rejected recipients",
-        receipt["refused"],
+        receipt["rejected_recipients"],
     )
     assert line["delivery_id"] == message().task.delivery_id
 
@@ -34,8 +34,8 @@ async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(
 ) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": f"550 not for {SECRET} {'x' * 300}"})
     receipt = await send(connect(secret_file, server.address), message())
-    assert receipt["refused"].startswith(f"{ONCALL} (550 not for [secret] xxx")
-    assert len(receipt["refused"]) < 150
+    assert receipt["rejected_recipients"].startswith(f"{ONCALL} (550 not for [secret] xxx")
+    assert len(receipt["rejected_recipients"]) < 150
 
 
 async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
@@ -53,7 +53,7 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     assert (await refused(connect(secret_file, server.address), second)).provider_works
     server.replies.clear()
     receipt = await connect(secret_file, server.address).send(second.again(error))
-    assert "refused" not in receipt
+    assert "rejected_recipients" not in receipt
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
     ids = {line for _, content in server.taken for line in content.splitlines() if line.startswith(b"Message-ID")}
     assert len(ids) == 1
@@ -78,7 +78,7 @@ async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
     error = await refused(connect(secret_file, server.address), first)
     server.replies = {f"RCPT {ONCALL}": "550 5.1.1 no such user"}
     receipt = await connect(secret_file, server.address).send(first.again(error))
-    assert receipt["refused"] == f"{ONCALL} (550 5.1.1 no such user)"
+    assert receipt["rejected_recipients"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert len(server.taken) == 1
 
 
@@ -93,7 +93,7 @@ async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_w
     assert first.kept == [{SECOPS: "250", gone: "550 5.1.1 no such user"}]
     server.replies.clear()
     receipt = await connect(secret_file, server.address, to=to).send(first.again(error))
-    assert receipt["refused"] == f"{gone} (550 5.1.1 no such user)"
+    assert receipt["rejected_recipients"] == f"{gone} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
 
 

@@ -4,12 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import JournalStep, RotationType, StepOutcome
 from shared.keyring.journal.metrics import ROTATION_STEPS, KeyringMetrics, read_keyring_metrics
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, WrappedKey
+from shared.keyring.tables import journal_entries
 from tests.key_versions import Versions
-from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring
+from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, entry
 
+SUCCEEDED, FAILED, PROBLEMS = StepOutcome.SUCCEEDED, StepOutcome.FAILED, StepOutcome.PROBLEMS
+NOTHING_TO_DO = StepOutcome.NOTHING_TO_DO
 BEGINNING = datetime(2026, 11, 25, tzinfo=UTC).timestamp()  # of each data key that `Keyring.add` makes
 
 
@@ -29,8 +32,11 @@ async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, ver
     await keyring.add("new")
     await keyring.add("kept", WrappedKey(b"x", LOCAL_KEK, 0))
     assert (await look(keyring)).data_keys == {
-        (0, DataKeyStatus.RETIRED): 1, (1, DataKeyStatus.ACTIVE): 1, (1, DataKeyStatus.RETIRED): 2, (2, DataKeyStatus.RETIRED): 1,
-    }  # fmt: skip
+        (0, DataKeyStatus.RETIRED): 1,
+        (1, DataKeyStatus.ACTIVE): 1,
+        (1, DataKeyStatus.RETIRED): 2,
+        (2, DataKeyStatus.RETIRED): 1,
+    }
 
 
 async def test_the_keyrings_beginning_counts_as_a_new_data_key(keyring: Keyring) -> None:
@@ -44,7 +50,7 @@ async def test_a_rotation_is_in_progress_until_it_is_done_and_then_a_success(
 ) -> None:
     await keyring.fill(2)
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(type_, batch=1))
+    await keyring.administration.rotate(keyring.request(type_, batch_size=1))
     assert (await look(keyring)).is_in_progress
     assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
     done = await keyring.rotate(type_)
@@ -57,12 +63,12 @@ async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring:
     await keyring.fill(1)
     done = await keyring.rotate(NEW_DEK)
     note = keyring.administration.add_journal_entry
-    await note(done.rotation_id, keyring.token, "failed verify: 3 problems")
+    await note(done.rotation_id, keyring.token, entry(JournalStep.VERIFY, PROBLEMS))
     failed = await look(keyring)
     assert failed.last_success == {NEW_DEK: BEGINNING}
     assert failed.last_failure is not None
     assert failed.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "verify": 1}
-    await note(done.rotation_id, keyring.token, "verify all is well")
+    await note(done.rotation_id, keyring.token, entry(JournalStep.VERIFY))
     now = await look(keyring)
     assert now.last_success[NEW_DEK] >= failed.last_failure
     assert now.failures_by_step["verify"] == 1
@@ -71,12 +77,14 @@ async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring:
 async def test_one_whose_runner_was_killed_before_it_verified_is_in_progress_and_no_success(keyring: Keyring) -> None:
     await keyring.fill(1)
     done = await keyring.rotate(NEW_DEK)
-    for step, in_progress in (
-        ("rotate 2 of 2, done", True),
-        ("failed verify: problems: 1", False),
-        ("smoke a round trip is right", True),  # of a resume, which was killed, too
+    for step, outcome, in_progress in (
+        (JournalStep.ROTATE, SUCCEEDED, True),
+        (JournalStep.VERIFY, PROBLEMS, False),
+        (JournalStep.SMOKE, SUCCEEDED, True),  # of a resume, which was killed, too
+        (JournalStep.VERIFY, FAILED, False),
+        (JournalStep.RELOAD, SUCCEEDED, True),
     ):
-        await keyring.administration.add_journal_entry(done.rotation_id, keyring.token, step)
+        await keyring.administration.add_journal_entry(done.rotation_id, keyring.token, entry(step, outcome))
         now = await look(keyring)
         assert (now.last_success, now.is_in_progress) == ({NEW_DEK: BEGINNING}, in_progress)
 
@@ -84,21 +92,46 @@ async def test_one_whose_runner_was_killed_before_it_verified_is_in_progress_and
 async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyring: Keyring) -> None:
     await keyring.fill(1)
     note = keyring.administration.add_journal_entry
-    await note("rewrap-kek-1", keyring.token, "failed target: the primary version is DISABLED")
-    for step in ("nothing to do: at all", "target nothing to do: rewrap-kek"):
-        await note("rewrap-kek-2", keyring.token, step)
+    await note("rewrap-kek-1", keyring.token, entry(JournalStep.PRIMARY_VERSION, FAILED))
+    await note("rewrap-kek-2", keyring.token, entry(JournalStep.PRIMARY_VERSION, rotation_type=REWRAP))
     assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
-    await note("rewrap-kek-2", keyring.token, "nothing to do: rewrap-kek")
+    await note("rewrap-kek-2", keyring.token, entry(JournalStep.PLAN, NOTHING_TO_DO, rotation_type=REWRAP))
     now = await look(keyring)
     assert now.last_failure
     assert now.last_success[REWRAP] >= now.last_failure
     assert now.last_success[NEW_DEK] == BEGINNING
 
 
-async def test_a_step_that_nobody_knows_is_counted_without_its_name(keyring: Keyring) -> None:
-    for step in ("failed to do it", "failed x", "failed ", "failedverify", "backup failed x", "failed smoke"):
-        await keyring.administration.add_journal_entry("r", keyring.token, step)
-    assert (await look(keyring)).failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "other": 2, "smoke": 1}
+@pytest.mark.parametrize(
+    ("step", "outcome", "failures"),
+    [
+        (JournalStep.SMOKE, FAILED, {"smoke": 1}),
+        (JournalStep.VERIFY, FAILED, {"verify": 1}),
+        (JournalStep.VERIFY, PROBLEMS, {"verify": 1}),
+        (JournalStep.ROTATE, PROBLEMS, {}),  # counted by the entry of `rotate` itself
+        (JournalStep.VERIFY, SUCCEEDED, {}),
+        (JournalStep.BACKUP, FAILED, {"backup": 1}),
+        (JournalStep.PRIMARY_IN_USE, FAILED, {"primary_in_use": 1}),
+    ],
+)
+async def test_a_failure_is_counted_by_its_step_and_only_a_verification_fails_by_problems(
+    keyring: Keyring, step: JournalStep, outcome: StepOutcome, failures: dict[str, int]
+) -> None:
+    await keyring.administration.add_journal_entry("r", keyring.token, entry(step, outcome))
+    now = await look(keyring)
+    assert now.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), **failures}
+    assert (now.last_failure is not None) is bool(failures)
+
+
+async def test_a_step_that_nobody_knows_is_counted_without_its_name_and_named_as_unreadable(keyring: Keyring) -> None:
+    await keyring.administration.add_journal_entry("r", keyring.token, entry(JournalStep.SMOKE, FAILED))
+    await keyring.administration.add_journal_entry("r", keyring.token, entry(JournalStep.RELOAD, FAILED))
+    change = journal_entries.update().where(journal_entries.c.step == "reload").values(step="frobnicate")
+    await keyring.database.write(lambda connection: connection.execute(change))
+    now = await look(keyring)
+    assert now.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "other": 1, "smoke": 1}
+    why = "it cannot be read in the table keyring_journal_entries; correct its columns there"
+    assert now.unreadable_rows == {"journal entry 2": why}
 
 
 async def test_a_failure_stays_counted_when_the_rotation_is_made_good(keyring: Keyring, versions: Versions) -> None:

@@ -24,7 +24,7 @@ async def test_a_new_data_key_is_pending_first_and_active_only_after_it_was_show
     async def show() -> None:
         shown.append(await keyring.statuses())
 
-    async with opened(url, kms, show=show) as keyring:
+    async with opened(url, kms, notify_instances=show) as keyring:
         await keyring.take_lease()
         await keyring.fill(2)
         added = await keyring.administration.rotate(keyring.request(NEW_DEK))

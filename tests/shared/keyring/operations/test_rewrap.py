@@ -5,7 +5,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.local_key import LocalKey
+from services.backend.local_key_file import LocalKey
 from shared.keyring.administration import (
     AdministrationError,
     RefusedError,
@@ -24,7 +24,7 @@ async def test_every_data_key_is_wrapped_by_the_new_primary_version_and_is_the_s
     await keyring.fill(11)
     before = await keyring.fingerprint()
     await versions.rotate()
-    done = await keyring.rotate(batch=4)
+    done = await keyring.rotate(batch_size=4)
     assert (done.state, done.total, done.done, done.target_version, done.problems) == ("done", 11, 11, 2, ())
     assert set((await keyring.versions()).values()) == {2}
     for name, key in (await keyring.keys()).items():
@@ -37,7 +37,7 @@ async def test_a_batch_is_as_large_as_was_asked_and_the_state_tells_that_there_i
 ) -> None:
     await keyring.fill(5)
     await versions.rotate()
-    progress = await keyring.administration.rotate(keyring.request(batch=2))
+    progress = await keyring.administration.rotate(keyring.request(batch_size=2))
     assert (progress.state, progress.done) == (RotationState.RUNNING, 2)
     assert list((await keyring.versions()).values()) == [2, 2, 1, 1, 1]
 
@@ -149,7 +149,7 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
     await keyring.add("other-key", await keyring.wrapping.wrap("other-key", b"x" * 32))
     before = await keyring.keys()
     await versions.rotate()
-    failed = await keyring.rotate(batch=2)
+    failed = await keyring.rotate(batch_size=2)
     assert (failed.state, failed.total, failed.done) == (RotationState.FAILED, 7, 3)
     assert {problem.id: (problem.is_foreign, problem.error) for problem in failed.problems} == {
         "corrupt": (False, "KMS: invalid_request (version 1)"),
@@ -213,7 +213,7 @@ async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_
 ) -> None:
     await keyring.fill(3)
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(batch=1))
+    await keyring.administration.rotate(keyring.request(batch_size=1))
     for type_ in (keyring.request().type, NEW_DEK):
         with pytest.raises(RefusedError, match=r"rotation r1 \(rewrap-kek, begun by the test\) is not finished"):
             await keyring.rotate(type_, "r2")
@@ -233,7 +233,7 @@ async def test_what_a_rotation_did_and_is_due_again_is_counted_once(keyring: Key
     assert (failed.state, failed.done, failed.total) == (RotationState.FAILED, 3, 4)
     for key in keys:  # a backup was put back
         await keyring.replace(await keyring.key(key.id), key.wrapped)
-    begun = await keyring.administration.rotate(keyring.request(batch=1))
+    begun = await keyring.administration.rotate(keyring.request(batch_size=1))
     assert (begun.done, begun.total) == (1, 4)
     done = await keyring.rotate()
     assert (done.state, done.done, done.total) == (RotationState.DONE, 4, 4)

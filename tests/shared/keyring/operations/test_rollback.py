@@ -31,7 +31,7 @@ async def test_a_rotation_that_is_half_done_is_undone_and_goes_on_no_more(keyrin
     await keyring.fill(4)
     before = await keyring.keys()
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(batch=2))
+    await keyring.administration.rotate(keyring.request(batch_size=2))
     await keyring.rollback()
     assert await keyring.keys() == before
     with pytest.raises(RefusedError, match="r1 was rolled back; begin another one"):
@@ -148,7 +148,7 @@ async def test_while_another_rotation_is_under_way_none_is_rolled_back(keyring: 
     await keyring.fill(2)
     await keyring.rotate(NEW_DEK, "done")
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(batch=1))
+    await keyring.administration.rotate(keyring.request(batch_size=1))
     with pytest.raises(RefusedError, match=r"rotation r1 .* is not finished"):
         await keyring.rollback("done")
 
@@ -179,7 +179,7 @@ async def test_a_call_that_was_under_way_while_the_rotation_was_rolled_back_says
 ) -> None:
     await keyring.fill(2)
     await versions.rotate()
-    await keyring.administration.rotate(keyring.request(batch=2))
+    await keyring.administration.rotate(keyring.request(batch_size=2))
     rotation = await keyring.database.read(lambda connection: journal.get_rotation(connection, "r1"))
     await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
     await keyring.rollback()

@@ -12,7 +12,7 @@ from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
-from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin
+from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin, VersionState
 from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -23,7 +23,7 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 @given(plaintext=st.binary(max_size=200), aad=st.binary(max_size=200))
 async def test_any_bytes_make_the_round_trip(provider: KmsKey, plaintext: bytes, aad: bytes) -> None:
     encrypted = await provider.encrypt(plaintext, aad, timeout=5)
-    assert encrypted.version == f"{KEY}/cryptoKeyVersions/1"
+    assert encrypted.version == "1"
     assert encrypted.protection_level == "SOFTWARE"
     decrypted = await provider.decrypt(encrypted.ciphertext, aad, timeout=5)
     assert (decrypted.plaintext, decrypted.is_primary) == (plaintext, True)
@@ -32,7 +32,7 @@ async def test_any_bytes_make_the_round_trip(provider: KmsKey, plaintext: bytes,
 async def test_a_rotated_key_decrypts_what_its_older_version_made(provider: KmsKey, emulator: Emulator) -> None:
     old = await provider.encrypt(b"old", b"", timeout=5)
     await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
-    assert (await provider.encrypt(b"new", b"", timeout=5)).version == f"{KEY}/cryptoKeyVersions/2"
+    assert (await provider.encrypt(b"new", b"", timeout=5)).version == "2"
     decrypted = await provider.decrypt(old.ciphertext, b"", timeout=5)
     assert (decrypted.plaintext, decrypted.is_primary) == (b"old", False)
 
@@ -105,11 +105,11 @@ async def test_a_version_is_disabled_and_enabled_and_its_destruction_scheduled(
     provider: KmsKeyAdmin, emulator: Emulator
 ) -> None:
     await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
-    assert (await provider.set_version_enabled(1, is_enabled=False, timeout=5)).state == "DISABLED"
-    assert (await provider.set_version_enabled(1, is_enabled=False, timeout=5)).state == "DISABLED"
-    assert (await provider.set_version_enabled(1, is_enabled=True, timeout=5)).state == "ENABLED"
-    scheduled = await provider.schedule_destruction(1, timeout=5)
-    assert (scheduled.id, scheduled.state) == ("1", "DESTROY_SCHEDULED")
+    assert (await provider.set_version_enabled("1", is_enabled=False, timeout=5)).state is VersionState.DISABLED
+    assert (await provider.set_version_enabled("1", is_enabled=False, timeout=5)).state is VersionState.DISABLED
+    assert (await provider.set_version_enabled("1", is_enabled=True, timeout=5)).state is VersionState.USABLE
+    scheduled = await provider.schedule_destruction("1", timeout=5)
+    assert (scheduled.id, scheduled.state) == ("1", VersionState.PENDING_DESTRUCTION)
     assert scheduled.destroy_at == (await provider.describe_key(timeout=5)).versions[0].destroy_at
 
 
@@ -122,9 +122,9 @@ async def test_who_may_not_administer_a_version_or_gets_no_answer_is_told(
 ) -> None:
     emulator.faults.add(fault)
     for call in (
-        provider.set_version_enabled(1, is_enabled=False, timeout=0.3),
-        provider.schedule_destruction(1, timeout=0.3),
-        provider.set_version_enabled(9, is_enabled=True, timeout=0.3),
+        provider.set_version_enabled("1", is_enabled=False, timeout=0.3),
+        provider.schedule_destruction("1", timeout=0.3),
+        provider.set_version_enabled("9", is_enabled=True, timeout=0.3),
     ):
         with pytest.raises(KmsError) as refused:
             await call

@@ -137,7 +137,7 @@ def _pem(key: rsa.RSAPrivateKey) -> bytes:
 PROGRAM = f"""
 import asyncio, sys
 from shared.kms.registry import connect_key
-from shared.kms.settings import GcpKeySettings
+from shared.kms.gcp.settings import GcpKeySettings
 async def main():
     key = connect_key(GcpKeySettings(key={KEY!r}, endpoint=sys.argv[1]))
     encrypted = await key.encrypt(b"secret", b"aad", timeout=10)

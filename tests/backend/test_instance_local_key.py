@@ -15,7 +15,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.local_key import InstanceLocalKey, read_or_create
+from services.backend.local_key_file import InstanceLocalKey, read_or_create
 from shared.http.server import StartError
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat
@@ -182,17 +182,17 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
         assert not (tmp_path / "local.key").exists(), "a new one would only hide the loss"
 
         (listed,) = (await client.get("/admin/crypto/lost")).json()
-        assert (listed["id"], listed["records"]) == (lost, 2)
+        assert (listed["id"], listed["record_count"]) == (lost, 2)
         for wrong, sentence in (
             ({"data_keys": [lost], "records": 1}, "2 records need them, not 1"),
             ({"data_keys": [lost, "k"], "records": 2}, "data key k is not lost"),
         ):
-            refused = await client.post("/admin/crypto/give-up", json=wrong)
+            refused = await client.post("/admin/crypto/abandon", json=wrong)
             assert (refused.status_code, sentence in refused.json()["error"]) == (409, True)
         assert len((await client.get("/admin/crypto/lost")).json()) == 1
         with capture_logs() as lines:
-            done = await client.post("/admin/crypto/give-up", json={"data_keys": [lost], "records": 2})
-        assert (done.status_code, done.json()) == (200, {"given_up": 1})
+            done = await client.post("/admin/crypto/abandon", json={"data_keys": [lost], "records": 2})
+        assert (done.status_code, done.json()) == (200, {"abandoned": 1})
         assert [line["data_keys"] for line in lines if line["event"] == "data keys abandoned"] == [[lost]]
         await until(is_well)
         assert await _metric(client, "kms_local_key_missing") == 0
@@ -216,7 +216,7 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
         async with _served(configured("missing.key")) as client:
             (lost,) = (await client.get("/admin/crypto/lost")).json()
             asked = {"data_keys": [lost["id"]], "records": 1}
-            refused = await client.post("/admin/crypto/give-up", json=asked)
+            refused = await client.post("/admin/crypto/abandon", json=asked)
             assert (refused.status_code, "another instance of the service is alive" in refused.text) == (409, True)
             assert (await holder.put("/v1/records/y", content=b"kept")).status_code == 204
             assert (await client.get("/v1/records/y")).status_code == 503
@@ -225,7 +225,7 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
         for record in ("x", "y"):
             assert (await holder.get(f"/v1/records/{record}")).content == b"kept"
     async with _served(configured("missing.key")) as client:  # nobody else is left
-        done = await client.post("/admin/crypto/give-up", json=asked | {"records": 2})
+        done = await client.post("/admin/crypto/abandon", json=asked | {"records": 2})
         assert (done.status_code, (tmp_path / "missing.key").exists()) == (200, True)
         assert (await client.get("/v1/records/y")).status_code == 410
 
@@ -240,12 +240,13 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
     emulator.faults.clear()
     async with _served(configured()) as client:
         (lost,) = (await client.get("/admin/crypto/lost")).json()
-        await client.post("/admin/crypto/give-up", json={"data_keys": [lost["id"]], "records": 1})
+        await client.post("/admin/crypto/abandon", json={"data_keys": [lost["id"]], "records": 1})
         assert (await client.get("/v1/records/r")).status_code == 410
     await asyncio.to_thread((tmp_path / "elsewhere.key").rename, tmp_path / "local.key")
     async with _served(configured()) as client:
         columns = "wrapped, kek, kek_version, algorithm, fingerprint, created_at"
-        copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM keyring_given_up"  # noqa: S608
+        abandoned = "keyring_abandoned_keys"
+        copy = f"INSERT INTO data_keys (id, status, {columns}) SELECT id, 'retired', {columns} FROM {abandoned}"  # noqa: S608
         await asyncio.to_thread(_execute, empty_database, copy)
 
         async def is_read() -> bool:

@@ -1,10 +1,10 @@
-"""As test_rule_mistakes.py, for the alerts about keys, and for what their messages look up."""
+"""As test_rule_mutations.py, for the alerts about keys, and for what their messages look up."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mistakes import mistaken, noticed, one_of_each
+from tests.ops.rule_mutations import mistaken, noticed, one_of_each
 from tests.ops.rules import ALERTS
 
 LOST = "kms:canary_lost"

@@ -1,4 +1,4 @@
-"""`keypulse-backend admin give-up`, as a person types it beside a running backend whose local key is lost."""
+"""`keypulse-backend admin abandon`, as a person types it beside a running backend whose local key is lost."""
 
 import asyncio
 import subprocess
@@ -17,7 +17,7 @@ from shared.http.server import serve
 
 
 async def _typed(*arguments: str | Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "services.backend", "admin", "give-up", *map(str, arguments)]
+    command = [sys.executable, "-m", "services.backend", "admin", "abandon", *map(str, arguments)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 
@@ -42,7 +42,7 @@ async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_n
         code, listed, _ = await _typed("--config", file)
         name = listed.split()[0]
         assert (code, "1 records" in listed) == (0, True)
-        assert listed.endswith(f"keypulse-backend admin give-up {name} --records 1\n")
+        assert listed.endswith(f"keypulse-backend admin abandon {name} --records 1\n")
         assert await _typed(name, "--config", file) == (
             2,
             "",

@@ -1,10 +1,10 @@
-"""As test_rule_mistakes.py, for the relay's own alerts."""
+"""As test_rule_mutations.py, for the relay's own alerts."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mistakes import mistaken, one_of_each
+from tests.ops.rule_mutations import mistaken, one_of_each
 
 OUTBOX = "relay:outbox_deliveries"
 OLDEST = "relay:outbox_oldest_timestamp_seconds"

@@ -1,10 +1,10 @@
-"""As test_rule_mistakes.py, for the alerts about data keys that cannot be unwrapped, and what else ails a keyring."""
+"""As test_rule_mutations.py, for the alerts about data keys that cannot be unwrapped, and what else ails a keyring."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mistakes import mistaken, noticed, one_of_each
+from tests.ops.rule_mutations import mistaken, noticed, one_of_each
 
 ALERT = "KMSDataKeysUnusable"
 JOINED = "on (env, service, instance, replica)"

@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.keyring_poller import KeyringPoller
+from services.backend.keyring_snapshot import KeyringPoller
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
@@ -34,14 +34,14 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reas
         return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
 
     async def well() -> bool:
-        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
+        return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+            watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
             await until(locked)
-            assert not backend.keyring.ready
+            assert not backend.keyring.is_ready
             other.execute("ROLLBACK")
         await until(well)
         watching.cancel()
@@ -69,13 +69,13 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
     raised: BaseException, emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
 ) -> None:
     async def well() -> bool:
-        return (backend.keyring.ready, backend.keyring.mode) == (True, CryptoMode.KMS)
+        return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         wrapping = backend.keyring._wrapping
         backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
         with capture_logs() as lines:
-            watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+            watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
             await until(well)
             watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
@@ -88,7 +88,7 @@ async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
 ) -> None:
     emulator.faults.add(Fault(kind="stall", count=1))
     async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
-        watching = asyncio.create_task(backend.keyring.watch(0.02, asyncio.Event()))
+        watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
         async with asyncio.timeout(10):
             while emulator.faults.list_active():  # noqa: ASYNC110 - the check has met its fault once that is used up
                 await asyncio.sleep(0.01)
@@ -154,7 +154,7 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
         [f"1 row of the keyring cannot be read: k\\xff ({why})"],
     )
     assert "\nkms_keyring_rows_unreadable 1.0\n" in metrics
-    assert [line["id"] for line in lines if line["event"] == "keyring row cannot be read"] == ["k\\xff"]
+    assert [line["row_id"] for line in lines if line["event"] == "keyring row cannot be read"] == ["k\\xff"]
 
 
 async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start() -> None:

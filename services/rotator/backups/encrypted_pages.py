@@ -17,6 +17,8 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from shared.atomic_file import sync_folder
+
 KEY_BYTES: Final = 32
 _MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
@@ -32,7 +34,7 @@ class EncryptedFileWriter:
     """Writes `file`, which is there as a whole after `finish`, or not at all. Every method may raise OSError."""
 
     def __init__(self, file: Path, header: bytes, key: bytes) -> None:
-        """Begins beside `file`, for its owner's eyes only. `read_header` is one line; `key` is used for no other file."""
+        """Begins beside `file`, readable by its owner only. `header` is one line; `key` is used for no other file."""
         self._file, self._temporary_file = file, file.with_name(f".{file.name}.part")
         self._cipher, self._header, self._page_number = AESGCM(key), header, 0
         self._temporary_file.unlink(missing_ok=True)  # of a runner that was killed
@@ -55,11 +57,7 @@ class EncryptedFileWriter:
         if self._file.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         self._temporary_file.rename(self._file)
-        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._file.parent)
 
     def discard(self) -> None:
         """Leaves nothing of a file that is not finished."""

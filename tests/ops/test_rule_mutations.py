@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mistakes import mistaken, noticed, one_of_each
+from tests.ops.rule_mutations import mistaken, noticed, one_of_each
 from tests.ops.rules import ALERTS, RECORDINGS
 
 HEALTH = "kms:crypto_health_status"

@@ -1,10 +1,10 @@
-"""As test_rule_mistakes.py, for the alerts about rotation, and for what their messages look up."""
+"""As test_rule_mutations.py, for the alerts about rotation, and for what their messages look up."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mistakes import mistaken, noticed, one_of_each
+from tests.ops.rule_mutations import mistaken, noticed, one_of_each
 from tests.ops.rules import ALERTS
 
 OVERDUE, FAILED = "KMSRotationOverdue", "KMSRotationFailed"
@@ -23,7 +23,7 @@ MISTAKES = [
     (OVERDUE, "unless on (env, service, kek_version)", "and on (env, service, kek_version)"),
     (OVERDUE, "on (env, service, kek_version)", "on (service, kek_version)"),
     (OVERDUE, "on (env, service, kek_version)", "on (env, service)"),
-    (OVERDUE, "and on (env, service) last_over_time(kms_key_primary_version[1h])\n", ""),
+    (OVERDUE, "and on (env, service) last_over_time(kms_key_primary_version_info[1h])\n", ""),
     (FAILED, "last_over_time(kms_rotation_last_failure_timestamp_seconds[1h])", f"{LAST_FAILURE} + 0"),
     (FAILED, ">= on (env, service)", "> on (env, service)"),
     (FAILED, ">= on (env, service)", "< on (env, service)"),

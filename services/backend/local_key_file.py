@@ -15,13 +15,12 @@ instances make one at the same moment, the first that notes it counts, and the o
 import asyncio
 import os
 import stat
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from services.backend.aes_gcm import decrypt, encrypt
+from shared.atomic_file import create_file
 from shared.keyring import local_key
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat
@@ -76,7 +75,7 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
         LocalKeyError: it cannot be made, others may read it, or it is no key.
     """
     try:
-        made = may_create and not file.exists() and _create_file(file)
+        made = may_create and not file.exists() and create_file(file, os.urandom(KEY_BYTES))
         with file.open("rb") as opened:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
@@ -97,28 +96,6 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
             f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup, or move it away"
         )
     return LocalKey(key, is_new=made)
-
-
-def _create_file(file: Path) -> bool:
-    """Puts the whole file in place at once, or nothing: a file that somebody else made meanwhile stays."""
-    made = False
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600
-    try:
-        with open(descriptor, "wb") as opened:  # noqa: PTH123 - a Path cannot open a descriptor
-            opened.write(os.urandom(KEY_BYTES))
-            opened.flush()
-            os.fsync(opened.fileno())
-        with suppress(FileExistsError):
-            os.link(name, file)
-            made = True
-    finally:
-        Path(name).unlink()
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return made
 
 
 log = structlog.get_logger(__name__)
@@ -166,13 +143,13 @@ class InstanceLocalKey:
             DatabaseError: the database cannot be read or written.
         """
         try:
-            may_make = await self._database.read(
+            may_create = await self._database.read(
                 lambda connection: local_key.may_replace_local_key(
                     connection, self._database.read_clock(connection), self._heartbeat.instance
                 )
             )
-            key = await asyncio.to_thread(read_or_create, self._file, may_make=may_make)
-            await self._note(key)
+            key = await asyncio.to_thread(read_or_create, self._file, may_create=may_create)
+            await self._register_key(key)
         except LocalKeyMissingError as error:
             self._set_missing(str(error))
         except OtherLocalKeyError:
@@ -183,7 +160,7 @@ class InstanceLocalKey:
         else:
             self._key, self.missing_reason = key, None
 
-    async def _note(self, key: LocalKey) -> None:
+    async def _register_key(self, key: LocalKey) -> None:
         """Has the database know it; where another instance was faster, a file that was just made goes away again."""
         try:
             await self._database.write_exclusively(

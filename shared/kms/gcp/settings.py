@@ -1,0 +1,57 @@
+"""What a person may set of a key of Google Cloud KMS."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, model_validator
+
+from shared.config.settings import parse_address
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.gcp.wire_format import check_key_name
+from shared.kms.port import KmsKeyAdmin
+from shared.kms.profile import KmsProfile
+from shared.kms.settings import ProviderSettings
+
+
+def _parse_endpoint(value: str) -> str:
+    return str(parse_address(value))
+
+
+class GcpKeySettings(ProviderSettings):
+    """A key of Google Cloud KMS."""
+
+    provider: Literal["gcp"] = "gcp"
+    key: Annotated[str, AfterValidator(check_key_name)]
+    endpoint: Annotated[str, AfterValidator(_parse_endpoint)] | None = None
+    """HOST:PORT of an emulator or of a private endpoint; without it, Cloud KMS itself."""
+    insecure: bool = False
+    """Plaintext gRPC without credentials: for an emulator."""
+    allow_remote_insecure: bool = False
+
+    @model_validator(mode="after")
+    def _refuse_remote_plaintext(self) -> Self:
+        if not self.insecure:
+            return self
+        if self.endpoint is None:
+            raise ValueError("`insecure` needs an `endpoint`: HOST:PORT of an emulator")
+        if not parse_address(self.endpoint).is_loopback and not self.allow_remote_insecure:
+            raise ValueError(
+                f"`insecure` sends plaintext to {self.endpoint}, which is not this machine; expected a loopback "
+                "endpoint, or `allow_remote_insecure: true`"
+            )
+        return self
+
+    @property
+    def profile(self) -> KmsProfile:
+        """See the base."""
+        return GCP_PROFILE
+
+    @property
+    def service_address(self) -> str:
+        """See the base."""
+        return self.endpoint or "cloudkms.googleapis.com:443"
+
+    def connect(self) -> KmsKeyAdmin:
+        """See the base."""
+        from shared.kms.gcp.client import GcpKmsKey  # noqa: PLC0415  0.4 s that --check and `admin` do not need
+
+        return GcpKmsKey(self.key, endpoint=self.endpoint, insecure=self.insecure)
