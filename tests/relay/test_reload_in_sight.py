@@ -49,7 +49,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_tho
         await until(lambda: len(new.sent) == 3)
     assert statuses(new.sent) == ["firing", "firing", "resolved"]
     assert {message.task.remark for message in new.sent[:2]} == {
-        "old takes no messages at the moment, so this comes here as well"
+        "Also sent here because channel old is down."
     }
 
 

@@ -139,7 +139,7 @@ def build_fallback_deliveries(
         row: the delivery.
         fallback_channels: the names of the channels.
     """
-    remark = f"{row.channel} takes no messages at the moment, so this comes here as well"
+    remark = f"Also sent here because channel {row.channel} is down."
     # Events that fell back before are left out: an incident that flaps for a day has hundreds of events.
     first = max(row.first_event_seq, (row.fallback_up_to or 0) + 1)
     span = {"incident": row.incident_id, "first": first, "last": row.event_seq}

@@ -20,7 +20,7 @@ from tests.relay.outbox.acts import claimed, end, nothing, take, told
 from tests.relay.outbox.gated import Clock, break_it, fail, waiting
 from tests.relay.scripted import event_of
 
-NOTE = "a takes no messages at the moment, so this comes here as well"
+NOTE = "Also sent here because channel a is down."
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -
     for channel in ("b", "every"):
         instead = await claimed(store, channel)
         assert (instead.first_event_seq, instead.last_event_seq) == (1, 1)
-        assert instead.remark == "a takes no messages at the moment, so this comes here as well"
+        assert instead.remark == "Also sent here because channel a is down."
         await end(store, instead)
         assert await nothing(store, channel)
 
