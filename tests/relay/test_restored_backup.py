@@ -110,7 +110,7 @@ async def test_it_triggers_nothing_that_is_over(
             (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
         (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
-        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "restored"]
+        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "mark-restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
     await (_started_while_it_is_locked if way == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]

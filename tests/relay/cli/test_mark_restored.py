@@ -1,4 +1,4 @@
-"""`keypulse-relay restored`: what looks as before, such as a snapshot that was put back, counts as a backup."""
+"""`keypulse-relay mark-restored`: what looks as before, such as a snapshot that was put back, counts as a backup."""
 
 import pytest
 from sqlalchemy import delete
@@ -30,11 +30,11 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
         return [entry.action for entry in (await OutboxAudit(rows.store).list_entries(9, None))[0]]
 
     fill(used)
-    result = typed("restored")
-    said = "what waits counts as perhaps told, from the relay's next look on\n"
+    result = typed("mark-restored")
+    said = "marked; the relay will treat waiting deliveries as possibly delivered\n"
     assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
     fill(started)
-    assert fill(audit) == ["restored"]
+    assert fill(audit) == ["mark-restored"]
 
 
 def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
@@ -48,5 +48,5 @@ def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -
         return (await claimed(rows.store)).firing_undelivered
 
     fill(used)
-    assert typed("restored").exit_code == 0
+    assert typed("mark-restored").exit_code == 0
     assert not fill(started)

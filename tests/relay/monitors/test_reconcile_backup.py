@@ -16,7 +16,7 @@ FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 async def restored(at: MonitoredOutbox) -> None:
     """As if all that was accepted so far stood in a backup."""
     await detect_restore(at.store, compare_delay=COMPARE_DELAY)
-    another = update(database_identity).values(name="another")
+    another = update(database_identity).values(identity="another")
     await at.store.run(lambda transaction: transaction.connection.execute(another))
     assert await detect_restore(at.store, compare_delay=COMPARE_DELAY)
     assert await nothing(at.store, "slack")
