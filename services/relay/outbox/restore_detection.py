@@ -5,8 +5,8 @@ the table. When a file was last used is recorded beside it, in `relay.db-last-us
 Where the database is another one, or was used after it says, a backup was restored. Then all that waits counts as
 perhaps delivered, so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back
 until then, for a few minutes at most; see `monitors.reconcile`. A snapshot of the whole volume, or a database set back
-in its own place, cannot be detected: there a person has to say it (`keypulse-relay restored`). A relay that was only
-stopped for long delivers what waits as ever.
+in its own place, cannot be detected: there a person has to say it (`keypulse-relay mark-restored`). A relay that was
+only stopped for long delivers what waits as ever.
 """
 
 import asyncio
