@@ -48,9 +48,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_tho
         await relay.accepts("resolved", "one")
         await until(lambda: len(new.sent) == 3)
     assert statuses(new.sent) == ["firing", "firing", "resolved"]
-    assert {message.task.remark for message in new.sent[:2]} == {
-        "Also sent here because channel old is down."
-    }
+    assert {message.task.remark for message in new.sent[:2]} == {"Also sent here because channel old is down."}
 
 
 @pytest.mark.usefixtures("soon")

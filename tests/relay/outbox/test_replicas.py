@@ -16,7 +16,7 @@ from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.tables import State, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing
+from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
 from tests.relay.scripted import event_of
 
 
@@ -57,20 +57,20 @@ async def ages(store: Store, seconds: float) -> None:
 
 async def test_a_new_name_is_told_the_beginning_that_waits_for_the_old_one(store: Store) -> None:
     await come(store, "firing", "old", "slack")
-    await end(store, await claimed(store, "slack"))
+    await end_attempt(store, await claim_one(store, "slack"))
     await come(store, "resolved", "new", "slack", "every")
-    claim = await claimed(store, "new")
+    claim = await claim_one(store, "new")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
     for told in ("slack", "every"):
-        claim = await claimed(store, told)
+        claim = await claim_one(store, told)
         assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 
 async def test_a_new_name_is_told_the_end_alone_where_the_old_one_told_the_beginning(store: Store) -> None:
     await come(store, "firing", "old")
-    await end(store, await claimed(store, "old"))
+    await end_attempt(store, await claim_one(store, "old"))
     await come(store, "resolved", "new")
-    claim = await claimed(store, "new")
+    claim = await claim_one(store, "new")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 
@@ -81,7 +81,7 @@ async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(s
     await record_served_channels(store, ["theirs"])
     assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == DeliveryChanges()
     assert (await come(store, "resolved", "ours")).channels == ("ours", "theirs")
-    assert await nothing(store, "mail")
+    assert await nothing_due(store, "mail")
 
 
 async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(store: Store) -> None:
@@ -98,11 +98,11 @@ async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(s
 
 async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
     await come(store, "firing", "old")
-    await end(store, await claimed(store, "old"), State.RETRYING, retry_in=0.0)
+    await end_attempt(store, await claim_one(store, "old"), State.RETRYING, retry_in=0.0)
     await come(store, "resolved", "new")
     await refresh_outdated(store, ["new"])
     await refresh_outdated(store, ["old", "every"])
-    claim = await claimed(store, "old")
+    claim = await claim_one(store, "old")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered, claim.attempt_number) == (
         1,
         2,
@@ -110,5 +110,5 @@ async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store
         2,
     )
     await refresh_outdated(store, ["old"])
-    await end(store, claim)
-    assert await nothing(store, "old")
+    await end_attempt(store, claim)
+    assert await nothing_due(store, "old")
