@@ -35,7 +35,7 @@ _FAILING_CHANNELS: Final = select_values(str, _channel.name).where((_channel.fai
 
 
 class ChannelEffect(Enum):
-    """What an attempt said about its channel."""
+    """What the outcome of an attempt means for its channel."""
 
     NOTHING = auto()
     REACHED = auto()
@@ -134,7 +134,7 @@ def record_effect(
     Args:
         transaction: the one under way.
         channel: its name.
-        effect: what the attempt said.
+        effect: what it means for the channel.
         reason: how it ended.
         is_breaker_trial: whether it was the trial of a circuit breaker.
         retry_after: seconds that the provider asked to wait.

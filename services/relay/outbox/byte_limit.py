@@ -35,40 +35,40 @@ _NOTHING_TO_PRUNE: Final = "outbox is full and nothing can be pruned; webhooks a
 _PRUNING_TOO_SLOW: Final = "outbox grows faster than retention prunes it; webhooks are refused"
 
 _EMPTY_DATABASE_BYTES: Final = 1024 * 1024
-"""Bytes of an outbox that holds nothing, rather too many."""
+"""Bytes of an empty outbox, rather too many."""
 
 log = structlog.get_logger(__name__)
 
 
 class ByteLimit:
-    """The limit, for the event loop."""
+    """The limit and what counts against it; for the event loop."""
 
     def __init__(self) -> None:
         self.max_bytes = 0
         """`retention.max_bytes`; 0 sets no limit."""
         self._measured_bytes = 0
         self._started_bytes = 0
-        """Bytes of all webhooks that were taken in hand."""
+        """Bytes of all webhooks that were reserved."""
         self._finished_bytes = 0
-        """Bytes of those of them that are committed, or never will be."""
+        """Bytes of those whose commit is over, whether it succeeded or not."""
         self._finished_when_measured = 0
-        """`_ended` when the last measurement began, which saw all of those."""
+        """`_finished_bytes` when the last measurement began, which includes them."""
         self._bytes_after_pruning = 0
-        """What was there before the first round, or was left by one since."""
+        """Bytes before the first pruning round, or after the last one."""
         self._nothing_to_prune = False
-        """Whether the last whole round left too much."""
+        """Whether the last whole pruning round left too much."""
         self._full_reason = ""
         """Why webhooks are refused, while they are."""
         self._near_limit = asyncio.Event()
 
     @property
     def used_bytes(self) -> int:
-        """What was measured last, and what was taken in hand since; rather too much than too little."""
+        """What was measured last, and what was reserved since; rather too much than too little."""
         return self._measured_bytes + self._started_bytes - self._finished_when_measured
 
     @property
     def accepted_bytes(self) -> int:
-        """Bytes of all webhooks that were taken in hand since the start."""
+        """Bytes of all webhooks that were reserved since the start."""
         return self._started_bytes
 
     @contextmanager
@@ -87,7 +87,7 @@ class ByteLimit:
             self._finished_bytes += cost
 
     async def measure(self, store: Store) -> None:
-        """Has `used` say what is there now. Raises StoreUnavailableError."""
+        """Measures the outbox anew. Raises StoreUnavailableError."""
         first = not self._measured_bytes
         counted = self._finished_bytes
         self._measured_bytes = await store.read(measure_bytes)

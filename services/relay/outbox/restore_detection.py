@@ -96,11 +96,11 @@ async def mark_restored(store: Store) -> None:
     """The next detection takes the outbox for a restored backup. Raises StoreUnavailableError."""
 
     def mark(transaction: Transaction) -> None:
-        said = build_insert(database_identity, transaction.connection.dialect.name).values(
+        row = build_insert(database_identity, transaction.connection.dialect.name).values(
             id=1, identity=_MARKED_RESTORED, last_used_at=0.0
         )
         transaction.connection.execute(
-            said.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
+            row.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
         )
 
     await store.run(mark)

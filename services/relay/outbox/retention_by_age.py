@@ -225,19 +225,16 @@ async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> Pru
 
 async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, pace: StepPlan = NORMAL) -> PruneResult:
     """Prunes what finished before `cutoff` (unix seconds), and the excess. Raises StoreUnavailableError."""
-    gone = await _run_steps(
-        store,
-        _DeliveryPruner(cutoff, bounds.last_delivery_seq, await find_unsettled_ranges(store, cutoff), pace.rows).step,
-        pace.pause,
-    )
+    unsettled = await find_unsettled_ranges(store, cutoff)
+    of_deliveries = _DeliveryPruner(cutoff, bounds.last_delivery_seq, unsettled, pace.rows)
+    pruned_deliveries = await _run_steps(store, of_deliveries.step, pace.pause)
     unsettled = await find_unsettled_ranges(store, cutoff)
     redundant = await find_redundant_events(store, unsettled, cutoff)
-    unused = await _run_steps(
-        store, _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, pace.rows).step, pace.pause
-    )
+    of_events = _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, pace.rows)
+    pruned_events = await _run_steps(store, of_events.step, pace.pause)
     old = delete(quarantine).where(quarantine.c.received_at < cutoff)
-    refused = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
-    return PruneResult(gone, unused, refused)
+    quarantined = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
+    return PruneResult(pruned_deliveries, pruned_events, quarantined)
 
 
 async def _run_steps(store: Store, step: Callable[[int, Transaction], _StepResult], pause: float) -> int:

@@ -1,4 +1,4 @@
-"""A channel behind its gate, with a clock under the test's control."""
+"""A channel behind its circuit breaker, with a clock under the control of the test."""
 
 from typing import Any
 
