@@ -184,6 +184,15 @@ async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(go
         assert not await notice(store)
 
 
+async def test_a_start_makes_no_tables_where_a_file_of_the_former_name_says_that_there_were_some(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "relay.db-seen").write_text("1000.0")
+    with pytest.raises(StoreUnusableError, match=r"by relay\.db-seen beside it .* remove relay\.db-seen to begin anew"):
+        async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 10_000.0):
+            pass
+
+
 @pytest.mark.parametrize("is_backup", [True, False])
 async def test_a_backup_of_older_tables_is_noticed_by_the_file_of_the_former_name(
     is_backup: bool, tmp_path: Path
