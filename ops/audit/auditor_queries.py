@@ -1,4 +1,4 @@
-"""Questions that auditors ask, as commands that can be run as they are: with gcloud of the log, with bq. Pure."""
+"""Auditors' questions as ready commands: gcloud for the log, bq for the dataset. Pure."""
 
 from collections.abc import Iterator
 from textwrap import dedent, indent
@@ -20,11 +20,11 @@ _CALLER_FORMAT: Final = (
 
 
 def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
-    """Each question and its command.
+    """Yield each question and its command.
 
     Args:
-        project: that is asked about.
-        bigquery: whether to ask its dataset, too.
+        project: of the logs.
+        bigquery: whether to query its dataset, too.
     """
     read = f'logName="projects/{project}/logs/{_DATA_ACCESS_LOG}" AND protoPayload.serviceName="{KMS}"'
     written = read.replace("data_access", "activity")

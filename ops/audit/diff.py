@@ -1,4 +1,4 @@
-"""Changes → lines that a person reads: what is taken away behind `-`, what is added behind `+`. Pure."""
+"""Changes → lines for a person: `-` removed, `+` added. Pure."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -21,7 +21,7 @@ def format_title(part: AuditPart, desired: DesiredState) -> str:
 
 
 def diff_change(change: Change) -> list[str]:
-    """What of the part changes; what stays is not told."""
+    """Yield the changed lines of the part."""
     facts = _FORMATTERS[change.part]
     old, new = list(facts(change.old)) if change.old else [], list(facts(change.new))
     return [f"- {fact}" for fact in old if fact not in new] + [f"+ {fact}" for fact in new if fact not in old]

@@ -1,7 +1,7 @@
-"""The only room that knows google-api-python-client: a method by its name, called in bounded time → its answer.
+"""The only module that imports google-api-python-client: calls a method by its name, in bounded time.
 
-The discovery documents come with the package, so that nothing is fetched. 429, 5xx and lost connections are tried
-again, with backoff; what a repeat finds done already answers 409, and is read again like any conflict.
+The discovery documents are part of the package, so nothing is fetched. 429, 5xx and lost connections are retried with
+backoff; a retry of a call that had succeeded gets 409, and the part is read again as after any conflict.
 """
 
 import json
@@ -38,8 +38,8 @@ class GoogleApi:
     """Google's APIs.
 
     Args:
-        sleep: waits for so many seconds.
-        jitter: gives a number from 0 to 1, each time another.
+        sleep: waits for some seconds.
+        jitter: returns a random number from 0 to 1.
         endpoint: the base address of a stand-in for all APIs, which gets no credentials; None is Google.
     """
 
@@ -58,15 +58,15 @@ class GoogleApi:
             self._http.close()
 
     def call(self, name: str, /, *, headers: dict[str, str] | None = None, **parameters: Any) -> Any:
-        """The answer of a method: JSON's objects, or bytes where the method ends in `_media`.
+        """Call a method; return its JSON, or bytes if its name ends in `_media`.
 
         Args:
             name: of API and method, such as `logging.projects.sinks.get`.
-            headers: to send beside the usual ones.
+            headers: additional ones.
             parameters: of the method.
 
         Raises:
-            GoogleError: it was refused, or could not be asked.
+            GoogleError: the call was refused, or could not be sent.
         """
         request = self._build_request(name, parameters)
         request.headers.update({"user-agent": f"keypulse-audit/{VERSION}"} | (headers or {}))
@@ -126,7 +126,7 @@ class GoogleApi:
 
 
 def _execute(request: Any, kind: type) -> Any:
-    """The answer; of what is not Google's, such as a proxy's page, the SDK makes text, or stumbles over it."""
+    """Return the response; for one that is not Google's, such as a proxy's page, the SDK returns text, or fails."""
     answer = request.execute()
     if not isinstance(answer, kind):
         raise ValueError(f"expected {kind.__name__}, got {type(answer).__name__}")  # noqa: TRY004 - as the SDK's own
@@ -139,7 +139,7 @@ def _parse_retry_after(error: HttpError) -> float:
 
 
 def _parse_reasons(content: bytes) -> set[str]:
-    """Google's words for machines, in both of its forms: `errors[].reason`, and `details[].reason` of an ErrorInfo."""
+    """Return Google's error codes, in both forms: `errors[].reason`, and `details[].reason` of an ErrorInfo."""
     try:
         error = json.loads(content)["error"]
         return {str(each["reason"]) for key in ("errors", "details") for each in error.get(key, []) if "reason" in each}

@@ -1,8 +1,6 @@
-"""A method of Google's that was refused → the permission that it needs, and the role to ask for. Pure.
+"""A refused call to Google → its kind, the permission and role that it needs, and a sentence with what to do. Pure.
 
-The roles are predefined ones, and narrow: https://cloud.google.com/iam/docs/roles-permissions
-
-What Google answered instead of doing it → of what kind that is, and a sentence that says what to do. Pure.
+The roles are predefined and narrow: https://cloud.google.com/iam/docs/roles-permissions
 """
 
 from enum import Enum, auto
@@ -16,7 +14,7 @@ _LOG_VIEWER: Final = "roles/logging.privateLogViewer"
 _LOG_CONFIG_WRITER: Final = "roles/logging.configWriter"
 
 READ_LOGS_PERMISSION: Final = "logging.privateLogEntries.list"
-"""Without it, a list of entries leaves the Data Access logs out, and says nothing of that."""
+"""Without it, a list of entries silently omits the Data Access logs."""
 
 PERMISSIONS_BY_METHOD: Final = {
     "serviceusage.services.get": ("serviceusage.services.get", "roles/serviceusage.serviceUsageViewer"),
@@ -54,7 +52,7 @@ PERMISSIONS_BY_METHOD: Final = {
 
 
 def build_permission_hint(method: str) -> str:
-    """What to ask for, in words; Google answers the same to a name that is somebody else's or nobody's."""
+    """Describe the permission to ask for; Google answers the same for a foreign name and for a missing one."""
     if method not in PERMISSIONS_BY_METHOD:  # it needs none
         return "look whether the names are right"
     permission, role = PERMISSIONS_BY_METHOD[method]
@@ -68,7 +66,7 @@ RUN_AGAIN_HINT: Final = "run this again: it goes on where it stopped"
 
 
 class ErrorKind(Enum):
-    """Of what kind a refusal is, for whoever can do something about it."""
+    """The kind of a refusal, by what the caller can do."""
 
     MISSING = auto()
     CONFLICT = auto()
@@ -81,7 +79,7 @@ _KINDS: Final = {400: ErrorKind.INVALID, 404: ErrorKind.MISSING, 409: ErrorKind.
 
 
 class GoogleError(Exception):
-    """Google has not done what it was asked for.
+    """Google refused a call.
 
     Args:
         kind: of the refusal.
@@ -99,13 +97,13 @@ def is_transient(status: int, reasons: set[str]) -> bool:
 
 
 def build_error(name: str, status: int, google_message: str, reasons: set[str]) -> GoogleError:
-    """What an answer means.
+    """Classify an error response.
 
     Args:
         name: of API and method.
         status: of HTTP.
-        google_message: Google's own words.
-        reasons: Google's words for machines.
+        google_message: Google's text.
+        reasons: Google's error codes.
     """
     kind, api = _KINDS.get(status, ErrorKind.FAILED), name.partition(".")[0]
     if status == 401:
@@ -114,7 +112,7 @@ def build_error(name: str, status: int, google_message: str, reasons: set[str]) 
         return GoogleError(
             kind, f"{name} still fails with {status} ({google_message}); wait a minute and {RUN_AGAIN_HINT}"
         )
-    if "quota project" in google_message:  # whoever is logged in as a person has to say who pays for the calls
+    if "quota project" in google_message:  # a person's credentials need a project that pays for the calls
         todo = "say which with `gcloud auth application-default set-quota-project PROJECT`"
     elif reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
         todo = f"switch the API on with `gcloud services enable {api}.googleapis.com`, and wait a minute"

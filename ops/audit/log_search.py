@@ -1,4 +1,4 @@
-"""Where an operation's entry can be found by its mark: the log, the dataset, the bucket."""
+"""Searches an operation's entry by its marker: in the log, the dataset and the bucket."""
 
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -13,7 +13,7 @@ _OBJECT_PREFIX: Final = "cloudaudit.googleapis.com/data_access/"
 _MAX_PAGES: Final = 20
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 _SEARCHED_HOURS: Final = 3
-"""After the first hour that is looked at: a file is named after the hour of its first entry."""
+"""How long after the first searched hour: a file is named after the hour of its first entry."""
 
 
 def search_log(api: GoogleCaller, project: str, marker: str, since: datetime) -> bool:
@@ -36,8 +36,8 @@ def search_log(api: GoogleCaller, project: str, marker: str, since: datetime) ->
 
 
 def search_bigquery(api: GoogleCaller, project: str, marker: str, since: datetime, location: str) -> bool:
-    """Whether the dataset has a row of the mark; a table is there only once something was written."""
-    # The columns follow from what was logged so far, so that none can be named safely.
+    """Whether the dataset has a row with the marker; a table exists only after the first write."""
+    # The columns depend on what was logged so far, so none can be named safely.
     sql = (
         f"SELECT COUNT(*) FROM `{project}.{DATASET}.{_TABLE}` AS entry "  # noqa: S608 - a validated project, constants
         "WHERE timestamp >= @since AND STRPOS(TO_JSON_STRING(entry), @mark) > 0"

@@ -1,4 +1,4 @@
-"""What a person wishes for a project, and what is there, in Google's own words. Frozen, no I/O."""
+"""The desired and the current state of a project, in Google's own format. Frozen, no I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ class DesiredState:
 
     project: str
     exempted: frozenset[str] = frozenset()
-    """Members whose reads are not logged, such as `serviceAccount:exporter@…`; what they change is."""
+    """Members whose reads are not logged, such as `serviceAccount:exporter@…`; their changes are."""
     bigquery: bool = False
     """Whether the logs also go to the dataset `kms_audit`."""
     bucket: str | None = None
     """The bucket that they also go to."""
     location: str = ""
-    """Where dataset and bucket are, such as `europe-west3` or `EU`; unused without either."""
+    """The location of dataset and bucket, such as `europe-west3` or `EU`; unused without either."""
 
     @property
     def list_parts(self) -> tuple["AuditPart", ...]:
-        """What is looked at and set up, in this order: each needs only what comes before it."""
+        """The parts in the order of their set-up: each needs only those before it."""
         return (
             AuditPart.API,
             AuditPart.POLICY,
@@ -41,7 +41,7 @@ class DesiredState:
 
 
 class AuditPart(StrEnum):
-    """One thing that is read and written as a whole."""
+    """A part that is read and written as a whole."""
 
     API = "API"
     POLICY = "Data Access logs"
@@ -54,7 +54,7 @@ class AuditPart(StrEnum):
 
 
 CurrentState = Mapping[AuditPart, Resource | None]
-"""Of each part that the wish is about, what is there; None where it does not exist."""
+"""The current state of each part of the desired state; None if it does not exist."""
 
 
 @dataclass(frozen=True, slots=True)

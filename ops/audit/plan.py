@@ -1,6 +1,6 @@
-"""State and wish → the state that is wished, and the changes that lead there. Pure.
+"""Current and desired state → the changes. Pure.
 
-Nothing that the wish does not speak of is changed: other services, bindings and their conditions, labels, other rules.
+Nothing outside the desired state is changed: other services, bindings and their conditions, labels, other rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,33 +23,33 @@ WRITER_AFTER_CREATION: Final = "serviceAccount:(known when the sink is there)"
 SINK_FILTER: Final = f'logName:"cloudaudit.googleapis.com" AND protoPayload.serviceName="{KMS}"'
 """Data Access and Admin Activity: who used a key, and who changed one."""
 _SHARED_WRITER_IDENTITY: Final = "serviceAccount:cloud-logs@system.gserviceaccount.com"
-"""Of any project's sink that was made without `uniqueWriterIdentity`: what it is granted, all of them are granted.
+"""The writer of every project's sinks without `uniqueWriterIdentity`: a grant to one is a grant to all.
 https://registry.terraform.io/providers/hashicorp/google/latest/docs/resources/logging_project_sink
 """
 _OBJECT_CREATOR: Final = "roles/storage.objectCreator"
 _WRITER_ROLES: Final = ("WRITER", "roles/bigquery.dataEditor")
-"""BigQuery answers with the first where the second was written."""
+"""BigQuery returns the first for the second."""
 
 
 class UnchangeableError(Exception):
-    """The wish cannot come true by changing what is there; the message says what to do."""
+    """The desired state cannot be reached by a change; the message says what to do."""
 
 
 def plan_changes(state: CurrentState, desired: DesiredState) -> list[Change]:
-    """What has to change, in the order in which it can; empty where all is as wished.
+    """Return the changes in their order; empty if the state is the desired one.
 
     Raises:
-        ImpossibleError: something that cannot be changed is in the way.
+        UnchangeableError: something that cannot be changed is in the way.
     """
     found = (plan_change(part, state, desired) for part in desired.list_parts)
     return [change for change in found if change]
 
 
 def plan_change(part: AuditPart, state: CurrentState, desired: DesiredState) -> Change | None:
-    """What has to change of one part; of the state, it and what comes before it are looked at.
+    """Return the change of one part; it may depend on the parts before it.
 
     Raises:
-        ImpossibleError: it cannot be changed.
+        UnchangeableError: it cannot be changed.
     """
     _refuse_unchangeable(part, state, desired)
     new = _DESIRED_BY_PART[part](state[part] or {}, state, desired)
@@ -57,7 +57,7 @@ def plan_change(part: AuditPart, state: CurrentState, desired: DesiredState) -> 
 
 
 def list_warnings(state: CurrentState) -> Iterator[str]:
-    """What a person should know, and what this tool leaves alone."""
+    """Return what a person should know, and what this tool does not change."""
     for config in (state[AuditPart.POLICY] or {}).get("auditConfigs", []):
         if config["service"] == "allServices":
             logs = config.get("auditLogConfigs", [])

@@ -1,4 +1,4 @@
-"""Each part as it is read from Google, and as a change of it is written, so that a concurrent change is not lost."""
+"""Reads each part from Google, and writes its changes without losing concurrent ones."""
 
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,7 @@ class GoogleCaller(Protocol):
 
 
 def read_part(api: GoogleCaller, part: AuditPart, desired: DesiredState) -> Resource | None:
-    """What is there; None where nothing is.
+    """Return the part's current state, or None if it does not exist.
 
     Raises:
         GoogleError: it cannot be read.
@@ -57,13 +57,13 @@ def _fetch_part(api: GoogleCaller, part: AuditPart, desired: DesiredState) -> Re
 
 
 def write_change(api: GoogleCaller, change: Change, desired: DesiredState) -> Resource | None:
-    """Writes a change of what is as it was read.
+    """Write a change, unless the part has changed since it was read.
 
     Returns:
-        The operation that it has become, where it is not done yet: see `is_finished`.
+        The long-running operation, if it is not done yet: see `is_finished`.
 
     Raises:
-        GoogleError: it was refused, with Kind.CONFLICT where it is no longer as it was read.
+        GoogleError: it was refused; a conflict if the part has changed since.
     """
     old, new = change.old or {}, change.new
     match change.part:
@@ -116,7 +116,7 @@ def is_finished(api: GoogleCaller, operation: Resource) -> bool:
 
 
 def _write_sink(api: GoogleCaller, change: Change, desired: DesiredState) -> None:
-    """Sinks have no etag: the mask names what is ours, so that the rest, such as exclusions, stays."""
+    """Sinks have no etag: the mask names our fields, so the others, such as exclusions, stay."""
     ours = ["destination", "filter", "disabled"] + (
         ["bigqueryOptions"] if change.part is AuditPart.BIGQUERY_SINK else []
     )

@@ -1,4 +1,4 @@
-"""Whether what happens in KMS is logged: an operation that carries a mark, looked for in the log and in each sink."""
+"""Verifies that operations in KMS are logged: sends one with a marker, and searches it in the log and in each sink."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from ops.audit.resources import GoogleCaller, read_part
 from shared.smoke.check import CheckResult, Outcome
 
 _POLL_INTERVAL: Final = 10.0
-"""Seconds between two looks; the quota of reading the log is 60 a minute for each project."""
+"""Seconds between two searches; the quota for reading the log is 60 a minute for each project."""
 _TIME_FORMAT: Final = "%Y%m%dT%H%M%SZ"
 
 SearchProbe = Callable[[], bool]
@@ -23,7 +23,7 @@ SearchProbe = Callable[[], bool]
 
 @dataclass(frozen=True, slots=True)
 class AuditProbe:
-    """One probe: when it was sent, and what tells it from all others."""
+    """A probe: when it was sent, and its marker."""
 
     sent_at: datetime
     marker: str
@@ -36,7 +36,7 @@ class AuditProbe:
 
     @staticmethod
     def parse(marker: str) -> "AuditProbe":
-        """The probe that an earlier run has sent; ValueError where its name is none."""
+        """Return the probe of an earlier run. Raises ValueError if its name is invalid."""
         found = re.fullmatch(r"keypulse-(\d{8}T\d{6}Z)-[0-9a-f]{1,32}", marker)
         try:
             at = datetime.strptime(found[1] if found else "", _TIME_FORMAT).replace(tzinfo=UTC)
@@ -48,7 +48,7 @@ class AuditProbe:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Time, as it is handed in."""
+    """The clock, injected."""
 
     seconds: Callable[[], float]
     """Monotonic."""
@@ -64,15 +64,15 @@ def verify_logging(
     send_probe: bool,
     timeout: float,
 ) -> Iterator[CheckResult]:
-    """Every project's settings, then the probe in all of them, and where it has arrived.
+    """Check every project's settings, then the arrival of a probe in all of them.
 
     Args:
-        api: is asked.
+        api: of Google.
         desired_states: one for each project.
-        probe: to look for.
-        clock: the time.
-        send_probe: whether it has yet to be sent; else an earlier run has.
-        timeout: seconds, from the probe to the last place.
+        probe: to search.
+        clock: of the run.
+        send_probe: whether to send it; else an earlier run has.
+        timeout: seconds from the probe to its last arrival.
     """
     waiting: dict[str, tuple[SearchProbe, str]] = {}
     for wish in desired_states:
@@ -109,13 +109,13 @@ def _check_prerequisites(
 
 
 def _run_check(name: str, check: Callable[[], tuple[str, str]], seconds: Callable[[], float]) -> CheckResult:
-    """What `check` has found: what was seen, and what to do, which is empty where all is well."""
+    """Run `check`, which returns a detail and a hint; the hint is empty if it passed."""
     began = seconds()
     try:
-        seen, todo = check()
+        detail, hint = check()
     except (GoogleError, UnchangeableError) as error:
-        seen, _, todo = str(error).partition("; ")
-    return CheckResult(name, Outcome.FAILED if todo else Outcome.PASSED, seen, todo, seconds() - began)
+        detail, _, hint = str(error).partition("; ")
+    return CheckResult(name, Outcome.FAILED if hint else Outcome.PASSED, detail, hint, seconds() - began)
 
 
 def _check_settings(api: GoogleCaller, desired: DesiredState) -> tuple[str, str]:
@@ -149,7 +149,7 @@ def _send_probe(api: GoogleCaller, desired: DesiredState, probe: AuditProbe) -> 
 def _list_searches(
     api: GoogleCaller, desired: DesiredState, probe: AuditProbe
 ) -> Iterator[tuple[str, tuple[SearchProbe, str]]]:
-    """Where it has to arrive, with what to do where it is late."""
+    """The destinations of the probe, with what to do if it is late."""
     since = probe.sent_at - timedelta(hours=1)  # this machine's clock may be wrong
     again = f"look again later with --probe {probe.marker}"
     exempted = "look whether your own account is exempted"
@@ -164,10 +164,10 @@ def _list_searches(
 
 
 def _search_once(name: str, search: SearchProbe, seconds: Callable[[], float], started_at: float) -> CheckResult | None:
-    """None where it has not arrived."""
+    """None if it has not arrived."""
     try:
         arrived = search()
     except GoogleError as error:
-        seen, _, todo = str(error).partition("; ")
-        return CheckResult(name, Outcome.FAILED, seen, todo, seconds() - started_at)
+        detail, _, hint = str(error).partition("; ")
+        return CheckResult(name, Outcome.FAILED, detail, hint, seconds() - started_at)
     return CheckResult(name, Outcome.PASSED, "it has arrived", seconds=seconds() - started_at) if arrived else None

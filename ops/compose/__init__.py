@@ -1,1 +1,1 @@
-"""What compose.yaml at the root brings up: its configurations, and the secrets that it makes."""
+"""The configurations and secrets of compose.yaml at the root."""

@@ -1,7 +1,7 @@
-"""`python -m ops.compose.build`: production's files in, those of the containers out, whose names stand for loopback.
+"""`python -m ops.compose.build`: production's files → those of the containers, with service names instead of loopback.
 
-Prometheus's and Alertmanager's files cannot hold a variable, and what people change in the ones must not be missing in
-the others; a test looks whether they are the same.
+The files of Prometheus and Alertmanager have no variables, and a change of production's must not be missing here; a
+test checks that the generated files are current.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ _DNS_TARGETS = """    dns_sd_configs:
 
 
 def build_files() -> dict[Path, str]:
-    """The files of the containers, and what should stand in each."""
+    """Return the containers' files with their content."""
     return {FOLDER / target: _replace_addresses(source) for source, target in _FILES.items()}
 
 

@@ -1,7 +1,7 @@
-"""`python -m ops.compose.secrets`: makes the secrets of compose.yaml where there are none; what is there stays.
+"""`python -m ops.compose.secrets`: creates the missing secrets of compose.yaml; existing ones stay.
 
-A file belongs to who makes it, and its group may read it, since Alertmanager runs under another number than we do.
-`pgpass` is for its owner alone: libpq reads no other.
+A file's group may read it, because Alertmanager runs as another user. `pgpass` is for its owner alone: libpq refuses
+any other.
 """
 
 import secrets
@@ -12,13 +12,13 @@ from pathlib import Path
 import click
 
 LAST_SECRET = "relay_token"  # noqa: S105  # its name
-"""Written when all others are there: where it is, the folder is whole, or somebody's own."""
+"""Written last: if it exists, the folder is complete, or the user's own."""
 _READABLE_MODE = 0o440
 _OWNER_ONLY_MODE = 0o400
 
 
 def generate_secrets() -> dict[str, str]:
-    """The name of each file, and what it holds; all of it random."""
+    """Return the name and the random content of each file."""
     password = secrets.token_urlsafe(32)
     return {
         "admin_token": secrets.token_urlsafe(32),
@@ -31,7 +31,7 @@ def generate_secrets() -> dict[str, str]:
 
 
 def create_secrets(folder: Path) -> str:
-    """Makes them where they are missing, and says what it did. Raises OSError."""
+    """Create the missing files, and return what was done. Raises OSError."""
     if (folder / LAST_SECRET).exists():
         return f"{folder} has its secrets already"
     for name, content in generate_secrets().items():
@@ -50,10 +50,10 @@ def create_secrets(folder: Path) -> str:
     "--stay",
     "wait_for_signal",
     is_flag=True,
-    help="End only with SIGTERM, so that what waited for it can be started again.",
+    help="Run until SIGTERM, so that containers that wait for this one can be restarted.",
 )
 def main(folder: Path, show: str | None, wait_for_signal: bool) -> None:
-    """Make the secrets of compose.yaml, where there are none."""
+    """Create the missing secrets of compose.yaml."""
     ends = {signal.SIGTERM, signal.SIGINT}
     if wait_for_signal:
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container has no default for them

@@ -36,7 +36,7 @@ def main(once: bool) -> None:
 
     They run the product's own rules and routing, with a minute shortened to a second.
     """
-    # A terminal that is closed sends SIGHUP; what was started must be stopped then, too.
+    # A closed terminal sends SIGHUP; the children must be stopped then, too.
     signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
     replace_unencodable_output()
     run_until_done_or_exit(_run_once(Path("demo.json")) if once else _run_until_stopped())
@@ -124,7 +124,7 @@ async def _run_until_stopped() -> None:
 
 
 def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> dict[str, str]:
-    """Says once of each part that it has ended; somebody may have wanted to see what happens then."""
+    """Print each ended part once; a person may have killed it on purpose."""
     for name in ended.keys() - printed.keys():
         console.print(
             f"{ended[name]}\n`kill -USR1 {os.getpid()}` starts it again", style="red", markup=False, soft_wrap=True
@@ -148,7 +148,7 @@ def _print_addresses(ports: Ports, folder: Path) -> None:
 
 
 def list_addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
-    """What there is to look at, and where."""
+    """Return the addresses of the demo, with what they show."""
     return (
         ("on call: break and heal KMS", ports.build_url("stand_ins") + "/"),
         ("runbooks", ports.build_url("stand_ins") + "/docs/KMS_OPERATIONS.md"),

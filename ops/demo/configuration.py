@@ -11,7 +11,7 @@ from ops.demo.time_scale import scale_yaml
 
 ROOT = Path(__file__).parents[2]
 DOCS = next(folder for folder in (ROOT / "docs", Path(__file__).parent / "docs") if folder.is_dir())
-"""The runbooks: in a checkout, or where the wheel puts them."""
+"""The runbooks: of the checkout, or of the wheel."""
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 _PRODUCTION_SENDER = "keypulse <alerts@example.org>"
 _PRODUCTION_RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"
@@ -103,7 +103,7 @@ def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
             "dashboard": f"{ports.build_url('exporter')}/?q={{service}}",
         },
         "environment": "demo",
-        "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # nobody real
+        "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # no real contacts
         "routes": [
             {"receiver": "kms-critical", "channels": ["slack-critical", "email-secops", "email-oncall", "pagerduty"]},
             {"receiver": "kms-security", "channels": ["slack-security", "email-secops"]},

@@ -1,4 +1,4 @@
-"""Where each part of the demo listens."""
+"""The ports of the demo."""
 
 from dataclasses import dataclass, fields
 
@@ -8,7 +8,7 @@ from shared.http.server import StartError, bind_socket
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where each part listens on 127.0.0.1. Prometheus and Alertmanager keep away from their usual ports."""
+    """The port of each part on 127.0.0.1. Prometheus and Alertmanager avoid their usual ports."""
 
     exporter: int = 9911
     relay: int = 9912
@@ -22,7 +22,7 @@ class Ports:
 
     @classmethod
     def pick_free(cls) -> "Ports":
-        """Ports that nobody holds right now, for a demo beside another."""
+        """Return free ports, for a demo beside another."""
         sockets = [bind_socket(Address("127.0.0.1", 0)) for _ in fields(cls)]
         try:
             return cls(*(s.getsockname()[1] for s in sockets))
@@ -35,7 +35,7 @@ class Ports:
         return f"http://127.0.0.1:{getattr(self, name)}"
 
     def check_free(self) -> None:
-        """Raises StartError where a port is in use, before anything is started."""
+        """Raises StartError if a port is in use, before anything is started."""
         for field in fields(self):
             port = getattr(self, field.name)
             try:

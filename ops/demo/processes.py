@@ -1,6 +1,6 @@
-"""Child processes of the demo: started with a log file each, watched, and gone when the demo is, however it ends.
+"""Child processes of the demo: each has a log file, is monitored, and ends with the demo, however that ends.
 
-The id of each stands in `NAME.pid` beside its log, so that somebody can kill one and see what happens.
+`NAME.pid` beside its log has the process id, so that a person can kill one.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Processes:
         self._commands: dict[str, Sequence[str | Path]] = {}
 
     async def start(self, name: str, command: Sequence[str | Path]) -> int:
-        """Starts a child, and gives its process id; what it prints is added to `NAME.log`.
+        """Start a child, and return its process id; its output is appended to `NAME.log`.
 
         A session of its own keeps Ctrl-C with the demo, which then stops the children in order.
         """
@@ -41,7 +41,7 @@ class Processes:
         return process.pid
 
     def list_ended(self) -> dict[str, str]:
-        """The children that have ended, by name, each with its exit code and its last words."""
+        """Return the ended children by name, each with its exit code and its last line."""
         return {
             name: f"{name} ended with exit code {process.returncode}: {self._last_line(name)}"
             for name, process in self._running.items()
@@ -54,7 +54,7 @@ class Processes:
             raise StartError(sentence)
 
     async def restart_ended(self) -> list[str]:
-        """Starts the children that have ended, and gives their names."""
+        """Restart the ended children, and return their names."""
         names = list(self.list_ended())
         for name in names:
             await self.start(name, self._commands[name])

@@ -1,7 +1,7 @@
 """One incident from end to end: break KMS, follow the page to each channel, heal it, follow the all-clear.
 
-Nothing is taken on trust: a message counts as delivered when the stand-in provider holds it, under the receipt that
-the relay wrote down, with the runbook's and the dashboard's links in it.
+A message counts as delivered when the stand-in provider has it, with the relay's receipt, and with the links to
+runbook and dashboard.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ ALERT = "KMSCryptoModeNotKMS"
 PHASE_TIMEOUT = 60.0
 _POLL_SECONDS = 0.1
 _DELIVERIES_PER_CHANNEL: dict[ChannelName, int] = {"slack": 1, "email": 2, "pagerduty": 1}
-"""How many deliveries a channel must have: a page goes to secops and to oncall by mail."""
+"""Deliveries that a channel must have: a page is mailed to secops and to oncall."""
 _SUCCESS = re.compile(r"^kms_probe_success\{[^}]*\} (\d)", re.MULTILINE)
 
 Check = Callable[[], Awaitable[float | None]]
@@ -33,15 +33,15 @@ Check = Callable[[], Awaitable[float | None]]
 
 
 async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[list[Hop], list[str]]:
-    """Breaks KMS and heals it.
+    """Break KMS and heal it.
 
     Args:
         stack: the running demo.
-        on_hop: is told of each hop the moment it is seen.
+        on_hop: called with each hop when it is detected.
 
     Returns:
-        The hops in the order of their time, the page's before the all-clear's, and a sentence for each that did not
-        happen in time; KMS is not healed after a page that did not arrive.
+        The hops by time, those of the page before those of the all-clear, and a sentence for each that did not happen
+        in time; KMS is not healed after a page that did not arrive.
     """
     hops: list[Hop] = []
     states: tuple[State, ...] = ("firing", "resolved")
@@ -67,17 +67,17 @@ async def _switch_kms(stack: Stack, action: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Phase:
-    """What follows a change of KMS that was made at `began`."""
+    """The hops after a change of KMS at `began`."""
 
     stack: Stack
     state: State
     started_at: float
     on_hop: Callable[[Hop], None]
     is_accepted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the webhook was told of: nothing is delivered before it, whoever of the looks is first."""
+    """Set once the webhook was reported: deliveries are reported after it, even if they are detected first."""
 
     async def wait_for_hops(self) -> tuple[list[Hop], list[str]]:
-        """Looks for every hop at once: what happens early may be over when something later has been seen."""
+        """Detect all hops concurrently: an early state may be over when a later one is detected."""
         alert = {"pending": ("pending", "firing"), "firing": ("firing",)} if self._is_broken else {"inactive": (None,)}
         looks: list[tuple[str, ChannelName | None, Check]] = [
             ("probe", None, self._check_probe),
@@ -153,7 +153,7 @@ class _Phase:
         return max(float(message["at"]) for message in messages if message)
 
     def _find_message(self, state: Any, channel: ChannelName, receipt: dict[str, str]) -> dict[str, Any] | None:
-        """The message that a receipt speaks of, as the stand-in holds it."""
+        """Return the stand-in's message for a receipt."""
         if channel == "slack":
             candidates = [m for c in state["slack"] if c["id"] == receipt["channel"] for m in c["messages"]]
             wanted = {"ts": receipt["ts"]}

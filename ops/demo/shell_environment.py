@@ -20,7 +20,7 @@ def write_file(folder: Path, ports: Ports) -> None:
 
 
 def build_variables(folder: Path, ports: Ports) -> dict[str, str]:
-    """What docs/KMS_OPERATIONS.md and docs/DRILLS.md assume, and keypulse-smoke's options."""
+    """Return the variables that docs/KMS_OPERATIONS.md and docs/DRILLS.md use, and keypulse-smoke's options."""
     _, project, _, location, _, keyring, _, key = KEY.split("/")
     parts = {
         part.upper(): ports.build_url(part)

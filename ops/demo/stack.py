@@ -1,4 +1,4 @@
-"""Everything on one machine: who runs where, with which configuration, and when all of it is up.
+"""The demo's processes on one machine: their order, their configuration, and when all of them are ready.
 
 The emulator stands in for Cloud KMS, the stand-ins for Slack, PagerDuty and the mail server; Prometheus and
 Alertmanager are the real ones, with the product's own rules and routing on a faster clock.
@@ -33,16 +33,16 @@ class Stack:
     http: aiohttp.ClientSession
     processes: Processes
     folder: Path
-    """Configurations and data; gone with the demo."""
+    """Configurations and data; deleted with the demo."""
 
     @property
     def dashboard_url(self) -> str:
-        """What every dashboard link of the demo begins with; there is no Grafana, so it is the exporter's board."""
+        """The beginning of every dashboard link: the exporter's board, because the demo has no Grafana."""
         return f"{self.ports.build_url('exporter')}/?q="
 
     @property
     def runbook_url(self) -> str:
-        """What every runbook link of the demo begins with."""
+        """The beginning of every runbook link."""
         return f"{self.ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md#"
 
     async def get_json(self, part: str, path: str) -> Any:
@@ -62,7 +62,7 @@ class Stack:
             return ""
 
     async def query(self, expression: str) -> float | None:
-        """The one value of a PromQL expression; None where there is none."""
+        """Return the single value of a PromQL expression, or None."""
         try:
             async with self.http.get(
                 self.ports.build_url("prometheus") + "/api/v1/query", params={"query": expression}
@@ -75,7 +75,7 @@ class Stack:
 
 @asynccontextmanager
 async def run_stack(ports: Ports) -> AsyncIterator[Stack]:
-    """Starts everything and waits until a healthy key is seen all the way through Prometheus.
+    """Start everything and wait until Prometheus reports a healthy key.
 
     Raises:
         StartError: a program is missing, a port is taken, or a part does not come up; one sentence.
@@ -107,7 +107,7 @@ def find_program(*names: str) -> str:
 
 
 def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: str) -> dict[str, list[str | Path]]:
-    """What to start, in order. Whoever sends starts after whoever receives, and is stopped before it."""
+    """Return the commands in their order: senders start after receivers, and stop before them."""
 
     def module(name: str, *arguments: str | Path) -> list[str | Path]:
         return [sys.executable, "-m", name, *arguments]
@@ -148,7 +148,7 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
             # On the demo's clock: the default of 5 minutes, and the minute that ops/prometheus/prometheus.yml asks for.
             "--query.lookback-delta=5s",
             "--rules.alert.for-grace-period=1s",
-            # The minute after which an alert is sent again. The heartbeat's first one gets lost: Prometheus finds its
+            # The minute after which an alert is sent again. The first heartbeat gets lost: Prometheus discovers its
             # Alertmanagers some seconds after it evaluates. Not 1 s, since 4 times this ends what is not sent again.
             "--rules.alert.resend-delay=2s",
         ],
@@ -156,7 +156,7 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
 
 
 async def _wait_until_healthy(stack: Stack) -> None:
-    """Healthy: the key, the backend and the relay are seen in order, the heartbeat arrives, no other alert is near."""
+    """Wait until key, backend and relay are healthy, the heartbeat arrives, and no other alert is pending."""
     deadline = time.monotonic() + READY_TIMEOUT
     missing = ""
     while time.monotonic() < deadline:
@@ -182,7 +182,7 @@ _HEALTHY_QUERIES = (
     ("changes(relay_watchdog_last_seen_timestamp_seconds[10s]) > 0", "the heartbeat of the alerts to reach the relay"),
     ('absent(ALERTS{alertname=~"(KMS|Relay).*"})', "the alerts of the start to go away"),
 )
-"""What must return something, in the order in which it comes about, and what is waited for until then."""
+"""Expressions that must have a value, in their order, each with what it stands for."""
 
 
 async def _find_unhealthy_part(stack: Stack) -> str:

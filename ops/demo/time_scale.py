@@ -19,7 +19,7 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 60480
 _DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
 # In PromQL a duration stands in a range, in a subquery's two parts, or after `offset`.
 _IN_EXPRESSION = re.compile(rf"(?P<before>\[\s*|:\s*|\boffset\s+-?\s*)(?P<duration>{_DURATION})(?=\s*[\]:]|\b)")
-_QUERY = re.compile(r"`[^`]*`")  # in an annotation: what its template asks for
+_QUERY = re.compile(r"`[^`]*`")  # in an annotation: a query of its template
 _DURATION_KEYS = {
     "for", "keep_firing_for", "interval", "group_wait", "group_interval", "repeat_interval", "scrape_interval",
     "evaluation_interval",
@@ -48,10 +48,10 @@ def scale_expression(expression: str) -> str:
 
 
 def scale_yaml(text: str, rewrite: Callable[[str], str] = lambda value: value) -> str:
-    """A rule file, an alertmanager.yml or a prometheus.yml, shortened.
+    """Shorten the durations of a rule file, an alertmanager.yml or a prometheus.yml.
 
     Args:
-        text: the file as production has it.
+        text: the production file.
         rewrite: applied to every other string, to turn addresses and paths into the demo's.
     """
 

@@ -1,4 +1,4 @@
-"""What happened when: the hops from a fault to the message in somebody's hand, as a table and as demo.json."""
+"""The timeline: the hops from a fault to the delivered message, as a table and as demo.json."""
 
 import json
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ HOP_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One step of the way.
+    """One step from the fault to the message.
 
-    `at` is in unix seconds, by the clock of who saw it first; `seconds` are counted from the fault, or from its end.
+    `at` is in unix seconds, by the clock of the part that detected it; `seconds` count from the fault, or from its end.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""AES-256-GCM: plaintext and AAD in, a ciphertext out that says which version of which key made it.
+"""AES-256-GCM with the key and version in the ciphertext's header.
 
     1 byte format · 8 bytes fingerprint of the key's name · 4 bytes number of the version · 12 bytes nonce · AES-GCM
 
@@ -19,7 +19,7 @@ _TAG = 16
 
 
 class DecryptionError(Exception):
-    """These bytes were not made by this version of this key with this AAD."""
+    """The ciphertext is not of this key version with this AAD."""
 
 
 def create_material() -> bytes:
@@ -35,7 +35,7 @@ def encrypt(plaintext: bytes, aad: bytes, *, key: str, version: int, material: b
 
 
 def parse_version(ciphertext: bytes, *, key: str) -> int | None:
-    """The number of the version of `key` that made this ciphertext; None where `key` did not make it."""
+    """Return the version of `key` that made this ciphertext; None if `key` did not."""
     if len(ciphertext) < _HEADER.size + _NONCE + _TAG:
         return None
     format_, fingerprint, number = _HEADER.unpack_from(ciphertext)

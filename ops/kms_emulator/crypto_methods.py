@@ -53,7 +53,7 @@ class CryptoMethods:
         )
 
     async def decrypt(self, request: kms.DecryptRequest) -> kms.DecryptResponse:
-        """With whichever version of the key made the ciphertext."""
+        """Decrypt with the version that made the ciphertext."""
         name = resource_names.parse_key_name(request.name)
         _check_size("additional_authenticated_data", request.additional_authenticated_data)
         _verify_checksum("ciphertext", request.ciphertext, request.ciphertext_crc32c)
@@ -91,11 +91,11 @@ def _check_size(field: str, data: bytes) -> None:
 
 
 def _verify_checksum(field: str, data: bytes, checksum: Any) -> bool:
-    """Whether the caller sent a checksum for us to compare. Raises INVALID_ARGUMENT.
+    """Whether the caller sent a checksum; compare it. Raises INVALID_ARGUMENT.
 
     Args:
         field: the name of the field that holds `data`.
-        data: what was sent.
+        data: the field's content.
         checksum: int or None, whatever the annotation says: proto-plus unwraps Int64Value. 0 is a checksum.
     """
     if checksum is None:

@@ -18,7 +18,7 @@ from shared.config.settings import Address
 from shared.http.server import StartError, bind_socket, create_registry, serve
 
 STOP_TIMEOUT = 1.0
-"""What a call in hand gets to end at a stop; then it is cancelled, whatever it waits for."""
+"""Seconds that a running call has at a stop; then it is cancelled."""
 _ANY_PORT = Address("127.0.0.1", 0)
 
 
@@ -27,9 +27,9 @@ class Emulator:
     """A running emulator."""
 
     address: Address
-    """Where it speaks gRPC, in plaintext."""
+    """The address of gRPC, in plaintext."""
     faults_address: Address
-    """Where it speaks HTTP: faults and metrics."""
+    """The address of HTTP: faults and metrics."""
     faults: Faults
     store: Store
 
@@ -43,13 +43,13 @@ async def run_emulator(
     data: Path | None = None,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Emulator]:
-    """A running emulator; everything it started has ended when the body is left.
+    """Run an emulator while the body runs.
 
     Args:
         listen: gRPC; port 0 picks a free one.
         faults: HTTP; port 0 picks a free one.
-        keys: full names of keys that are created, with version 1 as the primary, where they do not exist.
-        data: the folder that keeps the state; without it, memory does.
+        keys: full names of keys to create if missing, with version 1 as the primary.
+        data: the folder for the state; None keeps it in memory.
         clock: the time in Unix seconds.
 
     Raises:
@@ -64,7 +64,7 @@ async def run_emulator(
             await store.create_missing_keys(keys)
         except StatusError as error:
             raise StartError(error.message) from None
-        with bind_socket(listen):  # a taken address is said before anything starts, by us: gRPC would log several lines
+        with bind_socket(listen):  # report a taken address before anything starts: gRPC would log several lines
             pass
         active = Faults(random.random)
         metrics = create_registry()

@@ -25,12 +25,12 @@ MAX_BODY = 64 * 1024
 
 
 def build_app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
-    """The HTTP side of the emulator.
+    """Build the emulator's HTTP application.
 
     Args:
-        faults: those in force.
+        faults: the active ones.
         metrics: shown at `/metrics`.
-        remote: whether it listens beyond this machine: between containers it has a name, one without a dot.
+        remote: whether it listens beyond loopback: between containers its name has no dot.
     """
 
     async def add(request: Request) -> Response:

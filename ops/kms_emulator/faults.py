@@ -1,4 +1,4 @@
-"""What goes wrong, for which calls, how often. `service` asks before each call and shows each answer after it."""
+"""Faults of the emulator. `grpc_service` consults them before each call and after each response."""
 
 import asyncio
 import itertools
@@ -42,7 +42,7 @@ def _check_status(name: str) -> str:
 
 
 class Fault(BaseModel):
-    """One thing that goes wrong. A field that is None stands for any; fields that a `kind` does not name, it ignores.
+    """A fault. A field that is None matches any value; a `kind` ignores the fields that it does not name.
 
     - `latency`: the answer comes `seconds` later.
     - `stall`: no answer comes, until the caller gives up or the emulator stops.
@@ -61,7 +61,7 @@ class Fault(BaseModel):
     operation: Annotated[str, AfterValidator(_check_operation)] | None = None
     probability: float = Field(1.0, gt=0, le=1)
     count: int | None = Field(None, ge=1)
-    """How many calls it meets before it is over; asking for permissions is no such call."""
+    """How many calls it applies to; TestIamPermissions does not count."""
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     status: Annotated[str, AfterValidator(_check_status)] = "UNAVAILABLE"
     message: str | None = None
@@ -80,7 +80,7 @@ class Fault(BaseModel):
         return self
 
     def denies(self, permission: str) -> bool:
-        """Whether a `denied` fault takes this permission away."""
+        """Whether a `denied` fault revokes this permission."""
         by_operation = self.operation is None or PERMISSIONS[self.operation] == permission
         return self.kind == "denied" and self.permission in {None, permission} and by_operation
 
@@ -104,7 +104,7 @@ class Faults:
         self._ids = itertools.count(1)
 
     def add(self, fault: Fault) -> str:
-        """From now on this goes wrong; gives the id under which it is healed."""
+        """Add a fault; return its id."""
         id_ = str(next(self._ids))
         self._active[id_] = _ActiveFault(fault)
         return id_
@@ -118,7 +118,7 @@ class Faults:
         self._active.clear()
 
     def list_active(self) -> dict[str, Fault]:
-        """What goes wrong now, by id; `count` is what is left of it."""
+        """Return the active faults by id; `count` is what remains."""
         return {
             id_: a.fault.model_copy(update={"count": a.fault.count - a.match_count}) if a.fault.count else a.fault
             for id_, a in self._active.items()
@@ -127,13 +127,13 @@ class Faults:
     def match(
         self, kind: FaultKind, operation: str, key: str | None, is_match: Callable[[Fault], bool] = lambda _: True
     ) -> Fault | None:
-        """The fault of this kind that meets this call, if one does; counts it as met.
+        """Return the fault of this kind that applies to this call, or None; count it as applied.
 
         Args:
-            kind: what could go wrong.
+            kind: of the fault.
             operation: the method's name, such as `Encrypt`.
-            key: the key that the call is about, if it is about one.
-            is_match: what else must be true of the fault.
+            key: of the call, if it has one.
+            is_match: further condition on the fault.
         """
         for id_, active in list(self._active.items()):
             fault = active.fault
@@ -154,12 +154,12 @@ class Faults:
         return any(a.fault.key in {None, key} and a.fault.denies(permission) for a in self._active.values())
 
     async def apply_before(self, operation: str, resource: str, key: str | None) -> None:
-        """What happens to a call before it is carried out. Raises StatusError.
+        """Apply faults before a call runs. Raises StatusError.
 
         Args:
             operation: the method's name.
             resource: the name that a refusal quotes.
-            key: the key that the call is about, if it is about one.
+            key: of the call, if it has one.
         """
         if (latency := self.match("latency", operation, key)) and latency.seconds:
             await asyncio.sleep(latency.seconds)

@@ -1,10 +1,10 @@
-"""The one error of the emulator's rooms: a gRPC status, as the real service would answer it."""
+"""The emulator's error: a gRPC status, as the real service would answer it."""
 
 import grpc
 
 
 class StatusError(Exception):
-    """Ends a call with `code` and `message`; `service` turns it into the answer."""
+    """Ends a call with `code` and `message`; `grpc_service` turns it into the response."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The gRPC services: every call is met by the faults, carried out, answered and counted here, once for all methods."""
+"""The gRPC services: apply faults, run the method, answer and count every call."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ Method = Callable[[Any], Awaitable[Any]]
 
 
 def build_handlers(store: Store, faults: Faults, metrics: CollectorRegistry) -> list[grpc.GenericRpcHandler]:
-    """What a gRPC server needs to be Cloud KMS; a method that is not here answers UNIMPLEMENTED."""
+    """Return the handlers of Cloud KMS; any other method answers UNIMPLEMENTED."""
     requests = Counter(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
     )
@@ -92,12 +92,12 @@ def build_handlers(store: Store, faults: Faults, metrics: CollectorRegistry) -> 
 def _wrap_method(
     operation: str, method: Method, *, faults: Faults, requests: Counter
 ) -> Callable[[Any, Any], Awaitable[Any]]:
-    """`method` as gRPC calls it: met by faults, with a StatusError as its status, counted whatever happens."""
+    """Wrap `method` for gRPC: apply faults, translate a StatusError, count the call."""
 
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         resource = _get_resource_name(request)
         key = get_key_name(resource) if "/cryptoKeys/" in resource else None
-        code = "UNKNOWN"  # what gRPC makes of an exception of ours
+        code = "UNKNOWN"  # gRPC's status for an unexpected exception
         try:
             await faults.apply_before(operation, resource, key)
             answer = await method(request)

@@ -12,7 +12,7 @@ from shared.kms.gcp.wire_format import get_key_name
 async def test_iam_permissions(
     request: iam_policy_pb2.TestIamPermissionsRequest, *, store: Store, faults: Faults
 ) -> iam_policy_pb2.TestIamPermissionsResponse:
-    """The part of the asked permissions that the caller has; none on a resource that does not exist."""
+    """Return which of the permissions the caller has; none on a missing resource."""
     for permission in request.permissions:
         if "*" in permission:  # "Permissions with wildcards are not allowed": google/iam/v1/iam_policy.proto
             raise invalid_argument(f"The permission [{permission}] holds a wildcard.")

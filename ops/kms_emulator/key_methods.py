@@ -29,7 +29,7 @@ ListRequest = kms.ListKeyRingsRequest | kms.ListCryptoKeysRequest | kms.ListCryp
 
 
 def paginate(items: Sequence[T], request: ListRequest) -> tuple[Sequence[T], str]:
-    """The items of the page that `request` asks for, and the token of the next one: empty after the last."""
+    """Return the requested page, and the token of the next one; empty after the last."""
     if request.filter or request.order_by:
         raise unimplemented("The emulator lists everything in its own order: leave filter and order_by empty.")
     if request.page_size < 0:
@@ -167,7 +167,7 @@ class KeyMethods:
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
-        """Labels and planned rotation, as far as the mask names them; the plan is kept and shown, never carried out."""
+        """Update labels and planned rotation by the mask; the plan is stored and shown, never executed."""
         wanted = request.crypto_key
         paths = set(request.update_mask.paths)
         unknown = paths - {"labels", "rotation_period", "next_rotation_time"}
@@ -238,7 +238,7 @@ class KeyMethods:
         return _build_version(await self._store.update_key(name, lambda key: key.with_destruction(number, now)), number)
 
     async def restore_crypto_key_version(self, request: kms.RestoreCryptoKeyVersionRequest) -> kms.CryptoKeyVersion:
-        """Takes a scheduled destruction back; the version is DISABLED then."""
+        """Cancel a scheduled destruction; the version is DISABLED then."""
         name, number = resource_names.parse_version_name(request.name)
         return _build_version(await self._store.update_key(name, lambda key: key.with_restored_version(number)), number)
 
@@ -248,7 +248,7 @@ def _build_version(key: Key, number: int) -> kms.CryptoKeyVersion:
 
 
 def _check_durations(key: Key) -> Key:
-    """`parse_key_name` where its durations are ones that the service would take.
+    """Check that the service would accept the key's durations.
 
     The bounds: https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#cryptokey and, for the destruction,
     https://cloud.google.com/kms/docs/create-key#soft_delete; its least, 24 hours, would only keep tests waiting.

@@ -1,1 +1,1 @@
-"""What a tag releases, and whether the repository agrees with it."""
+"""The checks of a release: whether the repository agrees with its tag."""

@@ -1,8 +1,7 @@
-"""`python -m ops.release TAG`: a tag in; out comes what CHANGELOG.md says of that version, for the release's page.
+"""`python -m ops.release TAG`: checks the repository for a release, and prints its section of CHANGELOG.md.
 
-Nothing is published under a name that another file contradicts: the tag is the version of pyproject.toml, of the chart
-and of the images' labels, and the chart names the images that are pushed. Nor is anything built from an image that may
-be another one tomorrow: each that comes from others has a digest.
+The tag must be the version of pyproject.toml, of the chart and of the images' labels, and the chart must name the
+pushed images. Every third-party image must have a digest, so that no build uses another one tomorrow.
 """
 
 import re
@@ -24,9 +23,9 @@ _DOCKERFILE = "ops/docker/Dockerfile"
 
 @click.command()
 @click.argument("tag")
-@click.option("--images", metavar="NAME", help="Where the images go, such as ghcr.io/acme/keypulse.")
+@click.option("--images", metavar="NAME", help="The registry path of the images, such as ghcr.io/acme/keypulse.")
 def main(tag: str, images: str | None) -> None:
-    """Print the notes of the release TAG, or what keeps it from being one, a line each, with exit code 1."""
+    """Print the release notes of TAG, or one line for each error with exit code 1."""
     mistakes = [*_find_version_errors(Path(), tag, images)]
     for mistake in mistakes:
         click.echo(mistake, err=True)
@@ -36,7 +35,7 @@ def main(tag: str, images: str | None) -> None:
 
 
 def extract_release_notes(changelog: str, version: str) -> str:
-    """The section of a version, without its heading `## 1.2.3`, with or without a date; empty where there is none."""
+    """Return the section of a version without its heading `## 1.2.3`, which may have a date; empty if there is none."""
     found = re.search(rf"^## {re.escape(version)}(?: [^\n]*)?\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     return found[1].strip() if found else ""
 

@@ -1,7 +1,7 @@
-"""`python -m ops.release.pin`: asks the registries which image each tag is now, and writes its digest beside the tag.
+"""`python -m ops.release.pin`: resolves each image tag to its digest, and writes that beside the tag.
 
-Digests are of the index, which has an image for each processor. To be run after a tag was changed by hand, and before
-a release; then look at the difference, and commit it.
+Digests are those of the index, which has an image for each platform. Run it after you change a tag, and before a
+release; then review and commit the difference.
 """
 
 import re
@@ -17,7 +17,7 @@ _LOOKUP_TIMEOUT = 60
 
 @click.command()
 def main() -> None:
-    """Write the digest of each image that the repository takes from others beside its tag. Needs docker buildx."""
+    """Write the digest of each third-party image beside its tag. Needs docker buildx."""
     root = Path()
     digests = {
         tagged: _look_up_digest(tagged)

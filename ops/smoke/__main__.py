@@ -1,4 +1,4 @@
-"""`keypulse-smoke`: whether a deployment works, a line a check, and what to do about each that failed."""
+"""`keypulse-smoke`: checks a deployment, one line for each check, with what to do if it failed."""
 
 import asyncio
 import json
@@ -58,11 +58,11 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
 @click.option("--base-url", type=_URL, required=True, help="The backend.")
 @click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs: of the role responder.")
-@click.option("--prometheus", type=_URL, help="Looks at its targets, rules and recordings.")
-@click.option("--alertmanager", type=_URL, help="Looks whether it is ready.")
-@click.option("--relay", type=_URL, help="Looks whether it is ready, and whether its API answers.")
+@click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
+@click.option("--alertmanager", type=_URL, help="Check that it is ready.")
+@click.option("--relay", type=_URL, help="Check that it is ready, and that its API answers.")
 @click.option("--relay-token-file", type=_FILE, help="A token that may read the relay's API: of the role viewer.")
-@click.option("--grafana", type=_URL, help="Looks for the dashboard.")
+@click.option("--grafana", type=_URL, help="Check that it has the dashboard.")
 @click.option("--grafana-token-file", type=_FILE, help="The token of a service account that may view it.")
 @click.option(
     "--test-alert",
@@ -78,14 +78,14 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     default=TEST_ALERT_TIMEOUT_SECONDS,
     help="Of the test alert, to its last receipt. Default 3m.",
 )
-@click.option("--junit", "junit_file", type=_FILE, help="Writes JUnit's XML there, too.")
-@click.option("--json", "as_json", is_flag=True, help="Prints JSON instead of lines.")
-@click.option("--verbose", is_flag=True, help="Says of what passed, too, what was seen and how long it took.")
+@click.option("--junit", "junit_file", type=_FILE, help="Write JUnit XML to this file, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+@click.option("--verbose", is_flag=True, help="Print details and seconds of passed checks, too.")
 @click.version_option(VERSION, prog_name="keypulse-smoke")
 def main(**options: Any) -> None:
-    """Looks whether a deployment of keypulse works: a line a check, with what to do where one failed.
+    """Check a deployment of keypulse: one line for each check, with what to do if it failed.
 
-    Exit codes: 0 everything works, 1 something does not, 2 wrong usage.
+    Exit codes: 0 all checks passed, 1 one failed, 2 wrong usage.
     """
     if options["test_alert"] and not (options["alertmanager"] and options["relay"]):
         raise click.UsageError(

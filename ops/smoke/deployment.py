@@ -1,4 +1,4 @@
-"""A deployment → what each part of it looks like, part by part, in the way that data takes through it."""
+"""Checks a deployment part by part, in the order in which data flows through it."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _RULES_FOLDER: Final = Path(__file__).parents[1] / "prometheus/rules"
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Where the parts are, as base addresses; one that is None is not looked at."""
+    """The base URLs of the parts; None skips a part."""
 
     backend: str
     backend_token: SecretFile | None = None
@@ -34,11 +34,11 @@ class Deployment:
 async def run_checks(
     deployment: Deployment, test_alert: Severity | None, alert_timeout: float
 ) -> AsyncIterator[list[CheckResult]]:
-    """The results of one part after the other.
+    """Yield the results of each part.
 
     Args:
         deployment: the parts.
-        test_alert: of this severity, posted where Alertmanager and the relay are well; None posts none.
+        test_alert: of this severity, posted if Alertmanager and the relay passed; None posts none.
         alert_timeout: seconds for the test alert.
     """
     yield await check_backend(deployment.backend, deployment.backend_token)

@@ -1,4 +1,4 @@
-"""Mistakes in a configuration, each as one line that a person can act on: `FILE: KEY: what was expected, got WHAT`."""
+"""Formats configuration errors, one line each, that a person can act on: `FILE: KEY: what was expected, got VALUE`."""
 
 import os
 import re
@@ -30,11 +30,11 @@ _EXPECTED_BY_ERROR_TYPE: Final = {
     "too_long": "expected at most {max_length} entries",
     "too_short": "expected a list of at least {min_length}",
 }
-"""By the kinds of pydantic's errors, whose own words speak of Python."""
+"""By type of pydantic's error, whose own messages are written for Python programmers."""
 
 
 class ConfigurationError(Exception):
-    """A configuration that cannot be used; `lines` holds one sentence for each mistake."""
+    """A configuration that cannot be used; `lines` has one sentence for each error."""
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
@@ -42,12 +42,12 @@ class ConfigurationError(Exception):
 
 
 def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, error: ErrorDetails) -> str:
-    """One mistake. Secrets stand in files of their own, so what is quoted is none.
+    """Format one error. Secrets live in files of their own, so the quoted value is not one.
 
     Args:
         model: the settings.
-        env_prefix: of their environment variables; empty where none are read.
-        file: where the rest came from.
+        env_prefix: of their environment variables; empty if none are read.
+        file: the source of all other values.
         error: pydantic's.
     """
     loc = tuple(_strip_union_members(model.model_json_schema(), error["loc"]))
@@ -78,7 +78,7 @@ def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, err
 
 
 def _may_contain_secret(loc: Loc, value: object) -> bool:
-    """Whether it is a password, or is or should have been a URL, in which a password or a token may stand."""
+    """Whether the value is a password, or a URL, which may contain a password or a token."""
     if "basic_auth_users" in loc:
         return True
     name = next((part for part in reversed(loc) if isinstance(part, str)), "")
@@ -86,7 +86,7 @@ def _may_contain_secret(loc: Loc, value: object) -> bool:
 
 
 def _strip_union_members(schema: dict[str, Any], loc: Loc) -> Iterator[int | str]:
-    """`loc` without what pydantic adds: inside a union it names the member, which stands in no file."""
+    """Remove the union members that pydantic adds to a location: no file names them."""
     node = schema
     for part in loc:
         node = _resolve_reference(schema, node)
@@ -106,7 +106,7 @@ def _resolve_reference(schema: dict[str, Any], node: dict[str, Any]) -> dict[str
 
 
 def _find_variable(prefix: str, loc: Loc) -> str | None:
-    """The environment variable that set the value at `loc`, itself or as a part of its JSON; None where none did."""
+    """Return the environment variable that set the value at `loc`, alone or as part of its JSON, or None."""
     names = {name.upper() for name in os.environ}
     parts = [str(part).upper() for part in loc]
     candidates = (prefix + "__".join(parts[:length]) for length in range(len(parts), 0, -1))

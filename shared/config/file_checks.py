@@ -1,8 +1,8 @@
-"""The files and folders that a configuration names, opened before anything relies on them.
+"""Opens the files and folders that a configuration names, before anything relies on them.
 
-An `FileCheck` in the type of a key says how. `--check` opens all of them, and each that cannot be is an error. A start
-refuses to go on without the tokens that the server itself checks: it would look healthy, and let nobody in. Of secrets
-that it sends to others it only warns, for those may come later.
+A `FileCheck` in the type of a key defines how. `--check` opens all of them; each failure is an error. A server does not
+start without the tokens that it checks: it would appear healthy and refuse every caller. For secrets that it sends to
+others it only logs a warning, because these may be written later.
 """
 
 import os
@@ -16,56 +16,56 @@ from pydantic import BaseModel
 from shared.config.secret_file import MIN_TOKEN_LENGTH, PasswordFile, SecretFile, SecretUnreadableError, TokenFile
 
 _WORLD_READABLE: Final = 0o004
-"""The bit of a mode that lets everybody read. A group is often meant to, as in a pod with an `fsGroup`."""
+"""The permission bit of all users. Access by the group is often intended, as in a pod with an `fsGroup`."""
 
 
 class FileCheckError(Exception):
-    """What a key names cannot be opened; the message says why, and what was expected."""
+    """A file of a key cannot be opened; the message has the cause and what was expected."""
 
 
-StartupPolicy = Literal["refuses", "warns", "looks itself"]
-"""What a server's start does about what it cannot open."""
+StartupPolicy = Literal["refuses", "warns", "checks later"]
+"""What a server does at its start if the file cannot be opened."""
 
 
 class FileCheck(NamedTuple):
-    """How what a value names is opened; stands in the `Annotated` type of its key."""
+    """How to open what a value names; part of the key's `Annotated` type."""
 
     check: Callable[[Any], Iterable[Path]]
-    """Gives the files among it that hold secrets. Raises FileCheckError."""
+    """Opens it, and returns the files with secrets. Raises FileCheckError."""
     startup_policy: StartupPolicy = "warns"
 
 
 class FileProblem(NamedTuple):
-    """Something about what a key names."""
+    """A problem with a file of a key."""
 
     key: str
     message: str
     startup_policy: StartupPolicy | None
-    """None where it can be used, and only looks careless."""
+    """None if the file can be used, and its permissions are too wide."""
 
 
 def check_files(settings: BaseModel) -> Iterator[FileProblem]:
-    """Opens everything that the settings name, and says what is wrong with it. Blocks."""
-    for key, opening, value in _iterate_checks(settings):
+    """Open everything that the settings name, and yield the problems. Blocks."""
+    for key, check, value in _iterate_checks(settings):
         try:
-            for file in opening.check(value):
+            for file in check.check(value):
                 if (mode := stat.S_IMODE(file.stat().st_mode)) & _WORLD_READABLE and not _is_on_read_only_mount(file):
                     yield FileProblem(
                         key, f"{file}: others may read it (mode {mode:04o}); run: chmod o-rwx {file}", None
                     )
         except FileCheckError as error:
-            yield FileProblem(key, str(error), opening.startup_policy)
+            yield FileProblem(key, str(error), check.startup_policy)
         except OSError as error:
-            yield FileProblem(key, f"{error.filename}: {error.strerror}", opening.startup_policy)
+            yield FileProblem(key, f"{error.filename}: {error.strerror}", check.startup_policy)
 
 
 def _is_on_read_only_mount(file: Path) -> bool:
-    """As a pod has its secrets: whoever mounted it said who reads it, and its mode cannot be changed here."""
+    """Whether its mode cannot be changed here, as in a pod: the mount's owner decides who reads it."""
     return bool(os.statvfs(file).f_flag & os.ST_RDONLY)
 
 
 def check_readable(file: Path) -> Path:
-    """The file itself. Raises FileCheckError where it cannot be opened."""
+    """Return the file. Raises FileCheckError if it cannot be opened."""
     try:
         os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
@@ -74,7 +74,7 @@ def check_readable(file: Path) -> Path:
 
 
 def check_writable_folder(folder: Path) -> None:
-    """Raises FileCheckError where no file can be made in it."""
+    """Raises FileCheckError if no file can be created in the folder."""
     if not folder.is_dir():
         raise FileCheckError(f"the folder {folder} does not exist; run: mkdir -p {folder}")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -82,14 +82,14 @@ def check_writable_folder(folder: Path) -> None:
 
 
 def _create_secret_check(kind: type[SecretFile], expected: str) -> Callable[[Path], Iterable[Path]]:
-    def opened(file: Path) -> Iterable[Path]:
+    def check(file: Path) -> Iterable[Path]:
         try:
             kind(file).read_values()
         except SecretUnreadableError as error:
             raise FileCheckError(f"{error}; {expected}") from None
         return [file]
 
-    return opened
+    return check
 
 
 TOKEN_FILE_CHECK: Final = FileCheck(
@@ -98,23 +98,23 @@ TOKEN_FILE_CHECK: Final = FileCheck(
     ),
     "refuses",
 )
-"""Those that the server itself checks."""
+"""Tokens that the server checks."""
 SECRET_FILE_CHECK: Final = FileCheck(
     _create_secret_check(SecretFile, "expected a file with the secret on its first line")
 )
-"""One that is sent to others."""
+"""A secret that the server sends to others."""
 PASSWORD_FILE_CHECK: Final = FileCheck(
     _create_secret_check(PasswordFile, "expected a file with the password on its first line")
 )
-"""Likewise."""
+"""A password that the server sends to others."""
 
 
 def _iterate_checks(settings: BaseModel, path: str = "") -> Iterator[tuple[str, FileCheck, Any]]:
-    """Every value that names something, with its dotted key."""
+    """Yield each value that names a file, with its dotted key and its check."""
     for name, field in type(settings).model_fields.items():
         value, key = getattr(settings, name), path + name
-        for opening in () if value is None else _find_checks((field.annotation, *field.metadata)):
-            yield key, opening, value
+        for check in () if value is None else _find_checks((field.annotation, *field.metadata)):
+            yield key, check, value
         children: Iterable[tuple[str, Any]] = [(key, value)]
         if isinstance(value, dict):
             children = [(f"{key}.{each}", child) for each, child in value.items()]
@@ -126,7 +126,7 @@ def _iterate_checks(settings: BaseModel, path: str = "") -> Iterator[tuple[str, 
 
 
 def _find_checks(types: Iterable[Any]) -> Iterator[FileCheck]:
-    """The openings in what a key is annotated with, an optional one included."""
+    """Yield the checks in a key's annotation, including those of an optional type."""
     for each in types:
         if isinstance(each, FileCheck):
             yield each

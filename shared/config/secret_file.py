@@ -1,4 +1,4 @@
-"""Secrets live in files, are read again when the file changes, and are compared in constant time."""
+"""Secrets in files: reloaded when the file changes, and compared in constant time."""
 
 import hmac
 from pathlib import Path
@@ -15,15 +15,15 @@ log = structlog.get_logger(__name__)
 
 
 class SecretUnreadableError(Exception):
-    """The file of a secret is missing, empty, or may not be read. The message names the file, never its content."""
+    """A secret's file is missing, empty or not readable. The message names the file, never its content."""
 
 
 class SecretFile:
-    """A file that holds a secret, or two, one a line, while they are being rotated.
+    """A file with a secret, or with two, one on each line, during a rotation.
 
-    Empty lines, and those that begin with `#`, hold none. The file is small and local: it is read only when its inode,
-    size or one of its times differ from the last read. The time of its inode is among them, which nobody can set: so a
-    file whose content is replaced in its place, or whose mode changes, is read again.
+    Empty lines and lines that begin with `#` are skipped. The file is small and local. It is read again only when its
+    inode, size, modification time or change time differ from the last read. No program can set the change time, so a
+    file that is rewritten in place, or whose mode changes, is always noticed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,12 +31,12 @@ class SecretFile:
         self._read: tuple[FileStamp, tuple[str, ...]] | None = None
 
     def read_values(self) -> tuple[str, ...]:
-        """Every secret in the file, at least one.
+        """Return every secret in the file, at least one.
 
         Raises:
-            SecretUnreadableError: there is none to be had.
+            SecretUnreadableError: the file has none, or cannot be read.
         """
-        read = self._read  # one attribute, read once: a channel asks from several threads
+        read = self._read  # one read of the attribute: several threads call this
         try:
             stamp = self._read_stamp()
             if read is None or stamp != read[0]:
@@ -51,20 +51,20 @@ class SecretFile:
         return read[1]
 
     def read_stamp(self) -> FileStamp | None:
-        """Something that is another once the file has changed; None while it cannot be found or looked at."""
+        """Return a value that differs after a change of the file; None while its status cannot be read."""
         try:
             return self._read_stamp()
         except OSError:
             return None
 
     def read_value(self) -> str:
-        """The secret to send: the first line. Raises SecretUnreadableError."""
+        """Return the secret to send: the first line. Raises SecretUnreadableError."""
         return self.read_values()[0]
 
     def matches(self, candidate: bytes) -> bool:
         """Whether `candidate` is one of the secrets. Raises SecretUnreadableError.
 
-        Every secret is compared, in constant time, so that the answer's delay tells nothing.
+        Every secret is compared, in constant time: the delay reveals nothing.
         """
         found = [hmac.compare_digest(candidate, secret.encode()) for secret in self.read_values()]
         return any(found)
@@ -79,16 +79,16 @@ class SecretFile:
 
 
 class PasswordFile(SecretFile):
-    """A password that somebody else chose, on the first line; it may begin with `#`."""
+    """A password of another system, on the first line; it may begin with `#`."""
 
     def _parse(self, text: str) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class TokenFile(SecretFile):
-    """The tokens that a server lets in, none of them short.
+    """The tokens that a server accepts; short ones are refused.
 
-    The log says once when the file cannot be used any more, and once when it can be again.
+    One log line when the file becomes unreadable, one when it is readable again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class TokenFile(SecretFile):
 
     @property
     def error(self) -> str | None:
-        """Why nobody is let in, or None."""
+        """Why no token can be checked, or None."""
         problem = None
         try:
             self.read_values()
@@ -112,7 +112,7 @@ class TokenFile(SecretFile):
         return problem
 
     def read_values(self) -> tuple[str, ...]:
-        """Every token in the file, at least one. Raises SecretUnreadableError, also where one is short."""
+        """Return every token in the file, at least one. Raises SecretUnreadableError, also if a token is too short."""
         tokens = super().read_values()
         if any(len(token) < MIN_TOKEN_LENGTH for token in tokens):
             raise SecretUnreadableError(f"{self.path}: has a token of less than {MIN_TOKEN_LENGTH} characters")

@@ -10,7 +10,7 @@ from shared.config.settings import CommandSettings, ListenAddress, Section, Toke
 
 
 class Role(StrEnum):
-    """What a caller may do; each may also do what those before it may."""
+    """What a caller may do; each role includes those before it."""
 
     VIEWER = "viewer"
     """Reads pages and `/api`."""
@@ -20,27 +20,27 @@ class Role(StrEnum):
     """Everything."""
 
     def includes(self, other: "Role") -> bool:
-        """Whether it may do what `other` may."""
+        """Whether this role includes the other."""
         roles = list(Role)
         return roles.index(self) >= roles.index(other)
 
 
 RESERVED_NAMES: Final = ("admin", "crypto-admin", "sender", "anonymous", "SIGHUP")
-"""What the audit calls the holders of `auth.admin_token_file`, `admin.token_file` and `auth.bearer_token_file`, and who
-needs no credentials."""
+"""The audit log's names for holders of `auth.admin_token_file`, `admin.token_file`, `auth.bearer_token_file`, for
+callers without credentials, and for a signal."""
 
 
 class NamedToken(Section):
-    """A token of somebody."""
+    """A token and its role."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")]
-    """How logs and the audit call its holder."""
+    """The holder's name in logs and the audit log."""
     role: Role
     file: TokenPath
 
 
 def check_unique_names(names: Sequence[str]) -> None:
-    """Raises ValueError where a name of the audit would stand for two, or for what has a name anyway."""
+    """Raises ValueError if two callers of the audit log would have one name."""
     every = [*RESERVED_NAMES, *names]
     twice = next((name for name in every if every.count(name) > 1), None)
     if twice is not None:
@@ -48,7 +48,7 @@ def check_unique_names(names: Sequence[str]) -> None:
 
 
 class AuthSettings(Section):
-    """Who may look at pages and use the API."""
+    """Who may read pages and call the API."""
 
     admin_token_file: TokenPath | None = None
     tokens: tuple[NamedToken, ...] = ()
@@ -62,15 +62,15 @@ class AuthSettings(Section):
 
 
 class ServerSettings(CommandSettings):
-    """What every server lets a person set."""
+    """The settings of every server."""
 
     listen: ListenAddress
     auth: AuthSettings = AuthSettings()
 
     def list_reserved_names(self) -> list[str]:
-        """Those that the audit has for others than users of web.yml."""
+        """Return the names that no user of web.yml may have."""
         return [*RESERVED_NAMES, *(token.name for token in self.auth.tokens)]
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
-        """Keys whose valid values will not do as things are, with a sentence; told by `--check` and at the start."""
+        """Yield keys whose valid values cannot work now, with a sentence; for `--check` and the log of the start."""
         yield from ()

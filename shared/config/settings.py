@@ -1,4 +1,4 @@
-"""YAML file + environment → a pydantic model, or one readable line for each mistake.
+"""YAML file + environment → a pydantic model, or one readable line for each error.
 
 Every value may also come from the environment (`KEYPULSE_RELAY__DELIVERY__TIMEOUT=5s`), which wins over the file.
 Unknown keys are refused. Relative paths are taken from the configuration file's folder, as Prometheus does.
@@ -94,7 +94,7 @@ def parse_size(value: object) -> object:
 
 
 def resolve_path(path: Path) -> Path:
-    """A path as a person wrote it → from where the process is; a relative one starts at the configuration's folder."""
+    """Return the path for this process: a relative one starts at the configuration file's folder."""
     if "\0" in str(path):
         raise ValueError("expected a path; a NUL character can stand in none")
     return _base_folder.get() / path
@@ -155,28 +155,28 @@ def get_env_prefix(model: type[CommandSettings]) -> str:
 
 
 def load_settings(model: type[S], file: Path | None) -> S:
-    """Reads a configuration.
+    """Read a configuration.
 
     Args:
         model: the settings.
         file: the YAML file; None takes defaults and the environment only.
 
     Raises:
-        ConfigurationError: the file cannot be read, or holds mistakes; all of them are named at once.
+        ConfigurationError: the file cannot be read, or has errors; all of them are listed.
     """
     with use_base_folder(file.parent.resolve() if file else Path.cwd()):
         document = yaml_file.read_yaml(file) if file else {}
-        mistakes = [f"{name}: {UNKNOWN_KEY}" for name in _unknown_variables(model)]
+        errors = [f"{name}: {UNKNOWN_KEY}" for name in _unknown_variables(model)]
         try:
             settings = model(**document)
         except ValidationError as error:
-            mistakes += [format_error(model, get_env_prefix(model), file, e) for e in error.errors()]
+            errors += [format_error(model, get_env_prefix(model), file, e) for e in error.errors()]
         except SettingsError as error:
             # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
             field = str(error).partition('"')[2].partition('"')[0]
-            mistakes.append(f"{get_env_prefix(model)}{field.upper()}: expected JSON for a list or a mapping")
-        if mistakes:
-            raise ConfigurationError(mistakes)
+            errors.append(f"{get_env_prefix(model)}{field.upper()}: expected JSON for a list or a mapping")
+        if errors:
+            raise ConfigurationError(errors)
         return settings
 
 

@@ -1,4 +1,4 @@
-"""A YAML file → a mapping. A key that stands twice is a mistake, not a silent loss of the first."""
+"""A YAML file → a mapping. A duplicate key is an error, not a silent loss of the first value."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -9,20 +9,20 @@ from shared.config.errors import ConfigurationError
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys and says nothing; the YAML specification forbids them."""
+    """A loader that refuses duplicate keys, as the YAML specification does; PyYAML keeps the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
+            if key.value in keys:
+                problem = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in `file`; empty where the file is. Raises ConfigurationError."""
+    """Return the mapping in the file; an empty file is an empty mapping. Raises ConfigurationError."""
     try:
         document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -39,7 +39,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _describe_yaml_error(error: Exception) -> str:
-    """On one line, and without the lines of the file that PyYAML shows: they may hold a password."""
+    """On one line, without the excerpt of the file that PyYAML adds: it may contain a password."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())

@@ -1,6 +1,6 @@
-"""Who did what: an entry for each action, the newest first at `GET /api/audit`.
+"""The audit log: an entry for each action of a caller, the newest first at `GET /api/audit`.
 
-The relay keeps them in its outbox; every other server keeps the last ones in memory, and all of them are in its log.
+The relay stores them in its outbox. Other servers keep the last ones in memory, and log all of them.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 MAX_TEXT_LENGTH: Final = 200
-"""Characters of a text of a caller's own that are kept."""
+"""Characters that are stored of a caller's text."""
 _MAX_ENTRIES: Final = 1000
 """Entries in memory."""
 _DEFAULT_LIMIT: Final = 100
@@ -34,7 +34,7 @@ class AuditEntry:
     """The address that called."""
     action: str
     on: str
-    """On what; empty where the action has no object."""
+    """The object of the action; empty if it has none."""
 
 
 class AuditUnavailableError(Exception):
@@ -42,13 +42,13 @@ class AuditUnavailableError(Exception):
 
 
 class AuditLog(Protocol):
-    """Where entries are kept."""
+    """Stores entries."""
 
     async def add(self, entry: AuditEntry) -> None:
-        """Keeps one. Raises AuditUnavailableError."""
+        """Store an entry. Raises AuditUnavailableError."""
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
-        """The newest entries with a number under `before`, and `before` of the next page. Raises AuditUnavailableError.
+        """Return the newest entries with numbers under `before`, and the next `before`. Raises AuditUnavailableError.
 
         Args:
             limit: how many at most.
@@ -64,7 +64,7 @@ class InMemoryAuditLog:
         self._numbers = itertools.count(1)
 
     async def add(self, entry: AuditEntry) -> None:
-        """Keeps one."""
+        """Store an entry."""
         self._entries.append((next(self._numbers), entry))
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
@@ -93,7 +93,7 @@ async def handle_audit_request(audit_log: AuditLog, request: Request) -> Respons
 
 
 def escape_text(text: str) -> str:
-    """A text of a caller's own, for a log or an entry: printable ASCII, bounded."""
+    """Return a caller's text for a log or an entry: printable ASCII, shortened."""
     return text[:MAX_TEXT_LENGTH].encode("unicode_escape").decode()[:MAX_TEXT_LENGTH]
 
 

@@ -1,7 +1,7 @@
-"""Who calls: the credentials of a request → a name and a role.
+"""Authentication: the credentials of a request → a name and a role.
 
 `Authorization: Bearer TOKEN`; for a browser, Basic with the token as its password, or a user of web.yml, whose password
-`gate` has checked by then. A name comes from the credential alone, never from another header.
+`web_config_auth` has checked before. The name comes from the credential alone, never from another header.
 """
 
 import base64
@@ -18,25 +18,25 @@ from shared.config.secret_file import SecretUnreadableError, TokenFile
 from shared.config.server_settings import AuthSettings, NamedToken, Role
 
 USER_SCOPE_KEY: Final = "keypulse.user"
-"""The key of a request's scope under which the name of a user of web.yml stands, once the password was right."""
+"""The key in a request's scope for the name of a user of web.yml whose password was checked."""
 ADMIN_NAME: Final = "admin"
-"""What the holder of `admin_token_file` is called."""
+"""The name of the holder of `admin_token_file`."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls."""
+    """An authenticated caller."""
 
     name: str
     role: Role | None
-    """None may read `/metrics` alone."""
+    """None: may only read `/metrics`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token's file, and who holds it."""
+    """A token's file, and its holder."""
 
     name: str
     role: Role
@@ -45,25 +45,25 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Who may call, of a whole server or of some of its endpoints."""
+    """Defines who may call a server, or some of its endpoints."""
 
     tokens: Sequence[Token] = ()
-    """Where there are none, and no users of web.yml, everybody may call who reaches the server: settings allow that
-    on loopback alone."""
+    """Without tokens and users of web.yml, everybody who reaches the server may call; settings allow that on loopback
+    only."""
     roles: Mapping[str, Role] = field(default_factory=dict)
     """Of users of web.yml."""
     allowed_networks: Collection[Network] = ()
-    """From where one may call; empty allows every address."""
+    """The networks of allowed callers; empty allows every address."""
     bearer_only: bool = False
-    """Whether a user of web.yml, or what a browser sends by itself, is not enough."""
+    """Whether only a bearer token counts, not a user of web.yml or credentials that a browser adds."""
     disabled_reason: str | None = None
-    """Why nobody may call while there are no tokens; None lets everybody in then."""
+    """Why nobody may call while there are no tokens; None allows everybody."""
 
     def identify_caller(self, request: Request) -> Caller | None:
-        """Who calls; None where no credential is right. Only headers are read, never the body.
+        """Return the caller, or None if no credential is valid. Reads only headers, never the body.
 
         Raises:
-            SecretUnreadableError: a token file cannot be read, and no other credential is right.
+            SecretUnreadableError: a token file cannot be read, and no other credential is valid.
         """
         if USER_SCOPE_KEY in request.scope and not self.bearer_only:
             name = request.scope[USER_SCOPE_KEY]
@@ -71,7 +71,7 @@ class AccessPolicy:
         sent = _parse_token(request, bearer_only=self.bearer_only)
         found: Token | None = None
         unreadable: SecretUnreadableError | None = None
-        for token in self.tokens:  # every one, so that the delay tells nothing
+        for token in self.tokens:  # every one, so that the delay reveals nothing
             try:
                 found = token if token.secret.matches(sent) and found is None else found
             except SecretUnreadableError as error:
@@ -81,7 +81,7 @@ class AccessPolicy:
         return None if found is None else Caller(found.name, found.role)
 
     def allows_address(self, request: Request) -> bool:
-        """Whether one may call from there."""
+        """Whether the caller's address is allowed."""
         if not self.allowed_networks:
             return True
         try:
@@ -94,19 +94,19 @@ class AccessPolicy:
 
 
 def create_access_policy(auth: AuthSettings) -> AccessPolicy:
-    """What a server's settings say."""
+    """Build the policy of a server's settings."""
     admin = auth.admin_token_file
     own = [Token(ADMIN_NAME, Role.ADMIN, TokenFile(admin))] if admin else []
     return AccessPolicy(tokens=[*own, *load_tokens(auth.tokens)], roles=auth.roles)
 
 
 def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:
-    """Tokens as settings name them."""
+    """Return the tokens of settings."""
     return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
 
 
 def parse_basic_credentials(request: Request) -> tuple[str, bytes]:
-    """Name and password of a Basic header; both empty where there is none."""
+    """Return name and password of a Basic header; both are empty without one."""
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return "", b""

@@ -29,10 +29,10 @@ from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Caller
 from shared.http.csrf import is_cross_origin, is_loopback_host
 
 OTHER_ENDPOINT: Final = "other"
-"""The label of a path that no route has."""
+"""The endpoint label of a path without a route."""
 _LOG_INTERVAL_SECONDS: Final = 10.0
 _MAX_PEERS: Final = 100
-"""Addresses that are remembered. While all of them were logged within 10 s, no further one is."""
+"""Addresses to remember. While all of them were logged within 10 s, no other one is logged."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ class RefusalReason(StrEnum):
     MISSING = "missing"
     """No credentials."""
     WRONG = "wrong"
-    """Credentials that nobody has."""
+    """Invalid credentials."""
     ROLE = "role"
     """The caller's role does not allow it."""
     ADDRESS = "address"
@@ -51,18 +51,18 @@ class RefusalReason(StrEnum):
     UNREADABLE = "unreadable"
     """The token file cannot be read."""
     BUSY = "busy"
-    """Too many passwords wait to be checked."""
+    """Too many password checks are waiting."""
     CROSS_ORIGIN = "other_page"
-    """A browser sends it for another web page."""
+    """A browser sent it for a page of another origin."""
     UNKNOWN_HOST = "other_host"
-    """By a name that somebody may have pointed here."""
+    """A `Host` that an outsider may have pointed at this machine (DNS rebinding)."""
 
 
 class RefusalCounter:
-    """Of one server.
+    """Counts and logs the refused requests of one server.
 
     Args:
-        metrics: gets the counter.
+        metrics: registers the counter.
         clock: seconds.
     """
 
@@ -74,21 +74,23 @@ class RefusalCounter:
             registry=metrics,
         )
         self._clock = clock
-        self._last_logged: OrderedDict[str, tuple[float, int]] = OrderedDict()  # peer → when, how many were not since
+        self._last_logged: OrderedDict[str, tuple[float, int]] = (
+            OrderedDict()
+        )  # peer → time of the last line, refusals since
 
     def initialise(self, endpoints: Iterable[str]) -> None:
-        """Shows each reason of these route patterns, at 0."""
+        """Expose each reason for these route patterns, at 0."""
         for endpoint in endpoints:
             for reason in RefusalReason:
                 self._counter.labels(endpoint, reason.value)
 
     def count(self, peer: str, endpoint: str, reason: RefusalReason) -> None:
-        """One more.
+        """Count a refusal, and log it.
 
         Args:
             peer: the address.
             endpoint: the pattern of a route, never a path as it was sent.
-            reason: why.
+            reason: of the refusal.
         """
         self._counter.labels(endpoint, reason.value).inc()
         now = self._clock()
@@ -108,13 +110,13 @@ class RefusalCounter:
 
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 ANONYMOUS_NAME: Final = "anonymous"
-"""Who calls a server that needs no credentials."""
+"""The caller's name on a server that needs no credentials."""
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
 _NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
-"""Answers to an action that was not even begun."""
+"""Statuses of an action that was refused before it began."""
 _CLIENT_CLOSED_REQUEST: Final = 499
-"""Logged of an action whose end nobody waits for any more; nginx calls that so."""
+"""Logged for an action whose client disconnected, as nginx does."""
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -126,34 +128,34 @@ _HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RouteRequirements:
-    """What an endpoint requires of its caller."""
+    """The requirements of an endpoint."""
 
     role: Role | None
-    """None: nothing but what web.yml asks for."""
+    """None: no more than web.yml requires."""
     is_public: bool = False
-    """Whether it needs no token; a user of web.yml needs the role all the same."""
+    """Whether it needs no token; a user of web.yml still needs the role."""
     action: str | None = None
-    """What the audit calls it; None where it changes nothing of the server's."""
+    """The action's name in the audit log; None if it changes nothing."""
     has_side_effects: bool = False
-    """Whether a GET of it changes or costs something, too."""
+    """Whether even a GET changes or costs something."""
     challenges_browser: bool = False
-    """Whether a 401 asks a browser for a password."""
+    """Whether a 401 makes a browser prompt for a password."""
     allows_cross_site_link: bool = False
-    """Whether a link of another site may lead there."""
+    """Whether a link on another site may lead there."""
     access_policy: AccessPolicy | None = None
-    """Who may call it, where that is not who may call the server."""
+    """Overrides the server's policy."""
     on_refusal: Callable[[int], None] = lambda _status: None
     """Called with the status of each refusal."""
 
 
 class ProtectedRoute(Route):
-    """A route with what it requires.
+    """A route with its requirements.
 
     Args:
-        path: as Starlette's.
-        endpoint: what answers once the caller may call.
-        requirements: of every request, or what gives that of one.
-        methods: as Starlette's.
+        path: as in Starlette.
+        endpoint: handles authorized requests.
+        requirements: of every request, or a function of the request.
+        methods: as in Starlette.
     """
 
     def __init__(
@@ -168,19 +170,19 @@ class ProtectedRoute(Route):
 
 
 def get_requirements(route: Route, request: Request) -> RouteRequirements:
-    """What a route requires of a request; one that does not say it is for admins."""
+    """Return a route's requirements for a request; without its own it is for admins."""
     requires = route.requirements if isinstance(route, ProtectedRoute) else RouteRequirements(Role.ADMIN)
     return requires if isinstance(requires, RouteRequirements) else requires(request)
 
 
 class Authorizer:
-    """Of one server, as long as its process lives.
+    """Authorizes the requests of one server, across reloads.
 
     Args:
-        metrics: gets the counter of refusals.
-        audit_log: where actions are kept; None keeps the last ones in memory.
+        metrics: registers the counter of refusals.
+        audit_log: stores actions; None keeps the last ones in memory.
         clock: unix seconds.
-        is_own_name: whether a header `Host` is a name by which a server without credentials may be asked.
+        is_own_name: whether a server without credentials answers to this `Host`.
     """
 
     def __init__(
@@ -198,15 +200,15 @@ class Authorizer:
         self._is_own_name = is_own_name
 
     def protect(self, route: Route, get_access_policy: Callable[[], AccessPolicy]) -> Route:
-        """A copy of the route that is answered only to those who may call it.
+        """Return a copy of the route that only authorized callers reach.
 
         Args:
-            route: a ProtectedRoute, or one of Starlette's, which is for admins.
-            get_access_policy: gives who may call, where what the route requires does not say it.
+            route: a ProtectedRoute; a plain route of Starlette is for admins.
+            get_access_policy: the server's policy, if the route's requirements have none.
         """
         app = route.app
 
-        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        async def authorize_and_run(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope)
             requires = get_requirements(route, request)
             caller = self._authorize(request, requires, requires.access_policy or get_access_policy())
@@ -221,7 +223,7 @@ class Authorizer:
                 await self._run_action(app, requires.action, scope, receive, send)
 
         copied = copy.copy(route)
-        copied.app = guarded
+        copied.app = authorize_and_run
         self.refusals.initialise([route.path_format])
         return copied
 
@@ -233,14 +235,14 @@ class Authorizer:
         requirements: RouteRequirements,
         message: str | None = None,
     ) -> Response:
-        """The answer to a request that is refused; it is counted and logged.
+        """Count and log a refusal, and return its response.
 
         Args:
             request: the request.
-            reason: why.
+            reason: of the refusal.
             endpoint: the pattern of its route.
-            requirements: what the route requires.
-            message: why, for a person; None takes that of the reason.
+            requirements: of the route.
+            message: for a person; None takes that of the reason.
         """
         self.refusals.count(get_peer(request) or "unknown", endpoint, reason)
         status, usual = _REFUSAL_RESPONSES[reason]
@@ -260,7 +262,7 @@ class Authorizer:
     async def record_action(
         self, caller: Caller, peer: str | None, action: str, on: str = "", **details: object
     ) -> None:
-        """Logs an action, and keeps it."""
+        """Log an action, and store it in the audit log."""
         log.info("action", who=caller.name, peer=peer, action=action, on=on, **details)
         try:
             await self.audit_log.add(AuditEntry(self._clock(), caller.name, peer, action, on))
@@ -270,20 +272,29 @@ class Authorizer:
     def _authorize(
         self, request: Request, requirements: RouteRequirements, access_policy: AccessPolicy
     ) -> Caller | RefusalReason:
-        """Who calls, or why nobody may."""
+        """Return the caller, or the reason of the refusal."""
         if not access_policy.allows_address(request):
             return RefusalReason.ADDRESS
         acts = requirements.has_side_effects or request.method not in SAFE_METHODS
-        followed = (
+        is_followed_link = (
             requirements.allows_cross_site_link and not acts and request.headers.get("sec-fetch-mode") == "navigate"
         )
-        if (acts or (requirements.role and not requirements.is_public)) and is_cross_origin(request) and not followed:
+        if (
+            (acts or (requirements.role and not requirements.is_public))
+            and is_cross_origin(request)
+            and not is_followed_link
+        ):
             return RefusalReason.CROSS_ORIGIN
         user = USER_SCOPE_KEY in request.scope and not access_policy.bearer_only
         if not (access_policy.tokens or user or access_policy.disabled_reason):
-            # A page that points its own name here has neither this server's certificate nor a user's password.
-            fenced = acts or not requirements.is_public
-            if requirements.role and fenced and request.url.scheme != "https" and not self._is_own_host(request):
+            # A page that points its own name here has neither the server's certificate nor a user's password.
+            needs_own_host = acts or not requirements.is_public
+            if (
+                requirements.role
+                and needs_own_host
+                and request.url.scheme != "https"
+                and not self._is_own_host(request)
+            ):
                 return RefusalReason.UNKNOWN_HOST
             return Caller(ANONYMOUS_NAME, Role.ADMIN)
         if requirements.role is None or (requirements.is_public and not user):
@@ -294,7 +305,7 @@ class Authorizer:
         return self._is_own_name(request.headers.get("host", ""))
 
     async def _run_action(self, app: ASGIApp, action: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, and records the action before the answer begins."""
+        """Run the action, and record it before the response starts."""
         request = Request(scope)
         recorded = False
 
@@ -326,19 +337,19 @@ class Authorizer:
 
 
 def describe_action(request: Request, **details: object) -> None:
-    """Says what an action is about: `on` for the audit, the rest for the log. Texts of a caller's own are escaped."""
+    """Describe an action: `on` for the audit log, the rest for the log. Texts are escaped."""
     known = request.scope.setdefault(_ACTION_SCOPE_KEY, {})
     known |= {key: escape_text(value) if isinstance(value, str) else value for key, value in details.items()}
 
 
 def get_caller(request: Request) -> Caller:
-    """Who calls, by the guard."""
+    """Return the authorized caller."""
     caller: Caller = request.scope[_CALLER_SCOPE_KEY]
     return caller
 
 
 def get_peer(request: Request) -> str | None:
-    """The address that calls."""
+    """Return the address of the client."""
     return request.client.host if request.client else None
 
 

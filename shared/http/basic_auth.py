@@ -1,11 +1,11 @@
-"""Users of web.yml: a name and a password → whether it is right, by bcrypt, off the event loop.
+"""Checks the passwords of web.yml's users by bcrypt, off the event loop.
 
-A bcrypt check takes tens of milliseconds of a core, on purpose. So only one runs at a time, in a thread of its own, and
-few wait for it. The addresses take turns, and where every place is taken, one of the address that has most goes to an
-address with fewer: none shuts out another. Those of one address, as behind an ingress, are checked in their order. A
-password that was right is not hashed again: a fast keyed hash of it is kept for each user.
+A bcrypt check takes tens of milliseconds of CPU by design. So one runs at a time, in a thread of its own, and few may
+wait. Client addresses are served in rotation. If the queue is full, a check of the address with most is dropped for an
+address with fewer, so that no client locks out another. Checks of one address, as behind an ingress, keep their order.
+A correct password is not hashed again: a fast keyed hash of it is cached for each user.
 
-A wrong password takes the same time whoever it is for, so that the delay tells no names: that of the dearest hash.
+A wrong password takes the same time for every name, that of the most expensive hash: the delay reveals no names.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from typing import Final
 import bcrypt
 
 MAX_WAITING_CHECKS: Final = 60
-"""Checks that may wait: fewer than the relay has webhooks in hand, so that who has a token is never behind them."""
+"""Checks that may wait: fewer than the relay handles webhooks at once, so callers with a token are never delayed."""
 _BCRYPT_BYTES: Final = 72
-"""bcrypt reads no more of a password; what made the hash cut it there, too."""
+"""bcrypt ignores the rest of a password; so did the program that made the hash."""
 
 
 class TooManyPasswordChecksError(Exception):
@@ -39,7 +39,7 @@ class PasswordChecker:
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {name: value.encode() for name, value in hashes.items()}
         self._max_cost = max(map(_parse_cost, self._hashes.values()))
-        # Nobody's; each cost once, up to the dearest.
+        # Hashes of no password, one for each cost up to the highest.
         salt = bcrypt.gensalt(4)[7:]
         self._padding_hashes = {cost: b"$2b$%02d$" % cost + salt + b"." * 31 for cost in range(4, self._max_cost + 1)}
         self._key = secrets.token_bytes(32)
@@ -49,31 +49,31 @@ class PasswordChecker:
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def check_password(self, name: str, password: bytes, peer: str) -> bool:
-        """Whether the password is the user's. A caller that is gone cancels it.
+        """Whether the password is the user's. Cancelled if the client disconnects.
 
         Args:
-            name: of whoever it is.
-            password: as it was sent.
-            peer: the address that sent it.
+            name: of the user.
+            password: as received.
+            peer: the client's address.
 
         Raises:
-            TooManyPasswordChecksError: too many others wait.
+            TooManyPasswordChecksError: the queue is full.
         """
         digest = hmac.digest(self._key, password, "sha256")
         if self._is_cached(name, digest):
             return True
         await self._acquire_slot(peer)
         try:
-            if self._is_cached(name, digest):  # somebody before it sent the same
+            if self._is_cached(name, digest):  # an earlier check of the same password succeeded
                 return True
-            right = await asyncio.get_running_loop().run_in_executor(
+            is_correct = await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._check_hash, name, password[:_BCRYPT_BYTES]
             )
         finally:
             self._release_slot()
-        if right:
+        if is_correct:
             self._verified_digests[name] = digest
-        return right
+        return is_correct
 
     def _is_cached(self, name: str, digest: bytes) -> bool:
         return hmac.compare_digest(digest, self._verified_digests.get(name, b""))
@@ -92,7 +92,7 @@ class PasswordChecker:
         return False
 
     async def _acquire_slot(self, peer: str) -> None:
-        """Waits until no check runs and it is the address's turn. Raises TooManyPasswordChecksError."""
+        """Wait until no check runs and the address is next. Raises TooManyPasswordChecksError."""
         if not self._is_running:
             self._is_running = True
             return
@@ -104,7 +104,7 @@ class PasswordChecker:
         try:
             await mine
         except asyncio.CancelledError:
-            if not mine.cancelled():  # in the same moment it was let go, or had to leave
+            if not mine.cancelled():  # at the same moment it was started or evicted
                 if mine.exception() is None:
                     self._release_slot()
             elif mine in (own := self._queues.get(network, deque())):
@@ -127,7 +127,7 @@ class PasswordChecker:
             youngest.set_exception(TooManyPasswordChecksError())
 
     def _release_slot(self) -> None:
-        """Lets the next one go: the first of the address whose turn it is."""
+        """Start the next check: the first of the next address."""
         while self._queues:
             network, own = self._queues.popitem(last=False)
             following = own.popleft()
@@ -140,7 +140,7 @@ class PasswordChecker:
 
 
 def _parse_client_network(peer: str) -> str:
-    """What counts as one address: of IPv6 the /64, which is the least that anybody is given."""
+    """Return what counts as one client: an IPv4 address, or the /64 of IPv6, the smallest network that a site gets."""
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 
 class ByteBudget:
-    """Room for bodies.
+    """A budget of bytes that are in memory at once.
 
     Args:
         limit: bytes.
@@ -29,11 +29,11 @@ class ByteBudget:
 
     @property
     def waiting_count(self) -> int:
-        """How many wait for room."""
+        """How many are waiting."""
         return len(self._waiting)
 
     async def acquire(self, size: int, seconds: float) -> None:
-        """Returns once `size` bytes are its caller's, who gives them back. Raises TimeoutError after `seconds`."""
+        """Reserve `size` bytes, which the caller releases. Raises TimeoutError after `seconds`."""
         if not self._waiting and size <= self._available:
             self._available -= size
             return
@@ -43,7 +43,7 @@ class ByteBudget:
             async with asyncio.timeout(seconds):
                 await turn
         except BaseException:
-            if turn.done() and not turn.cancelled():  # its turn came in the same moment
+            if turn.done() and not turn.cancelled():  # it was granted at the same moment
                 self.release(size)
             else:
                 with suppress(ValueError):
@@ -52,41 +52,41 @@ class ByteBudget:
             raise
 
     def release(self, size: int) -> None:
-        """They are free again."""
+        """Release reserved bytes."""
         self._available += size
         self._wake_waiting()
 
     def _wake_waiting(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._available:
             size, turn = self._waiting.popleft()
-            if not turn.done():  # else nobody waits for it any more
+            if not turn.done():  # else its waiter is gone
                 self._available -= size
                 turn.set_result(None)
 
 
 SMALL_BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0
-"""How long a body may take to arrive, beside its waits for room."""
+"""How long a body may take to arrive, without its waits for budget."""
 BUDGET_WAIT_SECONDS: Final = 8.0
-"""How long one waits for room; then its sender may ask again."""
+"""How long a body waits for budget; then its sender may try again."""
 SLOW_BODY_SECONDS: Final = 5.0
-"""How long one keeps room that others wait for without bringing its share: as much of it as of `BODY_SECONDS`."""
+"""How long a body keeps budget that others wait for without progress: the same share of it as of `BODY_SECONDS`."""
 DISCARD_SECONDS: Final = 1.0
-"""How long before its deadline a body stops waiting for room, so that its rest can be read and the answer arrives."""
+"""How long before its deadline a body stops waiting for budget, so that its rest can be read and the answer arrives."""
 _MAX_WAITING: Final = 128
-"""How many wait for room among the large ones: each holds some of what the small ones have."""
+"""How many may wait for the large budget: each still occupies some of the small one."""
 
 
 class BodyTooLargeError(Exception):
-    """A body of more bytes than it may have."""
+    """A body is longer than allowed."""
 
 
 class BodyBudgetExhaustedError(Exception):
-    """No room for it came in time."""
+    """The budget had no room in time."""
 
 
 class SlowBodyError(Exception):
-    """It did not arrive in time; one sentence."""
+    """A body did not arrive in time; one sentence."""
 
 
 async def read_body(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
@@ -100,11 +100,11 @@ async def read_body(stream: AsyncIterator[bytes], max_bytes: int) -> bytes:
 
 
 class BodyBudgets:
-    """Of one server.
+    """The budgets of one server.
 
     Args:
-        small: bytes of all small bodies.
-        large: bytes of all larger ones; one must fit.
+        small: bytes for all small bodies.
+        large: bytes for all larger ones; one must fit.
     """
 
     def __init__(self, small: int, large: int) -> None:
@@ -113,14 +113,14 @@ class BodyBudgets:
 
 
 class BodyReader:
-    """One body. Whoever reads it lets go of it in the end.
+    """Reads one body within the budgets; call `release` at the end.
 
     Args:
-        budgets: where it finds its own.
-        stream: what comes.
-        limit: bytes that it may have.
-        content_length: bytes that it says that it has; None where it does not.
-        deadline: when the request has to be answered, by the event loop's clock; whoever reads cancels then.
+        budgets: of the server.
+        stream: the chunks.
+        limit: bytes that the body may have.
+        content_length: bytes that it declares, or None.
+        deadline: when the request has to be answered, by the event loop's clock; the reader is cancelled then.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class BodyReader:
     ) -> None:
         self.body = bytearray()
         self.is_complete = False
-        """Whether all that was sent was read, or dropped."""
+        """Whether the whole body was read or discarded."""
         self._budgets = budgets
         self._stream = stream
         self._limit = limit
@@ -144,16 +144,16 @@ class BodyReader:
         self._is_waiting = False
         self._measured_at = 0.0
         self._measured_bytes = 0
-        """Its bytes at `_since`."""
+        """Its bytes at `_measured_at`."""
         self._is_evicted = False
         self._progress_timer: asyncio.TimerHandle
 
     async def read(self) -> None:
-        """Has the whole of it in `body`.
+        """Read the whole body into `body`.
 
         Raises:
-            BodyTooLargeError: `body` has its beginning.
-            BodyBudgetExhaustedError: other ones come first.
+            BodyTooLargeError: `body` has the beginning.
+            BodyBudgetExhaustedError: other bodies take the budget.
             SlowBodyError: it did not arrive in time.
         """
         try:
@@ -177,7 +177,7 @@ class BodyReader:
             self._reserved = len(self.body)
 
     async def discard_rest(self) -> None:
-        """Reads the rest and drops it: a sender that is not done hears of a lost connection, and not the answer."""
+        """Read and drop the rest: a client that is still sending would see a lost connection, not the response."""
         left = self._limit - len(self.body)
         with suppress(TimeoutError):
             async with asyncio.timeout(BODY_SECONDS):
@@ -188,7 +188,7 @@ class BodyReader:
                 self.is_complete = True
 
     def release(self) -> None:
-        """Others may have its room."""
+        """Give its bytes back to the budget."""
         if self._budget:
             self._budget.release(self._reserved)
         self._budget, self._reserved = None, 0
@@ -218,7 +218,7 @@ class BodyReader:
             raise BodyBudgetExhaustedError from None
         finally:
             self._is_waiting = False
-        self.release()  # of its place among the small ones
+        self.release()  # what it has of the small budget
         self._budget, self._reserved = budget, size
         self._measured_at, self._measured_bytes = now(), len(self.body)
         deadline.reschedule(when + now() - began)

@@ -1,12 +1,10 @@
-"""uvicorn's protocols, with bounds on what a connection may hold before anybody has looked at who is there.
+"""Limits of connections, before a caller is authenticated: time and size of a request's head, requests handled at once.
 
-uvicorn itself ends no connection on which a request does not arrive. Its protocol with httptools keeps a head of any
-size, and any number of requests that come before the first is answered; the one with h11 bounds both.
+uvicorn closes no connection on which a request does not arrive. Its protocol with httptools buffers a head of any size
+and any number of pipelined requests; the one with h11 limits both.
 
-How many requests of one kind a server has in hand at once; the others wait unread, which costs next to no memory.
-
-Thousands of requests at once, each with its task and with all that looks at it, take more memory than everything else.
-
+`AdmissionQueue` limits how many requests of one kind are handled at once. Thousands of them, each with its task, would
+take more memory than everything else; unread, they take almost none.
 """
 
 import asyncio
@@ -16,17 +14,17 @@ from typing import Any, ClassVar, Final
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of a request's line and headers, as h11 has it; what comes in one piece with them does not count."""
+"""Of a request's line and headers, as in h11, without what arrives in one chunk with them."""
 HEAD_SECONDS: Final = 30.0
-"""How long they may take to arrive."""
+"""How long a head may take to arrive."""
 RECEIVED_AT: Final = "keypulse.received_at"
 """The key of an ASGI scope with the time of the request's first byte, by the event loop's clock."""
 MAX_PIPELINED_REQUESTS: Final = 16
-"""Requests on one connection that may come before the first of them is answered."""
+"""Requests on one connection that may arrive before the first is answered."""
 
 
 class _HeadTimeoutProtocol(asyncio.Protocol):
-    """Ends a connection on which no whole head arrives in time."""
+    """Closes a connection on which no complete head arrives in time."""
 
     transport: Any
     cycle: Any
@@ -42,7 +40,7 @@ class _HeadTimeoutProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # While uvicorn's own time-out runs, nothing of the next request has come.
+        # While uvicorn's own timeout runs, no byte of the next request has arrived.
         if self.timeout_keep_alive_task or not (self.cycle is None or self.cycle.response_complete):
             self._cancel_head_timer()
         elif self._head_timer is None:
@@ -59,9 +57,9 @@ class _HeadTimeoutProtocol(asyncio.Protocol):
 
 
 class _CoalescingTransport:
-    """What an answer is written to: its head waits for what is written in the same turn, since two pieces cost twice.
+    """A transport that sends a response's head together with what is written right after it.
 
-    uvloop, unlike asyncio, sends each piece at once.
+    uvloop, unlike asyncio, sends each write at once, and two cost twice as much.
     """
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,7 +96,7 @@ class _LimitedH11Protocol(_HeadTimeoutProtocol, H11Protocol):
 
 
 HttpProtocol: type[asyncio.Protocol] = _LimitedH11Protocol
-"""What speaks HTTP here: the one with httptools where that is installed."""
+"""The protocol in use: httptools if that is installed, else h11."""
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -108,7 +106,7 @@ else:
 
     class _LimitedHttptoolsProtocol(_HeadTimeoutProtocol, HttpToolsProtocol):
         _kept = 0
-        """Bytes of which the parser has made nothing yet, or only headers."""
+        """Bytes since the last complete head or part of a body."""
 
         def data_received(self, data: bytes) -> None:
             self._kept += len(data)
@@ -124,7 +122,7 @@ else:
         def on_headers_complete(self) -> None:
             self._kept = 0
             if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
-                raise ValueError("too many requests at once")  # whatever is raised here is a 400
+                raise ValueError("too many requests at once")  # any exception here becomes a 400
             super().on_headers_complete()
             self.cycle.scope[RECEIVED_AT], self._received_at = self._received_at, None
             self.cycle.transport = _CoalescingTransport(self.transport, self.loop)
@@ -137,18 +135,18 @@ else:
 
 
 _MAX_DEFERRED_BYTES: Final = 16 * 1024
-"""Bytes that wait unread at most; a request of which more is there is taken in hand at once."""
+"""Bytes of a waiting request, at most; one with more is admitted at once."""
 _ARRIVAL_SECONDS: Final = 1.0
-"""How long a request keeps its turn while it is still arriving: nobody waits for long for one that never comes."""
+"""How long a request counts as active while it is still arriving: others do not wait for one that never arrives."""
 
 
 class AdmissionQueue:
-    """Of one server.
+    """The requests of one kind that wait at one server.
 
     Args:
         request_prefix: how a request of this kind begins, such as `POST /alerts`.
-        max_active: how many are in hand before others have to wait.
-        max_wait: how long one waits at most; then it is taken in hand all the same.
+        max_active: how many are handled before others have to wait.
+        max_wait: how long one waits at most; then it is admitted anyway.
     """
 
     def __init__(self, request_prefix: bytes, max_active: int, max_wait: float) -> None:
@@ -161,21 +159,21 @@ class AdmissionQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next one has to wait."""
+        """Whether the next request has to wait."""
         return self._active_count >= self._max_active
 
     def admit(self) -> None:
-        """One more is in hand."""
+        """Count a request as active."""
         self._active_count += 1
 
     def release(self) -> None:
-        """One is done with."""
+        """Count a request as done, and admit the next one."""
         self._active_count -= 1
         while self._waiting and not self.is_full:
             self._waiting.popleft()[1].resume()
 
     def enqueue(self, connection: "AdmissionProtocol") -> None:
-        """Its turn comes when those before it had theirs, or when it has waited for too long."""
+        """Admit the connection's request after those before it, or after `max_wait`."""
         loop = asyncio.get_running_loop()
         self._waiting.append((loop.time() + self._max_wait, connection))
         if self._expiry_timer is None:
@@ -190,7 +188,7 @@ class AdmissionQueue:
 
 
 class AdmissionProtocol(asyncio.Protocol):
-    """Stands before one of uvicorn's protocols."""
+    """A mixin before one of uvicorn's protocols."""
 
     queue: ClassVar[AdmissionQueue]
 
@@ -199,13 +197,13 @@ class AdmissionProtocol(asyncio.Protocol):
     cycle: Any
     loop: Any
     _arrival_timer: asyncio.TimerHandle | None = None
-    """While it has a turn."""
+    """While its request is active."""
     _deferred_data = b""
     _received_at: float | None
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
-        if self._deferred_data:  # some transports have read more by the time they are told to pause
+        if self._deferred_data:  # some transports deliver what they had read before the pause
             self._deferred_data += data
         elif self._arrival_timer or not data.startswith(self.queue.request_prefix) or not self._is_idle():
             super().data_received(data)
@@ -230,12 +228,12 @@ class AdmissionProtocol(asyncio.Protocol):
         self._release()
 
     def shutdown(self) -> None:
-        """Called by uvicorn at a stop: what waits is answered as well."""
+        """Called by uvicorn at a stop: waiting requests are answered, too."""
         self.resume()
         super().shutdown()  # type: ignore[misc]  # as above
 
     def resume(self) -> None:
-        """Has its turn, where it still waits for it."""
+        """Start its request, if it is waiting."""
         data, self._deferred_data = self._deferred_data, b""
         if data:
             self.flow.resume_reading()

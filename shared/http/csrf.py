@@ -1,9 +1,9 @@
-"""What a request says of the web page that made a browser send it.
+"""Detects requests that a foreign web page made a browser send (CSRF, DNS rebinding).
 
-A browser adds the credentials that it holds, and reaches loopback: neither says that the person meant it. What a
-browser says of itself does: `Origin`, and `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/). Programs send
-neither. The latter counts where both are sent: no page can set it, and behind a proxy that ends TLS the former names
-`https`. A page that points its own name at 127.0.0.1 (DNS rebinding) shows in `Host`.
+A browser adds its credentials and reaches loopback, so neither shows that a person meant the request. `Origin` and
+`Sec-Fetch-Site` do (https://www.w3.org/TR/fetch-metadata/); programs send neither. `Sec-Fetch-Site` wins if both are
+sent: no page can set it, and behind a proxy that ends TLS `Origin` has `https`. A page that points its own name at
+127.0.0.1 is recognised by `Host`.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from shared.config.settings import Address
 
 
 def is_cross_origin(request: Request) -> bool:
-    """Whether a browser says that it comes from another origin."""
+    """Whether a browser sent it for a page of another origin."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
@@ -30,7 +30,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def is_private_host(host: str) -> bool:
-    """Whether a header `Host` is an address, or a name without a dot: nobody outside can point either here."""
+    """Whether a header `Host` is an address, or a name without a dot: no outsider can point either at this machine."""
     name = _parse_host_name(host)
     if name is None:
         return False

@@ -24,10 +24,9 @@ TIMEOUT_SECONDS = 3.0
 
 
 def check_configured_server(model: type[ServerSettings], config: Path | None, web_config: Path | None) -> str | None:
-    """Why the server that runs with this configuration is not healthy, in a sentence; None where it is.
+    """Return why the server of this configuration is not healthy, in a sentence, or None.
 
-    Of the configuration only `listen` is looked at: a file that was edited with a mistake, which a reload refuses, says
-    nothing about the server that runs.
+    Only `listen` is read: a file with a new error, which a reload would refuse, does not concern the running server.
     """
     try:
         tls = web_file.read_web_config(web_config).tls_server_config if web_config else None
@@ -39,12 +38,12 @@ def check_configured_server(model: type[ServerSettings], config: Path | None, we
 
 
 def check_server(address: Address, tls: TlsSettings | None = None) -> str | None:
-    """Why the server is not healthy, in a sentence; None where it is.
+    """Return why the server is not healthy, in a sentence, or None.
 
     Args:
-        address: where it listens.
-        tls: how it speaks TLS, if it does. Where it requires a client's certificate, which nobody has here, the
-            handshake is the answer.
+        address: of the server.
+        tls: its TLS settings, if any. If it requires a client certificate, which the check does not have, the start of
+            the handshake is the answer.
     """
     closed = tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert"
     connection = _create_connection(address, tls)
@@ -79,7 +78,7 @@ def _read_listen_address(model: type[ServerSettings], config: Path | None) -> Ad
 def _create_connection(address: Address, tls: TlsSettings | None) -> HTTPConnection:
     if tls is None:
         return HTTPConnection(*address, timeout=TIMEOUT_SECONDS)
-    # It is this machine that is asked, by no name of the certificate's, and nothing is told to it.
+    # The peer is this machine, by an address and no name of the certificate, and no secret is sent.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -87,7 +86,7 @@ def _create_connection(address: Address, tls: TlsSettings | None) -> HTTPConnect
 
 
 def exit_with_result(error: str | None) -> None:
-    """Says it, and ends the process: 0 where it is healthy, else 1."""
+    """Print the result and exit: 0 if healthy, else 1."""
     click.echo(error or "healthy", err=bool(error))
     sys.exit(1 if error else 0)
 

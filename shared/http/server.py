@@ -53,7 +53,7 @@ def create_registry() -> CollectorRegistry:
 
 
 def select_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """What encodes as the header `Accept` asks for, and its content type; Prometheus's text for what makes no sense."""
+    """Return the encoder for the header `Accept`, and its content type; Prometheus's text for an invalid header."""
     try:
         return choose_encoder(accept)
     except TypeError:  # prometheus_client's answer to a version that is no number
@@ -70,15 +70,15 @@ def create_application(
     get_unready_reason: Callable[[], str | None] = lambda: None,
     handle_metrics: Callable[[Request], Response] | None = None,
 ) -> Starlette:
-    """The routes of a server beside those that every server has.
+    """Build the application: the server's routes and those of every server.
 
     Args:
-        name: the title of the page at `/`, where `routes` has none of its own.
-        metrics: what `/metrics` shows.
-        routes: the server's own; ProtectedRoute says who may call, any other is for admins.
-        authorizer: stands before every route, and is `state.guard` of the application; None makes one.
-        access_policy: who may call; None lets everybody on this machine.
-        get_unready_reason: why it cannot serve right now, or None; the text of a 503 of `/-/ready`.
+        name: the title of the page at `/`, unless `routes` has one.
+        metrics: exposed at `/metrics`.
+        routes: the server's own; a ProtectedRoute has its requirements, any other is for admins.
+        authorizer: protects every route, and is the application's `state.guard`; None creates one.
+        access_policy: who may call; None allows everybody on this machine.
+        get_unready_reason: why the server cannot serve now, or None; the text of a 503 of `/-/ready`.
         handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
     """
     own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
@@ -113,15 +113,15 @@ def create_application(
         "/", landing, RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True)
     )
     app = Starlette(routes=[authorizer.protect(route, lambda: who) for route in (*own, *common, page)])
-    app.router.redirect_slashes = False  # a redirect would repeat `Host`, whoever wrote it
+    app.router.redirect_slashes = False  # a redirect would repeat a forged `Host`
     app.state.guard = authorizer
     return app
 
 
 def bind_socket(address: Address) -> socket.socket:
-    """A listening socket. Raises StartError where the address is taken or is not ours."""
+    """Return a listening socket. Raises StartError if the address is taken or not of this machine."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # With the protocol spelt out: only then does asyncio set TCP_NODELAY on what it accepts, and without that the body
+    # With an explicit protocol: only then does asyncio set TCP_NODELAY on accepted sockets, and without it the body
     # of an answer waits for the acknowledgement of its head, which a client may put off by 40 ms.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,7 +140,7 @@ def bind_socket(address: Address) -> socket.socket:
 async def serve(
     app: ASGIApp, address: Address, tls: ssl.SSLContext | None = None, admission_queue: AdmissionQueue | None = None
 ) -> AsyncIterator[Address]:
-    """Serves while the body runs, by TLS where there is a context; gives the real address (port 0 picks a free one)."""
+    """Serve while the body runs, over TLS if there is a context; yield the real address (port 0 picks a free one)."""
     protocol = (
         HttpProtocol
         if admission_queue is None
@@ -155,9 +155,9 @@ async def serve(
                 ws="none",
                 ssl_context_factory=(lambda _config, _default: tls) if tls else None,
                 log_config=None,
-                access_log=False,  # nobody reads them, and a line for each request would have to be put together
+                access_log=False,  # unread, and formatting a line for each request costs time
                 server_header=False,
-                proxy_headers=False,  # who calls is who connected: a header must not open `allow_from`
+                proxy_headers=False,  # the caller is the peer: a header must not bypass `allow_from`
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),
             )
         )
@@ -171,9 +171,9 @@ async def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it listens, and without its signal handlers.
+    """uvicorn's server with an event for its start, and without its signal handlers.
 
-    Those would raise the signal again after the stop, and end us with it.
+    These would raise the signal again after the stop, and kill the process.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:

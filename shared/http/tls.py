@@ -23,14 +23,14 @@ log = structlog.get_logger(__name__)
 
 
 def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.SSLContext:
-    """A context for one state of the files that `settings` names.
+    """Build the context from the current files.
 
     Args:
-        web_config_path: where the settings stand; mistakes name it.
-        settings: how TLS is spoken.
+        web_config_path: the settings' file, for errors.
+        settings: of TLS.
 
     Raises:
-        ConfigurationError: a file cannot be read, or holds something else than is expected.
+        ConfigurationError: a file cannot be read, or has another content than expected.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[settings.min_version]
@@ -39,7 +39,7 @@ def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.S
     _check_readable_files(web_config_path, settings)
     where = f"{web_config_path}: tls_server_config"
     try:
-        # An encrypted key would be asked for on the terminal, and a server has none.
+        # OpenSSL would prompt for an encrypted key's password on the terminal.
         context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: "")
     except (OSError, ValueError) as error:  # ssl.SSLError, too
         raise ConfigurationError([f"{where}: {_explain_key_pair_error(settings, error)}"]) from None
@@ -56,7 +56,7 @@ def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.S
 
 
 def read_alternative_names(certificate: dict[str, Any]) -> set[str]:
-    """The subject alternative names of a certificate as `SSLSocket.getpeercert` gives it: DNS, IP, e-mail, URI."""
+    """Return a certificate's subject alternative names (DNS, IP, e-mail, URI), from `SSLSocket.getpeercert`."""
     return {
         _normalise_name(kind, value) for kind, value in certificate.get("subjectAltName", ()) if kind in _NAME_KINDS
     }
@@ -85,16 +85,16 @@ def _restrict_clients(allowed: Collection[str]) -> type[ssl.SSLObject]:
 
 
 def _check_readable_files(web_file: Path, settings: TlsSettings) -> None:
-    mistakes = []
+    errors = []
     for key in ("cert_file", "key_file", "client_ca_file"):
         file: Path | None = getattr(settings, key)
         try:
             if file is not None:
                 file.read_bytes()
         except OSError as error:
-            mistakes.append(f"{web_file}: tls_server_config.{key}: {file}: cannot be read: {error.strerror}")
-    if mistakes:
-        raise ConfigurationError(mistakes)
+            errors.append(f"{web_file}: tls_server_config.{key}: {file}: cannot be read: {error.strerror}")
+    if errors:
+        raise ConfigurationError(errors)
 
 
 def _explain_key_pair_error(settings: TlsSettings, error: Exception) -> str:

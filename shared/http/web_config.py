@@ -1,7 +1,7 @@
-"""`web.yml` in exporter-toolkit's own format → frozen settings and a TLS context, or one line for each mistake.
+"""`web.yml` in exporter-toolkit's format → frozen settings, or one line for each error.
 
-https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's TLS cannot hold to
-is refused with a reason, never passed over.
+https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's TLS
+cannot do is refused with a reason, never ignored.
 """
 
 import re
@@ -88,7 +88,7 @@ class TlsSettings(Section):
     """How TLS is spoken. Names of suites and curves are OpenSSL's by then."""
 
     cert_file: FilePath
-    """The certificate, and those between it and its CA."""
+    """The certificate, and the intermediate ones."""
     key_file: Annotated[FilePath, FileCheck(lambda file: [check_readable(file)])]
     client_auth_type: Annotated[
         Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"],
@@ -96,7 +96,7 @@ class TlsSettings(Section):
     ] = "NoClientCert"
     client_ca_file: FilePath | None = None
     client_allowed_sans: tuple[str, ...] | None = None
-    """A client certificate must have one of them, as it is written; None lets every verified one in."""
+    """A client certificate must have one of them, literally; None accepts every verified one."""
     min_version: TlsVersion = "TLS12"
     max_version: TlsVersion = "TLS13"
 
@@ -116,17 +116,17 @@ class TlsSettings(Section):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those it is made of."""
+        """The files of the settings."""
         return tuple(file for file in (self.cert_file, self.key_file, self.client_ca_file) if file)
 
 
 class HttpSettings(Section):
-    """What every answer carries."""
+    """Headers of every response."""
 
     http2: bool = True
     """Accepted and without effect: the servers speak HTTP/1.1."""
     headers: Annotated[dict[str, str], AfterValidator(_check_headers)] = Field(default_factory=dict)
-    """Where the page itself does not set them."""
+    """Unless the page sets them itself."""
 
 
 class WebConfig(Section):
@@ -141,13 +141,13 @@ class WebConfig(Section):
 
     @property
     def requires_credentials(self) -> bool:
-        """Whether nobody gets in without a password or a client certificate."""
+        """Whether every caller needs a password or a client certificate."""
         tls = self.tls_server_config
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
 
 
 def read_web_config(file: Path) -> WebConfig:
-    """Reads a web.yml. Relative paths start at its folder. Raises ConfigurationError."""
+    """Read a web.yml. Relative paths start at its folder. Raises ConfigurationError."""
     with use_base_folder(file.parent.resolve()):
         try:
             return WebConfig(**yaml_file.read_yaml(file))
@@ -157,7 +157,7 @@ def read_web_config(file: Path) -> WebConfig:
 
 
 def _explain_unsupported_key(error: str) -> str:
-    """`error`, but for a key of exporter-toolkit's that is not supported it says so."""
+    """Name the reason in the error of a key that exporter-toolkit has and this server does not support."""
     for key, reason in _UNSUPPORTED_KEYS.items():
         error = error.replace(f": {key}: {UNKNOWN_KEY}", f": {key}: {reason}")
     return error.replace(UNKNOWN_KEY, "unknown key; see docs/configuration.md for those that exist")

@@ -1,7 +1,7 @@
-"""Who gets past a web.yml: users by Basic, or the holder of a token; and the headers of every answer.
+"""Middleware for web.yml: requires one of its users or a token, and adds its headers to every response.
 
-It stands before the whole server, so that no page can be forgotten. `/-/healthy` and `/-/ready` stay open. What a user
-may do then is the guard's business.
+It protects the whole server, so no page can be forgotten. `/-/healthy` and `/-/ready` stay open. `authorization` then
+decides what a user may do.
 """
 
 import asyncio
@@ -31,21 +31,21 @@ from shared.http.web_config_reload import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
 _MAX_BUFFERED_BYTES: Final = 16 * 1024
-"""What is read of a body while its sender's password waits to be checked: only so it shows that the sender is gone."""
+"""Bytes of a body that are read while a password check waits: only reading shows that the client has disconnected."""
 _DEFAULT_REQUIREMENTS: Final = RouteRequirements(None, challenges_browser=True)
 
 
 class WebConfigMiddleware:
-    """An ASGI application before another.
+    """ASGI middleware.
 
     Args:
-        app: what is behind it.
-        web_config_file: says who gets in.
-        get_access_policy: gives those whose tokens open everything too.
-        authorizer: counts and logs who does not get in.
-        get_routes: gives the routes behind it: a refusal is counted for the one that would have answered.
+        app: the application.
+        web_config_file: has the users.
+        get_access_policy: has the tokens.
+        authorizer: counts and logs refusals.
+        get_routes: the application's routes: a refusal is counted for the one that would have answered.
         self_authenticated_paths: paths that check credentials of their own beside the users; one that ends with a
-            slash stands for all below it.
+            slash includes all below it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class WebConfigMiddleware:
         self._self_authenticated_paths = self_authenticated_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the request through, or answers it with 401 or 503; one whose sender is gone is dropped."""
+        """Pass the request on, or answer 401 or 503; drop it if the client has disconnected."""
         web = self._web_config_file.get_state()
         headers = web.config.http_server_config.headers
 
@@ -126,18 +126,18 @@ class WebConfigMiddleware:
 
 
 class _ClientDisconnectedError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 class _BufferedReceive:
-    """What a request's `receive` gives, of which some may have been read before its turn."""
+    """Buffers messages of `receive` that were read before the application asks for them."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._buffer: deque[Message] = deque()
 
     async def receive(self) -> Message:
-        """The next message."""
+        """Return the next message."""
         return self._buffer.popleft() if self._buffer else await self._receive()
 
     async def run_until_disconnect(self, check: Coroutine[Any, Any, bool]) -> bool:

@@ -1,7 +1,7 @@
-"""A web.yml while a server runs: read again whenever it, or a file that it names, has changed.
+"""Reloads web.yml whenever it, or a file that it names, has changed: a renewed certificate needs no restart.
 
-So a renewed certificate needs no restart. What cannot be used keeps what was, and is said once. The files are small and
-local, and looked at with `stat` first, as in `secret_file`.
+If the new state cannot be used, the old one stays active and one error is logged. The files are small and local; `stat`
+detects a change, as in `secret_file`.
 """
 
 import ssl
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WebState:
-    """One state of the files."""
+    """The content of web.yml and its files at one time."""
 
     config: WebConfig
     tls: ssl.SSLContext | None
@@ -33,27 +33,27 @@ class WebState:
 
 
 class WebConfigFile:
-    """Gives the newest usable state of a web.yml.
+    """Provides the latest valid state of a web.yml.
 
     Args:
         file: the web.yml.
 
     Raises:
-        ConfigurationError: it cannot be used.
+        ConfigurationError: it is not valid.
     """
 
     def __init__(self, file: Path) -> None:
         self.requires_credentials = False
-        """Whether a state that lets everybody in is refused, since nothing else guards the server's address."""
+        """Whether a state without credentials is refused: nothing else protects an address that the network reaches."""
         self.reserved_names: Collection[str] = ()
-        """What no user may be called."""
+        """Names that no user may have."""
         self.file = file
         self._watched_files: tuple[Path, ...] = ()
         self._stamps: FileStamps = ()
         self._state = self._read()
 
     def get_state(self) -> WebState:
-        """The newest usable state."""
+        """Return the latest valid state."""
         stamps = _read_stamps(self.file, *self._watched_files)
         if stamps != self._stamps:
             self._stamps = stamps
@@ -61,17 +61,17 @@ class WebConfigFile:
                 self._state = self._check_allowed(self._read())
                 log.info("web.yml reloaded", file=str(self.file))
             except ConfigurationError as error:
-                for mistake in error.lines:
+                for line in error.lines:
                     log.error(  # noqa: TRY400 - a trace adds nothing
-                        "web.yml reload failed; the previous configuration stays active", error=mistake
+                        "web.yml reload failed; the previous configuration stays active", error=line
                     )
         return self._state
 
     def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
-        """Raises ConfigurationError where the audit could not tell a user from somebody else."""
+        """Raises ConfigurationError if a user's name belongs to another caller in the audit log."""
         taken = [name for name in web.config.basic_auth_users if name in reserved_names]
         if taken:
-            sentence = "expected another name; the audit calls somebody else so"
+            sentence = "expected another name; another caller has this one in the audit log"
             raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in taken])
 
     def _read(self) -> WebState:
@@ -81,7 +81,7 @@ class WebConfigFile:
         self._watched_files = tls.files if tls else ()
         self._stamps = own + _read_stamps(
             *self._watched_files
-        )  # before they are read: what changes meanwhile is read again
+        )  # before the files are read: a change in between is noticed
         return WebState(
             config, create_server_context(self.file, tls) if tls else None, PasswordChecker(users) if users else None
         )
@@ -96,12 +96,12 @@ class WebConfigFile:
 
 
 class ReloadedTlsContext(ssl.SSLContext):
-    """Hands each new connection to the context of that moment; itself it has no certificate."""
+    """Delegates each new connection to the current context; it has no certificate itself."""
 
     web_config_file: WebConfigFile
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """What asyncio and uvloop call for each connection."""
+        """Called by asyncio and uvloop for each connection."""
         tls = self.web_config_file.get_state().tls
         if tls is None:
             raise ssl.SSLError("no TLS is configured")

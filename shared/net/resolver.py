@@ -1,4 +1,4 @@
-"""A host's name → its addresses, by this machine's resolver, which may hang: it never holds up anything else."""
+"""A host's name → its addresses, by the system's resolver, which may hang: that delays nothing else."""
 
 import asyncio
 import socket
@@ -12,28 +12,28 @@ ResolvedAddress = tuple[socket.AddressFamily, Any]
 """Family of an address, and the address as a socket of that family wants it."""
 
 _pending_lookups: Final[dict[tuple[str, int], Future[list[ResolvedAddress]]]] = {}
-"""The last look-up of each name; one that hangs is not joined by a second one."""
+"""The last lookup of each name; while one hangs, no second one starts."""
 _own_name_lookup: Final[list[Future[str]]] = []
 _OWN_NAME_SECONDS: Final = 1.0
 
 
 async def resolve(host: str, port: int = 0) -> list[ResolvedAddress]:
-    """All addresses, in the resolver's order; has no bound of its own. An address stands for itself.
+    """Return all addresses, in the resolver's order. Has no timeout of its own; an address resolves to itself.
 
     Raises:
-        OSError: it is not known, or nobody answers.
+        OSError: the name is unknown, or no name server answers.
         UnicodeError: no host can have such a name.
     """
     if (literal := _parse_address_literal(host, port)) is not None:
         return [literal]
-    looking = _pending_lookups.get((host, port))
-    if looking is None or looking.done():
-        looking = _pending_lookups[host, port] = start_in_thread("name look-up", lambda: _query_resolver(host, port))
-    return await asyncio.wrap_future(looking)
+    lookup = _pending_lookups.get((host, port))
+    if lookup is None or lookup.done():
+        lookup = _pending_lookups[host, port] = start_in_thread("name lookup", lambda: _query_resolver(host, port))
+    return await asyncio.wrap_future(lookup)
 
 
 async def get_own_name() -> str:
-    """This machine's full name; the short one, where a name server is asked for it and does not answer in a second."""
+    """Return this machine's full name; the short one if a name server does not answer in a second."""
     if not _own_name_lookup:
         _own_name_lookup.append(start_in_thread("own name", socket.getfqdn))
     try:

@@ -1,17 +1,13 @@
-"""What runs becomes what the configuration says, at SIGHUP and at `POST /-/reload`, without a restart.
+"""Hot reload: applies a changed configuration without a restart, at SIGHUP and at `POST /-/reload`.
 
-A server hands in `apply(settings)`, a coroutine function: when it returns, what runs is what these settings say. Where
-they cannot be had it raises ConfigurationError or StartError, and what ran before runs on. It is never called twice at
-once; a stop may cancel it, and then it leaves what the server closes at its end. An application whose routes change
-with it may get the routes of another one: `app.router.routes = other.routes`. Keys that `restart` names do not change
-while the server runs: a configuration that changes one is refused as a whole, so that what runs is always what some
-version of the file said. Like Prometheus, a configuration that is refused is answered 500: it is no mistake of the one
-who asks.
+A server passes `apply(settings)`, a coroutine function: when it returns, the server runs with these settings. If they
+cannot be applied it raises ConfigurationError or StartError, and the server continues with the old ones. Calls never
+overlap; a stop may cancel one, and the server then closes what is left. A configuration that changes one of the
+`restart_keys` is refused as a whole, so the server always runs with one version of the file. A refused configuration is
+answered with 500, as by Prometheus: it is not an error of the client.
 
-What a reload replaces as a whole: the old generation ends in good order, and only then the new one starts.
-
-The application stays, and answers by the routes of the old one until the new one is there.
-
+`ReloadableApp` replaces everything at once: it stops the old parts, then starts the new ones. Meanwhile the application
+answers by the old routes.
 """
 
 import asyncio
@@ -43,13 +39,13 @@ log = structlog.get_logger(__name__)
 
 
 class ReloadMiddleware(Generic[S]):
-    """An ASGI application before another, which answers `POST /-/reload`.
+    """ASGI middleware that answers `POST /-/reload`.
 
     Args:
-        app: what is behind it.
-        settings: what runs.
-        load_settings: reads the configuration again. Raises ConfigurationError.
-        apply: see above; None where nothing can change without a restart.
+        app: the application.
+        settings: the current ones.
+        load_settings: reads the configuration. Raises ConfigurationError.
+        apply: see above; None if every change needs a restart.
         restart_keys: the keys that change only with a restart.
         authorizer: of the server; its metrics get the two gauges.
         clock: unix seconds.
@@ -98,7 +94,7 @@ class ReloadMiddleware(Generic[S]):
         await (self._router if scope["path"] == self.route.path else self._app)(scope, receive, send)
 
     async def reload(self) -> list[str]:
-        """Reads the configuration again; gives what is wrong with it, one sentence each, or nothing."""
+        """Read the configuration and apply it. Return its errors, one sentence each."""
         async with self._lock:
             try:
                 settings = await asyncio.to_thread(self._load_settings)
@@ -125,12 +121,12 @@ class ReloadMiddleware(Generic[S]):
 
     @asynccontextmanager
     async def reload_on_sighup(self) -> AsyncIterator[None]:
-        """Reloads at each SIGHUP while the body runs; after it, no reload is under way any more."""
+        """Reload at each SIGHUP while the body runs; afterwards no reload is in progress."""
         hung_up = asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def handle(_number: int, _frame: FrameType | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: the end is near anyway
+            with suppress(RuntimeError):  # the loop is closed: the process ends anyway
                 loop.call_soon_threadsafe(hung_up.set)
 
         async def each() -> None:
@@ -148,14 +144,14 @@ class ReloadMiddleware(Generic[S]):
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            async with self._lock:  # one that was asked for over HTTP, and cancelled with its request, ends first
+            async with self._lock:  # a reload over HTTP, cancelled with its request, ends first
                 pass
 
     def _set_current(self, settings: S) -> None:
         self.settings = settings
-        """What runs."""
+        """The current settings."""
         self.access_policy: AccessPolicy = create_access_policy(settings.auth)
-        """Who may call, by what runs."""
+        """Who may call, by the current settings."""
 
     def _refuse_restart_keys(self, settings: S) -> None:
         changed = [key for key in self._restart_keys if getattr(settings, key) != getattr(self.settings, key)]
@@ -182,22 +178,22 @@ def unblock_sighup() -> None:
 
 
 class ReloadableApp(Generic[S]):
-    """One at a time.
+    """An application whose parts are restarted with new settings.
 
     Args:
-        start: does what settings say while its body runs, and gives the application that answers by them; the
-            `state.stop` of that is called before the end.
+        start: runs the parts for given settings while its body runs, and yields their application, whose `state.stop`
+            is called before the end.
     """
 
     def __init__(self, start: Callable[[S], AbstractAsyncContextManager[Starlette]]) -> None:
         self.error: str | None = None
-        """Why nothing runs; None while all is well."""
+        """Why no parts run, or None."""
         self._start = start
         self._exit_stack = AsyncExitStack()
 
     @asynccontextmanager
     async def run(self, settings: S) -> AsyncIterator[Starlette]:
-        """The first, and those that follow, while the body runs; gives the one application of all of them."""
+        """Run the parts while the body runs; yield the application, which stays the same across reloads."""
         self._app = await self._exit_stack.enter_async_context(self._start(settings))
         self._settings = settings
         try:
@@ -206,13 +202,13 @@ class ReloadableApp(Generic[S]):
             await self._exit_stack.aclose()
 
     async def apply(self, settings: S) -> None:
-        """A new generation. Where it cannot start, the old one is started again, and the error is raised."""
+        """Restart the parts with these settings. If that fails, restart them with the old ones and raise the error."""
         ending, self._exit_stack = self._exit_stack, AsyncExitStack()
         try:
             await ending.aclose()
             await self._start_app(settings)
         except Exception:
-            self.error = "a reload failed, and what ran before could not be started again; restart"
+            self.error = "a reload failed, and the previous configuration could not be started either; restart"
             await self._start_app(self._settings)
             raise
         self._settings = settings

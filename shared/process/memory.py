@@ -1,7 +1,7 @@
-"""What glibc keeps of memory that was freed: else a large request would count against the limit for ever.
+"""Returns freed memory to the system: glibc would keep that of a large request, counted against the limit, for ever.
 
-glibc has a heap for each thread, and takes what was large once for usual: then it keeps that, too. Where the C library
-is another, nothing is done. https://man7.org/linux/man-pages/man3/mallopt.3.html
+glibc has one heap for each thread and adapts its thresholds to large allocations. With another C library nothing is
+done. https://man7.org/linux/man-pages/man3/mallopt.3.html
 """
 
 import ctypes
@@ -10,11 +10,11 @@ from typing import Final
 _ARENA_MAX: Final = -8
 _MMAP_THRESHOLD: Final = -3
 _MMAP_THRESHOLD_BYTES: Final = 256 * 1024
-"""Bytes from which on memory is the system's own again as soon as it is freed."""
+"""Bytes of an allocation from which on the memory goes back to the system as soon as it is freed."""
 
 
 def limit_retained_memory() -> None:
-    """For the start of a process that serves."""
+    """Limit what glibc retains; call it at the start of a server."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
@@ -24,7 +24,7 @@ def limit_retained_memory() -> None:
 
 
 def release_free_memory() -> None:
-    """After something large."""
+    """Give free memory back to the system; call it after large work."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except AttributeError:

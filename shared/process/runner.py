@@ -229,7 +229,7 @@ def _refuse_errors(
     ]
     if errors:
         raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.message}" for file, each in errors])
-    return [(file, each) for file, each in problems if each.startup_policy != "looks itself"]
+    return [(file, each) for file, each in problems if each.startup_policy != "checks later"]
 
 
 def _needs_credentials(settings: ServerSettings) -> bool:

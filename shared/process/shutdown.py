@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a process in good order, and within `STOP_SECONDS` whatever hangs."""
+"""Graceful stop at SIGTERM and SIGINT, within `STOP_SECONDS` whatever hangs."""
 
 import asyncio
 import faulthandler
@@ -15,14 +15,14 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 async def wait_for_stop_signal() -> None:
-    """Returns at the first SIGTERM or SIGINT."""
+    """Return at the first SIGTERM or SIGINT."""
     stopped = asyncio.Event()
     _on_stop_signals(stopped.set)
     await stopped.wait()
 
 
 async def run_until_stop_signal(server: Awaitable[None]) -> None:
-    """`server`, which a signal also ends in good order before it waits for one itself, by `wait_for_stop_signal`."""
+    """Run `server`; a signal also cancels it while it has not yet called `wait_for_stop_signal`."""
     starting = asyncio.ensure_future(server)
     _on_stop_signals(starting.cancel)
     with suppress(asyncio.CancelledError):
@@ -30,15 +30,15 @@ async def run_until_stop_signal(server: Awaitable[None]) -> None:
 
 
 def _on_stop_signals(callback: Callable[[], object]) -> None:
-    """Calls `callback` on the running loop at each of the signals, the second one too: it must not cut a stop short.
+    """Call `callback` on the running loop at each signal; a second signal must not shorten the stop.
 
-    The handlers are Python's own and not the loop's: the loop may be what hangs.
+    The handlers are Python's and not the loop's: the loop may be what hangs.
     """
     loop = asyncio.get_running_loop()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         _start_kill_timer()
-        with suppress(RuntimeError):  # the loop is closed: the end is near anyway
+        with suppress(RuntimeError):  # the loop is closed: the process ends anyway
             loop.call_soon_threadsafe(callback)
 
     for number in _SIGNALS:
@@ -46,10 +46,10 @@ def _on_stop_signals(callback: Callable[[], object]) -> None:
 
 
 def _start_kill_timer() -> None:
-    """From the first signal on the end is certain.
+    """End the process `STOP_SECONDS` after the first signal, whatever hangs.
 
-    A thread of faulthandler's, which needs neither the loop nor the interpreter's lock, writes where each thread hangs
-    and exits with 1. Where nobody reads standard error it would wait for ever; then SIGALRM ends the process.
+    A thread of faulthandler, which needs neither the loop nor the GIL, writes the stack of each thread and exits with
+    1. If nobody reads standard error it would block for ever; then SIGALRM ends the process.
     """
     if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
         signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)

@@ -1,10 +1,7 @@
-"""The checks of the two through which an alert goes: Alertmanager is ready, and so is the relay, whose API answers.
+"""Checks Alertmanager and the relay, and follows a test alert to a receipt on every channel of its route.
 
-A test alert, from Alertmanager to a receipt on every channel that the relay's routes choose for it.
-
-The alert is of a service of its own, whose name nobody else has: so it is a group of its own, of which Alertmanager
-tells after `group_wait`, and the message that carries it can be told from those of other smoke tests.
-
+The alert has a service name of its own. So Alertmanager puts it into a group of its own, sent after `group_wait`, and
+its message is distinct from those of other smoke tests.
 """
 
 import asyncio
@@ -22,12 +19,12 @@ from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, 
 
 
 async def check_alertmanager(url: str, *, timeout: float = TIMEOUT_SECONDS) -> list[CheckResult]:
-    """Whether it takes alerts. Raises ValueError where `url` is no address; `timeout` are for one whole answer."""
+    """Check that it accepts alerts. Raises ValueError if `url` is invalid; `timeout` limits each response."""
     async with open_client(url, timeout=timeout) as server:
 
         async def ready() -> str:
             seen = await _check_ready(server)
-            # Prometheus, and many a proxy, are ready at the same path.
+            # Prometheus, and many proxies, answer the same path.
             answer = await server.get("/api/v2/status")
             if answer.status != 200 or "versionInfo" not in _parse_object(answer, "/api/v2/status"):
                 raise CheckError("what answers is no Alertmanager", "correct the address: --alertmanager")
@@ -42,15 +39,15 @@ async def check_relay(
     *,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[CheckResult]:
-    """Whether it delivers, and tells what it has delivered.
+    """Check that it is ready, and that its API answers.
 
     Args:
         url: its base address.
         token: its admin token, where its API needs one.
-        timeout: for one whole answer.
+        timeout: seconds for each response.
 
     Raises:
-        ValueError: `url` is no address.
+        ValueError: `url` is invalid.
     """
     async with open_client(url, token, timeout) as server:
 
@@ -60,7 +57,7 @@ async def check_relay(
             if status in {401, 403}:
                 raise CheckError(f"it refuses us (HTTP {status})", "give its admin token: --relay-token-file")
             if status != 200:
-                raise CheckError(f"/api/deliveries answers with HTTP {status}", "look at the relay's log")
+                raise CheckError(f"/api/deliveries answers with HTTP {status}", "see the relay's log")
             if "deliveries" not in _parse_object(answer, "/api/deliveries"):
                 raise CheckError("what answers is no relay", "correct the address: --relay")
             return "deliveries can be read"
@@ -81,14 +78,14 @@ async def _check_ready(server: HttpClient) -> str:
     answer = await server.get("/-/ready")
     if answer.status != 200:
         said = answer.body[:200].decode(errors="replace").strip()
-        raise CheckError(f"it is not ready (HTTP {answer.status}): {said}", "look at its log")
+        raise CheckError(f"it is not ready (HTTP {answer.status}): {said}", "see its log")
     return "it is ready"
 
 
 ALERT_NAME: Final = "KMSTest"
 Severity = Literal["warning", "critical"]
 TEST_ALERT_TIMEOUT_SECONDS: Final = 180.0
-"""Seconds; Alertmanager alone takes 30 until it tells of a new warning, and a channel may have to try again."""
+"""Seconds; Alertmanager alone waits 30 for a new warning, and a channel may need a retry."""
 _POLL_SECONDS: Final = 0.5
 _MAX_CLOCK_SKEW_SECONDS: Final = 600.0
 """Seconds that the relay's clock may be behind ours."""
@@ -105,19 +102,19 @@ async def check_test_alert(
     random_hex: Callable[[int], str] = secrets.token_hex,
     now: Callable[[], float] = time.time,
 ) -> list[CheckResult]:
-    """Posts an alert, and follows it; in the end it is over, and people are told that, too.
+    """Post an alert, follow it, and resolve it; people get the resolve, too.
 
     Args:
         alertmanager: the base address of one.
         relay: the base address of the relay.
         relay_token: its admin token, where its API needs one.
-        severity: chooses the route; `critical` pages whoever is on call.
+        severity: chooses the route; `critical` pages the person on call.
         timeout: seconds from the alert to the last receipt.
-        random_hex: gives that many bytes in hexadecimal.
+        random_hex: returns that many bytes in hexadecimal.
         now: unix time.
 
     Raises:
-        ValueError: one of them is no address.
+        ValueError: a URL is invalid.
     """
     deadline = time.monotonic() + timeout
     async with open_client(alertmanager) as taker, open_client(relay, relay_token) as teller:
@@ -147,13 +144,13 @@ class _TestAlert:
         """Their ids, by channel."""
 
     async def post(self) -> str:
-        # It ends by itself, should nobody be left to say so.
+        # It ends by itself if this process dies.
         await self._post(self.started_at + self.timeout + 60)
         return f"{ALERT_NAME} of {self.service}"
 
     async def _post(self, ends: float) -> None:
         labels = {"alertname": ALERT_NAME, "severity": self.severity, "env": "smoke-test", "service": self.service}
-        summary = "This is a smoke test of the way to you. Nothing is wrong, and there is nothing to do."
+        summary = "This is a smoke test of alert delivery. Nothing is wrong, and there is nothing to do."
         alert = {
             "labels": labels,
             "annotations": {"summary": summary, "description": "Posted by keypulse-smoke --test-alert."},
@@ -163,7 +160,7 @@ class _TestAlert:
         answer = await self.alertmanager.post("/api/v2/alerts", [alert])
         if answer.status != 200:
             said = answer.body[:200].decode(errors="replace").strip()
-            raise CheckError(f"it answers with HTTP {answer.status}: {said}", "look at Alertmanager's log")
+            raise CheckError(f"it answers with HTTP {answer.status}: {said}", "see Alertmanager's log")
 
     @asynccontextmanager
     async def resolve_at_end(self) -> AsyncIterator[None]:
@@ -175,7 +172,7 @@ class _TestAlert:
                 await self._post(self.now())
 
     async def wait_for_arrival(self) -> str:
-        """Waits until the relay has told somebody of it, or tried."""
+        """Wait until the relay has sent it, or tried to."""
         since = _format_time(self.started_at - _MAX_CLOCK_SKEW_SECONDS)
         unclear = ""
         while time.monotonic() < self.deadline:
@@ -194,11 +191,11 @@ class _TestAlert:
             await asyncio.sleep(_POLL_SECONDS)
         raise CheckError(
             f"within {self.timeout:g} s the relay sent nothing of it{unclear}",
-            "look at Alertmanager's routes, silences and log, at the relay's quarantine and waiting deliveries",
+            "see Alertmanager's routes, silences and log, the relay's quarantine and queued deliveries",
         )
 
     async def wait_for_receipt(self, channel: str) -> CheckResult:
-        """Waits until a receipt is there, or until the relay gives up."""
+        """Wait until there is a receipt, or until the relay gives up."""
         name = f"delivered on {channel}"
         began = time.monotonic()
         row: dict[str, Any] = {"state": "unknown", "reason": None}
@@ -211,7 +208,7 @@ class _TestAlert:
         while True:
             with suppress(CheckError):  # likewise
                 row = await self._get_json(f"/api/deliveries/{self.deliveries[channel]}")
-            if row["state"] == "superseded":  # a later message of the same channel tells it instead
+            if row["state"] == "superseded":  # a later message of the channel includes it
                 self.deliveries[channel] = row["superseded_by"]
             if row["state"] == "delivered":
                 receipt = " ".join(f"{key}={value}" for key, value in (row["receipt"] or {}).items())
@@ -225,7 +222,7 @@ class _TestAlert:
     async def _get_json(self, path: str, **params: str) -> Any:
         answer = await self.relay.get(path, params)
         if answer.status != 200:
-            raise CheckError(f"{path} answers with HTTP {answer.status}", "look at the relay's log")
+            raise CheckError(f"{path} answers with HTTP {answer.status}", "see the relay's log")
         return answer.parse_json(path)
 
 

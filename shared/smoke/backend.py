@@ -1,4 +1,4 @@
-"""The checks of a backend: it answers, KMS wraps its keys, its metrics are there, a record can be written and read."""
+"""Checks a backend: it answers, KMS wraps its keys, it has its metrics, a record can be written and read."""
 
 import re
 import secrets
@@ -18,7 +18,7 @@ from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, open_client
 
 RECORD_ID: Final = "keypulse-smoke"
-"""One record, written anew each time, so that smoke tests leave nothing that grows."""
+"""One record, overwritten each time, so smoke tests leave nothing that grows."""
 _METRIC_NAMES: Final = (CRYPTO_MODE, CRYPTO_READY, CRYPTO_INIT_TIMESTAMP, CRYPTO_DECRYPTION_ERRORS)
 _RECORD_PREFIX: Final = b"keypulse smoke test "
 _MAX_TRIES: Final = 5
@@ -32,16 +32,16 @@ async def check_backend(
     timeout: float = TIMEOUT_SECONDS,
     random_hex: Callable[[int], str] = secrets.token_hex,
 ) -> list[CheckResult]:
-    """Looks at one backend; all is well where every result is `ok`.
+    """Check one backend.
 
     Args:
         base_url: such as `http://127.0.0.1:8000`.
         token: what `/v1/records` needs, if anything.
-        timeout: for one whole answer.
-        random_hex: gives that many bytes in hexadecimal.
+        timeout: seconds for each response.
+        random_hex: returns that many bytes in hexadecimal.
 
     Raises:
-        ValueError: `base_url` is no address.
+        ValueError: `base_url` is invalid.
     """
     async with open_client(base_url, token, timeout) as server:
 
@@ -52,7 +52,7 @@ async def check_backend(
             health = await _read_health(server)
             if health["crypto_ready"] is not True:
                 raise CheckError(
-                    f"crypto_ready is false: {health.get('reason') or 'it does not say why'}",
+                    f"crypto_ready is false: {health.get('reason') or 'it has no reason'}",
                     "see KMSCryptoNotReady in docs/KMS_OPERATIONS.md",
                 )
             return "crypto_ready true"
@@ -104,7 +104,7 @@ async def _check_metrics(server: HttpClient) -> str:
 
 
 async def _check_record(server: HttpClient, random: Callable[[int], str]) -> str:
-    """What is read must be what was written; where another smoke test has written meanwhile, once more."""
+    """Write and read a record, and compare; try again if another smoke test wrote in between."""
     path = f"/v1/records/{RECORD_ID}"
     for _ in range(_MAX_TRIES):
         written = _RECORD_PREFIX + random(16).encode()

@@ -1,9 +1,8 @@
-"""One check: a name, a look, and one line that says how it went and, where it failed, what to do.
+"""A check, its result, and reports: lines for a person, JSON, JUnit XML for CI systems, Markdown for a job's summary.
 
-checks = [Check("answers", look), Check("mode", look_at_mode, needs="answers")]
-for result in await run(checks, time.monotonic): print(line(result))
-
-Results as others read them: JSON, JUnit's XML, which CI systems show, and Markdown for the summary of a job.
+checks = [Check("answers", check_answer), Check("mode", check_mode, depends_on="answers")]
+for result in await run_checks(checks, time.monotonic):
+    print(format_line(result))
 """
 
 import re
@@ -20,14 +19,14 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
-    """What it needs has failed: it would only say the same in other words."""
+    """A check that it depends on failed: its own failure would add nothing."""
 
 
 _MARKS: Final = {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.SKIPPED: "-"}
 
 
 class CheckError(Exception):
-    """What a look has found wrong. Neither sentence may hold a secret.
+    """A check failed. Neither sentence may contain a secret.
 
     Args:
         error: what is wrong.
@@ -42,25 +41,25 @@ class CheckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing to look at."""
+    """One check of a deployment."""
 
     name: str
     run: Callable[[], Awaitable[str]]
-    """Gives what was seen, in a few words. Raises CheckError; it must end by itself, in bounded time."""
+    """Returns a short detail. Raises CheckError; it must end in bounded time."""
     depends_on: str | None = None
-    """The name of an earlier check, without which this one has nothing to say."""
+    """The name of an earlier check; this one is skipped unless that passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How one check went."""
+    """The result of one check."""
 
     name: str
     outcome: Outcome
     detail: str
-    """What was seen; of a failure, what is wrong; of a skipped one, why."""
+    """A short result; the error of a failure; why a check was skipped."""
     hint: str = ""
-    """Of a failure: what to do."""
+    """What to do about a failure."""
     seconds: float = 0.0
 
     @property
@@ -70,7 +69,7 @@ class CheckResult:
 
 
 async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
-    """Every check in order; one that needs a check that did not pass is skipped.
+    """Run every check in order; skip one that depends on a check that did not pass.
 
     Args:
         checks: in the order of their lines.
@@ -79,7 +78,7 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
     results: dict[str, CheckResult] = {}
     for check in checks:
         if check.depends_on is not None and not results[check.depends_on].is_ok:
-            why = f"not looked at: it needs '{check.depends_on}'"
+            why = f"skipped: it depends on '{check.depends_on}'"
             results[check.name] = CheckResult(check.name, Outcome.SKIPPED, why)
             continue
         began = clock()
@@ -94,11 +93,11 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
 
 
 def format_line(result: CheckResult, *, verbose: bool = False) -> str:
-    """`✓ NAME` or `✗ NAME: what is wrong; what to do`, in one line whatever a server has answered.
+    """`✓ NAME` or `✗ NAME: what is wrong; what to do`, in one line whatever a server returned.
 
     Args:
         result: of one check.
-        verbose: whether what passed also tells what was seen, and how long it took.
+        verbose: whether passed checks have their detail and seconds, too.
     """
     text = f"{_MARKS[result.outcome]} {result.name}"
     if not result.is_ok or verbose:
@@ -111,7 +110,7 @@ def format_line(result: CheckResult, *, verbose: bool = False) -> str:
 
 
 def to_one_line(text: str) -> str:
-    """`text` without what steers a terminal or breaks a line: servers wrote some of it."""
+    """Replace control characters: parts of the text come from servers."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -17,15 +17,15 @@ async def check_grafana(
     *,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[CheckResult]:
-    """Looks for the dashboard, as https://grafana.com/docs/grafana/latest/developers/http_api/dashboard/ has it.
+    """Check the dashboard by https://grafana.com/docs/grafana/latest/developers/http_api/dashboard/.
 
     Args:
         url: Grafana's base address.
-        token: of a service account that may view dashboards; not needed where anybody may.
-        timeout: for one whole answer.
+        token: of a service account that may view dashboards; not needed for anonymous access.
+        timeout: seconds for each response.
 
     Raises:
-        ValueError: `url` is no address.
+        ValueError: `url` is invalid.
     """
     async with open_client(url, token, timeout) as server:
 
@@ -42,7 +42,7 @@ async def check_grafana(
                     f"it has no dashboard {DASHBOARD_UID}", "import ops/grafana/dashboards/kms-health.json"
                 )
             if status != 200:
-                raise CheckError(f"it answers with HTTP {status}", "look at Grafana's log")
+                raise CheckError(f"it answers with HTTP {status}", "see Grafana's log")
             document = answer.parse_json("the dashboard's address")
             if not isinstance(document, dict) or "dashboard" not in document:
                 raise CheckError("what answers is no Grafana", "correct the address: --grafana")

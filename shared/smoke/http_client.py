@@ -1,4 +1,4 @@
-"""Requests to one server, bounded in time and size; what goes wrong is one sentence that holds no credential."""
+"""Requests to one server, limited in time and size; errors are one sentence without credentials."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -20,7 +20,7 @@ TIMEOUT_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What a server said."""
+    """A server's response."""
 
     status: int
     body: bytes
@@ -38,14 +38,14 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class HttpClient:
-    """One server; made by `open_client`."""
+    """A client of one server, from `open_client`."""
 
     url: URL
     session: aiohttp.ClientSession
     token: SecretFile | None
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> HttpResponse:
-        """Raises CheckError where nothing that is HTTP comes back in time."""
+        """Raises CheckError without an HTTP response in time."""
         return await self._request("GET", path, params=params)
 
     async def put(self, path: str, body: bytes) -> HttpResponse:
@@ -79,7 +79,7 @@ class HttpClient:
         except TimeoutError:
             raise CheckError(
                 f"{shown} gives no complete answer within {self.session.timeout.total:g} s",
-                "look at its log, and whether it is overloaded",
+                "see its log, and whether it is overloaded",
             ) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise CheckError(

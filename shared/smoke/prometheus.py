@@ -20,15 +20,15 @@ async def check_prometheus(
     *,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[CheckResult]:
-    """Looks at one Prometheus.
+    """Check one Prometheus.
 
     Args:
         url: its base address.
         rules: the names of the alerts and recordings that it must have, by the file that they are in.
-        timeout: for one whole answer.
+        timeout: seconds for each response.
 
     Raises:
-        ValueError: `url` is no address.
+        ValueError: `url` is invalid.
     """
     async with open_client(url, timeout=timeout) as server:
         checks = [
@@ -55,7 +55,7 @@ async def check_prometheus(
 async def _check_ready(server: HttpClient) -> str:
     answer = await server.get("/-/ready")
     if answer.status != 200:
-        raise CheckError(f"it is not ready (HTTP {answer.status})", "wait until it has started, or look at its log")
+        raise CheckError(f"it is not ready (HTTP {answer.status})", "wait until it has started, or see its log")
     return "it is ready"
 
 

@@ -132,6 +132,6 @@ DatabaseSetting = Annotated[
     NoDecode,  # from the environment it comes as the same text; pydantic-settings would want JSON
     PlainValidator(_parse_setting, json_schema_input_type=str),
     PlainSerializer(str),  # which shows no password
-    FileCheck(_check_database_files, "looks itself"),
+    FileCheck(_check_database_files, "checks later"),
 ]
 """Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""

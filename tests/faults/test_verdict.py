@@ -98,7 +98,10 @@ def test_a_superseded_delivery_without_an_heir_is_found(heir: str | None) -> Non
 def test_an_alert_whose_end_was_never_told_is_found() -> None:
     found = judged(said=slack(FIRES, ANEW)).violations
     assert len(found) == 1
-    assert "number=0) is PublishedEvent(version=2, state='resolved'), and was told last as [PublishedEvent(version=1" in found[0]
+    assert (
+        "number=0) is PublishedEvent(version=2, state='resolved'), and was told last as [PublishedEvent(version=1"
+        in found[0]
+    )
 
 
 def test_a_channel_that_was_told_nothing_is_found() -> None:

@@ -1,1 +1,1 @@
-"""Stand-in providers, and a page that shows what they got."""
+"""Stand-in providers, and a page that shows the messages that they received."""

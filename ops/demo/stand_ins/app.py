@@ -27,7 +27,7 @@ FREE_PORT = Address("127.0.0.1", 0)
 
 @dataclass(frozen=True)
 class StandIns:
-    """The running stand-ins: where they listen, what arrived, and what goes wrong there."""
+    """The running stand-ins: their addresses, messages and faults."""
 
     app: Starlette
     http: Address
@@ -40,12 +40,12 @@ class StandIns:
 
     @property
     def slack_api_url(self) -> str:
-        """What a Slack client takes for its base URL."""
+        """The base URL for a Slack client."""
         return f"http://{self.http}/slack/api/"
 
     @property
     def pagerduty_url(self) -> str:
-        """Where events are posted."""
+        """The URL for events."""
         return f"http://{self.http}/pagerduty/v2/enqueue"
 
 
@@ -63,19 +63,19 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     alertmanager: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[StandIns]:
-    """Runs a stand-in Slack, PagerDuty and mail server while the body runs.
+    """Run a stand-in Slack, PagerDuty and mail server while the body runs.
 
     Args:
-        http: where Slack, PagerDuty, the page and its API listen; port 0 picks a free one.
-        smtp: where the mail server listens.
-        slack_tokens: the bot tokens that Slack knows.
-        pagerduty_keys: the routing keys that PagerDuty knows, 32 characters each.
-        slack_channels: the channels that the bot is in.
+        http: the address of Slack, PagerDuty, the page and its API; port 0 picks a free one.
+        smtp: the address of the mail server.
+        slack_tokens: Slack's valid bot tokens.
+        pagerduty_keys: PagerDuty's valid routing keys, 32 characters each.
+        slack_channels: the channels of the bot.
         emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
         docs: the folder of the documents under `/docs/`.
         prometheus: its URL, for the graph at `/graph`.
         alertmanager: its URL, for the alerts at `/alertmanager/`.
-        clock: gives Unix seconds; what arrives is stamped with it.
+        clock: Unix seconds, the timestamps of messages.
 
     Raises:
         StartError: an address is taken.

@@ -1,10 +1,10 @@
-"""Tells those who look that something has changed: a number that rises, and a way to wait for it to rise."""
+"""A counter of changes that a page can wait for."""
 
 import asyncio
 
 
 class ChangeFeed:
-    """Counts what has happened to the stand-ins; every room that stores something calls `happened`."""
+    """Counts the changes of the stand-ins; every module that stores something reports them."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -12,12 +12,12 @@ class ChangeFeed:
         self._changed = asyncio.Event()
 
     def publish(self) -> None:
-        """One more change: wakes everybody who waits."""
+        """Count a change, and wake all waiters."""
         self.version += 1
         self._wake_waiters()
 
     def stop(self) -> None:
-        """The server ends: wakes everybody, so that no open page holds it up."""
+        """Wake all waiters, so that no open page delays the stop of the server."""
         self.is_stopped = True
         self._wake_waiters()
 

@@ -1,4 +1,4 @@
-"""What the page and the tests ask of the stand-ins: what arrived, what is broken, break it, heal it."""
+"""The API of the page and the tests: list messages, break providers and KMS, heal them."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ HEARTBEAT_SECONDS = 15.0
 
 
 class ControlApi:
-    """The endpoints under `/api`; who may call them is the guard's business."""
+    """Return the endpoints under `/api`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ControlApi:
             "pagerduty": self._pagerduty.get_state(),
             "faults": self._faults.get_state(),
         }
-        # Encoding hundreds of mails takes long enough to hold up an SMTP client.
+        # Encoding hundreds of mails takes long enough to delay an SMTP client.
         encoded = await asyncio.to_thread(json.dumps, snapshot)
         return Response(encoded, media_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -84,7 +84,7 @@ class ControlApi:
             version = await self._changes.wait_for_change(version, HEARTBEAT_SECONDS)
 
     async def add_fault(self, request: Request) -> Response:
-        """Puts a provider's fault in force: 201 with its id, 400 with what was expected."""
+        """Add a provider's fault: 201 with its id, 400 with what was expected."""
         try:
             fault = Fault.model_validate_json(await read_body(request.stream(), MAX_BYTES))
         except ValidationError as error:
@@ -100,14 +100,14 @@ class ControlApi:
         return Response(status_code=204)
 
     async def get_kms_faults(self, _request: Request) -> Response:
-        """What is broken at KMS right now."""
+        """Return the current fault of KMS."""
         try:
             return JSONResponse(await self._kms.list_active())
         except EmulatorError as error:
             return JSONResponse({"error": str(error)}, status_code=502)
 
     async def break_kms(self, request: Request) -> Response:
-        """Breaks KMS in one of the known ways; what was broken before is healed first."""
+        """Break KMS with one of the named faults, after healing the others."""
         try:
             given = json.loads(await read_body(request.stream(), MAX_BYTES))
             name = given["fault"]

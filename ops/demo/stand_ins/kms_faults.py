@@ -30,21 +30,21 @@ FAULTS_BY_NAME: Final[dict[str, tuple[Json, ...]]] = {
 
 
 class EmulatorError(Exception):
-    """The emulator cannot be asked; the message is one sentence with the next step."""
+    """The emulator does not answer; the message is one sentence with the next step."""
 
 
 class KmsFaults:
     """The emulator's faults, over HTTP.
 
     Args:
-        url: where its faults API is, such as `http://127.0.0.1:9011`; None where there is no emulator.
+        url: of its faults API, such as `http://127.0.0.1:9011`; None without an emulator.
     """
 
     def __init__(self, url: str | None) -> None:
         self._url = url
 
     async def list_active(self) -> Json:
-        """`{"broken": NAME | "other" | None, "faults": […]}`: what is broken now, whoever broke it."""
+        """`{"broken": NAME | "other" | None, "faults": […]}`: the current faults, whoever added them."""
         answer = await self._call("GET")
         faults = answer["faults"]
         if not faults:
@@ -55,14 +55,14 @@ class KmsFaults:
         }
 
     async def break_kms(self, name: str) -> None:
-        """Breaks KMS as `name` says, and in no other way. Raises KeyError for an unknown name, EmulatorError."""
+        """Break KMS with the named fault alone. Raises KeyError for an unknown name, EmulatorError."""
         parts = FAULTS_BY_NAME[name]
         await self._call("DELETE")
         for part in parts:
             await self._call("POST", part)
 
     async def heal_kms(self) -> None:
-        """Takes every fault away. Raises EmulatorError."""
+        """Remove every fault. Raises EmulatorError."""
         await self._call("DELETE")
 
     async def _call(self, method: str, fault: Json | None = None) -> Json:
@@ -77,9 +77,7 @@ class KmsFaults:
                     raise EmulatorError(f"the KMS emulator at {self._url} answered {response.status}; see its log")
                 return await response.json() if response.status != 204 else {}
         except (aiohttp.ClientError, TimeoutError, ValueError):
-            raise EmulatorError(
-                f"the KMS emulator at {self._url} does not answer; start it, or look at its log"
-            ) from None
+            raise EmulatorError(f"the KMS emulator at {self._url} does not answer; start it, or see its log") from None
 
 
 def _are_equal(parts: tuple[Json, ...], faults: list[Json]) -> bool:

@@ -1,6 +1,6 @@
-"""A stand-in mail server and everybody's mailbox: SMTP comes in, parsed mails go out.
+"""A stand-in mail server with one mailbox for all recipients: SMTP comes in, parsed mails go out.
 
-It speaks SMTP through aiosmtpd, on our own event loop, and refuses what a careful server refuses: a mail without `From`
+It speaks SMTP through aiosmtpd, on our own event loop, and refuses what a strict server refuses: a mail without `From`
 or `Message-ID` (Gmail: https://support.google.com/mail/answer/81126), or one over 25 MB.
 """
 
@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"[^@\s<>]+@[^@\s<>]+")
 
 @dataclass(frozen=True)
 class Mail:
-    """One mail as it arrived. `to` are the envelope's recipients: who really gets it, whatever the headers say."""
+    """One mail. `to` are the envelope's recipients, who receive it whatever the headers have."""
 
     id: int
     at: float
@@ -42,7 +42,7 @@ class Mail:
 
 
 class MailServer:
-    """Takes every mail for every address, and keeps the last ones."""
+    """Accepts mail for every address, and stores the last ones."""
 
     def __init__(self, faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
         self._faults = faults
@@ -56,13 +56,13 @@ class MailServer:
         return [{**asdict(mail), "from": mail.sender} for mail in self.mails]
 
     def find(self, number: int) -> Mail | None:
-        """The mail with this id, if it is still kept."""
+        """Return the mail with this id, or None if it is no longer stored."""
         return next((mail for mail in self.mails if mail.id == number), None)
 
     async def handle_MAIL(  # noqa: N802  (aiosmtpd looks for this name)
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Takes a sender that is an address."""
+        """Accept a sender that is an address."""
         if not _ADDRESS.fullmatch(address):
             return "501 5.1.7 Bad sender address syntax"
         envelope.mail_from = address
@@ -72,7 +72,7 @@ class MailServer:
     async def handle_RCPT(  # noqa: N802  (likewise)
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
-        """Takes a recipient that is an address, unless a fault refuses that one."""
+        """Accept a recipient that is an address, unless a fault refuses it."""
         if not _ADDRESS.fullmatch(address):
             return "501 5.1.3 Bad recipient address syntax"
         fault = self._faults.match(
@@ -90,7 +90,7 @@ class MailServer:
         return f"{status} {status // 100}.1.1 <{address}>: Recipient address rejected: User unknown"
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  (likewise)
-        """Takes a mail, or answers as the fault in force says."""
+        """Store a mail, or answer by the active fault."""
         fault = self._faults.match(Provider.SMTP, lambda f: f.kind is not FaultKind.REFUSE_RECIPIENT)
         if fault is None:
             return await self._store(envelope)
@@ -137,7 +137,7 @@ class MailServer:
 
 @asynccontextmanager
 async def serve_smtp(mailbox: MailServer, address: Address) -> AsyncIterator[Address]:
-    """Speaks SMTP while the body runs; gives the real address (port 0 picks a free one)."""
+    """Serve SMTP while the body runs; yield the real address (port 0 picks a free one)."""
     loop = asyncio.get_running_loop()
     open_connections: list[SMTP] = []
 

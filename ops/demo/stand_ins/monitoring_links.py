@@ -1,8 +1,8 @@
-"""Where links to Prometheus and Alertmanager lead: to a page that is there.
+"""Pages for links to Prometheus and Alertmanager, whose Debian packages have no web UI.
 
-Debian's packages have no web UI: its Prometheus draws a graph at `/classic/graph` only, its Alertmanager shows nothing.
-So Prometheus and Alertmanager of the demo say that they are reached here (`--web.external-url`), and what is asked for
-is redirected to the graph that exists, or shown: the alerts as Alertmanager's API has them.
+Debian's Prometheus has a graph at `/classic/graph` only, its Alertmanager no page at all. So the demo's Prometheus and
+Alertmanager have this server as their `--web.external-url`; it redirects to that graph, and shows the alerts of
+Alertmanager's API.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ class MonitoringLinks:
     """The routes.
 
     Args:
-        prometheus: its URL, or None where there is none.
+        prometheus: its URL, or None.
         alertmanager: likewise.
         headers: of every page.
     """
@@ -45,7 +45,7 @@ class MonitoringLinks:
         ]
 
     async def redirect_to_graph(self, request: Request) -> Response:
-        """The graph of Prometheus, with the query that it is asked with."""
+        """Redirect to Prometheus's graph of the query."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as http:
             for path in _GRAPHS:
                 try:
@@ -57,7 +57,7 @@ class MonitoringLinks:
         return self._build_error("Prometheus", "it has no graph")
 
     async def show_alerts(self, _request: Request) -> Response:
-        """What Alertmanager holds."""
+        """Show Alertmanager's alerts."""
         try:
             async with (
                 aiohttp.ClientSession(timeout=_TIMEOUT) as http,
@@ -73,7 +73,7 @@ class MonitoringLinks:
 
 
 def _build_table(alerts: list[dict[str, Any]]) -> Iterator[str]:
-    """Those that nothing keeps quiet first, then by name."""
+    """Sort notified alerts before silenced and inhibited ones, then by name."""
     names = {alert["fingerprint"]: alert["labels"]["alertname"] for alert in alerts}
     yield "<h1>Alerts in Alertmanager</h1>\n"
     if not alerts:
@@ -94,7 +94,7 @@ def _build_table(alerts: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _describe_mute(alert: dict[str, Any], names: Mapping[str, str]) -> str:
-    """What keeps it from people; empty where nothing does."""
+    """Return why an alert is not notified; empty if it is."""
     status = alert["status"]
     by = sorted(names.get(cause, cause) for cause in status["inhibitedBy"])
     return "silenced" if status["silencedBy"] else f"inhibited by {', '.join(by)}" if by else ""

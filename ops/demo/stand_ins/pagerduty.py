@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Incident:
-    """What a person on call sees; `log` holds what happened to it, oldest first."""
+    """An incident as a person on call sees it; `log` has its events, oldest first."""
 
     dedup_key: str
     status: Literal["triggered", "acknowledged", "resolved"]
@@ -48,7 +48,7 @@ class Incident:
 
 
 class PagerDuty:
-    """One account: its routing keys, its incidents, and every event that it took."""
+    """One account: its routing keys, its incidents, and every accepted event."""
 
     def __init__(self, keys: Iterable[str], faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
         self._keys = frozenset(keys)

@@ -1,7 +1,4 @@
-"""A Markdown document → a page of ours, with the anchors that GitHub gives its headings. Pure.
-
-What a browser gets: the page with its styles and scripts, a mail's HTML, a rendered document.
-"""
+"""Pages for a browser: the start page with its assets, a mail's HTML, a Markdown document with GitHub's anchors."""
 
 import re
 from html import escape
@@ -39,11 +36,11 @@ _PAGE_TEMPLATE = """<!doctype html>
 
 
 def render_markdown(markdown: str, parser: MarkdownIt) -> str:
-    """The whole HTML page.
+    """Render the HTML page.
 
     Args:
         markdown: the document.
-        parser: what reads it; its `html` option decides whether raw HTML passes (here it must not).
+        parser: of Markdown; without its `html` option, which would pass raw HTML.
     """
     tokens = parser.parse(markdown)
     taken: dict[str, int] = {}
@@ -86,7 +83,7 @@ PAGE_HEADERS = {
 }
 MAIL_HEADERS = {
     **_COMMON_HEADERS,
-    # `sandbox` also holds when somebody opens the mail by itself: no script, no origin. Links open outside of it.
+    # `sandbox` also applies to a mail in a window of its own: no script, no origin. Links open outside of it.
     "Content-Security-Policy": (
         "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; style-src 'unsafe-inline'; "
         "img-src data:; frame-ancestors 'self'"
@@ -101,8 +98,8 @@ class Pages:
     """The routes of the page.
 
     Args:
-        mailbox: whose mails are shown.
-        docs: the folder of the documents, or None where there are none.
+        mailbox: the mails to show.
+        docs: the folder of the documents, or None.
     """
 
     def __init__(self, mailbox: MailServer, docs: Path | None) -> None:
@@ -111,7 +108,7 @@ class Pages:
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def build_routes(self) -> list[ProtectedRoute]:
-        """The page at `/` and what it needs."""
+        """The page at `/` and its assets."""
         page = RouteRequirements(Role.VIEWER, allows_cross_site_link=True)
         return [
             ProtectedRoute("/", self.show_page, page),

@@ -1,4 +1,4 @@
-"""What goes wrong at a provider on request: a fault comes in over `/api/faults`, a broken answer goes out.
+"""Faults of the stand-in providers: added over `/api/faults`, applied to their responses.
 
 hang              nothing is stored; no answer for `seconds` (or until healed), then 504, or a closed connection
 status            this HTTP status or SMTP code
@@ -35,7 +35,7 @@ class Provider(StrEnum):
 
 
 class FaultKind(StrEnum):
-    """What goes wrong; see the module."""
+    """A fault; see the module."""
 
     HANG = "hang"
     STATUS = "status"
@@ -47,7 +47,7 @@ class FaultKind(StrEnum):
 
 
 KINDS_AFTER_STORING = frozenset({FaultKind.LOST_ANSWER, FaultKind.SLOW_ANSWER})
-"""What is stored before it goes wrong."""
+"""The kinds of fault after which the request is stored."""
 
 
 class Fault(BaseModel):
@@ -89,14 +89,14 @@ class Faults:
         self._healed = asyncio.Event()
 
     def add(self, fault: Fault) -> int:
-        """Puts a fault in force; gives its id."""
+        """Add a fault; return its id."""
         number = next(self._ids)
         self._active[number] = fault.model_copy()
         self._changes.publish()
         return number
 
     def clear(self) -> None:
-        """Heals everything; what hangs goes on at once."""
+        """Remove every fault; hanging requests continue at once."""
         self._active.clear()
         self._healed.set()
         self._healed = asyncio.Event()
@@ -107,7 +107,7 @@ class Faults:
         return [{"id": number, **fault.model_dump(exclude_none=True)} for number, fault in self._active.items()]
 
     def match(self, provider: Provider, is_match: Callable[[Fault], bool]) -> Fault | None:
-        """The oldest fault in force that fits, one less to come of it; None where all is well."""
+        """Return the oldest matching fault, counted as applied, or None."""
         for number, fault in self._active.items():
             if fault.provider is provider and is_match(fault):
                 if fault.count is not None:
@@ -134,14 +134,14 @@ async def respond_with_fault(
     build_error: Callable[[str], Response],
     build_rate_limited: Callable[[dict[str, str]], Response],
 ) -> Response:
-    """An HTTP provider's answer under `fault`.
+    """Return an HTTP provider's response under `fault`.
 
     Args:
-        faults: whose healing ends a wait.
-        fault: what goes wrong, or None.
+        faults: their removal ends a wait.
+        fault: to apply, or None.
         respond: stores the request and answers it.
-        build_error: the provider's words for an error of this name.
-        build_rate_limited: the provider's words for a 429 with these headers.
+        build_error: builds the provider's response for an error of this name.
+        build_rate_limited: builds the provider's 429 with these headers.
     """
     if fault is None:
         return respond()
@@ -161,12 +161,12 @@ async def respond_with_fault(
 
 
 class ClosedConnection(Response):
-    """No answer at all: the connection closes before its first byte, which is what some clients try again."""
+    """A response that closes the connection before its first byte; some clients retry then."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Begins an answer that cannot be written, and leaves."""
+        """Start a response that cannot be written, and return."""
         del scope, receive
-        # ASGI knows no way to hang up. An answer that was begun and not written makes uvicorn close the connection;
+        # ASGI cannot close a connection. An answer that was begun and not written makes uvicorn close the connection;
         # without the illegal header the status line would go out.
         with suppress(Exception):  # of the HTTP parser that uvicorn found
             await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"\n")]})

@@ -1,10 +1,7 @@
-"""A stand-in Slack's channels and messages, as they are kept and as the Web API shows them.
-
-A stand-in for Slack's Web API: a call comes in, the channels' messages grow, an answer as Slack gives it goes out.
+"""A stand-in for Slack's Web API, with its channels and messages.
 
 Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbours. Errors are HTTP 200 with
 `ok: false`.
-
 """
 
 import re
@@ -26,7 +23,7 @@ MAX_STORED = 500
 
 @dataclass
 class SlackMessage:
-    """One message of a channel; `thread_ts` is its root's `ts`, where it is a reply."""
+    """One message of a channel; `thread_ts` of a reply is its root's `ts`."""
 
     ts: str
     at: float
@@ -38,7 +35,7 @@ class SlackMessage:
     edited_at: float | None = None
 
     def to_json(self, *, with_metadata: bool) -> Json:
-        """The message as the Web API gives it."""
+        """Return the message as in the Web API."""
         shown: Json = {
             "type": "message",
             "user": "U0000000001",
@@ -65,14 +62,14 @@ class SlackChannel:
     messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
 
     def find(self, ts: object) -> SlackMessage | None:
-        """The message with this `ts`, if it is still kept."""
+        """Return the message with this `ts`, or None if it is no longer stored."""
         return next((message for message in self.messages if message.ts == ts), None)
 
     def find_thread_root(self, thread_ts: Any) -> str | None:
-        """The `ts` of the thread that a post joins.
+        """Return the `ts` of the thread that a post joins.
 
-        Slack takes a `thread_ts` of which it knows no message: the post then stands in the channel, outside any thread
-        (https://github.com/slack-go/slack/issues/1571). Only one that is no timestamp is an error.
+        Slack accepts a `thread_ts` without a message: the post is then in the channel, outside any thread
+        (https://github.com/slack-go/slack/issues/1571). Only an invalid timestamp is an error.
         """
         if not thread_ts:
             return None
@@ -114,7 +111,7 @@ class Slack:
         self._clock = clock
         self._last_ts = 0.0
         self.scopes = {*SCOPES.values(), *LIST_SCOPES.values()}
-        """What the bot may do; a method that needs another answers `missing_scope`."""
+        """The bot's scopes; a method that needs another one answers `missing_scope`."""
         names = (f"#{name.removeprefix('#')}" for name in channels)
         self.channels = {name: SlackChannel(name, f"C{crc32(name.encode()):010X}") for name in names}
         self._methods: dict[str, Callable[[Json], Json]] = {
@@ -239,7 +236,7 @@ class Slack:
         return _build_message_page([m for m in channel.messages if root_ts in (m.ts, m.thread_ts)], arguments)
 
     def _list_channels(self, arguments: Json) -> Json:
-        """The channels of the types asked for, of which this workspace has only public ones."""
+        """Return the channels of the given types; this workspace has only public ones."""
         types = str(arguments.get("types") or "public_channel").split(",")
         for kind in types:
             if kind not in LIST_SCOPES:
@@ -251,7 +248,7 @@ class Slack:
         return {"channels": shown, "response_metadata": {"next_cursor": cursor}}
 
     def _find_channel(self, arguments: Json) -> SlackChannel | None:
-        """The channel by its ID or its name, as chat.postMessage takes both."""
+        """Return the channel by its ID or its name: chat.postMessage accepts both."""
         wanted = str(arguments.get("channel") or "")
         by_id = (channel for channel in self.channels.values() if channel.id == wanted)
         return self.channels.get(f"#{wanted.removeprefix('#')}") or next(by_id, None)
@@ -282,7 +279,7 @@ def _build_message_page(messages: list[SlackMessage], arguments: Json) -> Json:
 
 
 def _paginate(items: list[T], arguments: Json) -> tuple[list[T], str]:
-    """At most `limit` of the items after `cursor`, and the cursor of those that follow; empty where none do."""
+    """Return at most `limit` items after `cursor`, and the next cursor; empty after the last."""
     try:
         limit = int(arguments.get("limit") or 100)
     except ValueError:

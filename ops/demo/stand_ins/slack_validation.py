@@ -1,9 +1,7 @@
-"""What Slack refuses in `blocks`: pure; blocks come in, its complaints go out as (text, JSON pointer).
+"""Validates calls of Slack's Web API: arguments, and `blocks` with errors as (text, JSON pointer), as Slack does.
 
-Limits: https://docs.slack.dev/reference/block-kit/blocks, the same that `slack_sdk.models.blocks` checks, which clients
-that send plain dictionaries pass by. Block types that keypulse has no use for are refused as unknown.
-
-What a call of Slack's Web API carries: a request comes in, checked arguments or a SlackError go out.
+Limits: https://docs.slack.dev/reference/block-kit/blocks. `slack_sdk.models.blocks` checks the same, but clients that
+send plain dictionaries bypass it. Block types that keypulse does not use are refused as unknown.
 """
 
 import json
@@ -25,7 +23,7 @@ Json = dict[str, Any]
 
 
 def find_block_errors(blocks: list[Any]) -> Iterator[BlockError]:
-    """Everything that is wrong with the blocks of one message; nothing where Slack would take them."""
+    """Yield the errors in the blocks of one message; none if Slack would accept them."""
     if len(blocks) > MAX_BLOCKS:
         yield f"no more than {MAX_BLOCKS} items allowed", "/blocks"
     for i, block in enumerate(blocks):

@@ -168,7 +168,7 @@ def test_settings_do_not_change(file: Path) -> None:
 def test_a_key_that_stands_twice_is_a_mistake_with_its_line(file: Path) -> None:
     file.write_text("part: {name: p}\nmany:\n  a: {name: one}\n  a: {name: two}\n")
     (line,) = _lines(file)
-    assert "the key 'a' stands twice" in line
+    assert "the key 'a' is there twice" in line
     assert "line 4" in line
 
 

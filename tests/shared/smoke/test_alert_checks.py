@@ -125,6 +125,6 @@ async def test_an_alertmanager_that_refuses_is_the_one_red_line(answering: Answe
     lines = await follow(answering, Way("delivered", taken=taken))
     start = "✗ Alertmanager takes a test alert: it answers with HTTP"
     assert lines == [
-        f"{start} {taken}: no disk; look at Alertmanager's log",
-        "- the test alert arrives at the relay: not looked at: it needs 'Alertmanager takes a test alert'",
+        f"{start} {taken}: no disk; see Alertmanager's log",
+        "- the test alert arrives at the relay: skipped: it depends on 'Alertmanager takes a test alert'",
     ]

@@ -16,7 +16,7 @@ from shared.smoke.check import (
 
 PASSED = CheckResult("mode", Outcome.PASSED, "kms", seconds=0.25)
 FAILED = CheckResult("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
-SKIPPED = CheckResult("record", Outcome.SKIPPED, "not looked at: it needs 'mode'")
+SKIPPED = CheckResult("record", Outcome.SKIPPED, "skipped: it depends on 'mode'")
 
 
 async def fine() -> str:
@@ -41,8 +41,8 @@ async def test_a_check_is_skipped_when_what_it_needs_failed_or_was_skipped() -> 
     results = await run_checks(checks, iter([1.0, 3.5, 4.0, 5.0]).__next__)
     assert results == [
         CheckResult("first", Outcome.FAILED, "it is broken", "repair it", 2.5),
-        CheckResult("second", Outcome.SKIPPED, "not looked at: it needs 'first'"),
-        CheckResult("third", Outcome.SKIPPED, "not looked at: it needs 'second'"),
+        CheckResult("second", Outcome.SKIPPED, "skipped: it depends on 'first'"),
+        CheckResult("third", Outcome.SKIPPED, "skipped: it depends on 'second'"),
         CheckResult("fourth", Outcome.PASSED, "fine", seconds=1.0),
     ]
 
@@ -59,8 +59,8 @@ async def test_a_mistake_in_a_check_is_no_result() -> None:
         (PASSED, True, "✓ mode: kms (0.25 s)"),
         (FAILED, False, "✗ mode: it is <env>; see the runbook"),
         (FAILED, True, "✗ mode: it is <env>; see the runbook (1.50 s)"),
-        (SKIPPED, False, "- record: not looked at: it needs 'mode'"),
-        (SKIPPED, True, "- record: not looked at: it needs 'mode'"),
+        (SKIPPED, False, "- record: skipped: it depends on 'mode'"),
+        (SKIPPED, True, "- record: skipped: it depends on 'mode'"),
     ],
 )
 def test_a_result_is_one_line(result: CheckResult, verbose: bool, text: str) -> None:

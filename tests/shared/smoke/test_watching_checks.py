@@ -116,7 +116,7 @@ async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answeri
         (200, "✓ the dashboard can be reached"),
         (401, "it does not let us look .HTTP 401.; give the token of a service account: --grafana-token-file"),
         (404, "it has no dashboard kms-crypto-health; import ops/grafana/dashboards/kms-health.json"),
-        (500, "it answers with HTTP 500; look at Grafana's log"),
+        (500, "it answers with HTTP 500; see Grafana's log"),
     ],
 )
 async def test_the_dashboard_is_looked_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
@@ -138,7 +138,7 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
 
     async with answering(starting) as url:
         (result,) = await check_alertmanager(url)
-    assert format_line(result) == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; look at its log"
+    assert format_line(result) == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; see its log"
 
 
 @pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
