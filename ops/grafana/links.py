@@ -1,6 +1,6 @@
-"""Where a panel, a row of a table or the head of the dashboard leads to.
+"""Links of the dashboard, its panels and its tables.
 
-Grafana puts in what stands in `${…}`; `raw` leaves an address as it is.
+Grafana replaces `${…}`; `raw` leaves a URL unescaped.
 """
 
 import re
