@@ -18,7 +18,7 @@ from shared.keyring.administration import (
     RotationType,
     StoredKey,
     Text,
-    VersionNumber,
+    Version,
 )
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class DryRunRequest(RequestBody):
     """What a rotation would do."""
 
     type: RotationType
-    target_version: VersionNumber | None = None
+    target_version: Version | None = None
 
 
 class JournalRequest(JournalEntry):
@@ -95,7 +95,7 @@ class VerifyRequest(RequestBody):
 class RetireRequest(RequestBody):
     """Ends the use of a version."""
 
-    kek_version: VersionNumber
+    kek_version: Version
     token: Token
 
 

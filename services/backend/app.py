@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from services.backend import admin_api, metrics, records, records_api
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.keyring_poller import KeyringPoller
-from services.backend.local_key import InstanceLocalKey, LocalKeyError
+from services.backend.keyring_snapshot import KeyringPoller
+from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.records import RECORDS_TABLE, Records
 from shared.http.authentication import create_access_policy

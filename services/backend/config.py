@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
-from services.backend.local_key import LocalKeyError, read_or_create
+from services.backend.local_key_file import LocalKeyError, read_or_create
 from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
 from shared.config.server_settings import AuthSettings, NamedToken, ServerSettings, check_unique_names
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, TokenPath

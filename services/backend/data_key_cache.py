@@ -39,7 +39,7 @@ class UnwrapRetries:
         due = [key for key in keys if key.wrapped.kek == LOCAL_KEK or not self._is_refused(key, unusable)]
         self._refused = {name: wrapped for name, wrapped in self._refused.items() if name in by_id}
         begun = {key.id for key in due}
-        sampled: Counter[tuple[str, int]] = Counter()
+        sampled: Counter[tuple[str, str]] = Counter()
         for name in self._refused:
             version = _get_kek_version(by_id[name])
             if name not in begun and sampled[version] < SAMPLE_SIZE:
@@ -63,7 +63,7 @@ class UnwrapRetries:
         return key.id in unusable and self._refused.get(key.id) == key.wrapped
 
 
-def _get_kek_version(key: DataKey) -> tuple[str, int]:
+def _get_kek_version(key: DataKey) -> tuple[str, str]:
     return key.wrapped.kek, key.wrapped.kek_version
 
 

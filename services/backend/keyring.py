@@ -27,13 +27,14 @@ import structlog
 
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
-from services.backend.local_key import InstanceLocalKey, LocalKeyError
+from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
     LOCAL_KEK,
+    LOCAL_KEK_VERSION,
     DataKey,
     DataKeyStatus,
     WrappedKey,
@@ -367,7 +368,7 @@ class Keyring:
         if mode is CryptoMode.KMS:
             return await self._wrapping.wrap(key.id, key.secret)
         self._ids_wrapped_locally_ever.add(key.id)
-        return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, 0)
+        return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, LOCAL_KEK_VERSION)
 
     def _set_mode(self, mode: CryptoMode, reason: str | None, error: str | None) -> None:
         """Takes over the outcome of a check; logs a change once. `error` may name keys and goes to the log only."""

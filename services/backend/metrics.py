@@ -80,7 +80,7 @@ class _KeyringCollector(Collector):
             KMS_DATA_KEYS, "Data keys by version of the KMS key, 0 for the local key.", labels=["kek_version", "status"]
         )
         for (version, status), number in sorted(seen.data_keys.items()):
-            keys.add_metric([str(version), status], number)
+            keys.add_metric([version, status], number)
         success = GaugeMetricFamily(
             KMS_ROTATION_LAST_SUCCESS, "When a rotation last succeeded; unix time.", labels=["type"]
         )

@@ -16,7 +16,7 @@ from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS, QUEUE_SECONDS, Intake, IntakeRules
+from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
@@ -131,7 +131,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             restart_keys=("listen", "database"),
             self_authenticated_paths=("/alerts",),
             on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
-            admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, QUEUE_SECONDS),
+            admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
 
 

@@ -146,16 +146,14 @@ def _add_confirmation(command: Command) -> Command:
             metavar="N",
             help="How many backups that are kept elsewhere nobody wants to restore any more.",
         ),
-        click.option(
-            "--confirm", required=True, type=int, metavar="VERSION", help="The version again, as you mean it."
-        ),
-        click.argument("version", type=click.IntRange(min=1)),
+        click.option("--confirm", required=True, metavar="VERSION", help="The version again, as you mean it."),
+        click.argument("version"),
     ):
         command = option(command)
     return command
 
 
-def _check_confirmation(version: int, confirm: int) -> None:
+def _check_confirmation(version: str, confirm: str) -> None:
     if confirm != version:
         click.echo(f"--confirm: expected the same version, {version}, got {confirm}", err=True)
         sys.exit(2)
@@ -164,7 +162,7 @@ def _check_confirmation(version: int, confirm: int) -> None:
 @main.command("retire")
 @_add_options
 @_add_confirmation
-def retire_(config: Path, *, as_json: bool, version: int, confirm: int, confirmed_backups: int) -> None:
+def retire_(config: Path, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
     """Disable a version of the KMS key that nothing needs any more."""
     _check_confirmation(version, confirm)
     _run_command("retire", config, as_json, lambda session: retire_version(session, version, confirmed_backups))
@@ -173,7 +171,7 @@ def retire_(config: Path, *, as_json: bool, version: int, confirm: int, confirme
 @main.command("destroy")
 @_add_options
 @_add_confirmation
-def destroy_(config: Path, *, as_json: bool, version: int, confirm: int, confirmed_backups: int) -> None:
+def destroy_(config: Path, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
     """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
     _check_confirmation(version, confirm)
     _run_command("destroy", config, as_json, lambda session: destroy_version(session, version, confirmed_backups))

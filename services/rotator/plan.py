@@ -23,7 +23,7 @@ class Plan(BaseModel):
     """What one type of rotation would do."""
 
     type: RotationType
-    target_version: int
+    target_version: str
     data_keys: int
     """How many would be made, or wrapped anew; 0 where there is nothing to do."""
     summary: str
@@ -85,7 +85,7 @@ def build_plan(
     census: KeyUsage,
     *,
     key: str,
-    primary: int,
+    primary: str,
     min_age: float,
 ) -> Plan:
     """What would be done. The clock is the database's, as the census tells it: this machine's may be wrong.
@@ -94,7 +94,7 @@ def build_plan(
         type_: what is rotated.
         census: of the keyring.
         key: full name of the KMS key.
-        primary: number of its primary version.
+        primary: its primary version.
         min_age: seconds; a data key that a rotation made more recently than that is not replaced.
     """
     if type_ is RotationType.NEW_DEK:
@@ -110,7 +110,7 @@ def build_plan(
     )
 
 
-def _plan_new_dek(census: KeyUsage, primary: int, min_age: float) -> tuple[int, str]:
+def _plan_new_dek(census: KeyUsage, primary: str, min_age: float) -> tuple[int, str]:
     made, now = census.new_dek_at, census.counted_at
     if made and now and abs(now - made) < timedelta(seconds=min_age):  # later ones are of a clock that was ahead
         active = f"the active data key {census.active} was made by a rotation at {made:%Y-%m-%d %H:%M:%S} UTC"
@@ -119,7 +119,7 @@ def _plan_new_dek(census: KeyUsage, primary: int, min_age: float) -> tuple[int, 
     return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
 
 
-def _plan_rewrap(census: KeyUsage, key: str, primary: int) -> tuple[int, str]:
+def _plan_rewrap(census: KeyUsage, key: str, primary: str) -> tuple[int, str]:
     ours = [count for count in census.versions if count.kek == key]
     due = [count for count in ours if count.kek_version != primary and count.data_keys]
     total = sum(count.data_keys for count in due)

@@ -11,19 +11,17 @@ from typing import Final
 from services.rotator.model import RotatorError
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError
-from shared.kms.gcp.wire_format import get_version_id
-from shared.kms.port import KmsError, KmsKey
+from shared.kms.port import KmsError, KmsKey, VersionState
 from shared.smoke.check import Check, CheckError, format_line, run_checks
 
-_USABLE_STATE: Final = "ENABLED"
 _PROBE_AAD: Final = b"keypulse rotator"
 
 
-async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> int:
-    """The number of the primary version. `timeout` is in seconds, `next_command` what to type when it is mended.
+async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> str:
+    """The primary version. `timeout` is in seconds, `next_command` what to type once it is fixed.
 
     Raises:
-        RotatorError: there is none, it is not ENABLED, or KMS does not tell.
+        RotatorError: there is none, it is not usable, or KMS does not tell.
     """
     try:
         key = await kms.describe_key(timeout=timeout)
@@ -31,26 +29,27 @@ async def get_usable_primary(kms: KmsKey, timeout: float, next_command: str) -> 
         raise RotatorError(f"KMS does not tell the key's primary version: {error}", next_command) from None
     if key.primary_version is None:
         raise RotatorError("the KMS key has no primary version; make a version and set it as the primary", next_command)
-    state = next((version.state for version in key.versions if version.id == key.primary_version), "unknown")
-    if state != _USABLE_STATE:
+    primary = key.find_version(key.primary_version)
+    if primary is None or primary.state is not VersionState.USABLE:
+        state = primary.state_label if primary else "not among its versions"
         raise RotatorError(
-            f"the primary version {key.primary_version} of the KMS key is {state}, not {_USABLE_STATE}: nothing can be "
-            "wrapped by it; enable it, or set another version as the primary",
+            f"the primary version {key.primary_version} of the KMS key is {state}: nothing can be wrapped by it; "
+            "enable it, or set another version as the primary",
             next_command,
         )
-    return int(key.primary_version)
+    return key.primary_version
 
 
 async def wait_for_primary(
-    kms: KmsKey, version: int, next_command: str, *, checks: int, total_timeout: float, interval: float, timeout: float
+    kms: KmsKey, version: str, next_command: str, *, checks: int, total_timeout: float, interval: float, timeout: float
 ) -> None:
     """Returns once Encrypt has used `version` that many times in a row: a new primary is not used everywhere at once.
 
-    https://cloud.google.com/kms/docs/consistency: a change of the primary may take minutes, rarely hours.
+    How long that may take says `kms.profile.propagation`.
 
     Args:
         kms: the key.
-        version: the number that is expected.
+        version: the one that is expected.
         next_command: what to type later.
         checks: answers in a row.
         total_timeout: seconds, in all.
@@ -66,8 +65,7 @@ async def wait_for_primary(
             while True:
                 try:
                     answer = await kms.encrypt(os.urandom(16), _PROBE_AAD, timeout=timeout)
-                    number = get_version_id(answer.version)
-                    seen, last = (seen + 1 if number == version else 0), f"version {number}"
+                    seen, last = (seen + 1 if answer.version == version else 0), f"version {answer.version}"
                 except KmsError as error:
                     seen, last = 0, str(error)
                 if seen == checks:

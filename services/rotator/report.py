@@ -11,6 +11,7 @@ from services.rotator.backups.backup_file import BackupSummary
 from services.rotator.model import PROGRAM, StepResult
 from services.rotator.plan import Plan
 from shared.keyring.administration import KeyUsage, Problem, RotationProgress, VerificationResult
+from shared.keyring.model import get_version_sort_key
 
 
 class Outcome(StrEnum):
@@ -145,7 +146,8 @@ def _list_other_rows(usage: OtherKeyringUsage) -> Iterable[tuple[object, ...]]:
     for backup in backups:
         for version in backup.needs or ():
             counted.setdefault((own, version), (0, 0))
-    for (kek, version), numbers in sorted(counted.items()):
+    in_order = sorted(counted.items(), key=lambda item: (item[0][0], get_version_sort_key(item[0][1])))
+    for (kek, version), numbers in in_order:
         yield usage.name, kek, version, *numbers, sum(each.may_need(version) for each in backups if kek == own)
 
 

@@ -7,6 +7,7 @@ an older backup of the service's whole database; `destroy` warns of it.
 """
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -18,7 +19,7 @@ from services.rotator.report import OtherKeyringUsage, Outcome, Report
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, KeyUsage, Lease
 from shared.keyring.model import UNREADABLE_VERSION
-from shared.kms.port import KeyDescription, KmsError
+from shared.kms.port import KeyDescription, KmsError, VersionState
 
 MIN_DISABLED_DAYS: Final = 30
 """Between the two commands, at least: whoever still needs the version finds out while it can be enabled again."""
@@ -26,12 +27,12 @@ MIN_DISABLED_DAYS: Final = 30
 _MAX_NAMED_BACKUPS: Final = 5
 
 
-async def retire_version(session: Session, version: int, confirmed_backups: int = 0) -> Report:
+async def retire_version(session: Session, version: str, confirmed_backups: int = 0) -> Report:
     """Disables a version. Raises RotatorError, AdministrationError, BackupError.
 
     Args:
         session: the way to everything.
-        version: its number.
+        version: which one.
         confirmed_backups: how many backups, elsewhere or gone, may never be restored again: all that may need the
             version.
     """
@@ -43,7 +44,7 @@ async def retire_version(session: Session, version: int, confirmed_backups: int 
     )
 
 
-async def destroy_version(session: Session, version: int, confirmed_backups: int = 0) -> Report:
+async def destroy_version(session: Session, version: str, confirmed_backups: int = 0) -> Report:
     """Schedules a version's destruction. Arguments and errors are those of `retire_version`."""
     return await _run_with_all_leases(
         session,
@@ -54,7 +55,7 @@ async def destroy_version(session: Session, version: int, confirmed_backups: int
 
 
 async def _run_with_all_leases(
-    session: Session, command: str, version: int, run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]]
+    session: Session, command: str, version: str, run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]]
 ) -> Report:
     """Does `run` while nobody else changes this keyring or another one."""
 
@@ -69,18 +70,19 @@ async def _run_with_all_leases(
 
 
 async def _disable_and_record(
-    session: Session, lease: Lease, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: Session, lease: Lease, version: str, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
 ) -> str:
     refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
     timeout = session.settings.kms_timeout
     key = await session.kms.describe_key(timeout=timeout)
-    was_enabled = _check_version_state(key, version, "retire", ("ENABLED", "DISABLED")) == "ENABLED"
-    if key.primary_version == str(version):
+    retirable = (VersionState.USABLE, VersionState.DECRYPT_ONLY, VersionState.DISABLED)
+    was_enabled = _check_version_state(key, version, "retire", retirable) is not VersionState.DISABLED
+    if key.primary_version == version:
         raise RotatorError(
             f"version {version} is the primary one, by which everything is wrapped; set another, and rotate",
             "run --type rewrap-kek",
         )
-    await _refuse_if_used(session, "retire", version, confirmed_backups, other_keyrings)
+    await _refuse_if_used(session, key, "retire", version, confirmed_backups, other_keyrings)
     since = await _get_retirement_time(session, version)
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
@@ -103,27 +105,28 @@ async def _disable_and_record(
     )
 
 
-async def _get_retirement_time(session: Session, version: int) -> datetime | None:
+async def _get_retirement_time(session: Session, version: str) -> datetime | None:
     retired = (await session.administration.count_key_usage()).retired_versions
     return next((each.retired_at for each in retired if each.kek_version == version), None)
 
 
-async def _undo_disable(session: Session, version: int, *, was_enabled: bool) -> str:
+async def _undo_disable(session: Session, version: str, *, was_enabled: bool) -> str:
     """Enables the version again where it was that disabled it; says how it is now."""
     if not was_enabled:
         return "it is disabled in KMS, as it was before"
     try:
         await session.kms.set_version_enabled(version, is_enabled=True, timeout=session.settings.kms_timeout)
     except KmsError as error:
-        return f"it may be left DISABLED in KMS, which does not enable it: {error}"
+        return f"it may be left disabled in KMS, which does not enable it: {error}"
     return "it is enabled again in KMS"
 
 
 async def _schedule_destruction(
-    session: Session, lease: Lease, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: Session, lease: Lease, version: str, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
 ) -> str:
     timeout = session.settings.kms_timeout
-    _check_version_state(await session.kms.describe_key(timeout=timeout), version, "destroy", ("DISABLED",))
+    key = await session.kms.describe_key(timeout=timeout)
+    _check_version_state(key, version, "destroy", (VersionState.DISABLED,))
     since = await _get_retirement_time(session, version)
     if since is None:
         raise RotatorError(f"version {version} is not retired", _format_command("retire", version))
@@ -134,7 +137,7 @@ async def _schedule_destruction(
             f"{MIN_DISABLED_DAYS} days",
             "census",
         )
-    await _refuse_if_used(session, "destroy", version, confirmed_backups, other_keyrings)
+    await _refuse_if_used(session, key, "destroy", version, confirmed_backups, other_keyrings)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
     at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
     return (
@@ -144,27 +147,36 @@ async def _schedule_destruction(
     )
 
 
-def _check_version_state(key: KeyDescription, version: int, command: str, expected: tuple[str, ...]) -> str:
+def _check_version_state(
+    key: KeyDescription, version: str, command: str, expected: tuple[VersionState, ...]
+) -> VersionState:
     """The version's state in KMS. Raises RotatorError where it is none of those `expected`."""
-    state = next((each.state for each in key.versions if each.id == str(version)), None)
-    if state is None:
+    found = key.find_version(version)
+    if found is None:
         raise RotatorError(f"the KMS key has no version {version}", "census")
-    if state not in expected:
-        then = _format_command("retire", version) if command == "destroy" and state == "ENABLED" else "census"
-        raise RotatorError(f"version {version} is {state}, not {' or '.join(expected)}; nothing was changed", then)
-    return state
+    if found.state not in expected:
+        is_usable = found.state in {VersionState.USABLE, VersionState.DECRYPT_ONLY}
+        then = _format_command("retire", version) if command == "destroy" and is_usable else "census"
+        states = " or ".join(state.replace("_", " ") for state in expected)
+        raise RotatorError(f"version {version} is {found.state_label}, expected {states}; nothing was changed", then)
+    return found.state
 
 
 async def _refuse_if_used(
-    session: Session, command: str, version: int, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: Session,
+    key: KeyDescription,
+    command: str,
+    version: str,
+    confirmed_backups: int,
+    other_keyrings: Sequence[OtherKeyringUsage],
 ) -> None:
     """Raises RotatorError where a data key, a record, a kept backup or an unconfirmed backup needs the version."""
     kek = session.settings.kms.key
     census = await session.administration.count_key_usage()
-    _refuse_if_used_by_keyring(census, kek, version, "", "run --type rewrap-kek")
+    _refuse_if_used_by_keyring(census, kek, key, version, "", "run --type rewrap-kek")
     elsewhere = [(other.name, other.census) for other in other_keyrings if other.census]
     for keyring, its in elsewhere:
-        _refuse_if_used_by_keyring(its, kek, version, f"in the other keyring {keyring} ", "census")
+        _refuse_if_used_by_keyring(its, kek, key, version, f"in the other keyring {keyring} ", "census")
     kept = await asyncio.to_thread(session.backups.list_backups)
     for file, header in kept:
         if header.kek == kek and header.may_need(version):
@@ -185,7 +197,9 @@ async def _refuse_if_used(
         )
 
 
-def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix: str, next_command: str) -> None:
+def _refuse_if_used_by_keyring(
+    census: KeyUsage, kek: str, key: KeyDescription, version: str, prefix: str, next_command: str
+) -> None:
     """Raises RotatorError where a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
     versions = census.versions
     if not any(each.kek == kek for each in versions):
@@ -207,6 +221,12 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
                 "nothing was changed; a re-wrap writes it anew",
                 next_command,
             )
+        if each.kek == kek and each.data_keys and key.find_version(each.kek_version) is None:
+            raise RotatorError(
+                f"{prefix}version {version} may be needed by {each.data_keys} data keys of version {each.kek_version}, "
+                "which the KMS key does not have; nothing was changed; a re-wrap writes it anew",
+                next_command,
+            )
     if census.unknown_usage:
         raise RotatorError(
             f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; each "
@@ -215,5 +235,6 @@ def _refuse_if_used_by_keyring(census: KeyUsage, kek: str, version: int, prefix:
         )
 
 
-def _format_command(command: str, version: int) -> str:
-    return f"{command} {version} --confirm {version}"
+def _format_command(command: str, version: str) -> str:
+    quoted = shlex.quote(version)
+    return f"{command} {quoted} --confirm {quoted}"

@@ -30,6 +30,7 @@ from shared.keyring.administration import (
     StepOutcome,
     VerificationResult,
 )
+from shared.keyring.model import get_version_sort_key
 
 _MAX_DETAIL_LENGTH: Final = 1000
 _CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, JournalStep.VERIFY: 1}
@@ -68,10 +69,10 @@ class RotationSteps:
         """Checks that everything that a rotation needs works."""
         await self._run_step(JournalStep.SMOKE, run_smoke_test(self._session, self._next_command), _Result)
 
-    async def get_target_version(self) -> int:
-        """The version that everything is to be wrapped by: the primary one, which is ENABLED."""
+    async def get_target_version(self) -> str:
+        """The version that everything is to be wrapped by: the primary one, which is usable."""
         primary = preflight.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
-        return await self._run_step(JournalStep.PRIMARY_VERSION, primary, lambda number: _Result(f"version {number}"))
+        return await self._run_step(JournalStep.PRIMARY_VERSION, primary, lambda version: _Result(f"version {version}"))
 
     async def create_backup(self, earlier: Sequence[JournalBackup] = ()) -> tuple[Path, BackupSummary]:
         """The backup of this rotation: the first of its `earlier` ones that is here and whole; else a new one."""
@@ -95,6 +96,7 @@ class RotationSteps:
             self._administration,
             self._session.kms,
             rotation_id=self._id,
+            kek=key,
             needed_versions={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
             now=now,
             timeout=timeout,
@@ -106,7 +108,7 @@ class RotationSteps:
             raise
         return file, made
 
-    async def wait_for_primary(self, version: int) -> None:
+    async def wait_for_primary(self, version: str) -> None:
         """Waits until Encrypt uses `version`."""
         settings = self._settings
         in_use = preflight.wait_for_primary(
@@ -120,7 +122,7 @@ class RotationSteps:
         )
         await self._run_step(JournalStep.PRIMARY_IN_USE, in_use, lambda _: _Result(f"Encrypt uses version {version}"))
 
-    async def rotate(self, version: int, *, retarget: bool = False) -> RotationProgress:
+    async def rotate(self, version: str, *, retarget: bool = False) -> RotationProgress:
         """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch.
 
         With `retarget` it goes on with `version`, whatever it was begun for.
@@ -242,9 +244,9 @@ class RotationSteps:
 def _describe_backup(created: tuple[Path, BackupSummary]) -> _Result:
     file, summary = created
     header = backup_file.read_header(file)
-    needs = tuple(sorted({header.kek_version, *header.needed_versions}))
+    needs = tuple(sorted({header.kek_version, *header.needed_versions}, key=get_version_sort_key))
     backup = JournalBackup(name=file.name, sha256=summary.sha256, needs=needs)
-    return _Result(f"{file.name}, needs versions {', '.join(map(str, needs))}", backup=backup)
+    return _Result(f"{file.name}, needs versions {', '.join(needs)}", backup=backup)
 
 
 def _describe_progress(progress: RotationProgress) -> _Result:

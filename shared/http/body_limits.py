@@ -9,10 +9,11 @@ while others wait, and is too slow to finish in time, loses it.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 
 class ByteBudget:
@@ -70,6 +71,8 @@ BUDGET_WAIT_SECONDS: Final = 8.0
 """How long a body waits for budget; then its sender may try again."""
 SLOW_BODY_SECONDS: Final = 5.0
 """How long a body keeps budget that others wait for without progress: the same share of it as of `BODY_SECONDS`."""
+DISCARD_SECONDS: Final = 1.0
+"""How long before its deadline a body stops waiting for budget, so that its rest can be read and the answer arrives."""
 _MAX_WAITING: Final = 128
 """How many may wait for the large budget: each still occupies some of the small one."""
 
@@ -117,10 +120,16 @@ class BodyReader:
         stream: the chunks.
         limit: bytes that the body may have.
         content_length: bytes that it declares, or None.
+        deadline: when the request has to be answered, by the event loop's clock; the reader is cancelled then.
     """
 
     def __init__(
-        self, budgets: BodyBudgets, stream: AsyncIterator[bytes], limit: int, content_length: int | None
+        self,
+        budgets: BodyBudgets,
+        stream: AsyncIterator[bytes],
+        limit: int,
+        content_length: int | None,
+        deadline: float = math.inf,
     ) -> None:
         self.body = bytearray()
         self.is_complete = False
@@ -128,6 +137,7 @@ class BodyReader:
         self._budgets = budgets
         self._stream = stream
         self._limit = limit
+        self._deadline = deadline
         self._expected_size = limit if content_length is None else min(content_length, limit)
         self._budget: ByteBudget | None = None
         self._reserved = 0
@@ -183,6 +193,13 @@ class BodyReader:
             self._budget.release(self._reserved)
         self._budget, self._reserved = None, 0
 
+    def release_after(self, work: "asyncio.Future[Any]") -> None:
+        """Others may have its room once `work` is done, which still holds the body though nobody waits for it."""
+        budget, reserved = self._budget, self._reserved
+        self._budget, self._reserved = None, 0
+        if budget is not None:
+            work.add_done_callback(lambda _: budget.release(reserved))
+
     async def _reserve(self, size: int, deadline: asyncio.Timeout) -> None:
         if size and self._budget is None:
             await self._acquire(self._budgets.small, min(self._expected_size, SMALL_BODY_BYTES), deadline)
@@ -196,7 +213,7 @@ class BodyReader:
         began, self._is_waiting, self._is_evicted = now(), True, False
         deadline.reschedule(None)
         try:
-            await budget.acquire(size, BUDGET_WAIT_SECONDS)
+            await budget.acquire(size, min(BUDGET_WAIT_SECONDS, self._deadline - DISCARD_SECONDS - now()))
         except TimeoutError:
             raise BodyBudgetExhaustedError from None
         finally:

@@ -17,6 +17,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a request's line and headers, as in h11, without what arrives in one chunk with them."""
 HEAD_SECONDS: Final = 30.0
 """How long a head may take to arrive."""
+RECEIVED_AT: Final = "keypulse.received_at"
+"""The key of an ASGI scope with the time of the request's first byte, by the event loop's clock."""
 MAX_PIPELINED_REQUESTS: Final = 16
 """Requests on one connection that may arrive before the first is answered."""
 
@@ -29,6 +31,8 @@ class _HeadTimeoutProtocol(asyncio.Protocol):
     timeout_keep_alive_task: Any
     loop: Any
     _head_timer: asyncio.TimerHandle | None = None
+    _received_at: float | None = None
+    """When the first byte of the next request came."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -110,11 +114,17 @@ else:
             if self._kept > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"Over {MAX_HEAD_BYTES} bytes of headers.")
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            if self._received_at is None:
+                self._received_at = self.loop.time()
+
         def on_headers_complete(self) -> None:
             self._kept = 0
             if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
                 raise ValueError("too many requests at once")  # any exception here becomes a 400
             super().on_headers_complete()
+            self.cycle.scope[RECEIVED_AT], self._received_at = self._received_at, None
             self.cycle.transport = _CoalescingTransport(self.transport, self.loop)
 
         def on_body(self, body: bytes) -> None:
@@ -189,6 +199,7 @@ class AdmissionProtocol(asyncio.Protocol):
     _arrival_timer: asyncio.TimerHandle | None = None
     """While its request is active."""
     _deferred_data = b""
+    _received_at: float | None
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
@@ -198,6 +209,7 @@ class AdmissionProtocol(asyncio.Protocol):
             super().data_received(data)
         elif self.queue.is_full and len(data) <= _MAX_DEFERRED_BYTES:
             self._deferred_data = data
+            self._received_at = self.loop.time()
             self._unset_keepalive_if_required()  # type: ignore[attr-defined]  # uvicorn's: its connection is not idle
             self.flow.pause_reading()
             self.queue.enqueue(self)

@@ -11,17 +11,29 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION, DataKeyStatus
+from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus
+from shared.kms.port import MAX_VERSION_LENGTH
 
 MAX_PAGE_SIZE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
-VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
-"""Of a version of a KMS key."""
+
+
+def _accept_number(value: object) -> object:
+    """A service whose versions are numbers may write them as JSON numbers."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+StoredVersion = Annotated[
+    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*\Z")
+]
+"""A version of a key as a keyring has it; `UNREADABLE_VERSION` where it cannot be read."""
+Version = Annotated[StoredVersion, Field(min_length=1)]
+"""A version of a KMS key."""
 
 
 class _WireModel(BaseModel):
@@ -98,10 +110,10 @@ class JournalBackup(_WireModel):
     name: str
     """Of its file, without a folder."""
     sha256: str
-    needs: tuple[int, ...] | None
+    needs: tuple[StoredVersion, ...] | None
     """Versions of the KMS key without which it cannot be read and restored; None where that was not written."""
 
-    def may_need(self, version: int) -> bool:
+    def may_need(self, version: str) -> bool:
         """Whether the version may be one of them."""
         return self.needs is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
 
@@ -115,7 +127,7 @@ class JournalEntry(_WireModel):
     backup_name: str | None = None
     """The file of a backup that was made; the next two belong to it."""
     sha256: str | None = None
-    needs: tuple[int, ...] | None = None
+    needs: tuple[StoredVersion, ...] | None = None
     """See `JournalBackup`."""
     detail: str = ""
     """A few words for a person; no program reads them."""
@@ -137,8 +149,8 @@ class KeyInfo(_WireModel):
     status: DataKeyStatus
     kek: Text
     """Full resource name of the KMS key, or `local`."""
-    kek_version: int = Field(ge=UNREADABLE_VERSION, le=MAX_VERSION)
-    """0 of the local key."""
+    kek_version: StoredVersion
+    """`0` of the local key."""
     algorithm: Text
     created_at: datetime
     fingerprint: str
@@ -156,7 +168,7 @@ class VersionUsage(_WireModel):
     """What needs one version of a key."""
 
     kek: str
-    kek_version: int
+    kek_version: StoredVersion
     data_keys: int
     records: int
     """Records that are encrypted by one of these data keys."""
@@ -165,7 +177,7 @@ class VersionUsage(_WireModel):
 class RetiredVersion(_WireModel):
     """A version of the KMS key that nothing may be wrapped by any more."""
 
-    kek_version: int
+    kek_version: StoredVersion
     retired_at: datetime
     """By the database's clock."""
 
@@ -221,7 +233,7 @@ class RotationProgress(_WireModel):
     rotation_id: str
     type: RotationType
     state: RotationState
-    target_version: int | None
+    target_version: StoredVersion | None
     """Of the KMS key, which every data key is wrapped by in the end."""
     caller: str
     started_at: datetime
@@ -272,7 +284,7 @@ class RotateRequest(_WireModel):
     token: str
     """Of the lease."""
     caller: Text = Field(max_length=200)
-    target_version: VersionNumber | None = None
+    target_version: Version | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
     allows_retarget: bool = False
     """Whether a rotation that was begun for another version goes on with this one; else it is refused."""
@@ -319,7 +331,7 @@ class Administration(Protocol):
         """Does one batch, each data key in one commit with its journal entry; call it until it no longer runs."""
         ...
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """What `rotate` would do; changes nothing."""
         ...
 
@@ -346,7 +358,7 @@ class Administration(Protocol):
         """Unwraps every data key, or a page of those behind `after`, and decrypts some of their records, or all."""
         ...
 
-    async def retire_version(self, kek_version: int, token: str) -> None:
+    async def retire_version(self, kek_version: str, token: str) -> None:
         """From now on nothing may be wrapped by this version. Raises RefusedError where something still is."""
         ...
 

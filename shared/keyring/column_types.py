@@ -15,7 +15,6 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Float,
-    Integer,
     LargeBinary,
     Select,
     String,
@@ -26,7 +25,8 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
+from shared.keyring.model import UNREADABLE_VERSION
+from shared.kms.port import MAX_VERSION_LENGTH, is_version
 
 R = TypeVar("R")
 
@@ -87,16 +87,15 @@ class LenientTimestamp(TypeDecorator[float]):
         return value if value is None or _is_within(value, MAX_TIMESTAMP) else 0.0
 
 
-class LenientVersion(TypeDecorator[int]):
-    """Number of a KMS key's version. Read as `UNREADABLE_VERSION` where it is none."""
+class LenientVersion(TypeDecorator[str]):
+    """A version of a KMS key. Read as `UNREADABLE_VERSION` where it is none."""
 
-    impl = Integer
+    impl = String
     cache_ok = True
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
         """See the class."""
-        right = value is None or (isinstance(value, int) and _is_within(value, MAX_VERSION))
-        return value if right else UNREADABLE_VERSION
+        return value if value is None or is_version(value) else UNREADABLE_VERSION
 
 
 class LenientBytes(LargeBinary):
@@ -112,17 +111,28 @@ def find_unreadable_rows(connection: Connection, table: Table, **allowed_values:
 
     `allowed_values` has the values that some columns may hold.
     """
-    bad = {name: table.c[name].not_in(values) for name, values in allowed_values.items()}
+    bad: dict[str, ColumnElement[bool]] = {
+        name: table.c[name].not_in(values) for name, values in allowed_values.items()
+    }
     found = _find_undecodable_text(connection, table)
     for column in table.c:
         if isinstance(column.type, LenientTimestamp):
             bad[column.name] = ~column.between(0, MAX_TIMESTAMP)
         elif isinstance(column.type, LenientVersion):
-            bad[column.name] = ~column.between(0, MAX_VERSION)
+            bad[column.name] = build_unreadable_version_condition(connection, column)
     for name, condition in bad.items():
         for row_id in connection.execute(select(table.c.id).where(condition).limit(100)).scalars():
             found.setdefault(to_printable_text(row_id), _describe_defect(table, name))
     return found
+
+
+def build_unreadable_version_condition(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[bool]:
+    """The rows whose version reads as `UNREADABLE_VERSION`."""
+    length, text = func.length(column), type_coerce(column, String())
+    is_of_bad_length = (length == 0) | (length > MAX_VERSION_LENGTH)
+    if connection.dialect.name == "sqlite":
+        return is_of_bad_length | text.op("GLOB", is_comparison=True)("*[^ -~]*") | (func.typeof(column) != "text")
+    return is_of_bad_length | text.op("~", is_comparison=True)("[^ -~]")
 
 
 def _find_undecodable_text(connection: Connection, table: Table) -> dict[str, str]:

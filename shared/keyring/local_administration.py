@@ -23,10 +23,11 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
+from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.journal import progress, steps
 from shared.keyring.lease import run_under_lease
-from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
+from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.operations import restore
 from shared.keyring.operations.rotation import RotationRunner
 from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
@@ -35,10 +36,8 @@ from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import data_keys, retired_versions
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
-from shared.kms.reason import Reason
 
 _ROTATION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRANSIENT_REASONS: Final = {Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.QUOTA_EXHAUSTED, Reason.CRC_MISMATCH}
 
 
 async def _notify_nobody() -> None:
@@ -110,7 +109,7 @@ class LocalAdministration:
             await self._rotations.rotate(request)
         return await self._require_progress(request.rotation_id)
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """Changes nothing."""
         async with _translate_errors():
             return await self._rotations.dry_run(type_, target_version)
@@ -148,14 +147,14 @@ class LocalAdministration:
         async with _translate_errors():
             return await KeyringVerifier(self._database, self._wrapping, self._records, mode == "full").verify(after)
 
-    async def retire_version(self, kek_version: int, token: str) -> None:
+    async def retire_version(self, kek_version: str, token: str) -> None:
         """Of the KMS key that is configured."""
         kek = self._wrapping.kek
 
         def retire(connection: Connection, now: float) -> None:
             progress.refuse_while_running(connection)
             by = data_keys.c.kek_version
-            needed = (by == kek_version) | ~by.between(0, MAX_VERSION)
+            needed = (by == kek_version) | build_unreadable_version_condition(connection, by)
             if first := store.list_data_keys(connection, "", 1, (data_keys.c.kek == kek) & needed):
                 unread = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
@@ -193,5 +192,5 @@ async def _translate_errors() -> AsyncIterator[None]:
     except RetiredVersionError as error:
         raise RefusedError(str(error)) from None
     except KmsError as error:
-        kind = UnreachableError if error.reason in _TRANSIENT_REASONS else AdministrationError
+        kind = UnreachableError if error.reason.transient else AdministrationError
         raise kind(f"KMS: {error}; what was done stays, resume when it works again") from None

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, select
 
 from shared.keyring import store
-from shared.keyring.administration import RefusedError
+from shared.keyring.administration import MAX_PAGE_SIZE, RefusedError
 from shared.keyring.instances import InstanceHeartbeat, are_others_alive
 from shared.keyring.model import LOCAL_KEK, DataKey
 from shared.keyring.store import OtherLocalKeyError, read_local_key_fingerprint
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key
 
 
-def list_locally_wrapped_keys(connection: Connection, limit: int = store.PAGE_SIZE) -> tuple[DataKey, ...]:
+def list_locally_wrapped_keys(connection: Connection, limit: int = MAX_PAGE_SIZE) -> tuple[DataKey, ...]:
     """The first data keys that a local key wraps."""
     return store.list_data_keys(connection, "", limit, data_keys.c.kek == LOCAL_KEK)
 

@@ -3,14 +3,16 @@
 The table `keyring_schema` has the number of steps that were done. Tables that are missing are created by `Database`.
 """
 
+import json
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, Integer, Table, inspect, select, text
 
-from shared.keyring.column_types import to_printable_text
+from shared.keyring.column_types import LenientVersion, to_printable_text
 from shared.keyring.journal.legacy_text import parse_legacy_text
 from shared.keyring.journal.steps import to_columns
+from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.tables import TABLES, data_keys, journal_entries, rewraps, schema
 
 _TABLES_BEFORE_1: Final = {
@@ -30,6 +32,8 @@ _COLUMNS_BEFORE_1: Final = (
     ("keyring_lease", "only", "singleton"),
     ("keyring_local_key", "only", "singleton"),
 )
+_MAX_NUMBER: Final = 2**31 - 1
+"""Of a version, while versions were numbers."""
 _INDEXES_BEFORE_1: Final = ("keyring_journal_of_rotation", "ix_keyring_notes_rotation_id")
 
 
@@ -99,6 +103,60 @@ def _split_journal_text(connection: Connection) -> None:
         connection.execute(journal_entries.update().where(number == row.number).values(to_columns(entry)))
 
 
+def _name_versions_by_text(connection: Connection) -> None:
+    """Versions of KMS keys were numbers; one that could not be read was none from 0 to 2147483647."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    for table in TABLES.tables.values():
+        versions = [column.name for column in table.c if isinstance(column.type, LenientVersion)]
+        if not versions or not _has_table(connection, table.name):
+            continue
+        types = {column["name"]: column["type"] for column in inspect(connection).get_columns(table.name)}
+        if not isinstance(types[versions[0]], Integer):
+            continue
+        if is_sqlite:
+            _rebuild_with_text_versions(connection, table, versions)
+        else:
+            for name in versions:
+                value = f"CASE WHEN {name} BETWEEN 0 AND {_MAX_NUMBER} THEN {name}::text ELSE '' END"
+                new = f"CASE WHEN {name} IS NULL THEN NULL ELSE {value} END"
+                connection.execute(text(f"ALTER TABLE {table.name} ALTER COLUMN {name} TYPE VARCHAR USING {new}"))
+    number, needs = journal_entries.c.number, journal_entries.c.needs
+    for row in connection.execute(select(number, needs).where(needs.is_not(None))).all():
+        if named := _name_needs_by_text(row.needs):
+            connection.execute(journal_entries.update().where(number == row.number).values(needs=named))
+
+
+def _rebuild_with_text_versions(connection: Connection, table: Table, versions: list[str]) -> None:
+    """SQLite cannot change the type of a column: the rows move into a new table."""
+    columns = [column["name"] for column in inspect(connection).get_columns(table.name)]
+    for index in inspect(connection).get_indexes(table.name):
+        connection.execute(text(f'DROP INDEX IF EXISTS "{index["name"]}"'))
+    old = f"{table.name}_before_3"
+    connection.execute(text(f"ALTER TABLE {table.name} RENAME TO {old}"))
+    table.create(connection)
+    values = ", ".join(
+        f"CASE WHEN {name} IS NULL THEN NULL WHEN typeof({name}) = 'integer' AND {name} BETWEEN 0 AND {_MAX_NUMBER} "
+        f"THEN CAST({name} AS TEXT) ELSE '' END"
+        if name in versions
+        else f'"{name}"'
+        for name in columns
+    )
+    names = ", ".join(f'"{name}"' for name in columns)
+    connection.execute(text(f"INSERT INTO {table.name} ({names}) SELECT {values} FROM {old}"))  # noqa: S608  own names
+    connection.execute(text(f"DROP TABLE {old}"))
+
+
+def _name_needs_by_text(needs: str) -> str | None:
+    """The versions that a backup needs, as texts; None where they are no list of numbers."""
+    try:
+        numbers = json.loads(needs)
+    except ValueError:
+        return None
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        return None
+    return json.dumps([UNREADABLE_VERSION if number < 0 else str(number) for number in numbers])
+
+
 def _has_table(connection: Connection, name: str) -> bool:
     return inspect(connection).has_table(name)
 
@@ -108,6 +166,10 @@ def _list_columns(connection: Connection, table: str) -> set[str]:
     return {column["name"] for column in found.get_columns(table)} if found.has_table(table) else set()
 
 
-_STEPS: Final[tuple[Callable[[Connection], None], ...]] = (_rename, _split_journal_text)
+_STEPS: Final[tuple[Callable[[Connection], None], ...]] = (
+    _rename,
+    _split_journal_text,
+    _name_versions_by_text,
+)
 VERSION: Final = len(_STEPS)
 """Of the tables that this keypulse reads and writes."""

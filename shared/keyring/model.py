@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,10 +15,10 @@ ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32
 """Of a data key."""
-MAX_VERSION: Final = 2**31 - 1
-"""Of a KMS key that the keyring's tables can hold: PostgreSQL's integers end there."""
-UNREADABLE_VERSION: Final = -1
-"""What a version reads as where another program wrote something else there: it may be any."""
+LOCAL_KEK_VERSION: Final = "0"
+"""`WrappedKey.kek_version` of the local key, which has no versions."""
+UNREADABLE_VERSION: Final = ""
+"""What a version reads as where another program wrote something else there: it may be any. No version has this name."""
 
 
 class DataKeyStatus(StrEnum):
@@ -44,8 +45,8 @@ class WrappedKey:
     ciphertext: bytes
     kek: str
     """Full resource name of the KMS key, or `LOCAL_KEK`."""
-    kek_version: int
-    """Number of the KMS key's version; 0 for the local key, which has no versions."""
+    kek_version: str
+    """The version of the KMS key, opaque; `LOCAL_KEK_VERSION` of the local key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class DataKey:
     created_at: datetime
     """Aware, in UTC."""
     algorithm: str = ALGORITHM
+
+
+def get_version_sort_key(version: str) -> tuple[tuple[int, str], ...]:
+    """Orders versions for people: `2` before `10`. What it says of age is not known here."""
+    parts = re.split(r"(\d+)", version)
+    return tuple((int(part), part) if part.isdecimal() else (0, part) for part in parts)
 
 
 def build_wrapping_aad(data_key_id: str) -> bytes:

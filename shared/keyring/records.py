@@ -52,7 +52,7 @@ class RecordsTable:
         if missing := needed - found:
             raise DatabaseError(f"there is no table {self.name} with a column {', '.join(sorted(missing))}")
 
-    def count_by_version(self, connection: Connection) -> dict[tuple[str, int], int]:
+    def count_by_version(self, connection: Connection) -> dict[tuple[str, str], int]:
         """How many records need each version of each KMS key."""
         records, key = self._build_table(), data_keys.c
         joined = data_keys.join(records, records.c[self.data_key_column] == key.id)

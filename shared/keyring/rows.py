@@ -15,7 +15,7 @@ class DataKeyRow(NamedTuple):
     status: str
     wrapped: bytes
     kek: str
-    kek_version: int
+    kek_version: str
     algorithm: str
     fingerprint: bytes
     created_at: float
@@ -30,7 +30,7 @@ class RotationRow(NamedTuple):
     type: str
     state: str
     is_rolling_back: bool
-    target_version: int
+    target_version: str
     caller: str
     started_at: float
     updated_at: float
@@ -48,10 +48,10 @@ class RewrapRow(NamedTuple):
     data_key_id: str
     old_wrapped: bytes
     old_kek: str
-    old_kek_version: int
+    old_kek_version: str
     new_wrapped: bytes
     new_kek: str
-    new_kek_version: int
+    new_kek_version: str
 
 
 class ProblemRow(NamedTuple):
@@ -96,7 +96,7 @@ class LeaseRow(NamedTuple):
 class RetiredVersionRow(NamedTuple):
     """Of `keyring_retired_versions`, of one KMS key."""
 
-    kek_version: int
+    kek_version: str
     retired_at: float
 
 
@@ -104,14 +104,14 @@ class VersionCount(NamedTuple):
     """How many data keys, or records, need one version of a KMS key."""
 
     kek: str
-    kek_version: int
+    kek_version: str
     total: int
 
 
 class StatusCount(NamedTuple):
     """How many data keys of one status one version wraps."""
 
-    kek_version: int
+    kek_version: str
     status: str
     total: int
 

@@ -14,14 +14,13 @@ from sqlalchemy import ColumnElement, Connection, exists, select
 from sqlalchemy.exc import IntegrityError
 
 from shared.keyring import column_types
+from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.rows import DataKeyRow, RetiredVersionRow, fetch, fetch_first, select_rows
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, retired_versions
 
-PAGE_SIZE: Final = 1000
-"""Data keys in one read, at most."""
 _columns: Final = data_keys.c
 
 
@@ -96,8 +95,8 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
         )
 
 
-def list_retired_versions(connection: Connection, kek: str) -> dict[int, float]:
-    """The versions of `kek` that nothing may be wrapped by any more, ascending, and since when (unix seconds)."""
+def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
+    """The versions of `kek` that nothing may be wrapped by any more, and since when (unix seconds)."""
     columns = retired_versions.c
     these = select_rows(retired_versions, RetiredVersionRow).where(columns.kek == kek).order_by(columns.kek_version)
     return {row.kek_version: row.retired_at for row in fetch(connection, these, RetiredVersionRow)}
@@ -125,7 +124,7 @@ class DataKeyStore:
         """Every data key, oldest first."""
         keys: list[DataKey] = []
         after = ""
-        while some := await self._database.read(partial(list_data_keys, after=after, limit=PAGE_SIZE)):
+        while some := await self._database.read(partial(list_data_keys, after=after, limit=MAX_PAGE_SIZE)):
             keys += some
             after = some[-1].id
         return tuple(sorted(keys, key=lambda key: (key.created_at, key.id)))

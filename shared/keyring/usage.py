@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, select
 from shared.keyring import store
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
 from shared.keyring.journal import steps
+from shared.keyring.model import get_version_sort_key
 from shared.keyring.records import RecordsTable
 from shared.keyring.rows import VersionCount, fetch
 from shared.keyring.tables import data_keys, rotations
@@ -18,7 +19,9 @@ _columns: Final = data_keys.c
 def count_key_usage(connection: Connection, now: float, kek: str, records: RecordsTable | None) -> KeyUsage:
     """Of the whole keyring at `now`, unix seconds; `kek` is the KMS key that it is wrapped by now."""
     counted = select(_columns.kek, _columns.kek_version, func.count()).group_by(_columns.kek, _columns.kek_version)
-    data_key_counts = list(fetch(connection, counted.order_by(_columns.kek, _columns.kek_version), VersionCount))
+    data_key_counts = sorted(
+        fetch(connection, counted, VersionCount), key=lambda row: (row.kek, get_version_sort_key(row.kek_version))
+    )
     of_records = records.count_by_version(connection) if records else {}
     active = store.find_active_data_key(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
@@ -43,7 +46,9 @@ def count_key_usage(connection: Connection, now: float, kek: str, records: Recor
         active_since=active.created_at if active else None,
         retired_versions=tuple(
             RetiredVersion(kek_version=version, retired_at=datetime.fromtimestamp(at, UTC))
-            for version, at in store.list_retired_versions(connection, kek).items()
+            for version, at in sorted(
+                store.list_retired_versions(connection, kek).items(), key=lambda item: get_version_sort_key(item[0])
+            )
         ),
         unreadable=len(store.find_unreadable_data_keys(connection)),
         missing=len(records.count_orphans(connection)) if records else 0,

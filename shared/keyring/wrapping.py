@@ -7,15 +7,11 @@ of the data key that was stored.
 import hmac
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey, build_wrapping_aad, compute_fingerprint
-from shared.kms.gcp.wire_format import get_version_id
 from shared.kms.port import KmsError, KmsKey
-from shared.kms.reason import Reason
-
-# From a KMS that works, these speak of one version or one ciphertext; any other reason speaks of KMS as a whole.
-_KEY_REASONS: Final = {Reason.KEY_DISABLED, Reason.KEY_DESTROYED, Reason.INVALID_REQUEST}
+from shared.kms.reason import Reason, Scope
 
 
 class UnwrapError(Exception):
@@ -57,7 +53,7 @@ class KeyWrapper:
         decrypted = await self.kms.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
         if not hmac.compare_digest(decrypted.plaintext, secret):
             raise KmsError(Reason.PLAINTEXT_MISMATCH, "decrypt: the plaintext is not the one that was encrypted")
-        return WrappedKey(encrypted.ciphertext, self.kek, get_version_id(encrypted.version))
+        return WrappedKey(encrypted.ciphertext, self.kek, encrypted.version)
 
     async def unwrap(self, key: DataKey) -> bytes:
         """The data key in clear, proven by its fingerprint.
@@ -89,6 +85,7 @@ class KeyWrapper:
         try:
             return (await self.kms.decrypt(wrapped.ciphertext, aad, timeout=self.timeout)).plaintext
         except KmsError as error:
-            if error.reason in _KEY_REASONS:
+            # A lasting failure of one version or ciphertext is of this data key; any other one is of KMS as a whole.
+            if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.reason.transient:
                 raise UnwrapError(f"KMS: {error.reason} (version {wrapped.kek_version})") from None
             raise

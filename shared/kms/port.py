@@ -1,7 +1,7 @@
 """The port of a key management service: what a probe and a keyring need of it, in types of no vendor.
 
-A version of a key is named by an opaque string of 1 to `MAX_VERSION_LENGTH` printable characters. Versions are compared
-for equality only; they are ordered by their place in `KeyDescription.versions`.
+A version of a key is named by an opaque string of 1 to `MAX_VERSION_LENGTH` printable ASCII characters. Versions are
+compared for equality only; they are ordered by their place in `KeyDescription.versions`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,13 @@ from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
 MAX_VERSION_LENGTH: Final = 128
+
+
+def is_version(value: object) -> bool:
+    """Whether it can name a version of a key."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_VERSION_LENGTH:
+        return False
+    return value.isascii() and value.isprintable()
 
 
 class VersionState(StrEnum):
@@ -84,6 +91,11 @@ class KeyVersion:
     def label(self) -> str:
         """How a person is shown the version."""
         return self.display_name or self.id
+
+    @property
+    def state_label(self) -> str:
+        """How a person is shown the state: as the provider calls it."""
+        return self.provider_state or self.state.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)

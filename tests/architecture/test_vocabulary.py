@@ -96,7 +96,7 @@ def test_no_module_of_the_tests_has_an_odd_word() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "class Told: ...",
+        "class PublishedEvent: ...",
         "def tell(): ...",
         "async def _held_for(): ...",
         "def f(overdue): ...",

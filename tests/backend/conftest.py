@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
 from services.backend.config import Settings
 from services.backend.keyring import Keyring
-from services.backend.local_key import InstanceLocalKey
+from services.backend.local_key_file import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
 from shared.config.settings import load_settings
 from shared.keyring.database import Database

@@ -15,7 +15,7 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.keyring import KeyUnavailableError
-from services.backend.local_key import read_or_create
+from services.backend.local_key_file import read_or_create
 from services.backend.records import CorruptRecordError, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from services.backend import records as records_module
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.keyring import Keyring
-from services.backend.local_key import InstanceLocalKey
+from services.backend.local_key_file import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring import store

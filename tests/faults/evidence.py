@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.faults.incidents import Alert, Told
+from tests.faults.incidents import Alert, PublishedEvent
 
-Alerts = frozenset[tuple[Alert, Told]]
+Alerts = frozenset[tuple[Alert, PublishedEvent]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def can_end_with(events: Sequence[Event], message: Said) -> Iterator[Event]:
     There may be several: the same webhook may have been accepted twice, with others in between, since a replica that
     was stopped takes it late.
     """
-    accepted: set[tuple[Alert, Told]] = set()
+    accepted: set[tuple[Alert, PublishedEvent]] = set()
     for event in events:
         accepted |= event.alerts
         if event.alerts <= message.alerts <= accepted:

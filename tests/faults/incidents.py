@@ -26,7 +26,7 @@ class Alert(NamedTuple):
     number: int
 
 
-class Told(NamedTuple):
+class PublishedEvent(NamedTuple):
     """What is said of one alert."""
 
     version: int
@@ -49,10 +49,10 @@ def seeded(*seed: object) -> Random:
     return Random(" ".join(map(str, seed)))  # noqa: S311  # no secret comes of it
 
 
-def told(text: str) -> frozenset[tuple[Alert, Told]]:
+def told(text: str) -> frozenset[tuple[Alert, PublishedEvent]]:
     """What a text tells of which alerts."""
     found = _TOLD.findall(text)
-    return frozenset((Alert(int(g), int(a)), Told(int(version), state)) for g, a, version, state in found)
+    return frozenset((Alert(int(g), int(a)), PublishedEvent(int(version), state)) for g, a, version, state in found)
 
 
 def history(random: Random, group: int, length: int) -> Iterator[Webhook]:

@@ -1,7 +1,7 @@
 import json
 
 from services.relay.intake import webhook
-from tests.faults.incidents import Alert, Told, history, seeded, told
+from tests.faults.incidents import Alert, PublishedEvent, history, seeded, told
 
 
 def test_the_same_seed_makes_the_same_incidents() -> None:
@@ -33,4 +33,4 @@ def test_groups_end_and_begin_again() -> None:
 
 def test_what_is_told_is_found_in_any_text() -> None:
     text = '*g1 a2 v30 firing* {"summary": "g1 a0 v4 resolved"} g1 a2 v30 firing; g1 a2 vx firing'
-    assert told(text) == {(Alert(1, 2), Told(30, "firing")), (Alert(1, 0), Told(4, "resolved"))}
+    assert told(text) == {(Alert(1, 2), PublishedEvent(30, "firing")), (Alert(1, 0), PublishedEvent(4, "resolved"))}

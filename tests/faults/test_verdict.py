@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.evidence import Alerts, Delivery, Event, Said
-from tests.faults.incidents import Alert, Told
+from tests.faults.incidents import Alert, PublishedEvent
 from tests.faults.verdict import Verdict, judge
 
 
 def alerts(*stands: str) -> Alerts:
     """Such as "0 v1 firing": which alert of group 1, since which webhook, how."""
     split = [text.split() for text in stands]
-    return frozenset((Alert(1, int(a)), Told(int(version[1:]), state)) for a, version, state in split)
+    return frozenset((Alert(1, int(a)), PublishedEvent(int(version[1:]), state)) for a, version, state in split)
 
 
 FIRES, ENDS, ANEW = alerts("0 v1 firing"), alerts("0 v2 resolved"), alerts("1 v3 firing")
@@ -98,7 +98,10 @@ def test_a_superseded_delivery_without_an_heir_is_found(heir: str | None) -> Non
 def test_an_alert_whose_end_was_never_told_is_found() -> None:
     found = judged(said=slack(FIRES, ANEW)).violations
     assert len(found) == 1
-    assert "number=0) is Told(version=2, state='resolved'), and was told last as [Told(version=1" in found[0]
+    assert (
+        "number=0) is PublishedEvent(version=2, state='resolved'), and was told last as [PublishedEvent(version=1"
+        in found[0]
+    )
 
 
 def test_a_channel_that_was_told_nothing_is_found() -> None:

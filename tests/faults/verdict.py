@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.faults import repeats
 from tests.faults.evidence import Delivery, Event, Said, last_told
-from tests.faults.incidents import Alert, Told
+from tests.faults.incidents import Alert, PublishedEvent
 
 FINAL = ("delivered", "superseded", "dead")
 
@@ -98,7 +98,7 @@ def _end(event: Event, channel: str, deliveries: Sequence[Delivery]) -> Delivery
 
 def _untold(place: str, events: Sequence[Event], heard: Sequence[Said], dead: Collection[int]) -> Iterator[str]:
     """What was never told, or was told last as it no longer is, except what went out in a dead delivery."""
-    last: dict[Alert, tuple[Told, int]] = {}
+    last: dict[Alert, tuple[PublishedEvent, int]] = {}
     for event in events:
         last |= {alert: (what, event.seq) for alert, what in event.alerts}
     for alert, (what, seq) in last.items():
@@ -131,7 +131,7 @@ def _not_ours(
 ) -> Iterator[str]:
     """What none of the deliveries tells that have the message's key: it was made up, or its key was."""
     accepted = {about for event in events for about in event.alerts}
-    tells: dict[tuple[str, str], set[tuple[Alert, Told]]] = {}
+    tells: dict[tuple[str, str], set[tuple[Alert, PublishedEvent]]] = {}
     for delivery in deliveries:
         of = (event for event in events if event.incident == delivery.incident)
         alerts = (e.alerts for e in of if delivery.first_event_seq <= e.seq <= delivery.event_seq)

@@ -16,9 +16,10 @@ from services.relay.app import run_relay
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
-from services.relay.intake import webhook
+from services.relay.intake import endpoint, webhook
 from services.relay.model import Event, Message
 from shared.config.settings import Address
+from shared.http.connection_limits import AdmissionQueue
 from shared.http.server import serve
 
 PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
@@ -98,9 +99,10 @@ def settings(folder: Path, channels: dict[str, Scripted], **keys: Any) -> RelayS
 async def served(settings: RelaySettings, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
     """The relay behind a real server, and a client that holds the token."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
+    admission = AdmissionQueue(b"POST /alerts", endpoint.MAX_CONCURRENT_WEBHOOKS, endpoint.ADMISSION_SECONDS)
     async with (
         run_relay(settings, open_sender=open_local_sender, **options) as app,
-        serve(app, Address("127.0.0.1", 0)) as address,
+        serve(app, Address("127.0.0.1", 0), admission_queue=admission) as address,
         aiohttp.ClientSession(f"http://{address}", headers=headers) as client,
     ):
         yield client

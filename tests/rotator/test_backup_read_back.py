@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.rotator.backups import encrypted_file
+from services.rotator.backups import encrypted_pages
 from services.rotator.model import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
@@ -32,14 +32,14 @@ async def test_a_disk_that_keeps_another_backup_than_was_written_is_noticed_befo
 ) -> None:
     before = await in_a_file.keys()
     await new_version()
-    finish = encrypted_file.EncryptedFileWriter.finish
+    finish = encrypted_pages.EncryptedFileWriter.finish
 
-    def cut(self: encrypted_file.EncryptedFileWriter, plaintext: bytes) -> None:
+    def cut(self: encrypted_pages.EncryptedFileWriter, plaintext: bytes) -> None:
         finish(self, plaintext)
         file = self._file
         file.write_bytes(file.read_bytes()[:-1])
 
-    monkeypatch.setattr(encrypted_file.EncryptedFileWriter, "finish", cut)
+    monkeypatch.setattr(encrypted_pages.EncryptedFileWriter, "finish", cut)
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="is damaged") as failed:
             await run(session, RotationType.REWRAP_KEK)

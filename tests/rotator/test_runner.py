@@ -10,10 +10,10 @@ from services.rotator.inspection import run_verification, show_plans
 from services.rotator.model import RotatorError
 from services.rotator.report import Outcome
 from services.rotator.runner import rollback, run
-from shared.keyring import store
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
+from shared.keyring.operations import verification
 from tests.rotator.rotated import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -124,7 +124,7 @@ async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(
 async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_included(
     in_a_file: Rotated, new_version: NewVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PAGE_SIZE", 2)
+    monkeypatch.setattr(verification, "MAX_PAGE_SIZE", 2)
     await new_version()
     async with in_a_file.session(batch_size=2) as session:
         told = session.progress.told  # type: ignore[attr-defined]

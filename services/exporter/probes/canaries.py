@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.exporter.model import Canary
 from shared.atomic_file import replace_file
-from shared.kms.port import MAX_VERSION_LENGTH
+from shared.kms.port import is_version
 from shared.process.concurrency import start_in_thread
 
 MAX_CANARIES = 100
@@ -199,9 +199,7 @@ def _compute_digest(canary: Canary) -> bytes:
 
 def _is_intact(entry: _FileEntry) -> bool:
     canary = entry.canary
-    if not 1 <= len(canary.version) <= MAX_VERSION_LENGTH or not canary.version.isprintable():
-        return False
-    if len(canary.plaintext_sha256) != _SHA256_BYTES:
+    if not is_version(canary.version) or len(canary.plaintext_sha256) != _SHA256_BYTES:
         return False
     return entry.sha256 == _compute_digest(canary)
 

@@ -1,7 +1,10 @@
-"""`POST /alerts`: the body, then the commit, and only then the answer. Who may send is the guard's business.
+"""`POST /alerts`: the body, then the commit, and only then the answer. The route checks who may send.
 
-Alertmanager asks again after a 5xx or a lost connection, and after nothing else: whatever may be our fault is a 503.
-https://github.com/prometheus/alertmanager/blob/main/notify/util.go
+Alertmanager sends a webhook again after a 5xx or a lost connection, and after nothing else: whatever may be our fault
+is a 503. https://github.com/prometheus/alertmanager/blob/main/notify/util.go
+
+One deadline bounds the whole of it. It begins with the first byte, and so with the wait for admission, and covers the
+body, every queue and the commit. Alertmanager gives up after 10 s, and by then it has its answer.
 """
 
 import asyncio
@@ -17,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from services.relay.intake import deduplication, webhook
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route
-from services.relay.intake.webhook import parse_webhook
+from services.relay.intake.webhook import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
 from services.relay.model import OWN_SOURCE, Status
 from services.relay.outbox import quarantine, watchdogs
@@ -35,6 +38,7 @@ from shared.http.body_limits import (
     BodyTooLargeError,
     SlowBodyError,
 )
+from shared.http.connection_limits import RECEIVED_AT
 from shared.process.concurrency import run_large
 
 SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
@@ -42,8 +46,10 @@ SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
 come one after the other, and never hold up what is small."""
 MAX_CONCURRENT_WEBHOOKS: Final = 64
 """How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
-QUEUE_SECONDS: Final = 8.0
-"""How long one that was read waits for its turn; then Alertmanager may ask again."""
+ANSWER_SECONDS: Final = 8.5
+"""From the first byte until a webhook is answered 503, whatever it waits for: with a busy event loop 9 s at most."""
+ADMISSION_SECONDS: Final = 7.5
+"""How long one waits unread; then it is admitted, and has the rest of its time."""
 _MAX_SOURCE: Final = 200
 
 log = structlog.get_logger(__name__)
@@ -66,7 +72,16 @@ class IntakeRules:
 
 
 class _RetryLaterError(Exception):
-    """A body that cannot be taken now, and may be sent again."""
+    """A webhook that cannot be accepted now, and may be sent again."""
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """A webhook on its way to its answer."""
+
+    body: BodyReader
+    waits_for: str = "its body"
+    """For the sentence, should its time end."""
 
 
 class Intake:
@@ -106,24 +121,37 @@ class Intake:
 
     async def handle_post(self, request: Request) -> Response:
         """The answers of the contract: 202, 200, 400, 413, 503; 500 for a defect of ours."""
+        deadline = request.scope.get(RECEIVED_AT, asyncio.get_running_loop().time()) + ANSWER_SECONDS
+        arrival = _Arrival(self._open_body(request, deadline))
         try:
-            response = await self._respond(request)
+            response = await self._respond_in_time(arrival, request.query_params.get("source", ""), deadline)
         except ClientDisconnect:  # nobody is left to be answered, so no answer is counted
             log.warning("client disconnected before the webhook was complete; Alertmanager retries")
             return Response(status_code=503)
         except Exception:
             self._metrics.count_webhook(500)
             raise
+        finally:
+            arrival.body.release()
         self._metrics.count_webhook(response.status_code)
         return response
 
-    async def _respond(self, request: Request) -> Response:
-        source = request.query_params.get("source", "")
-        arrival = self._open_body(request)
-        body = arrival.body
+    async def _respond_in_time(self, arrival: _Arrival, source: str, deadline: float) -> Response:
         try:
-            await self._read_body(arrival)
-            return await self._process_body(body, source)
+            async with asyncio.timeout_at(deadline) as timeout:
+                return await self._respond(arrival, source)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            error = f"not accepted, send it again: after {ANSWER_SECONDS:g} s it still waited for {arrival.waits_for}"
+        refused = _build_error_response(503, error)
+        return refused if arrival.body.is_complete else _close_connection(refused)
+
+    async def _respond(self, arrival: _Arrival, source: str) -> Response:
+        body = arrival.body.body
+        try:
+            await self._read_body(arrival.body)
+            return await self._process_body(arrival, source)
         except webhook.MalformedWebhookError as error:
             return await self._quarantine(body, source, 400, str(error))
         except webhook.TooManyTextsError as error:
@@ -133,60 +161,63 @@ class Intake:
             return _close_connection(await self._quarantine(body, source, 413, reason))
         except (_RetryLaterError, StoreUnavailableError) as error:
             refused = _build_error_response(503, f"not accepted, send it again: {error}")
-            return refused if arrival.is_complete else _close_connection(refused)
-        finally:
-            arrival.release()
+            return refused if arrival.body.is_complete else _close_connection(refused)
 
-    async def _process_body(self, body: bytearray, source: str) -> Response:
+    async def _process_body(self, arrival: _Arrival, source: str) -> Response:
         if len(source) > _MAX_SOURCE or source == OWN_SOURCE:
             reason = f"source: expected at most {_MAX_SOURCE} characters, and not {OWN_SOURCE}"
             raise webhook.MalformedWebhookError(reason)
-        await self._wait_for_capacity()
-        try:
+        arrival.waits_for = f"{MAX_CONCURRENT_WEBHOOKS} webhooks before it"
+        async with self._concurrency:
+            body = arrival.body.body
             whole = bytes(body)
             del body[quarantine.MAX_BODY_BYTES :]  # what quarantine would keep
-            return await self._parse_and_commit(whole, source)
-        finally:
-            self._concurrency.release()
+            return await self._parse_and_commit(arrival, whole, source)
 
-    async def _read_body(self, arrival: BodyReader) -> None:
+    async def _read_body(self, body: BodyReader) -> None:
         try:
-            await arrival.read()
+            await body.read()
         except BodyBudgetExhaustedError:
-            arrival.release()
-            await arrival.discard_rest()
+            body.release()
+            await body.discard_rest()
             raise _RetryLaterError("other webhooks come first") from None
         except SlowBodyError as error:
             raise _RetryLaterError(str(error)) from None
         if self._stopping:
             raise _RetryLaterError("the relay is stopping")
 
-    def _open_body(self, request: Request) -> BodyReader:
+    def _open_body(self, request: Request, deadline: float) -> BodyReader:
         header = request.headers.get("content-length", "")
         declared = int(header) if header.isdecimal() else None
         too_large = declared is not None and declared > self._rules.max_body
         limit = quarantine.MAX_BODY_BYTES if too_large else self._rules.max_body
-        return BodyReader(self._body_budget, request.stream(), min(limit, self._rules.max_body), declared)
+        return BodyReader(
+            self._body_budget, request.stream(), min(limit, self._rules.max_body), declared, deadline=deadline
+        )
 
-    async def _wait_for_capacity(self) -> None:
-        if not self._concurrency.locked():
-            await self._concurrency.acquire()  # at once
-            return
-        try:
-            async with asyncio.timeout(QUEUE_SECONDS):
-                await self._concurrency.acquire()
-        except TimeoutError:
-            raise _RetryLaterError(f"{MAX_CONCURRENT_WEBHOOKS} others come first") from None
-
-    async def _parse_and_commit(self, body: bytes, source: str) -> Response:
-        task = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)
-        taken = await run_large(task) if len(body) > SMALL_BODY_BYTES else task()
-        if taken.heartbeats:
-            await watchdogs.record_heartbeats(self._store, taken.heartbeats)
-            self._on_heartbeats(taken.heartbeats)
-        if taken.incoming is None:
+    async def _parse_and_commit(self, arrival: _Arrival, body: bytes, source: str) -> Response:
+        parsed = await self._parse(arrival, body, source)
+        arrival.waits_for = "its commit"
+        if parsed.heartbeats:
+            await watchdogs.record_heartbeats(self._store, parsed.heartbeats)
+            self._on_heartbeats(parsed.heartbeats)
+        if parsed.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
-        return await self._commit(taken.incoming, taken.route.channels if taken.route else self._rules.default_channels)
+        channels = parsed.route.channels if parsed.route else self._rules.default_channels
+        return await self._commit(parsed.incoming, channels)
+
+    async def _parse(self, arrival: _Arrival, body: bytes, source: str) -> ParsedWebhook:
+        work = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)
+        if len(body) <= SMALL_BODY_BYTES:
+            return work()
+        arrival.waits_for = "its body to be parsed"
+        parsing = asyncio.ensure_future(run_large(work))
+        try:
+            return await asyncio.shield(parsing)
+        except asyncio.CancelledError:
+            parsing.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks for it
+            arrival.body.release_after(parsing)
+            raise
 
     async def _commit(self, incoming: IncomingEvent, routed_channels: Sequence[str]) -> Response:
         rules = self._rules

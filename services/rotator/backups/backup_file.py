@@ -17,15 +17,14 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.rotator.backups import encrypted_file
-from shared.keyring.administration import Administration, StoredKey
-from shared.keyring.model import UNREADABLE_VERSION
-from shared.kms.gcp.wire_format import get_key_name, get_version_id
+from services.rotator.backups import encrypted_pages
+from shared.keyring.administration import Administration, StoredKey, StoredVersion
+from shared.keyring.model import UNREADABLE_VERSION, get_version_sort_key
 from shared.kms.port import KmsError, KmsKey
 
 _AAD: Final = b"keypulse backup\0"
 _CSV_COLUMNS: Final = tuple(StoredKey.model_fields)
-csv.field_size_limit(encrypted_file.MAX_PAGE_BYTES)
+csv.field_size_limit(encrypted_pages.MAX_PAGE_BYTES)
 _CSV_HEADER: Final = ",".join(_CSV_COLUMNS).encode() + b"\n"
 
 
@@ -42,14 +41,14 @@ class BackupHeader(BaseModel):
     rotation_id: str
     created_at: datetime
     kek: str
-    kek_version: int
+    kek_version: StoredVersion
     """The version of the KMS key without which the backup cannot be read."""
-    needed_versions: tuple[int, ...]
+    needed_versions: tuple[StoredVersion, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
     wrapped_key: str
     """Base64 of the file's key, wrapped."""
 
-    def may_need(self, version: int) -> bool:
+    def may_need(self, version: str) -> bool:
         """Whether it needs that version, as far as is known."""
         return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needed_versions})
 
@@ -84,13 +83,14 @@ class SummaryBuilder:
         return BackupSummary(data_keys=self.data_keys, sha256=self._csv.hexdigest(), fingerprint=self._keys.hexdigest())
 
 
-async def write_backup(
+async def write_backup(  # noqa: PLR0913  most by name
     file: Path,
     administration: Administration,
     kms: KmsKey,
     *,
     rotation_id: str,
-    needed_versions: Collection[int],
+    kek: str,
+    needed_versions: Collection[str],
     now: datetime,
     timeout: float,
 ) -> BackupSummary:
@@ -100,6 +100,7 @@ async def write_backup(
         file: in a folder that exists.
         administration: gives the rows, a page at a time.
         kms: wraps the file's key.
+        kek: full name of that KMS key.
         rotation_id: for whose sake.
         needed_versions: versions of the KMS key that wrap the rows.
         now: aware.
@@ -109,7 +110,7 @@ async def write_backup(
         BackupError: the disk or KMS refuses.
         AdministrationError: the rows cannot be read.
     """
-    key = os.urandom(encrypted_file.KEY_BYTES)
+    key = os.urandom(encrypted_pages.KEY_BYTES)
     try:
         wrapped = await kms.encrypt(key, _AAD + rotation_id.encode(), timeout=timeout)
     except KmsError as error:
@@ -117,14 +118,14 @@ async def write_backup(
     header = BackupHeader(
         rotation_id=rotation_id,
         created_at=now,
-        kek=get_key_name(wrapped.version),
-        kek_version=get_version_id(wrapped.version),
-        needed_versions=tuple(sorted(needed_versions)),
+        kek=kek,
+        kek_version=wrapped.version,
+        needed_versions=tuple(sorted(needed_versions, key=get_version_sort_key)),
         wrapped_key=base64.b64encode(wrapped.ciphertext).decode(),
     )
     try:
         writer = await asyncio.to_thread(
-            encrypted_file.EncryptedFileWriter, file, header.model_dump_json().encode(), key
+            encrypted_pages.EncryptedFileWriter, file, header.model_dump_json().encode(), key
         )
         try:
             counted = SummaryBuilder()
@@ -144,10 +145,10 @@ async def write_backup(
 def read_header(file: Path) -> BackupHeader:
     """Raises BackupError."""
     try:
-        return BackupHeader.model_validate_json(encrypted_file.read_header(file))
+        return BackupHeader.model_validate_json(encrypted_pages.read_header(file))
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (encrypted_file.FileDamagedError, ValidationError):
+    except (encrypted_pages.FileDamagedError, ValidationError):
         raise BackupError(f"{file} is no backup of keypulse's, or its header is damaged") from None
 
 
@@ -169,7 +170,7 @@ async def read_pages(
     try:
         wrapped = base64.b64decode(first.wrapped_key, validate=True)
         key = (await kms.decrypt(wrapped, _AAD + first.rotation_id.encode(), timeout=timeout)).plaintext
-        read = encrypted_file.read_pages(file, key)
+        read = encrypted_pages.read_pages(file, key)
         while page := await asyncio.to_thread(next, read, None):
             text, last = page
             if last:
@@ -183,8 +184,8 @@ async def read_pages(
         raise BackupError(f"KMS does not unwrap the key of the backup {file}: {error}") from None
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
-    except (encrypted_file.FileDamagedError, ValueError, csv.Error) as error:
-        why = str(error) if isinstance(error, encrypted_file.FileDamagedError) else "its content is not a backup's"
+    except (encrypted_pages.FileDamagedError, ValueError, csv.Error) as error:
+        why = str(error) if isinstance(error, encrypted_pages.FileDamagedError) else "its content is not a backup's"
         raise BackupError(f"the backup {file} is damaged: {why}") from None
 
 

@@ -87,7 +87,7 @@ async def compare_with_keyring(
 async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
     """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
     found: list[Problem] = []
-    tried: set[tuple[str, int]] = set()
+    tried: set[tuple[str, str]] = set()
     kek = backup_file.read_header(file).kek
     async for rows in backup_file.read_pages(file, kms, backup_file.SummaryBuilder(), timeout=timeout):
         for row in rows:

@@ -100,7 +100,7 @@ class RemoteAdministration:
     async def rotate(self, request: RotateRequest) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rotate", **request.model_dump(mode="json"))
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:  # noqa: D102
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:  # noqa: D102
         return await self._call(_PROGRESS, "POST", "rotate", dry_run=True, type=type_, target_version=target_version)
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:  # noqa: D102
@@ -121,7 +121,7 @@ class RemoteAdministration:
         page = {} if after is None else {"after": after}
         return await self._call(_VERIFICATION, "POST", "verify", mode=mode, **page)
 
-    async def retire_version(self, kek_version: int, token: str) -> None:  # noqa: D102
+    async def retire_version(self, kek_version: str, token: str) -> None:  # noqa: D102
         await self._call(_NOTHING, "POST", "retire", kek_version=kek_version, token=token)
 
     async def reload_instances(self) -> None:  # noqa: D102

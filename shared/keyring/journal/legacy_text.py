@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 from shared.keyring.administration import JournalEntry, JournalStep, RotationType, StepOutcome
+from shared.keyring.model import UNREADABLE_VERSION
 
 _STEPS: Final = {
     "smoke": JournalStep.SMOKE,
@@ -68,8 +69,13 @@ def _parse_backup(text: str) -> JournalEntry:
         outcome=StepOutcome.SUCCEEDED,
         backup_name=found["name"],
         sha256=found["sha256"],
-        needs=tuple(map(int, found["needs"].split(","))) if found["needs"] else None,
+        needs=_parse_needs(found["needs"]) if found["needs"] else None,
     )
+
+
+def _parse_needs(text: str) -> tuple[str, ...]:
+    """Versions were numbers; -1 stood for one that could not be read."""
+    return tuple(UNREADABLE_VERSION if number.startswith("-") else str(int(number)) for number in text.split(","))
 
 
 def _build_unreadable(text: str) -> JournalEntry:

@@ -33,8 +33,8 @@ _entries: Final = journal_entries.c
 class KeyringMetrics:
     """A keyring at one moment; times are unix seconds."""
 
-    data_keys: Mapping[tuple[int, DataKeyStatus], int]
-    """By version of the KMS key, 0 for the local key; of a key that is not ours, too."""
+    data_keys: Mapping[tuple[str, DataKeyStatus], int]
+    """By version of the KMS key, `0` of the local key; of a key that is not ours, too."""
     last_success: Mapping[RotationType, float]
     """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
     last_failure: float | None
@@ -118,9 +118,9 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
     return failures, last_failure
 
 
-def _count_data_keys(connection: Connection) -> Mapping[tuple[int, DataKeyStatus], int]:
+def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus], int]:
     group = (data_keys.c.kek_version, data_keys.c.status)
-    counted: Counter[tuple[int, DataKeyStatus]] = Counter()
+    counted: Counter[tuple[str, DataKeyStatus]] = Counter()
     for row in fetch(connection, select(*group, func.count()).group_by(*group), StatusCount):
         counted[row.kek_version, DataKeyStatus(row.status)] += row.total
     return counted

@@ -51,7 +51,7 @@ class Rotation:
     type: RotationType
     state: RotationState
     is_rolling_back: bool
-    target_version: int
+    target_version: str
     cursor: str
     new_data_key: str | None
     former_data_key: str | None
@@ -79,7 +79,7 @@ def begin_rotation(
     now: float,
     request: RotateRequest,
     *,
-    target_version: int,
+    target_version: str,
     total: int,
     done: int = 0,
     new_data_key: str | None = None,
@@ -153,7 +153,7 @@ def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old
     connection.execute(rewraps.insert().values(**values, **wraps))
 
 
-def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: int, **columns: Any) -> Rotation:
+def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: str, **columns: Any) -> Rotation:
     """Stores that the rotation goes on with another version, from its beginning; what failed is tried again."""
     delete_problems(connection, rotation)
     entry = JournalEntry(

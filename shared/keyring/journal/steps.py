@@ -20,9 +20,10 @@ from shared.keyring.administration import (
     RotationType,
     StepOutcome,
 )
-from shared.keyring.model import MAX_VERSION, UNREADABLE_VERSION
+from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.rows import JournalEntryRow, fetch, select_rows
 from shared.keyring.tables import journal_entries
+from shared.kms.port import is_version
 
 MAX_DETAIL_LENGTH: Final = 1000
 """Characters of an entry's text."""
@@ -33,7 +34,7 @@ _MAX_UNREADABLE: Final = 100
 """Unreadable entries that are named."""
 _WRITABLE_STEPS: Final = [step.value for step in JournalStep if step is not JournalStep.UNKNOWN]
 _WRITABLE_OUTCOMES: Final = [outcome.value for outcome in StepOutcome if outcome is not StepOutcome.UNREADABLE]
-_NEEDS: Final = TypeAdapter(tuple[int, ...])
+_NEEDS: Final = TypeAdapter(tuple[str, ...])
 _columns: Final = journal_entries.c
 
 
@@ -136,8 +137,8 @@ def find_defect(entry: JournalEntry) -> str | None:
         != (entry.outcome is StepOutcome.NOTHING_TO_DO),
         "expected the rotation_type that has nothing to do": is_plan and entry.rotation_type is None,
         "expected backup_name and sha256 of the backup": is_backup and not (entry.backup_name and entry.sha256),
-        f"expected in needs versions from {UNREADABLE_VERSION} to {MAX_VERSION}": not all(
-            UNREADABLE_VERSION <= version <= MAX_VERSION for version in entry.needs or ()
+        "expected in needs the names of versions": not all(
+            version == UNREADABLE_VERSION or is_version(version) for version in entry.needs or ()
         ),
     }
     return next((sentence for sentence, applies in defects.items() if applies), None)

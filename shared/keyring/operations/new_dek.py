@@ -37,7 +37,7 @@ class NewDekRotation:
     request: RotateRequest
     random_bytes: Callable[[int], bytes]
 
-    async def add_data_key(self, version: int) -> None:
+    async def add_data_key(self, version: str) -> None:
         """Stores the new data key as pending, in one commit with the beginning of the rotation."""
         secret = self.random_bytes(KEY_BYTES)
         data_key_id = uuid.UUID(bytes=self.random_bytes(16), version=4).hex
@@ -60,7 +60,7 @@ class NewDekRotation:
 
         await run_under_lease(self.database, self.request.token, write)
 
-    async def retarget(self, rotation: Rotation, version: int) -> Rotation:
+    async def retarget(self, rotation: Rotation, version: str) -> Rotation:
         """Wraps the new data key by another version before it is made active."""
         data_key_id = rotation.new_data_key or ""
         new = await self.database.read(lambda connection: store.find_data_key(connection, data_key_id))

@@ -22,12 +22,12 @@ from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
 
 
-def build_outdated_condition(kek: str, version: int) -> ColumnElement[bool]:
+def build_outdated_condition(kek: str, version: str) -> ColumnElement[bool]:
     """The data keys that are not wrapped by this version."""
     return ~((data_keys.c.kek == kek) & (data_keys.c.kek_version == version))
 
 
-def count_outdated(connection: Connection, kek: str, version: int) -> int:
+def count_outdated(connection: Connection, kek: str, version: str) -> int:
     """How many of them there are; those of foreign keys are not ours to wrap."""
     ours = data_keys.c.kek.in_((kek, LOCAL_KEK))
     return connection.execute(select(func.count()).where(build_outdated_condition(kek, version), ours)).scalar_one()

@@ -69,7 +69,7 @@ class RotationRunner:
         elif rotation.state is RotationState.RUNNING:
             await RewrapRotation(self.database, self.wrapping, request, rotation).run_batch()
 
-    async def dry_run(self, type_: RotationType, target_version: int | None) -> RotationProgress:
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """What `rotate` would do; its id is `dry-run`."""
         version = await self._choose_target_version(target_version)
         request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
@@ -93,12 +93,12 @@ class RotationRunner:
     async def _find_rotation(self, rotation_id: str) -> Rotation | None:
         return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
 
-    async def _choose_target_version(self, wanted: int | None) -> int:
+    async def _choose_target_version(self, wanted: str | None) -> str:
         kek = self.wrapping.kek
         retired = await self.database.read(lambda connection: store.list_retired_versions(connection, kek))
         return await target.choose_target_version(self.wrapping, wanted, retired)
 
-    async def _begin_rewrap(self, request: RotateRequest, version: int) -> Rotation:
+    async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
         def begin(connection: Connection, now: float) -> Rotation:
             total = rewrap.count_outdated(connection, self.wrapping.kek, version)
             return progress.begin_rotation(connection, now, request, target_version=version, total=total)
@@ -123,7 +123,7 @@ class RotationRunner:
         return await run_under_lease(self.database, request.token, reopen)
 
     async def _retarget(
-        self, request: RotateRequest, rotation: Rotation, version: int, new_dek: NewDekRotation
+        self, request: RotateRequest, rotation: Rotation, version: str, new_dek: NewDekRotation
     ) -> Rotation:
         """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
         if request.type is RotationType.NEW_DEK:
@@ -137,7 +137,7 @@ class RotationRunner:
 
         return await run_under_lease(self.database, request.token, write)
 
-    async def _find_skipped_data_keys(self, version: int) -> tuple[Problem, ...]:
+    async def _find_skipped_data_keys(self, version: str) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""
         left_out: list[Problem] = []
         after, needed = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
@@ -153,7 +153,7 @@ class RotationRunner:
         return tuple(left_out[:MAX_PROBLEMS])
 
 
-def _build_dry_run_progress(request: RotateRequest, version: int, total: int) -> RotationProgress:
+def _build_dry_run_progress(request: RotateRequest, version: str, total: int) -> RotationProgress:
     now = datetime.now(UTC)
     return RotationProgress(
         rotation_id=request.rotation_id,

@@ -8,30 +8,32 @@ from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import VersionState
 
 
-async def choose_target_version(wrapping: KeyWrapper, requested: int | None, retired: Collection[int]) -> int:
-    """The version that was `requested`, or else the primary one, which is ENABLED.
+async def choose_target_version(wrapping: KeyWrapper, requested: str | None, retired: Collection[str]) -> str:
+    """The version that was `requested`, or else the primary one; it is usable.
 
     Raises:
         RefusedError: it is not, or was retired.
         KmsError: the key cannot be read.
     """
     described = await wrapping.kms.describe_key(timeout=wrapping.timeout)
-    if requested is None and described.primary_version is None:
+    target = requested or described.primary_version
+    if target is None:
         raise RefusedError(f"{wrapping.kek} has no primary version; set one, then try again")
-    target = int(described.primary_version or 0) if requested is None else requested
-    state = next((each.state for each in described.versions if each.id == str(target)), None)
-    if state is None:
+    version = described.find_version(target)
+    if version is None:
         raise RefusedError(
             f"{wrapping.kek} has no version {target}; its primary version is {described.primary_version}"
         )
-    if state is not VersionState.USABLE:
-        raise RefusedError(f"version {target} of {wrapping.kek} is {state}; enable it or set another primary version")
+    if version.state is not VersionState.USABLE:
+        raise RefusedError(
+            f"version {target} of {wrapping.kek} is {version.state_label}; enable it or set another primary version"
+        )
     if target in retired:
         raise RefusedError(f"version {target} of {wrapping.kek} was retired; set another primary version")
     return target
 
 
-def refuse_other_version(wrapped: WrappedKey, version: int) -> None:
+def refuse_other_version(wrapped: WrappedKey, version: str) -> None:
     """Raises AdministrationError where a wrap is not by the target version."""
     if wrapped.kek_version != version:
         raise AdministrationError(

@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from shared.keyring import store
-from shared.keyring.administration import Problem, VerificationResult
+from shared.keyring.administration import MAX_PAGE_SIZE, Problem, VerificationResult
 from shared.keyring.database import Database
 from shared.keyring.journal.progress import MAX_PROBLEMS
 from shared.keyring.model import DataKey, KeyringFingerprint
@@ -46,7 +46,7 @@ class KeyringVerifier:
         while keys := await self._read_page(last):
             last = keys[-1].id
             await run_concurrently(keys, self._unwrap, self._check_data_keys)
-            if after is not None and len(keys) == store.PAGE_SIZE:
+            if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
         for data_key_id, why in (await self.database.read(store.find_unreadable_data_keys)).items():
             self._add_problem(data_key_id, why)
@@ -64,7 +64,7 @@ class KeyringVerifier:
         return whole.hexdigest()
 
     async def _read_page(self, after: str) -> tuple[DataKey, ...]:
-        return await self.database.read(partial(store.list_data_keys, after=after, limit=store.PAGE_SIZE))
+        return await self.database.read(partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE))
 
     def _build_result(self, fingerprint: str, following: str | None) -> VerificationResult:
         return VerificationResult(

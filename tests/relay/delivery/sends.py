@@ -11,11 +11,11 @@ from services.relay.channels.port import Progress
 from services.relay.delivery.attempt import Sender, SenderSettings
 from services.relay.delivery.links import LinkRules
 from services.relay.model import DeliveryTask, encode_event
-from tests.relay.delivery.odd import OddSettings
+from tests.relay.delivery.scripted_channel import RemarkDrivenSettings
 from tests.relay.scripted import event_of
 
 LINKS = LinkRules("https://docs.example.org/#{alertname_lower}", None, ("docs.example.org",))
-SETTINGS = SenderSettings({"odd": OddSettings()}, LINKS, {"owner": "#team"}, 10)
+SETTINGS = SenderSettings({"odd": RemarkDrivenSettings()}, LINKS, {"owner": "#team"}, 10)
 
 
 async def never(progress: Progress) -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from services.relay.channels.port import LeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, Sender
 from services.relay.send_error import Reason, Scope
-from tests.relay.delivery.odd import REFUSED
+from tests.relay.delivery.scripted_channel import REFUSED
 from tests.relay.delivery.sends import hang_there, never, outgoing, process_of
 from tests.relay.scripted import until
 

@@ -340,22 +340,6 @@ async def test_too_much_at_once_is_503_and_what_was_in_hand_is_let_go(
         assert (await post(client, payload(4)))[0] == 202
 
 
-async def test_whoever_waits_too_long_for_a_turn_is_503_and_the_turns_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoint, "MAX_CONCURRENT_WEBHOOKS", 2)
-    monkeypatch.setattr(endpoint, "QUEUE_SECONDS", 0.1)
-    async with served(settings(tmp_path, {"a": Scripted()})) as client:
-        with locked(tmp_path / "relay.db"):
-            sent = [asyncio.create_task(post(client, webhook_of(group=str(number)))) for number in range(5)]
-            await until(lambda: sum(task.done() for task in sent) == 3)
-            ended = [task.result() for task in sent if task.done()]
-        assert [code for code, _ in ended] == [503] * 3
-        assert all("2 others come first" in answer["error"] for _, answer in ended)
-        assert sorted(code for code, _ in await asyncio.gather(*sent)) == [202, 202, 503, 503, 503]
-        assert [(await post(client, webhook_of(group=str(number))))[0] for number in range(5, 9)] == [202] * 4
-
-
 async def test_a_locked_store_is_503_and_accepts_again_by_itself(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:

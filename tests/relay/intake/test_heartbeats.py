@@ -7,7 +7,7 @@ import pytest
 from services.relay.intake.heartbeats import HeartbeatMatcher, split_heartbeats
 from services.relay.intake.routing import parse_matcher
 from services.relay.model import Event, Status
-from tests.relay.monitors.told import event
+from tests.relay.monitors.monitored_outbox import event
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 WATCHDOG = HeartbeatMatcher("Watchdog", (parse_matcher('alertname="Watchdog"'),))

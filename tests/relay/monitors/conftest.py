@@ -7,8 +7,8 @@ import pytest
 
 from shared.sql import database_url
 from tests.ops.conftest import running, start
-from tests.relay.monitors.comparing import Answers
-from tests.relay.monitors.told import Clock, Desk, desk
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, open_monitored_outbox
+from tests.relay.monitors.reconciling import Answers
 
 __all__ = ["running", "start"]
 
@@ -19,8 +19,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with desk(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as at:
+async def at(tmp_path: Path, clock: Clock) -> AsyncIterator[MonitoredOutbox]:
+    async with open_monitored_outbox(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as at:
         yield at
 
 

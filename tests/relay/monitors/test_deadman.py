@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from services.relay.model import Status
 from services.relay.monitors.deadman import DRAIN_WINDOW, MAX_WAITING_AGE, DeadMansSwitch
 from tests.ops.rules import ALERTS
-from tests.relay.monitors.told import CHANNELS, Clock, Desk, event
+from tests.relay.monitors.monitored_outbox import CHANNELS, Clock, MonitoredOutbox, event
 from tests.relay.outbox.acts import claimed, end
 
 PATH = "/ping/3c0de-a-secret"
@@ -54,7 +54,7 @@ def file(tmp_path: Path, switch: Switch) -> Path:
 
 
 @pytest.fixture
-async def outside(at: Desk, file: Path) -> AsyncIterator[DeadMansSwitch]:
+async def outside(at: MonitoredOutbox, file: Path) -> AsyncIterator[DeadMansSwitch]:
     outside = DeadMansSwitch("Watchdog", file, at.store, CHANNELS)
     yield outside
     await outside.close()
@@ -75,7 +75,7 @@ async def test_each_heartbeat_is_passed_on_and_those_in_between_together(
 
 
 async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_nothing_is_delivered(
-    outside: DeadMansSwitch, switch: Switch, at: Desk, clock: Clock
+    outside: DeadMansSwitch, switch: Switch, at: MonitoredOutbox, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(600)
@@ -92,7 +92,7 @@ async def test_it_is_not_asked_while_something_waits_for_over_ten_minutes_and_no
 
 
 async def test_it_is_asked_while_a_storm_is_delivered_slowly(
-    outside: DeadMansSwitch, switch: Switch, at: Desk, clock: Clock
+    outside: DeadMansSwitch, switch: Switch, at: MonitoredOutbox, clock: Clock
 ) -> None:
     for number in range(7):
         await at.accept(event((f"A{number}", Status.FIRING), group=str(number)), "email")
@@ -115,7 +115,7 @@ def test_the_times_are_those_of_the_alert_that_tells_people() -> None:
 
 
 async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
-    at: Desk, file: Path, switch: Switch, clock: Clock
+    at: MonitoredOutbox, file: Path, switch: Switch, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")
     clock.go(601)

@@ -8,21 +8,21 @@ from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
 from services.relay.outbox import watchdogs
-from tests.relay.monitors.comparing import Answers, latest, minutes, reconcile
-from tests.relay.monitors.told import START, Clock, Desk, event
+from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
+from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
 async def test_one_that_is_gone_for_five_minutes_is_told_over_where_it_was_told(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING), ("B", FIRING)), "email", "pagerduty")
     comparing = reconcile(at, clock, one)
     await minutes(5, clock, comparing)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
     await minutes(1, clock, comparing)
-    told, channels = (await at.told())[-1]
+    told, channels = (await at.list_published())[-1]
     assert channels == {"email", "pagerduty"}
     assert {alert.status for alert in told.alerts} == {RESOLVED}
     assert {alert.ends_at.timestamp() for alert in told.alerts if alert.ends_at} == {START + 300}
@@ -30,18 +30,20 @@ async def test_one_that_is_gone_for_five_minutes_is_told_over_where_it_was_told(
     assert told.remark == CLOSED_REMARK
     assert "Alertmanager no longer has it; it may have ended while silenced or inhibited" in CLOSED_REMARK
     await minutes(10, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
-async def test_one_of_which_any_alert_is_known_is_left_to_alertmanager(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_one_of_which_any_alert_is_known_is_left_to_alertmanager(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     await at.accept(event(("A", FIRING), ("B", FIRING)))
     one.alerts = {"B"}
     await minutes(10, clock, reconcile(at, clock, one))
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
 
 
 async def test_one_of_which_an_earlier_webhook_told_what_still_fires_is_left_open(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("C", FIRING)))
     await at.accept(event(("C", RESOLVED)))
@@ -51,20 +53,20 @@ async def test_one_of_which_an_earlier_webhook_told_what_still_fires_is_left_ope
     one.alerts = {"B", "C"}
     comparing = reconcile(at, clock, one)
     await minutes(10, clock, comparing)
-    assert len(await at.told()) == 5
+    assert len(await at.list_published()) == 5
     one.alerts = {"C"}  # of the episode before
     await minutes(6, clock, comparing)
     assert (await latest(at)).status is RESOLVED
 
 
-async def test_what_was_told_resolved_need_not_be_gone(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_what_was_told_resolved_need_not_be_gone(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", RESOLVED), ("B", FIRING)))
     one.alerts = {"A"}  # it fires again, and Alertmanager will tell of that
     await minutes(6, clock, reconcile(at, clock, one))
     assert [alert.labels["alertname"] for alert in (await latest(at)).alerts] == ["B"]
 
 
-async def test_the_time_counts_anew_where_it_was_there_again(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_the_time_counts_anew_where_it_was_there_again(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", FIRING)))
     comparing = reconcile(at, clock, one)
     await minutes(4, clock, comparing)
@@ -72,108 +74,119 @@ async def test_the_time_counts_anew_where_it_was_there_again(at: Desk, clock: Cl
     await minutes(1, clock, comparing)
     one.alerts = set()
     await minutes(5, clock, comparing)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
     await minutes(1, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
 async def test_the_time_counts_anew_where_alertmanager_told_of_it_between_two_rounds(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))
     comparing = reconcile(at, clock, one)
     await minutes(4, clock, comparing)
     await at.accept(event(("A", FIRING)))
     await minutes(5, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
     await minutes(1, clock, comparing)
-    assert len(await at.told()) == 3
+    assert len(await at.list_published()) == 3
 
 
 @pytest.mark.parametrize("listed", [FIRING, RESOLVED])
 async def test_a_group_whose_alerts_were_cut_off_is_closed_once_nothing_has_its_labels(
-    at: Desk, clock: Clock, one: Answers, listed: Status
+    at: MonitoredOutbox, clock: Clock, one: Answers, listed: Status
 ) -> None:
     await at.accept(replace(event(("A", listed), truncated=1), group_labels={"service": "backend"}))
     one.alerts, one.labels = {"B"}, {"service": "backend", "key": "ledger"}
     comparing = reconcile(at, clock, one)
     await minutes(10, clock, comparing)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
     one.labels = {"service": "frontend"}
     await minutes(5, clock, comparing)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
     await minutes(1, clock, comparing)
     told = await latest(at)
     assert (told.status, told.truncated_alerts, [alert.status for alert in told.alerts]) == (RESOLVED, 0, [RESOLVED])
     await minutes(10, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
 async def test_a_group_without_labels_whose_alerts_were_cut_off_is_closed_once_there_is_nothing(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING), truncated=1))
     one.alerts = {"B"}
     comparing = reconcile(at, clock, one)
     await minutes(10, clock, comparing)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
     one.alerts = set()
     await minutes(6, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
 async def test_the_incident_of_a_receivers_old_name_is_kept_while_that_of_its_new_one_goes_on(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)), "pagerduty")
     await at.accept(replace(event(("B", FIRING)), receiver="new-name"), "pagerduty")
     one.alerts = {"B"}
     comparing = reconcile(at, clock, one)
     await minutes(10, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
     await at.accept(replace(event(("B", RESOLVED)), receiver="new-name"), "pagerduty")
     await minutes(1, clock, comparing)
-    assert [told.event.receiver for told in await at.told()] == ["kms-critical", "new-name", "new-name", "kms-critical"]
+    assert [told.event.receiver for told in await at.list_published()] == [
+        "kms-critical",
+        "new-name",
+        "new-name",
+        "kms-critical",
+    ]
     assert (await latest(at)).status is RESOLVED
 
 
-async def test_incidents_of_one_group_that_are_all_gone_are_all_closed(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_incidents_of_one_group_that_are_all_gone_are_all_closed(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     for receiver, source in (("one", ""), ("two", ""), ("two", "eu")):
         await at.accept(replace(event(("A", FIRING), source=source), receiver=receiver))
     await minutes(6, clock, reconcile(at, clock, one))
-    assert [told.event.status for told in await at.told()] == [FIRING] * 3 + [RESOLVED] * 3
+    assert [told.event.status for told in await at.list_published()] == [FIRING] * 3 + [RESOLVED] * 3
 
 
-async def test_the_relays_own_incidents_are_none_of_alertmanagers(at: Desk, clock: Clock, one: Answers) -> None:
-    guard = WatchdogMonitor(at.teller, [Watchdog("Watchdog", 60, ("slack",), None)], IntakeUptime(clock.steady))
+async def test_the_relays_own_incidents_are_none_of_alertmanagers(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
+    guard = WatchdogMonitor(at.publisher, [Watchdog("Watchdog", 60, ("slack",), None)], IntakeUptime(clock.steady))
     await guard.check()
     clock.go(60)
     await guard.check()
     await minutes(10, clock, reconcile(at, clock, one))
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
-async def test_an_end_goes_where_the_routes_lead_if_its_channel_is_gone(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_an_end_goes_where_the_routes_lead_if_its_channel_is_gone(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     await at.accept(event(("A", FIRING)), "email", "old-name")
     at.routed = ("pagerduty", "unknown")
     await minutes(6, clock, reconcile(at, clock, one))
-    assert (await at.told())[-1].channels == {"email", "pagerduty"}
+    assert (await at.list_published())[-1].channels == {"email", "pagerduty"}
 
 
-async def test_two_replicas_close_it_once(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_two_replicas_close_it_once(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", FIRING)))
     await minutes(12, clock, reconcile(at, clock, one), reconcile(at, clock, one))
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
-async def test_many_are_closed_in_one_round_each_by_itself(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_many_are_closed_in_one_round_each_by_itself(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     for number in range(45):
         await at.accept(event((f"A{number}", FIRING), group=str(number)))
     one.alerts = {"A7"}
     await minutes(6, clock, reconcile(at, clock, one))
-    over = [told.event.group_key for told in await at.told() if told.event.status is RESOLVED]
+    over = [told.event.group_key for told in await at.list_published() if told.event.status is RESOLVED]
     assert len(over) == len(set(over)) == 44
     assert event(("A7", FIRING), group="7").group_key not in over

@@ -2,22 +2,24 @@
 
 from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK
-from tests.relay.monitors.comparing import FIRES_AGAIN, Answers, closed, latest, minutes, reconcile
-from tests.relay.monitors.told import Clock, Desk, event
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
+from tests.relay.monitors.reconciling import FIRES_AGAIN, Answers, closed, latest, minutes, reconcile
 from tests.relay.outbox.acts import take, told_by
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
-async def test_what_the_relay_closed_is_told_where_it_fires_again(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_what_the_relay_closed_is_told_where_it_fires_again(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     comparing = reconcile(at, clock, one)
     await closed(at, clock, comparing)
     one.alerts = {"A"}
     await minutes(1, clock, comparing)
-    assert len(await at.told()) == 2, "Alertmanager has a minute to tell of it, or to inhibit it"
+    assert len(await at.list_published()) == 2, "Alertmanager has a minute to tell of it, or to inhibit it"
     await minutes(5, clock, comparing)
-    assert len(await at.told()) == 3
-    told, channels = (await at.told())[-1]
+    assert len(await at.list_published()) == 3
+    told, channels = (await at.list_published())[-1]
     assert channels == {"email", "pagerduty"}
     assert (told.status, told.remark) == (FIRING, REFIRED_REMARK)
     (alert,) = told.alerts
@@ -27,19 +29,19 @@ async def test_what_the_relay_closed_is_told_where_it_fires_again(at: Desk, cloc
     assert (await latest(at)).remark == CLOSED_REMARK
 
 
-async def test_it_is_not_told_again_where_alertmanager_does_so(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_it_is_not_told_again_where_alertmanager_does_so(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     comparing = reconcile(at, clock, one)
     await closed(at, clock, comparing)
     one.alerts = {"A"}
     await minutes(1, clock, comparing)
     await at.accept(event(("A", FIRING)))
     await minutes(5, clock, comparing)
-    assert len(await at.told()) == 3
+    assert len(await at.list_published()) == 3
     assert (await latest(at)).remark == ""
 
 
 async def test_what_fires_again_muted_or_to_another_receiver_or_for_a_moment_is_not_told(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     comparing = reconcile(at, clock, one)
     await closed(at, clock, comparing)
@@ -51,37 +53,41 @@ async def test_what_fires_again_muted_or_to_another_receiver_or_for_a_moment_is_
     for alerts in ({"A"}, set(), {"B"}, set()):
         one.alerts = alerts
         await minutes(1, clock, comparing)
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
-async def test_what_alertmanager_closed_is_its_own_to_tell_again(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_what_alertmanager_closed_is_its_own_to_tell_again(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     await at.accept(event(("A", FIRING)))
     await at.accept(event(("A", RESOLVED)))
     one.alerts = {"A"}
     await minutes(5, clock, reconcile(at, clock, one))
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
 
 
 async def test_alertmanagers_own_end_is_not_told_after_ours_however_late_it_comes(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await closed(at, clock, reconcile(at, clock, one))
     ours = await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email", "pagerduty")
     clock.go(7200)
     assert await at.accept(event(("B", RESOLVED), ("A", RESOLVED)), "slack") == ours
-    assert len(await at.told()) == 2
+    assert len(await at.list_published()) == 2
     await at.accept(event(("A", FIRING)))
-    assert (len(await at.told()), (await latest(at)).status) == (3, FIRING)
+    assert (len(await at.list_published()), (await latest(at)).status) == (3, FIRING)
 
 
-async def test_an_end_that_tells_of_one_more_alert_is_told_after_ours(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_an_end_that_tells_of_one_more_alert_is_told_after_ours(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     await closed(at, clock, reconcile(at, clock, one))
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED), ("C", RESOLVED)))
-    assert len(await at.told()) == 3
+    assert len(await at.list_published()) == 3
 
 
 async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_told(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await closed(at, clock, reconcile(at, clock, one))
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
@@ -95,10 +101,10 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
 
 
 async def test_an_end_that_alertmanager_told_itself_is_told_again_where_it_sends_it_again(
-    at: Desk, clock: Clock
+    at: MonitoredOutbox, clock: Clock
 ) -> None:
     for status in (FIRING, RESOLVED):
         await at.accept(event(("A", status)))
     clock.go(61)
     await at.accept(event(("A", RESOLVED)))
-    assert len(await at.told()) == 3
+    assert len(await at.list_published()) == 3

@@ -6,14 +6,14 @@ from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK
 from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restore
 from services.relay.outbox.tables import database_identity
-from tests.relay.monitors.comparing import Answers, latest, minutes, reconcile
-from tests.relay.monitors.told import Clock, Desk, event
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
+from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
 from tests.relay.outbox.acts import nothing, take, told_by
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
-async def restored(at: Desk) -> None:
+async def restored(at: MonitoredOutbox) -> None:
     """As if all that was accepted so far stood in a backup."""
     await detect_restore(at.store, compare_delay=COMPARE_DELAY)
     another = update(database_identity).values(name="another")
@@ -23,7 +23,7 @@ async def restored(at: Desk) -> None:
 
 
 async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING), group="one"))
     await at.accept(event(("B", FIRING), group="two"))
@@ -37,7 +37,9 @@ async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
     assert not any(claim.firing_undelivered for claim in claims)
 
 
-async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(at: Desk, clock: Clock, one: Answers) -> None:
+async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     await at.accept(event(("A", FIRING)))
     await at.accept(event(("A", RESOLVED)))
     await restored(at)
@@ -49,7 +51,7 @@ async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(at: Des
 
 
 async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_long(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))
     await restored(at)
@@ -61,7 +63,7 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
 
 
 async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing(
-    at: Desk, clock: Clock, one: Answers
+    at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await detect_restore(at.store, compare_delay=COMPARE_DELAY)
     await at.accept(event(("A", FIRING)))
@@ -71,4 +73,4 @@ async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing
     await minutes(1, clock, comparing)
     one.alerts = {"A"}
     await minutes(6, clock, comparing)
-    assert [told.event.status for told in await at.told()] == [FIRING]
+    assert [told.event.status for told in await at.list_published()] == [FIRING]

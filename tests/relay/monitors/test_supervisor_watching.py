@@ -14,7 +14,7 @@ from services.relay.outbox import quarantine, watchdogs
 from services.relay.outbox.quarantine import RefusedWebhook
 from shared.sql import database_url
 from tests.conftest import Until
-from tests.relay.monitors.told import Clock, Desk, desk
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, open_monitored_outbox
 
 
 class Real(Clock):
@@ -23,13 +23,13 @@ class Real(Clock):
 
 
 @pytest.fixture
-async def at(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with desk(database_url.create_sqlite_url(tmp_path / "relay.db"), Real()) as at:
+async def at(tmp_path: Path) -> AsyncIterator[MonitoredOutbox]:
+    async with open_monitored_outbox(database_url.create_sqlite_url(tmp_path / "relay.db"), Real()) as at:
         yield at
 
 
 async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it_is_cancelled(
-    at: Desk, tmp_path: Path, until: Until
+    at: MonitoredOutbox, tmp_path: Path, until: Until
 ) -> None:
     asked: list[str] = []
 
@@ -49,7 +49,7 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     seen, absent = Watchdog("Seen", 60, ["slack"], file), Watchdog("Absent", 0.2, ["email"], None)
     # No Alertmanager is there: the others do not wait for it.
     watching = Monitors(
-        at.teller,
+        at.publisher,
         MonitorSettings([seen, absent], ["slack"], ["http://127.0.0.1:1"], None),
         IntakeUptime(time.monotonic),
     )
@@ -58,7 +58,7 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     watching.record_heartbeats(["Seen", "Absent"])
 
     async def all_told() -> bool:
-        names = sorted(told.event.common_labels["alertname"] for told in await at.told())
+        names = sorted(told.event.common_labels["alertname"] for told in await at.list_published())
         return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and asked == ["/ping"]
 
     await until(all_told)

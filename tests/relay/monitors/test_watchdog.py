@@ -10,13 +10,13 @@ from services.relay.model import Status
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
 from services.relay.outbox import watchdogs
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from tests.relay.monitors.told import Clock, Desk, event
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
 
 WATCHDOG = Watchdog("Watchdog", 180.0, ("email", "pagerduty"), None)
 
 
-def started(at: Desk, clock: Clock, *others: Watchdog) -> WatchdogMonitor:
-    return WatchdogMonitor(at.teller, [WATCHDOG, *others], IntakeUptime(clock.steady))
+def started(at: MonitoredOutbox, clock: Clock, *others: Watchdog) -> WatchdogMonitor:
+    return WatchdogMonitor(at.publisher, [WATCHDOG, *others], IntakeUptime(clock.steady))
 
 
 async def look_after(seconds: float, guard: WatchdogMonitor, clock: Clock) -> float:
@@ -24,30 +24,32 @@ async def look_after(seconds: float, guard: WatchdogMonitor, clock: Clock) -> fl
     return await guard.check()
 
 
-async def test_one_that_was_never_seen_is_told_after_its_time_and_once(at: Desk, clock: Clock) -> None:
+async def test_one_that_was_never_seen_is_told_after_its_time_and_once(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     await guard.check()
     await look_after(179, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     for _ in range(3):
         await look_after(1, guard, clock)
-    ((told, channels),) = await at.told()
+    ((told, channels),) = await at.list_published()
     assert channels == {"email", "pagerduty"}
     assert told.common_labels == {"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": "Watchdog"}
     assert "Prometheus, Alertmanager or the way between" in told.common_annotations["description"]
     assert "Watchdog" in told.group_key
 
 
-async def test_one_that_is_seen_in_time_is_not_told(at: Desk, clock: Clock) -> None:
+async def test_one_that_is_seen_in_time_is_not_told(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     for _ in range(5):
         await look_after(170, guard, clock)
         await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
-    assert await at.told() == []
+    assert await at.list_published() == []
 
 
-async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(at: Desk, clock: Clock) -> None:
+async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
+    at: MonitoredOutbox, clock: Clock
+) -> None:
     guard, other = started(at, clock), started(at, clock)
     await look_after(180, guard, clock)  # the first look begins to wait for it
     await look_after(180, guard, clock)
@@ -55,29 +57,31 @@ async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     await other.check()
     await guard.check()
-    told = await at.told()
+    told = await at.list_published()
     assert [told.event.status for told in told] == [Status.FIRING, Status.RESOLVED]
     assert told[-1].channels == {"email", "pagerduty"}
     assert told[-1].event.remark == "The heartbeats are back."
 
 
-async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believes(at: Desk, clock: Clock) -> None:
+async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believes(
+    at: MonitoredOutbox, clock: Clock
+) -> None:
     await started(at, clock).check()
     clock.go(3600)
     guard = started(at, clock)  # a new process; nothing was seen for an hour, for it was down itself
     await guard.check()
     await look_after(179, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     await look_after(1, guard, clock)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
 
     restarted = started(at, clock)
     await restarted.check()
-    assert len(await at.told()) == 1, "a start is no heartbeat"
+    assert len(await at.list_published()) == 1, "a start is no heartbeat"
 
 
 async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_silence_all_the_same(
-    at: Desk, clock: Clock
+    at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     for restart in range(1, 16):  # each process lives for 10 s, and 4 s pass until the next one looks
@@ -85,21 +89,21 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_si
         await guard.check()
         await look_after(5, guard, clock)
         await look_after(5, guard, clock)
-        assert len(await at.told()) == (1 if 14 * restart - 4 >= 180 else 0)
+        assert len(await at.list_published()) == (1 if 14 * restart - 4 >= 180 else 0)
         clock.go(4)
 
 
 async def test_a_relay_that_is_killed_before_its_second_look_again_and_again_tells_a_silence_too(
-    at: Desk, clock: Clock
+    at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     for _ in range(20):  # each process lives for 4.5 s, and 6 s pass until the next one looks
         await started(at, clock).check()
         clock.go(10.5)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
 
 
-async def test_of_the_time_that_a_relay_was_away_ten_seconds_count(at: Desk, clock: Clock) -> None:
+async def test_of_the_time_that_a_relay_was_away_ten_seconds_count(at: MonitoredOutbox, clock: Clock) -> None:
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     guard = started(at, clock)
     await guard.check()
@@ -108,12 +112,12 @@ async def test_of_the_time_that_a_relay_was_away_ten_seconds_count(at: Desk, clo
     guard = started(at, clock)
     await guard.check()
     await look_after(69, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     await look_after(1, guard, clock)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
 
 
-async def test_a_heartbeat_begins_the_count_anew_across_restarts(at: Desk, clock: Clock) -> None:
+async def test_a_heartbeat_begins_the_count_anew_across_restarts(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     await guard.check()
     await look_after(179, guard, clock)
@@ -121,10 +125,12 @@ async def test_a_heartbeat_begins_the_count_anew_across_restarts(at: Desk, clock
     guard = started(at, clock)
     await guard.check()
     await look_after(179, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
 
 
-async def test_an_outbox_that_took_no_heartbeats_is_no_absence(at: Desk, clock: Clock, tmp_path: Path) -> None:
+async def test_an_outbox_that_took_no_heartbeats_is_no_absence(
+    at: MonitoredOutbox, clock: Clock, tmp_path: Path
+) -> None:
     guard = started(at, clock)
     await guard.check()
     clock.go(3600)
@@ -133,44 +139,46 @@ async def test_an_outbox_that_took_no_heartbeats_is_no_absence(at: Desk, clock: 
         with pytest.raises(StoreUnavailableError):
             await guard.check()
     await look_after(179, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     await look_after(1, guard, clock)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
 
 
-async def test_one_that_stays_away_is_told_though_another_is_seen(at: Desk, clock: Clock) -> None:
+async def test_one_that_stays_away_is_told_though_another_is_seen(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock, Watchdog("Other", 60.0, ("slack",), None))
     await guard.check()
     clock.go(60)
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
-    ((told, channels),) = await at.told()
+    ((told, channels),) = await at.list_published()
     assert (told.common_labels["watchdog"], channels) == ("Other", {"slack"})
 
 
-async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_least(at: Desk, clock: Clock) -> None:
+async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_least(
+    at: MonitoredOutbox, clock: Clock
+) -> None:
     guard = started(at, clock)
     assert await guard.check() == 5
     assert await look_after(177, guard, clock) == 3
     assert await look_after(3, guard, clock) == 5
 
 
-async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: Desk, clock: Clock) -> None:
+async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock, Watchdog("Other", 180.0, ("slack",), None))
     await guard.check()
     await look_after(180, guard, clock)
     await at.accept(event(("A", Status.FIRING)))
-    assert len(await at.told()) == 3
+    assert len(await at.list_published()) == 3
     await started(at, clock).check()
-    told, channels = (await at.told())[-1]
+    told, channels = (await at.list_published())[-1]
     assert (told.common_labels["watchdog"], told.status, channels) == ("Other", Status.RESOLVED, {"slack"})
     assert told.remark == "This watchdog is no longer configured."
-    await WatchdogMonitor(at.teller, [], IntakeUptime(clock.steady)).check()
-    assert (await at.told())[-1].event.common_labels["watchdog"] == "Watchdog"
-    assert len(await at.told()) == 5
+    await WatchdogMonitor(at.publisher, [], IntakeUptime(clock.steady)).check()
+    assert (await at.list_published())[-1].event.common_labels["watchdog"] == "Watchdog"
+    assert len(await at.list_published()) == 5
 
 
-async def test_a_clock_that_jumps_ahead_is_no_absence(at: Desk, clock: Clock) -> None:
+async def test_a_clock_that_jumps_ahead_is_no_absence(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     await guard.check()
     for _ in range(50):
@@ -178,22 +186,22 @@ async def test_a_clock_that_jumps_ahead_is_no_absence(at: Desk, clock: Clock) ->
         await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     clock.now += 86_400  # a wrong clock, or a machine that was suspended
     await look_after(5, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     await look_after(170, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     await look_after(10, guard, clock)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1
 
 
-async def test_one_that_is_configured_again_is_awaited_from_then_on(at: Desk, clock: Clock) -> None:
+async def test_one_that_is_configured_again_is_awaited_from_then_on(at: MonitoredOutbox, clock: Clock) -> None:
     able = IntakeUptime(clock.steady)
-    await WatchdogMonitor(at.teller, [WATCHDOG], able).check()
-    others = WatchdogMonitor(at.teller, [], able)  # a reload without it
+    await WatchdogMonitor(at.publisher, [WATCHDOG], able).check()
+    others = WatchdogMonitor(at.publisher, [], able)  # a reload without it
     await look_after(5, others, clock)
     clock.go(3600)
-    guard = WatchdogMonitor(at.teller, [WATCHDOG], able)
+    guard = WatchdogMonitor(at.publisher, [WATCHDOG], able)
     await guard.check()
     await look_after(169, guard, clock)
-    assert await at.told() == []
+    assert await at.list_published() == []
     await look_after(11, guard, clock)
-    assert len(await at.told()) == 1
+    assert len(await at.list_published()) == 1

@@ -19,7 +19,7 @@ from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK, Rec
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime
 from tests.conftest import Until
-from tests.relay.monitors.told import CHANNELS, Clock, Desk
+from tests.relay.monitors.monitored_outbox import CHANNELS, Clock, MonitoredOutbox
 
 Start = Callable[..., Awaitable[str]]
 PROGRAM = shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
@@ -43,7 +43,7 @@ def sent() -> list[Event]:
 
 
 @pytest.fixture
-async def intake(at: Desk, sent: list[Event]) -> AsyncIterator[str]:
+async def intake(at: MonitoredOutbox, sent: list[Event]) -> AsyncIterator[str]:
     """Where the webhooks go; gives the URL."""
 
     async def take(request: web.Request) -> web.Response:
@@ -119,20 +119,20 @@ async def alertmanager(
 
 
 @pytest.fixture
-async def watching(at: Desk, alertmanager: Alertmanager) -> AsyncIterator[None]:
+async def watching(at: MonitoredOutbox, alertmanager: Alertmanager) -> AsyncIterator[None]:
     watched = MonitorSettings((), CHANNELS[:1], [alertmanager.url], None, QUICK)
-    task = asyncio.create_task(Monitors(at.teller, watched, IntakeUptime(time.monotonic)).run())
+    task = asyncio.create_task(Monitors(at.publisher, watched, IntakeUptime(time.monotonic)).run())
     yield
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def told_of(at: Desk, name: str) -> list[Event]:
-    return [told.event for told in await at.told() if told.event.alerts[0].labels["alertname"] == name]
+async def told_of(at: MonitoredOutbox, name: str) -> list[Event]:
+    return [told.event for told in await at.list_published() if told.event.alerts[0].labels["alertname"] == name]
 
 
-async def fire(at: Desk, alertmanager: Alertmanager, until: Until, *names: str) -> None:
+async def fire(at: MonitoredOutbox, alertmanager: Alertmanager, until: Until, *names: str) -> None:
     """They fire, and the relay is told so."""
     for name in names:
         await alertmanager.fires(name)
@@ -143,7 +143,7 @@ async def fire(at: Desk, alertmanager: Alertmanager, until: Until, *names: str) 
     await until(heard)
 
 
-async def told_over(at: Desk, until: Until, name: str) -> Event:
+async def told_over(at: MonitoredOutbox, until: Until, name: str) -> Event:
     async def over() -> bool:
         return (await told_of(at, name))[-1].status is Status.RESOLVED
 
@@ -155,7 +155,7 @@ async def told_over(at: Desk, until: Until, name: str) -> Event:
 
 
 async def test_an_alert_that_ends_while_silenced_is_told_over_and_one_that_still_fires_is_not(
-    at: Desk, alertmanager: Alertmanager, watching: None, until: Until
+    at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "Ends", "GoesOn")
     for name in ("Ends", "GoesOn"):
@@ -168,7 +168,7 @@ async def test_an_alert_that_ends_while_silenced_is_told_over_and_one_that_still
 
 
 async def test_an_alert_that_ends_while_inhibited_is_told_over_and_its_cause_is_not(
-    at: Desk, alertmanager: Alertmanager, watching: None, until: Until
+    at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "Consequence")
     await fire(at, alertmanager, until, "Cause")
@@ -184,7 +184,7 @@ async def test_an_alert_that_ends_while_inhibited_is_told_over_and_its_cause_is_
 
 
 async def test_an_alert_that_is_not_muted_is_told_over_by_alertmanager(
-    at: Desk, alertmanager: Alertmanager, watching: None, until: Until
+    at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "Ends")
     await alertmanager.ends("Ends")
@@ -192,7 +192,7 @@ async def test_an_alert_that_is_not_muted_is_told_over_by_alertmanager(
 
 
 async def test_an_alert_that_fires_again_after_its_silence_is_told_though_alertmanager_would_wait_an_hour(
-    at: Desk, alertmanager: Alertmanager, watching: None, until: Until
+    at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "A")
     silence = await alertmanager.silence("A")
@@ -217,7 +217,7 @@ async def test_an_alert_that_fires_again_after_its_silence_is_told_though_alertm
 
 @pytest.mark.parametrize("alertmanager", ["8s"], indirect=True, ids=["a long group_interval"])
 async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is_not_told_twice(
-    at: Desk, alertmanager: Alertmanager, sent: list[Event], watching: None, until: Until
+    at: MonitoredOutbox, alertmanager: Alertmanager, sent: list[Event], watching: None, until: Until
 ) -> None:
     at.duplicate_window = 0  # as if it came a minute later
     await fire(at, alertmanager, until, "Ends")

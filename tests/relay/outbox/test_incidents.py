@@ -18,7 +18,7 @@ from services.relay.outbox.incidents import (
 )
 from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.monitors.told import START, event
+from tests.relay.monitors.monitored_outbox import START, event
 
 FIRES = event(("A", Status.FIRING))
 

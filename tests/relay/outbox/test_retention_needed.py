@@ -11,7 +11,7 @@ from services.relay.outbox.requeue import requeue
 from services.relay.outbox.retention import prune_by_age
 from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.monitors.told import event
+from tests.relay.monitors.monitored_outbox import event
 from tests.relay.outbox.acts import claimed, told_by
 from tests.relay.outbox.rows import Rows
 

@@ -10,7 +10,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import watchdogs
 from services.relay.outbox.watchdogs import count_silence, read_last_seen, record_heartbeats
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.monitors.told import START
+from tests.relay.monitors.monitored_outbox import START
 
 AGES = 100.0
 

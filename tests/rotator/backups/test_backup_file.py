@@ -17,7 +17,7 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from ops.kms_emulator.model import State
-from services.rotator.backups import backup_file, encrypted_file, folder
+from services.rotator.backups import backup_file, encrypted_pages, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.inspection import check_backup
 from services.rotator.report import Outcome
@@ -66,7 +66,7 @@ async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotate
         file, _ = await written(session)
         wrapped = base64.b64decode(backup_file.read_header(file).wrapped_key)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
-    ((text, _), (last, _)) = encrypted_file.read_pages(file, key)
+    ((text, _), (last, _)) = encrypted_pages.read_pages(file, key)
     assert json.loads(last)["sha256"] == hashlib.sha256(text).hexdigest()
     rows = list(csv.DictReader(io.StringIO(text.decode())))
     assert [row["id"] for row in rows] == [data_key_id(number) for number in range(3)]
@@ -94,11 +94,11 @@ async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rot
 
 def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
     file, key = tmp_path / "file", bytes(32)
-    writer = encrypted_file.EncryptedFileWriter(file, b"{}", key)
+    writer = encrypted_pages.EncryptedFileWriter(file, b"{}", key)
     for page in (b"first", b"other"):
         writer.write_page(page)
     writer.finish(b"at last")
-    assert list(encrypted_file.read_pages(file, key)) == [(b"first", False), (b"other", False), (b"at last", True)]
+    assert list(encrypted_pages.read_pages(file, key)) == [(b"first", False), (b"other", False), (b"at last", True)]
     size = 4 + 5 + 16
     head, one, two, last = (
         (whole := file.read_bytes())[:3],
@@ -108,8 +108,8 @@ def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_mi
     )
     for changed in (head + two + one + last, head + one + last, head + one + two, head + last, head):
         file.write_bytes(changed)
-        with pytest.raises(encrypted_file.FileDamagedError):
-            list(encrypted_file.read_pages(file, key))
+        with pytest.raises(encrypted_pages.FileDamagedError):
+            list(encrypted_pages.read_pages(file, key))
 
 
 async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -> None:
@@ -129,12 +129,12 @@ async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -
 
 def test_no_file_takes_the_place_of_another(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    encrypted_file.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"first")
-    other = encrypted_file.EncryptedFileWriter(file, b"{}", bytes(32))
+    encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"first")
+    other = encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32))
     with pytest.raises(FileExistsError):
         other.finish(b"other")
     other.discard()
-    assert list(encrypted_file.read_pages(file, bytes(32))) == [(b"first", True)]
+    assert list(encrypted_pages.read_pages(file, bytes(32))) == [(b"first", True)]
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -146,7 +146,7 @@ async def test_what_a_killed_runner_left_half_is_no_backup_and_in_nobodys_way(in
         assert session.backups.list_backups() == []
         with pytest.raises(BackupError, match="there is no backup in"):
             session.backups.find("latest")
-        encrypted_file.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"")
+        encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"")
         assert not half.exists()
 
 
@@ -241,9 +241,9 @@ async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotate
         header = file.read_bytes().partition(b"\n")[0]
         wrapped = base64.b64decode(backup_file.read_header(file).wrapped_key)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
-        ((text, _), _) = encrypted_file.read_pages(file, key)
+        ((text, _), _) = encrypted_pages.read_pages(file, key)
         file.unlink()
-        writer = encrypted_file.EncryptedFileWriter(file, header, key)
+        writer = encrypted_pages.EncryptedFileWriter(file, header, key)
         writer.write_page(text)
         writer.finish(summary.model_copy(update={"data_keys": 4}).model_dump_json().encode())
         with pytest.raises(BackupError, match="holds other rows than its last page says"):

@@ -7,8 +7,8 @@ import pytest
 
 from services.rotator.drivers.remote_administration import AdminRequest, AdminResponse, RemoteAdministration
 from services.rotator.verification import verify_by_pages
-from shared.keyring import store
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
+from shared.keyring.operations import verification
 from tests.rotator.drivers.conftest import Backend
 from tests.rotator.drivers.test_contract import NEW_DEK, rotate
 
@@ -22,7 +22,7 @@ async def test_what_the_pages_find_is_one_verification(
     await backend.put("after", b"y")
     at_once = await keyring.verify("full")
     assert at_once.data_keys == 2
-    monkeypatch.setattr(store, "PAGE_SIZE", 1)
+    monkeypatch.setattr(verification, "MAX_PAGE_SIZE", 1)
     assert await verify_by_pages(keyring, "full") == at_once
 
 

@@ -112,7 +112,7 @@ class EmailChannel:
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Mails the message; the receipt holds `message_id`, the server's `answer`, and `rejected_recipients` with reasons.
+        """Mails the message; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
 
         Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
         delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for

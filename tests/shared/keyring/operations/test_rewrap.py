@@ -5,7 +5,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.backend.local_key import LocalKey
+from services.backend.local_key_file import LocalKey
 from shared.keyring.administration import (
     AdministrationError,
     RefusedError,

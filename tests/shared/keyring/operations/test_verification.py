@@ -10,9 +10,9 @@ from ops.kms_emulator.faults import Fault
 from services.backend import records as backend
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.records import RECORDS_TABLE, Records
-from shared.keyring import store
 from shared.keyring.administration import UnreachableError
 from shared.keyring.model import WrappedKey
+from shared.keyring.operations import verification
 from shared.keyring.tables import data_keys
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
@@ -100,7 +100,7 @@ async def test_a_page_looks_at_its_own_data_keys_and_the_last_one_at_what_belong
 ) -> None:
     await _orphan(keyring)
     whole = await keyring.administration.verify("full")
-    monkeypatch.setattr(store, "PAGE_SIZE", 1)
+    monkeypatch.setattr(verification, "MAX_PAGE_SIZE", 1)
     pages = [await keyring.administration.verify("full", after) for after in ("", "k000", "k001")]
     assert [(page.data_keys, page.records, page.next) for page in pages] == [
         (1, 5, "k000"),

@@ -15,7 +15,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.local_key import InstanceLocalKey, read_or_create
+from services.backend.local_key_file import InstanceLocalKey, read_or_create
 from shared.http.server import StartError
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat

@@ -14,12 +14,12 @@ REFUSED = SendError(
 )
 
 
-class OddSettings(ChannelSettings):
+class RemarkDrivenSettings(ChannelSettings):
     def connect(self, timeout: float) -> Channel:  # noqa: ARG002  # the port's
-        return Odd()
+        return RemarkDrivenChannel()
 
 
-class Odd:
+class RemarkDrivenChannel:
     def __init__(self) -> None:
         self.hanging = 0
 

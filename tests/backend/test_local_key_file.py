@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.backend.aes_gcm import DecryptionError
-from services.backend.local_key import LocalKeyError, read_or_create
+from services.backend.local_key_file import LocalKeyError, read_or_create
 
 
 def test_the_first_start_makes_32_bytes_for_the_owner_alone_and_leaves_nothing_else(tmp_path: Path) -> None:

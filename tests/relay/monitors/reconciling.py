@@ -10,7 +10,7 @@ from services.relay.monitors.alertmanager_api import (
     AlertmanagerState,
 )
 from services.relay.monitors.reconcile import CLOSED_REMARK, Reconciler, ReconcileTimes
-from tests.relay.monitors.told import START, Clock, Desk, event
+from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
 
 LONG_AGO = START - 3600
 FIRES_AGAIN = datetime.fromtimestamp(START + 400, UTC)
@@ -41,8 +41,8 @@ class Answers(AlertmanagerClient):
         )
 
 
-def reconcile(at: Desk, clock: Clock, *peers: AlertmanagerClient) -> Reconciler:
-    return Reconciler(at.teller, peers, ReconcileTimes(), clock.steady)
+def reconcile(at: MonitoredOutbox, clock: Clock, *peers: AlertmanagerClient) -> Reconciler:
+    return Reconciler(at.publisher, peers, ReconcileTimes(), clock.steady)
 
 
 async def minutes(number: int, clock: Clock, *rounds: Reconciler) -> None:
@@ -51,11 +51,11 @@ async def minutes(number: int, clock: Clock, *rounds: Reconciler) -> None:
             clock.go(await each.reconcile() / len(rounds))
 
 
-async def latest(at: Desk) -> Event:
-    return (await at.told())[-1].event
+async def latest(at: MonitoredOutbox) -> Event:
+    return (await at.list_published())[-1].event
 
 
-async def closed(at: Desk, clock: Clock, comparing: Reconciler) -> None:
+async def closed(at: MonitoredOutbox, clock: Clock, comparing: Reconciler) -> None:
     """A group that the relay closed."""
     await at.accept(event(("A", Status.FIRING), ("B", Status.FIRING)), "email", "pagerduty")
     await minutes(6, clock, comparing)

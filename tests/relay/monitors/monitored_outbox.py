@@ -48,14 +48,14 @@ class Clock:
         self.monotonic += seconds
 
 
-class Told(NamedTuple):
+class PublishedEvent(NamedTuple):
     """One event that was accepted, and the channels it went to."""
 
     event: Event
     channels: set[str]
 
 
-class Desk:
+class MonitoredOutbox:
     """A teller, its outbox, and the channels that it woke."""
 
     def __init__(self, store: Store, registry: CollectorRegistry) -> None:
@@ -65,12 +65,12 @@ class Desk:
         self.duplicate_window = 60.0
         metrics = Metrics(registry, CHANNELS, (State.DELIVERED, State.SUPERSEDED, State.DEAD), ())
         self.routed: tuple[str, ...] = ("slack",)
-        self.teller = AlertPublisher(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
+        self.publisher = AlertPublisher(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
 
     def _accepted(self, channels: Iterable[str]) -> None:
         self.woken += channels
 
-    async def told(self) -> list[Told]:
+    async def list_published(self) -> list[PublishedEvent]:
         """Every event, the oldest first."""
         query = (
             select(events.c.seq, events.c.event, deliveries.c.channel)
@@ -78,9 +78,9 @@ class Desk:
             .order_by(events.c.seq)
         )
         rows = await self.store.read(lambda connection: connection.execute(query).all())
-        told: dict[int, Told] = {}
+        told: dict[int, PublishedEvent] = {}
         for seq, event, channel in rows:
-            told.setdefault(seq, Told(decode_event(event), set())).channels.update({channel} - {None})
+            told.setdefault(seq, PublishedEvent(decode_event(event), set())).channels.update({channel} - {None})
         return list(told.values())
 
     async def accept(self, event: Event, *channels: str) -> str:
@@ -108,9 +108,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Desk]:
+async def open_monitored_outbox(database: DatabaseUrl, clock: Clock) -> AsyncIterator[MonitoredOutbox]:
     async with open_store(database, clock.wall) as store:
-        yield Desk(store, CollectorRegistry())
+        yield MonitoredOutbox(store, CollectorRegistry())
 
 
 def event(*alerts: tuple[str, Status], group: str = "one", source: str = "", truncated: int = 0) -> Event:

@@ -1,0 +1,124 @@
+"""A webhook is answered before Alertmanager gives up, whatever it waits for: one deadline from its first byte."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from services.relay.intake import endpoint, webhook
+from services.relay.intake.webhook import ParsedWebhook
+from tests.relay.intake.test_endpoint import locked
+from tests.relay.scripted import Scripted, post, served, settings, webhook_of
+
+SECONDS = 2.0
+LATE = 0.9
+"""What a busy machine may add: less than one more of the waits below."""
+ALERTMANAGER_SECONDS = 10.0
+"""Alertmanager's default `http_config` gives up then."""
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "ANSWER_SECONDS", SECONDS)
+    monkeypatch.setattr(endpoint, "ADMISSION_SECONDS", 1.5)
+    monkeypatch.setattr(endpoint, "MAX_CONCURRENT_WEBHOOKS", 2)
+
+
+async def answered(client: aiohttp.ClientSession, body: bytes | AsyncIterator[bytes]) -> tuple[float, int, str]:
+    """After how many seconds, with which code, and why."""
+    began = time.monotonic()
+    async with client.post("/alerts", data=body) as response:
+        return time.monotonic() - began, response.status, (await response.json())["error"]
+
+
+async def dripping(body: bytes) -> AsyncIterator[bytes]:
+    """A body that takes far longer than a webhook may take."""
+    for byte in body:
+        yield bytes([byte])
+        await asyncio.sleep(0.1)
+
+
+def large(group: str = "large") -> bytes:
+    return webhook_of(group=group, commonAnnotations={"description": "x" * 600_000})
+
+
+def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert endpoint.ADMISSION_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
+
+
+async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        with locked(tmp_path / "relay.db"):
+            every = await asyncio.gather(*(answered(client, webhook_of(group=str(number))) for number in range(9)))
+        assert {code for _, code, _ in every} == {503}
+        assert max(seconds for seconds, _, _ in every) < SECONDS + LATE
+        waits = {error.partition("it still waited for ")[2] for _, _, error in every}
+        assert waits == {"its commit", "2 webhooks before it"}
+        assert (await post(client, webhook_of()))[0] == 202
+
+
+async def test_a_body_that_comes_too_slowly_is_answered_in_time(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        seconds, code, error = await answered(client, dripping(webhook_of()))
+        assert (code, error) == (503, "not accepted, send it again: after 2 s it still waited for its body")
+        assert SECONDS - 0.1 < seconds < SECONDS + LATE
+
+
+async def test_a_slow_body_before_a_locked_store_shares_its_time_with_the_commit(tmp_path: Path) -> None:
+    async def late() -> AsyncIterator[bytes]:
+        body = webhook_of()
+        yield body[:1]
+        await asyncio.sleep(0.75 * SECONDS)
+        yield body[1:]
+
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        with locked(tmp_path / "relay.db"):
+            seconds, code, error = await answered(client, late())
+        assert code == 503
+        assert "its commit" in error
+        assert seconds < SECONDS + LATE
+
+
+async def test_one_that_finds_no_room_for_its_body_is_answered_in_time(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
+
+        async def stalled() -> AsyncIterator[bytes]:
+            yield large()[:100_000]
+            await asyncio.sleep(60)
+
+        holding = asyncio.create_task(answered(client, stalled()))
+        await asyncio.sleep(0.2)  # it has its room by then, or else this test tries less
+        seconds, code, error = await answered(client, large("another"))
+        assert (code, error) == (503, "not accepted, send it again: other webhooks come first")
+        assert seconds < SECONDS + LATE
+        assert (await holding)[1] == 503
+
+
+async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_room_until_the_parser_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = webhook.parse_webhook
+    parsed: list[float] = []
+
+    def parse_slowly(*given: Any) -> ParsedWebhook:
+        time.sleep(1.25 * SECONDS)
+        parsed.append(time.monotonic())
+        return parse(*given)
+
+    monkeypatch.setattr(endpoint, "parse_webhook", parse_slowly)
+    async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
+        seconds, code, error = await answered(client, large())
+        assert (code, error) == (
+            503,
+            "not accepted, send it again: after 2 s it still waited for its body to be parsed",
+        )
+        assert seconds < SECONDS + LATE
+        assert not parsed
+        monkeypatch.setattr(endpoint, "parse_webhook", parse)
+        assert (await post(client, large("another")))[0] == 202
+        assert parsed
