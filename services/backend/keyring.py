@@ -150,7 +150,7 @@ class Keyring:
         """The key that a record was encrypted with; one that another instance made since is looked for at once.
 
         Raises:
-            KeyGivenUpError: it was given up.
+            KeyAbandonedError: it was given up.
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """

@@ -41,7 +41,7 @@ class ProgressNotSavedError(Exception):
 
 
 SaveProgress = Callable[[Progress], Awaitable[None]]
-"""Commits what a channel has done of a delivery. Raises LeaseLostError or NotKeptError."""
+"""Commits what a channel has done of a delivery. Raises LeaseLostError or ProgressNotSavedError."""
 
 
 class Sender(Protocol):
@@ -108,7 +108,7 @@ class LeasedAttempt:
         self.reply = reply
 
     async def save_progress(self, progress: Progress) -> None:
-        """See the port. Raises NotKeptError as well."""
+        """See the port. Raises ProgressNotSavedError as well."""
         await self._save_progress(progress)
         self.progress = progress
 

@@ -101,7 +101,7 @@ class ProgressResponse(NamedTuple):
 
     number: int
     error: Exception | None
-    """LeaseLostError or NotKeptError where it is not."""
+    """LeaseLostError or ProgressNotSavedError where it is not."""
 
 
 _LENGTH: Final = 8

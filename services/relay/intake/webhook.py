@@ -107,8 +107,8 @@ def iterate_parts(body: bytes, source: str) -> Iterator[Event]:
         source: which of several independent Alertmanagers sent it.
 
     Raises:
-        MalformedError: it is not one.
-        TooManyError: it would take too much memory.
+        MalformedWebhookError: it is not one.
+        TooManyTextsError: it would take too much memory.
     """
     if len(body) > PART_BYTES:
         _decode(_SHAPE, body)  # in `[0,0,…]` each piece below would take thirty times its bytes
@@ -185,7 +185,7 @@ class ParsedWebhook(NamedTuple):
 def parse_webhook(
     body: bytes, source: str, heartbeats: Sequence[HeartbeatMatcher], routes: Sequence[Route]
 ) -> ParsedWebhook:
-    """See above. Raises MalformedError or TooManyError of `webhook`.
+    """See above. Raises MalformedWebhookError or TooManyTextsError of `webhook`.
 
     Args:
         body: JSON in UTF-8.

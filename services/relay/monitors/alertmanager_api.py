@@ -89,7 +89,7 @@ class AlertmanagerClient:
         self._session = HttpSession("Alertmanager")
 
     async def read_state(self) -> AlertmanagerState:
-        """What it knows now. Raises PeerError."""
+        """What it knows now. Raises AlertmanagerError."""
         try:
             status = await run_large(partial(decode_json, _STATUS, await self._get("/api/v2/status")))
             body = await self._get(_ALERTS_PATH)

@@ -204,7 +204,7 @@ async def retry_delivery(store: Store, delivery_id: str, channels: Collection[st
 
     Raises:
         UnknownDeliveryError: nothing was changed.
-        NothingToRetryError: nothing was changed.
+        NotRetryableError: nothing was changed.
         StoreUnavailableError: nothing was changed, or it cannot be read how it stands.
     """
     before = await _read_delivery(store, delivery_id)
