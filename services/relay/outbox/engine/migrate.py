@@ -55,7 +55,7 @@ def upgrade_tables(connection: Connection) -> bool:
     Raises:
         NewerSchemaError: a newer keypulse wrote them.
         ForeignDatabaseError: they are another program's.
-        EmptiedDatabaseError: there are none, and there were some.
+        MissingTablesError: there are none, and there were some.
         DBAPIError: the database failed.
     """
     if connection.dialect.name == "postgresql":
