@@ -105,7 +105,7 @@ DESTROYED = Scenario(
             (
                 "KMSHighCryptoErrorRate",
                 ("service",),
-                ("=>", "a data key cannot be unwrapped"),
+                ("=>", "data key cannot be unwrapped"),
                 ("=> 0",),
                 ("Enable a version",),
             ),
