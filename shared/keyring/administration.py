@@ -29,7 +29,7 @@ def _accept_number(value: object) -> object:
 
 
 StoredVersion = Annotated[
-    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*\Z")
+    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*$")
 ]
 """A version of a key as a keyring has it; `UNREADABLE_VERSION` where it cannot be read."""
 Version = Annotated[StoredVersion, Field(min_length=1)]
