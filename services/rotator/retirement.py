@@ -31,7 +31,7 @@ async def retire_version(session: Session, version: str, confirmed_backups: int 
     """Disables a version. Raises RotatorError, AdministrationError, BackupError.
 
     Args:
-        session: the way to everything.
+        session: of the command.
         version: which one.
         confirmed_backups: how many backups, elsewhere or gone, may never be restored again: all that may need the
             version.

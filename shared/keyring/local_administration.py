@@ -49,7 +49,7 @@ class LocalAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, paced as `PacedKey` does, and the service's local key where it is at hand.
+        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key where it is at hand.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
     """
@@ -175,7 +175,8 @@ class LocalAdministration:
                 if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
                     raise RefusedError(
                         f"version {kek_version} of {kek} may be needed by {each.data_keys} data keys of version "
-                        f"{each.kek_version!r}, which the key does not have; rotate with --type rewrap-kek first"
+                        f"{each.kek_version!r}, which the key does not have; rotate with --type rewrap-kek, then "
+                        "retire it"
                     )
             await run_under_lease(self._database, token, retire)
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from services.backend import records as records_module
 from services.backend.aes_gcm import UnwrappedKey
+from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
 from services.backend.local_key_file import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
@@ -106,7 +107,7 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         )
         kms.unwraps = 0
         checked = asyncio.Event()
-        watching = asyncio.create_task(keyring.run(0.05, checked))
+        watching = asyncio.create_task(KmsChecker(keyring).run(0.05, checked))
         try:
             yield keyring, records, checked
         finally:

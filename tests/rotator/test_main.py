@@ -65,7 +65,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     report = json.loads(done.out)
     assert (done.code, report["outcome"]) == (0, "done")
     assert [step["step"] for step in report["steps"]] == (
-        ["target", "smoke", "backup", "encrypt", "rotate", "reload", "verify"]
+        ["primary_version", "smoke", "backup", "primary_in_use", "rotate", "reload", "verify"]
     )
     assert "3 of 3 data keys" in done.err
     assert summary.read_text().startswith("# before\n## ✓ keypulse-rotator run: done\n")
@@ -163,7 +163,7 @@ async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
     process = await started("run", "--type", "rewrap-kek", "--config", config)
     assert process.stderr
     async with asyncio.timeout(60):
-        while b"encrypt" not in await process.stderr.readline():
+        while b"primary_in_use" not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGTERM)
         out, _ = await process.communicate()

@@ -60,7 +60,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     async with in_a_file.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
         ((file, header),) = session.backups.list_backups()
-        assert header.needed_versions == ("", "2")
+        assert header.needs == ("", "2")
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
     file.unlink()
     refused = await refusal(in_a_file, retire_version, 1)

@@ -107,7 +107,7 @@ async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)
         ((file, header),) = session.backups.list_backups()
-    assert (header.kek_version, header.needed_versions) == ("2", ("1",))
+    assert (header.kek_version, header.needs) == ("2", ("1",))
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
     assert await state(emulator, 1) is State.ENABLED
 
@@ -123,7 +123,7 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
             session.kms,
             rotation_id="one",
             kek=KEY,
-            data_key_versions=(),
+            needs=(),
             now=session.now_utc,
             timeout=5,
         )

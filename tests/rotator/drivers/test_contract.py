@@ -205,7 +205,7 @@ async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     assert (usage.unreadable_entries, usage.backups) == ((2,), ())
     with pytest.raises(RefusedError, match=r"may be needed by 1 journal entries that cannot be read \(number 2\)"):
         await keyring.retire_version("2", lease.token)
-    await backend.execute("UPDATE keyring_journal_entries SET needs = '[\"1\"]' WHERE step = 'backup'")
+    await backend.execute("""UPDATE keyring_journal_entries SET needs = '["1"]' WHERE step = 'backup'""")
     assert (await keyring.count_key_usage()).backups == (JournalBackup(name="x", sha256="abc", needs=("1",)),)
     await keyring.retire_version("2", lease.token)
 

@@ -75,7 +75,7 @@ async def test_what_another_hand_changed_since_or_can_no_longer_be_unwrapped_is_
     undone = await keyring.rollback()
     assert undone.state is RotationState.ROLLED_BACK
     whys = {problem.id: problem.error for problem in undone.problems}
-    assert whys[b.id] == "another hand changed its wrapped form since; it was left as it is"
+    assert whys[b.id] == "another program changed its wrapped form since; it was left as it is"
     assert whys[a.id] == whys[c.id]
     assert "cannot be unwrapped: KMS: key_disabled (version 1); it was left as it is" in whys[a.id]
     assert await keyring.keys() == before
@@ -169,7 +169,7 @@ async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
     before = await keyring.keys()
     await versions.rotate()
     meddled.meddle = keyring.rollback
-    with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile; look at its status"):
+    with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile; check its status"):
         await keyring.rotate()
     assert await keyring.keys() == before
 
