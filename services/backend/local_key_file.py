@@ -55,7 +55,7 @@ class LocalKey:
         return encrypt(self._key, plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises SealBrokenError."""
+        """What `wrap` was given. Raises DecryptionError."""
         return decrypt(self._key, ciphertext, aad)
 
 
@@ -127,7 +127,7 @@ class InstanceLocalKey:
         return self._key.wrap(plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises SealBrokenError, and UnwrapError where there is no local key."""
+        """What `wrap` was given. Raises DecryptionError, and UnwrapError where there is no local key."""
         if self._key is None:
             raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
         return self._key.unwrap(ciphertext, aad)

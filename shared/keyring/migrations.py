@@ -120,6 +120,8 @@ def _name_versions_by_text(connection: Connection) -> None:
                 value = f"CASE WHEN {name} BETWEEN 0 AND {_MAX_NUMBER} THEN {name}::text ELSE '' END"
                 new = f"CASE WHEN {name} IS NULL THEN NULL ELSE {value} END"
                 connection.execute(text(f"ALTER TABLE {table.name} ALTER COLUMN {name} TYPE VARCHAR USING {new}"))
+    if not _has_table(connection, journal_entries.name):
+        return
     number, needs = journal_entries.c.number, journal_entries.c.needs
     for row in connection.execute(select(number, needs).where(needs.is_not(None))).all():
         if named := _name_needs_by_text(row.needs):

@@ -41,7 +41,7 @@ def others(*keyrings: Rotated) -> dict[str, Any]:
 async def refused(rotated: Rotated, command: Any, listed: dict[str, Any]) -> RotatorError:
     async with rotated.session(**listed) as session:
         with pytest.raises(RotatorError) as failed:
-            await command(session, 1)
+            await command(session, "1")
     return failed.value
 
 

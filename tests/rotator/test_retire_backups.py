@@ -51,7 +51,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     await rewrapped(in_a_file, new_version)
     async with in_a_file.database() as database:
         await database.write(
-            lambda it: it.execute(text("UPDATE data_keys SET kek_version = 'x' WHERE status = 'active'"))
+            lambda it: it.execute(text("UPDATE data_keys SET kek_version = '' WHERE status = 'active'"))
         )
     refused = await refusal(in_a_file, retire_version, 1)
     assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.message

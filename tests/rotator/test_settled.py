@@ -8,7 +8,6 @@ from services.rotator.model import RotatorError
 from services.rotator.preflight import wait_for_primary
 from shared.kms.port import EncryptResult, KmsError, KmsKey
 from shared.kms.reason import Reason
-from tests.rotator.rotated import KEY
 
 
 class Answering:
@@ -22,7 +21,7 @@ class Answering:
         self.calls += 1
         if not version:
             raise KmsError(Reason.UNAVAILABLE, "out")
-        return EncryptResult(b"", f"{KEY}/cryptoKeyVersions/{version}", "SOFTWARE")
+        return EncryptResult(b"", str(version), "SOFTWARE")
 
 
 async def asked(kms: Answering) -> int:

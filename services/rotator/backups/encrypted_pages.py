@@ -67,7 +67,7 @@ class EncryptedFileWriter:
 
 
 def read_header(file: Path) -> bytes:
-    """The first line. Raises DamagedError, OSError."""
+    """The first line. Raises FileDamagedError, OSError."""
     with file.open("rb") as stream:
         line = stream.readline(_MAX_HEADER_BYTES)
     if not line.endswith(b"\n"):
@@ -76,7 +76,7 @@ def read_header(file: Path) -> bytes:
 
 
 def read_pages(file: Path, key: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Each page, and whether it is the last; all of them or DamagedError. Raises OSError."""
+    """Each page, and whether it is the last; all of them or FileDamagedError. Raises OSError."""
     cipher, first = AESGCM(key), read_header(file)
     with file.open("rb") as stream:
         stream.seek(len(first) + 1)

@@ -157,7 +157,7 @@ async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administrat
         rotation_type=NEW_DEK,
         backup_name="x.backup",
         sha256="abc",
-        needs=(1, 12),
+        needs=("1", "12"),
         detail="x.backup, to a safe",
     )
     await keyring.add_journal_entry("undone", lease.token, RELOADED)
@@ -166,7 +166,7 @@ async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administrat
     assert back.state is RotationState.ROLLED_BACK
     assert [entry.model_copy(update={"created_at": None}) for entry in back.journal] == [RELOADED, backup]
     assert all(entry.created_at for entry in back.journal)
-    expected = JournalBackup(name="x.backup", sha256="abc", needs=(1, 12))
+    expected = JournalBackup(name="x.backup", sha256="abc", needs=("1", "12"))
     assert (back.backups, (await keyring.count_key_usage()).backups) == ((expected,), (expected,))
     assert {key.status for key in await keyring.list_keys() if key.id == before.id} == {"active"}
     with pytest.raises(RefusedError, match="no rotation"):
@@ -205,8 +205,8 @@ async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     assert (usage.unreadable_entries, usage.backups) == ((2,), ())
     with pytest.raises(RefusedError, match=r"may be needed by 1 journal entries that cannot be read \(number 2\)"):
         await keyring.retire_version("2", lease.token)
-    await backend.execute("UPDATE keyring_journal_entries SET needs = '[1]' WHERE step = 'backup'")
-    assert (await keyring.count_key_usage()).backups == (JournalBackup(name="x", sha256="abc", needs=(1,)),)
+    await backend.execute("""UPDATE keyring_journal_entries SET needs = '["1"]' WHERE step = 'backup'""")
+    assert (await keyring.count_key_usage()).backups == (JournalBackup(name="x", sha256="abc", needs=("1",)),)
     await keyring.retire_version("2", lease.token)
 
 
