@@ -96,7 +96,7 @@ async def run_another(session: Session, file: Path) -> None:
         session.kms,
         rotation_id="other",
         kek=KEY,
-        needs={"1"},
+        data_key_versions={"1"},
         now=session.now_utc,
         timeout=5,
     )
