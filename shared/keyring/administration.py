@@ -24,12 +24,14 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 def _accept_number(value: object) -> object:
-    """A service whose versions are numbers may write them as JSON numbers."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Versions were numbers once, and -1 where they could not be read: in older backups, and on the wire."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    return UNREADABLE_VERSION if value < 0 else str(value)
 
 
 StoredVersion = Annotated[
-    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*\Z")
+    str, BeforeValidator(_accept_number), Field(max_length=MAX_VERSION_LENGTH, pattern=r"^[ -~]*$")
 ]
 """A version of a key as a keyring has it; `UNREADABLE_VERSION` where it cannot be read."""
 Version = Annotated[StoredVersion, Field(min_length=1)]
@@ -263,7 +265,7 @@ class VerificationResult(_WireModel):
     fingerprint: str
     """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is. Empty before the last page."""
     next: str | None = None
-    """`after` of the next page. The last one tells what belongs to no data key, such as records that lost theirs."""
+    """`after` of the next page. The last page has the problems of no data key, such as of records without one."""
 
 
 class Lease(_WireModel):

@@ -27,7 +27,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
 from services.relay.send_error import Reason
 from shared.http.server import create_registry
-from tests.relay.outbox.acts import take, told
+from tests.relay.outbox.actions import accept, claim_some
 from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
 
 KEY = "0" * 32
@@ -144,8 +144,8 @@ async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_s
     metrics = Metrics(create_registry(), given.channels, (), Reason)
     async with open_store(given.database, time.time) as store:
         async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
-            await told(store, "x", "elsewhere")
+            await accept(store, "x", "elsewhere")
             await mark_restored(store)
-        taken = await take(store, "elsewhere")
+        taken = await claim_some(store, "elsewhere")
         assert taken.tasks == ()
         assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=30)

@@ -20,7 +20,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import (
     AttemptRow,
     DeliveryDetails,
-    DeliveryRow,
+    DeliverySummary,
     check_text,
     encode_delivery,
     encode_details,
@@ -39,7 +39,7 @@ _UNFOLDED: Final = {"id", _NARROW_HEADINGS[0]}
 """The columns that are never folded, so that their text can be copied."""
 
 
-def print_deliveries(deliveries: Collection[DeliveryRow]) -> None:
+def print_deliveries(deliveries: Collection[DeliverySummary]) -> None:
     """Prints a table with a row for each, of two lines where the terminal is too narrow for one."""
     headings = ("id", "accepted", "alertname", "status", "channel", "state", "attempts", "reason")
     table = _build_table(headings, map(_build_row, deliveries))
@@ -87,12 +87,12 @@ def print_details(details: DeliveryDetails) -> None:
         console.print("", "payload, credentials masked:", Text(clean_text(details.payload), overflow="fold"), sep="\n")
 
 
-def _build_row(delivery: DeliveryRow) -> Iterable[Text]:
+def _build_row(delivery: DeliverySummary) -> Iterable[Text]:
     about = (delivery.id, format_time(delivery.accepted_at), delivery.alertname, delivery.status)
     return map(_build_cell, (*about, delivery.channel, delivery.state, str(delivery.attempt_count), delivery.reason))
 
 
-def _build_narrow_row(delivery: DeliveryRow) -> Iterable[Text]:
+def _build_narrow_row(delivery: DeliverySummary) -> Iterable[Text]:
     attempts = f"{delivery.attempt_count}: {delivery.reason}" if delivery.reason else None
     return (
         _build_cell(delivery.id, format_time(delivery.accepted_at), ""),
@@ -203,7 +203,7 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
 
 async def _iterate_deliveries(
     store: Store, wanted: queries.DeliveryFilter, limit: int
-) -> AsyncIterator[queries.DeliveryRow]:
+) -> AsyncIterator[queries.DeliverySummary]:
     before = None
     while limit > 0:
         page = await queries.list_deliveries(store, wanted, limit=min(limit, _PAGE_SIZE), before=before)

@@ -135,8 +135,8 @@ class Deliverer:
             StoreUnavailableError: it is not known to be committed.
         """
         changes = await fall_back(self._shared.store, self._name, self._fallback)
-        for channel in changes.superseded_channels:
-            self._shared.metrics.count_delivery(channel, State.SUPERSEDED)
+        for channel, state in changes.ended:
+            self._shared.metrics.count_delivery(channel, state)
         self._shared.wake_channels(changes.channels_to_wake)
         return changes.has_more
 

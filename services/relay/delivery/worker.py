@@ -29,10 +29,10 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.lease import release_leases
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.restore_detection import detect_restore
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
 
 _OUTBOX_RETRY_SECONDS: Final = 1.0
 """Seconds to wait after the outbox failed."""
@@ -322,14 +322,14 @@ async def _run_sweeper(
 ) -> None:
     async def sweep_once() -> None:
         await record_served_channels(store, channels)
-        fallen_back = await fall_back_unserved(store, channels, context.fallback_channels)
-        for channel in fallen_back.superseded_channels:
-            context.metrics.count_delivery(channel, State.SUPERSEDED)
-        wake_channels(fallen_back.channels_to_wake)
-        swept = await sweep(store, context.lease_owner, context.retry_policy.give_up_after, context.fallback_channels)
-        for channel, state in swept.ended:
+        handle_changes(await fall_back_unserved(store, channels, context.fallback_channels))
+        give_up_after = context.retry_policy.give_up_after
+        handle_changes(await sweep(store, context.lease_owner, give_up_after, context.fallback_channels))
+
+    def handle_changes(changes: DeliveryChanges) -> None:
+        for channel, state in changes.ended:
             context.metrics.count_delivery(channel, state)
-        wake_channels(swept.channels_to_wake)
+        wake_channels(changes.channels_to_wake)
 
     steps: tuple[Callable[[], Awaitable[object]], ...] = (
         partial(detect_restore, store, compare_delay=compare_delay),
