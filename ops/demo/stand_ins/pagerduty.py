@@ -61,7 +61,7 @@ class PagerDuty:
     def get_state(self) -> Json:
         """Incidents and events, oldest first, as JSON. Routing keys are secrets and not part of it."""
         return {
-            "incidents": [{**asdict(incident), "log": list(incident.history)} for incident in self.incidents],
+            "incidents": [{**asdict(incident), "history": list(incident.history)} for incident in self.incidents],
             "events": list(self.events),
         }
 
