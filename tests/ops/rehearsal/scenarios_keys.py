@@ -100,12 +100,12 @@ DESTROYED = Scenario(
             also=also,
         )
         for alert, labels, bad, good, also in (
-            ("KMSKeyVersionDestroyScheduled", OLD, ("cryptoKeyVersions/1", '"kek_version":1'), ("ENABLED",), ()),
+            ("KMSKeyVersionDestroyScheduled", OLD, ("cryptoKeyVersions/1", '"kek_version":"1"'), ("ENABLED",), ()),
             ("KMSCanaryLost", OLD, ("key_destroyed", "DESTROY_SCHEDULED"), ("=> 1",), ()),
             (
                 "KMSHighCryptoErrorRate",
                 ("service",),
-                ("=>", "a data key cannot be unwrapped"),
+                ("=>", "data key cannot be unwrapped"),
                 ("=> 0",),
                 ("Enable a version",),
             ),

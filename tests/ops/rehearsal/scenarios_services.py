@@ -110,8 +110,11 @@ async def _without_local_key(stage: Stage) -> AsyncIterator[Broken]:
     file = stage.stack.folder / "archive.key"
     kept = file.read_bytes()
     file.unlink()
-    other = "INSERT INTO keyring_instances (id, beat_at, interval, holds) VALUES ('other', unixepoch(), 60, '')"
-    await _execute(stage, other)
+    await _execute(
+        stage,
+        "INSERT INTO keyring_instances (id, last_seen_at, interval, unwrapped_keys)"
+        " VALUES ('other', unixepoch(), 60, '')",
+    )
     await stage.kubectl.start("archive")
     await stage.answers("archive")
 
