@@ -165,8 +165,8 @@ def _build_alerts_table() -> Builder[Panel]:
     which = f'alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"'
     since = f"1000 * (ALERTS{{{which}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{which}}})"
     anchors = {name: (name.lower(), None) for name in links.list_alert_names()}
-    shown = ("alertname", "alertstate", "severity", "env", "service", "target", "version", "channel")
-    names = {name: name.removeprefix("alert") for name in shown} | {"Value": "since", "runbook": "runbook"}
+    columns = ("alertname", "alertstate", "severity", "env", "service", "target", "version", "channel")
+    names = {name: name.removeprefix("alert") for name in columns} | {"Value": "since", "runbook": "runbook"}
     return (
         build_table(
             "Active alerts",
