@@ -61,11 +61,7 @@ class PagerDuty:
     def get_state(self) -> Json:
         """Incidents and events, oldest first, as JSON. Routing keys are secrets and not part of it."""
         return {
-<<<<<<< HEAD
-            "incidents": [{**asdict(incident), "history": list(incident.history)} for incident in self.incidents],
-=======
             "incidents": [{**asdict(incident), "log": list(incident.log)} for incident in self.incidents],
->>>>>>> we
             "events": list(self.events),
         }
 
