@@ -1,1 +1,1 @@
-"""The Grafana dashboard. To build it takes the development requirements, to use it nothing: the JSON is checked in."""
+"""The Grafana dashboard. Its build needs the development requirements; the JSON is checked in."""

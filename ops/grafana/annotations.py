@@ -1,4 +1,4 @@
-"""What happened when, drawn across every panel: alerts that fire, services that began anew, and deployments.
+"""Annotations across every panel: firing alerts, restarts of services, and deployments.
 
 The SDK's annotation type lacks the keys that Grafana's Prometheus data source reads beside `expr`: `_AnnotationQuery`
 has them.
@@ -15,7 +15,7 @@ from ops.grafana.variables import DATASOURCE, ENV_SELECTOR, SERVICE_SELECTOR
 FIRING_ALERTS: Final = (
     f'ALERTS{{alertstate="firing", alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"}}'
 )
-"""Those of the relay, and of an exporter that is gone, name no service."""
+"""Alerts of the relay, and of an absent exporter, have no service."""
 
 
 class _AnnotationQuery(dashboard.AnnotationQuery):

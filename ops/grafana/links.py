@@ -1,19 +1,18 @@
-"""Where a panel, a row of a table or the head of the dashboard leads to.
+"""Links of the dashboard, its panels and its tables.
 
-Grafana puts in what stands in `${…}`; `raw` leaves an address as it is.
+Grafana replaces `${…}`; `raw` leaves a URL unescaped.
 """
 
 import re
-from pathlib import Path
 from typing import Final
 
-import yaml
 from grafana_foundation_sdk.builders.dashboard import DashboardLink
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard
 
+from ops.prometheus.rule_files import read_rules
+
 Link = Builder[dashboard.DashboardLink]
-_RULES_FOLDER: Final = Path(__file__).parents[1] / "prometheus/rules"
 BOARD_URL: Final = "${board:raw}"
 RELAY_URL: Final = "${relay:raw}"
 ALERTS_URL: Final = "${prometheus:raw}/alerts"
@@ -39,10 +38,4 @@ def build_runbook_links(*headings: str) -> list[Link]:
 
 def list_alert_names() -> list[str]:
     """The names of the product's alerts."""
-    return [
-        rule["alert"]
-        for file in sorted(_RULES_FOLDER.glob("*.yml"))
-        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
-        for rule in group["rules"]
-        if "alert" in rule
-    ]
+    return [rule["alert"] for rules in read_rules().values() for rule in rules if "alert" in rule]

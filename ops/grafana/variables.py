@@ -1,4 +1,4 @@
-"""What a reader chooses at the top of the dashboard, and the addresses that its links begin with."""
+"""The dashboard's variables: the choices at its top, and the base URLs of its links."""
 
 from typing import Final
 
@@ -15,9 +15,9 @@ from grafana_foundation_sdk.models.dashboard import (
 
 DATASOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 ENV_SELECTOR: Final = 'env=~"$env"'
-"""Selects what is told by environment, such as all of the relay."""
+"""Selects metrics by environment, such as all of the relay."""
 SERVICE_SELECTOR: Final = 'env=~"$env", service=~"$service"'
-"""Selects what is told by service."""
+"""Selects metrics by service."""
 LINK_ADDRESSES: Final = {
     "runbook": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md",
     "board": "http://127.0.0.1:9911/",
@@ -53,7 +53,7 @@ def _build_query_variable(name: str, query: str) -> QueryVariable:
         .sort(VariableSort.ALPHABETICAL_ASC)
         .multi(multi=True)
         .include_all(include_all=True)
-        .all_value(".*")  # short, however many there are, and right where Prometheus adds no `env`
+        .all_value(".*")  # short for any number of values, and correct if Prometheus adds no `env`
         .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
 
@@ -61,5 +61,5 @@ def _build_query_variable(name: str, query: str) -> QueryVariable:
 def _build_address_variable(name: str, url: str) -> ConstantVariable:
     constant = ConstantVariable(name).label(name).value(url)
     constant.build().hide = VariableHide.HIDE_VARIABLE
-    constant.build().skip_url_sync = True  # nobody's link to the dashboard may change where its own links lead
+    constant.build().skip_url_sync = True  # a link to the dashboard must not change its own links
     return constant

@@ -1,4 +1,4 @@
-"""The Helm chart; `build` writes what in it is made of something else, `lint` has Helm look at it."""
+"""The Helm chart: `build` generates its derived files, `lint` runs Helm's checks."""
 
 from pathlib import Path
 from typing import Final

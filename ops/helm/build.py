@@ -1,6 +1,6 @@
-"""Writes what in the chart is made of something else: `python -m ops.helm.build`.
+"""Generates the chart's derived files: `python -m ops.helm.build`.
 
-Helm reads nothing outside of a chart, so the rules, the dashboard and Alertmanager's configuration are copied into it.
+Helm reads nothing outside a chart, so the rules, the dashboard and Alertmanager's configuration are copied into it.
 values.schema.json comes from values.yaml and the servers' own schemas, README.md's table from values.yaml's comments.
 """
 
@@ -19,7 +19,7 @@ TABLE_MARKER: Final = "<!-- values.yaml's comments, by python -m ops.helm.build 
 
 
 def build_files() -> dict[Path, str]:
-    """The content of each file that is made of something else."""
+    """Return the content of each derived file."""
     copied = {f"rules/{rules.name}": rules for rules in (_OPS / "prometheus/rules").glob("*.yml")}
     copied["kms-health.json"] = _OPS / "grafana/dashboards/kms-health.json"
     copied["alertmanager.yml"] = _OPS / "alertmanager/alertmanager.yml"
@@ -33,7 +33,7 @@ def build_files() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Writes them, and removes the copy of what is gone."""
+    """Write them, and remove copies without a source."""
     files = build_files()
     for file in (CHART / "files").rglob("*.*"):
         if file not in files:

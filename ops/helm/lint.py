@@ -1,4 +1,4 @@
-"""`helm lint --strict` by Helm's own engine: `python -m ops.helm.lint CHART…`, exit code 1 where it finds something."""
+"""`helm lint --strict` by Helm's own engine: `python -m ops.helm.lint CHART…`, exit code 1 if it reports something."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ import helm_python as helm
 
 
 def lint_chart(chart: Path, values: dict[str, Any] | None = None) -> list[str]:
-    """What Helm warns of or refuses, a line each; without `values` by the chart's own."""
-    report = helm.lint(chart, values, strict=True)  # strict: what it warns of is among the errors
+    """Return Helm's errors and warnings, one line each; without `values` by the chart's own."""
+    report = helm.lint(chart, values, strict=True)  # strict: warnings are errors
     return [f"{chart}: {error}" for error in report["errors"]]
 
 

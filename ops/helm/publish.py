@@ -1,7 +1,7 @@
 """`python -m ops.helm.publish oci://ghcr.io/acme/keypulse/charts`: the chart, packaged and pushed; prints its digest.
 
-By Helm's own engine from a wheel that requirements/dev.lock holds by its hash, so that no other helm packs a release.
-Who pushes is told by OCI_USER, and its password by OCI_PASSWORD; without them the registry is asked without.
+It uses Helm's engine from a wheel, locked by its hash in requirements/dev.lock, so no other helm packages a release.
+The credentials are OCI_USER and OCI_PASSWORD; without them it pushes anonymously.
 """
 
 import os
@@ -28,11 +28,11 @@ def main(remote: str) -> None:
 def publish_chart(
     remote: str, user: str | None = None, password: str | None = None, *, plain_http: bool = False
 ) -> str:
-    """The digest of the manifest that was pushed. Raises helm.HelmError.
+    """Push the chart, and return the manifest's digest. Raises helm.HelmError.
 
     Args:
-        remote: where, as `oci://HOST/PATH`; the chart's name is added.
-        user: who pushes, if anybody in particular.
+        remote: `oci://HOST/PATH`; the chart's name is added.
+        user: of the registry, or None.
         password: of the user.
         plain_http: for a registry on this machine.
     """

@@ -1,7 +1,7 @@
 """values.yaml and the servers' own schemas → the chart's values.schema.json.
 
-What values.yaml has is what may be set, by the types that stand there; what is free or narrower than its type is named
-here. A part's `config` is what the part itself would accept, so that a typo is refused before anything is installed.
+The keys of values.yaml may be set, with the types of its values; exceptions are listed here. A part's `config` has the
+schema of its own settings, so a typo is refused before anything is installed.
 """
 
 from typing import Any, Final
@@ -36,7 +36,7 @@ _NETWORK_POLICY_RULES: Final[Schema] = {
     "additionalProperties": False,
 }
 _ENVIRONMENT: Final[Schema] = {**_STRING_MAP, "propertyNames": {"pattern": "^[A-Za-z_.-][A-Za-z0-9_.-]*$"}}
-# What an address may hold goes into YAML and JSON as it is.
+# A URL is inserted into YAML and JSON without escaping.
 _URL: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+)?$"}
 _URL_WITH_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]+/)?$"}
 _URL_WITHOUT_SLASH: Final[Schema] = {"type": "string", "pattern": r"^(https?://[^\s\"\\<>{}]*[^\s\"\\<>{}/])?$"}
@@ -55,7 +55,7 @@ _ENDPOINT: Final[Schema] = {
     ),
     "additionalProperties": False,
 }
-_BY_NAME: Final[dict[str, Schema]] = {  # whatever it belongs to
+_BY_NAME: Final[dict[str, Schema]] = {  # wherever the key is
     "resources": _RESOURCES,
     "labels": _STRING_MAP,
     "annotations": _STRING_MAP,
@@ -105,7 +105,7 @@ def build_values_schema(values: dict[str, Any]) -> Schema:
     whole = _build_schema(values, "", _BY_PATH | configs)
     for part in _SETTINGS:  # its Secret is a volume, which has to have a name
         whole["properties"][part]["properties"]["existingSecret"] = {"type": "string", "minLength": 1}
-    # What a chart around this one hands down: `global`, and `enabled`, by which its dependency's condition may go.
+    # Set by a parent chart: `global`, and `enabled` for the condition of the dependency.
     whole["properties"] |= {"global": _ANY_OBJECT, "enabled": {"type": "boolean"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
 
@@ -124,7 +124,7 @@ def _build_schema(value: object, path: str, overrides: dict[str, Schema]) -> Sch
 
 
 def _build_config_schema(name: str, definitions: Schema) -> Schema:
-    """What the part accepts, without `listen`, which is the chart's; what it requires, it or a template asks for."""
+    """Return the part's schema without `listen`, which the chart sets; the part or a template checks required keys."""
     found = _replace_one_of(_SETTINGS[name].model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
     definitions.update({f"{name}.{key}": each for key, each in found.pop("$defs").items()})
     found["properties"].pop("listen", None)
@@ -133,7 +133,7 @@ def _build_config_schema(name: str, definitions: Schema) -> Schema:
 
 
 def _replace_one_of(schema: Any) -> Any:
-    """With a choice by `kind` for each `oneOf`, of which Helm would say what is wrong with all that was not meant."""
+    """Replace each `oneOf` by a choice on `kind`: for a `oneOf` Helm would report the errors of every alternative."""
     if isinstance(schema, list):
         return [_replace_one_of(each) for each in schema]
     if not isinstance(schema, dict):

@@ -10,7 +10,7 @@ _TABLE_HEADER: Final = "| value | default | meaning |\n|---|---|---|\n"
 
 
 def build_values_table(text: str) -> str:
-    """A row for each value. What has neither comment nor commented values within it is described by what it is in."""
+    """Return a row for each value. A value without a comment of its own or within is described by its parent."""
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)  # noqa: S101  # a chart's values are
     rows = (

@@ -1,6 +1,6 @@
-"""A key, its versions and what may become of them. Pure: each change gives a new Key or raises FAILED_PRECONDITION.
+"""A key, its versions and their transitions. Pure: each change returns a new Key or raises FAILED_PRECONDITION.
 
-The states and the ways between them: https://cloud.google.com/kms/docs/key-states
+The states and their transitions: https://cloud.google.com/kms/docs/key-states
 """
 
 from dataclasses import dataclass, field, replace
@@ -44,7 +44,7 @@ class Key:
     versions: tuple[Version, ...] = ()
     primary: int | None = None
     previous_primary: int | None = None
-    """The primary before the last change: what a slow change still encrypts with."""
+    """The primary before the last change; a slow change still encrypts with it."""
     primary_changed: float = 0.0
     destroy_scheduled_duration: float = DEFAULT_DESTROY_SCHEDULED_DURATION
     labels: dict[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Key:
         return version.material
 
     def with_due_destructions(self, now: float) -> Self:
-        """This key at that time: versions whose `destroy_time` has come are DESTROYED, their material is gone."""
+        """Return this key at that time: versions past their `destroy_time` are DESTROYED and have no material."""
         return replace(self, versions=tuple(_apply_due_destruction(version, now) for version in self.versions))
 
     def with_settings(
@@ -79,7 +79,7 @@ class Key:
         return replace(self, labels=labels, rotation_period=rotation_period, next_rotation=next_rotation)
 
     def with_new_version(self, material: bytes, now: float) -> Self:
-        """One more version, ENABLED; the primary stays what it was."""
+        """Add a version, ENABLED; the primary stays the same."""
         version = Version(len(self.versions) + 1, State.ENABLED, now, material)
         return replace(self, versions=(*self.versions, version))
 
@@ -106,7 +106,7 @@ class Key:
         return self._with_version(replace(version, state=State.DESTROY_SCHEDULED, destroy_time=due))
 
     def with_restored_version(self, number: int) -> Self:
-        """Takes a scheduled destruction back: the version is DISABLED afterwards."""
+        """Cancel a scheduled destruction: the version is DISABLED afterwards."""
         version = self.version(number)
         if version.state is not State.DESTROY_SCHEDULED:
             raise self._build_state_error("is not scheduled for destruction", version)
@@ -123,7 +123,7 @@ class Key:
 def _apply_due_destruction(version: Version, now: float) -> Version:
     if version.state is not State.DESTROY_SCHEDULED or version.destroy_time is None or now < version.destroy_time:
         return version
-    # Real destruction happens at some time after destroy_time; here it is that very time.
+    # Cloud KMS destroys at some time after destroy_time; here it is exactly then.
     return replace(
         version, state=State.DESTROYED, material=None, destroy_time=None, destroy_event_time=version.destroy_time
     )

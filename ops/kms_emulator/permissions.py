@@ -21,5 +21,5 @@ PERMISSIONS: Final = {
     "Decrypt": "cloudkms.cryptoKeyVersions.useToDecrypt",
 }
 TEST_IAM_PERMISSIONS: Final = "TestIamPermissions"
-"""The operation that needs none: anybody may ask what they may do."""
+"""The operation that needs no permission."""
 OPERATIONS: Final = (*PERMISSIONS, TEST_IAM_PERMISSIONS)

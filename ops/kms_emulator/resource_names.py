@@ -13,14 +13,14 @@ _VERSION: Final = re.compile(r"(?P<key>.+)/cryptoKeyVersions/(?P<number>[1-9][0-
 
 
 def parse_location(name: str) -> str:
-    """`name` where it is `projects/*/locations/*`."""
+    """Return `name` if it is `projects/*/locations/*`."""
     if not _LOCATION.fullmatch(name):
         raise _build_name_error(name)
     return name
 
 
 def parse_key_ring(name: str) -> str:
-    """`name` where it is a key ring's."""
+    """Return `name` if it is a key ring's."""
     parent, _, ring = name.partition("/keyRings/")
     parse_location(parent)
     if not _ID.fullmatch(ring):
@@ -29,7 +29,7 @@ def parse_key_ring(name: str) -> str:
 
 
 def parse_key_name(name: str) -> str:
-    """`name` where it is a key's."""
+    """Return `name` if it is a key's."""
     try:
         return check_key_name(name)
     except ValueError:
@@ -48,7 +48,7 @@ def parse_version_name(name: str) -> tuple[str, int]:
 
 
 def check_new_id(text: str, field: str) -> str:
-    """The id of a new key ring or key; `field` is the request's field that holds it."""
+    """Return the id of a new key ring or key, from the request's `field`."""
     if not _ID.fullmatch(text):
         raise invalid_argument(f"The {field} [{text}] must match the regular expression {_ID.pattern}.")
     return text

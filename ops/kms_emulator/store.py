@@ -1,10 +1,7 @@
-"""The folder that keeps the state, for one emulator at a time: a second one would overwrite what the first keeps.
+"""Key rings and keys, in memory or in a folder, which one emulator at a time locks.
 
-Key rings and keys, in memory or in a folder. A change is on disk before anybody can see it.
-
-Changes run in a thread, one after the other: each makes a new state from the present one, writes it as a whole to a new
-file, syncs, renames, and only then shows it. The file holds key material in the clear: an emulator guards no secret.
-
+Changes run in a thread, one after the other: each builds the next state, replaces the file, and only then becomes
+visible. The file has key material in plaintext: an emulator protects no secret.
 """
 
 import asyncio
@@ -31,7 +28,7 @@ class LockedFolder:
     """A folder that is ours until `release`, or until this process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Makes it where it is missing. Raises StartError where it cannot be used, or is another emulator's."""
+        """Create the folder if missing, and lock it. Raises StartError if it is unusable, or another emulator's."""
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -65,7 +62,7 @@ _FORMAT = 1
 
 
 class Store:
-    """What exists. Safe for concurrent calls on one event loop."""
+    """The key rings and keys. Safe for concurrent calls on one event loop."""
 
     def __init__(self, folder: Path | None, clock: Callable[[], float]) -> None:
         self._file = folder / "state.json" if folder else None
@@ -100,7 +97,7 @@ class Store:
         ]
 
     async def add_key_ring(self, name: str) -> float:
-        """Creates a key ring; gives its time. Raises ALREADY_EXISTS."""
+        """Create a key ring; return its time. Raises ALREADY_EXISTS."""
 
         def add(now: _StoredState) -> _StoredState:
             if name in now.rings:
@@ -122,7 +119,7 @@ class Store:
         await self._apply(add)
 
     async def update_key(self, name: str, change: Callable[[Key], Key]) -> Key:
-        """Replaces a key by what `change` makes of it, and gives that. Raises NOT_FOUND and what `change` raises."""
+        """Replace a key by the result of `change`, and return it. Raises NOT_FOUND, and what `change` raises."""
 
         def apply(now: _StoredState) -> _StoredState:
             if name not in now.keys:
@@ -132,7 +129,7 @@ class Store:
         return (await self._apply(apply)).keys[name]
 
     async def create_missing_keys(self, keys: Iterable[str]) -> None:
-        """Creates what is missing of these keys: key ring, key, and version 1 as its primary. Raises StatusError."""
+        """Create the missing ones of these keys: key ring, key, and version 1 as its primary. Raises StatusError."""
         for name in map(resource_names.parse_key_name, keys):
             if resource_names.get_key_ring(name) not in self._now.rings:
                 await self.add_key_ring(resource_names.get_key_ring(name))
@@ -163,7 +160,7 @@ def create_key(name: str, now: float) -> Key:
 
 
 def _load_state(file: Path) -> _StoredState:
-    """The state in `file`, or nothing where there is no file yet. Raises StartError."""
+    """Return the state in `file`; empty if there is no file. Raises StartError."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -172,5 +169,5 @@ def _load_state(file: Path) -> _StoredState:
         raise StartError(f"cannot keep state in {file.parent}: {error.strerror}; set another --data") from None
     try:
         return _FILE.validate_json(content)[_FORMAT]
-    except (ValidationError, KeyError):  # neither is shown: it would quote key material
+    except (ValidationError, KeyError):  # neither text is logged: it would quote key material
         raise StartError(f"{file} is no state of this emulator; move it away to start with nothing") from None

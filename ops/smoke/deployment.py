@@ -2,19 +2,14 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
-import yaml
-
+from ops.prometheus.rule_files import read_rules
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
 from shared.smoke.backend import check_backend
 from shared.smoke.check import CheckResult, Outcome
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
-
-_RULES_FOLDER: Final = Path(__file__).parents[1] / "prometheus/rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +64,5 @@ async def run_checks(
 def load_rule_names() -> dict[str, list[str]]:
     """The names of the product's alerts and recordings, by the file that they are in."""
     return {
-        f"rules/{file.name}": [
-            rule.get("alert") or rule["record"]
-            for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
-            for rule in group["rules"]
-        ]
-        for file in sorted(_RULES_FOLDER.glob("*.yml"))
+        f"rules/{file}": [rule.get("alert") or rule["record"] for rule in rules] for file, rules in read_rules().items()
     }

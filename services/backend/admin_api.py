@@ -1,9 +1,7 @@
-"""One call of the admin API: what the log and the audit say of it, and what an error is answered.
+"""The admin API, `/admin/crypto/…`: each path is one call of the keyring's Administration.
 
-Who called is what the credential says. What a caller says of itself is `claimed_caller`, escaped. No token and no key
-is in either.
-
-The admin API, `/admin/crypto/…`: each path is one call of the keyring's Administration.
+Each call is logged, and each change audited, under the name of its credential. What a caller says of itself is
+`claimed_caller`, escaped. Neither log nor audit holds a token or a key.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -140,7 +138,7 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
 
     Args:
         keyring: what is administered.
-        lost_data_keys: what may be given up of it.
+        lost_data_keys: lists and abandons lost data keys.
         access: who may call.
     """
 

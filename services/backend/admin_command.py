@@ -1,18 +1,15 @@
-"""`keypulse-backend admin`: the far side of the rotator's driver `admin`.
+"""`keypulse-backend admin`: the remote end of the rotator's driver `command`, and `admin abandon`.
 
 A line of JSON on standard input is a request of the admin API, and a line on standard output its answer:
 
     {"method": "POST", "path": "rotate", "caller": "…", "body": {…}}
     {"status": 200, "body": {…}}
 
-Each is carried to the backend that runs on this machine, by its own configuration: its address and its token file. So
-whoever may run a command beside the backend needs to know neither, and no value stands on a command line.
+Each is sent to the backend that runs on this machine, with the address and the token file of its configuration. So
+whoever may run a command beside the backend needs neither, and no value is on a command line.
 
-`keypulse-backend admin abandon`: the data keys that only a lost local key unwraps, listed, and given up by a person.
-
-It asks the running backend. Without names it lists them, with how many records each takes along, and changes nothing.
-With names it needs that number as well, so nobody gives up more than he knows of.
-
+`admin abandon` lists the data keys that only a lost local key unwraps, each with its number of records, and changes
+nothing. With names and the number of their records it abandons these: nobody abandons more than he knows of.
 """
 
 import json
@@ -173,12 +170,12 @@ def _load_tls(web_config: Path) -> ssl.SSLContext | None:
         raise ValueError(str(error)) from None
 
 
-@click.command("abandon", short_help="Give up data keys whose local key is lost.")
+@click.command("abandon", short_help="Abandon data keys whose local key is lost.")
 @click.argument("data_keys", metavar="[DATA_KEY]...", nargs=-1)
 @click.option("--records", type=click.IntRange(min=0), metavar="N", help="How many records are lost with them.")
 @add_options
 def abandon(data_keys: tuple[str, ...], records: int | None, config: Path | None, web_config: Path | None) -> None:
-    """List the data keys that only a lost local key unwraps; give up those that are named, with their records."""
+    """List the data keys that only a lost local key unwraps; abandon those that are named, with their records."""
     if data_keys and records is None:
         click.echo(
             "--records: expected how many records are lost with them; without names this command lists it", err=True
@@ -189,19 +186,19 @@ def abandon(data_keys: tuple[str, ...], records: int | None, config: Path | None
         _print_lost_keys(_call_backend(backend, "GET", "lost"))
         return
     done = _call_backend(backend, "POST", "abandon", {"data_keys": data_keys, "records": records})
-    click.echo(f"{done['abandoned']} data keys were given up, and {records} records with them")
+    click.echo(f"{done['abandoned']} data keys were abandoned, and {records} records with them")
 
 
 def _print_lost_keys(lost_keys: list[dict[str, Any]]) -> None:
     if not lost_keys:
-        click.echo("no data key is lost: there is nothing to give up")
+        click.echo("no data key is lost: there is nothing to abandon")
         return
     for key in lost_keys:
         click.echo(f"{key['id']}  made {key['created_at']}  {key['record_count']} records  {key['error']}")
     names, records = " ".join(key["id"] for key in lost_keys), sum(key["record_count"] for key in lost_keys)
     click.echo(
         "Put the local key file back, from another instance or a backup, and all of them can be read again. Only where "
-        f"it is lost for good, give them up:\n  keypulse-backend admin abandon {names} --records {records}"
+        f"it is lost for good, abandon them:\n  keypulse-backend admin abandon {names} --records {records}"
     )
 
 

@@ -8,18 +8,21 @@ from types import UnionType
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from shared.http.untrusted_json import decode_json
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     JournalEntry,
+    JournalStep,
     RotateRequest,
     RotationType,
+    StepOutcome,
     StoredKey,
     Text,
     Version,
 )
+from shared.keyring.journal.steps import MAX_DETAIL_LENGTH, MAX_NAME_LENGTH
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -68,6 +71,16 @@ class JournalRequest(JournalEntry):
 
     rotation_id: RotationId
     token: Token
+    backup_name: Text | None = Field(None, max_length=MAX_NAME_LENGTH)
+    sha256: Text | None = Field(None, max_length=MAX_NAME_LENGTH)
+    detail: Text = Field("", max_length=MAX_DETAIL_LENGTH)
+
+    @field_validator("step", "outcome")
+    @classmethod
+    def _refuse_unknown(cls, value: JournalStep | StepOutcome) -> JournalStep | StepOutcome:
+        if value in (JournalStep.UNKNOWN, StepOutcome.UNREADABLE):
+            raise ValueError(f"expected one of {', '.join(each for each in type(value) if each is not value)}")
+        return value
 
 
 class RollbackRequest(RequestBody):

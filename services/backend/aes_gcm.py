@@ -30,7 +30,7 @@ def encrypt(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
 
 
 def decrypt(key: bytes, ciphertext: bytes, aad: bytes) -> bytes:
-    """The plaintext. Raises SealBrokenError."""
+    """The plaintext. Raises DecryptionError."""
     try:
         return AESGCM(key).decrypt(ciphertext[:_NONCE_BYTES], ciphertext[_NONCE_BYTES:], aad)
     except (InvalidTag, ValueError):  # ValueError: shorter than a nonce

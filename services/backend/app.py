@@ -13,8 +13,9 @@ from starlette.applications import Starlette
 
 from services.backend import admin_api, metrics, records, records_api
 from services.backend.config import Settings
+from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
-from services.backend.keyring_snapshot import KeyringPoller
+from services.backend.keyring_snapshot import KeyringSnapshot
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.records import RECORDS_TABLE, Records
@@ -68,12 +69,12 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
         paced = QuotaLimitedKey(kms)  # one for all that nobody waits for: two would be over KMS's quota together
         keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=paced, clock=clock)
         checked = asyncio.Event()
-        watching = asyncio.create_task(keyring.run(settings.kms_check_interval, checked))
+        watching = asyncio.create_task(KmsChecker(keyring).run(settings.kms_check_interval, checked))
         stack.push_async_callback(_cancel_task, watching)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CHECK_TIMEOUT):
                 await checked.wait()
-        look = KeyringPoller(database)
+        look = KeyringSnapshot(database)
         await look.poll()
         looking = asyncio.create_task(look.run(settings.kms_check_interval))
         stack.push_async_callback(_cancel_task, looking)

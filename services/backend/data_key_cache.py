@@ -1,13 +1,11 @@
-"""Which data keys are tried in the background: thousands of a version that KMS refuses must not use up its quota.
+"""The data keys that this process has unwrapped, and which ones it unwraps next in the background.
 
-What KMS refused is tried again by a sample of each version at each check. Where one of a sample can be used, all others
-of its version are tried at once; so a version that was enabled again is found within a few checks.
+A data key, once unwrapped, stays in memory, so an outage of KMS stops neither reads nor writes. Callers that need the
+same data key at the same time share one call of KMS.
 
-The data keys that this process holds unwrapped: each since it was needed, or since its turn in the background came.
-
-A data key, once unwrapped, stays in memory, so an outage of KMS stops neither reads nor writes. Whoever needs the same
-data key at the same time shares one call of KMS.
-
+Thousands of data keys of a version that KMS refuses must not use up its quota: a sample of each version is retried at
+each check. If one of a sample can be unwrapped, all others of its version follow at once; so a version that was enabled
+again is found within a few checks.
 """
 
 import asyncio

@@ -1,23 +1,15 @@
-"""What wraps and unwraps the data keys, which one is active, and the mode: `kms`, or `env` while KMS fails.
+"""The data keys in memory: what wraps and unwraps them, and which one is active. `crypto_mode` decides the mode.
 
-KMS is checked with a real round trip: once at the start, then at each interval. What a check finds decides the mode:
-
-- It succeeds: the active data key is unwrapped, and the mode is `kms`. The others follow behind the check, several at a
-  time, or when a record needs them; those that the local key wrapped are re-wrapped by KMS.
-- It fails at the start, or for the second time in a row: the mode is `env`. One failure may be a lost packet or a slow
-  answer, and would page somebody; a start cannot wait for a second try. A running one whose quota is exhausted stays in
-  mode `kms`: KMS answers, and what is held goes on.
-
-A new active key is made only where the active one cannot be used (none is there yet, or a restart in an outage, or a
-KMS version that is disabled or destroyed), and where KMS is back and the local key wraps the active one: whoever copied
-the disk has that, too, and shall read nothing that is written from then on. It is wrapped by what the mode says, and
-its predecessor is retired: it still decrypts once it can be unwrapped again. No data key is ever removed here.
+A new active key is created only if the active one cannot be used (there is none yet, or a restart in an outage, or a
+KMS version that is disabled or destroyed), and if KMS is back and the local key wraps the active one: whoever copied
+the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and its
+predecessor is retired: it still decrypts once it can be unwrapped again. No data key is ever removed here.
 """
 
 import asyncio
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +21,6 @@ from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from shared.backend_contract import CryptoMode
-from shared.keyring.database import DatabaseError
 from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
@@ -44,10 +35,8 @@ from shared.keyring.model import (
 from shared.keyring.store import DataKeyStore, OtherLocalKeyError, RetiredVersionError
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError, KmsKey
-from shared.kms.reason import Reason
-from shared.process.concurrency import is_task_cancelled, run_concurrently
+from shared.process.concurrency import run_concurrently
 
-_FAILURES_BEFORE_ENV_MODE: Final = 2
 _STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
 """Data keys without which nothing can be written, now or after a rotation that waits for this instance."""
 
@@ -63,7 +52,7 @@ class KeyAbandonedError(KeyUnavailableError):
 
 
 class Keyring:
-    """The data keys in memory. What is active and the mode change in `check` and `reload`, one at a time."""
+    """The data keys in memory. The active key and the mode change under `lock`, one change at a time."""
 
     def __init__(
         self,
@@ -99,8 +88,8 @@ class Keyring:
         )  # ids of what the local key wraps, or did: whoever copied the disk may have it
         self._ids_wrapped_locally: frozenset[str] = frozenset()  # ids of what the local key wraps
         self._pending: tuple[str, ...] = ()
-        self._failures = 0
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held while the active key or the mode changes."""
         self._logged_state: tuple[CryptoMode, bool] | None = None
         self.mode = CryptoMode.ENV
         self.reason: str | None = "KMS has not answered yet"
@@ -150,7 +139,7 @@ class Keyring:
         """The key that a record was encrypted with; one that another instance made since is looked for at once.
 
         Raises:
-            KeyGivenUpError: it was given up.
+            KeyAbandonedError: it was abandoned.
             KeyUnavailableError: it is not there, or cannot be unwrapped.
             DatabaseError: the keyring cannot be read.
         """
@@ -160,69 +149,41 @@ class Keyring:
             return self._cache[data_key_id]
         why = self._cache.errors.get(data_key_id)
         if await self._store.is_abandoned(data_key_id):
-            raise KeyAbandonedError(f"its data key {data_key_id} was given up with the local key that wrapped it")
+            raise KeyAbandonedError(f"its data key {data_key_id} was abandoned with the local key that wrapped it")
         why = why or "it is not in the keyring"
         raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
 
-    async def run(self, interval: float, checked: asyncio.Event) -> None:
-        """Checks now and at each `interval` seconds, until it is cancelled; sets `checked` after the first time.
+    async def use_kms(self) -> None:
+        """One round trip of KMS, then uses the keyring in mode `kms`; the caller holds `lock`.
 
-        Behind each check the other data keys are caught up with, unless that is still going on.
+        Raises:
+            KmsError: KMS failed.
+            RetiredVersionError: KMS encrypts by a version that was retired.
+            DatabaseError: the keyring cannot be read or written.
         """
-        catching_up: asyncio.Task[None] | None = None
-        try:
-            while True:
-                await self._run_safely(self.check(), interval)
-                checked.set()
-                if catching_up is None or catching_up.done():
-                    catching_up = asyncio.create_task(self._run_safely(self.unwrap_remaining(), interval))
-                await asyncio.sleep(interval)
-        finally:
-            if catching_up:
-                catching_up.cancel()
-                await asyncio.gather(catching_up, return_exceptions=True)
+        await self._local.reopen_if_missing()
+        await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
+        if self.mode is not CryptoMode.KMS:
+            self._cache.clear_errors()
+        await self._use_keys(CryptoMode.KMS)
 
-    async def _run_safely(self, action: Awaitable[None], interval: float) -> None:
-        """Does a part of the watch; whatever it ends with does not end the watch."""
-        try:
-            await action
-        except DatabaseError as error:
-            if not self.is_ready:
-                self.reason = f"the keyring's database cannot be used: {error}"
-            log.warning("keyring database cannot be used; it is tried again", error=str(error), seconds=interval)
-        except (Exception, asyncio.CancelledError):
-            # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
-            if is_task_cancelled():
-                raise
-            log.exception("KMS check failed unexpectedly; it is tried again", seconds=interval)
+    async def use_local_key(self) -> None:
+        """Uses the keyring in mode `env`; the caller holds `lock`. Raises LocalKeyError, DatabaseError."""
+        await self._use_keys(CryptoMode.ENV)
 
-    async def check(self) -> None:
-        """One round trip, and what follows from it. Raises DatabaseError; the next check goes on from there."""
-        async with self._lock:
-            await self._local.reopen_if_missing()
-            try:
-                await self._wrapping.wrap("check", os.urandom(KEY_BYTES))
-                if self.mode is not CryptoMode.KMS:
-                    self._cache.clear_errors()
-                await self._use_keys(CryptoMode.KMS)
-            except RetiredVersionError as error:
-                await self._handle_failed_check(KmsError(Reason.KEY_DISABLED, str(error)))
-            except KmsError as error:
-                await self._handle_failed_check(error)
-            else:
-                self._failures = 0
-                self._set_mode(CryptoMode.KMS, None, None)
-            await self._heartbeat.send(self._pending)
+    async def send_heartbeat(self) -> None:
+        """Writes that this instance is alive, and which pending data keys it holds. Raises DatabaseError."""
+        await self._heartbeat.send(self._pending)
 
     async def reload(self) -> None:
         """Reads the keyring again, now, because somebody changed it. Raises DatabaseError.
 
         What KMS says meanwhile decides nothing: that is for the checks.
         """
-        async with self._lock:
+        async with self.lock:
             await self._local.reopen_if_missing()
-            await self._reload_keys()
-            await self._heartbeat.send(self._pending)
+            await self.reload_keys()
+            await self.send_heartbeat()
 
     async def restore_row(self, data_key_id: str) -> None:
         """Puts back the row of a data key that the database no longer has, and uses what is active then.
@@ -231,7 +192,7 @@ class Keyring:
             KeyUnavailableError: KMS failed at it.
             DatabaseError: the keyring cannot be read or written.
         """
-        async with self._lock:
+        async with self.lock:
             if await self._store.find(data_key_id):
                 return  # somebody else was faster
             try:
@@ -239,29 +200,12 @@ class Keyring:
             except (KmsError, RetiredVersionError, LocalKeyError) as error:
                 raise KeyUnavailableError(f"the database lost its data key {data_key_id}: {error}") from None
 
-    async def _reload_keys(self) -> None:
-        """Uses the keyring as it is now, in the mode as it is."""
+    async def reload_keys(self) -> None:
+        """Uses the keyring as it is now, in the current mode; the caller holds `lock`."""
         try:
             await self._use_keys(self.mode)
         except (KmsError, RetiredVersionError, LocalKeyError) as error:
             log.warning("KMS failed while the keyring was reloaded; the next check tries again", error=str(error))
-
-    async def _handle_failed_check(self, error: KmsError) -> None:
-        if self.mode is CryptoMode.KMS and error.reason is Reason.QUOTA_EXHAUSTED:
-            self._set_mode(CryptoMode.KMS, f"KMS refuses: {error.reason}", error.detail)
-            await self._reload_keys()
-            return
-        self._failures += 1
-        if self.mode is CryptoMode.KMS and self._failures < _FAILURES_BEFORE_ENV_MODE:
-            log.warning("KMS check failed; a second failure in a row changes the mode to env", error=str(error))
-            return
-        reason = f"KMS cannot be used: {error.reason}"
-        try:
-            await self._use_keys(CryptoMode.ENV)
-        except LocalKeyError as missing:
-            reason += f"; {missing}"
-        finally:  # the mode is told even where the database fails as well
-            self._set_mode(CryptoMode.ENV, reason, error.detail)
 
     async def unwrap_remaining(self) -> None:
         """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
@@ -370,7 +314,7 @@ class Keyring:
         self._ids_wrapped_locally_ever.add(key.id)
         return WrappedKey(self._local.wrap(key.secret, build_wrapping_aad(key.id)), LOCAL_KEK, LOCAL_KEK_VERSION)
 
-    def _set_mode(self, mode: CryptoMode, reason: str | None, error: str | None) -> None:
+    def set_mode(self, mode: CryptoMode, reason: str | None, error: str | None) -> None:
         """Takes over the outcome of a check; logs a change once. `error` may name keys and goes to the log only."""
         if (mode, self.is_ready) != self._logged_state:
             self._logged_state = (mode, self.is_ready)

@@ -1,4 +1,4 @@
-"""Looks at the keyring in its database at each check, so that a scrape shows what any runner did, and asks nothing."""
+"""Reads the keyring's metrics from its database at each check: a scrape shows every runner's work, and reads nothing."""
 
 import asyncio
 from collections.abc import Sequence, Sized
@@ -16,7 +16,7 @@ _MAX_NAMED: Final = 3
 log = structlog.get_logger(__name__)
 
 
-class KeyringPoller:
+class KeyringSnapshot:
     """The last look."""
 
     def __init__(self, database: Database) -> None:

@@ -1,15 +1,12 @@
-"""The key on this machine's own disk that wraps data keys while KMS cannot.
+"""The service's local key: a file that wraps data keys while KMS cannot, and this instance's use of it.
 
-A file of 32 random bytes that its owner alone may read, made at the first start, so that an outage finds it there. All
-instances of one database have the same; what is known of it there is its fingerprint.
+The file has 32 random bytes that only its owner may read. It is created at the first start, so that it exists in an
+outage. All instances of one database have the same local key; the database knows its fingerprint.
 
-The local key of this instance, or why it has none: it is served without, and an outage of KMS is harder then.
-
-The database knows the fingerprint of the one local key that all instances have. An instance with another one is
-refused at its start, and never wraps a data key. A file that is missing is made only where no data key and no other
-instance needs the one that is gone; else it is looked for again at each check, until somebody puts it back. Where two
-instances make one at the same moment, the first that notes it counts, and the other file goes away again.
-
+An instance with another local key is refused at its start, and never wraps a data key. A missing file is created only
+if no data key and no other instance needs the missing one; otherwise each check opens it again, until it is restored.
+If two instances create one at the same moment, the first that registers its fingerprint wins, and the other removes
+its file. Without a local key the service runs, but an outage of KMS affects it more.
 """
 
 import asyncio
@@ -58,7 +55,7 @@ class LocalKey:
         return encrypt(self._key, plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises SealBrokenError."""
+        """What `wrap` was given. Raises DecryptionError."""
         return decrypt(self._key, ciphertext, aad)
 
 
@@ -130,7 +127,7 @@ class InstanceLocalKey:
         return self._key.wrap(plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises SealBrokenError, and UnwrapError where there is no local key."""
+        """What `wrap` was given. Raises DecryptionError, and UnwrapError where there is no local key."""
         if self._key is None:
             raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
         return self._key.unwrap(ciphertext, aad)

@@ -1,7 +1,8 @@
-"""Data keys that only a lost local key unwraps: which they are, what they cost, and giving them up for good.
+"""Data keys that only a lost local key unwraps: lists them with their records, and abandons them for good.
 
-Nothing else can be given up here. What is given up is put aside in the database, should the file turn up after all; an
-instance that still holds the data key in memory would put it back, and may have the file: none other may be alive.
+No other data key can be abandoned. The rows of abandoned ones stay in a table of their own, in case the file is found.
+An instance that still has the data key in memory would store it again, and may have the file: no other instance may be
+alive.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -54,11 +55,11 @@ class LostDataKeys:
         return [lost for _, lost in await self._find_lost()]
 
     async def abandon(self, data_key_ids: Sequence[str], confirmed_record_count: int) -> int:
-        """How many were given up.
+        """Abandons them, and returns how many.
 
         Args:
             data_key_ids: each by its name.
-            confirmed_record_count: how many need them: whoever gives them up has to know.
+            confirmed_record_count: how many records need them; the caller has to know.
 
         Raises:
             RefusedError: one of them is not lost, the number is another, or another instance is alive: it may have the
@@ -68,7 +69,7 @@ class LostDataKeys:
         for data_key_id in data_key_ids:
             if data_key_id not in found:
                 raise RefusedError(
-                    f"data key {data_key_id} is not lost: only those can be given up that no key unwraps"
+                    f"data key {data_key_id} is not lost: only data keys that no key unwraps can be abandoned"
                 )
         needed = sum(found[data_key_id][1].record_count for data_key_id in set(data_key_ids))
         if needed != confirmed_record_count:

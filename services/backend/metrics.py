@@ -1,4 +1,4 @@
-"""The backend's metrics, by the names of the contract; the only room that names them."""
+"""The backend's metrics, by the names of the contract; no other module names them."""
 
 from collections.abc import Callable, Iterator
 

@@ -96,7 +96,7 @@ def _decrypt_with_secret(record: Record, secret: bytes) -> bytes:
 
 
 RECORDS_TABLE: Final = RecordsTable("records", "data_key_id", open_record=_decrypt_with_secret)
-"""As a rotation looks at them."""
+"""Describes the table to the keyring, for rotations."""
 
 
 def _build_aad(record_id: str, data_key_id: str) -> bytes:

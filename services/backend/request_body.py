@@ -1,4 +1,4 @@
-"""What a request holds: its body, within bounds of size and time; and the answer to one that is refused."""
+"""Reads the body of a request within bounds of size and time, and answers one that is refused."""
 
 from contextlib import suppress
 from typing import Final

@@ -1,4 +1,4 @@
-"""`keypulse-relay`: takes Alertmanager's webhooks and delivers them."""
+"""`keypulse-relay`: accepts Alertmanager's webhooks and delivers them."""
 
 import logging
 from typing import Final, Unpack
@@ -25,14 +25,14 @@ Examples:
 @add_server_options
 @click.pass_context
 def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
-    """Take Alertmanager's webhooks, and deliver them to Slack, email and PagerDuty.
+    """Accept Alertmanager's webhooks, and deliver them to Slack, email and PagerDuty.
 
     Serves when no command is given.
     """
     context.obj = options["config"]
     if context.invoked_subcommand is None:
         run_server(RelaySettings, serve, options, uvloop.new_event_loop)
-    else:  # a person reads what a command prints, and a sentence of it says what the log would
+    else:  # a command prints what the log would contain
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 

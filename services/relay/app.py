@@ -1,4 +1,4 @@
-"""The relay put together: the only room that knows all the others."""
+"""The relay's composition root: the only module that knows all the others."""
 
 import asyncio
 import gc
@@ -52,16 +52,16 @@ log = structlog.get_logger(__name__)
 async def run_relay(
     settings: RelaySettings, *, clock: Callable[[], float] = time.time, open_sender: OpenSender = open_sender_process
 ) -> AsyncIterator[Starlette]:
-    """A relay that delivers while the body runs, and finishes what is in hand after it.
+    """A relay that delivers while the body runs, and then finishes what it sends.
 
     Args:
         settings: the configuration.
         clock: unix seconds.
-        open_sender: what sends.
+        open_sender: opens what sends.
 
     Yields:
-        The application; its `state.stop` makes every webhook a 503 from then on, and bounds the wait for the outbox,
-        and `state.apply` makes what runs what other settings say, but for the database.
+        The application. Its `state.stop` answers every further webhook 503, and limits the wait for the outbox; its
+        `state.apply` applies other settings, the database excepted.
 
     Raises:
         StartError: the database cannot be used.
@@ -121,7 +121,7 @@ async def run_relay(
 
 async def serve(runner: ServerRunner[RelaySettings]) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
-    # What is there by now stays, and looking for cycles in it again and again took a seventh of the time of a storm.
+    # What exists by now stays; collecting it again and again took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     async with run_relay(runner.settings) as app:
@@ -130,7 +130,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             app.state.apply,
             restart_keys=("listen", "database"),
             self_authenticated_paths=("/alerts",),
-            on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the generation that runs by then
+            on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - that of the settings that apply then
             admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
 
@@ -163,7 +163,7 @@ async def run_intake_and_delivery(
 
 @asynccontextmanager
 async def run_beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Loops that run while the body does."""
+    """Runs loops while the body runs."""
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
@@ -223,7 +223,7 @@ def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
 def read_outbox_state(store: Store) -> OutboxState | None:
     """What the gauges show; None where the outbox cannot be read or cannot commit."""
     if store.error is not None:
-        return None  # what can still be read would hide that nothing is committed
+        return None  # values that can still be read would hide that nothing is committed
     try:
         return store.read_blocking(
             lambda connection: OutboxState(

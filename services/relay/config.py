@@ -28,7 +28,7 @@ R = TypeVar("R", "RouteSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_LENGTH: Final = 200
-"""Characters of a role, and of how it is reached."""
+"""Characters of a role, and of its address."""
 
 
 def _check_channel_name(name: str) -> str:
@@ -38,14 +38,14 @@ def _check_channel_name(name: str) -> str:
 
 
 def _require_one(values: T) -> T:
-    # Not pydantic's min_length, which complains of an empty list where the items have mistakes of their own.
+    # Not pydantic's min_length, which complains of an empty list where the items have errors of their own.
     if not values:
         raise ValueError("expected at least one")
     return values
 
 
 def _check_channel(name: str, info: ValidationInfo) -> str:
-    channels = info.data.get("channels")  # absent where it has mistakes of its own, which are named already
+    channels = info.data.get("channels")  # absent if it has errors of its own, which are reported already
     if channels is not None and name not in channels:
         raise ValueError(f"no such channel; expected one of {', '.join(sorted(channels))}")
     return name
@@ -61,20 +61,20 @@ def _check_channels(route: R, info: ValidationInfo) -> R:
 
 
 def parse_contact(value: object) -> object:
-    """What stands in the file, nothing being empty text. Raises ValueError for a number, as YAML takes +49301234567."""
+    """The value, or empty text for null. Raises ValueError for a number: YAML reads +49301234567 as one."""
     if isinstance(value, (int, float)):
         raise ValueError("expected text in quotes, since YAML takes a telephone number for a number")  # noqa: TRY004  # pydantic reports ValueError
     return "" if value is None else value
 
 
 def is_placeholder(address: str) -> bool:
-    """Whether it reaches nobody: empty, or something to be filled in, such as `<telephone>`."""
+    """Whether it is empty, or still to be filled in, such as `<telephone>`."""
     return re.fullmatch(r"(<.*>)?", address.strip(), re.DOTALL) is not None
 
 
 def _check_contact(address: str, info: ValidationInfo) -> str:
     if is_placeholder(address) and info.data.get("environment") == "production":
-        raise ValueError("a placeholder reaches nobody in production; expected a telephone number, a channel, …")
+        raise ValueError("a placeholder is not allowed in production; expected a telephone number, a channel, …")
     return address
 
 
@@ -82,7 +82,7 @@ def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["Wat
     names = [watchdog.name for watchdog in watchdogs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"two watchdogs are called {twice}; expected matchers that tell them apart")
+        raise ValueError(f"two watchdogs are called {twice}; expected matchers that differ")
     return watchdogs
 
 
@@ -94,7 +94,7 @@ def _parse_network(value: object) -> IPv4Network | IPv6Network:
 
 
 def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "RetentionSettings":
-    intake = info.data.get("intake")  # absent where it has mistakes of its own
+    intake = info.data.get("intake")  # absent if it has errors of its own
     if intake is not None and retention.max_bytes < (least := compute_minimum(intake.max_body)):
         raise ValueError(f"max_bytes: expected at least {least} bytes, to hold a webhook of intake.max_body")
     return retention
@@ -119,7 +119,7 @@ KnownChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
 class RelayAuthSettings(AuthSettings):
-    """Who may send alerts, and who may look."""
+    """Who may send alerts, and who may use pages and API."""
 
     bearer_token_file: TokenPath
     """One token a line, two while they are rotated."""
@@ -128,10 +128,10 @@ class RelayAuthSettings(AuthSettings):
 
 
 class AlertmanagerSettings(Section):
-    """Where open incidents are compared with Alertmanager's, which sends no resolve for what is silenced by then."""
+    """With which open incidents are compared: Alertmanager sends no resolve for an alert that is silenced by then."""
 
     urls: tuple[BaseUrl, ...] = ()
-    """Of every Alertmanager that sends here; empty compares nothing."""
+    """Of every Alertmanager that sends to this relay; empty compares nothing."""
     token_file: SecretPath | None = None
 
     @model_validator(mode="after")
@@ -163,10 +163,10 @@ class RouteSettings(Section):
 
 
 class IntakeSettings(Section):
-    """What a webhook may be."""
+    """What a webhook may contain."""
 
     max_body: Annotated[Size, Field(ge=64 * 1024, le=256 * 1024 * 1024)] = 16 * 1024 * 1024
-    """More is answered 413. The memory that the relay needs grows with it."""
+    """A larger one is answered 413. The relay's memory grows with it."""
 
 
 class DeliverySettings(Section):
@@ -195,27 +195,27 @@ class PacingSettings(Section):
 
 
 class RetentionSettings(Section):
-    """How long what is over is kept. What is still to be delivered always is."""
+    """How long finished deliveries are kept. Unfinished ones always are."""
 
     max_age: Duration = 30 * 86400.0
     max_deliveries: Annotated[int, Field(ge=1)] = 100_000
     max_bytes: Size = 1024**3
-    """Of all that the outbox holds, what is kept of refused webhooks included."""
+    """Of everything in the outbox, the quarantine included."""
 
 
 class WatchdogSettings(Section):
-    """An alert that always fires. It is taken for a heartbeat, and its absence is told."""
+    """An alert that always fires. It counts as a heartbeat, and its absence is an alert."""
 
     matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_require_one)]
     expect_every: Duration
     """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
     channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
     ping_url_file: SecretPath | None = None
-    """Holds an address outside of this house; asked at each heartbeat while the outbox drains."""
+    """Contains the URL of a dead man's switch, pinged at each heartbeat while the outbox drains."""
 
     @property
     def name(self) -> str:
-        """What metrics and its incident call it: its alert and its other matchers, such as `Watchdog{cluster=eu}`."""
+        """Its name in metrics and in its incident: alert and other matchers, such as `Watchdog{cluster=eu}`."""
         alert = next((m for m in self.matchers if m.label == "alertname" and m.operator == "="), None)
         others = ",".join(f"{m.label}{m.operator}{m.value}" for m in self.matchers if m is not alert)
         if alert is None:
@@ -236,7 +236,7 @@ class RelaySettings(ServerSettings):
     # Before the contacts, which may be placeholders everywhere but in production.
     environment: Literal["production", "staging", "demo"] = "production"
     contacts: dict[ContactRole, ContactAddress] = Field({}, max_length=MAX_CONTACTS)
-    """How somebody of each role is reached; shown in each critical message that fires."""
+    """The address of each role; shown in each critical message that fires."""
     intake: IntakeSettings = IntakeSettings()
     delivery: DeliverySettings = DeliverySettings()
     pacing: PacingSettings = PacingSettings()
@@ -252,11 +252,11 @@ class RelaySettings(ServerSettings):
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
-        """The channels on which every event is told by itself."""
+        """The channels that get every event as a message of its own."""
         return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
-        """Placeholders among the contacts, which only production refuses."""
+        """Placeholders among the contacts, which are errors only in production."""
         for role, how in self.contacts.items():
             if is_placeholder(how):
-                yield f"contacts.{role}", "a placeholder reaches nobody; production refuses it"
+                yield f"contacts.{role}", "is a placeholder; production does not allow it"

@@ -1,7 +1,7 @@
-"""An event → the same event within bounds, whatever its webhook held. Pure.
+"""Limits the size of an event, whatever its webhook contains. Pure.
 
-The outbox keeps this beside the webhook, which it keeps whole. So whoever delivers, merges or compares events never
-holds more than about a megabyte of one. What is cut off here no channel would show: each has narrower limits.
+The outbox stores the limited event beside the whole webhook, so that merging, comparing and delivering never need more
+than about a megabyte for one event. What is cut off here no channel would show: each has narrower limits.
 """
 
 from collections.abc import Mapping

@@ -19,7 +19,7 @@ MAX_TEXT_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 2 * 1024 * 1024
 """Bytes of an answer that has to be read whole; a page of Slack's channels has a few hundred thousand."""
 MAX_RETRY_AFTER: Final = 1_000_000.0
-"""Seconds; a `Retry-After` beyond is taken for a mistake."""
+"""Seconds; a longer `Retry-After` is ignored as an error."""
 _TEMPORARY_STATUSES: Final = {
     408: Reason.TIMEOUT,
     409: Reason.SERVER_ERROR,  # in conflict, such as with an attempt of ours that is still being worked on
@@ -123,17 +123,17 @@ class HttpSession:
 
 @contextmanager
 def translate_connection_errors(provider: str) -> Iterator[None]:
-    """Turns what goes wrong on the way to a provider, or back, into SendError."""
+    """Turns connection errors of a provider into SendError."""
     try:
         yield
     except aiohttp.ClientSSLError as error:
-        # An untrusted or expired certificate stays so until somebody acts.
+        # An untrusted or expired certificate needs a person.
         detail = f"{provider}: no secure connection to {error.host}: {type(error).__name__}"
         raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail) from None
     except (aiohttp.ClientError, OSError) as error:
         if isinstance(error, TimeoutError):
             raise
-        # Only the operating system's words: a client error's text may hold the request.
+        # Only the operating system's text: that of a client error may contain the request.
         cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         # Without a connection nothing was sent; one that broke off later may have carried the request.
         arrived = not isinstance(error, aiohttp.ClientConnectorError)
@@ -144,7 +144,7 @@ def translate_connection_errors(provider: str) -> Iterator[None]:
 
 
 async def read_text(response: aiohttp.ClientResponse) -> str:
-    """The beginning of an answer's body as text, whatever it holds."""
+    """The beginning of a response's body as text, whatever it contains."""
     body = bytearray()
     while len(body) < MAX_TEXT_BYTES and (chunk := await response.content.read(MAX_TEXT_BYTES - len(body))):
         body += chunk

@@ -1,4 +1,4 @@
-"""The metrics of the relay; the only room that names them. Every label value exists, at 0, from the start."""
+"""The relay's metrics. Every label value exists, at 0, from the start."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0
 
 @dataclass(frozen=True, slots=True)
 class OutboxState:
-    """What a scrape asks of the outbox."""
+    """What a scrape reads from the outbox."""
 
     counts: Iterable[tuple[str, str, int, float]]
     """(channel, state, deliveries, acceptance time of the oldest)."""
     down_channels: Collection[str]
-    """The channels that refuse everything until a person acts."""
+    """The channels that are down until a person acts."""
     watchdogs_last_seen: Mapping[str, float]
-    """When each watchdog was seen last, unix seconds."""
+    """When each watchdog's last heartbeat came, unix seconds."""
 
 
 class Metrics:
@@ -55,7 +55,7 @@ class Metrics:
         )
         self._leases_lost = Counter(
             "relay_leases_lost_total",
-            "Claims that ended before their receipt, such as those of a process that was stopped for a while.",
+            "Leases that expired before the outcome was recorded, as while a process is stopped.",
             ["channel"],
             registry=registry,
         )
@@ -66,7 +66,7 @@ class Metrics:
         )
         self._max_bytes = Gauge(
             "relay_outbox_max_bytes",
-            "Bytes that the outbox may hold: retention.max_bytes. Near it, webhooks are refused if nothing can go.",
+            "Bytes that the outbox may hold: retention.max_bytes. Near it, webhooks get 503 if nothing can be removed.",
             registry=registry,
         )
         for code in CODES:
@@ -76,7 +76,7 @@ class Metrics:
         self.set_channels(channels)
 
     def set_channels(self, channels: Iterable[str]) -> None:
-        """These are the configured channels from now on; what was counted of others is gone."""
+        """Sets the configured channels; the counts of others are removed."""
         channels = frozenset(channels)
         for channel in self._channels - channels:
             for each in (self._leases_lost, self._duration, self._deliveries, self._attempts):
@@ -91,7 +91,7 @@ class Metrics:
         self._channels = channels
 
     def set_size_functions(self, read_used: Callable[[], int], read_limit: Callable[[], int]) -> None:
-        """What says at each scrape how many bytes the outbox holds, and may hold."""
+        """Sets what reads at each scrape how many bytes the outbox holds, and may hold."""
         self._used_bytes.set_function(read_used)
         self._max_bytes.set_function(read_limit)
 
@@ -108,23 +108,23 @@ class Metrics:
         self._deliveries.labels(channel, outcome).inc()
 
     def observe_duration(self, channel: str, seconds: float) -> None:
-        """A delivery arrived so long after its commit."""
+        """A delivery got its receipt so long after its commit."""
         self._duration.labels(channel).observe(seconds)
 
     def count_lost_lease(self, channel: str) -> None:
-        """A claim ended before its receipt was written."""
+        """A lease expired before its outcome was recorded."""
         self._leases_lost.labels(channel).inc()
 
 
 class OutboxGauges(Collector):
-    """Asked of the outbox at each scrape, on the scrape's own thread; absent where it cannot be read.
+    """Read from the outbox at each scrape, in the scrape's thread; absent where it cannot be read.
 
     Args:
         channels: the configured names; see `show`.
         watchdogs: likewise.
         states: those that are counted.
         unfinished_states: which of them are still to be sent.
-        read_state: asks the outbox; None where it cannot be read.
+        read_state: reads the outbox; None where it cannot.
     """
 
     def __init__(
@@ -141,16 +141,16 @@ class OutboxGauges(Collector):
         self._read_state = read_state
 
     def set_configuration(self, channels: Iterable[str], watchdogs: Collection[str]) -> None:
-        """These are configured from now on; channels with nothing waiting show 0."""
+        """Sets the configured names; channels with nothing waiting show 0."""
         self._channels = tuple(channels)
         self._watchdogs = watchdogs
 
     def describe(self) -> Iterator[Metric]:
-        """The families without values, so that registering asks no outbox."""
+        """The families without values, so that registering reads no outbox."""
         yield from _build_families()
 
     def collect(self) -> Iterator[Metric]:
-        """The families as the outbox stands now."""
+        """The families with the current values."""
         deliveries, oldest, up, last_seen = _build_families()
         state = self._read_state()
         if state is None:
@@ -177,22 +177,22 @@ def _build_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetric
     return (
         GaugeMetricFamily(
             "relay_outbox_deliveries",
-            "Deliveries that are still to be made, and those that were given up.",
+            "Deliveries that wait, are being sent, or are dead.",
             labels=["channel", "state"],
         ),
         GaugeMetricFamily(
             "relay_outbox_oldest_timestamp_seconds",
-            "When the oldest delivery that is still to be made was accepted; absent where none is.",
+            "When the oldest unfinished delivery was accepted; absent where there is none.",
             labels=["channel"],
         ),
         GaugeMetricFamily(
             "relay_channel_up",
-            "0 while a channel refuses everything until a person acts, such as for a revoked token.",
+            "0 while a channel is down until a person acts, such as for a revoked token.",
             labels=["channel"],
         ),
         GaugeMetricFamily(
             "relay_watchdog_last_seen_timestamp_seconds",
-            "When the heartbeat of a watchdog was seen last; before the first, since when it is awaited.",
+            "When the last heartbeat of a watchdog came; before the first, since when it is expected.",
             labels=["watchdog"],
         ),
     )

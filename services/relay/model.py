@@ -19,7 +19,7 @@ DIGEST_BYTES: Final = 8
 
 
 def compute_digest(fingerprint: str) -> bytes:
-    """What stands for an alert that is not listed."""
+    """The digest that represents an alert that is not listed."""
     return hashlib.sha256(fingerprint.encode()).digest()[:DIGEST_BYTES]
 
 
@@ -37,7 +37,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert of a group, as Alertmanager told of it."""
+    """One alert of a group, as Alertmanager sent it."""
 
     status: Status
     labels: Mapping[str, str]
@@ -64,13 +64,13 @@ class Event:
     common_annotations: Mapping[str, str]
     external_url: str
     truncated_alerts: int
-    """How many alerts Alertmanager cut off; over 0, `status` says nothing about the whole group."""
+    """How many alerts Alertmanager cut off; over 0, `status` is not that of the whole group."""
     remark: str = ""
-    """What the relay itself has to say of it; empty for what came from Alertmanager as it is."""
+    """A remark of the relay's own; empty for an event of Alertmanager."""
     unlisted_firing: bytes = b""
-    """The digests of firing alerts that are not among `alerts`, since there are too many to be shown by anything."""
+    """The digests of firing alerts that are not among `alerts`, because too many would be stored."""
     unlisted_resolved: bytes = b""
-    """Likewise of resolved ones."""
+    """The same of resolved ones."""
 
     @property
     def unlisted_count(self) -> int:
@@ -152,7 +152,7 @@ class Message:
     links: tuple[Links, ...]
     """One for each alert of the event, in their order."""
     contacts: Mapping[str, str] = field(default_factory=dict)
-    """How somebody of each role is reached: 10 at most, each text of 200 characters at most."""
+    """The address of each role: 10 at most, each text of 200 characters at most."""
 
 
 def build_incident_id(event: Event) -> str:
@@ -161,7 +161,7 @@ def build_incident_id(event: Event) -> str:
 
 
 def build_fingerprint(event: Event) -> str:
-    """Equal for two events that tell the same: a hash of what they say."""
+    """A hash of the alerts and their states; equal for events that repeat each other."""
     return f"{hash_alerts(event):064x}"
 
 

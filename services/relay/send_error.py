@@ -1,4 +1,4 @@
-"""How an attempt to send failed: the one error of whatever speaks to a provider, and what follows from it."""
+"""The one error of a request to a provider: its reason, and its scope, which decides what follows."""
 
 from enum import StrEnum
 from functools import partial
@@ -15,24 +15,24 @@ class Reason(StrEnum):
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
     REJECTED = "rejected"
-    """The provider will not take this message."""
+    """The provider does not accept this message."""
     UNAUTHORIZED = "unauthorized"
     """A token, key or password is wrong, revoked or unreadable."""
     MISCONFIGURED = "misconfigured"
-    """The place does not exist, or we may not write there."""
+    """The destination does not exist, or the relay may not write to it."""
     INTERNAL = "internal"
-    """A defect of ours."""
+    """A defect of the relay."""
 
 
 class Scope(StrEnum):
-    """What an error is about, and so what follows from it."""
+    """What an error is about; it decides what follows."""
 
     ATTEMPT = "attempt"
-    """This one try: again, with backoff."""
+    """This attempt: tried again, with backoff."""
     MESSAGE = "message"
-    """This message, on any try: dead at once, and shown."""
+    """This message, at every attempt: dead at once, and shown."""
     CHANNEL = "channel"
-    """Every message, until a person acts: again at the longest backoff, never dead before `give_up_after`."""
+    """Every message, until a person acts: tried again at the longest backoff, never dead before `give_up_after`."""
 
 
 class SendError(Exception):
@@ -56,9 +56,9 @@ class SendError(Exception):
         self.maybe_arrived = maybe_arrived
         """Whether the provider may have taken the message all the same: the answer was lost, not given."""
         self.provider_works = provider_works
-        """Whether the provider answered and works, so that this error says nothing against the next message."""
+        """Whether the provider answered and works, so that the next message need not wait."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As pickle needs it: what an exception has by itself would call it with its text alone."""
+        """For pickle: by default it would call the class with the text alone."""
         optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "provider_works")}
         return partial(SendError, **optional), (self.reason, self.scope, str(self))

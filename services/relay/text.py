@@ -1,8 +1,7 @@
-"""The words that several channels share: a message goes in, readable pieces of text and safe links come out.
+"""Readable text of a message for channels, console and command line: clean strings, formatted parts, safe links.
 
-Everything in an alert's labels and annotations was written by somebody else. What leaves this room holds no control
-character and no mark that turns the direction of writing, and a link is http(s) or absent. Escaping is the medium's
-own affair: each channel does it for itself.
+Labels and annotations are written by others. What this module returns contains no control character and none that
+changes the direction of text, and a link is http(s) or absent. Escaping is up to each channel.
 """
 
 import re
@@ -21,7 +20,7 @@ _INVISIBLE = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
-# As in sending/enrich. Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
+# Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
 # message.
 MAX_URL = 1_900
 MAX_REMARK = 500
@@ -29,7 +28,7 @@ _IMPORTANT_LABELS = ("alertname", "env", "service", "severity")
 
 
 class Severity(StrEnum):
-    """How bad, in the words of PagerDuty; the worst first."""
+    """PagerDuty's severities, the worst first."""
 
     CRITICAL = "critical"
     ERROR = "error"
@@ -48,14 +47,14 @@ _WORST_FIRST = tuple(Severity)
 
 
 class Link(NamedTuple):
-    """Where a person may go from a message."""
+    """A link with its text."""
 
     text: str
     url: str
 
 
 def clean_text(text: str) -> str:
-    """The text without what a person cannot see; every kind of line end becomes a newline."""
+    """The text without invisible characters; every kind of line end becomes a newline."""
     if text.isprintable():  # as almost always: nothing in it is invisible, or ends a line
         return text.strip()
     return _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text)).strip()
@@ -73,31 +72,31 @@ def truncate(text: str, limit: int) -> str:
 
 
 def is_resolved(event: Event) -> bool:
-    """Whether the whole group is resolved. Where Alertmanager cut alerts off, nobody knows: then it is not."""
+    """Whether the whole group is resolved. Where Alertmanager cut alerts off, it counts as firing."""
     return event.status is Status.RESOLVED and event.truncated_alerts == 0
 
 
 def compute_status(event: Event) -> Status:
-    """That of the whole group."""
+    """The status of the whole group."""
     return Status.RESOLVED if is_resolved(event) else Status.FIRING
 
 
 def format_state(message: Message) -> str:
-    """`Firing` or `Resolved`; `Fired and resolved` where the reader has heard nothing of it before."""
+    """`Firing` or `Resolved`; `Fired and resolved` where the channel got no message of the firing."""
     if not is_resolved(message.event):
         return "Firing"
     return "Fired and resolved" if message.task.firing_undelivered else "Resolved"
 
 
 def format_remark(message: Message) -> str:
-    """What the relay itself has to say, on one line; empty where that is nothing."""
+    """The relay's own remarks on one line; empty where there are none."""
     return truncate(" ".join(filter(None, map(clean_line, (message.task.remark, message.event.remark)))), MAX_REMARK)
 
 
 def format_headline(event: Event) -> str:
     """What it is and where, such as `KMSCryptoNotReady · production / backend`.
 
-    It is made of the group's labels alone, so it is the same for every event of an incident.
+    It uses only the labels of the group, so it is the same for every event of an incident.
     """
     labels = event.group_labels
     name = labels.get("alertname") or event.receiver
@@ -123,14 +122,14 @@ def find_worst_severity(event: Event) -> Severity | None:
 
 
 def select_contacts(message: Message) -> dict[str, str]:
-    """Whom to turn to while something critical fires, by role; nobody otherwise."""
+    """The contacts by role while a critical alert fires; otherwise none."""
     if is_resolved(message.event) or find_worst_severity(message.event) is not Severity.CRITICAL:
         return {}
     return {clean_line(role): clean_line(how) for role, how in message.contacts.items()}
 
 
 def format_summary(alert: Alert) -> str:
-    """One line on what is wrong."""
+    """What is wrong, on one line."""
     return clean_line(alert.annotations.get("summary", "")) or clean_line(alert.labels.get("alertname", "")) or "Alert"
 
 
@@ -140,7 +139,7 @@ def format_description(alert: Alert) -> str:
 
 
 def format_period(alert: Alert) -> str:
-    """Since when it fires, or that it is over and from when to when it did, in UTC."""
+    """Since when it fires, or from when to when it fired, in UTC."""
     start = _format_time(alert.starts_at)
     if alert.status is Status.FIRING:
         return f"firing since {start}"
@@ -151,9 +150,9 @@ def format_period(alert: Alert) -> str:
 
 
 def sort_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The labels that say most first, the rest by name."""
-    known = [key for key in _IMPORTANT_LABELS if key in labels]
-    for key in known + sorted(labels.keys() - set(known)):
+    """The important labels first, the others by name."""
+    important = [key for key in _IMPORTANT_LABELS if key in labels]
+    for key in important + sorted(labels.keys() - set(important)):
         yield clean_line(key), clean_line(labels[key])
 
 
@@ -165,11 +164,11 @@ def select_own_labels(alert: Alert, event: Event) -> Mapping[str, str]:
 def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     """The alerts, those that still fire first, each with the links that no alert before it has."""
     pairs = list(zip(message.event.alerts, message.links, strict=True))
-    seen: set[Link] = set()
+    listed: set[Link] = set()
     result = []
     for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
-        new = [link for link in _build_links(alert, links) if link not in seen]
-        seen.update(new)
+        new = [link for link in _build_links(alert, links) if link not in listed]
+        listed.update(new)
         result.append((alert, new))
     return result
 

@@ -1,1 +1,1 @@
-"""Rotates data keys and wraps them anew, by whichever way a service lets itself be administered."""
+"""Rotates data keys and re-wraps them, in any service whose keyring a driver can administer."""

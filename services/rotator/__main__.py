@@ -1,4 +1,4 @@
-"""`keypulse-rotator`: rotates data keys and wraps them anew, and says what it did."""
+"""`keypulse-rotator`: rotates data keys and re-wraps them, and reports what it did."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
-"""From a command line to a report: opens the session, does the work, and shows what it came to.
+"""From a command line to a report: opens the session, runs the command, and shows its result.
 
-A report goes to standard output, to the folder of reports, and to GitHub's summary of the job where there is one.
+A report goes to standard output, to the folder of reports, and to GitHub's summary of the job if there is one.
 """
 
 import asyncio

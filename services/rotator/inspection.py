@@ -1,4 +1,4 @@
-"""The commands that only look: what would be done, what goes on, what needs which version, whether all can be read."""
+"""The commands that only read: plans, the latest rotation, key usage, verification, and the check of a backup."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The lease: who holds it may rotate. Taken, kept while the work goes on, and given up whatever the work comes to."""
+"""The lease: its holder may rotate. It is renewed during the work, and released however the work ends."""
 
 import asyncio
 import getpass

@@ -88,7 +88,7 @@ def build_plan(
     primary: str,
     min_age: float,
 ) -> Plan:
-    """What would be done. The clock is the database's, as the census tells it: this machine's may be wrong.
+    """Builds the plan of one type. The clock is the database's, from the key usage: this machine's may be wrong.
 
     Args:
         type_: what is rotated.
@@ -131,13 +131,15 @@ def _plan_rewrap(census: KeyUsage, key: str, primary: str) -> tuple[int, str]:
 
 
 def _list_excluded(census: KeyUsage, key: str) -> list[str]:
-    told = []
+    excluded = []
     for count in census.versions:
         if count.kek == LOCAL_KEK:
-            told.append(
+            excluded.append(
                 f"{count.data_keys} data keys are wrapped by the local fallback key; the service wraps them anew by "
                 "itself once it reaches KMS"
             )
         elif count.kek != key:
-            told.append(f"{count.data_keys} data keys are wrapped by {count.kek}, which is not the configured KMS key")
-    return told
+            excluded.append(
+                f"{count.data_keys} data keys are wrapped by {count.kek}, which is not the configured KMS key"
+            )
+    return excluded

@@ -1,7 +1,4 @@
-"""The KMS key's primary version, which everything is wrapped by in the end: whether it may be, and since when it is.
-
-What a rotation needs, tried before it begins: the keyring answers, and KMS wraps and unwraps.
-"""
+"""Checks before a rotation: the keyring answers, KMS wraps and unwraps, its primary version is usable and used."""
 
 import asyncio
 import os
@@ -92,7 +89,7 @@ async def run_smoke_test(session: Session, next_command: str) -> str:
         try:
             keys = await session.administration.list_keys(limit=1)
         except AdministrationError as error:
-            raise CheckError(str(error), "look at `driver`") from None
+            raise CheckError(str(error), "check `driver`") from None
         if not keys:
             raise CheckError("it holds no data key", "start the service, which makes the first one")
         return "answers"

@@ -15,7 +15,7 @@ async def restore_backup(session: Session, name: str) -> Report:
     """Each data key of the backup gets the wrapped form that it has there; one that is gone comes back as retired.
 
     Args:
-        session: the way to everything.
+        session: of the command.
         name: of the backup, or `latest`.
 
     Raises:

@@ -31,7 +31,7 @@ async def retire_version(session: Session, version: str, confirmed_backups: int 
     """Disables a version. Raises RotatorError, AdministrationError, BackupError.
 
     Args:
-        session: the way to everything.
+        session: of the command.
         version: which one.
         confirmed_backups: how many backups, elsewhere or gone, may never be restored again: all that may need the
             version.
@@ -223,8 +223,8 @@ def _refuse_if_used_by_keyring(
             )
         if each.kek == kek and each.data_keys and key.find_version(each.kek_version) is None:
             raise RotatorError(
-                f"{prefix}version {version} may be needed by {each.data_keys} data keys of version {each.kek_version}, "
-                "which the KMS key does not have; nothing was changed; a re-wrap writes it anew",
+                f"{prefix}version {version} may be needed by {each.data_keys} data keys of version "
+                f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; a re-wrap writes it anew",
                 next_command,
             )
     if census.unknown_usage:

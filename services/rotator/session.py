@@ -1,4 +1,4 @@
-"""What every command works with, opened once for each: the keyring, the KMS key, the backups, and who is told."""
+"""What every command uses, opened once for each: the keyring, the KMS key, the backups, and the progress display."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The way to everything."""
+    """What a command uses."""
 
     settings: Settings
     administration: Administration
@@ -70,7 +70,7 @@ async def open_session(
 
     Args:
         settings: of the rotator.
-        progress: who is told what happens.
+        progress: shows what happens.
         steps: gets each step that is done.
         clock: Unix seconds.
 

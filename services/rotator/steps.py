@@ -97,7 +97,7 @@ class RotationSteps:
             self._session.kms,
             rotation_id=self._id,
             kek=key,
-            needed_versions={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
+            needs={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
             now=now,
             timeout=timeout,
         )
@@ -244,7 +244,7 @@ class RotationSteps:
 def _describe_backup(created: tuple[Path, BackupSummary]) -> _Result:
     file, summary = created
     header = backup_file.read_header(file)
-    needs = tuple(sorted({header.kek_version, *header.needed_versions}, key=get_version_sort_key))
+    needs = tuple(sorted({header.kek_version, *header.needs}, key=get_version_sort_key))
     backup = JournalBackup(name=file.name, sha256=summary.sha256, needs=needs)
     return _Result(f"{file.name}, needs versions {', '.join(needs)}", backup=backup)
 

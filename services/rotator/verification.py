@@ -1,4 +1,4 @@
-"""Whether everything can be read: asked a few times, since a change takes a moment to be seen."""
+"""Whether everything can be read: verified a few times, because a change takes a moment to be visible."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,13 +12,13 @@ _MAX_PROBLEMS: Final = 100
 
 Mode = Literal["sample", "full"]
 ReportCount = Callable[[int], None]
-"""Is told how many data keys were looked at."""
+"""Gets the number of data keys that were verified."""
 
 
 async def verify_with_retries(
     session: Session, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
-    """What was found the last time. Raises AdministrationError where it is not told."""
+    """The result of the last attempt. Raises AdministrationError where there is none."""
     settings = session.settings
     for tries_left in range(settings.verify_attempts - 1, -1, -1):
         try:

@@ -52,9 +52,9 @@ class RefusalReason(StrEnum):
     """The token file cannot be read."""
     BUSY = "busy"
     """Too many password checks are waiting."""
-    CROSS_ORIGIN = "other_page"
+    CROSS_ORIGIN = "cross_origin"
     """A browser sent it for a page of another origin."""
-    UNKNOWN_HOST = "other_host"
+    UNKNOWN_HOST = "unknown_host"
     """A `Host` that an outsider may have pointed at this machine (DNS rebinding)."""
 
 

@@ -26,7 +26,7 @@ from shared.http.authorization import (
     get_peer,
     get_requirements,
 )
-from shared.http.basic_auth import PasswordChecker, TooManyPasswordChecksError
+from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
 from shared.http.web_config_reload import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")

@@ -14,7 +14,7 @@ import structlog
 
 from shared.config.errors import ConfigurationError
 from shared.config.secret_file import FileStamp, SecretFile
-from shared.http.basic_auth import PasswordChecker
+from shared.http.password_check import PasswordChecker
 from shared.http.tls import create_server_context
 from shared.http.web_config import WebConfig, read_web_config
 

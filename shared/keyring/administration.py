@@ -24,8 +24,10 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 def _accept_number(value: object) -> object:
-    """A service whose versions are numbers may write them as JSON numbers."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Versions were numbers once, and -1 where they could not be read: in older backups, and on the wire."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    return UNREADABLE_VERSION if value < 0 else str(value)
 
 
 StoredVersion = Annotated[
@@ -263,7 +265,7 @@ class VerificationResult(_WireModel):
     fingerprint: str
     """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is. Empty before the last page."""
     next: str | None = None
-    """`after` of the next page. The last one tells what belongs to no data key, such as records that lost theirs."""
+    """`after` of the next page. The last page has the problems of no data key, such as of records without one."""
 
 
 class Lease(_WireModel):

@@ -8,7 +8,7 @@ and errors; the first part of this module hides that.
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final, Self, TypeVar
 
@@ -111,7 +111,7 @@ def _create_postgresql_engine(url: URL, connections: int) -> Engine:
 
 
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
-"""How long a caller waits, its turn behind other writers included."""
+"""How long a caller waits, the wait for other writers included."""
 _MAX_TRIES: Final = 3
 _CLOCK_QUERY: Final = select(func.extract("epoch", func.clock_timestamp()))
 
@@ -161,14 +161,15 @@ class Database:
         """
 
         def create(connection: Connection) -> bool:
-            there = inspect(connection)
-            empty = not any(there.has_table(name) for some in tables for name in some.tables)
+            existing = set(inspect(connection).get_table_names())
+            is_empty = existing.isdisjoint(name for metadata in tables for name in metadata.tables)
             if TABLES in tables:
                 _migrate(connection)
-            for some in tables:
-                some.create_all(connection)
-                _check_columns(connection, some)
-            return empty and bool(tables)
+            for metadata in tables:
+                if not existing.issuperset(metadata.tables):
+                    metadata.create_all(connection)
+            _check_columns(connection, tables)
+            return is_empty and bool(tables)
 
         return await self.write_exclusively(create)
 
@@ -263,12 +264,12 @@ def _create_missing_file(url: URL) -> None:
         raise DatabaseError(f"unable to open database file: {error.strerror}") from None
 
 
-def _check_columns(connection: Connection, tables: MetaData) -> None:
-    """Whether the tables that were there already have the columns that we need."""
-    found = inspect(connection)
-    for table in tables.sorted_tables:
-        there = {column["name"] for column in found.get_columns(table.name)}
-        missing = {column.name for column in table.columns} - there
+def _check_columns(connection: Connection, tables: Sequence[MetaData]) -> None:
+    """Raises DatabaseError where a table that existed lacks a column."""
+    found = {name: columns for (_, name), columns in inspect(connection).get_multi_columns().items()}
+    for table in (table for metadata in tables for table in metadata.sorted_tables):
+        existing = {column["name"] for column in found.get(table.name, ())}
+        missing = {column.name for column in table.columns} - existing
         if missing:
             raise DatabaseError(
                 f"its table {table.name} has no column {', '.join(sorted(missing))}: an older keypulse or another "

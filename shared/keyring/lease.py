@@ -33,7 +33,7 @@ def acquire_lease(connection: Connection, now: float, holder: str, seconds: floa
             raise RefusedError(_describe_holder(current))
         token = ""
     elif not current:
-        token = ""  # it was given up meanwhile
+        token = ""  # it was released meanwhile
     token = token or secrets.token_urlsafe(32)
     connection.execute(rotation_lease.delete())
     expires_at = now + seconds

@@ -49,7 +49,7 @@ class LocalAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, paced as `PacedKey` does, and the service's local key where it is at hand.
+        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key where it is at hand.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
     """
@@ -166,9 +166,18 @@ class LocalAdministration:
             values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
             connection.execute(retired_versions.insert().values(**values))
 
-        if unknown := (await self.count_key_usage()).unknown_usage:
+        usage = await self.count_key_usage()
+        if unknown := usage.unknown_usage:
             raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; correct them first")
         async with _translate_errors():
+            described = await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)
+            for each in usage.versions:
+                if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
+                    raise RefusedError(
+                        f"version {kek_version} of {kek} may be needed by {each.data_keys} data keys of version "
+                        f"{each.kek_version!r}, which the key does not have; rotate with --type rewrap-kek, then "
+                        "retire it"
+                    )
             await run_under_lease(self._database, token, retire)
 
     async def reload_instances(self) -> None:

@@ -1,7 +1,7 @@
 """The service's local key, as its database knows it: by a fingerprint, so that no second one ever wraps a data key.
 
 Two instances with different local keys would each depose what the other made, and one lost disk would take half of the
-records. So the first one is noted, and another takes its place only where nothing needs it and nobody else is alive.
+records. So the first one is stored, and another replaces it only if nothing needs it and no other instance is alive.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def may_replace_local_key(connection: Connection, now: float, instance: str) -> 
 
 
 def register_local_key(connection: Connection, now: float, heartbeat: InstanceHeartbeat, fingerprint: bytes) -> None:
-    """Notes the local key of an instance, which is alive from then on. Raises OtherLocalKeyError."""
+    """Stores the fingerprint of an instance's local key, which is alive from then on. Raises OtherLocalKeyError."""
     known = read_local_key_fingerprint(connection)
     if known not in (None, fingerprint) and not may_replace_local_key(connection, now, heartbeat.instance):
         raise OtherLocalKeyError
@@ -42,7 +42,7 @@ def register_local_key(connection: Connection, now: float, heartbeat: InstanceHe
 def abandon_data_keys(connection: Connection, now: float, instance: str, keys: Sequence[DataKey]) -> int:
     """Puts data keys aside; how many, for one that is no longer wrapped as in `keys` is left alone.
 
-    Once none is left that a local key wraps, another may be noted: see `may_replace_local_key`.
+    Once none is left that a local key wraps, another may be stored: see `may_replace_local_key`.
 
     Raises:
         RefusedError: another instance than `instance` is alive: it may have the local key, or hold a data key and write

@@ -50,8 +50,8 @@ def read_version(connection: Connection) -> int:
 
 def is_current(connection: Connection) -> bool:
     """Whether no step is left, and every table is there."""
-    found = inspect(connection)
-    return read_version(connection) == VERSION and all(found.has_table(name) for name in TABLES.tables)
+    existing = set(inspect(connection).get_table_names())
+    return existing.issuperset(TABLES.tables) and read_version(connection) == VERSION
 
 
 def migrate(connection: Connection) -> None:
@@ -111,7 +111,7 @@ def _name_versions_by_text(connection: Connection) -> None:
         if not versions or not _has_table(connection, table.name):
             continue
         types = {column["name"]: column["type"] for column in inspect(connection).get_columns(table.name)}
-        if not isinstance(types[versions[0]], Integer):
+        if not isinstance(types.get(versions[0]), Integer):
             continue
         if is_sqlite:
             _rebuild_with_text_versions(connection, table, versions)
@@ -120,6 +120,8 @@ def _name_versions_by_text(connection: Connection) -> None:
                 value = f"CASE WHEN {name} BETWEEN 0 AND {_MAX_NUMBER} THEN {name}::text ELSE '' END"
                 new = f"CASE WHEN {name} IS NULL THEN NULL ELSE {value} END"
                 connection.execute(text(f"ALTER TABLE {table.name} ALTER COLUMN {name} TYPE VARCHAR USING {new}"))
+    if not _has_table(connection, journal_entries.name):
+        return
     number, needs = journal_entries.c.number, journal_entries.c.needs
     for row in connection.execute(select(number, needs).where(needs.is_not(None))).all():
         if named := _name_needs_by_text(row.needs):

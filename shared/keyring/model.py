@@ -31,7 +31,7 @@ class DataKeyStatus(StrEnum):
     RETIRED = "retired"
     """Decrypts the records that it once encrypted."""
     UNKNOWN = "unknown"
-    """Whatever else another hand wrote there: it decrypts, too, and nothing makes it active."""
+    """Whatever else another program wrote there: it decrypts, too, and never becomes active."""
 
     @classmethod
     def _missing_(cls, value: object) -> "DataKeyStatus":  # noqa: ARG003

@@ -57,7 +57,7 @@ def find_active_data_key(connection: Connection) -> DataKey | None:
 
 
 def insert_data_key(connection: Connection, key: DataKey) -> None:
-    """Stores a new one, or one that was given up, after all.
+    """Stores a new one, or one that was abandoned.
 
     Raises IntegrityError where its id is there or another is active, and RetiredVersionError.
     """
@@ -103,7 +103,7 @@ def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
 
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
-    """The fingerprint of the service's local key; None where none was noted."""
+    """The fingerprint of the service's local key; None where none is stored."""
     return connection.execute(select(local_key.c.fingerprint)).scalar_one_or_none()
 
 
@@ -205,7 +205,7 @@ class DataKeyStore:
 
 
 def _clear_abandoned(connection: Connection, data_key_id: str) -> None:
-    """One that was given up, and whose row is back: should it be lost again, that is told."""
+    """An abandoned one whose row is back: if it is lost again, it counts as lost."""
     connection.execute(abandoned_data_keys.delete().where(abandoned_data_keys.c.id == data_key_id))
 
 

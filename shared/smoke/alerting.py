@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from shared.config.secret_file import SecretFile
 from shared.smoke.check import Check, CheckError, CheckResult, Outcome, run_checks
-from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, open_client
+from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, check_ready, open_client
 
 
 async def check_alertmanager(url: str, *, timeout: float = TIMEOUT_SECONDS) -> list[CheckResult]:
@@ -23,7 +23,7 @@ async def check_alertmanager(url: str, *, timeout: float = TIMEOUT_SECONDS) -> l
     async with open_client(url, timeout=timeout) as server:
 
         async def ready() -> str:
-            seen = await _check_ready(server)
+            seen = await check_ready(server)
             # Prometheus, and many proxies, answer the same path.
             answer = await server.get("/api/v2/status")
             if answer.status != 200 or "versionInfo" not in _parse_object(answer, "/api/v2/status"):
@@ -63,7 +63,7 @@ async def check_relay(
             return "deliveries can be read"
 
         checks = [
-            Check("the relay is ready", lambda: _check_ready(server)),
+            Check("the relay is ready", lambda: check_ready(server)),
             Check("the relay's API", api, depends_on="the relay is ready"),
         ]
         return await run_checks(checks, time.monotonic)
@@ -72,14 +72,6 @@ async def check_relay(
 def _parse_object(answer: HttpResponse, source: str) -> dict[str, Any]:
     document = answer.parse_json(source)
     return document if isinstance(document, dict) else {}
-
-
-async def _check_ready(server: HttpClient) -> str:
-    answer = await server.get("/-/ready")
-    if answer.status != 200:
-        said = answer.body[:200].decode(errors="replace").strip()
-        raise CheckError(f"it is not ready (HTTP {answer.status}): {said}", "see its log")
-    return "it is ready"
 
 
 ALERT_NAME: Final = "KMSTest"

@@ -118,3 +118,12 @@ async def open_client(
         timeout=limit, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
         yield HttpClient(URL(check_base_url(url, allow_user=True)), session, token)
+
+
+async def check_ready(server: HttpClient) -> str:
+    """Check `/-/ready`, which Prometheus, Alertmanager and the relay have. Raises CheckError."""
+    answer = await server.get("/-/ready")
+    if answer.status != 200:
+        body = answer.body[:200].decode(errors="replace").strip()
+        raise CheckError(f"it is not ready (HTTP {answer.status}): {body}", "wait until it has started, or see its log")
+    return "it is ready"

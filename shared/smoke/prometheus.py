@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final
 
 from shared.smoke.check import Check, CheckError, CheckResult, run_checks
-from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, open_client
+from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, check_ready, open_client
 
 EXPORTER_JOB: Final = "keypulse-exporter"
 HEALTH_RECORDING: Final = "kms:crypto_health_status"
@@ -32,7 +32,7 @@ async def check_prometheus(
     """
     async with open_client(url, timeout=timeout) as server:
         checks = [
-            Check("Prometheus answers", lambda: _check_ready(server)),
+            Check("Prometheus answers", lambda: check_ready(server)),
             Check("Prometheus scrapes the exporter", lambda: _check_scraping(server), depends_on="Prometheus answers"),
             Check("rules are loaded", lambda: _check_rules(server, rules), depends_on="Prometheus answers"),
             Check(
@@ -50,13 +50,6 @@ async def check_prometheus(
             ),
         ]
         return await run_checks(checks, time.monotonic)
-
-
-async def _check_ready(server: HttpClient) -> str:
-    answer = await server.get("/-/ready")
-    if answer.status != 200:
-        raise CheckError(f"it is not ready (HTTP {answer.status})", "wait until it has started, or see its log")
-    return "it is ready"
 
 
 async def _check_scraping(server: HttpClient) -> str:

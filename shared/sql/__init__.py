@@ -1,1 +1,1 @@
-"""What the programs that keep something in a database share: how a person names it, and how long it may be silent."""
+"""Databases: URLs in settings, connections to SQLite and PostgreSQL, and their timeouts."""

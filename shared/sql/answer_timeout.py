@@ -1,15 +1,15 @@
-"""How long a connection to PostgreSQL waits for an answer. Without psycopg, which takes 9 MB where there is a file."""
+"""The timeout of answers from PostgreSQL. Without psycopg, whose import would take 9 MB with an SQLite file, too."""
 
 from dataclasses import dataclass
 from typing import Final
 
 _ANSWER_SECONDS: Final = 7.5
-"""A little more than the server's `statement_timeout`: what is merely slow it ends itself, and says so."""
+"""A little more than the server's `statement_timeout`: the server itself ends a slow statement, with an error."""
 
 
 @dataclass(slots=True)
 class AnswerTimeout:
-    """How long connections wait for an answer; a change also counts for the waits that are under way."""
+    """The timeout of connections; a change also applies to current waits."""
 
     seconds: float | None = _ANSWER_SECONDS
-    """None waits for ever."""
+    """None: no timeout."""

@@ -1,7 +1,4 @@
-"""Where a database is, as a person writes it.
-
-A database among a person's settings.
-"""
+"""The URL of a database: parsed, checked, and as a type of settings."""
 
 import os
 from pathlib import Path
@@ -25,14 +22,14 @@ _EXPECTED: Final = (
     "may stand in a file: ?passfile=/run/secrets/pgpass"
 )
 _ADDRESS_PARAMETERS: Final = {"host", "hostaddr", "port"}
-"""The keys that may stand there several times: one server may stand in for another."""
+"""The keys that may be repeated: one server is the standby of another."""
 _NUMERIC_PARAMETERS: Final = {"connect_timeout", "tcp_user_timeout"} | {
     f"keepalives{which}" for which in ("", "_idle", "_interval", "_count")
 }
-"""The keys at whose values libpq only looks once it connects."""
+"""The keys whose values libpq checks only when it connects."""
 _PARAMETERS_HINT: Final = "see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"
 _UNREACHABLE_HOST: Final = "/dev/null"
-"""As a host, a socket that cannot be there: libpq looks at all that it is given, and connects to nothing."""
+"""A host that cannot exist: libpq validates all parameters, and connects to nothing."""
 
 
 def create_sqlite_url(file: Path) -> DatabaseUrl:
@@ -41,7 +38,7 @@ def create_sqlite_url(file: Path) -> DatabaseUrl:
 
 
 def parse_database_url(text: str) -> DatabaseUrl:
-    """Raises ValueError with what was expected; its text holds nothing of `text`, which may hold a password."""
+    """Parse a URL. Raises ValueError with what was expected, without `text`, which may contain a password."""
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -55,7 +52,7 @@ def parse_database_url(text: str) -> DatabaseUrl:
 
 
 def _check_parameters(url: DatabaseUrl) -> None:
-    """Has libpq look at the keys behind the `?`, before a server that would never be reached is waited for."""
+    """Let libpq validate the parameters, so that an error is reported without a connection."""
     from psycopg import pq  # noqa: PLC0415  # 0.1 s that a file does not need
     from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
@@ -64,7 +61,7 @@ def _check_parameters(url: DatabaseUrl) -> None:
     for key, value in url.query.items():
         if key not in known:
             raise ValueError(f"{key} is no connection parameter of PostgreSQL; {_PARAMETERS_HINT}")
-        if known[key] == b"*" or key.startswith("scram_"):  # libpq marks what is not to be shown, but for these two
+        if known[key] == b"*" or key.startswith("scram_"):  # libpq marks secrets, except these two
             raise ValueError(
                 f"{key} would stand there for everybody to read; expected the password in a file: "
                 "?passfile=/run/secrets/pgpass, or the environment variable PGPASSFILE"
@@ -87,7 +84,7 @@ def _check_parameters(url: DatabaseUrl) -> None:
 
 
 _SECRET_PARAMETERS: Final = {"passfile", "sslkey"}
-_NO_FILE_VALUES: Final = {"", "system"}  # libpq's words for none, and for the certificates of the operating system
+_NO_FILE_VALUES: Final = {"", "system"}  # libpq's values for none, and for the operating system's certificates
 
 
 def _parse_setting(value: object) -> DatabaseUrl:

@@ -1,7 +1,7 @@
-"""Connections to SQLite and PostgreSQL on which a commit is on the disk, and every wait ends.
+"""Connections to SQLite and PostgreSQL: a commit is on the disk, and every wait has a timeout.
 
 SQLite: WAL with `synchronous=FULL`, in the file that the path names (`sqlite_file`). PostgreSQL: a commit waits for the
-disk, whatever the server's default is; other waits are bounded by the server, and by `patience` where that is silent.
+disk, whatever the server's default is; other waits end by the server's timeouts, or by `answer_timeout`.
 """
 
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PASSWORD_FILE_VARIABLE: Final = "PGPASSWORD_FILE"  # noqa: S105  # its name
 """The environment variable that names a file with the password alone, such as a key of a Kubernetes Secret.
 
-libpq takes a file of its own format only, and only where the group may not read it, as it may in a Secret's volume.
+libpq accepts only a file in its own format that the group may not read; in a Secret's volume it may.
 """
 _ENABLE_SYNCHRONOUS_COMMIT: Final = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
@@ -75,10 +75,10 @@ def create_sqlite_engine(file: SqliteFile, connections: int, begin_statement: st
 
 @contextmanager
 def open_transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction; where it ends without an error, all of it is on the disk, where it will be found again.
+    """Run a transaction; after an end without an error, all of it is on the disk.
 
     Raises:
-        DBAPIError: the database failed, or its file is another by now. Then nothing is known to be committed.
+        DBAPIError: the database failed, or its file was replaced. Nothing is known to be committed then.
     """
     with engine.connect() as connection:
         with connection.begin():
@@ -101,7 +101,7 @@ def create_postgresql_engine(
     checks_connections: bool,
     create_answer_timeout: Callable[[], "AnswerTimeout"],
 ) -> Engine:
-    """What a person sets otherwise in the URL counts.
+    """Create the engine; parameters of the URL win over these.
 
     Args:
         url: the database.
@@ -140,7 +140,7 @@ def create_postgresql_engine(
         hide_parameters=True,
     )
     event.listen(engine, "do_connect", connect)
-    # Whatever the server, the role or the URL say: what is answered for must outlive the server.
+    # Whatever server, role or URL set: an acknowledged commit must survive a crash of the server.
     event.listen(engine, "begin", begin)
     return engine
 
@@ -152,7 +152,7 @@ def has_transaction_timeout(connection: Connection) -> bool:
 
 
 def _read_password(parameters: dict[str, Any]) -> dict[str, str]:
-    """That of the file, as it is now; none where there is no such file, or the URL names one of libpq's."""
+    """Return the file's current password; None without a file, or if the URL names one in libpq's format."""
     from psycopg import OperationalError  # noqa: PLC0415  # 0.1 s that a file does not need
 
     file = os.environ.get(PASSWORD_FILE_VARIABLE)
@@ -165,5 +165,5 @@ def _read_password(parameters: dict[str, Any]) -> dict[str, str]:
 
 
 def is_retryable(error: exc.SQLAlchemyError) -> bool:
-    """Whether a transaction failed only because another one was in its way, and no longer is."""
+    """Whether a transaction failed only because of a conflict with another one, and can be retried."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) in _RETRYABLE_STATES

@@ -1,7 +1,7 @@
-"""A connection to PostgreSQL whose every wait for an answer ends.
+"""A connection to PostgreSQL with a timeout for every answer.
 
-The server's own time-outs bound what it does, and the kernel's a peer that is gone. Neither helps where the server, or
-what stands before it, takes bytes and answers nothing: a process that is stopped, a machine that is paused.
+The server's own timeouts limit its work, and the kernel's a lost peer. Neither helps if the server, or a proxy before
+it, accepts bytes and never answers: a stopped process, a paused machine.
 """
 
 import time
@@ -16,7 +16,7 @@ from shared.sql.answer_timeout import AnswerTimeout
 
 
 class TimeoutConnection(Connection[Any]):
-    """Closes itself where an answer takes longer than its patience, with an OperationalError."""
+    """Closes itself, with an OperationalError, if an answer takes longer than the timeout."""
 
     answer_timeout = AnswerTimeout()
 
@@ -40,13 +40,13 @@ class TimeoutConnection(Connection[Any]):
 
 
 class RowByRowCursor(Cursor[Any]):
-    """Executes many rows one after the other, without a pipeline: between two of them the session is idle.
+    """Executes many rows one by one, without a pipeline: between two of them the session is idle.
 
     So `idle_in_transaction_session_timeout` ends a transaction whose client has stopped.
     """
 
     def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
-        """Executes the query for each row. `returning` is of psycopg's own, and nothing here uses it."""
+        """Executes the query for each row. `returning` is unused here."""
         if returning:
             raise NotImplementedError("returning=True")
         for params in params_seq:

@@ -1,9 +1,9 @@
-"""The file that an SQLite connection has open is the one that its path names; into another one nothing is acknowledged.
+"""Checks that an SQLite connection's open file is still the one at its path: else a commit would be lost.
 
-A file that was removed, or replaced by another, stays for as long as somebody has it open: what is committed into it
-then is lost. SQLite does not look for that in WAL mode. The same holds for the `-wal` beside it, which has the newest
-commits, where a link leads, if the path is one. So both names are compared with what a connection opened: before each
-transaction, and before its end is told. A file that was emptied is lost, too.
+A removed or replaced file exists as long as a connection has it open, and commits go into it. SQLite does not check
+that in WAL mode. The same is true of the `-wal`, which has the newest commits, beside it or a link's target. So both
+names are compared with the opened files before each transaction, and before its commit is acknowledged. A file
+that was truncated is lost, too.
 """
 
 import ctypes
@@ -25,11 +25,11 @@ _WAL_BYTES: Final = 16 * 1024 * 1024
 
 
 class FileLostError(Exception):
-    """The file is gone, and what was committed to it is beside it still; the message says what to do."""
+    """The file is missing, and its commits are still in the -wal beside it; the message says what to do."""
 
 
 class _FileIdentity(NamedTuple):
-    """What the two names stand for: device and inode, or None where there is nothing."""
+    """Device and inode of the two names, or None for a missing file."""
 
     file: tuple[int, int] | None
     wal: tuple[int, int] | None
@@ -77,18 +77,18 @@ class SqliteFile:
         self.connections: WeakSet[FileConnection] = WeakSet()
         self._current: _FileIdentity | None = None
         self._pins: tuple[_InodePin, ...] = ()
-        """Of what was opened last."""
+        """Of the last opened file."""
         self._emptied_file: tuple[int, int] | None = None
-        """Which file was, while it was open; SQLite in this process keeps what it knew of it."""
+        """The file that was replaced while open; SQLite in this process still caches it."""
         self._abandoned: _FileIdentity | None = None
         """The same, once it was replaced or emptied: its -wal must not be taken for that of what is there now."""
 
     def create(self) -> None:
-        """Makes an empty file where there is none, for its owner alone; SQLite gives the files beside it the same mode.
+        """Create an empty file if missing, for its owner alone; SQLite gives the files beside it the same mode.
 
         Raises:
             FileLostError: there was one.
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         if lost := self._describe_loss(self._locate_wal()):
             raise FileLostError(lost)
@@ -96,7 +96,7 @@ class SqliteFile:
             self.path.touch(mode=0o600)
 
     def connect(self) -> FileConnection:
-        """A connection to what the path names; makes no file. Raises sqlite3.Error."""
+        """Open a connection to the existing file. Raises sqlite3.Error."""
         with self.lock:
             wal = self._locate_wal()
             before = self._read_identity(wal)
@@ -106,7 +106,7 @@ class SqliteFile:
                 uri=True,
                 timeout=LOCK_SECONDS,
                 check_same_thread=False,
-                isolation_level=None,  # transactions begin where the engine says, not where the driver guesses
+                isolation_level=None,  # the engine begins transactions, not the driver
                 factory=FileConnection,
             )
             try:
@@ -139,10 +139,10 @@ class SqliteFile:
             self._current, self._pins = None, ()
 
     def is_replaced(self, connection: FileConnection) -> bool:
-        """Whether the path names another file by now, or none; then this connection is of no use any more.
+        """Whether the path now names another file, or none; this connection is then useless.
 
         Raises:
-            sqlite3.OperationalError: it is the same, but it was emptied, or its -wal is gone.
+            sqlite3.OperationalError: it is the same file, but truncated, or its -wal is missing.
         """
         names = self._read_identity(connection.wal)
         replaced, emptied = names.file != connection.identity.file, _read_size(self.path) == 0
@@ -158,7 +158,7 @@ class SqliteFile:
         return False
 
     def check_committed(self, connection: FileConnection) -> None:
-        """Raises sqlite3.OperationalError where what was committed is not in the file that the path names."""
+        """Raises sqlite3.OperationalError if commits do not reach the file at the path."""
         if self.is_replaced(connection):
             raise _create_cannot_open_error(f"{self.path} was removed or replaced while it was in use; put it back")
 
@@ -168,7 +168,7 @@ class SqliteFile:
         connection.execute("PRAGMA foreign_keys=ON")
         # One large transaction must not leave a -wal of its size for ever.
         connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
-        # What a transaction may have to undo: it is small, and a file for it would cost a tenth of the time.
+        # The statement journal is small, and a file for it would cost a tenth of the time.
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()  # so that the -wal is open
 
@@ -177,7 +177,7 @@ class SqliteFile:
             raise _create_cannot_open_error(f"{self.path} was replaced while it was opened")
 
     def _locate_wal(self) -> Path:
-        """Where SQLite has it now: beside the file itself, not beside a link to it."""
+        """Return its current path: beside the file itself, not beside a link to it."""
         return Path(f"{os.path.realpath(self.path)}-wal")
 
     def _read_identity(self, wal: Path) -> _FileIdentity:

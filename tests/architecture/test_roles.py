@@ -81,7 +81,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
             f"POST /admin/crypto/{call}": CRYPTO_ADMIN
             for call in (
                 *("rotate", "restore", "lease", "release", "backup"),
-                *("verify", "retire", "reload", "note", "rollback", "give-up"),
+                *("verify", "retire", "reload", "journal", "rollback", "abandon"),
             )
         },
     },

@@ -1,6 +1,7 @@
 """Names use the words of the field (docs/architecture.md has a glossary), and none that a newcomer has to guess."""
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +45,14 @@ ESTABLISHED = (
     "connection_made",  # asyncio.Protocol calls it
     "last_seen",  # of the metric relay_watchdog_last_seen_timestamp_seconds
     "look_up",  # what one does with a name or a digest
+    "needed_versions",  # the versions that a backup needs
     "release_notes",
     "too_many",  # as in HTTP's 429
 )
 """Phrases of the field that hold such a word."""
+
+
+ERROR = re.compile(r"(?<![.`])\b_?[A-Z]\w*Error\b")
 
 
 def split(name: str) -> str:
@@ -93,10 +98,23 @@ def test_no_module_of_the_tests_has_an_odd_word() -> None:
     assert [str(file.relative_to(REPOSITORY)) for file in helpers if find_odd_words(file.stem)] == []
 
 
+def test_every_error_that_a_docstring_names_exists() -> None:
+    names, docstrings = set(dir(builtins)), []
+    for file in (file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Name, ast.Attribute, ast.alias, ast.ClassDef)):
+                names |= {str(getattr(node, key)) for key in ("id", "attr", "name") if hasattr(node, key)}
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                docstrings.append((f"{file.relative_to(REPOSITORY)}:{node.lineno}", str(node.value.value)))
+    assert len(docstrings) > 1000
+    unknown = [(at, name) for at, text in docstrings for name in ERROR.findall(text) if name not in names]
+    assert unknown == []
+
+
 @pytest.mark.parametrize(
     "source",
     [
-        "class PublishedEvent: ...",
+        "class ToldRow: ...",
         "def tell(): ...",
         "async def _held_for(): ...",
         "def f(overdue): ...",

@@ -15,6 +15,7 @@ from grpc.aio import insecure_channel
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
 from services.backend.config import Settings
+from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
 from services.backend.local_key_file import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
@@ -44,12 +45,13 @@ class Backend:
     """A keyring with its records, whose checks of KMS are made by the test."""
 
     keyring: Keyring
+    checker: KmsChecker
     store: DataKeyStore
     records: Records
 
     async def check(self) -> None:
         """A check, and what follows it in the background."""
-        await self.keyring.check()
+        await self.checker.check()
         await self.keyring.unwrap_remaining()
 
     async def put(self, record_id: str, plaintext: bytes) -> None:
@@ -75,7 +77,7 @@ async def _backend(folder: Path, kms: str, *, timeout: float = 5.0, key: str = K
         await local.open()
         wrapping = KeyWrapper(provider, key, timeout, local)
         keyring = Keyring(store, local, wrapping, heartbeat, background_kms=QuotaLimitedKey(provider), clock=time.time)
-        yield Backend(keyring, store, Records(database))
+        yield Backend(keyring, KmsChecker(keyring), store, Records(database))
     finally:
         await provider.close()
         await database.close()

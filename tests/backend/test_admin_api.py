@@ -116,7 +116,8 @@ async def test_a_user_of_web_yml_who_may_read_metrics_may_not_rotate(app: Any) -
         ("backup", b'{"limit": 1001}', "limit: "),
         ("verify", b'{"mode": "quick"}', "mode: "),
         ("retire", b'{"kek_version": "one", "token": "t"}', "kek_version: "),
-        ("note", b'{"rotation_id": "r", "token": "t", "step": ""}', "step: "),
+        ("journal", b'{"rotation_id": "r", "token": "t", "step": "", "outcome": "failed"}', "step: "),
+        ("journal", b'{"rotation_id": "r", "token": "t", "step": "reload", "outcome": "well"}', "outcome: "),
         ("restore", b'{"rows": [{}], "token": "t"}', "rows.0.id: missing"),
     ],
 )
@@ -141,7 +142,10 @@ ROW = {
         ("rotate", {"dry_run": True, "target_version": 2**70}),
         ("rotate", {"caller": "m\0e"}),
         ("lease", {"holder": "m\0e"}),
-        ("note", {"step": "done\0"}),
+        ("journal", {"detail": "done\0"}),
+        ("journal", {"detail": "d" * 1001}),
+        ("journal", {"backup_name": "\0"}),
+        ("journal", {"sha256": "\0"}),
         ("backup", {"after": "k\0"}),
         ("restore", {"rows": [{**ROW, "id": "k\0"}]}),
         ("restore", {"rows": [{**ROW, "kek": "\0"}]}),
@@ -154,7 +158,9 @@ async def test_what_no_database_can_hold_is_the_callers_mistake_and_is_named(
     admin: httpx2.AsyncClient, lease: str, path: str, changed: dict[str, Any]
 ) -> None:
     well = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
-    answer = await admin.post(path, json=well | {"kek_version": 7, "step": "done", "rows": [ROW]} | changed)
+    answer = await admin.post(
+        path, json=well | {"kek_version": 7, "step": "reload", "outcome": "failed", "rows": [ROW]} | changed
+    )
     assert answer.status_code == 400, answer.text
     (name,) = changed.keys() - {"dry_run"}
     assert answer.json()["error"].startswith(name)

@@ -199,7 +199,7 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
         assert await _metric(client, "kms_data_keys_missing") == 0
         errors = await _metric(client, "crypto_decryption_errors_total")
         gone = await client.get("/v1/records/x")
-        assert (gone.status_code, "was given up" in gone.json()["error"]) == (410, True)
+        assert (gone.status_code, "was abandoned" in gone.json()["error"]) == (410, True)
         assert await _metric(client, "crypto_decryption_errors_total") == errors
         assert (await client.post("/admin/crypto/verify", json={"mode": "full"})).json()["problems"] == []
         assert (await client.put("/v1/records/x", content=b"anew")).status_code == 204

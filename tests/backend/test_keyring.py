@@ -78,7 +78,7 @@ async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_k
         assert len(backend.keyring.unwrap_errors) == 1
         emulator.faults.clear()
         emulator.faults.add(Fault(kind="latency", seconds=0.05))
-        checking = asyncio.create_task(backend.keyring.check())
+        checking = asyncio.create_task(backend.checker.check())
         while not checking.done():
             with suppress(KeyUnavailableError):
                 await backend.get("before")
@@ -118,7 +118,7 @@ async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_bac
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.checker.check()
         await backend.put("during", b"1")
         copied, (row,) = read_or_create(tmp_path / "local.key", may_create=False), await backend.store.list_all()
         leaked = UnwrappedKey(row.id, copied.unwrap(row.wrapped.ciphertext, build_wrapping_aad(row.id)))
@@ -128,7 +128,7 @@ async def test_a_copied_local_key_reads_nothing_that_is_written_after_kms_is_bac
         emulator.faults.clear()
         if rewrapped_first:  # as a rotation does that begins before the next check
             await backend.store.replace_wrap(row, await backend.keyring._wrapping.wrap(row.id, leaked.secret))
-        await backend.keyring.check()
+        await backend.checker.check()
         await backend.put("after", b"2")
         after = await backend.records.find("after")
         assert (backend.keyring.mode, after.data_key_id == leaked.id) == (CryptoMode.KMS, False)
@@ -145,12 +145,12 @@ async def test_an_instance_without_kms_keeps_its_data_key_and_does_not_depose_th
         open_backend(tmp_path, str(emulator.address)) as one,
         open_backend(tmp_path, "127.0.0.1:1", timeout=0.5) as cut_off,
     ):
-        await one.keyring.check()
-        await cut_off.keyring.check()
+        await one.checker.check()
+        await cut_off.checker.check()
         emulator.faults.clear()
         for _ in range(3):
             await one.check()
-            await cut_off.keyring.check()
+            await cut_off.checker.check()
         assert len(await one.store.list_all()) == 2
         assert (one.keyring.mode, cut_off.keyring.mode) == (CryptoMode.KMS, CryptoMode.ENV)
         await cut_off.put("r", b"kept")
@@ -196,7 +196,7 @@ async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_use
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         emulator.faults.add(Fault(kind="wrong_plaintext", probability=0.5, count=1))
         emulator.faults._random = iter([0.9, 0.1]).__next__
-        await backend.keyring.check()
+        await backend.checker.check()
         with pytest.raises(KeyUnavailableError, match="not the key that was stored"):
             await backend.get("r")
         await backend.put("s", b"under a new key")
@@ -264,7 +264,7 @@ async def test_two_processes_that_start_at_once_agree_on_one_active_key(
         open_backend(tmp_path, str(emulator.address)) as one,
         open_backend(tmp_path, str(emulator.address)) as other,
     ):
-        await asyncio.gather(one.keyring.check(), other.keyring.check())
+        await asyncio.gather(one.checker.check(), other.checker.check())
         assert one.keyring.get_active_key() == other.keyring.get_active_key()
         assert [key.status for key in await one.store.list_all()] == [DataKeyStatus.ACTIVE]
 
@@ -274,10 +274,10 @@ async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_d
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         emulator.faults.add(OUTAGE)
-        await backend.store._database.change(
+        await backend.store._database.write_exclusively(
             lambda connection: connection.execute(local_key.update().values(fingerprint=b"another one's"))
         )
-        await backend.keyring.check()
+        await backend.checker.check()
         assert await backend.store.list_all() == ()
         assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, False)
         assert "the other instances have another local key; copy their file here" in backend.keyring.reason

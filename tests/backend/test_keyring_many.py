@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from services.backend import records as records_module
 from services.backend.aes_gcm import UnwrappedKey
+from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
 from services.backend.local_key_file import InstanceLocalKey
 from services.backend.records import Records, decrypt_record
@@ -24,7 +25,6 @@ from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fin
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES, data_keys
 from shared.keyring.wrapping import KeyWrapper
-from shared.kms.gcp.wire_format import get_version_id
 from shared.kms.port import DecryptResult, KmsError
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.reason import Reason
@@ -67,7 +67,7 @@ class SlowKms(FakeKms):
 async def _key(kms: FakeKms, number: int) -> DataKey:
     name = f"k{number:05}"
     encrypted = await kms.encrypt(secret_of(name), b"keypulse data key\0" + name.encode(), timeout=1)
-    wrapped = WrappedKey(encrypted.ciphertext, KEY, get_version_id(encrypted.version))
+    wrapped = WrappedKey(encrypted.ciphertext, KEY, encrypted.version)
     status = DataKeyStatus.RETIRED if number else DataKeyStatus.ACTIVE
     return DataKey(name, status, wrapped, compute_fingerprint(secret_of(name)), datetime(2026, 11, 25, tzinfo=UTC))
 
@@ -107,7 +107,7 @@ async def _started(folder: Path, kms: SlowKms, number: int) -> AsyncIterator[tup
         )
         kms.unwraps = 0
         checked = asyncio.Event()
-        watching = asyncio.create_task(keyring.run(0.05, checked))
+        watching = asyncio.create_task(KmsChecker(keyring).run(0.05, checked))
         try:
             yield keyring, records, checked
         finally:

@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.keyring_snapshot import KeyringPoller
+from services.backend.keyring_snapshot import KeyringSnapshot
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
@@ -39,7 +39,7 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reas
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
+            watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
             await until(locked)
             assert not backend.keyring.is_ready
             other.execute("ROLLBACK")
@@ -75,7 +75,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
         wrapping = backend.keyring._wrapping
         backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
         with capture_logs() as lines:
-            watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
+            watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
             await until(well)
             watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
@@ -88,7 +88,7 @@ async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
 ) -> None:
     emulator.faults.add(Fault(kind="stall", count=1))
     async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
-        watching = asyncio.create_task(backend.keyring.run(0.02, asyncio.Event()))
+        watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
         async with asyncio.timeout(10):
             while emulator.faults.list_active():  # noqa: ASYNC110 - the check has met its fault once that is used up
                 await asyncio.sleep(0.01)
@@ -104,7 +104,7 @@ async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, set
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             assert (await client.get("/-/ready")).status_code == 200
-            (watching,) = [task for task in asyncio.all_tasks() - before if "Keyring.watch" in str(task.get_coro())]
+            (watching,) = [task for task in asyncio.all_tasks() - before if "KmsChecker.run" in str(task.get_coro())]
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             ended = await client.get("/-/ready")
@@ -162,7 +162,7 @@ async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start
         async def read(self, _work: object) -> object:
             raise OverflowError
 
-    look = KeyringPoller(cast("Database", Defective()))
+    look = KeyringSnapshot(cast("Database", Defective()))
     with capture_logs() as lines:
         await look.poll()
     assert look.snapshot is None

@@ -44,7 +44,7 @@ def _shown(seen: KeyringMetrics | None) -> list[str]:
 
 def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
     seen = KeyringMetrics(
-        data_keys={(3, DataKeyStatus.ACTIVE): 1, (2, DataKeyStatus.RETIRED): 4},
+        data_keys={("3", DataKeyStatus.ACTIVE): 1, ("2", DataKeyStatus.RETIRED): 4},
         last_success={RotationType.NEW_DEK: 7.0},
         last_failure=8.0,
         is_in_progress=True,

@@ -22,7 +22,7 @@ KEY = UnwrappedKey("k1", os.urandom(32))
 async def _opened(url: URL) -> Database:
     """A database that has the data key."""
     database = await Database.open(url, keyring.TABLES, TABLES)
-    row = DataKey(KEY.id, DataKeyStatus.ACTIVE, WrappedKey(b"?", "local", 0), b"?", datetime(2026, 11, 25, tzinfo=UTC))
+    row = DataKey(KEY.id, DataKeyStatus.ACTIVE, WrappedKey(b"?", "local", "0"), b"?", datetime.now(UTC))
     await database.write_exclusively(lambda connection: store.insert_data_key(connection, row))
     return database
 

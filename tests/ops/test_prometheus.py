@@ -218,5 +218,5 @@ async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_
     exporter.exposed = probed(success=1)
     await until(lambda: has(ask, "kms_probe_success"))
     denied = await alert_that_says("permission_denied")
-    assert "was right: 1970-01-01 00:00:01 +0000 UTC." in denied["annotations"]["description"]
+    assert "Last successful round trip: 1970-01-01 00:00:01 +0000 UTC." in denied["annotations"]["description"]
     assert {**await alert_that_says("timeout"), "annotations": {}} == {**denied, "annotations": {}}

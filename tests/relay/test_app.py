@@ -17,7 +17,7 @@ from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
 from services.relay.send_error import Reason, Scope, SendError
 from shared.http.server import StartError, create_registry
-from tests.relay.outbox.storing import blocked
+from tests.relay.outbox.store_jobs import blocked
 from tests.relay.scripted import (
     PAYLOADS,
     Scripted,

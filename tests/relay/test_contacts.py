@@ -48,7 +48,7 @@ def test_a_placeholder_is_a_mistake_in_production_and_everywhere_else_a_doubt(
 ) -> None:
     contacts = {"owner": how, "lead": "Ada <ada@example.org>"}
     (line,) = mistakes(tmp_path, contacts=contacts, **named)
-    assert line.startswith("contacts.owner: a placeholder reaches nobody in production; expected ")
+    assert line.startswith("contacts.owner: a placeholder is not allowed in production; expected ")
     for environment in ("staging", "demo"):
         doubts = load_settings(
             RelaySettings, written(tmp_path, contacts=contacts, environment=environment)
@@ -65,7 +65,7 @@ def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: P
         assert (code, said.count("\n")) == (2, 1)
         assert said.startswith(f"{file}: contacts.owner: a placeholder ")
     code, said = relay(written(tmp_path, contacts={"owner": "<channel>"}, environment="staging"), "--check")
-    assert (code, said) == (0, f"{file}: contacts.owner: a placeholder reaches nobody; production refuses it\n")
+    assert (code, said) == (0, f"{file}: contacts.owner: is a placeholder; production does not allow it\n")
 
 
 def test_the_shipped_configuration_lacks_nothing_but_contacts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.outbox.frozen import frozen
+from tests.relay.outbox.frozen_postgresql import frozen
 from tests.relay.scripted import TOKEN, Scripted, payload, post, served, settings, until, webhook_of
 from tests.relay.test_process import listens_at, relay_process
 

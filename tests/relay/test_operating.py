@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
-from shared.http.basic_auth import MAX_WAITING_CHECKS
+from shared.http.password_check import MAX_WAITING_CHECKS
 from tests.relay.scripted import TOKEN, webhook_of
 from tests.relay.test_process import logs_until
 from tests.shared.certificates import LOCALHOST, Authority, web_yml

@@ -8,7 +8,7 @@ import pytest
 
 from services.relay.outbox import fallback
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.sweeper import SweepResult
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
@@ -48,9 +48,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_tho
         await relay.accepts("resolved", "one")
         await until(lambda: len(new.sent) == 3)
     assert statuses(new.sent) == ["firing", "firing", "resolved"]
-    assert {message.task.remark for message in new.sent[:2]} == {
-        "old takes no messages at the moment, so this comes here as well"
-    }
+    assert {message.task.remark for message in new.sent[:2]} == {"Also sent here because channel old is down."}
 
 
 @pytest.mark.usefixtures("soon")
@@ -93,10 +91,10 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
     looks = 0
 
-    async def look(*_given: object) -> SweepResult:
+    async def look(*_given: object) -> DeliveryChanges:
         nonlocal looks
         looks += 1
-        return SweepResult((), frozenset())
+        return DeliveryChanges()
 
     async def notice(*_given: object, **_named: object) -> bool:
         if broken:

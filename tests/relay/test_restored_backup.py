@@ -27,7 +27,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
 from services.relay.send_error import Reason
 from shared.http.server import create_registry
-from tests.relay.outbox.acts import take, told
+from tests.relay.outbox.actions import accept, claim_some
 from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
 
 KEY = "0" * 32
@@ -110,7 +110,7 @@ async def test_it_triggers_nothing_that_is_over(
             (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
         (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
-        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "restored"]
+        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "mark-restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
     await (_started_while_it_is_locked if way == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]
@@ -144,8 +144,8 @@ async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_s
     metrics = Metrics(create_registry(), given.channels, (), Reason)
     async with open_store(given.database, time.time) as store:
         async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
-            await told(store, "x", "elsewhere")
+            await accept(store, "x", "elsewhere")
             await mark_restored(store)
-        taken = await take(store, "elsewhere")
+        taken = await claim_some(store, "elsewhere")
         assert taken.tasks == ()
         assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=30)

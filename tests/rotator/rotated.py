@@ -19,7 +19,7 @@ from shared.config.settings import Address, load_settings
 from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
-from shared.keyring.tables import TABLES
+from shared.keyring.tables import TABLES, schema
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.gcp.client import GcpKmsKey
 
@@ -121,7 +121,8 @@ class Rotated:
 
         def write(connection: Connection) -> None:
             for table in TABLES.sorted_tables:
-                connection.execute(table.delete())
+                if table is not schema:
+                    connection.execute(table.delete())
             for key in keys:
                 store.insert_data_key(connection, key)
 

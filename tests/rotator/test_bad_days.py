@@ -58,7 +58,7 @@ async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything
     async with in_a_file.session() as session:
         failed = await failing(session, type_)
         assert await session.administration.get_progress() is None
-    assert "the primary version 2 of the KMS key is DISABLED, not ENABLED" in failed.message
+    assert "the primary version 2 of the KMS key is DISABLED: nothing can be wrapped by it" in failed.message
     assert failed.next_commands == (f"run --type {type_}",)
     assert await in_a_file.keys() == before
 
@@ -73,7 +73,7 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
         failed = await failing(session)
     assert "permission_denied" in failed.message
     assert failed.next_commands == ("resume", "rollback")
-    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
+    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == ["1", "1", "2"]
     assert await rotated.broken() == []
     async with rotated.database() as database:
         counted = await database.read(read_keyring_metrics)
@@ -82,7 +82,7 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
     async with rotated.session() as session:
         assert (await failing(session)).next_commands == ("resume", "rollback")
         assert (await resume(session)).outcome is Outcome.DONE
-    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {2}
+    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {"2"}
 
 
 async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
@@ -127,7 +127,7 @@ async def test_a_corrupt_wrap_is_named_and_the_rest_goes_on(rotated: Rotated, ne
     assert report.outcome is Outcome.FAILED
     assert [problem.id for problem in report.problems] == [data_key_id(1)]
     assert report.next_commands == ("resume", "rollback")
-    assert [key.wrapped.kek_version for key in (await rotated.keys()).values()] == [2, 1, 2]
+    assert [key.wrapped.kek_version for key in (await rotated.keys()).values()] == ["2", "1", "2"]
 
 
 async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
@@ -167,7 +167,7 @@ async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Ro
         failed = await failing(session)
     assert "somebody else" in failed.message
     assert failed.next_commands == ("status", "resume", "rollback")
-    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == [1, 1, 2]
+    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == ["1", "1", "2"]
 
 
 async def test_a_run_that_is_stopped_gives_the_lease_up_and_can_be_rolled_back(
@@ -200,7 +200,7 @@ async def test_what_failed_for_a_version_that_is_no_longer_the_primary_is_left_t
         assert (report.outcome, report.next_commands) == (Outcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
         assert [problem.id for problem in report.problems] == [data_key_id(1)]
         assert (await run(session, REWRAP)).outcome is Outcome.FAILED
-    assert [key.wrapped.kek_version for key in (await in_a_file.keys()).values()] == [3, 1, 3]
+    assert [key.wrapped.kek_version for key in (await in_a_file.keys()).values()] == ["3", "1", "3"]
 
 
 async def test_what_is_done_and_was_not_verified_is_verified_though_another_version_is_the_primary_by_now(

@@ -19,7 +19,7 @@ class Keyring:
         self.released: list[str] = []
         self.hangs = False
 
-    async def lease(self, name: str, _seconds: float, token: str = "") -> Lease:
+    async def acquire_lease(self, name: str, _seconds: float, token: str = "") -> Lease:
         self.asked.append(asyncio.get_running_loop().time())
         if self.hangs and token:
             await asyncio.Event().wait()
@@ -28,7 +28,7 @@ class Keyring:
             raise answer
         return Lease(holder=name, token="secret", expires_at=datetime.now(UTC))
 
-    async def release(self, token: str) -> None:
+    async def release_lease(self, token: str) -> None:
         self.released.append(token)
 
 

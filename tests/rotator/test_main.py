@@ -58,14 +58,14 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     assert f"keypulse-rotator run --type rewrap-kek --config {config}" in planned.out
     dry = await rotator("run", "--type", "rewrap-kek", "--dry-run", "--config", config)
     assert (dry.code, "nothing was changed" in dry.out) == (0, True)
-    assert {key.wrapped.kek_version for key in (await in_a_file.keys()).values()} == {1}
+    assert {key.wrapped.kek_version for key in (await in_a_file.keys()).values()} == {"1"}
     summary = tmp_path / "summary.md"
     summary.write_text("# before\n")
     done = await rotator("run", "--type", "rewrap-kek", "--config", config, "--json", GITHUB_STEP_SUMMARY=str(summary))
     report = json.loads(done.out)
     assert (done.code, report["outcome"]) == (0, "done")
     assert [step["step"] for step in report["steps"]] == (
-        ["target", "smoke", "backup", "encrypt", "rotate", "reload", "verify"]
+        ["primary_version", "smoke", "backup", "primary_in_use", "rotate", "reload", "verify"]
     )
     assert "3 of 3 data keys" in done.err
     assert summary.read_text().startswith("# before\n## ✓ keypulse-rotator run: done\n")
@@ -150,7 +150,7 @@ async def test_a_full_disk_at_the_backup_changes_nothing_and_leaves_nothing_half
     assert f"the backup cannot be written to {tmp_path / 'state' / 'backups'}: File too large" in ended.out
     assert f"    keypulse-rotator run --type rewrap-kek --config {config}" in ended.out
     assert list((tmp_path / "state" / "backups").iterdir()) == []
-    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {1}
+    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {"1"}
     assert (await rotator("run", "--type", "rewrap-kek", "--config", config)).code == 0
 
 
@@ -163,7 +163,7 @@ async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
     process = await started("run", "--type", "rewrap-kek", "--config", config)
     assert process.stderr
     async with asyncio.timeout(60):
-        while b"encrypt" not in await process.stderr.readline():
+        while b"primary_in_use" not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGTERM)
         out, _ = await process.communicate()

@@ -41,7 +41,7 @@ def others(*keyrings: Rotated) -> dict[str, Any]:
 async def refused(rotated: Rotated, command: Any, listed: dict[str, Any]) -> RotatorError:
     async with rotated.session(**listed) as session:
         with pytest.raises(RotatorError) as failed:
-            await command(session, 1)
+            await command(session, "1")
     return failed.value
 
 
@@ -59,7 +59,7 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     assert away.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
     await forgotten(payments)
     async with rotated.session(**others(payments)) as session:
-        assert (await retire_version(session, 1)).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is Outcome.DONE
     await passed(rotated, 31)
     back = text("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")  # as a restored database has it
     async with payments.database() as database:

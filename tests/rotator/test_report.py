@@ -37,12 +37,12 @@ def hostile() -> Report:
         outcome=Outcome.FAILED,
         summary=HOSTILE,
         next_commands=("resume", "rollback"),
-        plans=(Plan(type=RotationType.NEW_DEK, target_version=1, data_keys=1, summary=HOSTILE, excluded=(HOSTILE,)),),
+        plans=(Plan(type=RotationType.NEW_DEK, target_version="1", data_keys=1, summary=HOSTILE, excluded=(HOSTILE,)),),
         rotation=RotationProgress(
             rotation_id=HOSTILE,
             type=RotationType.NEW_DEK,
             state=RotationState.FAILED,
-            target_version=1,
+            target_version="1",
             caller=HOSTILE,
             started_at=NOW,
             updated_at=NOW,
@@ -52,10 +52,10 @@ def hostile() -> Report:
             journal=(JournalEntry(step=JournalStep.SMOKE, outcome=StepOutcome.FAILED, detail=HOSTILE),),
         ),
         census=KeyUsage(
-            versions=(VersionUsage(kek=HOSTILE, kek_version=1, data_keys=1, records=1),),
+            versions=(VersionUsage(kek=HOSTILE, kek_version="1", data_keys=1, records=1),),
             active=HOSTILE,
             active_since=NOW,
-            retired_versions=(RetiredVersion(kek_version=1, retired_at=NOW),),
+            retired_versions=(RetiredVersion(kek_version="1", retired_at=NOW),),
         ),
         problems=(problem,),
     )

@@ -17,7 +17,7 @@ from services.rotator.restore import restore_backup
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.rotated import Rotated, data_key_id
+from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -100,7 +100,8 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
             session.administration,
             session.kms,
             rotation_id="later",
-            needed_versions={1},
+            kek=KEY,
+            needs={"1"},
             now=session.now_utc,
             timeout=5,
         )

@@ -25,7 +25,7 @@ from shared.keyring.administration import (
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
 from tests.rotator.killed import killed
-from tests.rotator.rotated import Rotated, data_key_id
+from tests.rotator.rotated import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -95,7 +95,8 @@ async def run_another(session: Session, file: Path) -> None:
         session.administration,
         session.kms,
         rotation_id="other",
-        needed_versions={1},
+        kek=KEY,
+        needs={"1"},
         now=session.now_utc,
         timeout=5,
     )

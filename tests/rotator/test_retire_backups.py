@@ -10,6 +10,7 @@ from services.rotator.report import Outcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import JournalBackup, RotationType
+from shared.keyring.model import UNREADABLE_VERSION
 from tests.rotator.rotated import Rotated
 from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
 
@@ -23,7 +24,7 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
         ((file, _),) = session.backups.list_backups()
         (backup,) = (await session.administration.count_key_usage()).backups
-        assert (backup.name, backup.needs) == (file.name, (2, 3))  # 2 for its data keys, 3 for the file itself
+        assert (backup.name, backup.needs) == (file.name, ("2", "3"))  # 2 for its data keys, 3 for the file itself
         file.unlink()  # the job's machine is thrown away
     refused = await refusal(in_a_file, retire_version, 2)
     assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.message
@@ -31,16 +32,16 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     assert await state(emulator, 2) is State.ENABLED
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="needed by 1 backups that are not in"):
-            await retire_version(session, 2, 2)  # somebody has another number in mind
-        await retire_version(session, 1)  # no backup that is known of needs it
-        await retire_version(session, 2, 1)
+            await retire_version(session, "2", 2)  # somebody has another number in mind
+        await retire_version(session, "1")  # no backup that is known of needs it
+        await retire_version(session, "2", 1)
     assert await state(emulator, 2) is State.DISABLED
     await passed(in_a_file, 31)
     assert (await refusal(in_a_file, destroy_version, 2)).next_commands == (
         "destroy 2 --confirm 2 --confirm-backups 1",
     )
     async with in_a_file.session() as session:
-        await destroy_version(session, 2, 1)
+        await destroy_version(session, "2", 1)
     assert await state(emulator, 2) is State.DESTROY_SCHEDULED
 
 
@@ -50,7 +51,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     await rewrapped(in_a_file, new_version)
     async with in_a_file.database() as database:
         await database.write(
-            lambda it: it.execute(text("UPDATE data_keys SET kek_version = 'x' WHERE status = 'active'"))
+            lambda it: it.execute(text("UPDATE data_keys SET kek_version = '' WHERE status = 'active'"))
         )
     refused = await refusal(in_a_file, retire_version, 1)
     assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.message
@@ -59,7 +60,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     async with in_a_file.session() as session:
         assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
         ((file, header),) = session.backups.list_backups()
-        assert header.needed_versions == (-1, 2)
+        assert header.needs == ("", "2")
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
     file.unlink()
     refused = await refusal(in_a_file, retire_version, 1)
@@ -77,15 +78,20 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
             await database.write(lambda connection: connection.execute(bare))
         ((_file, _),) = session.backups.list_backups()
         assert (await session.administration.count_key_usage()).backups[0].needs is None
-        assert (await retire_version(session, 1)).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is Outcome.DONE
 
 
 @pytest.mark.parametrize(
     ("needs", "versions"),
-    [(None, {1, 2, 11}), ((2, 11), {2, 11}), ((-1, 2), {1, 2, 11}), ((), set())],  # -1: a version that was not read
+    [
+        (None, {"1", "2", "11"}),
+        (("2", "11"), {"2", "11"}),
+        ((UNREADABLE_VERSION, "2"), {"1", "2", "11"}),
+        ((), set()),
+    ],
 )
 def test_a_backup_whose_needs_were_not_written_may_need_every_version(
-    needs: tuple[int, ...] | None, versions: set[int]
+    needs: tuple[str, ...] | None, versions: set[str]
 ) -> None:
     backup = JournalBackup(name="a.backup", sha256="0123", needs=needs)
-    assert {version for version in (1, 2, 11) if backup.may_need(version)} == versions
+    assert {version for version in ("1", "2", "11") if backup.may_need(version)} == versions

@@ -32,7 +32,7 @@ async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
 def does_not_retire(session: Session, why: BaseException) -> None:
     """As the keyring may answer once KMS has disabled the version."""
 
-    async def answers(kek_version: int, token: str) -> None:
+    async def answers(kek_version: str, token: str) -> None:
         raise why
 
     session.administration.retire_version = answers  # type: ignore[method-assign]
@@ -46,7 +46,7 @@ async def test_a_version_that_the_keyring_does_not_retire_is_enabled_again(
     async with in_a_file.session() as session:
         does_not_retire(session, error("a data key needs it since"))
         with pytest.raises(RotatorError, match="a data key needs it since; it is enabled again") as failed:
-            await retire_version(session, 1)
+            await retire_version(session, "1")
     assert failed.value.next_commands == ("retire 1 --confirm 1",)
     assert await state(emulator, 1) is State.ENABLED
 
@@ -58,7 +58,7 @@ async def test_a_version_is_enabled_again_where_the_command_is_stopped(
     async with in_a_file.session() as session:
         does_not_retire(session, asyncio.CancelledError())
         with pytest.raises(asyncio.CancelledError):
-            await retire_version(session, 1)
+            await retire_version(session, "1")
     assert await state(emulator, 1) is State.ENABLED
 
 
@@ -70,7 +70,7 @@ async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears
     async with in_a_file.session() as session:
         enable = session.kms.set_version_enabled
 
-        async def unheard(version: int, *, is_enabled: bool, timeout: float) -> KeyVersion:
+        async def unheard(version: str, *, is_enabled: bool, timeout: float) -> KeyVersion:
             done = await enable(version, is_enabled=is_enabled, timeout=timeout)
             if not is_enabled:
                 raise ends
@@ -78,7 +78,7 @@ async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears
 
         session.kms.set_version_enabled = unheard  # type: ignore[method-assign]
         with pytest.raises((RotatorError, asyncio.CancelledError)):
-            await retire_version(session, 1)
+            await retire_version(session, "1")
         assert (await session.administration.count_key_usage()).retired_versions == ()
     assert await state(emulator, 1) is State.ENABLED
 
@@ -91,7 +91,7 @@ async def test_a_version_that_somebody_had_disabled_stays_so(
     async with in_a_file.session() as session:
         does_not_retire(session, RefusedError("a data key needs it since"))
         with pytest.raises(RotatorError, match="it is disabled in KMS, as it was before"):
-            await retire_version(session, 1)
+            await retire_version(session, "1")
     assert await state(emulator, 1) is State.DISABLED
 
 
@@ -101,12 +101,12 @@ async def test_a_version_that_kms_does_not_enable_again_is_said_to_be_disabled(
     await rewrapped(in_a_file, new_version)
     async with in_a_file.session() as session:
 
-        async def dies(kek_version: int, token: str) -> None:
+        async def dies(kek_version: str, token: str) -> None:
             emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
             raise UnreachableError("nobody answers")
 
         session.administration.retire_version = dies  # type: ignore[method-assign]
-        with pytest.raises(RotatorError, match="nobody answers; it may be left DISABLED in KMS") as failed:
-            await retire_version(session, 1)
+        with pytest.raises(RotatorError, match="nobody answers; it may be left disabled in KMS") as failed:
+            await retire_version(session, "1")
     assert failed.value.next_commands == ("retire 1 --confirm 1",)
     assert await state(emulator, 1) is State.DISABLED

@@ -27,7 +27,7 @@ async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_
             file.unlink()
         lease = await session.administration.acquire_lease("a caller of its own", 60)
         with pytest.raises(RefusedError, match="1 rows of data keys that cannot be read"):
-            await session.administration.retire_version(1, lease.token)
+            await session.administration.retire_version("1", lease.token)
         await session.administration.release_lease(lease.token)
         assert "1 rows of data keys that cannot be read may need any version" in (await show_key_usage(session)).summary
     await forgotten(in_a_file)
@@ -91,7 +91,7 @@ async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(
         remove = text("DELETE FROM keyring_journal_entries WHERE step LIKE 'backup%'")
         await database.write(lambda connection: connection.execute(remove))
     async with rotated.session() as session:
-        assert (await destroy_version(session, 1)).outcome is Outcome.DONE
+        assert (await destroy_version(session, "1")).outcome is Outcome.DONE
 
 
 async def retired_before(rotated: Rotated, emulator: Emulator) -> None:

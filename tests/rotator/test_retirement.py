@@ -24,14 +24,14 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
 ) -> None:
     await rewrapped(rotated, new_version)
     async with rotated.session() as session:
-        assert (await retire_version(session, 1)).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is Outcome.DONE
     assert await state(emulator, 1) is State.DISABLED
     await passed(rotated, 29.9)
     assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
     assert await state(emulator, 1) is State.DISABLED
     await passed(rotated, 0.2)
     async with rotated.session() as session:
-        report = await destroy_version(session, 1)
+        report = await destroy_version(session, "1")
     assert "An older backup of the database" in report.summary
     assert await state(emulator, 1) is State.DESTROY_SCHEDULED
     assert await rotated.broken() == []
@@ -42,15 +42,15 @@ async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
 ) -> None:
     await rewrapped(rotated, new_version)
     async with rotated.session() as session:
-        await retire_version(session, 1)
+        await retire_version(session, "1")
     await passed(rotated, 31)
     async with rotated.session() as session:
-        report = await retire_version(session, 1)  # it is disabled all the time: these days count
+        report = await retire_version(session, "1")  # it is disabled all the time: these days count
         (before,) = (await session.administration.count_key_usage()).retired_versions
     assert "is retired since" in report.summary
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.ENABLED))
     async with rotated.session() as session:
-        assert (await retire_version(session, 1)).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is Outcome.DONE
         (after,) = (await session.administration.count_key_usage()).retired_versions
     assert after.retired_at - before.retired_at > timedelta(days=30.9)
     assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
@@ -74,10 +74,10 @@ async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
 ) -> None:
     await rewrapped(in_a_file, new_version)
     async with in_a_file.session() as session:
-        await retire_version(session, 1)
+        await retire_version(session, "1")
     async with in_a_file.session(now=[emulator.store.clock() + 365 * DAY]) as session:
         with pytest.raises(RotatorError, match="after 30 days"):
-            await destroy_version(session, 1)
+            await destroy_version(session, "1")
 
 
 async def test_a_version_is_not_retired_while_a_data_key_needs_it(
@@ -107,7 +107,7 @@ async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
     async with in_a_file.session() as session:
         await run(session, RotationType.REWRAP_KEK)
         ((file, header),) = session.backups.list_backups()
-    assert (header.kek_version, header.needed_versions) == (2, (1,))
+    assert (header.kek_version, header.needs) == ("2", ("1",))
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
     assert await state(emulator, 1) is State.ENABLED
 
@@ -122,7 +122,8 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
             session.administration,
             session.kms,
             rotation_id="one",
-            needed_versions=(),
+            kek=KEY,
+            needs=(),
             now=session.now_utc,
             timeout=5,
         )
@@ -144,8 +145,8 @@ async def test_a_key_whose_users_the_census_does_not_know_is_neither_rotated_nor
         resume,
         rollback,
         lambda session: restore_backup(session, "latest"),
-        lambda session: retire_version(session, 1),
-        lambda session: destroy_version(session, 1),
+        lambda session: retire_version(session, "1"),
+        lambda session: destroy_version(session, "1"),
     )
     before = await in_a_file.keys()
     async with in_a_file.session() as session:
@@ -191,7 +192,7 @@ async def test_only_a_version_that_was_retired_and_is_still_disabled_is_destroye
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
     assert "is not retired" in (await refusal(in_a_file, destroy_version, 1)).message
     async with in_a_file.session() as session:
-        await retire_version(session, 1)
+        await retire_version(session, "1")
     await passed(in_a_file, 31)
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.ENABLED))
     assert "is ENABLED" in (await refusal(in_a_file, destroy_version, 1)).message

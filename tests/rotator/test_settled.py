@@ -8,7 +8,6 @@ from services.rotator.model import RotatorError
 from services.rotator.preflight import wait_for_primary
 from shared.kms.port import EncryptResult, KmsError, KmsKey
 from shared.kms.reason import Reason
-from tests.rotator.rotated import KEY
 
 
 class Answering:
@@ -22,12 +21,12 @@ class Answering:
         self.calls += 1
         if not version:
             raise KmsError(Reason.UNAVAILABLE, "out")
-        return EncryptResult(b"", f"{KEY}/cryptoKeyVersions/{version}", "SOFTWARE")
+        return EncryptResult(b"", str(version), "SOFTWARE")
 
 
 async def asked(kms: Answering) -> int:
     """How many answers it took."""
-    await wait_for_primary(cast("KmsKey", kms), 2, "run", checks=3, total_timeout=60, interval=1, timeout=5)
+    await wait_for_primary(cast("KmsKey", kms), "2", "run", checks=3, total_timeout=60, interval=1, timeout=5)
     return kms.calls
 
 

@@ -38,10 +38,10 @@ async def state(emulator: Emulator, number: int) -> State:
     return (await emulator.store.get_key(KEY)).version(number).state
 
 
-async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], version: int) -> RotatorError:
+async def refusal(rotated: Rotated, command: Callable[..., Awaitable[object]], version: int | str) -> RotatorError:
     async with rotated.session() as session:
         with pytest.raises(RotatorError) as refused:
-            await command(session, version)
+            await command(session, str(version))
     return refused.value
 
 

@@ -1,1 +1,1 @@
-"""The panels: a file for each row of the dashboard, and `kinds`, what they are made of."""
+"""The panels: a module for each row of the dashboard, and `panel_types` with their builders."""

@@ -1,4 +1,4 @@
-"""The eight panels that stand first: is anything wrong, where, since when, and what to do."""
+"""The first eight panels: what is wrong, where, since when, and what to do."""
 
 from grafana_foundation_sdk.builders.common import TableSortByFieldState
 from grafana_foundation_sdk.cog.builder import Builder
@@ -116,7 +116,7 @@ def build_panels() -> list[Builder[Panel]]:
 
 
 def _build_services_table() -> Builder[Panel]:
-    """A row for each service, with links to what tells more of it."""
+    """A row for each service, with links to details."""
     this = "${__data.fields.service:percentencode}"
     more = [
         build_link("Health on the board", f"{links.BOARD_URL}?q={this}"),
@@ -161,7 +161,7 @@ def _build_services_table() -> Builder[Panel]:
 
 
 def _build_alerts_table() -> Builder[Panel]:
-    """A row for each alert. Anchors are in lower case, which PromQL cannot make of a name: a column's words can."""
+    """A row for each alert. Anchors are in lower case, which PromQL cannot produce from a name; a value mapping can."""
     which = f'alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"'
     since = f"1000 * (ALERTS{{{which}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{which}}})"
     anchors = {name: (name.lower(), None) for name in links.list_alert_names()}
@@ -175,7 +175,7 @@ def _build_alerts_table() -> Builder[Panel]:
             names,
         )
         .with_target(query_table(f'label_replace({since}, "runbook", "$1", "alertname", "(.*)")'))
-        .sort_by([TableSortByFieldState().display_name("state")])  # what fires, then what waits
+        .sort_by([TableSortByFieldState().display_name("state")])  # firing, then pending
         .override_by_name("state", color_cells(_ALERT_STATE_LABELS))
         .override_by_name("since", set_unit("dateTimeFromNow"))
         .override_by_name(

@@ -27,7 +27,7 @@ _IN_PROGRESS_LABELS = {"0": ("no", "green"), "1": ("under way", "blue")}
 
 
 def build_key_panels() -> list[Builder[Panel]]:
-    """What the exporter sees at each look: versions, canaries, permissions, destructions."""
+    """The exporter's key inspections: versions, canaries, permissions, destructions."""
     destroyed = (
         f"min by (env, service, target, version) (kms_key_version_destroy_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     )
@@ -115,7 +115,7 @@ def _build_keys_table() -> Builder[Panel]:
 
 
 def build_rotation_panels() -> list[Builder[Panel]]:
-    """What services tell of their data keys. Those that share a database tell the same, so nothing is added up."""
+    """The data keys of services. Services that share a database report the same, so nothing is summed."""
     told = f"max by (env, service, type) (kms_rotation_last_success_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     failed = f"max by (env, service) (kms_rotation_last_failure_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     keys = f"max by (env, service, kek_version, status) (kms_data_keys{{{SERVICE_SELECTOR}}})"

@@ -1,4 +1,4 @@
-"""Rows about KMS as the exporter's round trips meet it: how long calls take, why they fail, how many there are."""
+"""Rows about the exporter's round trips: duration, failures and number of calls."""
 
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
@@ -130,7 +130,7 @@ def build_failure_panels() -> list[Builder[Panel]]:
 
 
 def build_call_panels() -> list[Builder[Panel]]:
-    """How many calls, and what they cost."""
+    """The number of calls, and their cost."""
     called = f"kms_operations_total{{{SERVICE_SELECTOR}}}"
     billed = f'kms_operations_total{{{SERVICE_SELECTOR}, operation=~"encrypt|decrypt|canary_decrypt"}}'
     month = f"sum by (env, service) (rate({billed}[1h])) * 86400 * 30 * 0.03 / 10000"

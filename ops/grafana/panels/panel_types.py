@@ -1,8 +1,6 @@
-"""How a value looks: its colour by limits, or a word in its place.
+"""Builders of the dashboard's panel types, queries, thresholds and value mappings.
 
-A PromQL expression → a query of a panel.
-
-The kinds of panel, each as this dashboard has it everywhere; whoever uses one adds what it asks and its unit.
+Each type has the same options everywhere; its user adds queries and a unit.
 """
 
 from collections.abc import Mapping
@@ -53,10 +51,10 @@ from ops.grafana.links import Link
 
 ThresholdColors = Mapping[float, str]
 ValueLabels = Mapping[str, tuple[str, str | None]]
-"""What a value is called, and in which colour."""
+"""The text of a value, and its colour."""
 DEFAULT_COLOR: Final = "green"
 NO_VALUE_COLOR: Final = "#808080"
-"""Of a light that has no value, and so is neither green nor red."""
+"""The colour of a light without a value."""
 RED_GREEN: Final[ThresholdColors] = {0: "red", 1: "green"}
 HEALTH_LABELS: Final[ValueLabels] = {"0": ("failing", "red"), "1": ("healthy", "green")}
 MODE_LABELS: Final[ValueLabels] = {"0": ("env", "red"), "1": ("kms", "green")}
@@ -70,7 +68,7 @@ def build_thresholds(colors: ThresholdColors | None = None, base: str = DEFAULT_
 
 
 def build_value_mappings(labels: ValueLabels) -> list[ValueMapping]:
-    """Values that are shown as words."""
+    """Show values as text."""
     return [
         ValueMap(
             options={
@@ -82,12 +80,12 @@ def build_value_mappings(labels: ValueLabels) -> list[ValueMapping]:
 
 
 def query_range(expr: str, legend: str) -> Dataquery:
-    """A line for each series; `legend` is what it is called, with `{{label}}` for a label's value."""
+    """A line for each series; `legend` is its name, with `{{label}}` for a label's value."""
     return _build_query(expr).legend_format(legend).range()
 
 
 def query_instant(expr: str, legend: str) -> Dataquery:
-    """The values at the end of the time range. What was there earlier and is gone is absent, never stale."""
+    """The values at the end of the time range; a series that ended earlier is absent, never stale."""
     return _build_query(expr).legend_format(legend).instant()
 
 
@@ -122,7 +120,7 @@ def build_stat(title: str, description: str, colors: ThresholdColors) -> Stat:
 
 
 def build_time_series(title: str, description: str, colors: ThresholdColors | None = None) -> Timeseries:
-    """A line for each series; `colors` are drawn across, where an alert judges by one."""
+    """A line for each series; `colors` are thresholds, drawn as lines, such as that of an alert."""
     style = GraphThresholdsStyleMode.DASHED if colors else GraphThresholdsStyleMode.OFF
     return (
         Timeseries()
@@ -140,7 +138,7 @@ def build_time_series(title: str, description: str, colors: ThresholdColors | No
 
 
 def build_bar_chart(title: str, description: str) -> Timeseries:
-    """What happened in each interval, one series on the other."""
+    """The events in each interval, stacked."""
     return (
         build_time_series(title, description)
         .draw_style(GraphDrawStyle.BARS)
@@ -190,8 +188,8 @@ def build_table(title: str, description: str, columns: dict[str, str]) -> Table:
     Args:
         title: of the panel.
         description: of the panel.
-        columns: the fields to show, in their order, and the heading of each. `Value` is a query's value; where several
-            queries are merged by their labels, `Value #A` is that of query A.
+        columns: the fields in their order, with their headings. `Value` is a query's value; where several queries
+            are merged by their labels, `Value #A` is that of query A.
     """
     hidden = {"Time": True, "Value": "Value" not in columns}
     organized = {
@@ -212,7 +210,7 @@ def build_table(title: str, description: str, columns: dict[str, str]) -> Table:
 
 
 def color_cells(labels: ValueLabels) -> list[DynamicConfigValue]:
-    """Of a table's column: words on their colour."""
+    """Override of a column: coloured text."""
     return [
         DynamicConfigValue(id_val="mappings", value=build_value_mappings(labels)),
         DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-background", "mode": "basic"}),
@@ -220,7 +218,7 @@ def color_cells(labels: ValueLabels) -> list[DynamicConfigValue]:
 
 
 def link_cells(*links: Link) -> list[DynamicConfigValue]:
-    """Of a table's column: where a click leads."""
+    """Override of a column: a link."""
     made = [link.build() for link in links]
     value = [{"title": link.title, "url": link.url, "targetBlank": link.target_blank} for link in made]
     return [DynamicConfigValue(id_val="links", value=value)]

@@ -66,15 +66,15 @@ class CoalescedProbe:
         self._connectivity = _CoalescedCall(measure_connectivity, min_interval)
 
     async def run(self) -> ProbeResult:
-        """For the schedule: the probe that is under way, or else a new one. Raises ClosedError."""
+        """For the schedule: the probe that is under way, or else a new one. Raises ProbeClosedError."""
         return await self._probe.run()
 
     async def run_or_reuse(self) -> ProbeResult:
-        """For who asks: likewise, or the last one, where it ended less than `min_interval` ago. Raises ClosedError."""
+        """For who asks: likewise, or the last one, where it ended less than `min_interval` ago. Raises ProbeClosedError."""
         return await self._probe.run_or_reuse()
 
     async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:
-        """The way to the service, measured as seldom as `recent` probes. Raises ClosedError."""
+        """The way to the service, measured as seldom as `recent` probes. Raises ProbeClosedError."""
         return await self._connectivity.run_or_reuse()
 
     def cancel(self) -> None:

@@ -192,7 +192,7 @@ class _ProbeMetrics(Collector):
     async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
         """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
 
-        Raises ClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
+        Raises ProbeClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
         """
         late = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None

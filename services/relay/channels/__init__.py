@@ -1,1 +1,1 @@
-"""The channels. `registry.py` lists the kinds; delivery knows only `channel.py`."""
+"""The channels: how each provider is reached, behind `port.py`. `registry.py` lists the kinds."""

@@ -1,4 +1,4 @@
-"""The log of the relay itself: a message goes in, one structured line on standard error comes out.
+"""The relay's own log: each message is one structured line on standard error.
 
 It gets every event, merged with none, so that whatever collects the logs has the whole history. A line is
 `{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "remark", "alerts"}`;
@@ -58,11 +58,11 @@ class LogChannel:
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Writes the line; the receipt holds the `delivery_id` by which it can be found."""
-        async with call_provider(attempt, "the log", self._timeout) as talk:
+        async with call_provider(attempt, "the log", self._timeout) as call:
             fields = await build_in_thread_if_large(attempt.message, lambda: build_line(attempt.message))
-            talk.before_request(_encode_payload(fields))
+            call.before_request(_encode_payload(fields))
             log.info("alert", **fields)
-            talk.record_reply("written")
+            call.record_reply("written")
         return {"delivery_id": attempt.message.task.delivery_id}
 
     def render_payload(self, message: Message) -> str:

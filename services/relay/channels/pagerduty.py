@@ -1,18 +1,17 @@
-"""PagerDuty, through the Events API v2: a message goes in, the answer's dedup_key comes out.
+"""PagerDuty, through the Events API v2. The receipt is the reply's dedup_key.
 
 The dedup_key is Alertmanager's own, so an Alertmanager that pages with the same routing key opens no second incident,
-and an event that is sent again, because its answer was lost, changes nothing.
-Where a webhook names its `source`, that goes into the key as well: the groups of independent Alertmanagers, which often
-have the same groupKey, are then incidents of their own.
+and an event that is sent again, because its reply was lost, changes nothing. A webhook's `source` is part of the
+key: independent Alertmanagers often have groups with the same groupKey, which are incidents of their own.
 https://developer.pagerduty.com/docs/send-alert-event
 
-Receivers are no part of the key, so the incidents of two receivers with one groupKey are one there: while one of them
-needs it, the end of the other resolves nothing.
+Receivers are no part of the key, so the incidents of two receivers with one groupKey are one in PagerDuty: while one of
+them is open, the resolve of the other is not sent.
 
-PagerDuty drops a resolve where nothing is open. So an incident that was over before anybody was told is triggered and
-then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called for it.
+PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
+triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.
 
-An event that PagerDuty calls invalid is the message's own trouble, unless PagerDuty refuses the routing key by itself.
+An event that PagerDuty calls invalid is an error of the message, unless PagerDuty rejects the routing key by itself.
 """
 
 import hashlib
@@ -70,7 +69,7 @@ _MAX_LABEL = 500
 _MAX_LABELS = 64
 _LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
-_KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse asks whether its routing key is right"}
+_KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse checks its routing key"}
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
 
@@ -84,7 +83,7 @@ class PagerDutySettings(ChannelSettings):
     routing_key_file: SecretPath
     url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
     page_resolved: bool = True
-    """Whether somebody is called for an incident that is over before they could be."""
+    """Whether somebody is called for an incident that is resolved before its firing was delivered."""
 
     def dedup_scope(self) -> Hashable:
         """A service: the key of one of its incidents is the same for every receiver."""
@@ -115,11 +114,11 @@ class PagerDutyChannel:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
         actions = self._list_actions(attempt.message, attempt.progress)
         receipt: Receipt = {"dedup_key": build_dedup_key(attempt.message.event), "status": _LEFT_OPEN}
-        async with call_provider(attempt, "PagerDuty", self._timeout) as talk:
+        async with call_provider(attempt, "PagerDuty", self._timeout) as call:
             for number, action in enumerate(actions):
                 if number:
                     await attempt.save_progress(_TRIGGERED)
-                receipt = await self._send_event(talk, attempt.message, action)
+                receipt = await self._send_event(call, attempt.message, action)
         return receipt
 
     def render_payload(self, message: Message) -> str:
@@ -128,7 +127,7 @@ class PagerDutyChannel:
         return "\n".join(_add_routing_key(MASK, each) for each in written)
 
     def read_secret_versions(self) -> Hashable:
-        """Another where the routing key's file is another."""
+        """Changes with the file of the routing key."""
         return self._routing_key.read_stamp()
 
     async def close(self) -> None:
@@ -136,11 +135,11 @@ class PagerDutyChannel:
         await self._session.close()
 
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
-        """What is still to be sent."""
+        """The events that are still to be sent."""
         if not is_resolved(message.event):
             return ("trigger",)
-        call = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
-        beginning: tuple[Action, ...] = ("trigger",) if call else ()
+        triggers = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
+        beginning: tuple[Action, ...] = ("trigger",) if triggers else ()
         end: tuple[Action, ...] = () if message.task.keep_open else ("resolve",)
         return (*beginning, *end)
 
@@ -150,10 +149,10 @@ class PagerDutyChannel:
         call.before_request(_add_routing_key(MASK, written))
         answer = await self._post_event(key, written)
         call.record_reply(f"HTTP {answer.status} {answer.text}", key)
-        said = _parse_reply(answer.text)
+        reply = _parse_reply(answer.text)
         if answer.status == 202:
-            return {"dedup_key": event["dedup_key"], "status": mask_reply(str(said.get("status", "")), key)}
-        detail, about_the_key = _explain_rejection(answer.status, said, key)
+            return {"dedup_key": event["dedup_key"], "status": mask_reply(str(reply.get("status", "")), key)}
+        detail, about_the_key = _explain_rejection(answer.status, reply, key)
         if about_the_key and await self._is_key_invalid(key):
             raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
         raise build_status_error(answer.status, answer.headers, detail, self._clock())
@@ -161,10 +160,10 @@ class PagerDutyChannel:
     async def _is_key_invalid(self, key: str) -> bool:
         """Whether the routing key is wrong, by an event that holds nothing else, and that PagerDuty drops.
 
-        What it says against a whole event cannot decide that: the words may be those of an alert.
+        The rejection of a whole event cannot decide that: it may quote an alert.
 
         Raises:
-            SendError: it says neither.
+            SendError: PagerDuty answers neither way.
         """
         answer = await self._post_event(key, encode_json(_KEY_CHECK_EVENT))
         if answer.status == 202:
@@ -186,8 +185,8 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     event = message.event
     alerts = list_alerts(message)
     several = format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
-    untold = "already over" if message.task.firing_undelivered and is_resolved(event) else ""
-    aside = ", ".join(filter(None, (several, untold)))
+    late = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
+    aside = ", ".join(filter(None, (several, late)))
     first = format_summary(alerts[0][0]) if alerts else format_counts(event)
     page = build_alertmanager_link(event)
     remark, contacts = format_remark(message), select_contacts(message)
@@ -268,7 +267,7 @@ def _parse_reply(text: str) -> dict[str, Any]:
 def _explain_rejection(status: int, reply: dict[str, Any], key: str) -> tuple[str, bool]:
     """What PagerDuty has against an event, in one sentence, and whether it is the routing key."""
     errors = reply.get("errors")
-    said = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
-    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(said, key)}" if said else "")
-    # PagerDuty says: Invalid routing key. Or: Length of 'routing_key' is incorrect (should be 32 characters).
-    return detail, status == 400 and "routing" in said.lower() and "key" in said.lower()
+    why = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
+    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(why, key)}" if why else "")
+    # PagerDuty replies: Invalid routing key. Or: Length of 'routing_key' is incorrect (should be 32 characters).
+    return detail, status == 400 and "routing" in why.lower() and "key" in why.lower()

@@ -45,13 +45,13 @@ ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
 """Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
 
 Receipt = Mapping[str, str]
-"""What the provider said of a message that it took: Slack's channel and ts, PagerDuty's dedup_key, …"""
+"""The provider's reply to a message that it accepted: Slack's channel and ts, PagerDuty's dedup_key, …"""
 Progress = Mapping[str, str]
-"""What a channel has done of a delivery already, in its own words, such as which recipients have the mail."""
+"""What a channel has done of a delivery already, such as which recipients have the mail."""
 
 
 class LeaseLostError(Exception):
-    """The claim ended while the message was being prepared: somebody else may send it, so this attempt must not."""
+    """The lease expired before the message was sent: another process may send it, so this attempt must not."""
 
 
 class Attempt(Protocol):
@@ -59,47 +59,47 @@ class Attempt(Protocol):
 
     @property
     def message(self) -> Message:
-        """What to tell. The same at each attempt of a delivery."""
+        """To be sent. The same at each attempt of a delivery."""
         ...
 
     @property
     def progress(self) -> Progress:
-        """What earlier attempts of this delivery kept; empty at first."""
+        """What earlier attempts of this delivery saved; empty at first."""
         ...
 
     @property
     def maybe_sent(self) -> bool:
-        """Whether an earlier attempt may have arrived without anybody knowing."""
+        """Whether an earlier attempt may have arrived although it failed."""
         ...
 
     def before_request(self, payload: str) -> None:
-        """To be called right before each request that tells something.
+        """Call it right before each request that sends the message.
 
         Args:
-            payload: what goes out, for the record; without credentials.
+            payload: what is sent, to be stored; without credentials.
 
         Raises:
-            LeaseLostError: nothing may be sent any more; let it pass.
+            LeaseLostError: nothing may be sent any more; do not catch it.
         """
         ...
 
     def check_lease(self) -> None:
-        """To be called once more when only the write is left: connecting may have taken longer than the lease.
+        """Call it again when the request is connected: connecting may have taken longer than the lease.
 
         Raises:
-            LeaseLostError: nothing may be sent any more, and of this request nothing was; let it pass.
+            LeaseLostError: nothing may be sent any more, and of this request nothing was; do not catch it.
         """
         ...
 
     def record_reply(self, reply: str) -> None:
-        """Notes the provider's own words, for the record; without credentials."""
+        """Stores the provider's reply; without credentials."""
         ...
 
     async def save_progress(self, progress: Progress) -> None:
-        """Commits progress, which the next attempt sees, whatever happens to this one.
+        """Commits progress for the next attempt, whatever happens to this one.
 
         Raises:
-            LeaseLostError: nothing may be sent any more; let it pass.
+            LeaseLostError: nothing may be sent any more; do not catch it.
         """
         ...
 
@@ -110,16 +110,16 @@ class Channel(Protocol):
     async def send(self, attempt: Attempt) -> Receipt:
         """Delivers, or raises SendError or LeaseLostError.
 
-        Bounded in time by the caller's cancellation as well as by its own.
+        It has a time-out of its own; the caller may cancel it earlier.
         """
         ...
 
     def render_payload(self, message: Message) -> str:
-        """What `send` would send, credentials masked. Pure, and may take a while: for a thread."""
+        """What `send` would send, credentials masked. Pure; large messages take a while, so call it in a thread."""
         ...
 
     def read_secret_versions(self) -> Hashable:
-        """Something that is another when one of its secrets has changed. Reads files: for a thread."""
+        """A value that changes when one of its secrets does. Reads files, so call it in a thread."""
         ...
 
     async def close(self) -> None:
@@ -128,21 +128,21 @@ class Channel(Protocol):
 
 
 class ChannelSettings(Section):
-    """What a person may set of a channel; each kind adds its own keys and a `kind`."""
+    """The settings of any channel; each kind adds its own keys and a `kind`."""
 
     merges_waiting: ClassVar[bool] = True
-    """Whether what waits for this kind of channel is merged into what comes after it."""
+    """Whether a waiting event is merged into the next one of its incident."""
     max_concurrency: ClassVar[int] = 256
-    """Messages under way at once."""
+    """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None
-    """What the provider takes, where it says so."""
+    """The provider's documented rate limit."""
     rate: Rate | None = None
-    """Messages in a time, such as 1/s or 120/m, instead of the provider's."""
+    """A rate such as 1/s or 120/m, instead of the provider's."""
     allow_remote_insecure: bool = False
     """Lets plaintext leave this machine: to a stand-in among containers."""
 
     def dedup_scope(self) -> Hashable:
-        """Where incidents of one source and groupKey are one, whatever their receiver; None where they are not.
+        """Where incidents of one source and groupKey are one, whatever their receiver; None if they are not.
 
         Equal for channels that lead to the same place.
         """

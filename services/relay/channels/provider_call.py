@@ -1,7 +1,7 @@
-"""What every attempt has in common: a bound in time, what goes on record, and whether the provider may have it.
+"""What every attempt has in common: a time-out, what is stored of it, and whether the provider may have accepted it.
 
-An answer can be lost after the provider took the message. Whoever tries again needs to know of that, and of nothing
-else: not of a connection that was refused, nor of an answer that says no.
+A reply can be lost after the provider accepted the message; the next attempt has to know that. After a refused
+connection, or a reply that rejects the message, nothing can have arrived.
 """
 
 import asyncio
@@ -25,30 +25,30 @@ T = TypeVar("T")
 
 
 class ProviderCall:
-    """An attempt's talk with its provider."""
+    """The requests of one attempt to its provider."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self.maybe_sent = attempt.maybe_sent
-        """Whether an earlier attempt may have arrived. A channel that could ask and knows better says False."""
+        """Whether an earlier attempt may have arrived. A channel that can find out sets it to False."""
         self.reply_missing = False
-        """Whether something was told, and no answer to it has come yet."""
+        """Whether the message was sent, and its reply has not come yet."""
 
     def before_request(self, payload: str) -> None:
-        """To be called right before each request that tells something. Raises LeaseLostError.
+        """Call it right before each request that sends the message. Raises LeaseLostError.
 
         Args:
-            payload: what goes out, without credentials.
+            payload: what is sent, without credentials.
         """
         self._attempt.before_request(payload)
         self.reply_missing = True
 
     def record_reply(self, reply: str, *secrets: str) -> None:
-        """The provider has answered.
+        """The provider has replied.
 
         Args:
-            reply: its own words, of any form and length.
-            secrets: ours, which it may have repeated.
+            reply: its text, of any form and length.
+            secrets: of the relay, which the reply may repeat.
         """
         self.reply_missing = False
         self._attempt.record_reply(mask_reply(reply, *secrets))
@@ -56,35 +56,35 @@ class ProviderCall:
 
 @asynccontextmanager
 async def call_provider(attempt: Attempt, provider: str, timeout: float) -> AsyncIterator[ProviderCall]:
-    """Bounds what runs inside to `timeout` seconds; the end of the time is a SendError like every other.
+    """Limits what runs inside to `timeout` seconds; a time-out is a SendError like every other.
 
-    A doubt of an earlier attempt stands until it is settled: an error of this one says nothing about that.
+    If an earlier attempt may have arrived, an error of this one does not change that.
     """
-    talk = ProviderCall(attempt)
+    call = ProviderCall(attempt)
     token = _CURRENT_ATTEMPT.set(attempt)
     try:
         async with asyncio.timeout(timeout):
-            yield talk
+            yield call
     except TimeoutError:
-        arrived = talk.reply_missing or talk.maybe_sent
+        arrived = call.reply_missing or call.maybe_sent
         detail = f"{provider}: no answer within {timeout:g} s"
         raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=arrived) from None
     except SendError as error:
-        error.maybe_arrived = error.maybe_arrived or talk.maybe_sent
+        error.maybe_arrived = error.maybe_arrived or call.maybe_sent
         raise
     finally:
         _CURRENT_ATTEMPT.reset(token)
 
 
 def check_current_lease() -> None:
-    """Checks the lease of the attempt whose exchange this task is in. Raises LeaseLostError."""
-    attempt = _CURRENT_ATTEMPT.get(None)  # who asks a question outside of any attempt needs no lease
+    """Checks the lease of the attempt that runs in this task. Raises LeaseLostError."""
+    attempt = _CURRENT_ATTEMPT.get(None)  # outside of any attempt no lease is needed
     if attempt is not None:
         attempt.check_lease()
 
 
 def read_secret(file: SecretFile) -> str:
-    """The secret as it stands in its file now. Raises SendError where there is none to be had.
+    """The current secret of a file. Raises SendError if there is none.
 
     On the event loop, as for every webhook: the file is small and local, and read only where it has changed.
     """
@@ -103,7 +103,7 @@ async def build_in_thread_if_large(message: Message, build: Callable[[], T]) -> 
 
 
 def mask_reply(reply: str, *secrets: str) -> str:
-    """A provider's own words, fit for a log: on one line, short, without our secrets."""
+    """A provider's reply, fit for a log: on one line, short, without secrets of the relay."""
     for value in filter(None, secrets):
         reply = reply.replace(value, MASK)
     return truncate(clean_line(reply), 200)

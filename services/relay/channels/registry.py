@@ -1,4 +1,4 @@
-"""Every kind of channel: a new one is one file beside this one, and one member of the union."""
+"""The kinds of channels: a new one is one file beside this one, and one member of the union."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Any program that takes JSON over HTTP: a message goes in as a POST, and every 2xx takes it.
+"""Any program that accepts JSON over HTTP: each message is a POST, and any 2xx is its receipt.
 
 It gets every event, merged with none. The body, at most 1,000,000 bytes, all moments in RFC 3339:
 
@@ -9,7 +9,7 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
      "remark": "",                  what the relay itself adds
-     "contacts": {…},               how somebody of each role is reached, while something critical fires
+     "contacts": {…},               the address of each role, while a critical alert fires
      "alerts": [{"status", "labels": {…}, "annotations": {…}, "starts_at", "ends_at" or null, "fingerprint",
                  "links": {"runbook": "…", "dashboard": "…", "prometheus": "…"}}],
      "unlisted_count": 0}           alerts that did not fit, or that Alertmanager cut off
@@ -48,7 +48,7 @@ from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
 from shared.config.url import check_secret_url
 
-MAX_BODY = 1_000_000  # nginx takes 1 MiB unless it is told otherwise
+MAX_BODY = 1_000_000  # nginx takes 1 MiB by default
 _BODY_OVERHEAD = (
     400_000  # of it, for everything but the alerts: two sets of labels, each 64 * (200 + 500) * 4 bytes at most
 )
@@ -97,25 +97,25 @@ class WebhookChannel:
         self._session = HttpSession("the webhook", check_current_lease)
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Posts the event; the receipt holds the HTTP `compute_status`."""
+        """Posts the event; the receipt holds the HTTP `status`."""
         message = attempt.message
         body = await build_in_thread_if_large(message, lambda: self.render_payload(message))
-        async with call_provider(attempt, "the webhook", self._timeout) as talk:
+        async with call_provider(attempt, "the webhook", self._timeout) as call:
             url, token = self._read_url(), read_secret(self._token) if self._token else ""
             ours = (token, *_list_url_secrets(url))
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.task.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
-            talk.before_request(body)
+            call.before_request(body)
             with translate_connection_errors("the webhook"):
                 async with self._session.open().post(url, data=body.encode(), headers=headers) as response:
                     if 200 <= response.status < 300:  # what follows the status decides nothing
-                        talk.record_reply(f"HTTP {response.status} {response.reason}", *ours)
+                        call.record_reply(f"HTTP {response.status} {response.reason}", *ours)
                         return {"status": str(response.status)}
-                    said = await read_text(response)
-            talk.record_reply(f"HTTP {response.status} {said}", *ours)
+                    reply = await read_text(response)
+            call.record_reply(f"HTTP {response.status} {reply}", *ours)
             detail = f"the webhook answered HTTP {response.status}" + (
-                f": {mask_reply(said, *ours)}" if said.strip() else ""
+                f": {mask_reply(reply, *ours)}" if reply.strip() else ""
             )
             raise build_status_error(response.status, response.headers, detail, self._clock())
 
@@ -124,7 +124,7 @@ class WebhookChannel:
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
     def read_secret_versions(self) -> Hashable:
-        """Another where the token's file is another, or that of the address."""
+        """Changes with the file of the token, or of the URL."""
         return tuple(file.read_stamp() for file in (self._token, self._url_file) if file)
 
     async def close(self) -> None:

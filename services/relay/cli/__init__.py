@@ -1,1 +1,1 @@
-"""What a person types after `keypulse-relay --config FILE`, but for serving."""
+"""The commands of `keypulse-relay`."""

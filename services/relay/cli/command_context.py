@@ -1,7 +1,4 @@
-"""`--config` after a command, where many people type it; before it, it is the relay's own.
-
-The outbox for a command, whether a relay runs beside it or not; its audit; and a channel's name, as it was typed.
-"""
+"""What the commands share: `--config`, the outbox beside a running relay, its audit, and a channel's name."""
 
 import asyncio
 import os
@@ -26,7 +23,7 @@ Command = Callable[..., Any]
 
 
 def add_config_option(command: Command) -> Command:
-    """Hands the configuration's file to a command as its first argument."""
+    """Passes the configuration's file to a command as its first argument; `--config` may follow the command."""
     option = click.option(
         "--config",
         type=click.Path(path_type=Path),
@@ -49,12 +46,12 @@ def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T
     """What `work` returns; where the database cannot be used, one sentence on standard error, then exit 1.
 
     Args:
-        settings: say where it is.
+        settings: with its database.
         work: what to do with it.
-        read_only: `work` only reads: then whoever holds the database is not waited for.
+        read_only: `work` only reads, and does not wait for a lock.
     """
     file = Path(str(settings.database.database))
-    if dialect.is_sqlite(settings.database) and not file.exists():  # the store would make it
+    if dialect.is_sqlite(settings.database) and not file.exists():  # the store would create it
         click.echo(f"there is no database {file}; start the relay, or set another `database`", err=True)
         sys.exit(1)
 
@@ -72,9 +69,9 @@ def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T
 
 
 async def record_action(store: Store, action: str, on: str) -> None:
-    """No credential stands behind a command, but the account that may write into the database."""
+    """Adds an audit entry with the account that runs the command: a command has no credential."""
     entry = AuditEntry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
-    with suppress(AuditUnavailableError):  # what is done stays done; the next call says that the database fails
+    with suppress(AuditUnavailableError):  # the action stays done; the next one reports the error
         await OutboxAudit(store).add(entry)
 
 

@@ -1,7 +1,4 @@
-"""Deliveries as a person reads them in a terminal. What an alert says is written by others: it cannot steer it.
-
-`deliveries`: what was delivered, to which channel, and how it went.
-"""
+"""`deliveries`: lists deliveries, or shows one. Text of an alert is cleaned, so that it cannot control the terminal."""
 
 import json
 import re
@@ -23,7 +20,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import (
     AttemptRow,
     DeliveryDetails,
-    DeliveryRow,
+    DeliverySummary,
     check_text,
     encode_delivery,
     encode_details,
@@ -36,13 +33,13 @@ from services.relay.text import clean_line, clean_text
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _PIPE_WIDTH = 1000
-"""Columns of a pipe: nothing is cut off or folded there."""
+"""Columns if the output is a pipe: nothing is cut off or folded."""
 _NARROW_HEADINGS: Final = ("id\naccepted", "alertname\nstatus, channel", "state\nattempts: reason")
 _UNFOLDED: Final = {"id", _NARROW_HEADINGS[0]}
-"""The columns that are never folded: a person copies what stands there."""
+"""The columns that are never folded, so that their text can be copied."""
 
 
-def print_deliveries(deliveries: Collection[DeliveryRow]) -> None:
+def print_deliveries(deliveries: Collection[DeliverySummary]) -> None:
     """Prints a table with a row for each, of two lines where the terminal is too narrow for one."""
     headings = ("id", "accepted", "alertname", "status", "channel", "state", "attempts", "reason")
     table = _build_table(headings, map(_build_row, deliveries))
@@ -53,30 +50,30 @@ def print_deliveries(deliveries: Collection[DeliveryRow]) -> None:
 
 
 def print_details(details: DeliveryDetails) -> None:
-    """Prints all that is known of one."""
-    one = details.delivery
+    """Prints everything about one delivery."""
+    delivery = details.delivery
     facts = {
-        "id": one.id,
-        "alertname": one.alertname,
-        "status": one.status,
-        "receiver": one.receiver,
-        "channel": one.channel,
-        "state": one.state,
-        "reason": one.reason,
-        "accepted": format_time(one.accepted_at),
-        "finished": format_time(one.finished_at),
-        "remark": one.remark,
-        "superseded by": one.superseded_by,
-        "tells of": ", ".join(details.supersedes),
-        "event": one.event_id,
-        "incident": one.incident_id,
+        "id": delivery.id,
+        "alertname": delivery.alertname,
+        "status": delivery.status,
+        "receiver": delivery.receiver,
+        "channel": delivery.channel,
+        "state": delivery.state,
+        "reason": delivery.reason,
+        "accepted": format_time(delivery.accepted_at),
+        "finished": format_time(delivery.finished_at),
+        "remark": delivery.remark,
+        "superseded by": delivery.superseded_by,
+        "supersedes": ", ".join(details.supersedes),
+        "event": delivery.event_id,
+        "incident": delivery.incident_id,
     }
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if value:
             grid.add_row(name, _build_cell(value))
-    if one.receipt:
-        grid.add_row("receipt", _build_cell(*(f"{key}={value}" for key, value in one.receipt.items())))
+    if delivery.receipt:
+        grid.add_row("receipt", _build_cell(*(f"{key}={value}" for key, value in delivery.receipt.items())))
     console = _open_console()
     console.print(grid)
     if details.attempts:
@@ -90,17 +87,17 @@ def print_details(details: DeliveryDetails) -> None:
         console.print("", "payload, credentials masked:", Text(clean_text(details.payload), overflow="fold"), sep="\n")
 
 
-def _build_row(delivery: DeliveryRow) -> Iterable[Text]:
+def _build_row(delivery: DeliverySummary) -> Iterable[Text]:
     about = (delivery.id, format_time(delivery.accepted_at), delivery.alertname, delivery.status)
     return map(_build_cell, (*about, delivery.channel, delivery.state, str(delivery.attempt_count), delivery.reason))
 
 
-def _build_narrow_row(delivery: DeliveryRow) -> Iterable[Text]:
-    tried = f"{delivery.attempt_count}: {delivery.reason}" if delivery.reason else None
+def _build_narrow_row(delivery: DeliverySummary) -> Iterable[Text]:
+    attempts = f"{delivery.attempt_count}: {delivery.reason}" if delivery.reason else None
     return (
         _build_cell(delivery.id, format_time(delivery.accepted_at), ""),
         _build_cell(delivery.alertname, f"{delivery.status}, {delivery.channel}", ""),
-        _build_cell(delivery.state, tried, ""),
+        _build_cell(delivery.state, attempts, ""),
     )
 
 
@@ -136,24 +133,26 @@ Examples:
   keypulse-relay --config relay.yml deliveries 5f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2"""
 
 
-@click.command("deliveries", short_help="Show what was delivered, and how it went.", epilog=_EXAMPLES)
+@click.command("deliveries", short_help="List deliveries, or show one.", epilog=_EXAMPLES)
 @click.argument("delivery_id", metavar="[ID]", required=False)
 @click.option("--state", "in_state", help=f"Only those in this state: {', '.join(State)}.")
 @click.option("--channel", help="Only those to this channel.")
-@click.option("--alertname", help="Only those of this alert.")
+@click.option("--alertname", help="Only those of this alertname.")
 @click.option("--since", metavar="TIME", help="Only those accepted since, such as 2026-11-24T22:46:10Z.")
-@click.option("--limit", metavar="NUMBER", help=f"At most so many; {_DEFAULT_LIMIT} where it is not given.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @add_config_option
 def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, **filters: str | None) -> None:
-    """Show the newest deliveries, or all that is known of one: its attempts, its receipt, the payload as sent."""
+    """List the newest deliveries, or show one with its attempts, its receipt and the payload as sent."""
     settings = load_settings_or_exit(RelaySettings, config)
     given = {name: value for name, value in filters.items() if value is not None}
     if delivery_id is None:
-        wanted, limit = _parse_filter(given)
-        run_with_outbox(settings, lambda store: _print_list(store, wanted, limit, as_json=as_json), read_only=True)
+        delivery_filter, limit = _parse_filter(given)
+        run_with_outbox(
+            settings, lambda store: _print_list(store, delivery_filter, limit, as_json=as_json), read_only=True
+        )
     elif given:
-        click.echo("ID: expected alone; the filters are for a list", err=True)
+        click.echo("ID: expected without filters, which are for a list", err=True)
         sys.exit(2)
     elif not run_with_outbox(
         settings,
@@ -165,7 +164,7 @@ def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, *
 
 
 def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]:
-    """What was asked for, and how much of it; on a mistake one line on standard error, then exit 2."""
+    """The filter and the limit; for an invalid value one line on standard error, then exit 2."""
     wanted = queries.DeliveryFilter(
         state=parse_option_or_exit("--state", parse_state, options["in_state"]) if "in_state" in options else None,
         channel=parse_option_or_exit("--channel", check_text, options["channel"]) if "channel" in options else None,
@@ -204,7 +203,7 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
 
 async def _iterate_deliveries(
     store: Store, wanted: queries.DeliveryFilter, limit: int
-) -> AsyncIterator[queries.DeliveryRow]:
+) -> AsyncIterator[queries.DeliverySummary]:
     before = None
     while limit > 0:
         page = await queries.list_deliveries(store, wanted, limit=min(limit, _PAGE_SIZE), before=before)

@@ -1,4 +1,4 @@
-"""`restored`: says that the outbox is a backup, where that cannot be seen of it."""
+"""`mark-restored`: marks the outbox as restored from a backup, if that cannot be detected."""
 
 from pathlib import Path
 from typing import Final
@@ -13,21 +13,21 @@ from shared.process.command_line import load_settings_or_exit
 
 _EXAMPLES: Final = """\b
 Example:
-  keypulse-relay --config relay.yml restored"""
+  keypulse-relay --config relay.yml mark-restored"""
 
 
-@click.command("restored", short_help="Say that the outbox was restored.", epilog=_EXAMPLES)
+@click.command("mark-restored", short_help="Mark the outbox as restored from a backup.", epilog=_EXAMPLES)
 @add_config_option
 def command(config: Path | None) -> None:
-    """Say that the outbox was restored from a backup, a snapshot or a replica, before the relay is started.
+    """Mark the outbox as restored from a backup, a snapshot or a replica. Run it before the relay is started.
 
-    What waits in it then counts as perhaps told: it is compared with Alertmanager first, and nobody is paged for what
-    is over.
+    Waiting deliveries then count as possibly delivered: they are compared with Alertmanager first, and nobody is paged
+    for what is resolved.
     """
     run_with_outbox(load_settings_or_exit(RelaySettings, config), _mark_restored)
-    click.echo("what waits counts as perhaps told, from the relay's next look on")
+    click.echo("marked; the relay will treat waiting deliveries as possibly delivered")
 
 
 async def _mark_restored(store: Store) -> None:
     await mark_restored(store)
-    await record_action(store, "restored", "outbox")
+    await record_action(store, "mark-restored", "outbox")

@@ -1,4 +1,4 @@
-"""`retry_delivery`: tries again what was given up."""
+"""`retry`: requeues dead letters, and makes waiting deliveries due at once."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,17 +32,17 @@ Examples:
   keypulse-relay --config relay.yml retry --all"""
 
 
-@click.command("retry", short_help="Try again what was given up.", epilog=_EXAMPLES)
+@click.command("retry", short_help="Requeue dead letters.", epilog=_EXAMPLES)
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--channel", help="All that were given up on this channel.")
-@click.option("--all", "all_channels", is_flag=True, help="All that were given up on every configured channel.")
+@click.option("--channel", help="All dead letters of this channel.")
+@click.option("--all", "all_channels", is_flag=True, help="All dead letters of every configured channel.")
 @add_config_option
 def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_channels: bool) -> None:
-    """Try again what was given up (dead): it tells the current state of its incident. What waits is due at once.
+    """Requeue dead letters: each sends the current state of its incident. A waiting delivery becomes due at once.
 
-    With --channel and --all, a channel that refuses everything is tried at once, too.
+    With --channel and --all, a channel that is down is tried at once, too.
 
-    A relay that runs notices within seconds; else it goes out at the next start.
+    A running relay sends them within seconds; otherwise they are sent at its next start.
     """
     settings = load_settings_or_exit(RelaySettings, config)
     if [bool(ids), channel is not None, all_channels].count(True) != 1:
@@ -51,28 +51,28 @@ def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_
     for delivery_id in ids:
         parse_option_or_exit("ID", check_text, delivery_id)
     if ids:
-        retried, problems = run_with_outbox(settings, lambda store: _retry_deliveries(store, ids, settings))
+        retried, errors = run_with_outbox(settings, lambda store: _retry_deliveries(store, ids, settings))
     else:
         names = [check_channel_or_exit(settings, channel)] if channel is not None else sorted(settings.channels)
-        retried, problems = run_with_outbox(settings, lambda store: _retry_channels(store, names)), []
-    for problem in problems:
-        click.echo(problem, err=True)
-    click.echo(f"{retried} to be sent again")
-    sys.exit(1 if problems else 0)
+        retried, errors = run_with_outbox(settings, lambda store: _retry_channels(store, names)), []
+    for error in errors:
+        click.echo(error, err=True)
+    click.echo(f"{retried} requeued")
+    sys.exit(1 if errors else 0)
 
 
 async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
-    """How many are tried again, and a line for each of the others."""
-    problems = []
+    """How many are requeued, and a line for each of the others."""
+    errors = []
     with _show_progress(len(ids)) as advance:
         for delivery_id in ids:
             try:
                 await retry_delivery(store, delivery_id, settings.channels)
                 await record_action(store, "retry", delivery_id)
             except (UnknownDeliveryError, NotRetryableError) as error:
-                problems.append(f"{delivery_id}: {error}")
+                errors.append(f"{delivery_id}: {error}")
             advance(1)
-    return len(ids) - len(problems), problems
+    return len(ids) - len(errors), errors
 
 
 async def _retry_channels(store: Store, names: Sequence[str]) -> int:
@@ -80,15 +80,15 @@ async def _retry_channels(store: Store, names: Sequence[str]) -> int:
     with _show_progress(sum([await queries.count_dead(store, name) for name in names])) as advance:
         for name in names:
             await record_action(store, "retry all", name)
-            async for taken in retry_channel(store, name):
-                retried += taken
-                advance(taken)
+            async for requeued in retry_channel(store, name):
+                retried += requeued
+                advance(requeued)
     return retried
 
 
 @contextmanager
 def _show_progress(total: int) -> Iterator[Callable[[float], None]]:
-    """A bar on standard error, where a person looks at it and it is more than one step."""
+    """A progress bar on standard error, if that is a terminal and there is more than one step."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal or total <= BULK_STEP) as progress:
-        yield partial(progress.advance, progress.add_task("to be sent again", total=total))
+        yield partial(progress.advance, progress.add_task("requeued", total=total))

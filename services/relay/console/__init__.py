@@ -1,1 +1,1 @@
-"""What people and scripts read of the relay."""
+"""The relay's API."""

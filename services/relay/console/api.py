@@ -1,6 +1,6 @@
-"""`/api/deliveries`: what was delivered, and what was given up tried again; `/api/quarantine`: what was not accepted.
+"""`/api/deliveries`: deliveries and their requeue; `/api/quarantine`: webhooks that were not accepted.
 
-All of it is JSON, but for a body that was not accepted: `GET /api/quarantine/{id}` gives it as it came.
+All of it is JSON, except the body of a quarantined webhook: `GET /api/quarantine/{id}` returns it as it came.
 Times are RFC 3339 in UTC with milliseconds.
 """
 
@@ -45,7 +45,7 @@ def build_routes(
     Args:
         store: the outbox.
         channels: the configured names.
-        wake_channels: called with the channels that have something to do.
+        wake_channels: called with the channels that have something new to deliver.
     """
     deliveries, quarantine = _DeliveriesEndpoint(store, channels, wake_channels), _QuarantineEndpoint(store)
 
@@ -61,9 +61,7 @@ def build_routes(
         route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
         route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
-        route(
-            "/api/quarantine/{id}", quarantine.get_body, Role.ADMIN
-        ),  # whatever was sent, secrets that were misdirected too
+        route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
     ]
 
 
@@ -104,7 +102,7 @@ class _DeliveriesEndpoint:
         channel = request.query_params.get("channel")
         describe_action(request, on=channel)
         if channel is None:
-            return _build_error_response(400, "channel: missing; expected the name of one")
+            return _build_error_response(400, "channel: missing; expected the name of a channel")
         if channel not in self._channels:
             return _build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
         retried = 0
@@ -131,13 +129,13 @@ class _QuarantineEndpoint:
             return _build_error_response(404, "no such entry")
         headers = {
             "Content-Disposition": f'attachment; filename="webhook-{entry}.txt"',
-            "X-Content-Type-Options": "nosniff",  # whoever may send a webhook wrote it
+            "X-Content-Type-Options": "nosniff",  # the sender of the webhook wrote it
         }
         return Response(body, media_type="text/plain", headers=headers)
 
 
 def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, int, int | None]:
-    """What was asked for, how much of it, and where to begin. Raises ValueError with what was expected."""
+    """The filter, the limit and the cursor. Raises ValueError with what was expected."""
     if set(parameters) - set(_FILTERS):
         raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
     limit, cursor = parameters.get("limit", str(_DEFAULT_LIMIT)), parameters.get("cursor")

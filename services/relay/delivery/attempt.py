@@ -22,18 +22,18 @@ from shared.process.logs import describe_exception
 
 
 class SendResult(NamedTuple):
-    """How it ended: one of `receipt`, `error` and `lease_lost`."""
+    """How an attempt ended: exactly one of `receipt`, `error` and `lease_lost` is set."""
 
     seconds: float = 0.0
-    """From its start until the end."""
+    """From its start to its end."""
     receipt: Receipt | None = None
     error: SendError | None = None
     lease_lost: bool = False
     """The lease ended too soon, and nothing was sent."""
     payload: bytes | None = None
-    """As it last went out, credentials masked, compressed by zlib; None where nothing did."""
+    """The last payload sent, credentials masked, compressed by zlib; None where nothing was sent."""
     reply: str = ""
-    """The provider's own words."""
+    """The provider's reply."""
 
 
 class ProgressNotSavedError(Exception):
@@ -41,39 +41,39 @@ class ProgressNotSavedError(Exception):
 
 
 SaveProgress = Callable[[Progress], Awaitable[None]]
-"""Commits what a channel has done of a delivery. Raises LeaseLostError or NotKeptError."""
+"""Commits what a channel has done of a delivery. Raises LeaseLostError or ProgressNotSavedError."""
 
 
 class Sender(Protocol):
-    """Sends, whatever happens; raises nothing but its own cancellation."""
+    """Sends. Every failure is a result; only cancellation is raised."""
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
-        """How it ended."""
+        """One attempt, to its result."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SenderSettings:
-    """What a person set about sending."""
+    """What the configuration says about sending."""
 
     channels: Mapping[str, ChannelSettings]
     link_rules: LinkRules
     contacts: Mapping[str, str]
-    """How somebody of each role is reached."""
+    """The address of each role."""
     timeout: float
     """Seconds for one send."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
-"""What sends while its body runs: in this process (`here`) or in one of its own (`apart`)."""
+"""Opens a sender for as long as its body runs: `open_local_sender`, or `open_sender_process`."""
 
 
 class LeasedAttempt:
-    """The port's `Attempt` for what goes out.
+    """The port's `Attempt`, bound to a lease.
 
     Args:
-        task: whose lease it is bound to.
-        message: what to tell.
+        task: with the lease.
+        message: to be sent.
         save_progress: commits progress.
     """
 
@@ -82,7 +82,7 @@ class LeasedAttempt:
         self.progress = task.progress
         self.maybe_sent = task.maybe_sent
         self.payload: str | None = None
-        """As it last went out; None where nothing has yet."""
+        """The last payload sent; None before the first."""
         self._previous_payload: str | None = None
         self.reply = ""
         self._attempt_ends = task.attempt_ends
@@ -90,7 +90,7 @@ class LeasedAttempt:
         self._save_progress = save_progress
 
     def before_request(self, payload: str) -> None:
-        """See the port. The lease has to outlast the send: a process that was stopped for a while finds out here."""
+        """See the port. A process that was stopped for a while finds out here that its lease has expired."""
         self._check_lease()
         self._previous_payload, self.payload = self.payload, payload
 
@@ -108,7 +108,7 @@ class LeasedAttempt:
         self.reply = reply
 
     async def save_progress(self, progress: Progress) -> None:
-        """See the port. Raises NotKeptError as well."""
+        """See the port. Raises ProgressNotSavedError as well."""
         await self._save_progress(progress)
         self.progress = progress
 
@@ -133,11 +133,11 @@ async def open_local_sender(settings: SenderSettings) -> AsyncIterator[Sender]:
 
 
 async def close_channel(channel_name: str, channel: Channel) -> None:
-    """Closes a channel, whatever happens."""
+    """Closes a channel; a failure is only logged."""
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await channel.close()
-    except Exception as error:  # noqa: BLE001  # whatever it is, the stop goes on
+    except Exception as error:  # noqa: BLE001  # the stop continues
         log.error(  # noqa: TRY400  # without the exception's text, which may hold a secret
             "channel could not be closed", channel=channel_name, **describe_exception(error)
         )
@@ -156,15 +156,15 @@ class _LocalSender:
         receipt, error = None, None
         try:
             async with asyncio.timeout_at(task.attempt_ends):
-                told = await build_message(task, self._settings.link_rules, self._settings.contacts)
-                attempt = LeasedAttempt(task, told, save_progress)
+                message = await build_message(task, self._settings.link_rules, self._settings.contacts)
+                attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._channels[task.channel].send(attempt)
         except LeaseLostError:
             if attempt is None or attempt.payload is None:
                 return SendResult(loop.time() - started, lease_lost=True)
             detail = "the lease ended between two requests"
             error = SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=True)
-        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every ending is told
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every failure is a result
             error = self._build_error(task, raised, sent=attempt is not None and attempt.payload is not None)
         return SendResult(
             loop.time() - started,
@@ -175,17 +175,17 @@ class _LocalSender:
         )
 
     def _build_error(self, task: DeliveryTask, exception: BaseException, *, sent: bool) -> SendError:
-        """What was raised as an error of the port."""
+        """The exception as a SendError."""
         if isinstance(exception, SendError):
             return exception
         if isinstance(exception, ProgressNotSavedError):
-            detail = f"the outbox was not available in the middle of it: {exception}"
+            detail = f"the outbox was not available during the attempt: {exception}"
             return SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=sent)
         if isinstance(exception, TimeoutError):
             detail = f"no answer within {self._settings.timeout:g} s"
             return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=sent)
         if isinstance(exception, asyncio.CancelledError) and is_task_cancelled():
-            raise exception  # somebody did cancel us; else a channel's library let its own cancellation out
+            raise exception  # else a library let out a cancellation of its own
         log.error(  # without the exception's text, which may hold a secret
             "unexpected error in the channel",
             channel=task.channel,

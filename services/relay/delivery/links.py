@@ -1,7 +1,7 @@
-"""Where a person goes from an alert: its own annotations, or templates filled with its labels. Pure, and fails open.
+"""The links of an alert: its own annotations, or templates filled with its labels. Pure.
 
-Whatever cannot become a link is no link; an alert is never held back for one. Labels and annotations are written by
-whoever can write a rule or a metric, so nothing of them gets into a link unescaped, and only http(s) gets out.
+What cannot become a link is left out; it never delays an alert. Anybody who can write a rule or a metric writes labels
+and annotations, so their values are always escaped, and only http(s) is let through.
 """
 
 import re
@@ -30,7 +30,7 @@ _URL_CHARACTERS: Final = "%/:?#[]@!$&'()*+,;=~-._"
 
 @dataclass(frozen=True, slots=True)
 class LinkRules:
-    """What a person set. Templates are RFC 6570 with simple expansion; None makes no link."""
+    """What the configuration says about links. Templates are RFC 6570 with simple expansion; None makes no link."""
 
     runbook: str | None
     dashboard: str | None
@@ -66,7 +66,7 @@ def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
     Args:
         alert: whose annotations and labels are used.
         accepted_at: the end of what the dashboard shows, while the alert fires.
-        rules: what a person set.
+        rules: of the configuration.
     """
     return Links(
         runbook=_read_annotation(alert, "runbook_url", rules) or _expand_template(rules.runbook, alert, accepted_at),

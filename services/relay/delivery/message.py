@@ -1,7 +1,4 @@
-"""Two events of one incident → one that tells both: every alert in its last state. Pure.
-
-What goes out → the message that a channel is asked to tell: its event read and enriched.
-"""
+"""A claimed task → the message that a channel sends; and two events of one incident → one event. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,14 +21,14 @@ from shared.process.concurrency import LARGE_BYTES, run_in_thread_if_large
 
 
 def merge_events(older: Event, newer: Event) -> Event:
-    """The newer event, and every alert of the older one that it does not speak of, within bounds.
+    """The newer event with each alert of the older one that it lacks, limited in size.
 
-    So of {A and B fire}, {A is over, B fires} and {B fires} the last still tells that A is over. An alert that ended
-    unnoticed, since it was silenced by then, stays as it was last told of.
+    So of {A and B fire}, {A is resolved, B fires} and {B fires} the last still contains that A is resolved. An alert
+    that was resolved while it was silenced stays as Alertmanager sent it last.
 
     Args:
-        older: what nobody was told of.
-        newer: what was accepted after it.
+        older: not delivered.
+        newer: accepted after it.
     """
     known = collect_digests(newer)
     others = tuple(alert for alert in older.alerts if compute_digest(alert.fingerprint) not in known)
@@ -63,20 +60,20 @@ def _intersect(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, st
 
 
 async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str]) -> Message:
-    """The same at each attempt, so that a channel can recognise its own.
+    """The message of a task; the same at each attempt, so that a channel can find what it sent.
 
     Args:
-        task: what goes out.
+        task: with its merged event.
         link_rules: for its links.
-        contacts: how somebody of each role is reached.
+        contacts: the address of each role.
 
     Raises:
         ValueError: the outbox holds something that is no event.
     """
-    told = task.event_json, task.accepted_at, link_rules
+    arguments = task.event_json, task.accepted_at, link_rules
     size = len(task.event_json)
     enrich = _enrich_event if size > LARGE_BYTES else _enrich_event_cached
-    event, found = await run_in_thread_if_large(size, lambda: enrich(*told))
+    event, found = await run_in_thread_if_large(size, lambda: enrich(*arguments))
     return Message(task, event, found, contacts)
 
 
@@ -86,4 +83,4 @@ def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) ->
 
 
 _enrich_event_cached = lru_cache(maxsize=128)(_enrich_event)
-"""Several channels tell the same event, one soon after the other."""
+"""Several channels send the same event, one soon after the other."""

@@ -1,4 +1,4 @@
-"""When a failed attempt is tried again, or that it never is. Pure."""
+"""When a failed delivery is tried again, or that it is not. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from services.relay.send_error import Scope, SendError
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """What a person set; all in seconds."""
+    """What the configuration says about retries; all in seconds."""
 
     backoff_initial: float
     backoff_max: float
@@ -23,14 +23,14 @@ def compute_retry_delay(
 
     Full jitter: the wait is anything between 0 and the backoff, which doubles with each attempt, so that what failed
     together does not come back together. https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-    A channel that refuses everything waits the longest backoff, or as long as it asked: only a person can end that. The
+    A channel that is down waits the longest backoff, or as long as the provider asked: only a person can fix it. The
     last attempt is no later than `give_up_after`, except where the provider asked to wait for longer.
 
     Args:
         error: how the attempt ended.
         attempt: which it was, 1 for the first.
         age: seconds since the event was accepted.
-        policy: what a person set.
+        policy: of the configuration.
         random: gives a number from 0 to 1.
     """
     left = policy.give_up_after - age
@@ -45,11 +45,11 @@ def compute_retry_delay(
 
 
 def is_channel_down(error: SendError, policy: RetryPolicy) -> bool:
-    """Whether nothing is taken until a person acts, or for longer than the longest backoff, which nobody waits for."""
+    """Whether the channel is down until a person acts, or for longer than the longest backoff."""
     too_long = error.retry_after is not None and error.retry_after > policy.backoff_max
     return error.scope is Scope.CHANNEL or (error.scope is Scope.ATTEMPT and too_long)
 
 
 def get_requested_delay(error: SendError, policy: RetryPolicy) -> float | None:
-    """Seconds that the provider asked for. One that asks for a year is asked once more, and given up then."""
+    """Seconds that the provider asked for, `give_up_after` at most: then the delivery is tried once more."""
     return None if error.retry_after is None else min(error.retry_after, policy.give_up_after)

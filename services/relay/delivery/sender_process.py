@@ -1,22 +1,11 @@
-"""What the relay and its sending process say to each other. The first word is `Start`.
+"""Sends in a process of its own, beside the one that accepts and commits: Python runs on one core in each (ADR 4).
 
-Messages between the relay and its sending process, over a socket that only these two have.
+The relay starts it and exchanges messages with it over a socket that only these two have; the first one is `Start`. All
+messages of one iteration of the event loop go out as one frame: its length in eight bytes, then the pickle of a list.
 
-What is said in one turn of the event loop goes out as one piece: its length in eight bytes, then the pickle of a list.
-Pickle, because both ends are the same code of one release under one user, and what passes are plain data classes.
-
-
-Sends in a process of its own, beside the one that takes in and commits: Python runs on one core in each.
-
-It holds nothing that is not in the outbox as well. When it ends, whatever it was sending counts as perhaps arrived and
-is tried again, and another one is started. It ends when the relay does, and one that says nothing is killed before the
-lease of what it sends ends: nobody else may send that before this one no longer can.
-
-
-`python -m services.relay.sending FD VERSION RELAY`: the process that sends.
-
-`apart` starts it in the relay, whose process id is RELAY, and with which it ends.
-
+It holds nothing that is not in the outbox as well. When it exits, its deliveries count as possibly sent and are
+tried again, and the relay starts another one. It exits with the relay. One that does not respond is killed before the
+lease of a delivery that it sends expires: nobody else may claim that delivery while this process could still send it.
 """
 
 import asyncio
@@ -52,13 +41,13 @@ from shared.process import logs, memory
 from shared.process.logs import describe_exception
 
 EXIT_WRONG_VERSION: Final = 3
-"""The exit code of a process that is not of the relay's own version, and so would not understand it."""
+"""The exit code of a process whose code is of another version than the relay, and may not understand it."""
 # Not `-m`: pickle finds the messages' classes in this module, not in one called `__main__`.
 COMMAND: Final = "from services.relay.delivery.sender_process import main; main()"
 
 
 class Start(NamedTuple):
-    """To the process: what it is about."""
+    """To the process: its settings."""
 
     settings: SenderSettings
     logging: tuple[Any, ...] | None
@@ -77,13 +66,13 @@ class SendRequest(NamedTuple):
 
 
 class CancelRequest(NamedTuple):
-    """To the process: nobody waits for the end of this any more."""
+    """To the process: cancel this one."""
 
     number: int
 
 
 class SendResponse(NamedTuple):
-    """From the process: how it ended."""
+    """From the process: the result."""
 
     number: int
     result: SendResult
@@ -101,7 +90,7 @@ class ProgressResponse(NamedTuple):
 
     number: int
     error: Exception | None
-    """LeaseLostError or NotKeptError where it is not."""
+    """LeaseLostError or ProgressNotSavedError where it is not."""
 
 
 _LENGTH: Final = 8
@@ -124,7 +113,7 @@ class Pipe(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def send(self, message: object) -> None:
-        """Sends a message; it comes before those that are said after it."""
+        """Sends a message, in order."""
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(message)
@@ -145,25 +134,25 @@ class Pipe(asyncio.Protocol):
             end = _LENGTH + int.from_bytes(self._buffer[:_LENGTH], "big")
             if len(self._buffer) < end:
                 return
-            with memoryview(self._buffer) as view, view[_LENGTH:end] as piece:
-                messages = pickle.loads(piece)  # noqa: S301  # see above
+            with memoryview(self._buffer) as view, view[_LENGTH:end] as frame:
+                messages = pickle.loads(frame)  # noqa: S301  # nobody else has the socket
             del self._buffer[:end]
             for message in messages:
                 self._on_message(message)
 
     def _flush(self) -> None:
-        said, self._unsent = self._unsent, []
-        if self._transport is not None:  # else the other end is gone, and `lost` was called
-            piece = pickle.dumps(said, pickle.HIGHEST_PROTOCOL)
-            self._transport.writelines((len(piece).to_bytes(_LENGTH, "big"), piece))
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:  # else the other end is gone, and `on_closed` was called
+            frame = pickle.dumps(unsent, pickle.HIGHEST_PROTOCOL)
+            self._transport.writelines((len(frame).to_bytes(_LENGTH, "big"), frame))
 
 
 _RESTART_SECONDS: Final = 1.0
 """Seconds before another one is started."""
 _READ_GRACE: Final = 0.2
-"""Seconds for reading what it said meanwhile."""
+"""Seconds to read what the process has sent meanwhile."""
 _KILL_MARGIN: Final = 2 * _READ_GRACE
-"""Seconds between the end of a send and that of its lease: with less, a process that hangs could be killed too late."""
+"""Seconds between the end of an attempt and that of its lease; with less, it would be killed too late."""
 _CLOSE_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
@@ -173,10 +162,10 @@ log = structlog.get_logger(__name__)
 async def open_sender_process(settings: SenderSettings) -> AsyncIterator[Sender]:
     """Sends while the body runs; after it, the process is gone.
 
-    For the main thread: Linux ends the process with the thread that started it.
+    Call it in the main thread: Linux kills the process when the thread that started it ends.
     """
     sending = _SenderProcess(settings)
-    running = asyncio.create_task(sending.run(), name="sending process")
+    running = asyncio.create_task(sending.run(), name="sender process")
     try:
         yield sending
     finally:
@@ -205,7 +194,7 @@ class _SenderProcess:
                 async with asyncio.timeout_at(task.attempt_ends):
                     await self._started.wait()
             except TimeoutError:
-                return _build_lost_result("no sending process could be started", maybe_arrived=False)
+                return _build_lost_result("no sender process could be started", maybe_arrived=False)
         loop, number = asyncio.get_running_loop(), next(self._numbers)
         answer: asyncio.Future[SendResult] = loop.create_future()
         self._requests[number] = answer, save_progress
@@ -237,14 +226,14 @@ class _SenderProcess:
             await asyncio.gather(*self._progress_tasks, return_exceptions=True)
 
     async def _run_process(self) -> None:
-        """Starts one, and returns when it has ended."""
+        """Starts a process, and returns when it has exited."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             arguments = (str(theirs.fileno()), VERSION, str(os.getpid()))
             command = (sys.executable, "-P", "-c", COMMAND, *arguments)
-            # It imports what this process does, wherever it was started, and nothing that happens to lie there.
+            # It imports the same modules as this process, whatever its working directory contains.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-            # In a session of its own, so that the terminal's Ctrl-C reaches only the relay.
+            # In its own session, so that the terminal's Ctrl-C reaches only the relay.
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -259,7 +248,7 @@ class _SenderProcess:
                 try:
                     await _stop_process(process)
                 finally:
-                    self._fail_requests()  # not before: somebody else may send it then
+                    self._fail_requests()  # not before: then another process may send them
         if process.returncode == EXIT_WRONG_VERSION:
             log.error("installed version differs from the running version", running_version=VERSION)
         else:
@@ -279,19 +268,19 @@ class _SenderProcess:
             transport.close()
 
     def _fail_requests(self) -> None:
-        """What a process that is gone was sending has its ending."""
+        """Ends all requests of a process that is gone."""
         for answer, _ in self._requests.values():
             if not answer.done():
                 answer.set_result(
-                    _build_lost_result("the sending process ended in the middle of it", maybe_arrived=True)
+                    _build_lost_result("the sender process exited during the attempt", maybe_arrived=True)
                 )
 
     def _check_unread(self, number: int) -> None:
-        """If this process was stopped for a while, the answer may be here, and only unread."""
+        """Waits a moment: if the relay itself was stopped for a while, the result may be in its socket, unread."""
         asyncio.get_running_loop().call_later(_READ_GRACE, self._kill_unresponsive, number)
 
     def _kill_unresponsive(self, number: int) -> None:
-        """It is killed, and so it answers: what it was sending is lost."""
+        """Kills the process; its requests end when it is gone."""
         if number in self._requests and self._pipe is not None and self._process is not None:
             log.error("sender process does not respond; killing it")
             _kill(self._process)
@@ -320,7 +309,7 @@ class _SenderProcess:
             await save_progress(request.progress)
         except (LeaseLostError, ProgressNotSavedError) as raised:
             error = raised
-        except Exception as raised:  # noqa: BLE001  # whoever keeps it waits for an answer
+        except Exception as raised:  # noqa: BLE001  # the process waits for an answer
             log.error("progress could not be saved", **describe_exception(raised))  # noqa: TRY400  # without its text
             error = ProgressNotSavedError(f"a defect: {type(raised).__name__}")
         if self._pipe is not None:
@@ -328,7 +317,7 @@ class _SenderProcess:
 
 
 def _compute_kill_time(task: DeliveryTask) -> float:
-    """From when on a process that says nothing of a send hangs: half-way between the ends of the send and its lease."""
+    """When a process without a result counts as hanging: half-way between the ends of the attempt and its lease."""
     return (task.attempt_ends + task.lease_ends) / 2
 
 
@@ -337,7 +326,7 @@ def _build_lost_result(detail: str, *, maybe_arrived: bool) -> SendResult:
 
 
 async def _stop_process(process: Process) -> None:
-    """Waits for a process whose pipe is closed, and kills it where that takes too long."""
+    """Waits for a process whose pipe is closed, and kills it if that takes too long."""
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await process.wait()
@@ -403,13 +392,13 @@ async def _run_sender(sender_socket: socket.socket) -> None:
     process = _SenderMain()
     await asyncio.get_running_loop().create_connection(lambda: process.pipe, sock=sender_socket)
     begin = await process.start
-    if begin is None:  # the relay was gone before it could say anything
+    if begin is None:  # the relay was gone before it sent its settings
         return
     if begin.logging is not None:
         logs.configure(*begin.logging)
     async with open_local_sender(begin.settings) as process.send:
         process.pipe.send(Started())
-        gc.freeze()  # as the relay itself: what is there by now stays
+        gc.freeze()  # as in `app.serve`
         gc.set_threshold(100_000, 50, 50)
         await process.ended.wait()
         sends = list(process.sends.values())
@@ -419,20 +408,20 @@ async def _run_sender(sender_socket: socket.socket) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Has this process killed when the relay ends, also while it is stopped: continued later, it would send the past.
+    """Has Linux kill this process when the relay ends, even while it is stopped: else it would send when continued.
 
-    Where there is no such signal, the end of the pipe remains, which a process has to run for to notice.
+    Elsewhere it exits when its pipe is closed, which a stopped process does not notice.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent_pid:  # it ended before
+    if os.getppid() != parent_pid:  # it had exited before
         sys.exit()
 
 
 def main() -> None:
     """Sends until the relay ends; its arguments are FD VERSION RELAY_PID."""
     _die_with_parent(int(sys.argv[3]))
-    # Whoever stops the relay sends these to all of its processes. It says itself when this one shall end.
+    # A supervisor sends these to all processes of the relay; only the relay decides when this one exits.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.argv[2] != VERSION:

@@ -1,7 +1,4 @@
-"""A claimed delivery → what goes out: its events merged into one.
-
-One claim to its end: the message is made and sent, and the ending is recorded, whatever it is.
-"""
+"""One claimed delivery: its events are merged, it is sent, and its outcome is recorded, whatever that is."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -60,13 +57,13 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
 
 
 async def _merge_events(store: Store, task: DeliveryTask) -> tuple[bytes, int]:
-    told: Event | None = None
+    merged: Event | None = None
     size = 0
-    async for written in read_merged_events(store, task):
-        told, size = await asyncio.to_thread(_merge_json, told, written), size + len(written)
-    if told is None:
-        raise ValueError("the delivery tells no event")
-    return await asyncio.to_thread(encode_event, told), size
+    async for event_json in read_merged_events(store, task):
+        merged, size = await asyncio.to_thread(_merge_json, merged, event_json), size + len(event_json)
+    if merged is None:
+        raise ValueError("the delivery has no event")
+    return await asyncio.to_thread(encode_event, merged), size
 
 
 def _merge_json(merged: Event | None, event_json: bytes) -> Event:
@@ -91,19 +88,19 @@ class DeliveryContext:
     timeout: float
     """Seconds for one send."""
     lease_seconds: float
-    """Seconds; longer than `timeout`, and by enough to kill a sending process that says nothing of the end."""
+    """Seconds; longer than `timeout`, by enough time to kill a sender process that does not respond."""
     lease_owner: str
-    """Of the claims: unique to this run."""
+    """Of the leases; unique to this run."""
     random: Callable[[], float]
     """A number from 0 to 1."""
     fallback_channels: tuple[str, ...]
-    """Channels that get what a channel refuses."""
+    """Channels that get the deliveries of one that is down."""
     wake_channels: Callable[[Iterable[str]], None]
     """Called with the channels that have something new to deliver."""
 
 
 class Deliverer:
-    """Brings claims of one channel to their end."""
+    """Sends the claimed deliveries of one channel, and records their outcomes."""
 
     def __init__(self, name: str, context: DeliveryContext) -> None:
         self._name = name
@@ -112,45 +109,45 @@ class Deliverer:
         self._fallback = tuple(other for other in context.fallback_channels if other != name)
 
     async def deliver(self, task: DeliveryTask, lease_ends: float) -> None:
-        """Sends and records; returns without either where the lease ended too soon.
+        """Sends and records; does neither if the lease expires before the message is sent.
 
         Args:
             task: what to deliver.
             lease_ends: until when nobody else claims it, by the event loop's clock.
         """
         started_at = self._shared.store.clock()
-        attempted = await self._attempt(task, lease_ends)
-        if attempted.lease_lost:
+        result = await self._attempt(task, lease_ends)
+        if result.lease_lost:
             log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
             self._shared.metrics.count_lost_lease(self._name)
             return
-        if attempted.error is None:
-            ending = _build_success(attempted, started_at)
+        if result.error is None:
+            outcome = _build_success(result, started_at)
         else:
-            ending = self._build_failure(task, attempted, attempted.error, started_at)
-        self._shared.metrics.count_attempt(self._name, ending.reason)
-        await self._record(task, ending)
+            outcome = self._build_failure(task, result, result.error, started_at)
+        self._shared.metrics.count_attempt(self._name, outcome.reason)
+        await self._record(task, outcome)
 
     async def fall_back(self) -> bool:
-        """Has other channels tell some of what waits while this one refuses everything; whether there may be more.
+        """Copies some waiting deliveries to the fallback channels while this channel is down; whether more may wait.
 
         Raises:
             StoreUnavailableError: it is not known to be committed.
         """
-        told = await fall_back(self._shared.store, self._name, self._fallback)
-        for channel in told.superseded_channels:
-            self._shared.metrics.count_delivery(channel, State.SUPERSEDED)
-        self._shared.wake_channels(told.channels_to_wake)
-        return told.has_more
+        changes = await fall_back(self._shared.store, self._name, self._fallback)
+        for channel, state in changes.ended:
+            self._shared.metrics.count_delivery(channel, state)
+        self._shared.wake_channels(changes.channels_to_wake)
+        return changes.has_more
 
     async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
         ends = asyncio.get_running_loop().time() + self._shared.timeout
         try:
             out = await prepare_task(self._shared.store, task, attempt_ends=ends, lease_ends=lease_ends)
         except (StoreUnavailableError, TimeoutError) as error:
-            detail = f"what to tell could not be read from the outbox: {str(error) or 'it did not answer in time'}"
+            detail = f"the event could not be read from the outbox: {str(error) or 'it did not answer in time'}"
             return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail))
-        except Exception as error:  # noqa: BLE001  # every ending is recorded
+        except Exception as error:  # noqa: BLE001  # every outcome is recorded
             log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
                 "stored event cannot be read",
                 channel=self._name,
@@ -206,7 +203,7 @@ class Deliverer:
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
-        """Does not give up: an ending that is lost makes a message that is sent twice."""
+        """Does not give up: without its outcome the message would be sent twice."""
         while True:
             try:
                 recorded = await record_outcome(self._shared.store, task, outcome, self._pauses)

@@ -29,19 +29,19 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.lease import release_leases
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.restore_detection import detect_restore
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
 
 _OUTBOX_RETRY_SECONDS: Final = 1.0
 """Seconds to wait after the outbox failed."""
 _MAX_SLEEP: Final = 2.0
-"""Seconds: what another replica accepted and did not deliver, or a command made due, is noticed by then."""
+"""Seconds in which a worker notices what another replica accepted, or a command made due."""
 _MIN_SLEEP: Final = 0.02
-"""Seconds: what is due may be what another replica is just changing."""
+"""Seconds: another replica may be changing what is due."""
 _SECRET_CHECK_INTERVAL: Final = 1.0
-"""Seconds between looks at a refused channel's secrets."""
+"""Seconds between checks of the secrets of a channel that is down."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +52,10 @@ class Worker:
     Args:
         name: of the channel.
         channel: itself.
-        rate: messages in a second; None where there is no pace.
-        max_concurrency: how many messages are under way at once.
+        rate: messages a second; None for no limit.
+        max_concurrency: how many messages are sent at once.
         context: what all workers share.
-        dedup_channels: where incidents of a group are one on it: its name, and others that lead to the same place.
+        dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Worker:
         self._wake_event.set()
 
     def stop(self) -> None:
-        """Finishes what is in hand and claims nothing more; then `run` returns."""
+        """Finishes what it sends and claims nothing more; then `run` returns."""
         self._stopping = True
         self._wake_event.set()
         self._send_finished.set()
 
     async def run(self) -> None:
-        """Delivers until `stop`, whatever happens; cancellation ends it at once."""
+        """Delivers until `stop`; errors are logged, and cancellation ends it at once."""
         self._secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         async with asyncio.TaskGroup() as sends:
             while not self._stopping:
@@ -109,33 +109,33 @@ class Worker:
             await self._send_finished.wait()
             return
         self._wake_event.clear()
-        asked_at = asyncio.get_running_loop().time()
-        taken = await self._claim()
-        size = sum(len(each.event_json) for each in taken.tasks)
-        for each in taken.tasks:
+        claimed_at = asyncio.get_running_loop().time()
+        claimed = await self._claim()
+        size = sum(len(each.event_json) for each in claimed.tasks)
+        for each in claimed.tasks:
             self._in_flight_ids.add(each.delivery_id)
-            sends.create_task(self._deliver(each, asked_at + self._context.lease_seconds))
-        if taken.channel_down and await self._deliverer.fall_back():
+            sends.create_task(self._deliver(each, claimed_at + self._context.lease_seconds))
+        if claimed.channel_down and await self._deliverer.fall_back():
             self._wake_event.set()
-        if size > MAX_CLAIM_BYTES:  # nothing more is taken in hand with so much
+        if size > MAX_CLAIM_BYTES:  # nothing more is claimed beside so much
             while self._in_flight_ids and not self._stopping:
                 self._send_finished.clear()
                 await self._send_finished.wait()
-        elif not taken.tasks:
-            await self._sleep(taken)
+        elif not claimed.tasks:
+            await self._sleep(claimed)
 
     async def _claim(self) -> ClaimResult:
-        shared, free = self._context, self._max_concurrency - len(self._in_flight_ids)
-        wanted = ClaimRequest(
+        context, free = self._context, self._max_concurrency - len(self._in_flight_ids)
+        request = ClaimRequest(
             self._name,
             free,
-            shared.lease_owner,
-            shared.lease_seconds,
+            context.lease_owner,
+            context.lease_seconds,
             self._rate,
             self._dedup_channels,
             tuple(self._in_flight_ids),
         )
-        return await claim_due(shared.store, wanted)
+        return await claim_due(context.store, request)
 
     async def _deliver(self, task: DeliveryTask, lease_ends: float) -> None:
         try:
@@ -159,7 +159,7 @@ class Worker:
             pass
 
     async def _check_secrets(self) -> None:
-        """What was refused may be taken with another secret."""
+        """Tries a channel again whose secret has changed."""
         secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         if secrets != self._secrets:
             await breaker.commit_allow_trial(self._context.store, [self._name])
@@ -322,14 +322,14 @@ async def _run_sweeper(
 ) -> None:
     async def sweep_once() -> None:
         await record_served_channels(store, channels)
-        fallen_back = await fall_back_unserved(store, channels, context.fallback_channels)
-        for channel in fallen_back.superseded_channels:
-            context.metrics.count_delivery(channel, State.SUPERSEDED)
-        wake_channels(fallen_back.channels_to_wake)
-        swept = await sweep(store, context.lease_owner, context.retry_policy.give_up_after, context.fallback_channels)
-        for channel, state in swept.ended:
+        handle_changes(await fall_back_unserved(store, channels, context.fallback_channels))
+        give_up_after = context.retry_policy.give_up_after
+        handle_changes(await sweep(store, context.lease_owner, give_up_after, context.fallback_channels))
+
+    def handle_changes(changes: DeliveryChanges) -> None:
+        for channel, state in changes.ended:
             context.metrics.count_delivery(channel, state)
-        wake_channels(swept.channels_to_wake)
+        wake_channels(changes.channels_to_wake)
 
     steps: tuple[Callable[[], Awaitable[object]], ...] = (
         partial(detect_restore, store, compare_delay=compare_delay),

@@ -43,9 +43,9 @@ from shared.process.concurrency import run_large
 
 SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of all small bodies that arrive or wait for their commit. Larger ones share as much as one may have: so they
-come one after the other, and never hold up what is small."""
+come one after the other, and never delay small ones."""
 MAX_CONCURRENT_WEBHOOKS: Final = 64
-"""How many webhooks are taken apart and committed at a time, so that thousands at once fit into memory."""
+"""How many webhooks are parsed and committed at a time, so that thousands at once fit into memory."""
 ANSWER_SECONDS: Final = 8.5
 """From the first byte until a webhook is answered 503, whatever it waits for: with a busy event loop 9 s at most."""
 ADMISSION_SECONDS: Final = 7.5
@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IntakeRules:
-    """What a person set about the intake."""
+    """What the configuration says about the intake."""
 
     routes: Sequence[Route]
     default_channels: Sequence[str]
@@ -68,7 +68,7 @@ class IntakeRules:
     max_body: int
     """Bytes of a webhook, at most."""
     heartbeats: Sequence[HeartbeatMatcher] = ()
-    """The alerts that are signs of life, and no news."""
+    """Which alerts are heartbeats."""
 
 
 class _RetryLaterError(Exception):
@@ -92,7 +92,7 @@ class Intake:
         rules: where they go.
         metrics: counts the answers.
         wake_channels: called with the channels that have something new, after the commit.
-        on_heartbeats: called with the watchdogs that were seen, after the commit.
+        on_heartbeats: called with the watchdogs that sent a heartbeat, after the commit.
         byte_limit: of the outbox's bytes.
     """
 
@@ -215,7 +215,7 @@ class Intake:
         try:
             return await asyncio.shield(parsing)
         except asyncio.CancelledError:
-            parsing.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks for it
+            parsing.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else reads it
             arrival.body.release_after(parsing)
             raise
 

@@ -1,7 +1,6 @@
-"""An event comes in; what is left of it without the alerts of watchdogs goes on, and who was seen goes beside it. Pure.
+"""Splits an event into the alerts of watchdogs, which are heartbeats, and the others. Pure.
 
-A watchdog's alert always fires. It is a sign of life, not news: what is news is that it stays away, and the watch
-tells of that.
+A watchdog's alert always fires. It is no incident; its absence is one, which `monitors.watchdog` publishes.
 """
 
 from collections.abc import Iterable
@@ -13,33 +12,33 @@ from services.relay.model import Alert, Event, Status
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatMatcher:
-    """What a watchdog's alert looks like."""
+    """By which matchers the alert of a watchdog is recognised."""
 
     name: str
     """Of the watchdog."""
     matchers: tuple[Matcher, ...]
-    """All of them hold for its alert."""
+    """Its alert matches all of them."""
 
 
 def split_heartbeats(event: Event, heartbeats: Iterable[HeartbeatMatcher]) -> tuple[Event | None, frozenset[str]]:
-    """The event without the alerts of watchdogs, or None where nothing is left; and the watchdogs that were seen.
+    """The event without the alerts of watchdogs, or None if no other is left; and the watchdogs whose alerts fire.
 
-    A resolved alert of a watchdog is taken out too, but is no sign of life: Prometheus has stopped sending it, which
-    its absence will tell. As an event it would be the all-clear of something that nobody was told of.
+    A resolved alert of a watchdog is removed too, but is no heartbeat: Prometheus has stopped sending it, and
+    its absence will be published. As an event it would resolve something whose firing was never delivered.
     """
     heartbeats = tuple(heartbeats)
-    seen: set[str] = set()
-    left: list[Alert] = []
+    watchdogs: set[str] = set()
+    others: list[Alert] = []
     for alert in event.alerts:
         names = [heartbeat.name for heartbeat in heartbeats if all(m.matches(alert.labels) for m in heartbeat.matchers)]
         if not names:
-            left.append(alert)
+            others.append(alert)
         elif alert.status is Status.FIRING:
-            seen.update(names)
-    if len(left) == len(event.alerts):
+            watchdogs.update(names)
+    if len(others) == len(event.alerts):
         return event, frozenset()
-    if not left:
-        return None, frozenset(seen)
-    firing = any(alert.status is Status.FIRING for alert in left)
+    if not others:
+        return None, frozenset(watchdogs)
+    firing = any(alert.status is Status.FIRING for alert in others)
     status = Status.FIRING if firing else Status.RESOLVED
-    return replace(event, status=status, alerts=tuple(left)), frozenset(seen)
+    return replace(event, status=status, alerts=tuple(others)), frozenset(watchdogs)

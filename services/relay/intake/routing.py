@@ -1,4 +1,4 @@
-r"""Which channels an event goes to: the first route that matches any alert of it. Pure.
+r"""Which channels an event goes to: those of the first route that matches any of its alerts. Pure.
 
 The matchers are Alertmanager's: `name="value"` with `=`, `!=`, `=~` or `!~`; the value may stand in double quotes,
 where `\"`, `\\` and `\n` are escapes; a missing label equals the empty value; a regular expression matches the whole
@@ -42,7 +42,7 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route: everything it names must hold for the receiver and for one and the same alert."""
+    """A route. It matches if its receiver does, and if all its matchers match one and the same alert."""
 
     receiver: str | None
     """None matches every receiver."""
@@ -69,19 +69,19 @@ def parse_matcher(text: str) -> Matcher:
 
 
 def find_route(event: Event, routes: Sequence[Route]) -> int | None:
-    """The place of the first rule that matches; None where none does."""
-    for place, rule in enumerate(routes):
-        if rule.receiver is not None and rule.receiver != event.receiver:
+    """The index of the first route that matches; None if none does."""
+    for index, route in enumerate(routes):
+        if route.receiver is not None and route.receiver != event.receiver:
             continue
-        if any(all(matcher.matches(alert.labels) for matcher in rule.matchers) for alert in event.alerts):
-            return place
+        if any(all(matcher.matches(alert.labels) for matcher in route.matchers) for alert in event.alerts):
+            return index
     return None
 
 
 def _describe_re2_error(error: Exception) -> str:
-    """RE2's own words, which come as bytes and may quote a piece of a character."""
-    (words,) = error.args
-    return " ".join(words.decode(errors="replace").split()) if isinstance(words, bytes) else str(words)
+    """RE2's message, which comes as bytes and may quote a part of a character."""
+    (message,) = error.args
+    return " ".join(message.decode(errors="replace").split()) if isinstance(message, bytes) else str(message)
 
 
 def _unquote(text: str) -> str:

@@ -1,11 +1,8 @@
-"""Alertmanager's webhook, version 4 → Event. The wire's shapes stop here; fields that we do not know are skipped.
+"""A webhook of Alertmanager, version 4 → the event to accept, its heartbeats and its route. Pure.
 
-The fields: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config. Grafana sends a superset.
-
-A webhook's body → what is to be committed of it, and for whom. Pure.
-
-A large one is read in parts, of which only what is bounded remains: whatever it holds, it takes a few times its size.
-
+Fields that are not used are skipped. A large webhook is read in parts, of which only what is limited remains: whatever
+it contains, it takes a few times its size. Grafana sends a superset of the fields, which are documented at
+https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +33,7 @@ T = TypeVar("T")
 
 
 class MalformedWebhookError(Exception):
-    """Not such a webhook; the message says where and what was expected, and repeats nothing of its content."""
+    """No webhook of version 4; the text says where and what was expected, and repeats none of its content."""
 
 
 class TooManyTextsError(Exception):
@@ -62,7 +59,7 @@ class _Alert(msgspec.Struct, rename="camel", gc=False):
 
 
 class _AlertShape(msgspec.Struct, rename="camel", gc=False):
-    """As much of an alert as tells that it is one, and has its size."""
+    """The fields that every alert has, and its size."""
 
     status: _Status
     labels: msgspec.Raw
@@ -107,8 +104,8 @@ def iterate_parts(body: bytes, source: str) -> Iterator[Event]:
         source: which of several independent Alertmanagers sent it.
 
     Raises:
-        MalformedError: it is not one.
-        TooManyError: it would take too much memory.
+        MalformedWebhookError: it is not one.
+        TooManyTextsError: it would take too much memory.
     """
     if len(body) > PART_BYTES:
         _decode(_SHAPE, body)  # in `[0,0,…]` each piece below would take thirty times its bytes
@@ -172,12 +169,12 @@ def _build_alert(number: int, raw: msgspec.Raw) -> Alert:
 
 
 class ParsedWebhook(NamedTuple):
-    """What is left to do for a webhook."""
+    """What a webhook contains."""
 
     heartbeats: frozenset[str]
-    """Watchdogs."""
+    """The watchdogs whose alerts fire in it."""
     incoming: IncomingEvent | None
-    """None where there is no news."""
+    """The event of its other alerts; None if there are none."""
     route: Route | None
     """The first route that matches any alert."""
 
@@ -185,38 +182,38 @@ class ParsedWebhook(NamedTuple):
 def parse_webhook(
     body: bytes, source: str, heartbeats: Sequence[HeartbeatMatcher], routes: Sequence[Route]
 ) -> ParsedWebhook:
-    """See above. Raises MalformedError or TooManyError of `webhook`.
+    """Parses a webhook. Raises MalformedWebhookError or TooManyTextsError.
 
     Args:
         body: JSON in UTF-8.
         source: which of several independent Alertmanagers sent it.
-        heartbeats: the alerts that are signs of life, and no news.
+        heartbeats: which alerts are heartbeats.
         routes: in their order.
     """
     event: Event | None = None
-    seen: frozenset[str] = frozenset()
-    said, rule, before, changed = 0, None, routes, False
+    watchdogs: frozenset[str] = frozenset()
+    total, route, candidates, has_heartbeats = 0, None, routes, False
     for part in iterate_parts(body, source):
-        news, beats = split_heartbeats(part, heartbeats)
-        seen |= beats
-        changed |= news is not part
-        if news is None:
+        others, found = split_heartbeats(part, heartbeats)
+        watchdogs |= found
+        has_heartbeats |= others is not part
+        if others is None:
             continue
-        said += hash_alerts(news)
-        place = find_route(news, before)
-        if place is not None:
-            rule, before = before[place], before[:place]
-        event = limit_size(news if event is None else replace(event, alerts=event.alerts + news.alerts))
+        total += hash_alerts(others)
+        index = find_route(others, candidates)
+        if index is not None:
+            route, candidates = candidates[index], candidates[:index]
+        event = limit_size(others if event is None else replace(event, alerts=event.alerts + others.alerts))
     if event is None:
-        return ParsedWebhook(seen, None, None)
-    if changed:
+        return ParsedWebhook(watchdogs, None, None)
+    if has_heartbeats:
         firing = event.unlisted_firing or any(alert.status is Status.FIRING for alert in event.alerts)
         event = replace(event, status=Status.FIRING if firing else Status.RESOLVED)
     incoming = IncomingEvent(
         event=event,
         incident_id=build_incident_id(event),
-        fingerprint=f"{said % 2**256:064x}",
+        fingerprint=f"{total % 2**256:064x}",
         alertname=find_alertname(event)[:MAX_TEXT],
         body=body,
     )
-    return ParsedWebhook(seen, incoming, rule)
+    return ParsedWebhook(watchdogs, incoming, route)

@@ -1,1 +1,1 @@
-"""What the relay finds out by itself, and tells through the outbox like everything else."""
+"""What the relay detects by itself, and publishes through the outbox."""

@@ -1,4 +1,4 @@
-"""What an Alertmanager holds now, by its API: since when it is up, and the alerts that it knows, muted ones included.
+"""Reads an Alertmanager's API: since when it is up, and its alerts, muted ones included.
 
 https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
 """
@@ -25,7 +25,7 @@ _ALERTS_PATH: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&u
 
 
 class AlertmanagerError(Exception):
-    """An Alertmanager cannot be asked; the message says why, without secrets."""
+    """An Alertmanager cannot be read; the text says why, without secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ class ActiveAlert:
 
 @dataclass(frozen=True, slots=True)
 class AlertmanagerState:
-    """What one Alertmanager knows."""
+    """The state of one Alertmanager."""
 
     started_at: float
     """When it started, in unix seconds by its clock."""
     labels_by_fingerprint: Mapping[str, Mapping[str, str]]
-    """Of every alert that has not ended, whether it is told of or not, by fingerprint."""
+    """The labels of every alert that is not resolved, muted or not, by fingerprint."""
     active_by_fingerprint: Mapping[str, ActiveAlert]
-    """Those of them that are told of, likewise."""
+    """Those of them that are not muted, by fingerprint."""
 
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -89,7 +89,7 @@ class AlertmanagerClient:
         self._session = HttpSession("Alertmanager")
 
     async def read_state(self) -> AlertmanagerState:
-        """What it knows now. Raises PeerError."""
+        """Its current state. Raises AlertmanagerError."""
         try:
             status = await run_large(partial(decode_json, _STATUS, await self._get("/api/v2/status")))
             body = await self._get(_ALERTS_PATH)

@@ -1,7 +1,7 @@
-"""Each heartbeat is passed on to an address outside of this house, such as a dead man's switch, while all is well.
+"""A dead man's switch: each heartbeat of a watchdog pings a URL outside of this system, while the outbox drains.
 
-All is well while the outbox drains: the outside alarms when Prometheus, Alertmanager, the relay, or what lies behind
-the relay stops. The address is a secret, for whoever knows it can keep the switch quiet.
+The service behind the URL alerts when the pings stop: when Prometheus, Alertmanager or the relay is down, or the relay
+delivers nothing. The URL is a secret, for anybody who has it can keep the switch quiet.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ log = structlog.get_logger(__name__)
 
 
 class DeadMansSwitch:
-    """The outside address of one watchdog.
+    """The dead man's switch of one watchdog.
 
     Args:
         watchdog: its name.
-        url_file: holds the address; read again when it changes.
+        url_file: contains the URL; read again when it changes.
         store: the outbox.
-        channels: those that exist; what waits for another one is waited for by nobody.
+        channels: the configured ones; deliveries of others do not count.
     """
 
     def __init__(self, watchdog: str, url_file: Path, store: Store, channels: Collection[str]) -> None:
@@ -42,15 +42,15 @@ class DeadMansSwitch:
         self._url = SecretFile(url_file)
         self._store = store
         self._channels = channels
-        self._session = HttpSession("the outside address")
+        self._session = HttpSession("the dead man's switch")
         self._heartbeat_received = asyncio.Event()
 
     def record_heartbeat(self) -> None:
-        """One came; those that come while one is passed on are passed on together."""
+        """A heartbeat came; those that come during a ping cause one further ping."""
         self._heartbeat_received.set()
 
     async def ping_after_heartbeat(self) -> float:
-        """Waits for a heartbeat and passes it on; gives the seconds until the next, 0. Raises StoreUnavailableError."""
+        """Waits for a heartbeat and pings; gives the seconds until the next wait, 0. Raises StoreUnavailableError."""
         await self._heartbeat_received.wait()
         self._heartbeat_received.clear()
         if not await self._store.run(
@@ -61,12 +61,12 @@ class DeadMansSwitch:
                 watchdog=self._watchdog,
             )
             return 0.0
-        problem = await self._ping()
-        if problem is not None:
+        error = await self._ping()
+        if error is not None:
             log.warning(
                 "dead man's switch could not be pinged; retrying at the next heartbeat",
                 watchdog=self._watchdog,
-                error=problem,
+                error=error,
             )
         return 0.0
 
@@ -75,10 +75,10 @@ class DeadMansSwitch:
         await self._session.close()
 
     async def _ping(self) -> str | None:
-        """Why it could not be asked, in words that do not show it; None where it answered."""
+        """Why the ping failed, without the URL; None if it did not."""
         try:
             url = check_secret_url(self._url.read_value())
-            with translate_connection_errors("the outside address"):
+            with translate_connection_errors("the dead man's switch"):
                 async with asyncio.timeout(_REPLY_TIMEOUT), self._session.open().get(url) as answer:
                     if answer.status >= 300:
                         return f"it answered HTTP {answer.status}"

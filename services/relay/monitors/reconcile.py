@@ -1,21 +1,20 @@
-"""Alertmanager sends no all-clear for an alert that is silenced or inhibited when it ends: so the relay tells it.
+"""Compares open incidents with Alertmanager, which sends no resolve for an alert that is silenced or inhibited by then.
 
-Why Alertmanager no longer has an alert it does not say: it may also have lost its state, or its resolve was lost. So
-the relay says no more than it knows. Should Alertmanager's own resolve come after all, it is no news (see `identity`).
+Input are the open incidents and the alerts that Alertmanager has; output is the resolve of an incident whose alerts it
+has not had for a while. Alertmanager does not say why it no longer has an alert: it may have lost its state, or its
+resolve was lost. So the resolve claims no more than is known. If Alertmanager's own resolve comes after all, it is a
+duplicate (see `intake.deduplication`). A false resolve is worse than a late one, so any doubt keeps the incident open:
 
-What comes in are the open incidents and the alerts that Alertmanager knows; out goes the end of an incident whose
-alerts it has not known for a while. A false all-clear is worse than a late one, so a doubt keeps the incident open:
-
-- What is not listed cannot be compared, so an incident with such alerts is closed only where nothing that Alertmanager
-  knows has the labels of its group.
-- Where some alerts of a group are gone and others fire, Alertmanager goes on telling of it: so every alert counts that
-  the incident last told as firing, though its latest event may not speak of it.
-- Where another incident of the same source and groupKey goes on, which another receiver has, neither is closed: to
+- Alerts that are not listed cannot be compared. An incident with such alerts is closed only if no alert in Alertmanager
+  has the labels of its group.
+- If some alerts of a group are gone and others fire, Alertmanager keeps sending the group. So every alert counts that
+  the incident had firing last, even if its latest event lacks it.
+- If another incident of the same source and groupKey is open, which another receiver has, neither is closed: in
   PagerDuty they are one.
-- How long they have been gone is counted anew after a round in which no Alertmanager counted, and after a restart.
+- The absence is measured anew after a round in which no Alertmanager counted, and after a restart.
 
-Alertmanager's own log still says that it has told of such an alert: should it fire again, it would be silent until its
-`repeat_interval` is over, with our all-clear standing. So the relay tells that, too.
+Alertmanager's notification log still contains such an alert: if it fires again, Alertmanager sends nothing until its
+`repeat_interval` is over, while the incident is resolved. So the relay publishes that, too.
 https://github.com/prometheus/alertmanager/blob/main/notify/notify.go, DedupStage.needsUpdate
 """
 
@@ -44,7 +43,7 @@ CLOSED_REMARK: Final = (
     "Closed by the relay: Alertmanager no longer has it; it may have ended while silenced or inhibited."
 )
 REFIRED_REMARK: Final = (
-    "It fires again since the relay closed it; Alertmanager may tell of it only after its repeat_interval."
+    "It fires again since the relay closed it; Alertmanager may send it only after its repeat_interval."
 )
 
 log = structlog.get_logger(__name__)
@@ -58,12 +57,12 @@ class ReconcileTimes:
     min_absence: float = 300.0
     """How long an incident's alerts must have been gone."""
     min_uptime: float = 300.0
-    """How long an Alertmanager must have been up, for it to have been told again of what fires."""
+    """How long an Alertmanager must have been up, so that Prometheus has sent it again what fires."""
 
 
 @dataclass(frozen=True, slots=True)
 class _AlertmanagerView:
-    """What all Alertmanagers together know."""
+    """The alerts of all Alertmanagers."""
 
     labels_by_fingerprint: Mapping[str, Mapping[str, str]]
     active_by_fingerprint: Mapping[str, ActiveAlert]
@@ -72,12 +71,12 @@ class _AlertmanagerView:
 
 
 class Reconciler:
-    """Compares until it is no longer asked to.
+    """Compares open incidents with every Alertmanager.
 
     Args:
-        publisher: tells the ends.
-        peers: every Alertmanager that sends here; at least one.
-        waits: how long things must have been so.
+        publisher: of the resolves.
+        peers: every Alertmanager that sends to this relay; at least one.
+        waits: the minimum times.
         monotonic: seconds that no clock change touches.
     """
 
@@ -94,20 +93,20 @@ class Reconciler:
         self._times = waits
         self._errors: dict[str, str] = {}
         self._absent_since: dict[str, float] = {}
-        """By the id of the incident's latest event: where another came, its alerts have been there again."""
+        """By the id of the incident's latest event: another event means that its alerts were there again."""
         self._refired: set[str] = set()
         """The latest events of closed incidents that fired again at the last round."""
 
     async def reconcile(self) -> float:
         """Compares once; gives the seconds until the next round. Raises StoreUnavailableError."""
-        sight = await self._query_peers()
-        await self._compare_backup(sight)
-        await self._close_absent(sight)
-        await self._reopen_firing(sight)
+        view = await self._query_peers()
+        await self._compare_backup(view)
+        await self._close_absent(view)
+        await self._reopen_firing(view)
         return self._times.interval
 
     async def _compare_backup(self, view: _AlertmanagerView) -> None:
-        """Of what waits in a restored backup, nothing goes out before it was compared: it may be over for long."""
+        """Compares what waits in a restored backup before it is sent: it may be resolved long since."""
         if not view.usable_peers:
             return
         store = self._publisher.store
@@ -125,23 +124,23 @@ class Reconciler:
         if not view.usable_peers:
             return
         now = self._monotonic()
-        over: list[str] = []
-        going_on: set[str] = set()
-        """The groups of which an incident goes on, or may."""
+        closable: list[str] = []
+        open_groups: set[str] = set()
+        """The groups with an incident that stays open."""
         async for incident in iterate_open_incidents(self._publisher.store):
             since = now
             if await self._is_absent(incident, view):
                 since = self._absent_since[incident.event_id] = before.get(incident.event_id, now)
             if now - since >= self._times.min_absence:
-                over.append(incident.id)
+                closable.append(incident.id)
             elif incident.event is not None:
-                going_on.add(build_group_id(incident.event))
-        for one in over:  # read again, for all of them may be too much for the memory
-            read = await self._publisher.store.read(partial(read_open_incident, incident_id=one))
+                open_groups.add(build_group_id(incident.event))
+        for incident_id in closable:  # read again, because all of them may be too much for the memory
+            read = await self._publisher.store.read(partial(read_open_incident, incident_id=incident_id))
             if read is None or read.event is None or read.event_id not in self._absent_since:
-                continue  # something has come meanwhile
-            if build_group_id(read.event) not in going_on and await self._publisher.resolve(read, CLOSED_REMARK):
-                log.info("incident closed: Alertmanager no longer has its alerts", incident_id=one)
+                continue  # a new event came meanwhile
+            if build_group_id(read.event) not in open_groups and await self._publisher.resolve(read, CLOSED_REMARK):
+                log.info("incident closed: Alertmanager no longer has its alerts", incident_id=incident_id)
 
     async def _reopen_firing(self, view: _AlertmanagerView) -> None:
         before, self._refired = self._refired, set()
@@ -150,9 +149,7 @@ class Reconciler:
             if event is None:
                 continue
             if incident.event_id not in before:
-                self._refired.add(
-                    incident.event_id
-                )  # Alertmanager may still tell of it, or be told of what inhibits it
+                self._refired.add(incident.event_id)  # Alertmanager may still send it, or get what inhibits it
             elif await self._publisher.publish(incident, event):
                 log.info("incident closed by the relay fires again", incident_id=incident.id)
 
@@ -160,15 +157,15 @@ class Reconciler:
         labels: dict[str, Mapping[str, str]] = {}
         active: dict[str, ActiveAlert] = {}
         counted = 0
-        for peer in self._peers:  # one after the other: each answer may have megabytes
+        for peer in self._peers:  # one after the other: each reply may have megabytes
             try:
-                known = await peer.read_state()
+                state = await peer.read_state()
             except AlertmanagerError as error:
                 self._log_error_change(peer, str(error))
                 continue
-            labels |= known.labels_by_fingerprint
-            active |= known.active_by_fingerprint
-            young = self._publisher.store.clock() - known.started_at < self._times.min_uptime
+            labels |= state.labels_by_fingerprint
+            active |= state.active_by_fingerprint
+            young = self._publisher.store.clock() - state.started_at < self._times.min_uptime
             counted += not young
             self._log_error_change(peer, f"it started less than {self._times.min_uptime:g} s ago" if young else None)
         return _AlertmanagerView(labels, active, counted)
@@ -177,7 +174,7 @@ class Reconciler:
         event = incident.event
         if event is None or event.source == OWN_SOURCE:
             return False
-        # With a source there are Alertmanagers that do not know of one another: it may be the one that did not answer.
+        # With a source there are independent Alertmanagers: the alert may be in the one that did not answer.
         if event.source and view.usable_peers < len(self._peers):
             return False
         firing = {alert.fingerprint for alert in event.alerts if alert.status is Status.FIRING}
@@ -189,11 +186,11 @@ class Reconciler:
             )
         if not firing:
             return False
-        told = await self._publisher.store.read(partial(read_last_firing, incident_id=incident.id))
-        return told.isdisjoint(view.labels_by_fingerprint)
+        fired = await self._publisher.store.read(partial(read_last_firing, incident_id=incident.id))
+        return fired.isdisjoint(view.labels_by_fingerprint)
 
     def _log_error_change(self, peer: AlertmanagerClient, error: str | None) -> None:
-        """Logs what hinders a comparison when it begins and when it ends, not each minute."""
+        """Logs an error of a peer when it begins and when it ends, not each minute."""
         if error == self._errors.get(peer.url):
             return
         if error is None:
@@ -205,7 +202,7 @@ class Reconciler:
 
 
 def _build_refired_event(event: Event, view: _AlertmanagerView) -> Event | None:
-    """What fires again of an incident that the relay closed, and is told of; None where nothing does."""
+    """The event of what fires again of an incident that the relay closed; None if nothing does."""
     alerts = tuple(
         replace(alert, status=Status.FIRING, starts_at=active.starts_at, ends_at=None)
         for alert in event.alerts

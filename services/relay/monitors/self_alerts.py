@@ -1,13 +1,8 @@
-"""Events that the relay makes itself: the beginning of an incident of its own, and what follows in one that is known.
+"""Incidents of the relay's own, and further events of others' incidents: published through the outbox like a webhook.
 
-They are accepted like a webhook. Replicas see the same at the same time, and one may stop in between: so both are
-decided within the transaction, and told once.
-
-A webhook that was not accepted may be an alert that nobody hears of: so the relay tells of it itself.
-
-What comes in is the quarantine; out goes an incident of the relay's own on the default channels, which ends when no
-further webhook was put there for an hour.
-
+Replicas detect the same at the same time, and one may stop in between. So the decision is part of the transaction, and
+each is published once. One of them is here: webhooks in quarantine, because an alert in them may have reached nobody.
+It goes to the default channels, and is resolved when no further webhook was quarantined for an hour.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -34,18 +29,18 @@ class SelfAlert:
     """An incident of the relay's own."""
 
     group: str
-    """Tells it apart from the others, for ever."""
+    """Identifies it among the relay's own, for ever."""
     labels: dict[str, str]
     summary: str
     description: str
 
     @property
     def incident_id(self) -> str:
-        """As the outbox knows it."""
+        """Its id in the outbox."""
         return build_incident_id(self.event(datetime.min.replace(tzinfo=UTC)))
 
     def event(self, starts_at: datetime) -> Event:
-        """Its beginning."""
+        """Its firing event."""
         annotations = {"summary": self.summary, "description": self.description}
         alert = Alert(
             status=Status.FIRING,
@@ -71,11 +66,11 @@ class SelfAlert:
 
 
 class AlertPublisher:
-    """Commits what the relay has to tell.
+    """Commits events of the relay's own.
 
     Args:
         store: the outbox.
-        metrics: counts the deliveries that are merged away.
+        metrics: counts the deliveries that are superseded.
         channels: those that exist.
         wake_channels: called with the channels that have something new, after the commit.
         route: the channels to which an event of this kind goes by the routes.
@@ -96,11 +91,11 @@ class AlertPublisher:
         self._route = route
 
     def now(self) -> datetime:
-        """By this machine's clock."""
+        """The time by this machine's clock."""
         return datetime.fromtimestamp(self.store.clock(), UTC)
 
     async def fire(self, alert: SelfAlert, channels: Collection[str]) -> bool:
-        """Tells these channels of an incident of the relay's own; False where it goes on already.
+        """Opens an incident of the relay's own on these channels; False if it is open already.
 
         Raises:
             StoreUnavailableError: it is not known to be committed.
@@ -113,19 +108,19 @@ class AlertPublisher:
         return await self._accept(event, decide)
 
     async def resolve(self, incident: Incident, remark: str) -> bool:
-        """Tells that all of an incident is over; as `follow`, with a note for the reader."""
+        """Resolves an incident with a remark; see `publish`."""
         return incident.event is not None and await self.publish(
             incident, build_resolve(incident.event, self.now(), remark)
         )
 
     async def publish(self, incident: Incident, event: Event) -> bool:
-        """Tells what follows, on every channel that its latest episode was told on; False where it has changed since.
+        """Adds an event to an incident, on every channel on which it is open; False if it has changed since.
 
-        Where one of those is gone, it may have another name now, to which the routes lead.
+        If one of those is no longer configured, it may have a new name: then the routes count as well.
 
         Args:
             incident: as it was read.
-            event: what follows.
+            event: the next one.
 
         Raises:
             StoreUnavailableError: it is not known to be committed.
@@ -160,7 +155,7 @@ class AlertPublisher:
 
 
 def build_resolve(event: Event, now: datetime, remark: str) -> Event:
-    """The end of what fires in an event, and of what was cut off; what was told resolved with it is not told again."""
+    """The resolve of what fires in an event, and of what was cut off; what is resolved in it already is left out."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     alerts = tuple(
         replace(alert, status=Status.RESOLVED, ends_at=max(now, alert.starts_at)) for alert in firing or event.alerts
@@ -179,18 +174,18 @@ def build_resolve(event: Event, now: datetime, remark: str) -> Event:
 _CHECK_INTERVAL: Final = 5.0
 _RESOLVE_AFTER: Final = 3600.0
 _MAX_REASON: Final = 200
-"""Characters; it may quote what was sent."""
-_RESOLVED_REMARK: Final = "No further webhook was put in quarantine for an hour."
+"""Characters of a reason, which may quote the webhook."""
+_RESOLVED_REMARK: Final = "No further webhook was quarantined for an hour."
 
 log = structlog.get_logger(__name__)
 
 
 class QuarantineMonitor:
-    """Tells of webhooks in quarantine.
+    """Publishes an alert about webhooks in quarantine.
 
     Args:
-        publisher: tells it.
-        channels: whom.
+        publisher: of the alert.
+        channels: where it goes.
     """
 
     def __init__(self, publisher: AlertPublisher, channels: Collection[str]) -> None:
@@ -199,28 +194,28 @@ class QuarantineMonitor:
         self._incident_id = _build_alert([]).incident_id
 
     async def check(self) -> float:
-        """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
+        """Checks once; gives the seconds until the next check. Raises StoreUnavailableError."""
         store = self._publisher.store
         now = await store.run(lambda transaction: transaction.now)
         recent = [entry for entry in await quarantine.list_entries(store) if now - entry.received_at < _RESOLVE_AFTER]
-        told = await store.read(partial(read_open_incident, incident_id=self._incident_id))
-        if recent and told is None:
+        incident = await store.read(partial(read_open_incident, incident_id=self._incident_id))
+        if recent and incident is None:
             await self._publisher.fire(_build_alert(recent), self._channels)
-        elif told is not None and not recent:
-            await self._publisher.resolve(told, _RESOLVED_REMARK)
+        elif incident is not None and not recent:
+            await self._publisher.resolve(incident, _RESOLVED_REMARK)
         return _CHECK_INTERVAL
 
 
 def _build_alert(recent: Sequence[QuarantineEntry]) -> SelfAlert:
-    """The incident, told of what came within the last hour, the newest first."""
+    """The incident of the entries of the last hour, the newest first."""
     last = truncate(clean_line(recent[0].reason), _MAX_REASON) if recent else ""
     number = "1 webhook was" if len(recent) == 1 else f"{len(recent)} webhooks were"
     return SelfAlert(
         group="quarantine",
         labels={"alertname": "RelayWebhookQuarantined", "severity": "warning"},
-        summary=f"{number} not accepted; an alert in it may be unheard",
+        summary=f"{number} not accepted; an alert in it may have reached nobody",
         description=(
-            f"{number} not accepted within the last hour and put in quarantine; the last one because: {last}. "
+            f"{number} quarantined within the last hour; the reason of the last one: {last}. "
             "`GET /api/quarantine` of the relay lists them, `GET /api/quarantine/ID` gives the body of one."
         ),
     )

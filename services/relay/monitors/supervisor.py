@@ -1,7 +1,4 @@
-"""A task that goes on, whatever one of its turns meets.
-
-The watch put together: its tasks run side by side until they are cancelled.
-"""
+"""Runs all monitors side by side until cancelled; an error of one is logged, and it is tried again."""
 
 import asyncio
 import time
@@ -30,10 +27,10 @@ log = structlog.get_logger(__name__)
 
 
 async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
-    """Takes turns until cancelled.
+    """Repeats a step until cancelled.
 
     Args:
-        name: what the log calls it.
+        name: of the monitor, for the log.
         step: gives the seconds until the next one.
     """
     while True:
@@ -41,9 +38,9 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
             pause = await step()
         except StoreUnavailableError:  # the store itself has logged why
             pause = _OUTBOX_RETRY_SECONDS
-        except (Exception, asyncio.CancelledError) as error:  # of one watch, it must end none
+        except (Exception, asyncio.CancelledError) as error:  # of one monitor must not end the others
             if isinstance(error, asyncio.CancelledError) and is_task_cancelled():
-                raise  # else a library let its own cancellation out
+                raise  # else a library let out a cancellation of its own
             log.error("unexpected error in a monitor; it is retried", monitor=name, **describe_exception(error))  # noqa: TRY400  # its text may hold a secret
             pause = _DEFECT_RETRY_SECONDS
         await asyncio.sleep(pause)
@@ -51,23 +48,23 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MonitorSettings:
-    """What a person set of it."""
+    """What the configuration says about the monitors."""
 
     watchdogs: Sequence[Watchdog]
     default_channels: Collection[str]
     alertmanagers: Sequence[str]
-    """URLs of every Alertmanager that sends here; empty compares nothing."""
+    """URLs of every Alertmanager that sends to this relay; empty compares nothing."""
     alertmanager_token: Path | None
     reconcile_times: ReconcileTimes = field(default_factory=ReconcileTimes)
 
 
 class Monitors:
-    """The watch.
+    """All monitors of the relay.
 
     Args:
-        publisher: tells what is found out.
-        settings: what a person set.
-        uptime: since when heartbeats could be kept.
+        publisher: of what they detect.
+        settings: of the configuration.
+        uptime: since when heartbeats can be stored.
     """
 
     def __init__(self, publisher: AlertPublisher, settings: MonitorSettings, uptime: IntakeUptime) -> None:
@@ -87,23 +84,26 @@ class Monitors:
                 self._switches[name].record_heartbeat()
 
     async def run(self) -> None:
-        """Watches until cancelled."""
-        watched = self._settings
-        notice = QuarantineMonitor(self._publisher, watched.default_channels)
-        guard = WatchdogMonitor(self._publisher, watched.watchdogs, self._uptime)
-        turns: dict[str, Callable[[], Awaitable[float]]] = {"quarantine": notice.check, "watchdogs": guard.check}
+        """Runs until cancelled."""
+        settings = self._settings
+        quarantine = QuarantineMonitor(self._publisher, settings.default_channels)
+        watchdogs = WatchdogMonitor(self._publisher, settings.watchdogs, self._uptime)
+        steps: dict[str, Callable[[], Awaitable[float]]] = {
+            "quarantine": quarantine.check,
+            "watchdogs": watchdogs.check,
+        }
         async with AsyncExitStack() as stack:
-            for name, outside in self._switches.items():
-                stack.push_async_callback(outside.close)
-                turns[f"outside address of {name}"] = outside.ping_after_heartbeat
-            if watched.alertmanagers:
-                token = SecretFile(watched.alertmanager_token) if watched.alertmanager_token else None
-                peers = [AlertmanagerClient(url, token) for url in watched.alertmanagers]
+            for name, switch in self._switches.items():
+                stack.push_async_callback(switch.close)
+                steps[f"dead man's switch of {name}"] = switch.ping_after_heartbeat
+            if settings.alertmanagers:
+                token = SecretFile(settings.alertmanager_token) if settings.alertmanager_token else None
+                peers = [AlertmanagerClient(url, token) for url in settings.alertmanagers]
                 for peer in peers:
                     stack.push_async_callback(peer.close)
-                turns["reconcile"] = Reconciler(
-                    self._publisher, peers, watched.reconcile_times, time.monotonic
+                steps["reconcile"] = Reconciler(
+                    self._publisher, peers, settings.reconcile_times, time.monotonic
                 ).reconcile
             async with asyncio.TaskGroup() as tasks:
-                for name, turn in turns.items():
-                    tasks.create_task(run_forever(name, turn), name=f"watch {name}")
+                for name, step in steps.items():
+                    tasks.create_task(run_forever(name, step), name=f"monitor {name}")

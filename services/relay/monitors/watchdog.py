@@ -1,8 +1,7 @@
-"""An alert that always fires has stopped coming: then nothing else would come either, and the relay tells it itself.
+"""Publishes an alert when a watchdog is absent: then Prometheus or Alertmanager may be down, and no other alert comes.
 
-What comes in is how long each watchdog has been silent; out goes an incident of the relay's own, on the watchdog's
-channels, and its end with the next heartbeat. The same heartbeats are passed on to an address outside of this house,
-which notices when they stop, and so when the relay is gone.
+The alert is an incident of the relay's own, on the watchdog's channels; the next heartbeat resolves it. Each heartbeat
+also goes to a dead man's switch, which notices when the relay itself is gone.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -20,7 +19,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.incidents import iterate_open_incidents, read_open_incident
 
 _CHECK_INTERVAL: Final = 5.0
-"""The longest between two looks: another replica may have seen the heartbeat."""
+"""The longest time between two checks: another replica may have received the heartbeat."""
 _IDLE_INTERVAL: Final = 3600.0
 _GROUP_PREFIX: Final = "watchdog/"
 _RESOLVED_REMARK: Final = "The heartbeats are back."
@@ -35,10 +34,10 @@ class Watchdog:
 
     name: str
     expect_every: float
-    """Seconds; a longer silence is told."""
+    """Seconds; a longer absence is an alert."""
     channels: Collection[str]
     ping_url_file: Path | None
-    """Holds the outside address."""
+    """Contains the URL of its dead man's switch."""
 
     def build_alert(self) -> SelfAlert:
         """The incident of its absence."""
@@ -47,18 +46,18 @@ class Watchdog:
             labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": self.name},
             summary=f"No heartbeat of {self.name} for {self.expect_every:g} s: alerts may not reach anybody",
             description=(
-                f"No heartbeat of {self.name} for {self.expect_every:g} s: Prometheus, Alertmanager or the way between "
-                "them and the relay is broken, and so other alerts will not arrive either. Check that Prometheus runs "
-                f"and {self.name} fires on its page of alerts, that Alertmanager lists it and routes it to the relay "
-                "at least as often as `expect_every`, and what Alertmanager's log says of its notifications."
+                f"No heartbeat of {self.name} for {self.expect_every:g} s: Prometheus, Alertmanager or the connection "
+                "between them and the relay is broken, so no other alert will arrive either. Check that Prometheus "
+                f"runs and {self.name} fires on its page of alerts, that Alertmanager lists it and routes it to the "
+                "relay at least as often as `expect_every`, and that Alertmanager's log shows no failed notifications."
             ),
         )
 
 
 class IntakeUptime:
-    """For how long heartbeats could be kept since the last look: of the time before, nothing is concluded.
+    """How long heartbeats could be stored since the last check; only in that time can a watchdog be absent.
 
-    No wall clock knows that: one that jumps ahead, as after a machine was suspended, is no silence.
+    A wall clock does not show that: one that jumps ahead, as after a machine was suspended, is no absence.
 
     Args:
         monotonic: seconds that no clock change touches.
@@ -79,12 +78,12 @@ class IntakeUptime:
 
 
 class WatchdogMonitor:
-    """Tells which watchdogs stay away, and which are back.
+    """Publishes which watchdogs are absent, and which are back.
 
     Args:
-        publisher: tells it.
+        publisher: of the alerts.
         watchdogs: the configured ones.
-        uptime: from now on, since a watchdog that was configured again was awaited by nobody before.
+        uptime: restarted, because a watchdog that is configured again was not expected before.
     """
 
     def __init__(self, publisher: AlertPublisher, watchdogs: Sequence[Watchdog], uptime: IntakeUptime) -> None:
@@ -95,11 +94,11 @@ class WatchdogMonitor:
         self._removed_resolved = False
 
     async def check(self) -> float:
-        """Looks once; gives the seconds until the next look. Raises StoreUnavailableError."""
+        """Checks once; gives the seconds until the next check. Raises StoreUnavailableError."""
         try:
             return await self._check()
         except StoreUnavailableError:
-            self._uptime.restart()  # the outbox took none
+            self._uptime.restart()  # no heartbeat could be stored
             raise
 
     async def _check(self) -> float:
@@ -115,20 +114,20 @@ class WatchdogMonitor:
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
             absent = watchdog.build_alert()
-            told = await store.read(partial(read_open_incident, incident_id=absent.incident_id))
-            silent, since_seen = silences[watchdog.name]
+            incident = await store.read(partial(read_open_incident, incident_id=absent.incident_id))
+            silent, since_heartbeat = silences[watchdog.name]
             if silent >= watchdog.expect_every:
-                if told is None and await self._publisher.fire(absent, watchdog.channels):
+                if incident is None and await self._publisher.fire(absent, watchdog.channels):
                     log.error("watchdog is absent", watchdog=watchdog.name, expect_every=watchdog.expect_every)
             else:
                 pause = min(pause, watchdog.expect_every - silent)
-                back = since_seen < watchdog.expect_every
-                if told is not None and back and await self._publisher.resolve(told, _RESOLVED_REMARK):
+                is_back = since_heartbeat < watchdog.expect_every
+                if incident is not None and is_back and await self._publisher.resolve(incident, _RESOLVED_REMARK):
                     log.info("watchdog is back after an absence", watchdog=watchdog.name)
         return pause
 
     async def _resolve_removed(self, names: Collection[str]) -> None:
-        """Ends the incidents of watchdogs that a person took out of the configuration while they were absent."""
+        """Resolves the incidents of watchdogs that were removed from the configuration while they were absent."""
         async for incident in iterate_open_incidents(self._publisher.store):
             event = incident.event
             if event is None or event.source != OWN_SOURCE or not event.group_key.startswith(_GROUP_PREFIX):

@@ -1,10 +1,10 @@
-"""The first stride's commit: an event and one delivery for each channel it goes to, or nothing where it is a repeat."""
+"""Accepts an event: commits it with one delivery for each channel, or nothing where it is a duplicate."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from services.relay.model import Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
@@ -12,6 +12,7 @@ from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
+from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
 from shared.process.concurrency import run_in_thread_if_large
 
@@ -19,8 +20,21 @@ from shared.process.concurrency import run_in_thread_if_large
 _INSERT_EVENTS: Final = BulkStatement(
     insert(events), [column.name for column in events.c if column is not events.c.seq]
 )
-_READ_SEQS: Final = select(events.c.id, events.c.seq).where(events.c.id.in_(bindparam("ids", expanding=True)))
-_FIRST_WAITING_EVENT: Final = select(func.min(deliveries.c.first_event_seq)).where(
+
+
+class _EventSeqRow(NamedTuple):
+    """The seq that an event got."""
+
+    id: str
+    seq: int
+
+
+_READ_SEQS: Final = RowQuery(_EventSeqRow, select(events.c.id, events.c.seq)).where(
+    events.c.id.in_(bindparam("ids", expanding=True))
+)
+_FIRST_WAITING_EVENT: Final = (
+    select_values(int, deliveries.c.first_event_seq).order_by(deliveries.c.first_event_seq).limit(1)
+).where(
     deliveries.c.incident_id == bindparam("incident"),
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
@@ -34,12 +48,12 @@ _UPDATE_INCIDENTS: Final = BulkStatement(
 
 
 class IncomingEvent(NamedTuple):
-    """An event that asks to be accepted."""
+    """An event to be accepted."""
 
     event: Event
     incident_id: str
     fingerprint: str
-    """What another webhook would equal if it told the same."""
+    """Equal for another webhook with the same content."""
     alertname: str
     body: bytes
     """The webhook as it came."""
@@ -56,7 +70,7 @@ class DeliveryPlan(NamedTuple):
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
-"""What is known and the time of acceptance → what to do; None where the event is no news."""
+"""The incident's state and the time of acceptance → what to do; None where the event is a duplicate."""
 
 
 class AcceptResult(NamedTuple):
@@ -129,19 +143,19 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
     Args:
         store: the outbox.
         incoming: the event.
-        plan: pure; asked within the transaction, so that it sees the latest event whatever arrives beside this one.
+        plan: pure; called in the transaction, so that it sees the latest event whatever arrives at the same time.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    # Written before its turn comes, so that a large event makes nobody wait.
+    # Encoded before the transaction, so that a large event makes nobody wait.
     size = len(incoming.body)
     written = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
     return await store.batch(_accept_batch, _Request(incoming, written, plan), size=size)
 
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:
-    """In rounds: of one incident at most one event in each, so that the next one sees it."""
+    """In rounds with at most one event of each incident, so that the next event sees it."""
     rounds: list[dict[str, int]] = []
     for place, each in enumerate(requests):
         incident = each.incoming.incident_id
@@ -168,20 +182,20 @@ def _accept_round(transaction: Transaction, requests: Sequence[_Request]) -> lis
             latest = known[incident]
             repeated[incident] = AcceptResult(latest.event_id, latest.delivery_count, is_duplicate=True, channels=())
         else:
-            raise ValueError("only what is known can be repeated")
+            raise ValueError("the first event of an incident is no duplicate")
     new = _insert_events(transaction, planned)
     return [(repeated | new)[each.incoming.incident_id] for each in requests]
 
 
 def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -> dict[str, AcceptResult]:
-    """Writes what is new; what was accepted of each incident."""
+    """Inserts the events; gives what was accepted, by incident."""
     if not planned:
         return {}
     rows = [_build_event_row(each.request, transaction.now) for each in planned]
     _INSERT_EVENTS.execute(transaction.connection, rows)
-    numbered = transaction.connection.execute(_READ_SEQS, {"ids": [row["id"] for row in rows]}).all()
-    of_ids = {row.id: row.seq for row in numbered}
-    seqs = [of_ids[row["id"]] for row in rows]
+    numbered = _READ_SEQS.fetch_all(transaction.connection, {"ids": [row["id"] for row in rows]})
+    seq_by_id = {row.id: row.seq for row in numbered}
+    seqs = [seq_by_id[row["id"]] for row in rows]
     _UPDATE_INCIDENTS.execute(
         transaction.connection,
         [
@@ -211,10 +225,10 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
 def _enqueue_deliveries(
     transaction: Transaction, planned: Sequence[_PlannedEvent], seqs: Sequence[int]
 ) -> list[tuple[str, ...]]:
-    """Makes the deliveries of new events; the channels of those that each of them superseded."""
-    news = [_build_deliveries(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
+    """Adds the deliveries of new events; gives the channels of those that each event superseded."""
+    new = [_build_deliveries(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
     channels: dict[str, list[str]] = {}
-    for old in enqueue_deliveries(transaction, [new for of_event in news for new in of_event]).superseded_rows:
+    for old in enqueue_deliveries(transaction, [each for of_event in new for each in of_event]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)
     return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in planned]
 
@@ -222,15 +236,15 @@ def _enqueue_deliveries(
 def _build_deliveries(transaction: Transaction, planned: _PlannedEvent, seq: int) -> list[NewDelivery]:
     """The deliveries of an event.
 
-    What nobody was told of yet, since it waits for a channel that is gone, is told by those that are new to the
-    incident: one of them may be that channel under another name, and an end alone would tell it nothing.
+    Events that wait for a channel that is gone are also delivered on channels that are new to the incident: one of
+    them may be that channel under another name, and a resolve alone would make no sense there.
     """
     incident, plan = planned.request.incoming.incident_id, planned.plan
     first, known_there = seq, frozenset(plan.channels)
     if plan.unconfigured_channels and planned.state is not None:
         known_there = planned.state.open_channels | transaction.unmerged_channels
         waits = {"incident": incident, "channels": list(plan.unconfigured_channels)}
-        first = transaction.connection.execute(_FIRST_WAITING_EVENT, waits).scalar() or seq
+        first = _FIRST_WAITING_EVENT.fetch_first(transaction.connection, waits) or seq
     fresh = planned.state is None
     return [
         NewDelivery(

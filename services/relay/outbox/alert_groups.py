@@ -1,34 +1,48 @@
 """Incidents of the same source and groupKey, whatever their receiver: to some channels, as to PagerDuty, they are one.
 
 A receiver that is renamed during an incident, or a second one, makes such a pair. What resolves the one there resolves
-the other, too: so the end of the one is not told there while the other is open and needs it. That of the last one is.
+the other, too: so the resolve of the one is not sent there while the other is open and needs it. That of the last is.
 
-An alert that one of them tells as over needs nothing of the others: each remembers that, in `resolved_elsewhere`, with
-its latest event by then, since a newer one says more. It stays open, for elsewhere its own end is still to be told.
+An alert that is resolved in one of them does not keep the others open: each records it in `resolved_elsewhere`, with
+its latest event by then, since a newer event counts more. It stays open, since other channels still need its resolve.
 """
 
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, literal_column, select, update
+from sqlalchemy import Connection, and_, bindparam, literal_column, select, update
 
 from services.relay.model import Event, Status, compute_digest, decode_event, split_digests
 from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.rows import (
+    OPEN_INCIDENT_EVENTS,
+    OPEN_INCIDENTS,
+    GroupIncidentRow,
+    OpenIncidentRow,
+    RowQuery,
+)
 from services.relay.outbox.tables import deliveries, events, incidents
 
 _STALE_AFTER: Final = 24 * 3600.0
 """Seconds after its latest event in which an open incident needs its key.
 
-Alertmanager repeats what fires at its `repeat_interval`, 4 h by default. So one that has been quiet for a day is of a
-receiver that is gone, and nobody tells its end.
+Alertmanager repeats what fires at its `repeat_interval`, 4 h by default. So an incident without events for a day is of
+a receiver that is gone, and nobody will resolve it.
 """
 
 _delivery = deliveries.c
 _other = incidents.alias("other")
-_FIND_OPEN: Final = (
-    select(incidents.c.id, _other.c.id.label("other"), _other.c.episode, _other.c.latest_event_seq, _delivery.channel)
+_FIND_OPEN: Final = RowQuery(
+    GroupIncidentRow,
+    select(
+        incidents.c.id.label("incident_id"),
+        _other.c.id.label("other_id"),
+        _other.c.episode,
+        _other.c.latest_event_seq,
+        _delivery.channel,
+    )
     .distinct()
     .select_from(incidents)
     .join(
@@ -36,23 +50,20 @@ _FIND_OPEN: Final = (
         and_(
             _other.c.group_id == incidents.c.group_id,
             _other.c.id != incidents.c.id,
-            _other.c.is_open == literal_column("1"),  # in the words of the index `incidents_of_group`
+            _other.c.is_open == literal_column("1"),  # as the index `incidents_of_group` has it
         ),
     )
-    .join(deliveries, and_(_delivery.incident_id == _other.c.id, _delivery.episode == _other.c.episode))
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-    .where(_delivery.channel.in_(bindparam("channels", expanding=True)))
+    .join(deliveries, and_(_delivery.incident_id == _other.c.id, _delivery.episode == _other.c.episode)),
+).where(
+    incidents.c.id.in_(bindparam("incidents", expanding=True)),
+    _delivery.channel.in_(bindparam("channels", expanding=True)),
 )
-_READ_LATEST: Final = (
-    select(incidents.c.id, incidents.c.group_id, incidents.c.latest_event_seq, incidents.c.resolved_elsewhere)
-    .join(events, events.c.seq == incidents.c.latest_event_seq)
-    .where(incidents.c.is_open == literal_column("1"), events.c.accepted_at > bindparam("since"))
-)
-_LOCK_GROUPS: Final = _READ_LATEST.where(incidents.c.group_id.in_(bindparam("groups", expanding=True))).with_for_update(
-    of=incidents, skip_locked=True
-)
-_READ_INCIDENTS: Final = _READ_LATEST.add_columns(events.c.event).where(
-    incidents.c.id.in_(bindparam("incidents", expanding=True))
+_is_live = (incidents.c.is_open == literal_column("1"), events.c.accepted_at > bindparam("since"))
+_LOCK_GROUPS: Final = OPEN_INCIDENTS.where(
+    *_is_live, incidents.c.group_id.in_(bindparam("groups", expanding=True))
+).for_update(of=incidents, skip_locked=True)
+_READ_INCIDENTS: Final = OPEN_INCIDENT_EVENTS.where(
+    *_is_live, incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _UPDATE_RESOLVED_ELSEWHERE: Final = (
     update(incidents).where(incidents.c.id == bindparam("incident")).values(resolved_elsewhere=bindparam("ends"))
@@ -66,22 +77,19 @@ def build_group_id(event: Event) -> str:
 
 def find_open_incidents(
     connection: Connection, ids: Collection[str], channels: Collection[str]
-) -> Mapping[str, Sequence[Row[*tuple[Any, ...]]]]:
-    """For each incident, the open ones of its group that were given to one of these channels.
-
-    Their rows have other (its id), episode, latest_event_seq and channel.
-    """
-    found: dict[str, list[Row[*tuple[Any, ...]]]] = {}
-    asked = {"incidents": sorted(ids), "channels": sorted(channels)}
-    for row in connection.execute(_FIND_OPEN, asked) if channels else ():
-        found.setdefault(row.id, []).append(row)
+) -> Mapping[str, Sequence[GroupIncidentRow]]:
+    """For each incident, the open ones of its group that have a delivery on one of these channels."""
+    found: dict[str, list[GroupIncidentRow]] = {}
+    if channels:
+        for row in _FIND_OPEN.fetch_all(connection, {"incidents": sorted(ids), "channels": sorted(channels)}):
+            found.setdefault(row.incident_id, []).append(row)
     return found
 
 
 def record_resolved_elsewhere(transaction: Transaction, events: Sequence[tuple[int, Event]]) -> None:
-    """Remembers of the other open incidents of their groups which alerts these events tell as over.
+    """Records in the other open incidents of their groups which alerts these events resolve.
 
-    Nobody waits for it: one that another replica is just changing is left out, and needs its key until the next time.
+    Nobody waits for it: an incident that another replica is changing is left out until the next event.
 
     Args:
         transaction: the one that commits them.
@@ -89,7 +97,7 @@ def record_resolved_elsewhere(transaction: Transaction, events: Sequence[tuple[i
     """
     groups = [build_group_id(event) for _, event in events]
     asked = {"groups": sorted(set(groups)), "since": transaction.now - _STALE_AFTER}
-    for row in transaction.connection.execute(_LOCK_GROUPS, asked).all():
+    for row in _LOCK_GROUPS.fetch_all(transaction.connection, asked):
         before = ended = _read_resolved_elsewhere(row)
         for group, (seq, event) in zip(groups, events, strict=True):
             if group == row.group_id and seq > row.latest_event_seq:
@@ -100,29 +108,31 @@ def record_resolved_elsewhere(transaction: Transaction, events: Sequence[tuple[i
 
 
 def is_dedup_key_in_use(connection: Connection, incident_ids: Collection[str], now: float) -> bool:
-    """Whether one of these incidents is open, lives, and has an alert that fires as far as any of its group says.
+    """Whether one of these incidents is open and recent, and has a firing alert that its group has not resolved.
 
     Args:
         connection: to read with.
         incident_ids: their ids.
         now: unix seconds by the database's clock.
     """
-    for row in connection.execute(_READ_INCIDENTS, {"incidents": sorted(incident_ids), "since": now - _STALE_AFTER}):
+    values = {"incidents": sorted(incident_ids), "since": now - _STALE_AFTER}
+    for row in _READ_INCIDENTS.fetch_all(connection, values):
         event = decode_event(row.event)
         # Of what Alertmanager cut off nobody knows whether it fires.
-        if event.truncated_alerts or not _collect_digests(event, Status.FIRING) <= _read_resolved_elsewhere(row):
+        resolved = _read_resolved_elsewhere(row.incident)
+        if event.truncated_alerts or not _collect_digests(event, Status.FIRING) <= resolved:
             return True
     return False
 
 
 def _collect_digests(event: Event, status: Status) -> frozenset[bytes]:
-    """The digests of the alerts that an event tells with this status."""
+    """The digests of the alerts of an event that have this status."""
     listed = frozenset(compute_digest(alert.fingerprint) for alert in event.alerts if alert.status is status)
     return listed | split_digests(event.unlisted_firing if status is Status.FIRING else event.unlisted_resolved)
 
 
-def _read_resolved_elsewhere(row: Row[*tuple[Any, ...]]) -> frozenset[bytes]:
-    """The digests of the alerts that were told as over since its latest event, by other incidents of its group."""
+def _read_resolved_elsewhere(row: OpenIncidentRow) -> frozenset[bytes]:
+    """The digests of the alerts that other incidents of its group resolved since its latest event."""
     if row.resolved_elsewhere is None:
         return frozenset()
     event, ended = json.loads(row.resolved_elsewhere)

@@ -1,16 +1,36 @@
 """The audit in the outbox's database: who did what, for as long as the retention keeps it."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import Connection, delete, insert, or_, select
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import audit, clean_for_database
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 
 _audit = audit.c
+
+
+class _AuditRow(NamedTuple):
+    """An entry and its number."""
+
+    seq: int
+    entry: AuditEntry
+
+    @classmethod
+    def build(cls, seq: int, *values: Any) -> "_AuditRow":
+        """Of a number and an entry's columns."""
+        return cls(seq, AuditEntry(*values))
+
+
+_ENTRIES: Final = RowQuery(
+    _AuditRow.build, select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object.label("on"))
+).order_by(_audit.seq.desc())
 
 
 class OutboxAudit:
@@ -38,17 +58,13 @@ class OutboxAudit:
 
     async def list_entries(self, limit: int, before: int | None) -> tuple[Sequence[AuditEntry], int | None]:
         """See shared.http.audit_log.AuditLog."""
-        query = select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object).order_by(
-            _audit.seq.desc()
-        )
-        if before is not None:
-            query = query.where(_audit.seq < before)
+        query = _ENTRIES if before is None else _ENTRIES.where(_audit.seq < before)
         try:
-            rows = await self._store.read(lambda connection: connection.execute(query.limit(limit + 1)).all())
+            rows = await self._store.read(query.limit(limit + 1).fetch_all)
         except StoreUnavailableError as error:
             raise AuditUnavailableError(str(error)) from None
-        following = rows[limit - 1][0] if len(rows) > limit else None
-        return [AuditEntry(*row[1:]) for row in rows[:limit]], following
+        next_before = rows[limit - 1].seq if len(rows) > limit else None
+        return [row.entry for row in rows[:limit]], next_before
 
 
 async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) -> int:
@@ -60,8 +76,7 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
     Raises:
         StoreUnavailableError: what went before stays so.
     """
-    too_many = select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1)
-    newest = await store.read(lambda connection: connection.execute(too_many).scalar()) or 0
+    newest = await store.read(partial(_find_excess, max_entries=max_entries))
     oldest = select(_audit.seq).where(or_(_audit.at < cutoff, _audit.seq <= newest)).order_by(_audit.seq).limit(step)
 
     def remove(transaction: Transaction) -> int:
@@ -71,3 +86,9 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
     while removed := await store.run(remove):
         gone += removed
     return gone
+
+
+def _find_excess(connection: Connection, max_entries: int) -> int:
+    """The newest entry that is one too many; 0 where there is none."""
+    too_many = RowQuery(int, select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1))
+    return too_many.fetch_first(connection) or 0

@@ -1,51 +1,48 @@
-"""When a channel may be used: its pace, the pause that its provider asked for, and its breaker. Shared by all replicas.
+"""When a channel may be used: its circuit breaker, and the pause that its provider asked for. Shared by all replicas.
 
-Breaker: after 5 attempts in a row that did not reach the provider, or one that was refused for a reason that only a
-person can end, nothing is claimed for a while; then one delivery tries, and its ending opens the gate or closes it for
-twice as long. When it opens, what waited for its next attempt is due at once. The pause that the provider asked for is
-kept apart from it (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that asks for
-more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
+The circuit breaker opens after 5 attempts in a row that did not reach the provider, or after one that was refused for
+a reason that only a person can end: nothing is claimed for a while. Then one delivery tries (half-open), and its
+outcome closes the breaker, or opens it for twice as long. When it closes, retries are due at once. The provider's own
+pause is kept apart from it (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that
+asks for more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
 """
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import spend
-from services.relay.outbox.tables import State, channels, deliveries
+from services.relay.outbox.rows import CHANNELS, ChannelRow, select_values
+from services.relay.outbox.tables import CLOCK_TOLERANCE, State, channels, deliveries
 
 FAILURE_THRESHOLD: Final = 5
 """Attempts in a row that did not reach the provider."""
 _LOCKED_RETRY_SECONDS: Final = 0.05
-"""When to look again where another replica is just claiming for the channel."""
-CLOCK_TOLERANCE: Final = 10.0
-"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
+"""Seconds until the next try where another replica is claiming for the channel."""
 
 _channel = channels.c
-_LOCK_CHANNEL_IF_FREE: Final = (
-    select(channels).where(_channel.name == bindparam("channel")).with_for_update(skip_locked=True)
-)
-_CHANNEL_EXISTS: Final = select(_channel.name).where(_channel.name == bindparam("channel"))
-_LOCK_CHANNEL: Final = select(channels).where(_channel.name == bindparam("channel")).with_for_update()
-_DOWN_CHANNELS: Final = select(_channel.name).where(_channel.is_down > 0)
-_FAILING_CHANNELS: Final = select(_channel.name).where((_channel.failures > 0) | (_channel.is_down > 0))
+_READ_CHANNEL: Final = CHANNELS.where(_channel.name == bindparam("channel"))
+_LOCK_CHANNEL: Final = _READ_CHANNEL.for_update()
+_LOCK_CHANNEL_IF_FREE: Final = _READ_CHANNEL.for_update(skip_locked=True)
+_DOWN_CHANNELS: Final = select_values(str, _channel.name).where(_channel.is_down > 0)
+_FAILING_CHANNELS: Final = select_values(str, _channel.name).where((_channel.failures > 0) | (_channel.is_down > 0))
 
 
 class ChannelEffect(Enum):
-    """What an attempt said about its channel."""
+    """What the outcome of an attempt means for its channel."""
 
     NOTHING = auto()
     REACHED = auto()
     """The provider answered, be it that it will not have this message."""
     FAILED = auto()
     DOWN = auto()
-    """Everything is refused until a person acts."""
+    """Everything is refused until a person acts, or a longer pause than the longest is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +59,20 @@ class Admission:
 
     limit: int
     retry_in: float | None = None
-    """When to ask again, where a delivery that is due has to wait for the gate."""
+    """Seconds until a delivery that is due may be claimed."""
     channel_down: bool = False
     is_breaker_trial: bool = False
-    """Whether the one that is admitted tries for all the others."""
+    """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
 
 
-def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, Row[*tuple[Any, ...]] | None]:
-    """Whether and how many of at most `limit` deliveries may be claimed; the gate's row is locked then."""
-    row = transaction.connection.execute(_LOCK_CHANNEL_IF_FREE, {"channel": channel}).first()
-    if row is None and not transaction.connection.execute(_CHANNEL_EXISTS, {"channel": channel}).first():
+def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, ChannelRow | None]:
+    """How many of at most `limit` deliveries may be claimed; the channel's row is locked then."""
+    connection, values = transaction.connection, {"channel": channel}
+    row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
+    if row is None and _READ_CHANNEL.fetch_first(connection, values) is None:
         _insert_channel(transaction, channel)
-        row = transaction.connection.execute(_LOCK_CHANNEL_IF_FREE, {"channel": channel}).first()
-    if row is None:  # another replica is just claiming
+        row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
+    if row is None:  # another replica is claiming
         return Admission(0, _LOCKED_RETRY_SECONDS), None
     now, is_down = transaction.now, bool(row.is_down)
     seconds = max(_compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now))
@@ -87,20 +85,20 @@ def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission
 
 def record_claim(
     transaction: Transaction,
-    row: Row[*tuple[Any, ...]],
+    row: ChannelRow,
     count: int,
     *,
     rate: float | None,
     trial_seconds: float | None,
 ) -> None:
-    """Takes note that deliveries were claimed.
+    """Records that deliveries were claimed.
 
     Args:
         transaction: the one under way.
-        row: of the gate, as `admit` gave it.
+        row: of the channel, as `admit` gave it.
         count: how many.
-        rate: messages in a second; None where there is no pace.
-        trial_seconds: how long nothing else is claimed, where it is the one that tries.
+        rate: messages per second; None where the channel has no rate limit.
+        trial_seconds: how long nothing else is claimed, where it is the trial of a circuit breaker.
     """
     changes: dict[str, float] = {}
     if rate is not None:
@@ -112,13 +110,13 @@ def record_claim(
 
 
 def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
-    """Those of some channels to which another success says nothing new: almost always all, and nothing is locked."""
-    return frozenset(names).difference(transaction.connection.execute(_FAILING_CHANNELS).scalars())
+    """Those of some channels that have no failure to forget: almost always all, and nothing is locked."""
+    return frozenset(names).difference(_FAILING_CHANNELS.fetch_all(transaction.connection))
 
 
 def read_down_channels(connection: Connection) -> frozenset[str]:
-    """The channels that refuse everything until a person acts."""
-    return frozenset(connection.execute(_DOWN_CHANNELS).scalars())
+    """The channels that are down until a person acts."""
+    return frozenset(_DOWN_CHANNELS.fetch_all(connection))
 
 
 def record_effect(
@@ -131,24 +129,24 @@ def record_effect(
     retry_after: float | None,
     pauses: PauseLimits,
 ) -> None:
-    """Takes note of how an attempt ended.
+    """Records how an attempt ended.
 
     Args:
         transaction: the one under way.
         channel: its name.
-        effect: what the attempt said.
+        effect: what it means for the channel.
         reason: how it ended.
-        is_breaker_trial: whether it was the one that tried for all.
+        is_breaker_trial: whether it was the trial of a circuit breaker.
         retry_after: seconds that the provider asked to wait.
         pauses: how long a breaker pauses.
     """
     if effect is ChannelEffect.NOTHING and retry_after is None and not is_breaker_trial:
         return
-    row = transaction.connection.execute(_LOCK_CHANNEL, {"channel": channel}).first()
+    row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
     if row is None:
         return
     now, asked = transaction.now, retry_after or 0.0
-    # A longer pause than the longest was asked for; what was under way by then says nothing against it.
+    # A provider may have asked for a longer pause than the longest; attempts under way by then do not end it.
     left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
     if 0 < asked <= pauses.maximum:
         _update_channel(
@@ -168,16 +166,16 @@ def record_effect(
         pause = min(pauses.maximum, pauses.initial * 2.0**doublings) if doublings >= 0 else 0.0
         _pause_until(transaction, channel, now + pause, failures=failures, reason=reason)
     elif is_breaker_trial:
-        _pause_until(transaction, channel, now, failures=row.failures)  # it said nothing: the next one tries
+        _pause_until(transaction, channel, now, failures=row.failures)  # nothing is known: the next one tries
 
 
 def allow_trial(transaction: Transaction, names: Iterable[str]) -> None:
-    """Lets channels behind their breaker be tried at once: a secret changed, somebody asked, or the relay was started.
+    """Lets channels behind their breaker be tried at once: a secret changed, a person asked, or the relay was started.
 
     The pause that a provider asked for stays.
     """
     for name in names:
-        row = transaction.connection.execute(_LOCK_CHANNEL, {"channel": name}).first()
+        row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": name})
         if row is not None and (row.is_down or row.failures >= FAILURE_THRESHOLD):
             _pause_until(transaction, name, transaction.now)
             _make_retries_due(transaction, name)
@@ -194,14 +192,14 @@ def _compute_remaining(until: float, set_at: float, now: float) -> float:
     return max(until - now, 0.0) if set_at <= now + CLOCK_TOLERANCE else 0.0
 
 
-def _compute_retry_after(row: Row[*tuple[Any, ...]], now: float) -> float:
+def _compute_retry_after(row: ChannelRow, now: float) -> float:
     """Seconds that are left of the pause that the provider asked for."""
-    return (
-        0.0 if row.retry_after_until is None else _compute_remaining(row.retry_after_until, row.retry_after_set_at, now)
-    )
+    if row.retry_after_until is None:
+        return 0.0
+    return _compute_remaining(row.retry_after_until, row.retry_after_set_at or 0.0, now)
 
 
-def _close_breaker(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None:
+def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
     was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
     _update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
     if was_closed:
@@ -210,10 +208,10 @@ def _close_breaker(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> None
 
 
 def _make_retries_due(transaction: Transaction, channel: str) -> None:
-    """What waits for its next attempt is due at once, as far as its provider did not ask for a pause: `admit` knows."""
+    """What waits for its next attempt is due at once; a pause that its provider asked for stays, see `admit`."""
     of = deliveries.c
     waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING, of.due_at > transaction.now)
-    # Those that somebody else is just merging are due when he says.
+    # Those that somebody else is merging get their time from that.
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))
     transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))

@@ -1,11 +1,9 @@
-"""How many bytes the outbox holds, and how many it may: what is measured, and what was accepted since.
+"""How many bytes the outbox may hold, and when webhooks are refused since it is full.
 
-From `PRUNE_ABOVE` of `retention.max_bytes` on, `retention` prunes the oldest finished rows, down to `PRUNE_DOWN_TO`.
-Rows that are still to be delivered, and the latest event of an open incident, are never pruned. Where a whole pruning
-round leaves so many of these that they alone come near the limit, webhooks are refused, and Alertmanager sends them
-again: firing ones first, resolved ones only a quarter beyond the limit, since they release what their incident holds.
-Until a round has shown that, webhooks are accepted, since the round may well make room; but only a little beyond the
-limit, or beyond what was there already.
+Where a whole pruning round (see `retention_by_bytes`) leaves so many bytes that cannot be pruned that they alone come
+near the limit, webhooks are refused, and Alertmanager sends them again: firing ones first, resolved ones only a quarter
+beyond the limit, since they release what their incident holds. Until a round has shown that, webhooks are accepted,
+since the round may well make space; but only a little beyond the limit, or beyond what was there already.
 """
 
 import asyncio
@@ -15,22 +13,17 @@ from contextlib import contextmanager
 from typing import Final
 
 import structlog
-from sqlalchemy import Connection, func, select
 
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.tables import deliveries, events, quarantine
+from services.relay.outbox.retention_by_bytes import PRUNE_ABOVE, ROW_OVERHEAD, measure_bytes
 
-PRUNE_ABOVE: Final = 0.8
-PRUNE_DOWN_TO: Final = 0.7
 _FIRING_CEILING: Final = 0.9
 """Up to which part of the limit a webhook that fires is taken, while nothing more can be dropped."""
 _OVERRUN: Final = 0.1
 """What is taken beyond the limit, in parts of it, while more may be dropped."""
 _RESOLVED_OVERRUN: Final = 0.25
 """The same of what resolves, at any time: it lets go of what its incident holds."""
-ROW_OVERHEAD: Final = 1024
-"""What a row takes beside its large columns: the others, its places in the indexes, its attempts."""
 _COPIES_OF_EVENT: Final = 2
 """An event is kept as it came, and as it is read."""
 _DELIVERIES_OVERHEAD: Final = 4 * ROW_OVERHEAD
@@ -42,40 +35,40 @@ _NOTHING_TO_PRUNE: Final = "outbox is full and nothing can be pruned; webhooks a
 _PRUNING_TOO_SLOW: Final = "outbox grows faster than retention prunes it; webhooks are refused"
 
 _EMPTY_DATABASE_BYTES: Final = 1024 * 1024
-"""Bytes of an outbox that holds nothing, rather too many."""
+"""Bytes of an empty outbox, rather too many."""
 
 log = structlog.get_logger(__name__)
 
 
 class ByteLimit:
-    """The limit, for the event loop."""
+    """The limit and what counts against it; for the event loop."""
 
     def __init__(self) -> None:
         self.max_bytes = 0
         """`retention.max_bytes`; 0 sets no limit."""
         self._measured_bytes = 0
         self._started_bytes = 0
-        """Bytes of all webhooks that were taken in hand."""
+        """Bytes of all webhooks that were reserved."""
         self._finished_bytes = 0
-        """Bytes of those of them that are committed, or never will be."""
+        """Bytes of those whose commit is over, whether it succeeded or not."""
         self._finished_when_measured = 0
-        """`_ended` when the last measurement began, which saw all of those."""
+        """`_finished_bytes` when the last measurement began, which includes them."""
         self._bytes_after_pruning = 0
-        """What was there before the first round, or was left by one since."""
+        """Bytes before the first pruning round, or after the last one."""
         self._nothing_to_prune = False
-        """Whether the last whole round left too much."""
+        """Whether the last whole pruning round left too much."""
         self._full_reason = ""
         """Why webhooks are refused, while they are."""
         self._near_limit = asyncio.Event()
 
     @property
     def used_bytes(self) -> int:
-        """What was measured last, and what was taken in hand since; rather too much than too little."""
+        """What was measured last, and what was reserved since; rather too much than too little."""
         return self._measured_bytes + self._started_bytes - self._finished_when_measured
 
     @property
     def accepted_bytes(self) -> int:
-        """Bytes of all webhooks that were taken in hand since the start."""
+        """Bytes of all webhooks that were reserved since the start."""
         return self._started_bytes
 
     @contextmanager
@@ -94,7 +87,7 @@ class ByteLimit:
             self._finished_bytes += cost
 
     async def measure(self, store: Store) -> None:
-        """Has `used` say what is there now. Raises StoreUnavailableError."""
+        """Measures the outbox anew. Raises StoreUnavailableError."""
         first = not self._measured_bytes
         counted = self._finished_bytes
         self._measured_bytes = await store.read(measure_bytes)
@@ -155,27 +148,3 @@ def compute_minimum(size: int) -> int:
 
 def _estimate_stored_size(size: int) -> int:
     return _COPIES_OF_EVENT * size + _DELIVERIES_OVERHEAD
-
-
-def measure_bytes(connection: Connection) -> int:
-    """The bytes that are in use, for `Store.read`. Freed ones are used again, so they do not count."""
-    if connection.dialect.name == "sqlite":
-        pages, free, size = (
-            int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return (pages - free) * size
-    return sum(int(connection.execute(query).scalar_one()) for query in _POSTGRESQL_SIZES)
-
-
-_POSTGRESQL_SIZES: Final = (
-    select(
-        func.coalesce(
-            func.sum(func.pg_column_size(events.c.event) + func.pg_column_size(events.c.body) + ROW_OVERHEAD), 0
-        )
-    ),
-    select(
-        func.coalesce(func.sum(func.coalesce(func.pg_column_size(deliveries.c.payload), 0) + ROW_OVERHEAD), 0)
-    ).select_from(deliveries),
-    select(func.coalesce(func.sum(func.pg_column_size(quarantine.c.body) + ROW_OVERHEAD), 0)),
-)

@@ -1,16 +1,17 @@
 """Who delivers what, and when: one delivery of one incident on one channel at a time, in the order of acceptance.
 
-A claim is a lease: it ends by itself, so that the claims of a crashed relay return. A clean stop returns its own.
+A claim is a lease: it ends by itself, so that the deliveries of a relay that crashed can be claimed again. A clean stop
+releases its own.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Row, and_, bindparam, case, exists, func, select, update
+from sqlalchemy import and_, bindparam, case, exists, func, select, update
 
 from services.relay.model import DeliveryTask, Status
 from services.relay.outbox import breaker
@@ -19,10 +20,56 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
 from services.relay.outbox.rate_limit import count_available
+from services.relay.outbox.rows import DUE_DELIVERIES, EVENTS, DueRow, GroupIncidentRow, RowQuery, select_values
 from services.relay.outbox.tables import State, deliveries, events
 
 MAX_CLAIM_BYTES: Final = 1024 * 1024
 """Bytes of events over which nothing more is claimed with them, so that memory is bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What a worker asks for."""
+
+    channel: str
+    limit: int
+    lease_owner: str
+    """Whose claims they become; unique to this run of a relay."""
+    lease_seconds: float
+    """How long the lease lasts."""
+    rate: float | None
+    """Messages per second that the channel accepts; None where it has no rate limit."""
+    dedup_channels: tuple[str, ...] = ()
+    """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
+    in_flight_ids: tuple[str, ...] = ()
+    """The deliveries that the worker is sending: their leases last, whatever the clock was set to."""
+
+
+class ClaimResult(NamedTuple):
+    """What it gets."""
+
+    tasks: tuple[DeliveryTask, ...]
+    retry_in: float | None
+    """Seconds until it should ask again; None where nothing waits for a moment that is known."""
+    channel_down: bool
+    """Whether the channel is down until a person acts."""
+
+
+class _EpisodeReceiptRow(NamedTuple):
+    """The receipt of an episode's first delivery on a channel."""
+
+    incident_id: str
+    episode: int
+    receipt: str | None
+
+
+class _LastFiringRow(NamedTuple):
+    """The last firing event of an episode that a channel has a delivery of."""
+
+    incident_id: str
+    episode: int
+    event_seq: int
+
 
 _delivery = deliveries.c
 _older = deliveries.alias("older")
@@ -37,32 +84,28 @@ _FIRST_OF_INCIDENT: Final = (
         _older.c.seq < _delivery.seq,
     ),
 )
-"""The unfinished deliveries of a channel that no older one of their incident stands before."""
-# Statements are built once: building one costs more than a database takes to run it.
-_with_event_size = select(deliveries, func.length(events.c.event).label("size"), events.c.status).join(
-    events, events.c.seq == _delivery.event_seq
-)
+"""The unfinished deliveries of a channel that have no older one of their incident before them."""
 _LOCK_DUE: Final = (
-    _with_event_size.where(
+    DUE_DELIVERIES.where(
         *_FIRST_OF_INCIDENT,
         _delivery.due_at <= bindparam("now"),
-        _delivery.id.not_in(bindparam("held", expanding=True)),
+        _delivery.id.not_in(bindparam("in_flight", expanding=True)),
     )
     .order_by(_delivery.due_at, _delivery.seq)
     .limit(bindparam("most"))
-    .with_for_update(of=deliveries, skip_locked=True)
+    .for_update(of=deliveries, skip_locked=True)
 )
-_LOCK_BY_ID: Final = _with_event_size.where(_delivery.id == bindparam("delivery")).with_for_update(of=deliveries)
+_LOCK_BY_ID: Final = DUE_DELIVERIES.where(_delivery.id == bindparam("delivery")).for_update(of=deliveries)
 # Not `min`, for which PostgreSQL looks at every row.
 _NEXT_DUE: Final = (
-    select(_delivery.due_at).where(*_FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
+    select_values(float, _delivery.due_at).where(*_FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
 )
 _MARK_CLAIMED: Final = (
     update(deliveries)
-    .where(_delivery.seq.in_(bindparam("taken", expanding=True)))
+    .where(_delivery.seq.in_(bindparam("claimed", expanding=True)))
     .values(
         state=State.SENDING,
-        lease=bindparam("proof"),
+        lease=bindparam("lease_id"),
         due_at=bindparam("ends"),
         due_set_at=bindparam("now"),
         attempts=_delivery.attempts + 1,
@@ -70,7 +113,7 @@ _MARK_CLAIMED: Final = (
         maybe_sent=case((_delivery.state == State.SENDING, 1), else_=_delivery.maybe_sent),
     )
 )
-_READ_EVENTS: Final = select(events.c.seq, events.c.event).where(events.c.seq.in_(bindparam("wanted", expanding=True)))
+_READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True)))
 _first_delivered = (
     select(func.min(_delivery.seq))
     .where(
@@ -81,11 +124,13 @@ _first_delivered = (
     )
     .group_by(_delivery.incident_id, _delivery.episode)
 )
-_FIRST_RECEIPTS: Final = select(_delivery.incident_id, _delivery.episode, _delivery.receipt).where(
-    _delivery.seq.in_(_first_delivered)
-)
-_LAST_FIRING: Final = (
-    select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq).label("event"))
+_FIRST_RECEIPTS: Final = RowQuery(
+    _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
+).where(_delivery.seq.in_(_first_delivered))
+# Any event of a delivery may have fired: a delivery that fell back late has the beginning and the end in one.
+_LAST_FIRING: Final = RowQuery(
+    _LastFiringRow,
+    select(_delivery.incident_id, _delivery.episode, func.max(events.c.seq).label("event_seq"))
     .group_by(_delivery.incident_id, _delivery.episode)
     .join(
         events,
@@ -93,40 +138,13 @@ _LAST_FIRING: Final = (
             events.c.incident_id == _delivery.incident_id,
             events.c.seq.between(_delivery.first_event_seq, _delivery.event_seq),
         ),
-    )
-    .where(_delivery.incident_id.in_(bindparam("incidents", expanding=True)), _delivery.channel == bindparam("channel"))
-    .where(_delivery.episode.in_(bindparam("episodes", expanding=True)), events.c.status == Status.FIRING)
+    ),
+).where(
+    _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
+    _delivery.channel == bindparam("channel"),
+    _delivery.episode.in_(bindparam("episodes", expanding=True)),
+    events.c.status == Status.FIRING,
 )
-"""The last event that fired. Of what a delivery tells any may have: what falls back late tells the beginning and the
-end as one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """What a worker asks for."""
-
-    channel: str
-    limit: int
-    lease_owner: str
-    """Whose claims they become; unique to this run of a relay."""
-    lease_seconds: float
-    """How long the lease lasts."""
-    rate: float | None
-    """Messages in a second that the channel takes; None where there is no pace."""
-    dedup_channels: tuple[str, ...] = ()
-    """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
-    in_flight_ids: tuple[str, ...] = ()
-    """The deliveries that it is just sending: theirs are the leases that it trusts, whatever the clock was set to."""
-
-
-class ClaimResult(NamedTuple):
-    """What it gets."""
-
-    tasks: tuple[DeliveryTask, ...]
-    retry_in: float | None
-    """When to ask again; None where nothing waits for a moment that is known."""
-    channel_down: bool
-    """Whether the channel refuses everything until a person acts."""
 
 
 async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
@@ -139,111 +157,148 @@ async def claim_due(store: Store, request: ClaimRequest) -> ClaimResult:
 
 
 def _claim_batch(transaction: Transaction, requests: Sequence[ClaimRequest]) -> list[ClaimResult]:
-    return [_claim_channel(transaction, wanted) for wanted in requests]
+    return [_claim_channel(transaction, request) for request in requests]
 
 
-def _claim_channel(transaction: Transaction, wanted: ClaimRequest) -> ClaimResult:
-    admission, row = breaker.admit(transaction, wanted.channel, wanted.limit)
+def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResult:
+    admission, row = breaker.admit(transaction, request.channel, request.limit)
     if row is None or not admission.limit:
         return ClaimResult((), admission.retry_in, admission.channel_down)
-    room, seconds = count_available(row.next_token_at, transaction.now, admission.limit, wanted.rate)
-    due = _lock_due(transaction, wanted, room) if room else []
+    available, token_in = count_available(row.next_token_at, transaction.now, admission.limit, request.rate)
+    if not available:
+        return ClaimResult((), token_in, admission.channel_down)
+    due = _lock_due(transaction, request, available)
     if not due:
-        return ClaimResult(
-            (), seconds if not room else _seconds_until_next(transaction, wanted.channel), admission.channel_down
-        )
-    probe_seconds = wanted.lease_seconds if admission.is_breaker_trial else None
-    breaker.record_claim(transaction, row, len(due), rate=wanted.rate, trial_seconds=probe_seconds)
-    lease = f"{wanted.lease_owner}/{uuid4().hex}"
-    taking = {"taken": [each.seq for each in due], "proof": lease, "now": transaction.now}
-    transaction.connection.execute(_MARK_CLAIMED, {**taking, "ends": transaction.now + wanted.lease_seconds})
-    return ClaimResult(
-        _build_tasks(transaction, wanted, due, lease, admission.is_breaker_trial), 0.0, admission.channel_down
+        return ClaimResult((), _compute_next_due(transaction, request.channel), admission.channel_down)
+    trial_seconds = request.lease_seconds if admission.is_breaker_trial else None
+    breaker.record_claim(transaction, row, len(due), rate=request.rate, trial_seconds=trial_seconds)
+    lease_id = f"{request.lease_owner}/{uuid4().hex}"
+    transaction.connection.execute(
+        _MARK_CLAIMED,
+        {
+            "claimed": [each.delivery.seq for each in due],
+            "lease_id": lease_id,
+            "now": transaction.now,
+            "ends": transaction.now + request.lease_seconds,
+        },
     )
+    tasks = _build_tasks(transaction, request, due, lease_id, is_breaker_trial=admission.is_breaker_trial)
+    return ClaimResult(tasks, 0.0, admission.channel_down)
 
 
-def _lock_due(transaction: Transaction, wanted: ClaimRequest, limit: int) -> list[Row[*tuple[Any, ...]]]:
-    """Rows of deliveries to claim, with the size and status of their event."""
-    asked = {"channel": wanted.channel, "now": transaction.now, "most": limit, "held": wanted.in_flight_ids}
-    found = transaction.connection.execute(_LOCK_DUE, asked).all()
-    due: list[Row[*tuple[Any, ...]]] = []
+def _lock_due(transaction: Transaction, request: ClaimRequest, limit: int) -> list[DueRow]:
+    """The deliveries to claim."""
+    values = {"channel": request.channel, "now": transaction.now, "most": limit, "in_flight": request.in_flight_ids}
+    due: list[DueRow] = []
     size = 0
-    for row in found:
-        if due and size + row.size > MAX_CLAIM_BYTES:
+    for row in _LOCK_DUE.fetch_all(transaction.connection, values):
+        if due and size + row.event_size > MAX_CLAIM_BYTES:
             break
         newest = _merge_expired_lease(transaction, row)
         if newest is not None:
-            size += newest.size
+            size += newest.event_size
             due.append(newest)
     return due
 
 
-def _merge_expired_lease(transaction: Transaction, row: Row[*tuple[Any, ...]]) -> Row[*tuple[Any, ...]] | None:
+def _merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
     """A delivery whose lease ended waits again, and is merged into what waits behind it.
 
-    None where somebody else is just changing what waits of its incident: it has a moment's time.
+    None where somebody else is changing what waits of its incident: it can wait a moment.
     """
-    if row.state != State.SENDING:
+    delivery = row.delivery
+    if delivery.state != State.SENDING:
         return row
-    if not try_lock_incident(transaction, row.incident_id):
+    if not try_lock_incident(transaction, delivery.incident_id):
         return None
-    successor = merge_into_successor(transaction, row, RetryState(row.attempts, transaction.now, row.reason))
-    return transaction.connection.execute(_LOCK_BY_ID, {"delivery": successor}).one() if successor else row
+    retry = RetryState(delivery.attempts, transaction.now, delivery.reason)
+    successor = merge_into_successor(transaction, delivery, retry)
+    return _LOCK_BY_ID.fetch_one(transaction.connection, {"delivery": successor}) if successor else row
 
 
-def _seconds_until_next(transaction: Transaction, channel: str) -> float | None:
+def _compute_next_due(transaction: Transaction, channel: str) -> float | None:
     """In how many seconds the next delivery becomes due, or a lease ends."""
-    due_at = transaction.connection.execute(_NEXT_DUE, {"channel": channel}).scalar()
+    due_at = _NEXT_DUE.fetch_first(transaction.connection, {"channel": channel})
     return None if due_at is None else max(due_at - transaction.now, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _ClaimContext:
+    """What the tasks of one claim are built of, beside their own rows."""
+
+    request: ClaimRequest
+    lease_id: str
+    is_breaker_trial: bool
+    now: float
+    events: Mapping[int, bytes]
+    receipts: Mapping[tuple[str, int], str | None]
+    """By incident and episode."""
+    last_firing: Mapping[tuple[str, int], int]
+    resolved_incidents: Collection[str]
+    """Those whose group matters, since they are resolved on a channel where groups are one."""
+    group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
+
+
 def _build_tasks(
-    transaction: Transaction,
-    request: ClaimRequest,
-    due: Sequence[Row[*tuple[Any, ...]]],
-    lease_id: str,
-    is_breaker_trial: bool,
+    transaction: Transaction, request: ClaimRequest, due: Sequence[DueRow], lease_id: str, *, is_breaker_trial: bool
 ) -> tuple[DeliveryTask, ...]:
-    connection, channel = transaction.connection, request.channel
-    episodes = list({row.episode for row in due})
-    incidents = {"incidents": [row.incident_id for row in due], "episodes": episodes, "channel": channel}
-    wanted = {"wanted": [row.event_seq for row in due]}
-    written = {row.seq: row.event for row in connection.execute(_READ_EVENTS, wanted).all()}
-    first = connection.execute(_FIRST_RECEIPTS, incidents).all()
-    receipts = {(row.incident_id, row.episode): row.receipt for row in first}
-    over = any(row.status == Status.RESOLVED and (row.incident_id, row.episode) not in receipts for row in due)
-    found = connection.execute(_LAST_FIRING, incidents).all() if over else ()
-    fired = {(row.incident_id, row.episode): row.event for row in found}
+    connection = transaction.connection
+    values = {
+        "incidents": [row.delivery.incident_id for row in due],
+        "episodes": list({row.delivery.episode for row in due}),
+        "channel": request.channel,
+    }
+    written = _READ_EVENTS.fetch_all(connection, {"seqs": [row.delivery.event_seq for row in due]})
+    receipts = {(row.incident_id, row.episode): row.receipt for row in _FIRST_RECEIPTS.fetch_all(connection, values)}
+    resolved = [row for row in due if row.event_status == Status.RESOLVED]
+    needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
+    firing = _LAST_FIRING.fetch_all(connection, values) if needs_firing else []
+    resolved_incidents = {row.delivery.incident_id for row in resolved} if request.dedup_channels else set()
+    context = _ClaimContext(
+        request=request,
+        lease_id=lease_id,
+        is_breaker_trial=is_breaker_trial,
+        now=transaction.now,
+        events={row.seq: row.event for row in written},
+        receipts=receipts,
+        last_firing={(row.incident_id, row.episode): row.event_seq for row in firing},
+        resolved_incidents=resolved_incidents,
+        group_incidents=find_open_incidents(connection, resolved_incidents, request.dedup_channels)
+        if resolved_incidents
+        else {},
+    )
+    return tuple(_build_task(row, context) for row in due)
 
-    ends = {row.incident_id for row in due if row.status == Status.RESOLVED} if request.dedup_channels else set()
-    others = find_open_incidents(connection, ends, request.dedup_channels) if ends else {}
 
-    def build_task(row: Row[*tuple[Any, ...]]) -> DeliveryTask:
-        episode = (row.incident_id, row.episode)
-        receipt = receipts.get(episode)
-        return DeliveryTask(
-            delivery_id=row.id,
-            lease_id=lease_id,
-            attempt_number=row.attempts + 1,
-            channel=channel,
-            incident_id=row.incident_id,
-            episode=row.episode,
-            accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
-            age=transaction.now - row.accepted_at,
-            first_event_seq=row.first_event_seq,
-            last_event_seq=row.event_seq,
-            event_json=written[row.event_seq],
-            events_size=row.size,
-            first_receipt=json.loads(receipt) if receipt else None,
-            firing_undelivered=receipt is None
-            and row.status == Status.RESOLVED
-            and fired.get(episode, 0) > (row.maybe_delivered_up_to or 0),
-            maybe_sent=bool(row.maybe_sent) or row.state == State.SENDING,
-            progress=json.loads(row.progress) if row.progress else {},
-            remark=row.remark or "",
-            is_breaker_trial=is_breaker_trial,
-            dedup_channels=request.dedup_channels if row.incident_id in ends else (),
-            open_group_incidents={other.other: other.latest_event_seq for other in others.get(row.incident_id, ())},
-        )
-
-    return tuple(build_task(row) for row in due)
+def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
+    delivery = row.delivery
+    episode = (delivery.incident_id, delivery.episode)
+    receipt = context.receipts.get(episode)
+    last_firing = context.last_firing.get(episode, 0)
+    is_resolved = delivery.incident_id in context.resolved_incidents
+    return DeliveryTask(
+        delivery_id=delivery.id,
+        lease_id=context.lease_id,
+        attempt_number=delivery.attempts + 1,
+        channel=delivery.channel,
+        incident_id=delivery.incident_id,
+        episode=delivery.episode,
+        accepted_at=datetime.fromtimestamp(delivery.accepted_at, UTC),
+        age=context.now - delivery.accepted_at,
+        first_event_seq=delivery.first_event_seq,
+        last_event_seq=delivery.event_seq,
+        event_json=context.events[delivery.event_seq],
+        events_size=row.event_size,
+        first_receipt=json.loads(receipt) if receipt else None,
+        firing_undelivered=receipt is None
+        and row.event_status == Status.RESOLVED
+        and last_firing > (delivery.maybe_delivered_up_to or 0),
+        maybe_sent=bool(delivery.maybe_sent) or delivery.state == State.SENDING,
+        progress=json.loads(delivery.progress) if delivery.progress else {},
+        remark=delivery.remark or "",
+        is_breaker_trial=context.is_breaker_trial,
+        dedup_channels=context.request.dedup_channels if is_resolved else (),
+        open_group_incidents={
+            other.other_id: other.latest_event_seq for other in context.group_incidents.get(delivery.incident_id, ())
+        },
+    )

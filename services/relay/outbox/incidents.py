@@ -1,17 +1,14 @@
-"""What the outbox holds of incidents, and that nobody else changes it until the transaction ends.
+"""Incidents: what is known of the one that a new event belongs to, and those that are open or that the relay closed.
 
-Incidents with their latest event, which says how their alerts stand: the open ones, and those that we closed.
-
-They are read in pages, so that a night with thousands of them costs little memory.
-
+Many incidents are read in pages, so that a night with thousands of them costs little memory.
 """
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Column, Connection, Row, Select, and_, bindparam, func, select, text
+from sqlalchemy import Connection, and_, bindparam, select, text
 
 from services.relay.model import Event, Status, decode_event
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
@@ -19,34 +16,20 @@ from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.replicas import read_served_channels
+from services.relay.outbox.rows import (
+    CURRENT_STATES,
+    EVENTS,
+    INCIDENT_STATES,
+    INCIDENTS,
+    CurrentState,
+    IncidentRow,
+    IncidentStateRow,
+    RowQuery,
+)
 from services.relay.outbox.tables import State, deliveries, events, incidents
 
-_INSERT_INCIDENTS: Final = {
-    dialect: BulkStatement(
-        build_insert(incidents, dialect).on_conflict_do_nothing(), [column.name for column in incidents.c]
-    )
-    for dialect in ("sqlite", "postgresql")
-}
-_READ_LATEST: Final = (
-    select(
-        incidents.c.id.label("incident"), *(incidents.c[name] for name in ("episode", "is_open", "latest_event_seq"))
-    )
-    .add_columns(incidents.c.earlier_events)
-    .add_columns(events.c.id, events.c.fingerprint, events.c.accepted_at, func.length(events.c.body).label("size"))
-    .outerjoin(events, events.c.seq == incidents.c.latest_event_seq)
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-)
-_READ_DELIVERY_STATES: Final = select(deliveries.c.event_seq, deliveries.c.state).where(
-    deliveries.c.event_seq.in_(bindparam("events", expanding=True))
-)
-_READ_OPEN_CHANNELS: Final = (
-    select(deliveries.c.incident_id, deliveries.c.channel)
-    .distinct()
-    .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode))
-    .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
-)
-"""The channels that were given something of an incident's episode."""
-_READ_EVENT: Final = select(events.c.event).where(events.c.seq == bindparam("event"))
+PAGE_SIZE: Final = 20
+"""How many are read at once. An event of a large group has megabytes."""
 _EARLIER_EVENTS: Final = 8
 """How many events before the latest one are remembered: a twin is not so late."""
 
@@ -59,11 +42,11 @@ class EarlierEvent(NamedTuple):
 
 
 class IncidentState(NamedTuple):
-    """What the outbox holds of an incident that has been told of before, and of its latest event."""
+    """What the outbox holds of an incident that has had events, and of its latest event."""
 
     episode: int
     is_open: bool
-    """Whether it still goes on, as far as we were told."""
+    """Whether it is open as far as is known."""
     open_channels: frozenset[str]
     """The channels that were given something of this episode."""
     event_id: str
@@ -79,73 +62,11 @@ class IncidentState(NamedTuple):
     served_channels: frozenset[str] = frozenset()
     """The channels on which any replica delivers."""
     latest_event_json: bytes | None = None
-    """The latest event, where one of those told the same as what comes in."""
+    """The latest event, where one of `earlier_events` has the same content as the new event."""
 
     def encode_earlier_events(self) -> str:
         """What to keep in the incident's row once another event is the latest."""
         return json.dumps([*self.earlier_events, (self.fingerprint, self.accepted_at)][-_EARLIER_EVENTS:])
-
-
-def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> dict[str, IncidentState]:
-    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
-
-    Args:
-        transaction: the one under way.
-        fingerprints: the fingerprint of the event that comes in, by its incident.
-    """
-    connection, ids = transaction.connection, sorted(fingerprints)
-    none = {
-        "episode": 0,
-        "is_open": 0,
-        "latest_event_seq": 0,
-        "group_id": None,
-        "resolved_elsewhere": None,
-        "earlier_events": None,
-    }
-    rows = [{"id": incident, **none} for incident in ids]
-    _INSERT_INCIDENTS[connection.dialect.name].execute(connection, rows)
-    lock_incidents(transaction, ids)
-    latest = [row for row in connection.execute(_READ_LATEST, {"incidents": ids}).all() if row.id is not None]
-    if not latest:
-        return {}
-    states: dict[int, list[str]] = {}
-    for event, state in connection.execute(_READ_DELIVERY_STATES, {"events": [row.latest_event_seq for row in latest]}):
-        states.setdefault(event, []).append(state)
-    on: dict[str, set[str]] = {}
-    for incident, channel in connection.execute(_READ_OPEN_CHANNELS, {"incidents": [row.incident for row in latest]}):
-        on.setdefault(incident, set()).add(channel)
-    live = read_served_channels(connection, transaction.now)
-    known = {}
-    for row in latest:
-        known[row.incident] = _build_state(row, states.get(row.latest_event_seq, []), on.get(row.incident, set()), live)
-        if fingerprints[row.incident] in {earlier.fingerprint for earlier in known[row.incident].earlier_events}:
-            written = connection.execute(_READ_EVENT, {"event": row.latest_event_seq}).scalar_one()
-            known[row.incident] = known[row.incident]._replace(latest_event_json=written)
-    return known
-
-
-def _build_state(
-    row: Row[*tuple[Any, ...]], states: Sequence[str], open_channels: set[str], served_channels: frozenset[str]
-) -> IncidentState:
-    return IncidentState(
-        episode=row.episode,
-        is_open=bool(row.is_open),
-        open_channels=frozenset(open_channels),
-        event_id=row.id,
-        fingerprint=row.fingerprint,
-        accepted_at=row.accepted_at,
-        delivery_count=len(states),
-        has_dead_delivery=State.DEAD in states,
-        is_latest_own=not row.size,
-        served_channels=served_channels,
-        earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events))
-        if row.earlier_events
-        else (),
-    )
-
-
-PAGE_SIZE: Final = 20
-"""How many are read at once. An event of a large group has megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +81,114 @@ class Incident:
     """The latest event; None where something else than this program wrote it."""
 
 
-_INCIDENTS: Final = select(incidents.c.id, incidents.c.episode, events.c.id.label("event_id"), events.c.event).join(
-    events, and_(events.c.seq == incidents.c.latest_event_seq, events.c.incident_id == incidents.c.id)
+class _DeliveryStateRow(NamedTuple):
+    """The state of a delivery of an event."""
+
+    event_seq: int
+    state: str
+
+
+class _OpenChannelRow(NamedTuple):
+    """A channel that has a delivery of an incident's current episode."""
+
+    incident_id: str
+    channel: str
+
+
+_INSERT_INCIDENTS: Final = {
+    dialect: BulkStatement(
+        build_insert(incidents, dialect).on_conflict_do_nothing(), [column.name for column in incidents.c]
+    )
+    for dialect in ("sqlite", "postgresql")
+}
+_NEW_INCIDENT: Final = {
+    "episode": 0,
+    "is_open": 0,
+    "latest_event_seq": 0,
+    "group_id": None,
+    "resolved_elsewhere": None,
+    "earlier_events": None,
+}
+_READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+_READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))
+_READ_DELIVERY_STATES: Final = RowQuery(_DeliveryStateRow, select(deliveries.c.event_seq, deliveries.c.state)).where(
+    deliveries.c.event_seq.in_(bindparam("events", expanding=True))
 )
-_OPEN: Final = _INCIDENTS.where(incidents.c.is_open == 1)
-# In the words of the index `events_of_relay`: among a hundred thousand incidents that are over they are few.
-_CLOSED_BY_RELAY: Final = _INCIDENTS.where(incidents.c.is_open == 0, text("length(events.body) = 0"))
+_READ_OPEN_CHANNELS: Final = RowQuery(
+    _OpenChannelRow,
+    select(deliveries.c.incident_id, deliveries.c.channel)
+    .distinct()
+    .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)),
+).where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+_READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 _NEWEST_FIRST: Final = (
-    select(events.c.event)
-    .where(events.c.incident_id == bindparam("incident"))
-    .order_by(events.c.seq.desc())
+    EVENTS.where(events.c.incident_id == bindparam("incident")).order_by(events.c.seq.desc()).limit(PAGE_SIZE)
+)
+_OPEN: Final = INCIDENTS.where(incidents.c.is_open == 1)
+_READ_OPEN: Final = _OPEN.where(incidents.c.id == bindparam("incident"))
+_OPEN_PAGE: Final = _OPEN.where(incidents.c.id > bindparam("after")).order_by(incidents.c.id).limit(PAGE_SIZE)
+# As the index `events_of_relay` has it: among a hundred thousand incidents that are over they are few.
+_CLOSED_BY_RELAY_PAGE: Final = (
+    INCIDENTS.where(incidents.c.is_open == 0, text("length(events.body) = 0"))
+    .where(events.c.incident_id > bindparam("after"))
+    .order_by(events.c.incident_id)
+    .limit(PAGE_SIZE)
+)
+_held_back = select(deliveries.c.incident_id).where(
+    deliveries.c.finished_at.is_(None), deliveries.c.maybe_delivered_up_to >= deliveries.c.event_seq
+)
+_RESTORED_PAGE: Final = (
+    INCIDENTS.where(incidents.c.is_open == bindparam("is_open"), incidents.c.id.in_(_held_back))
+    .where(incidents.c.id > bindparam("after"))
+    .order_by(incidents.c.id)
     .limit(PAGE_SIZE)
 )
 
 
-def read_last_firing(connection: Connection, incident_id: str) -> frozenset[str]:
-    """The fingerprints of all alerts that an incident last told as firing, as far as its newest events say.
+def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> dict[str, IncidentState]:
+    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
 
-    The latest one need not speak of all: a late twin's lacks what began since, and what is muted is left out.
+    Args:
+        transaction: the one under way.
+        fingerprints: the fingerprint of the event that comes in, by its incident.
+    """
+    connection, ids = transaction.connection, sorted(fingerprints)
+    _INSERT_INCIDENTS[connection.dialect.name].execute(connection, [{"id": each, **_NEW_INCIDENT} for each in ids])
+    lock_incidents(transaction, ids)
+    rows = _READ_STATES.fetch_all(connection, {"incidents": ids})
+    if not rows:
+        return {}
+    states: dict[int, list[str]] = {}
+    for delivery in _READ_DELIVERY_STATES.fetch_all(connection, {"events": [row.latest_event_seq for row in rows]}):
+        states.setdefault(delivery.event_seq, []).append(delivery.state)
+    channels: dict[str, set[str]] = {}
+    for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
+        channels.setdefault(each.incident_id, set()).add(each.channel)
+    served = read_served_channels(connection, transaction.now)
+    known = {}
+    for row in rows:
+        state = _build_state(row, states.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
+        if fingerprints[row.id] in {earlier.fingerprint for earlier in state.earlier_events}:
+            latest = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq})
+            state = state._replace(latest_event_json=latest.event)
+        known[row.id] = state
+    return known
+
+
+def read_current_state(connection: Connection, incident_id: str) -> CurrentState | None:
+    """The episode and the latest event of an incident; None where there is no such incident."""
+    return _READ_CURRENT_STATE.fetch_first(connection, {"incident": incident_id})
+
+
+def read_last_firing(connection: Connection, incident_id: str) -> frozenset[str]:
+    """The fingerprints of all alerts whose last known state is firing, as far as the incident's newest events say.
+
+    The latest event need not have all: a late twin's lacks what began since, and silenced alerts are left out.
     """
     last: dict[str, Status] = {}
-    for (written,) in connection.execute(_NEWEST_FIRST, {"incident": incident_id}):
+    for row in _NEWEST_FIRST.fetch_all(connection, {"incident": incident_id}):
         try:
-            event = decode_event(written)
+            event = decode_event(row.event)
         except ValueError:
             continue
         if event.status is Status.RESOLVED and not event.truncated_alerts:
@@ -194,22 +200,22 @@ def read_last_firing(connection: Connection, incident_id: str) -> frozenset[str]
 
 def read_open_incident(connection: Connection, incident_id: str) -> Incident | None:
     """The incident, where it is open."""
-    row = connection.execute(_OPEN.where(incidents.c.id == incident_id)).first()
-    return row and _build_incident(row)
+    row = _READ_OPEN.fetch_first(connection, {"incident": incident_id})
+    return None if row is None else _build_incident(row)
 
 
 def iterate_open_incidents(store: Store) -> AsyncIterator[Incident]:
     """Every open incident, in the order of their ids. Raises StoreUnavailableError."""
-    return _iterate(store, _OPEN, incidents.c.id)
+    return _iterate(store, _OPEN_PAGE, {})
 
 
 def iterate_closed_by_relay(store: Store) -> AsyncIterator[Incident]:
-    """Every incident whose latest event is an end that the relay told by itself. Raises StoreUnavailableError."""
-    return _iterate(store, _CLOSED_BY_RELAY, events.c.incident_id)
+    """Every incident whose latest event is a resolve of the relay's own. Raises StoreUnavailableError."""
+    return _iterate(store, _CLOSED_BY_RELAY_PAGE, {})
 
 
 def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
-    """Every incident of which something is held back since a backup was restored, and nothing came since.
+    """Every incident with deliveries held back since a backup was restored, and with no newer event.
 
     Args:
         store: the outbox.
@@ -218,27 +224,41 @@ def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    of = deliveries.c
-    waits = select(of.incident_id).where(of.finished_at.is_(None), of.maybe_delivered_up_to >= of.event_seq)
-    query = _INCIDENTS.where(incidents.c.is_open == int(is_open), incidents.c.id.in_(waits))
-    return _iterate(store, query, incidents.c.id)
+    return _iterate(store, _RESTORED_PAGE, {"is_open": int(is_open)})
 
 
-async def _iterate(store: Store, query: Select[*tuple[Any, ...]], key: Column[str]) -> AsyncIterator[Incident]:
-    """In the order of `key`, the incident's id in the table whose index the database shall follow."""
-
-    def page(connection: Connection) -> list[Incident]:
-        return [_build_incident(row) for row in connection.execute(query.where(key > after))]
-
-    query = query.order_by(key).limit(PAGE_SIZE)
+async def _iterate(store: Store, page: RowQuery[IncidentRow], values: Mapping[str, object]) -> AsyncIterator[Incident]:
+    """The incidents of all pages, each of which begins after the last id of the one before."""
     after = ""
-    while found := await store.read(page):
+
+    def read(connection: Connection) -> list[Incident]:
+        return [_build_incident(row) for row in page.fetch_all(connection, {**values, "after": after})]
+
+    while found := await store.read(read):
         for incident in found:
             yield incident
         after = found[-1].id
 
 
-def _build_incident(row: Row[*tuple[Any, ...]]) -> Incident:
+def _build_state(
+    row: IncidentStateRow, states: Sequence[str], open_channels: set[str], served_channels: frozenset[str]
+) -> IncidentState:
+    return IncidentState(
+        episode=row.episode,
+        is_open=bool(row.is_open),
+        open_channels=frozenset(open_channels),
+        event_id=row.event_id,
+        fingerprint=row.fingerprint,
+        accepted_at=row.accepted_at,
+        delivery_count=len(states),
+        has_dead_delivery=State.DEAD in states,
+        is_latest_own=not row.body_size,
+        served_channels=served_channels,
+        earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),
+    )
+
+
+def _build_incident(row: IncidentRow) -> Incident:
     try:
         event = decode_event(row.event)
     except ValueError:

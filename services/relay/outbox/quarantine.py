@@ -1,16 +1,14 @@
-"""What is kept of a webhook that was not accepted, and how much: 100 entries of 512 KiB, so 50 MiB at most.
-
-Where bodies lie that were not accepted: the newest ones, so that a person can see what was sent.
-"""
+"""Webhooks that were not accepted, kept so that a person can see what was sent: the newest 100, 512 KiB of each."""
 
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import clean_for_database, quarantine
 
 MAX_ENTRIES: Final = 100
@@ -18,12 +16,6 @@ MAX_BODY_BYTES: Final = 512 * 1024
 """Bytes that are kept of one body."""
 
 log = structlog.get_logger(__name__)
-
-
-async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
-    """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
-    await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
-    log.warning("webhook quarantined", code=code, error=reason, source=source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +43,26 @@ class QuarantineEntry:
     """Bytes of the body that are kept."""
 
 
+_ENTRIES: Final = RowQuery(
+    QuarantineEntry,
+    select(
+        quarantine.c.seq.label("id"),
+        quarantine.c.received_at,
+        quarantine.c.source,
+        quarantine.c.code,
+        quarantine.c.reason,
+        func.length(quarantine.c.body).label("body_bytes"),
+    ),
+).order_by(quarantine.c.seq.desc())
+_BODY: Final = select_values(bytes, quarantine.c.body).where(quarantine.c.seq == bindparam("entry"))
+
+
+async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
+    """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
+    await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
+    log.warning("webhook quarantined", code=code, error=reason, source=source)
+
+
 async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) -> None:
     """Commits one, and drops the oldest over `max_entries`. Raises StoreUnavailableError."""
     row = {
@@ -71,14 +83,9 @@ async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) 
 
 async def list_entries(store: Store) -> list[QuarantineEntry]:
     """What is kept, the newest first. Raises StoreUnavailableError."""
-    columns = quarantine.c
-    query = select(
-        columns.seq, columns.received_at, columns.source, columns.code, columns.reason, func.length(columns.body)
-    ).order_by(columns.seq.desc())
-    return await store.read(lambda connection: [QuarantineEntry(*row) for row in connection.execute(query)])
+    return await store.read(_ENTRIES.fetch_all)
 
 
 async def read_body(store: Store, entry: int) -> bytes | None:
     """The body of one that is kept; None where there is none. Raises StoreUnavailableError."""
-    query = select(quarantine.c.body).where(quarantine.c.seq == entry)
-    return await store.read(lambda connection: connection.execute(query).scalar())
+    return await store.read(lambda connection: _BODY.fetch_first(connection, {"entry": entry}))

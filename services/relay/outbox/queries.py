@@ -1,6 +1,6 @@
-"""What people and metrics read of the outbox; nothing here changes it, and nothing here waits for who does.
+"""What people and metrics read of the outbox: deliveries, counts and channels, and how API and CLI write them as JSON.
 
-A delivery as JSON, and what is asked for as it is written: the same for the API and for the command line.
+Nothing here changes the outbox, and nothing waits for whoever does.
 """
 
 import json
@@ -8,24 +8,17 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
-from services.relay.outbox import tables
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
 from services.relay.outbox.tables import IS_UNSETTLED, State, attempts, clean_for_database, deliveries, events
-
-_of = deliveries.c
-_select_deliveries = (
-    select(*(column for column in _of if column is not _of.payload), events.c.id.label("public_event_id"))
-    .add_columns(events.c.receiver, events.c.alertname, events.c.status)
-    .join(events, events.c.seq == _of.event_seq)
-)
 
 
 @dataclass(frozen=True, slots=True)
-class DeliveryRow:
+class DeliverySummary:
     """One event, or several merged, on the way to one channel. Times are unix seconds."""
 
     id: str
@@ -43,9 +36,9 @@ class DeliveryRow:
     accepted_at: float
     finished_at: float | None
     superseded_by: str | None
-    """The delivery that tells it instead."""
+    """The delivery that it was merged into."""
     remark: str | None
-    """What the relay itself has to say to the reader, such as why it comes here."""
+    """What the relay itself adds for the reader, such as why it comes here."""
     receipt: Mapping[str, str] | None
 
 
@@ -63,13 +56,13 @@ class AttemptRow:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryDetails:
-    """All that is known of one delivery."""
+    """One delivery with its attempts and payload."""
 
-    delivery: DeliveryRow
+    delivery: DeliverySummary
     attempts: list[AttemptRow]
     """The oldest first."""
     supersedes: list[str]
-    """The deliveries that it tells of, too; those that retention has taken are missing."""
+    """The deliveries that were merged into it; those that retention has pruned are missing."""
     payload: str | None
     """What was last sent, credentials masked; None before the first attempt."""
 
@@ -78,7 +71,7 @@ class DeliveryDetails:
 class DeliveryPage:
     """Some deliveries, the newest first."""
 
-    deliveries: list[DeliveryRow]
+    deliveries: list[DeliverySummary]
     before: int | None
     """Where the next page begins; None where there is none. It stays right while deliveries are added."""
 
@@ -95,13 +88,13 @@ class DeliveryCount:
 
 @dataclass(frozen=True, slots=True)
 class ChannelState:
-    """How a channel stands with all replicas."""
+    """The state of a channel, for all replicas."""
 
     name: str
     is_down: bool
-    """Whether it refuses everything until a person acts."""
+    """Whether it is down until a person acts."""
     paused_until: float
-    """Its breaker lets nothing be claimed before; unix seconds."""
+    """Until then its circuit breaker is open; unix seconds."""
     failures: int
     """Attempts in a row that did not reach it."""
 
@@ -115,6 +108,101 @@ class DeliveryFilter:
     alertname: str | None = None
     since: float | None = None
     """Accepted at or after it, unix seconds."""
+
+
+class _SummaryRow(NamedTuple):
+    """A delivery with its last event, for `DeliverySummary`."""
+
+    seq: int
+    id: str
+    event_id: str
+    incident_id: str
+    receiver: str
+    alertname: str
+    status: str
+    channel: str
+    state: str
+    attempts: int
+    reason: str | None
+    accepted_at: float
+    finished_at: float | None
+    superseded_by: str | None
+    remark: str | None
+    receipt: str | None
+
+    def build_summary(self) -> DeliverySummary:
+        """As people read it."""
+        values = self._asdict()
+        del values["seq"]
+        values["attempt_count"] = values.pop("attempts")
+        values["state"] = State(self.state)
+        values["receipt"] = json.loads(self.receipt) if self.receipt else None
+        return DeliverySummary(**values)
+
+
+class _CountRow(NamedTuple):
+    """For `DeliveryCount`."""
+
+    channel: str
+    state: str
+    delivery_count: int
+    oldest_accepted_at: float
+
+
+_of = deliveries.c
+_of_attempt = attempts.c
+_SUMMARIES: Final = RowQuery(
+    _SummaryRow,
+    select(
+        _of.seq,
+        _of.id,
+        events.c.id.label("event_id"),
+        _of.incident_id,
+        events.c.receiver,
+        events.c.alertname,
+        events.c.status,
+        _of.channel,
+        _of.state,
+        _of.attempts,
+        _of.reason,
+        _of.accepted_at,
+        _of.finished_at,
+        _of.superseded_by,
+        _of.remark,
+        _of.receipt,
+    ).join(events, events.c.seq == _of.event_seq),
+)
+_SUMMARY: Final = _SUMMARIES.where(_of.id == bindparam("delivery"))
+_PAYLOAD: Final = select_values(bytes, _of.payload).where(_of.id == bindparam("delivery"), _of.payload.is_not(None))
+_ATTEMPTS: Final = (
+    RowQuery(
+        AttemptRow,
+        select(_of_attempt.number, _of_attempt.started_at, _of_attempt.seconds, _of_attempt.reason, _of_attempt.detail),
+    )
+    .where(_of_attempt.delivery_seq == bindparam("seq"))
+    .order_by(_of_attempt.number)
+)
+_SUPERSEDED: Final = (
+    select_values(str, _of.id)
+    .where(
+        _of.incident_id == bindparam("incident"),
+        _of.channel == bindparam("channel"),
+        _of.superseded_by == bindparam("delivery"),
+    )
+    .order_by(_of.seq)
+)
+_COUNTS: Final = RowQuery(
+    _CountRow,
+    select(
+        _of.channel,
+        _of.state,
+        func.count().label("delivery_count"),
+        func.min(_of.oldest_accepted_at).label("oldest_accepted_at"),
+    ).group_by(_of.channel, _of.state),
+).where(IS_UNSETTLED)
+_DEAD_COUNT: Final = select_values(int, func.count(_of.seq)).where(
+    _of.channel == bindparam("channel"), _of.state == State.DEAD, IS_UNSETTLED
+)
 
 
 async def list_deliveries(
@@ -131,7 +219,7 @@ async def list_deliveries(
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    query = _select_deliveries.order_by(_of.seq.desc()).limit(limit + 1)
+    query = _SUMMARIES.order_by(_of.seq.desc()).limit(limit + 1)
     for column, value in (
         (_of.state, filter_.state),
         (_of.channel, filter_.channel),
@@ -143,88 +231,53 @@ async def list_deliveries(
         query = query.where(_of.accepted_at >= filter_.since)
     if before is not None:
         query = query.where(_of.seq < before)
-    rows = await store.read(lambda connection: connection.execute(query).all())
-    shown = rows[:limit]
-    return DeliveryPage([_build_delivery(row) for row in shown], shown[-1].seq if len(rows) > limit else None)
+    rows = await store.read(query.fetch_all)
+    page = rows[:limit]
+    return DeliveryPage([row.build_summary() for row in page], page[-1].seq if len(rows) > limit else None)
 
 
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
-    """All that is known of a delivery; None where there is none. Raises StoreUnavailableError."""
+    """One delivery with its attempts and payload; None where there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _read_details(connection, delivery_id))
 
 
 def count_deliveries(connection: Connection) -> list[DeliveryCount]:
-    """How many deliveries each channel has in each of `COUNTED`, for `Store.read`; those with none are left out."""
-    query = (
-        select(_of.channel, _of.state, func.count(), func.min(_of.oldest_accepted_at))
-        .where(IS_UNSETTLED)
-        .group_by(_of.channel, _of.state)
-    )
-    rows = connection.execute(query)
-    return [DeliveryCount(channel, State(state), number, oldest) for channel, state, number, oldest in rows]
+    """How many deliveries each channel has in each state of `UNSETTLED`, for `Store.read`; no row where it has none."""
+    return [
+        DeliveryCount(row.channel, State(row.state), row.delivery_count, row.oldest_accepted_at)
+        for row in _COUNTS.fetch_all(connection)
+    ]
 
 
 async def count_dead(store: Store, channel: str) -> int:
     """How many deliveries of a channel were given up. Raises StoreUnavailableError."""
-    of_channel = _of.channel == channel, _of.state == State.DEAD, IS_UNSETTLED
-    query = select(func.count()).select_from(deliveries).where(*of_channel)
-    return await store.read(lambda connection: connection.execute(query).scalar_one())
+    return await store.read(lambda connection: _DEAD_COUNT.fetch_one(connection, {"channel": channel}))
 
 
 def read_channel_states(connection: Connection) -> list[ChannelState]:
-    """How each channel stands that was ever tried; for `Store.read`."""
-    columns = tables.channels.c
-    query = select(columns.name, columns.is_down, columns.paused_until, columns.failures)
+    """The state of each channel that was ever used; for `Store.read`."""
     return [
-        ChannelState(name, bool(is_down), paused_until, failures)
-        for name, is_down, paused_until, failures in connection.execute(query)
+        ChannelState(row.name, bool(row.is_down), row.paused_until, row.failures)
+        for row in CHANNELS.fetch_all(connection)
     ]
 
 
 def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails | None:
-    row = connection.execute(_select_deliveries.add_columns(_of.payload).where(_of.id == delivery_id)).first()
+    values = {"delivery": delivery_id}
+    row = _SUMMARY.fetch_first(connection, values)
     if row is None:
         return None
-    of_try = attempts.c
-    tried = connection.execute(
-        select(of_try.number, of_try.started_at, of_try.seconds, of_try.reason, of_try.detail)
-        .where(of_try.delivery_seq == row.seq)
-        .order_by(of_try.number)
-    )
-    superseded = connection.execute(
-        select(_of.id)
-        .where(_of.incident_id == row.incident_id, _of.channel == row.channel, _of.superseded_by == delivery_id)
-        .order_by(_of.seq)
-    )
+    payload = _PAYLOAD.fetch_first(connection, values)
+    superseded = {**values, "incident": row.incident_id, "channel": row.channel}
     return DeliveryDetails(
-        delivery=_build_delivery(row),
-        attempts=[AttemptRow(*each) for each in tried],
-        supersedes=list(superseded.scalars()),
-        payload=None if row.payload is None else zlib.decompress(row.payload).decode(),
+        delivery=row.build_summary(),
+        attempts=_ATTEMPTS.fetch_all(connection, {"seq": row.seq}),
+        supersedes=_SUPERSEDED.fetch_all(connection, superseded),
+        payload=None if payload is None else zlib.decompress(payload).decode(),
     )
 
 
-def _build_delivery(row: Row[*tuple[object, ...]]) -> DeliveryRow:
-    return DeliveryRow(
-        id=row.id,
-        event_id=row.public_event_id,
-        incident_id=row.incident_id,
-        receiver=row.receiver,
-        alertname=row.alertname,
-        status=row.status,
-        channel=row.channel,
-        state=State(row.state),
-        attempt_count=row.attempts,
-        reason=row.reason,
-        accepted_at=row.accepted_at,
-        finished_at=row.finished_at,
-        superseded_by=row.superseded_by,
-        remark=row.remark,
-        receipt=json.loads(row.receipt) if row.receipt else None,
-    )
-
-
-def encode_delivery(delivery: DeliveryRow) -> dict[str, Any]:
+def encode_delivery(delivery: DeliverySummary) -> dict[str, Any]:
     """A delivery."""
     times = {"accepted_at": format_time(delivery.accepted_at), "finished_at": format_time(delivery.finished_at)}
     return {**asdict(delivery), **times}

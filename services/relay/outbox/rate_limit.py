@@ -1,22 +1,22 @@
-"""How many messages a channel's pace lets go now: a bucket that fills at its rate and holds what 5 s of it give.
+"""A channel's rate limit: a token bucket that fills at the channel's rate and holds the tokens of 5 s.
 
-It is kept as one moment, when the next message would go were none saved up, as the Generic Cell Rate Algorithm does.
+It is stored as one time, when the next token of an empty bucket is there, as in the Generic Cell Rate Algorithm.
 """
 
 from typing import Final
 
 BURST_SECONDS: Final = 5.0
-"""What a channel's pace may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
+"""How much of its rate a channel may save up: Slack allows "short bursts", https://docs.slack.dev/apis/web-api/rate-limits"""
 
 
 def count_available(next_token_at: float, now: float, limit: int, rate: float | None) -> tuple[int, float | None]:
-    """How many messages the pace lets go now, and in how many seconds the next one, where it is fewer than `limit`.
+    """How many messages may be sent now, and in how many seconds the next one, where it is fewer than `limit`.
 
     Args:
-        next_token_at: when it lets the next message go, were none saved up.
+        next_token_at: when the next token of an empty bucket is there.
         now: unix seconds.
         limit: how many there may be.
-        rate: messages in a second; None where there is no pace.
+        rate: messages per second; None where there is no limit.
     """
     if rate is None:
         return limit, None

@@ -1,75 +1,111 @@
-"""Dead letters are sent again: not as they were, which may be long over, but as the current state of their incident.
+"""Sends dead letters again: not as they were, which may be long over, but as the current state of their incident.
 
-A person asks for it, or the clock by which they were given up proves wrong. Where a person does, what waits for its
-next attempt is due at once, and where a breaker holds the channel back, it is tried at once.
-
-What was given up is tried again because a person says so: one delivery, or all of a channel.
+A person asks for it, for one delivery or all of a channel, or the clock by which they were given up proves wrong.
+Where a person asks, what waits for its next attempt is due at once, and a channel behind its circuit breaker is tried.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from sqlalchemy import Row, bindparam, literal_column, select, update
+from sqlalchemy import Connection, bindparam, literal_column, update
 
 from services.relay.outbox import breaker, queries
-from services.relay.outbox.breaker import commit_allow_trial
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
-from services.relay.outbox.queries import DeliveryRow
-from services.relay.outbox.tables import IS_UNSETTLED, State, deliveries, incidents
+from services.relay.outbox.incidents import read_current_state
+from services.relay.outbox.merge import (
+    DeliveryChanges,
+    NewDelivery,
+    enqueue_deliveries,
+    list_superseded,
+    lock_incidents,
+)
+from services.relay.outbox.queries import DeliverySummary
+from services.relay.outbox.rows import DELIVERIES, DeliveryRow
+from services.relay.outbox.tables import CLOCK_TOLERANCE, IS_UNSETTLED, State, deliveries
 
-_REQUEUE_STEP: Final = 32
-"""How many dead letters are sent again in one transaction."""
+BULK_STEP: Final = 200
+"""Deliveries that one transaction of `retry_channel` sends again."""
+_TOO_EARLY_STEP: Final = 32
+"""Deliveries that one transaction of `requeue_too_early` sends again."""
 _AGE_TOLERANCE: Final = 1.0
-"""Seconds: an age is measured before the ending is committed, and by another clock."""
+"""Seconds: an age is measured before the outcome is committed, and by another clock."""
+_NOT_RETRYABLE: Final = {
+    State.SENDING: "it is being sent",
+    State.DELIVERED: "it was delivered",
+    State.SUPERSEDED: "another delivery supersedes it",
+}
 
 _delivery = deliveries.c
-_FIND_DELIVERY: Final = select(_delivery.seq, _delivery.incident_id).where(_delivery.id == bindparam("delivery"))
+_FIND_DELIVERY: Final = DELIVERIES.where(_delivery.id == bindparam("delivery"))
 _FIND_DEAD: Final = (
-    select(_delivery.seq, _delivery.incident_id)
-    .where(_delivery.channel == bindparam("channel"), _delivery.state == State.DEAD, IS_UNSETTLED)
+    DELIVERIES.where(_delivery.channel == bindparam("channel"), _delivery.state == State.DEAD, IS_UNSETTLED)
     .order_by(_delivery.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
     .limit(bindparam("most"))
 )
 _FIND_DEAD_TOO_EARLY: Final = (
-    select(_delivery.seq, _delivery.incident_id)
-    # In the words of the index `deliveries_dead`.
-    .where(
-        _delivery.state == literal_column("'dead'"), _delivery.finished_at > bindparam("now") + breaker.CLOCK_TOLERANCE
+    DELIVERIES.where(
+        _delivery.state == literal_column("'dead'"),  # as the index `deliveries_dead` has it
+        _delivery.finished_at > bindparam("now") + CLOCK_TOLERANCE,
+        _delivery.finished_at - _delivery.accepted_at > bindparam("give_up_after") - _AGE_TOLERANCE,
     )
-    .where(_delivery.finished_at - _delivery.accepted_at > bindparam("give_up_after") - _AGE_TOLERANCE)
     .order_by(_delivery.finished_at)
-    .limit(_REQUEUE_STEP)
+    .limit(_TOO_EARLY_STEP)
 )
 _LOCK_DELIVERIES: Final = (
-    select(
-        _delivery.seq,
-        _delivery.state,
-        _delivery.channel,
-        _delivery.incident_id,
-        _delivery.event_seq,
-        _delivery.first_event_seq,
-        _delivery.episode,
-    )
-    .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
-    .order_by(_delivery.seq)
-    .with_for_update()
-)
-_CURRENT_STATE: Final = select(incidents.c.episode, incidents.c.latest_event_seq).where(
-    incidents.c.id == bindparam("incident")
+    DELIVERIES.where(_delivery.seq.in_(bindparam("seqs", expanding=True))).order_by(_delivery.seq).for_update()
 )
 
 
-class RequeueResult(NamedTuple):
-    """What was sent again."""
+class UnknownDeliveryError(Exception):
+    """There is no such delivery, or not any more."""
 
-    superseded_channels: list[str]
-    """The channel of each delivery that waited, and was merged into a new one."""
-    channels_to_wake: set[str]
-    """The channels that have something new to deliver."""
+
+class NotRetryableError(Exception):
+    """The message is a sentence that says why."""
+
+
+async def retry_delivery(store: Store, delivery_id: str, channels: Collection[str]) -> DeliverySummary:
+    """Tries a delivery again that is dead, or waits for its next attempt; gives it as it stands then.
+
+    Args:
+        store: the outbox.
+        delivery_id: which.
+        channels: the configured names.
+
+    Raises:
+        UnknownDeliveryError: nothing was changed.
+        NotRetryableError: nothing was changed.
+        StoreUnavailableError: nothing was changed, or it cannot be read how it stands.
+    """
+    before = await _read_delivery(store, delivery_id)
+    if before.channel not in channels:
+        raise NotRetryableError(f"its channel, {before.channel}, is not configured any more")
+    state = await requeue(store, delivery_id)
+    if state in _NOT_RETRYABLE:
+        raise NotRetryableError(f"there is nothing to try again: {_NOT_RETRYABLE[state]}")
+    return await _read_delivery(store, delivery_id)
+
+
+async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
+    """Tries again what is dead on a channel now, in steps; gives how many each step took.
+
+    What dies again meanwhile is left alone, else it would never end. Where the channel is down, what waits for it is
+    tried at once, too.
+
+    Raises:
+        StoreUnavailableError: the steps before this one are done.
+    """
+    await breaker.commit_allow_trial(store, [channel])
+    left = await queries.count_dead(store, channel)
+    while left > 0:
+        count = await requeue_dead(store, channel, min(left, BULK_STEP))
+        if count == 0:
+            return
+        left -= count
+        yield count
 
 
 async def requeue(store: Store, delivery_id: str) -> State | None:
@@ -81,15 +117,15 @@ async def requeue(store: Store, delivery_id: str) -> State | None:
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    return await store.run(lambda transaction: _requeue_one(transaction, delivery_id))
+    return await store.run(partial(_requeue_one, delivery_id=delivery_id))
 
 
 async def requeue_dead(store: Store, channel: str, limit: int) -> int:
     """Sends up to `limit` dead letters of a channel again, the oldest first; how many. Raises StoreUnavailableError."""
-    return await store.run(lambda transaction: _requeue_channel(transaction, channel, limit))
+    return await store.run(partial(_requeue_channel, channel=channel, limit=limit))
 
 
-async def requeue_too_early(store: Store, give_up_after: float) -> RequeueResult:
+async def requeue_too_early(store: Store, give_up_after: float) -> DeliveryChanges:
     """Sends again what was given up for its age, by a clock that has been set back since.
 
     Args:
@@ -99,29 +135,25 @@ async def requeue_too_early(store: Store, give_up_after: float) -> RequeueResult
     Raises:
         StoreUnavailableError: the steps before this one are done.
     """
-    done = RequeueResult([], set())
-    while True:
-        found = await store.read(
-            lambda connection: connection.execute(
-                _FIND_DEAD_TOO_EARLY,
-                {"now": dialect.read_clock(connection, store.clock), "give_up_after": give_up_after},
-            ).all()
-        )
-        if not found:
-            return done
-        step = await store.run(partial(_requeue_found, found=found))
-        done.superseded_channels.extend(step.superseded_channels)
-        done.channels_to_wake.update(step.channels_to_wake)
+    changes = DeliveryChanges()
+    while found := await store.read(partial(_find_dead_too_early, store=store, give_up_after=give_up_after)):
+        changes = changes.add(await store.run(partial(_requeue_found, found=found)))
+    return changes
 
 
-def _requeue_found(transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]) -> RequeueResult:
+def _find_dead_too_early(connection: Connection, store: Store, give_up_after: float) -> list[DeliveryRow]:
+    now = dialect.read_clock(connection, store.clock)
+    return _FIND_DEAD_TOO_EARLY.fetch_all(connection, {"now": now, "give_up_after": give_up_after})
+
+
+def _requeue_found(transaction: Transaction, found: Sequence[DeliveryRow]) -> DeliveryChanges:
     dead = [row for row in _lock_deliveries(transaction, found) if row.state == State.DEAD]
     superseded = [channel for row in dead for channel in _enqueue_current_state(transaction, row)]
-    return RequeueResult(superseded, {row.channel for row in dead})
+    return DeliveryChanges(list_superseded(superseded), frozenset(row.channel for row in dead))
 
 
 def _requeue_one(transaction: Transaction, delivery_id: str) -> State | None:
-    found = transaction.connection.execute(_FIND_DELIVERY, {"delivery": delivery_id}).all()
+    found = _FIND_DELIVERY.fetch_all(transaction.connection, {"delivery": delivery_id})
     if not found:
         return None
     (row,) = _lock_deliveries(transaction, found)
@@ -129,19 +161,15 @@ def _requeue_one(transaction: Transaction, delivery_id: str) -> State | None:
     if state is State.DEAD:
         _enqueue_current_state(transaction, row)
     elif state in (State.QUEUED, State.RETRYING):
-        due = (
-            update(deliveries)
-            .where(_delivery.seq == row.seq)
-            .values(due_at=transaction.now, due_set_at=transaction.now)
-        )
-        transaction.connection.execute(due)
+        due = update(deliveries).where(_delivery.seq == row.seq)
+        transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
     if state in (State.DEAD, State.QUEUED, State.RETRYING):
         breaker.allow_trial(transaction, [row.channel])
     return state
 
 
 def _requeue_channel(transaction: Transaction, channel: str, limit: int) -> int:
-    found = transaction.connection.execute(_FIND_DEAD, {"channel": channel, "most": limit}).all()
+    found = _FIND_DEAD.fetch_all(transaction.connection, {"channel": channel, "most": limit})
     dead = [row for row in _lock_deliveries(transaction, found) if row.state == State.DEAD]
     for row in dead:
         _enqueue_current_state(transaction, row)
@@ -150,93 +178,36 @@ def _requeue_channel(transaction: Transaction, channel: str, limit: int) -> int:
     return len(found)
 
 
-def _lock_deliveries(
-    transaction: Transaction, found: Sequence[Row[*tuple[Any, ...]]]
-) -> Sequence[Row[*tuple[Any, ...]]]:
+def _lock_deliveries(transaction: Transaction, found: Sequence[DeliveryRow]) -> Sequence[DeliveryRow]:
     """The deliveries as they are once nobody else changes anything of their incidents."""
+    if not found:
+        return ()
     lock_incidents(transaction, {row.incident_id for row in found})
-    return transaction.connection.execute(_LOCK_DELIVERIES, {"seqs": [row.seq for row in found]}).all() if found else []
+    return _LOCK_DELIVERIES.fetch_all(transaction.connection, {"seqs": [row.seq for row in found]})
 
 
-def _enqueue_current_state(transaction: Transaction, dead: Row[*tuple[Any, ...]]) -> list[str]:
-    """A new delivery tells everything from what the dead one told to the incident's latest event.
+def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[str]:
+    """A new delivery of everything from the dead one's first event to the incident's latest one.
 
     Returns:
         The channel of each delivery that was merged into it.
     """
-    connection = transaction.connection
-    current = connection.execute(_CURRENT_STATE, {"incident": dead.incident_id}).one()
-    # Where every event is told by itself, the later ones have deliveries of their own.
-    itself = dead.channel in transaction.unmerged_channels
-    last, episode = (dead.event_seq, dead.episode) if itself else (current.latest_event_seq, current.episode)
-    new = NewDelivery(last, dead.first_event_seq, dead.incident_id, episode, dead.channel)
+    current = read_current_state(transaction.connection, dead.incident_id)
+    if current is None or dead.channel in transaction.unmerged_channels:
+        # On a channel that merges nothing, the later events have deliveries of their own.
+        latest, episode = dead.event_seq, dead.episode
+    else:
+        latest, episode = current.latest_event_seq, current.episode
+    new = NewDelivery(latest, dead.first_event_seq, dead.incident_id, episode, dead.channel)
     enqueued = enqueue_deliveries(transaction, [new])
-    (told_by,) = enqueued.delivery_ids
+    (successor,) = enqueued.delivery_ids
     superseded = update(deliveries).where(_delivery.seq == dead.seq)
-    connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=told_by))
+    transaction.connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=successor))
     return [old.channel for old in enqueued.superseded_rows]
 
 
-BULK_STEP: Final = 200
-"""Deliveries in one transaction."""
-_NOT_RETRYABLE: Final = {
-    State.SENDING: "it is being sent",
-    State.DELIVERED: "it was delivered",
-    State.SUPERSEDED: "another delivery tells it instead",
-}
-
-
-class UnknownDeliveryError(Exception):
-    """There is no such delivery, or not any more."""
-
-
-class NotRetryableError(Exception):
-    """The message is a sentence that says why."""
-
-
-async def retry_delivery(store: Store, delivery_id: str, channels: Collection[str]) -> DeliveryRow:
-    """Tries a delivery again that is dead, or waits for its next attempt; gives it as it stands then.
-
-    Args:
-        store: the outbox.
-        delivery_id: which.
-        channels: the configured names.
-
-    Raises:
-        UnknownDeliveryError: nothing was changed.
-        NothingToRetryError: nothing was changed.
-        StoreUnavailableError: nothing was changed, or it cannot be read how it stands.
-    """
-    before = await _read_delivery(store, delivery_id)
-    if before.channel not in channels:
-        raise NotRetryableError(f"its channel, {before.channel}, is not configured any more")
-    had = await requeue(store, delivery_id)
-    if had in _NOT_RETRYABLE:
-        raise NotRetryableError(f"there is nothing to try again: {_NOT_RETRYABLE[had]}")
-    return await _read_delivery(store, delivery_id)
-
-
-async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
-    """Tries again what is dead on a channel now, in steps; gives how many each step took.
-
-    What dies again meanwhile is left alone, else it would never end. Where the channel refuses everything, what waits
-    for it is tried at once, too.
-
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
-    """
-    await commit_allow_trial(store, [channel])
-    left = await queries.count_dead(store, channel)
-    while left > 0:
-        taken = await requeue_dead(store, channel, min(left, BULK_STEP))
-        if taken == 0:
-            return
-        left -= taken
-        yield taken
-
-
-async def _read_delivery(store: Store, delivery_id: str) -> DeliveryRow:
-    record = await queries.read_delivery(store, delivery_id)
-    if record is None:
+async def _read_delivery(store: Store, delivery_id: str) -> DeliverySummary:
+    details = await queries.read_delivery(store, delivery_id)
+    if details is None:
         raise UnknownDeliveryError("no such delivery")
-    return record.delivery
+    return details.delivery

@@ -1,12 +1,12 @@
-"""A restored backup: what waits in it may have been told since, and may be over.
+"""Detects a restored backup: what waits in it may have been delivered since, and may be over.
 
-The outbox keeps which database it is: the file's inode, or what PostgreSQL calls the cluster, the database and the
-table. When a file was used last is kept beside it, in `relay.db-last-used`, which a backup in its place does not bring.
-Where the database is another one, or was used since, a backup was restored. Then all that waits counts as perhaps told,
-so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back until then, for a few
-minutes at most; see `watch.reconcile`. A snapshot of the whole volume, or a database set back in its own place, looks
-like before: there a person has to say it (`keypulse-relay restored`). That no relay ran for long says nothing: what
-waits then was told to nobody.
+The outbox records which database it is: the file's inode, or PostgreSQL's identifiers of the cluster, the database and
+the table. When a file was last used is recorded beside it, in `relay.db-last-used`, which a backup does not contain.
+Where the database is another one, or was used after it says, a backup was restored. Then all that waits counts as
+perhaps delivered, so that PagerDuty calls nobody for what is over. Where Alertmanager can be asked, it is held back
+until then, for a few minutes at most; see `monitors.reconcile`. A snapshot of the whole volume, or a database set back
+in its own place, cannot be detected: there a person has to say it (`keypulse-relay mark-restored`). A relay that was
+only stopped for long delivers what waits as ever.
 """
 
 import asyncio
@@ -16,29 +16,31 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, bindparam, func, select, text, update
+from sqlalchemy import Connection, bindparam, func, text, update
 
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
+from services.relay.outbox.rows import DATABASE_IDENTITIES, DELIVERIES
 from services.relay.outbox.tables import State, database_identity, deliveries
 
 COMPARE_DELAY: Final = 360.0
 """Seconds for which what waits is held back: an Alertmanager that has just started is believed after 300."""
-RESTORED_REMARK: Final = "This waited in an outbox that was restored from a backup; it may have been told before"
+RESTORED_REMARK: Final = "This waited in an outbox that was restored from a backup; it may have been delivered before"
 
 _MARKED_RESTORED: Final = "restored"
-"""The name of no database: a person says that it is a backup."""
+"""The identity of no database: a person says that it is a backup."""
 _delivery = deliveries.c
 _MAY_READ_CLUSTER: Final = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
 _READ_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
 _READ_TABLE: Final = text(
     "SELECT (SELECT oid FROM pg_database WHERE datname = current_database()) || '/' || 'deliveries'::regclass::oid"
 )
-_FIND_LEASED: Final = (
-    select(deliveries).where(_delivery.state == State.SENDING, _delivery.finished_at.is_(None)).order_by(_delivery.seq)
+_LOCK_IDENTITY: Final = DATABASE_IDENTITIES.for_update()
+_FIND_LEASED: Final = DELIVERIES.where(_delivery.state == State.SENDING, _delivery.finished_at.is_(None)).order_by(
+    _delivery.seq
 )
 _MARK_MAYBE_DELIVERED: Final = (
     update(deliveries)
@@ -72,7 +74,7 @@ class _Detection(NamedTuple):
 
 
 async def detect_restore(store: Store, *, compare_delay: float) -> bool:
-    """Keeps which database the outbox is, and finds out whether a backup was restored.
+    """Records which database the outbox is, and finds out whether a backup was restored.
 
     Args:
         store: the outbox.
@@ -91,14 +93,14 @@ async def detect_restore(store: Store, *, compare_delay: float) -> bool:
 
 
 async def mark_restored(store: Store) -> None:
-    """The next look takes the outbox for a backup, even one that looks like before. Raises StoreUnavailableError."""
+    """The next detection takes the outbox for a restored backup. Raises StoreUnavailableError."""
 
     def mark(transaction: Transaction) -> None:
-        said = build_insert(database_identity, transaction.connection.dialect.name).values(
+        row = build_insert(database_identity, transaction.connection.dialect.name).values(
             id=1, identity=_MARKED_RESTORED, last_used_at=0.0
         )
         transaction.connection.execute(
-            said.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
+            row.on_conflict_do_update(index_elements=["id"], set_={"identity": _MARKED_RESTORED})
         )
 
     await store.run(mark)
@@ -115,12 +117,12 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     # Never used: where the file says that it was, it is a backup from before this was recorded.
     first = build_insert(database_identity, connection.dialect.name).values(id=1, identity=name, last_used_at=0.0)
     connection.execute(first.on_conflict_do_nothing())  # another replica may start at the same moment
-    known = connection.execute(select(database_identity).with_for_update()).one()
+    known = _LOCK_IDENTITY.fetch_one(connection)
     connection.execute(update(database_identity).values(identity=name, last_used_at=now))
     used_since = _read_last_used(files) > known.last_used_at
     if _is_same_database(known.identity, name) and not used_since:
         return _Detection(now, files, is_restored=False)
-    leased = connection.execute(_FIND_LEASED).all()
+    leased = _FIND_LEASED.fetch_all(connection)
     lock_incidents(transaction, {row.incident_id for row in leased})
     for row in leased:
         merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
@@ -138,7 +140,7 @@ def _read_identity(connection: Connection) -> str:
 
 
 def _is_same_database(one: str, other: str) -> bool:
-    """Whether two names may be of one database: without the right to ask, its cluster is not known."""
+    """Whether two identities may be of one database: without the right to ask, its cluster is not known."""
     (one_cluster, _, one_table), (other_cluster, _, other_table) = one.partition("/"), other.partition("/")
     return one_table == other_table and (one_cluster == other_cluster or not (one_cluster and other_cluster))
 

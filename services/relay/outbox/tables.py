@@ -1,4 +1,4 @@
-"""The tables of the outbox, and how an event is written into one. `migrations` makes them; a test compares the two.
+"""The tables of the outbox, and their states and shared conditions. Migrations lead to the same; a test compares.
 
 `seq` is the order of acceptance; `id` is what the outside sees. Ids are random, so that a Message-ID or a metadata
 mark made from one never meets its like from an earlier database. Times are unix seconds by the database's clock.
@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 
 class State(StrEnum):
-    """Where a delivery stands. The last three are final."""
+    """The states of a delivery. The last three are final."""
 
     QUEUED = "queued"
     SENDING = "sending"
@@ -35,7 +35,7 @@ class State(StrEnum):
 
 
 UNFINISHED: Final = (State.QUEUED, State.SENDING, State.RETRYING)
-"""The states of a delivery that is still to be made; `finished_at` is null in exactly these."""
+"""The states of a delivery that is still to be sent; `finished_at` is null in exactly these."""
 
 UNSETTLED: Final = (*UNFINISHED, State.DEAD)
 """Not delivered: still to be sent, or given up. The gauges show these; the other states only grow."""
@@ -44,7 +44,10 @@ SETTLED: Final = (State.DELIVERED, State.SUPERSEDED)
 """The final states that nobody has to look at."""
 
 WAITING: Final = (State.QUEUED, State.RETRYING)
-"""The states of a delivery that nobody is sending; where its channel merges, an incident has one of them at most."""
+"""The states of a delivery that nobody is sending; on a channel that merges an incident has one at most."""
+
+CLOCK_TOLERANCE: Final = 10.0
+"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
 
 metadata = MetaData()
 
@@ -135,8 +138,17 @@ channels = Table(
     Column("reason", Text),  # how the last attempt that did not reach it ended
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
     Column("retry_after_set_at", Double),  # when `retry_after_until` was written
-    Column("served_at", Double),  # when a relay last said that it delivers on it
+    Column("served_at", Double),  # when a relay last recorded that it delivers on it
 )
+
+NEW_CHANNEL: Final = {
+    "paused_until": 0.0,
+    "paused_set_at": 0.0,
+    "next_token_at": 0.0,
+    "failures": 0,
+    "is_down": 0,
+}
+"""The state of a channel that was never used."""
 
 database_identity = Table(
     "database_identity",
@@ -211,5 +223,5 @@ _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(
 
 
 def clean_for_database(text: str) -> str:
-    """A text as every database takes it: PostgreSQL refuses the character 0, and half a surrogate pair is no text."""
+    """A text as every database accepts it: PostgreSQL refuses the character 0, and half a surrogate pair is no text."""
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -1,30 +1,48 @@
 """When each watchdog was last seen, by the database's clock and for all replicas; and whether the outbox drains.
 
-A heartbeat comes in as the name of its watchdog, out goes how long each has been silent. What is counted of a silence
-outlives the relay: one that is restarted again and again must notice it, too. Of the time in which no relay could
-receive a heartbeat a few seconds are counted, and after more of it than `expect_every` the count begins anew.
+A silence is counted across restarts: a relay that is restarted again and again must notice it, too. Of the time in
+which no relay could receive a heartbeat a few seconds are counted, and after more of it than `expect_every` the count
+begins anew.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.tables import deliveries, watchdogs
+from services.relay.outbox.rows import WATCHDOGS, RowQuery, WatchdogRow, select_values
+from services.relay.outbox.tables import CLOCK_TOLERANCE, deliveries, watchdogs
 
 _delivery = deliveries.c
 _FIND_DELIVERED: Final = (
-    select(_delivery.seq)
-    # In the words of the index `deliveries_delivered`: there may be a hundred thousand of them.
-    .where(_delivery.state == literal_column("'delivered'"))
-    .where(_delivery.channel == bindparam("on"), _delivery.finished_at >= bindparam("since"))
+    select_values(int, _delivery.seq)
+    .where(
+        # As the index `deliveries_delivered` has it: there may be a hundred thousand of them.
+        _delivery.state == literal_column("'delivered'"),
+        _delivery.channel == bindparam("on"),
+        _delivery.finished_at >= bindparam("since"),
+    )
     .limit(1)
 )
-CLOCK_TOLERANCE: Final = 10.0
-"""Seconds; a clock that was set back by less only prolongs a wait by as much."""
+
+
+class _OldestRow(NamedTuple):
+    """When the oldest event that waits for a channel was accepted."""
+
+    channel: str
+    accepted_at: float
+
+
+_OLDEST_WAITING: Final = RowQuery(
+    _OldestRow,
+    select(_delivery.channel, func.min(_delivery.oldest_accepted_at).label("accepted_at")).group_by(_delivery.channel),
+).where(_delivery.finished_at.is_(None), _delivery.channel.in_(bindparam("channels", expanding=True)))
+_LOCK_WATCHDOGS: Final = (
+    WATCHDOGS.where(watchdogs.c.name.in_(bindparam("names", expanding=True))).order_by(watchdogs.c.name).for_update()
+)
 _RESTART_ALLOWANCE: Final = 10.0
 """Seconds before a start that count as silence, too: Alertmanager sends again what was refused for so long."""
 _UPDATE_SILENCE: Final = (
@@ -81,53 +99,46 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], uptim
     # Seen in the future: the clock was set back since, and would hide an absence until it is there again.
     future = update(watchdogs).where(watchdogs.c.name.in_(expected), watchdogs.c.last_seen_at > now + CLOCK_TOLERANCE)
     connection.execute(future.values(last_seen_at=now))
-    rows = select(watchdogs).where(watchdogs.c.name.in_(expected)).order_by(watchdogs.c.name).with_for_update()
     silences = {}
-    for row in connection.execute(rows).all():
+    for row in _LOCK_WATCHDOGS.fetch_all(connection, {"names": list(expected)}):
         counted = _compute_silence(row, now, expected[row.name], uptime)
         connection.execute(_UPDATE_SILENCE, {"watchdog": row.name, "seconds": counted, "now": now})
         silences[row.name] = Silence(counted, max(0.0, now - row.last_seen_at))
     return silences
 
 
-def _compute_silence(row: Row[*tuple[Any, ...]], now: float, expect_every: float, uptime: float) -> float:
-    passed: float = max(0.0, now - row.counted_at)
-    # What a relay was there for after its last look nobody knows: it may have been killed before the next one.
+def _compute_silence(row: WatchdogRow, now: float, expect_every: float, uptime: float) -> float:
+    passed = max(0.0, now - row.counted_at)
+    # How long a relay ran after it counted last is not known: it may have been killed before the next time.
     able = min(passed, uptime + _RESTART_ALLOWANCE)
     if passed - able > expect_every:
         return min(passed, uptime)
-    return float(row.silent_seconds) + able
+    return row.silent_seconds + able
 
 
 def read_last_seen(connection: Connection) -> dict[str, float]:
-    """When each was seen last, or first waited for, in unix seconds; also those that are no longer configured."""
-    return {
-        row.name: row.last_seen_at for row in connection.execute(select(watchdogs.c.name, watchdogs.c.last_seen_at))
-    }
+    """When each was last seen, or first awaited, in unix seconds; also those that are no longer configured."""
+    return {row.name: row.last_seen_at for row in WATCHDOGS.fetch_all(connection)}
 
 
 def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:
-    """Whether nobody waits too long on any of these channels; the alert RelayOutboxStuck judges by the same.
+    """Whether nothing waits too long on any of these channels; the alert RelayOutboxStuck uses the same condition.
 
     Args:
         transaction: the one under way.
-        channels: what waits for another one is waited for by nobody.
+        channels: those that count.
         within: seconds; what is older is too old where nothing was delivered on its channel within them.
         max_age: seconds; what is older is too old even while others are delivered.
     """
-    oldest = (
-        select(_delivery.channel, func.min(_delivery.oldest_accepted_at))
-        .where(_delivery.finished_at.is_(None), _delivery.channel.in_(channels))
-        .group_by(_delivery.channel)
-    )
-    now = transaction.now
-    old = [(channel, now - since) for channel, since in transaction.connection.execute(oldest) if now - since > within]
+    oldest = _OLDEST_WAITING.fetch_all(transaction.connection, {"channels": list(channels)})
+    ages = [(row.channel, transaction.now - row.accepted_at) for row in oldest]
+    old = [(channel, age) for channel, age in ages if age > within]
     return all(age <= max_age and _has_delivered(transaction, channel, within) for channel, age in old)
 
 
 def _has_delivered(transaction: Transaction, channel: str, within: float) -> bool:
-    asked = {"on": channel, "since": transaction.now - within}
-    return transaction.connection.execute(_FIND_DELIVERED, asked).first() is not None
+    values = {"on": channel, "since": transaction.now - within}
+    return _FIND_DELIVERED.fetch_first(transaction.connection, values) is not None
 
 
 def _build_rows(names: Collection[str], now: float) -> list[dict[str, object]]:

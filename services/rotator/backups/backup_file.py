@@ -43,14 +43,14 @@ class BackupHeader(BaseModel):
     kek: str
     kek_version: StoredVersion
     """The version of the KMS key without which the backup cannot be read."""
-    needed_versions: tuple[StoredVersion, ...]
+    needs: tuple[StoredVersion, ...]
     """Versions of the KMS key that wrap its data keys, and thus are needed to restore it."""
-    wrapped_key: str
+    wrapped: str
     """Base64 of the file's key, wrapped."""
 
     def may_need(self, version: str) -> bool:
         """Whether it needs that version, as far as is known."""
-        return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needed_versions})
+        return not {version, UNREADABLE_VERSION}.isdisjoint({self.kek_version, *self.needs})
 
 
 class BackupSummary(BaseModel):
@@ -90,7 +90,7 @@ async def write_backup(  # noqa: PLR0913  most by name
     *,
     rotation_id: str,
     kek: str,
-    needed_versions: Collection[str],
+    needs: Collection[str],
     now: datetime,
     timeout: float,
 ) -> BackupSummary:
@@ -102,7 +102,7 @@ async def write_backup(  # noqa: PLR0913  most by name
         kms: wraps the file's key.
         kek: full name of that KMS key.
         rotation_id: for whose sake.
-        needed_versions: versions of the KMS key that wrap the rows.
+        needs: versions of the KMS key that wrap the rows.
         now: aware.
         timeout: seconds of one call to KMS.
 
@@ -120,8 +120,8 @@ async def write_backup(  # noqa: PLR0913  most by name
         created_at=now,
         kek=kek,
         kek_version=wrapped.version,
-        needed_versions=tuple(sorted(needed_versions, key=get_version_sort_key)),
-        wrapped_key=base64.b64encode(wrapped.ciphertext).decode(),
+        needs=tuple(sorted(needs, key=get_version_sort_key)),
+        wrapped=base64.b64encode(wrapped.ciphertext).decode(),
     )
     try:
         writer = await asyncio.to_thread(
@@ -168,7 +168,7 @@ async def read_pages(
     """
     first = await asyncio.to_thread(read_header, file)
     try:
-        wrapped = base64.b64decode(first.wrapped_key, validate=True)
+        wrapped = base64.b64decode(first.wrapped, validate=True)
         key = (await kms.decrypt(wrapped, _AAD + first.rotation_id.encode(), timeout=timeout)).plaintext
         read = encrypted_pages.read_pages(file, key)
         while page := await asyncio.to_thread(next, read, None):

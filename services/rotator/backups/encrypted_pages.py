@@ -1,9 +1,9 @@
-"""A file of encrypted pages: AES-256-GCM, one page at a time, so that the whole of it never stands in memory.
+"""A file of encrypted pages: AES-256-GCM, one page at a time, so that the whole file is never in memory.
 
-The file begins with one line, the header; who writes it keeps there what leads back to the file's key. Each page is
-four bytes of length and the ciphertext. The nonce is the page's number, since a key encrypts one file only. The page's
-number, the header's SHA-256 and whether it is the last page are authenticated: no page can be changed, moved, left out
-or taken from another file, and a file that ends too early is noticed.
+The file begins with one line, the header, from which the writer can find the file's key again. Each page is four bytes
+of length and the ciphertext. The nonce is the page's number, because a key encrypts one file only. The page's number,
+the header's SHA-256 and whether it is the last page are authenticated: a page that is changed, moved, left out or taken
+from another file is detected, and so is a file that ends too early.
 """
 
 import errno
@@ -67,7 +67,7 @@ class EncryptedFileWriter:
 
 
 def read_header(file: Path) -> bytes:
-    """The first line. Raises DamagedError, OSError."""
+    """The first line. Raises FileDamagedError, OSError."""
     with file.open("rb") as stream:
         line = stream.readline(_MAX_HEADER_BYTES)
     if not line.endswith(b"\n"):
@@ -76,7 +76,7 @@ def read_header(file: Path) -> bytes:
 
 
 def read_pages(file: Path, key: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Each page, and whether it is the last; all of them or DamagedError. Raises OSError."""
+    """Each page, and whether it is the last; all of them or FileDamagedError. Raises OSError."""
     cipher, first = AESGCM(key), read_header(file)
     with file.open("rb") as stream:
         stream.seek(len(first) + 1)

@@ -127,13 +127,13 @@ def _parse_response(line: bytes) -> AdminResponse:
     if too_many := too_many_values(line):
         raise _NoResponseError(f"the answer {too_many}")
     try:
-        told = _ResponseLine.model_validate_json(line)
+        response = _ResponseLine.model_validate_json(line)
     except ValidationError:
         raise _NoResponseError(
             f"expected one line of JSON for an answer, got {line[:80].decode(errors='replace')!r}; the command has to "
             "lead to `keypulse-backend admin --config …`, and nothing else may write to its standard output"
         ) from None
-    return AdminResponse(told.status, json.dumps(told.body).encode())
+    return AdminResponse(response.status, json.dumps(response.body).encode())
 
 
 class _CommandProcess:

@@ -23,7 +23,7 @@ def open_driver(
     """The keyring that `settings` lead to, open until the context ends.
 
     Args:
-        settings: which way leads there.
+        settings: of the driver.
         kms: the key that wraps the data keys; only the driver `sql` calls it itself.
         caller: who asks, for the service's log; what is no printable ASCII becomes a question mark.
 

@@ -126,14 +126,14 @@ def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
 
 
 def check_unchanged(connection: Connection, expected: Rotation) -> None:
-    """Raises RefusedError where another hand finished, turned or retargeted the rotation since it was `expected`."""
+    """Raises RefusedError where another runner finished, rolled back or retargeted it since it was `expected`."""
     found = get_rotation(connection, expected.id)
     if (found.state, found.is_rolling_back, found.target_version) != (
         expected.state,
         expected.is_rolling_back,
         expected.target_version,
     ):
-        raise RefusedError(f"rotation {expected.id} was changed by another runner meanwhile; look at its status")
+        raise RefusedError(f"rotation {expected.id} was changed by another runner meanwhile; check its status")
 
 
 def update_rotation(connection: Connection, now: float, rotation: Rotation, **columns: Any) -> None:

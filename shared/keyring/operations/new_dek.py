@@ -73,7 +73,7 @@ class NewDekRotation:
         def write(connection: Connection, now: float) -> Rotation:
             journal.check_unchanged(connection, rotation)
             if new and wrapped and not store.replace_wrap(connection, data_key_id, new.wrapped, wrapped):
-                raise RefusedError(f"data key {data_key_id} was changed by another hand meanwhile; resume once more")
+                raise RefusedError(f"data key {data_key_id} was changed by another program meanwhile; resume once more")
             return journal.retarget_rotation(connection, now, rotation, version)
 
         return await run_under_lease(self.database, self.request.token, write)

@@ -55,7 +55,7 @@ async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequ
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise AdministrationError(
             f"of {len(rows)} rows {changed} were changed; these could not be put back, and are as they were: "
-            f"{', '.join(failed[:5])}{more}; look at them in another backup"
+            f"{', '.join(failed[:5])}{more}; try another backup"
         )
     return changed
 
@@ -87,7 +87,7 @@ async def _restore_data_key(database: Database, wrapping: KeyWrapper, row: Store
             return True
     except IntegrityError:
         pass
-    raise ValueError("another hand changed it meanwhile")
+    raise ValueError("another program changed it meanwhile")
 
 
 async def _can_unwrap(wrapping: KeyWrapper, key: DataKey) -> bool:

@@ -1,7 +1,7 @@
 """`rewrap-kek`: every data key is unwrapped and wrapped again by the target version, one batch in each call.
 
 Of each data key the new wrapped form and its entry in the journal are one commit, made only where the row still holds
-what was read. What another hand changes meanwhile is found in the next pass; the last one finds nothing to do.
+what was read. What another program changes meanwhile is found in the next pass; the last one finds nothing to do.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ class RewrapRotation:
                 progress.add_problem(connection, self.rotation, result)
             return False
         if not store.replace_wrap(connection, key.id, key.wrapped, result):
-            return False  # another hand changed it: the next pass finds it
+            return False  # another program changed it: the next pass finds it
         if previous and previous.new_wrap == key.wrapped:
             progress.replace_rewrap(connection, previous, result)
         else:

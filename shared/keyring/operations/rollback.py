@@ -23,7 +23,7 @@ from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
 
 _NOT_IN_KEYRING: Final = "it is no longer in the keyring"
-_CHANGED_SINCE: Final = "another hand changed its wrapped form since; it was left as it is"
+_CHANGED_SINCE: Final = "another program changed its wrapped form since; it was left as it is"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,14 @@ from shared.process.concurrency import run_concurrently
 SAMPLE_SIZE: Final = 3
 """Records of each data key in a sample."""
 RECORD_QUERY_SECONDS: Final = 60.0
-"""How long the database may take to look at all records."""
+"""How long the database may take to count all records."""
 _RECORDS_PER_PAGE: Final = 16
 """Records in memory at a time: each may be large."""
 
 
 @dataclass(slots=True)
 class KeyringVerifier:
-    """One look at everything."""
+    """One verification."""
 
     database: Database
     wrapping: KeyWrapper

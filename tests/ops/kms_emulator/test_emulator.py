@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,11 @@ async def test_a_taken_address_stops_the_start_with_one_sentence_and_leaves_noth
     assert asyncio.all_tasks() == before
 
 
-async def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "state.new").mkdir()  # where the new file would be written
+async def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StartError, match=r"cannot write .* set another --data"):
         async with run_emulator(keys=[KEY], data=tmp_path):
             pytest.fail("it started without its key")

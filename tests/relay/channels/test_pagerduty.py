@@ -240,7 +240,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     assert sent(stand_ins) == ["trigger", "resolve"]
     (incident,) = stand_ins.pagerduty.incidents
     assert (incident.status, incident.dedup_key) == ("resolved", receipt["dedup_key"])
-    assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already over): ")
+    assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already resolved): ")
     assert attempt.kept == [{"triggered": "yes"}]
     assert "\n".join(attempt.payloads) == channel.render_payload(attempt.message)
     assert [json.loads(payload)["routing_key"] for payload in attempt.payloads] == ["[secret]"] * 2

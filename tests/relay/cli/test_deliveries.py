@@ -113,7 +113,7 @@ def test_what_an_alert_says_cannot_steer_the_terminal(typed: Typed, fill: Fill) 
         (["--channel", "a\0b"], "--channel: expected UTF-8 without a NUL character, got 'a\\x00b'"),
         (["--alertname", "\udcff"], "--alertname: expected UTF-8 without a NUL character, got '\\udcff'"),
         (["\udcff"], "ID: expected UTF-8 without a NUL character, got '\\udcff'"),
-        (["an-id", "--state", "dead"], "ID: expected alone; the filters are for a list"),
+        (["an-id", "--state", "dead"], "ID: expected without filters, which are for a list"),
     ],
 )
 def test_a_mistake_exits_with_2_and_one_line(typed: Typed, arguments: list[str], line: str) -> None:

@@ -1,4 +1,4 @@
-"""`keypulse-relay restored`: what looks as before, such as a snapshot that was put back, counts as a backup."""
+"""`keypulse-relay mark-restored`: what looks as before, such as a snapshot that was put back, counts as a backup."""
 
 import pytest
 from sqlalchemy import delete
@@ -7,7 +7,7 @@ from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restore
 from services.relay.outbox.tables import database_identity
 from tests.relay.cli.conftest import Fill, Typed
-from tests.relay.outbox.acts import claimed, nothing, told
+from tests.relay.outbox.actions import accept, claim_one, nothing_due
 from tests.relay.outbox.rows import Rows
 from tests.relay.scripted import event_of
 
@@ -16,37 +16,37 @@ from tests.relay.scripted import event_of
 def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, from_before_the_upgrade: bool) -> None:
     async def used(rows: Rows) -> None:
         await detect_restore(rows.store, compare_delay=COMPARE_DELAY)
-        await told(rows.store, "x", event=event_of("firing"))
-        await told(rows.store, "x", event=event_of("resolved"))
+        await accept(rows.store, "x", event=event_of("firing"))
+        await accept(rows.store, "x", event=event_of("resolved"))
         if from_before_the_upgrade:
             await rows.store.run(lambda transaction: transaction.connection.execute(delete(database_identity)))
 
     async def started(rows: Rows) -> None:
         assert await detect_restore(rows.store, compare_delay=COMPARE_DELAY)
-        assert await nothing(rows.store)
+        assert await nothing_due(rows.store)
         assert not await detect_restore(rows.store, compare_delay=0.0)
 
     async def audit(rows: Rows) -> list[str]:
         return [entry.action for entry in (await OutboxAudit(rows.store).list_entries(9, None))[0]]
 
     fill(used)
-    result = typed("restored")
-    said = "what waits counts as perhaps told, from the relay's next look on\n"
+    result = typed("mark-restored")
+    said = "marked; the relay will treat waiting deliveries as possibly delivered\n"
     assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
     fill(started)
-    assert fill(audit) == ["restored"]
+    assert fill(audit) == ["mark-restored"]
 
 
 def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
     async def used(rows: Rows) -> None:
         await detect_restore(rows.store, compare_delay=0.0)
-        await told(rows.store, "x", event=event_of("firing"))
-        await told(rows.store, "x", event=event_of("resolved"))
+        await accept(rows.store, "x", event=event_of("firing"))
+        await accept(rows.store, "x", event=event_of("resolved"))
 
     async def started(rows: Rows) -> bool:
         assert await detect_restore(rows.store, compare_delay=0.0)
-        return (await claimed(rows.store)).firing_undelivered
+        return (await claim_one(rows.store)).firing_undelivered
 
     fill(used)
-    assert typed("restored").exit_code == 0
+    assert typed("mark-restored").exit_code == 0
     assert not fill(started)

@@ -40,7 +40,7 @@ async def given_up(rows: Rows) -> None:
 def test_some_are_tried_again_by_their_ids(typed: Typed, fill: Fill) -> None:
     made = fill(one_of_each)
     result = typed("retry", made["dead"], made["retrying"], made["queued"])
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 to be sent again\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 requeued\n", "")
     assert fill(states) == {"queued": 2, "sending": 1, "retrying": 1, "delivered": 1, "superseded": 2, "dead": 1}
 
 
@@ -48,7 +48,7 @@ def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typ
     made = fill(one_of_each)
     ids = [made[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
     result = typed("retry", ids[0], "unknown", *ids[1:])
-    assert (result.exit_code, result.stdout) == (1, "1 to be sent again\n")
+    assert (result.exit_code, result.stdout) == (1, "1 requeued\n")
     assert result.stderr.splitlines() == [
         f"{made['delivered']}: there is nothing to try again: it was delivered",
         "unknown: no such delivery",
@@ -60,9 +60,9 @@ def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typ
 
 def test_all_of_a_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
     fill(given_up)
-    assert typed("retry", "--channel", "pager").stdout == "3 to be sent again\n"
+    assert typed("retry", "--channel", "pager").stdout == "3 requeued\n"
     assert fill(states) == {"superseded": 3, "queued": 3, "dead": 2}
-    assert typed("retry", "--channel", "pager").stdout == "0 to be sent again\n"
+    assert typed("retry", "--channel", "pager").stdout == "0 requeued\n"
 
 
 def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
@@ -84,7 +84,7 @@ def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: T
 def test_all_of_every_configured_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
     fill(given_up)
     result = typed("retry", "--all")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "4 to be sent again\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "4 requeued\n", "")
     assert fill(states) == {"superseded": 4, "queued": 4, "dead": 1}
 
 
@@ -96,7 +96,7 @@ def test_on_a_channel_that_merges_nothing_each_is_sent_again_by_itself(typed: Ty
             await rows.delivery(event, "pager", State.DEAD)
 
     fill(three_of_one)
-    assert typed("retry", "--all").stdout == "6 to be sent again\n"
+    assert typed("retry", "--all").stdout == "6 requeued\n"
 
     async def waiting(rows: Rows) -> list[str]:
         query = select(deliveries.c.channel).where(deliveries.c.state == State.QUEUED).order_by(deliveries.c.channel)

@@ -76,7 +76,7 @@ def test_a_bar_shows_long_work_to_a_person_and_to_nobody_else(configuration: Pat
     fill(many)
     seen = in_a_terminal(configuration, "retry", "--all")
     assert "100%" in seen
-    assert f"{BULK_STEP + 50} to be sent again\n" in seen
+    assert f"{BULK_STEP + 50} requeued\n" in seen
     fill(many)
     piped = typed("retry", "--all")
-    assert (piped.stdout, piped.stderr) == (f"{BULK_STEP + 50} to be sent again\n", "")
+    assert (piped.stdout, piped.stderr) == (f"{BULK_STEP + 50} requeued\n", "")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from services.relay.outbox import retention as pruned
+from services.relay.outbox import retention_by_age as pruned
 from services.relay.outbox import tables
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.retention import PRUNE_STEP, prune_by_age
+from services.relay.outbox.retention_by_age import PRUNE_STEP, prune_by_age
 from services.relay.send_error import Reason, Scope, SendError
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl

@@ -20,7 +20,7 @@ from services.relay.outbox import queries
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.queries import DeliveryFilter, DeliveryRow, list_deliveries
+from services.relay.outbox.queries import DeliveryFilter, DeliverySummary, list_deliveries
 from services.relay.send_error import Reason, Scope, SendError
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -56,10 +56,10 @@ class Rig:
             for worker in self.workers.values():
                 worker.wake()
 
-    async def deliveries(self, channel: str = "a") -> list[DeliveryRow]:
+    async def deliveries(self, channel: str = "a") -> list[DeliverySummary]:
         return (await list_deliveries(self.store, DeliveryFilter(channel=channel), limit=200)).deliveries[::-1]
 
-    async def finished(self, channel: str = "a") -> list[DeliveryRow]:
+    async def finished(self, channel: str = "a") -> list[DeliverySummary]:
         """The deliveries of a channel, oldest first, once all have ended."""
 
         async def over() -> bool:

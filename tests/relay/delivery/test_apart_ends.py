@@ -23,7 +23,7 @@ async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_on
         assert await process_of(send) != first
     for each in endings:
         assert each.error is not None
-        assert str(each.error) == "the sending process ended in the middle of it"
+        assert str(each.error) == "the sender process exited during the attempt"
         assert (each.error.reason, each.error.scope, each.error.maybe_arrived) == (
             Reason.INTERNAL,
             Scope.ATTEMPT,
@@ -50,7 +50,7 @@ async def test_another_version_on_the_disk_is_said_and_nothing_is_sent_by_it(mon
         async with open_sender_process(SETTINGS) as send:
             attempted = await send(outgoing(seconds=3), never)
     assert attempted.error is not None
-    assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sending process could be started", False)
+    assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sender process could be started", False)
     said = {entry["event"] for entry in logs if entry["log_level"] == "error"}
     assert said == {"installed version differs from the running version"}
 
@@ -86,7 +86,7 @@ async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: p
         async with open_sender_process(SETTINGS) as send:
             attempted = await send(outgoing(seconds=0.2), never)
     assert attempted.error is not None
-    assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sending process could be started", False)
+    assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sender process could be started", False)
     assert any(entry["event"] == "sender process cannot be started" for entry in logs)
 
 

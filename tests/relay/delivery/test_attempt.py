@@ -16,7 +16,7 @@ from services.relay.outbox.queries import DeliveryDetails, read_delivery
 from services.relay.outbox.tables import State
 from services.relay.send_error import Reason, Scope, SendError
 from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
-from tests.relay.outbox.acts import claimed, take
+from tests.relay.outbox.actions import claim_one, claim_some
 from tests.relay.scripted import Scripted, ScriptedSettings, until
 
 LEASE = 20.0
@@ -51,7 +51,7 @@ async def due(it: Rig) -> DeliveryTask:
     claims: list[DeliveryTask] = []
 
     async def there() -> bool:
-        claims.extend((await take(it.store, "b")).tasks)
+        claims.extend((await claim_some(it.store, "b")).tasks)
         return bool(claims)
 
     await until(there)
@@ -67,7 +67,7 @@ async def record_of(it: Rig, delivery_id: str) -> DeliveryDetails:
 @pytest.mark.parametrize("left", [-1.0, 0.0, 9.9])  # a send may take 10 s
 async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float) -> None:
     channel = Scripted()
-    claim = await claimed(it.store, "b")
+    claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim, left)
     assert not channel.tried
     assert (await record_of(it, claim.delivery_id)).delivery.state is State.SENDING  # the end of the lease is its end
@@ -76,14 +76,14 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float
 
 async def test_a_send_that_its_lease_outlasts_goes_out(it: Rig) -> None:
     channel = Scripted()
-    claim = await claimed(it.store, "b")
+    claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim)
     assert len(channel.sent) == 1
     assert (await record_of(it, claim.delivery_id)).delivery.state is State.DELIVERED
 
 
 async def test_what_was_sent_before_the_lease_ended_may_have_arrived(it: Rig) -> None:
-    claim = await claimed(it.store, "b")
+    claim = await claim_one(it.store, "b")
     await deliver(it, Twice(), claim)
     assert (await record_of(it, claim.delivery_id)).delivery.state is State.RETRYING
     assert (await due(it)).maybe_sent

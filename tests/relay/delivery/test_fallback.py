@@ -17,7 +17,7 @@ from tests.relay.delivery.rig import LANES, broken, rig
 from tests.relay.scripted import Scripted, hang, until
 
 LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
-NOTE = "a takes no messages at the moment, so this comes here as well"
+NOTE = "Also sent here because channel a is down."
 
 
 def revoked() -> SendError:

@@ -14,7 +14,7 @@ from tests.relay.scripted import Scripted, until
 
 POLICY = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=90_000)
 DAY = 86_400.0
-NOTE = "a takes no messages at the moment, so this comes here as well"
+NOTE = "Also sent here because channel a is down."
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:
         (
             ProgressNotSavedError("it is locked"),
             Reason.INTERNAL,
-            "the outbox was not available in the middle of it: it is locked",
+            "the outbox was not available during the attempt: it is locked",
         ),
     ],
 )
@@ -112,7 +112,7 @@ async def test_a_defect_in_keeping_ends_the_send_and_tells_nothing_of_itself(sen
     with capture_logs() as logs:
         error = (await send(outgoing("keep"), keep)).error
     assert error is not None
-    assert str(error) == "the outbox was not available in the middle of it: a defect: ValueError"
+    assert str(error) == "the outbox was not available during the attempt: a defect: ValueError"
     assert [(entry["event"], entry["error"]) for entry in logs] == [("progress could not be saved", "ValueError")]
     assert "xoxb" not in str(logs)
 

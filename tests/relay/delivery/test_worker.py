@@ -167,7 +167,7 @@ async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Pat
         (delivery,) = await it.finished("b")
         assert delivery.state is State.DELIVERED
         assert len(await it.deliveries("a")) == 1
-    assert other.sent[0].task.remark == "a takes no messages at the moment, so this comes here as well"
+    assert other.sent[0].task.remark == "Also sent here because channel a is down."
 
 
 async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:

@@ -120,5 +120,6 @@ async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_room_un
         assert seconds < SECONDS + LATE
         assert not parsed
         monkeypatch.setattr(endpoint, "parse_webhook", parse)
+        monkeypatch.setattr(endpoint, "run_large", asyncio.to_thread)  # so that it waits for room alone
         assert (await post(client, large("another")))[0] == 202
         assert parsed

@@ -14,7 +14,7 @@ from services.relay.model import Status
 from services.relay.monitors.deadman import DRAIN_WINDOW, MAX_WAITING_AGE, DeadMansSwitch
 from tests.ops.rules import ALERTS
 from tests.relay.monitors.monitored_outbox import CHANNELS, Clock, MonitoredOutbox, event
-from tests.relay.outbox.acts import claimed, end
+from tests.relay.outbox.actions import claim_one, end_attempt
 
 PATH = "/ping/3c0de-a-secret"
 
@@ -98,7 +98,7 @@ async def test_it_is_asked_while_a_storm_is_delivered_slowly(
         await at.accept(event((f"A{number}", Status.FIRING), group=str(number)), "email")
     for asked in range(1, 7):
         clock.go(500)
-        await end(at.store, await claimed(at.store, "email"))
+        await end_attempt(at.store, await claim_one(at.store, "email"))
         outside.record_heartbeat()
         await outside.ping_after_heartbeat()
         assert len(switch.asked) == asked

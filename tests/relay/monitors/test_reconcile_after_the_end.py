@@ -4,7 +4,7 @@ from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
 from tests.relay.monitors.reconciling import FIRES_AGAIN, Answers, closed, latest, minutes, reconcile
-from tests.relay.outbox.acts import take, told_by
+from tests.relay.outbox.actions import claim_some, read_event
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
@@ -92,11 +92,11 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     await closed(at, clock, reconcile(at, clock, one))
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
     await at.accept(event(("A", FIRING)), "email")
-    (claim,) = (await take(at.store, "email", limit=9)).tasks
-    told = await told_by(at.store, claim)
+    (claim,) = (await claim_some(at.store, "email", limit=9)).tasks
+    told = await read_event(at.store, claim)
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == {"A": FIRING, "B": RESOLVED}
-    (end,) = (await take(at.store, "pagerduty", limit=9)).tasks
-    told = await told_by(at.store, end)
+    (end,) = (await claim_some(at.store, "pagerduty", limit=9)).tasks
+    told = await read_event(at.store, end)
     assert [alert.status for alert in told.alerts] == [RESOLVED, RESOLVED]
 
 

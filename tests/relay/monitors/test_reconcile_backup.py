@@ -8,7 +8,7 @@ from services.relay.outbox.restore_detection import COMPARE_DELAY, detect_restor
 from services.relay.outbox.tables import database_identity
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
 from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
-from tests.relay.outbox.acts import nothing, take, told_by
+from tests.relay.outbox.actions import claim_some, nothing_due, read_event
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
@@ -16,10 +16,10 @@ FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 async def restored(at: MonitoredOutbox) -> None:
     """As if all that was accepted so far stood in a backup."""
     await detect_restore(at.store, compare_delay=COMPARE_DELAY)
-    another = update(database_identity).values(name="another")
+    another = update(database_identity).values(identity="another")
     await at.store.run(lambda transaction: transaction.connection.execute(another))
     assert await detect_restore(at.store, compare_delay=COMPARE_DELAY)
-    assert await nothing(at.store, "slack")
+    assert await nothing_due(at.store, "slack")
 
 
 async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
@@ -30,8 +30,10 @@ async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
     await restored(at)
     one.alerts = {"B"}
     await minutes(1, clock, reconcile(at, clock, one))
-    claims = (await take(at.store, "slack", limit=9)).tasks
-    told = {each.alerts[0].labels["alertname"]: each for each in [await told_by(at.store, claim) for claim in claims]}
+    claims = (await claim_some(at.store, "slack", limit=9)).tasks
+    told = {
+        each.alerts[0].labels["alertname"]: each for each in [await read_event(at.store, claim) for claim in claims]
+    }
     assert {name: each.status for name, each in told.items()} == {"A": RESOLVED, "B": FIRING}
     assert told["A"].remark == CLOSED_REMARK
     assert not any(claim.firing_undelivered for claim in claims)
@@ -46,8 +48,8 @@ async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(
     one.alerts = {"A"}
     await minutes(1, clock, reconcile(at, clock, one))
     assert ((await latest(at)).status, (await latest(at)).remark) == (FIRING, REFIRED_REMARK)
-    (claim,) = (await take(at.store, "slack", limit=9)).tasks
-    assert (await told_by(at.store, claim)).status is FIRING
+    (claim,) = (await claim_some(at.store, "slack", limit=9)).tasks
+    assert (await read_event(at.store, claim)).status is FIRING
 
 
 async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_long(
@@ -57,9 +59,9 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
     await restored(at)
     one.problem = "no connection"
     await minutes(5, clock, reconcile(at, clock, one))
-    assert await nothing(at.store, "slack")
+    assert await nothing_due(at.store, "slack")
     clock.go(60)
-    assert not await nothing(at.store, "slack")
+    assert not await nothing_due(at.store, "slack")
 
 
 async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing(

@@ -29,8 +29,8 @@ async def test_a_new_entry_is_told_once_by_whichever_replica_looks_first(at: Mon
     assert channels == {"slack", "email"}
     assert told.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
     description = told.common_annotations["description"]
-    assert description.startswith("2 webhooks were not accepted")
-    assert "the last one because: the body: is no JSON." in description
+    assert description.startswith("2 webhooks were quarantined")
+    assert "the reason of the last one: the body: is no JSON." in description
     assert "GET /api/quarantine" in description
 
 

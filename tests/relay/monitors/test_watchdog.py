@@ -34,7 +34,7 @@ async def test_one_that_was_never_seen_is_told_after_its_time_and_once(at: Monit
     ((told, channels),) = await at.list_published()
     assert channels == {"email", "pagerduty"}
     assert told.common_labels == {"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": "Watchdog"}
-    assert "Prometheus, Alertmanager or the way between" in told.common_annotations["description"]
+    assert "Prometheus, Alertmanager or the connection between" in told.common_annotations["description"]
     assert "Watchdog" in told.group_key
 
 

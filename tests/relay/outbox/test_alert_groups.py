@@ -14,7 +14,7 @@ from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import end
+from tests.relay.outbox.actions import end_attempt
 from tests.relay.scripted import event_of
 
 DAY = 24 * 3600.0
@@ -44,7 +44,7 @@ async def _kept_open(store: Store) -> bool:
     (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
     ends = asyncio.get_running_loop().time() + 10
     kept = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
-    await end(store, one)
+    await end_attempt(store, one)
     return kept
 
 
@@ -101,7 +101,7 @@ async def test_what_a_replica_commits_late_under_an_earlier_number_is_told_again
         (ending,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
         await _number(store, "SELECT setval('events_seq_seq', (SELECT max(seq) - 2 FROM events))")
         await come(store, "begins", group(A="firing"))
-        await end(store, ending, payload=b"sent")
+        await end_attempt(store, ending, payload=b"sent")
         (again,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
         assert (again.incident_id, again.last_event_seq < ending.last_event_seq) == ("begins", True)
 

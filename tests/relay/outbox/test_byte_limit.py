@@ -14,11 +14,12 @@ import structlog
 from sqlalchemy import insert, select
 
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.byte_limit import PRUNE_ABOVE, PRUNE_DOWN_TO, ByteLimit, measure_bytes
+from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.retention import prune_by_age, prune_to_size
+from services.relay.outbox.retention_by_age import prune_by_age
+from services.relay.outbox.retention_by_bytes import PRUNE_ABOVE, PRUNE_DOWN_TO, measure_bytes, prune_to_size
 from services.relay.outbox.tables import State, quarantine
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl

@@ -15,7 +15,7 @@ from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.scripted import event_of
 
 
@@ -45,72 +45,72 @@ async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 
 async def test_the_oldest_is_claimed_first_and_incidents_do_not_wait_for_each_other(either: Store) -> None:
-    await told(either, "x")
-    await told(either, "y")
-    assert [(await claimed(either)).incident_id for _ in range(2)] == ["x", "y"]
-    assert await nothing(either)
+    await accept(either, "x")
+    await accept(either, "y")
+    assert [(await claim_one(either)).incident_id for _ in range(2)] == ["x", "y"]
+    assert await nothing_due(either)
 
 
 async def test_as_many_are_claimed_as_were_asked_for(either: Store) -> None:
     for number in range(5):
-        await told(either, str(number))
-    assert [each.incident_id for each in (await take(either, limit=3)).tasks] == ["0", "1", "2"]
-    assert [each.incident_id for each in (await take(either, limit=3)).tasks] == ["3", "4"]
+        await accept(either, str(number))
+    assert [each.incident_id for each in (await claim_some(either, limit=3)).tasks] == ["0", "1", "2"]
+    assert [each.incident_id for each in (await claim_some(either, limit=3)).tasks] == ["3", "4"]
 
 
 async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_merges_none(either: Store) -> None:
     for _ in range(3):
-        await told(either, "x", "every")
-    first = await claimed(either, "every")
-    assert await nothing(either, "every")
-    await end(either, first, State.RETRYING, retry_in=0.0)
-    again = await claimed(either, "every")
+        await accept(either, "x", "every")
+    first = await claim_one(either, "every")
+    assert await nothing_due(either, "every")
+    await end_attempt(either, first, State.RETRYING, retry_in=0.0)
+    again = await claim_one(either, "every")
     assert (again.delivery_id, again.attempt_number) == (first.delivery_id, 2)
-    await end(either, again)
-    second = await claimed(either, "every")
+    await end_attempt(either, again)
+    second = await claim_one(either, "every")
     assert second.delivery_id != first.delivery_id
-    await end(either, second, State.DEAD)
-    third = await claimed(either, "every")
+    await end_attempt(either, second, State.DEAD)
+    third = await claim_one(either, "every")
     assert third.delivery_id not in {first.delivery_id, second.delivery_id}
     assert {each.first_event_seq - each.last_event_seq for each in (first, second, third)} == {0}
 
 
 async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
-    await told(store, "x")
-    await end(store, await claimed(store), State.RETRYING, retry_in=5.0)
-    taken = await take(store)
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=5.0)
+    taken = await claim_some(store)
     assert (taken.tasks, taken.retry_in) == ((), 5.0)
     clock.now += 5
-    assert (await claimed(store)).attempt_number == 2
+    assert (await claim_one(store)).attempt_number == 2
 
 
 async def test_channels_do_not_wait_for_each_other(either: Store) -> None:
-    await told(either, "x", "a", "b")
-    assert (await claimed(either, "a")).delivery_id != (await claimed(either, "b")).delivery_id
+    await accept(either, "x", "a", "b")
+    assert (await claim_one(either, "a")).delivery_id != (await claim_one(either, "b")).delivery_id
 
 
 async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, clock: Clock) -> None:
-    await told(store, "x")
-    lost = await claimed(store)
-    assert (await take(store)).retry_in == 20
+    await accept(store, "x")
+    lost = await claim_one(store)
+    assert (await claim_some(store)).retry_in == 20
     clock.now += 19.9
-    assert await nothing(store)
+    assert await nothing_due(store)
     clock.now += 0.1
-    again = await claimed(store, owner="other")
+    again = await claim_one(store, owner="other")
     assert again.delivery_id == lost.delivery_id
     assert (lost.maybe_sent, again.maybe_sent) == (False, True)
     assert not await save_progress(store, lost, {"late": "yes"})
-    assert not (await end(store, lost, State.RETRYING)).lease_valid  # its time is over
-    assert (await end(store, again)).lease_valid
-    assert (await take(store)).retry_in is None
+    assert not (await end_attempt(store, lost, State.RETRYING)).lease_valid  # its time is over
+    assert (await end_attempt(store, again)).lease_valid
+    assert (await claim_some(store)).retry_in is None
 
 
 async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store: Store, clock: Clock) -> None:
-    await told(store, "x", event=event_of("firing"))
-    lost = await claimed(store)
-    await told(store, "x", event=event_of("resolved"))
+    await accept(store, "x", event=event_of("firing"))
+    lost = await claim_one(store)
+    await accept(store, "x", event=event_of("resolved"))
     clock.now += 20
-    newer = await claimed(store)
+    newer = await claim_one(store)
     assert newer.delivery_id != lost.delivery_id
     assert (newer.first_event_seq, newer.attempt_number, newer.firing_undelivered) == (lost.last_event_seq, 2, True)
     found = await read_delivery(store, lost.delivery_id)
@@ -123,96 +123,96 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
 async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Clock, back: float) -> None:
     clock.now = 1e9
     for incident in ("retried", "leased", "given back", "queued", "ours"):
-        await told(store, incident)
-    await end(store, await claimed(store), State.RETRYING, retry_in=300.0)
-    await claimed(store, owner="crashed")
-    await claimed(store, owner="stopped")
+        await accept(store, incident)
+    await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=300.0)
+    await claim_one(store, owner="crashed")
+    await claim_one(store, owner="stopped")
     await release_leases(store, "stopped")
     clock.now -= back
     await sweep(store, "me", 86400, ())
-    found = [(await claimed(store)).incident_id for _ in range(5)]
+    found = [(await claim_one(store)).incident_id for _ in range(5)]
     assert sorted(found) == ["given back", "leased", "ours", "queued", "retried"]
     clock.now -= back
     await sweep(store, "me", 86400, ())
-    assert await nothing(store)  # what this very run holds, it holds: another claim would send it twice
+    assert await nothing_due(store)  # what this very run holds, it holds: another claim would send it twice
 
 
 async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(store: Store, clock: Clock) -> None:
     clock.now = 1e9
-    await told(store, "retried")
-    await told(store, "leased")
-    await end(store, await claimed(store), State.RETRYING, retry_in=300.0)
-    await claimed(store, owner="them")
+    await accept(store, "retried")
+    await accept(store, "leased")
+    await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=300.0)
+    await claim_one(store, owner="them")
     clock.now -= 5
     await sweep(store, "me", 86400, ())
-    assert await nothing(store)
+    assert await nothing_due(store)
     clock.now += 305
-    assert (await claimed(store)).incident_id == "leased"
-    assert (await claimed(store)).incident_id == "retried"
+    assert (await claim_one(store)).incident_id == "leased"
+    assert (await claim_one(store)).incident_id == "retried"
 
 
 async def test_a_clean_stop_returns_its_own_claims_and_no_others(either: Store) -> None:
-    await told(either, "x")
-    await told(either, "y")
-    mine, _theirs = await claimed(either, owner="me"), await claimed(either, owner="them")
+    await accept(either, "x")
+    await accept(either, "y")
+    mine, _theirs = await claim_one(either, owner="me"), await claim_one(either, owner="them")
     await release_leases(either, "me")
-    back = await claimed(either)
+    back = await claim_one(either)
     assert (back.delivery_id, back.attempt_number, back.maybe_sent) == (mine.delivery_id, 1, True)
-    assert await nothing(either)
+    assert await nothing_due(either)
 
 
 async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either: Store) -> None:
     receipts = []
     for number, episode in enumerate((1, 1, 1, 2), 1):
-        await told(either, "x", "a", "b", episode=episode)
-        mine = await claimed(either, "a")
+        await accept(either, "x", "a", "b", episode=episode)
+        mine = await claim_one(either, "a")
         receipts.append(mine.first_receipt)
         if number == 1:
-            await end(either, mine, State.DEAD)
+            await end_attempt(either, mine, State.DEAD)
         else:
-            await end(either, mine, receipt={"number": str(number)})
+            await end_attempt(either, mine, receipt={"number": str(number)})
     assert receipts == [None, None, {"number": "2"}, None]
-    assert (await claimed(either, "b")).first_receipt is None
+    assert (await claim_one(either, "b")).first_receipt is None
 
 
 async def test_an_event_comes_out_as_it_went_in(either: Store) -> None:
     event = event_of("resolved", source="eu", truncated_alerts=3)
-    await told(either, "x", event=event)
-    assert decode_event((await claimed(either)).event_json) == event
+    await accept(either, "x", event=event)
+    assert decode_event((await claim_one(either)).event_json) == event
 
 
 async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 1000.0) as store:
-        await told(store, "x")
-        mine = await claimed(store)
+        await accept(store, "x")
+        mine = await claim_one(store)
         assert await save_progress(store, mine, {"have_it": "oncall@example.org"})
-        await end(store, mine, State.RETRYING)
+        await end_attempt(store, mine, State.RETRYING)
     async with open_store(database, lambda: 1000.0) as store:
-        assert (await claimed(store)).progress == {"have_it": "oncall@example.org"}
+        assert (await claim_one(store)).progress == {"have_it": "oncall@example.org"}
 
 
 async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
     large = event_of(common_annotations={"description": "x" * MAX_CLAIM_BYTES})
     for number in range(3):
-        await told(either, str(number), event=large)
-    assert len((await take(either, limit=3)).tasks) == 1
+        await accept(either, str(number), event=large)
+    assert len((await claim_some(either, limit=3)).tasks) == 1
 
 
 async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) -> None:
-    await told(either, "x")
-    await end(either, await claimed(either), State.RETRYING)
+    await accept(either, "x")
+    await end_attempt(either, await claim_one(either), State.RETRYING)
     for number in range(40):
-        await told(either, "x", event=event_of(truncated_alerts=number))
-        await told(either, "y", event=event_of(truncated_alerts=1000))
-    claims = {each.incident_id: each for each in (await take(either, limit=3)).tasks}
+        await accept(either, "x", event=event_of(truncated_alerts=number))
+        await accept(either, "y", event=event_of(truncated_alerts=1000))
+    claims = {each.incident_id: each for each in (await claim_some(either, limit=3)).tasks}
     told_of = [decode_event(written).truncated_alerts async for written in read_merged_events(either, claims["x"])]
     assert told_of == [0, *range(40)]
 
 
 async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: Store) -> None:
-    accepted = await told(either, "x")
-    await end(either, await claimed(either), State.RETRYING, detail="put off")
-    await end(either, await claimed(either), detail="taken", payload=zlib.compress(b"what was sent"))
+    accepted = await accept(either, "x")
+    await end_attempt(either, await claim_one(either), State.RETRYING, detail="put off")
+    await end_attempt(either, await claim_one(either), detail="taken", payload=zlib.compress(b"what was sent"))
     (delivery,) = (
         await list_deliveries(either, DeliveryFilter(state=State.DELIVERED, channel="a"), limit=10)
     ).deliveries
@@ -229,8 +229,8 @@ async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: S
 
 
 async def test_a_clock_that_is_set_forward_ends_no_lease_of_what_is_just_being_sent(store: Store, clock: Clock) -> None:
-    await told(store, "x")
-    ours = await claimed(store)
+    await accept(store, "x")
+    ours = await claim_one(store)
     clock.now += 3600
     assert not (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, in_flight_ids=(ours.delivery_id,)))).tasks
-    assert (await end(store, ours)).lease_valid
+    assert (await end_attempt(store, ours)).lease_valid

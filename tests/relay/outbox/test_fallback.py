@@ -8,18 +8,19 @@ import pytest
 from services.relay.outbox import fallback
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import FallbackResult, fall_back, fall_back_unserved
+from services.relay.outbox.fallback import fall_back, fall_back_unserved
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.sweeper import SweepResult, sweep
+from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
-from tests.relay.outbox.gated import Clock, break_it, fail, waiting
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker
 from tests.relay.scripted import event_of
 
-NOTE = "a takes no messages at the moment, so this comes here as well"
+NOTE = "Also sent here because channel a is down."
 
 
 @pytest.fixture
@@ -35,90 +36,92 @@ async def store(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Store]:
 
 async def refuse(store: Store, channel: str = "a", *others: str) -> None:
     """One attempt says that the channel refuses everything."""
-    claim = await claimed(store, channel)
+    claim = await claim_one(store, channel)
     await fail(store, claim, ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0, fallback_channels=others)
 
 
 async def all_of(store: Store, channel: str) -> list[tuple[str, int, int]]:
     """What a channel tells now, in this order: the incident, from which event to which."""
-    claims = (await take(store, channel, limit=200)).tasks
+    claims = (await claim_some(store, channel, limit=200)).tasks
     for claim in claims:
         assert claim.remark == NOTE
-        await end(store, claim)
+        await end_attempt(store, claim)
     return [(claim.incident_id, claim.first_event_seq, claim.last_event_seq) for claim in claims]
 
 
 async def test_all_that_waits_goes_to_the_others_in_order_and_once(store: Store) -> None:
-    await waiting(store, 4)
+    await enqueue(store, 4)
     await refuse(store, "a", "b", "every")
-    assert await fall_back(store, "a", ("b", "every")) == FallbackResult(channels_to_wake=("b", "every"))
+    assert await fall_back(store, "a", ("b", "every")) == DeliveryChanges(channels_to_wake=frozenset(("b", "every")))
     for channel in ("b", "every"):
         assert await all_of(store, channel) == [(f"a{number}", number + 1, number + 1) for number in range(4)]
-    assert await fall_back(store, "a", ("b", "every")) == FallbackResult()
-    assert await nothing(store, "b")
+    assert await fall_back(store, "a", ("b", "every")) == DeliveryChanges()
+    assert await nothing_due(store, "b")
 
 
 async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(store: Store) -> None:
-    await told(store, "x")
+    await accept(store, "x")
     await refuse(store, "a", "b", "every")
     await fall_back(store, "a", ("b", "every"))
     assert await all_of(store, "b") == [("x", 1, 1)]
-    await told(store, "x")  # merged into what waits
-    await told(store, "y")
+    await accept(store, "x")  # merged into what waits
+    await accept(store, "y")
     await fall_back(store, "a", ("b", "every"))
     assert await all_of(store, "b") == [("x", 2, 2), ("y", 3, 3)]
-    every = [await claimed(store, "every") for _ in range(2)]  # of one incident one after the other
+    every = [await claim_one(store, "every") for _ in range(2)]  # of one incident one after the other
     assert [(claim.first_event_seq, claim.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
-    await end(store, every[0])
+    await end_attempt(store, every[0])
     assert await all_of(store, "every") == [("x", 2, 2)]
 
 
 async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store) -> None:
-    await told(store, "x", "a", "b")
-    await told(store, "x", "a")
+    await accept(store, "x", "a", "b")
+    await accept(store, "x", "a")
     await refuse(store)
-    assert await fall_back(store, "a", ("b",)) == FallbackResult(superseded_channels=("b",), channels_to_wake=("b",))
+    assert await fall_back(store, "a", ("b",)) == DeliveryChanges(
+        ended=(("b", State.SUPERSEDED),), channels_to_wake=frozenset(("b",))
+    )
     assert await all_of(store, "b") == [("x", 1, 2)]
 
 
 async def test_one_that_tells_every_event_by_itself_does_so_here_too(store: Store) -> None:
-    await told(store, "x", episode=1)
-    await told(store, "x", episode=2)
+    await accept(store, "x", episode=1)
+    await accept(store, "x", episode=2)
     await refuse(store)
     await fall_back(store, "a", ("every",))
     for number in (1, 2):
-        claim = await claimed(store, "every")
+        claim = await claim_one(store, "every")
         assert (claim.first_event_seq, claim.last_event_seq, claim.episode) == (number, number, number)
-        await end(store, claim)
+        await end_attempt(store, claim)
 
 
 async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_there(store: Store) -> None:
-    await told(store, "x", event=event_of("firing"))
-    hanging = await claimed(store)
-    await told(store, "x", event=event_of("resolved"))
+    await accept(store, "x", event=event_of("firing"))
+    hanging = await claim_one(store)
+    await accept(store, "x", event=event_of("resolved"))
     await fail(store, hanging, ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0, fallback_channels=("b",))
-    claim = await claimed(store, "b")
+    claim = await claim_one(store, "b")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
 
 
 async def test_an_end_that_falls_back_where_the_beginning_was_told_is_an_end(store: Store) -> None:
-    await told(store, "x", "a", "b", event=event_of("firing"))
-    await end(store, await claimed(store, "b"))
-    await told(store, "x", event=event_of("resolved"))
+    await accept(store, "x", "a", "b", event=event_of("firing"))
+    await end_attempt(store, await claim_one(store, "b"))
+    await accept(store, "x", event=event_of("resolved"))
     await refuse(store, "a", "b")
-    claim = await claimed(store, "b")
+    claim = await claim_one(store, "b")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
     assert claim.first_receipt is not None
 
 
 async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
-    await waiting(store, 3)
+    await enqueue(store, 3)
     await refuse(store)
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await take(store, limit=9)).tasks
-    await end(store, probe)
-    assert {claim.incident_id for claim in (await take(store, limit=9)).tasks} | {probe.incident_id} == {
+    (probe,) = (await claim_some(store, limit=9)).tasks
+    await end_attempt(store, probe)
+    assert {claim.incident_id for claim in (await claim_some(store, limit=9)).tasks} | {probe.incident_id} == {
         "a0",
         "a1",
         "a2",
@@ -126,7 +129,7 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
 
 
 async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
-    await waiting(store, 2 * fallback.FALLBACK_STEP + 2)
+    await enqueue(store, 2 * fallback.FALLBACK_STEP + 2)
     await refuse(store, "a", "b")
     handed_on = []
     more = True
@@ -140,29 +143,29 @@ async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
 
 
 async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
-    await told(store, "x")
+    await accept(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
     for _ in range(3):
         for channel, other in (("a", "b"), ("b", "a")):
-            assert await fall_back(store, channel, (other,)) == FallbackResult()
-    await told(store, "x", "a", "b")
+            assert await fall_back(store, channel, (other,)) == DeliveryChanges()
+    await accept(store, "x", "a", "b")
     for channel, other in (("a", "b"), ("b", "a")):
-        assert await fall_back(store, channel, (other,)) == FallbackResult()
+        assert await fall_back(store, channel, (other,)) == DeliveryChanges()
 
 
 async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: Store) -> None:
-    await told(store, "x")
+    await accept(store, "x")
     await refuse(store, "a", "b", "c")
     await refuse(store, "b", "a", "c")
     assert await all_of(store, "c") == [("x", 1, 1)]
-    assert await fall_back(store, "b", ("a", "c")) == FallbackResult()
-    assert await nothing(store, "c")
+    assert await fall_back(store, "b", ("a", "c")) == DeliveryChanges()
+    assert await nothing_due(store, "c")
 
 
 @pytest.mark.parametrize("others", [("b",), ()])
 async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: tuple[str, ...]) -> None:
-    await waiting(store, fallback.FALLBACK_STEP + 2)
+    await enqueue(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
     looked = await sweep(store, "me", -1, others)
     assert looked.ended == (("a", State.DEAD),) * (fallback.FALLBACK_STEP + 2)
@@ -171,73 +174,75 @@ async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: 
 
 
 async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(store: Store) -> None:
-    await told(store, "x")
+    await accept(store, "x")
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
     looked = await sweep(store, "me", -1, ("a", "b"))
     assert sorted(looked.ended) == [("a", State.DEAD), ("b", State.DEAD)]
-    assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
+    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
 @pytest.mark.parametrize("effect", [ChannelEffect.DOWN, ChannelEffect.FAILED])
 async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, effect: ChannelEffect) -> None:
-    await waiting(store, 2)
+    await enqueue(store, 2)
     await refuse(store)
     await commit_allow_trial(store, ["a"])
-    probe = await claimed(store)
-    recorded = await end(store, probe, State.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",))
+    probe = await claim_one(store)
+    recorded = await end_attempt(
+        store, probe, State.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
+    )
     assert recorded.channels_to_wake == ("a", "b")
     assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
 
 
 async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: Store) -> None:
-    await told(store, "x")
-    await end(store, await claimed(store), State.DEAD, fallback_channels=("b",))
-    assert await nothing(store, "b")
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store), State.DEAD, fallback_channels=("b",))
+    assert await nothing_due(store, "b")
 
 
 async def test_a_channel_that_cannot_be_reached_waits_for_itself(store: Store) -> None:
-    await waiting(store, FAILURE_THRESHOLD + 2)
-    await fail(store, await claimed(store), fallback_channels=("b",))
-    await break_it(store)
+    await enqueue(store, FAILURE_THRESHOLD + 2)
+    await fail(store, await claim_one(store), fallback_channels=("b",))
+    await open_breaker(store)
     assert (await sweep(store, "me", 3600, ("b",))).ended == ()
-    assert await nothing(store, "b")
+    assert await nothing_due(store, "b")
 
 
 async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_channel_says(store: Store) -> None:
-    await waiting(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
-    claim = await claimed(store)
+    await enqueue(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
+    claim = await claim_one(store)
     gave_up = {"channel_effect": ChannelEffect.FAILED, "fallback_channels": ("b",), "is_expired": True}
-    await end(store, claim, State.DEAD, **gave_up)
+    await end_attempt(store, claim, State.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
-    await break_it(store)
+    await open_breaker(store)
     looked = await sweep(store, "me", -1, ("a", "b"))
-    assert looked == SweepResult(
+    assert looked == DeliveryChanges(
         (("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
-    assert await sweep(store, "me", -1, ("a", "b")) == SweepResult((), frozenset())
+    assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
 async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_path: Path, clock: Clock) -> None:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
-        await waiting(store, 2)
-        await claimed(store, owner="crashed")
+        await enqueue(store, 2)
+        await claim_one(store, owner="crashed")
         await refuse(store, "a", "b")
         assert await all_of(store, "b") == [("a1", 2, 2)]
         clock.now += 19
-        assert await fall_back(store, "a", ("b",)) == FallbackResult()  # it may be under way
+        assert await fall_back(store, "a", ("b",)) == DeliveryChanges()  # it may be under way
         clock.now += 1
         await fall_back(store, "a", ("b",))
         assert await all_of(store, "b") == [("a0", 1, 1)]
 
 
 async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> None:
-    await told(store, "x")
-    claim = await claimed(store)
-    await end(store, claim, State.DEAD)
-    await told(store, "x")
-    await told(store, "y")
+    await accept(store, "x")
+    claim = await claim_one(store)
+    await end_attempt(store, claim, State.DEAD)
+    await accept(store, "x")
+    await accept(store, "y")
     await refuse(store)
     await fall_back(store, "a", ("b",))
     assert await requeue(store, claim.delivery_id) is State.DEAD
@@ -248,10 +253,10 @@ async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> 
 async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_to_nobody_where_it_is_there(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await waiting(store, fallback.FALLBACK_STEP + 1)
-    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()
+    await enqueue(store, fallback.FALLBACK_STEP + 1)
+    assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges()
     monkeypatch.setattr(fallback, "UNSERVED_AFTER", -60.0)
-    assert await fall_back_unserved(store, ("a", "b"), ("b",)) == FallbackResult()
-    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult(channels_to_wake=("b",))
+    assert await fall_back_unserved(store, ("a", "b"), ("b",)) == DeliveryChanges()
+    assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges(channels_to_wake=frozenset(("b",)))
     assert len(await all_of(store, "b")) == fallback.FALLBACK_STEP + 1
-    assert await fall_back_unserved(store, ("b",), ("b",)) == FallbackResult()
+    assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges()

@@ -9,8 +9,8 @@ from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import State
 from shared.sql import database_url
-from tests.relay.outbox.acts import claimed, end, nothing, told
-from tests.relay.outbox.gated import Clock
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import Clock
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
 
 async def lost(store: Store, clock: Clock, channel: str = "a") -> DeliveryTask:
     """The claim of one whose lease ended."""
-    await told(store, "x", channel)
-    claim = await claimed(store, channel, owner="late")
+    await accept(store, "x", channel)
+    claim = await claim_one(store, channel, owner="late")
     clock.now += 20
     return claim
 
@@ -37,36 +37,36 @@ async def test_what_came_late_is_followed_by_how_things_stand(
     store: Store, clock: Clock, channel: str, first: int
 ) -> None:
     late = await lost(store, clock, channel)
-    await end(store, await claimed(store, channel))
-    await told(store, "x", channel, episode=2)
-    await end(store, await claimed(store, channel))
+    await end_attempt(store, await claim_one(store, channel))
+    await accept(store, "x", channel, episode=2)
+    await end_attempt(store, await claim_one(store, channel))
 
-    recorded = await end(store, late)
+    recorded = await end_attempt(store, late)
 
     assert (recorded.lease_valid, recorded.channels_to_wake) == (False, (channel,))
-    once_more = await claimed(store, channel)
+    once_more = await claim_one(store, channel)
     assert (once_more.first_event_seq, once_more.last_event_seq, once_more.episode) == (first, 2, 2)
-    await end(store, once_more)
-    assert await nothing(store, channel)
+    await end_attempt(store, once_more)
+    assert await nothing_due(store, channel)
 
 
 async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
-    await end(store, await claimed(store))
-    assert not (await end(store, late, State.RETRYING, maybe_sent=False)).lease_valid
-    assert await nothing(store)
+    await end_attempt(store, await claim_one(store))
+    assert not (await end_attempt(store, late, State.RETRYING, maybe_sent=False)).lease_valid
+    assert await nothing_due(store)
 
 
 async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
-    await end(store, await claimed(store), State.RETRYING, maybe_sent=True, retry_in=0.0)
-    await end(store, late)
-    again = await claimed(store)
+    await end_attempt(store, await claim_one(store), State.RETRYING, maybe_sent=True, retry_in=0.0)
+    await end_attempt(store, late)
+    again = await claim_one(store)
     assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)
 
 
 async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_sent_again(store: Store) -> None:
-    await told(store, "x")
-    claim = await claimed(store)
-    assert [(await end(store, claim)).lease_valid for _ in range(2)] == [True, True]
-    assert await nothing(store)
+    await accept(store, "x")
+    claim = await claim_one(store)
+    assert [(await end_attempt(store, claim)).lease_valid for _ in range(2)] == [True, True]
+    assert await nothing_due(store)

@@ -19,9 +19,9 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests import quick
 from tests.long import LONG
-from tests.relay.outbox.machine import Machine
+from tests.relay.outbox.simulated_outbox import World
+from tests.relay.outbox.state_machine import Machine
 from tests.relay.outbox.tables import opened, up
-from tests.relay.outbox.world import World
 
 START = 1_800_000_000.0
 LONGER = 50 if LONG else 1

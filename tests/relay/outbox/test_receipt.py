@@ -9,7 +9,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.lease import release_leases
 from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing, told
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
 
 REFUSED = {"channel_effect": ChannelEffect.DOWN, "retry_in": 300.0, "fallback_channels": ("b", "every")}
 
@@ -21,63 +21,63 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 
 async def test_an_attempt_that_failed_is_merged_into_what_waits_behind_it(store: Store) -> None:
-    await told(store, "x")
-    first = await claimed(store)
-    await told(store, "x")
+    await accept(store, "x")
+    first = await claim_one(store)
+    await accept(store, "x")
 
-    recorded = await end(store, first, State.RETRYING, retry_in=0.0)
+    recorded = await end_attempt(store, first, State.RETRYING, retry_in=0.0)
 
     assert (recorded.lease_valid, recorded.state, recorded.superseded_channels) == (True, State.SUPERSEDED, ("a",))
-    second = await claimed(store)
+    second = await claim_one(store)
     assert (second.first_event_seq, second.last_event_seq, second.attempt_number) == (1, 2, 2)
-    await end(store, second)
-    assert await nothing(store)
+    await end_attempt(store, second)
+    assert await nothing_due(store)
 
 
 async def test_what_a_stop_gives_back_is_merged_into_what_waits_behind_it(store: Store) -> None:
-    await told(store, "x")
-    await claimed(store)
-    await told(store, "x")
+    await accept(store, "x")
+    await claim_one(store)
+    await accept(store, "x")
 
     await release_leases(store, "me")
 
-    claim = await claimed(store)
+    claim = await claim_one(store)
     assert (claim.first_event_seq, claim.last_event_seq, claim.attempt_number) == (1, 2, 1)
-    await end(store, claim)
-    assert await nothing(store)
+    await end_attempt(store, claim)
+    assert await nothing_due(store)
 
 
 async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -> None:
-    await told(store, "x")
-    claim = await claimed(store)
+    await accept(store, "x")
+    claim = await claim_one(store)
 
-    recorded = await end(store, claim, State.RETRYING, **REFUSED)
+    recorded = await end_attempt(store, claim, State.RETRYING, **REFUSED)
 
     assert set(recorded.channels_to_wake) == {"a", "b", "every"}
     for channel in ("b", "every"):
-        instead = await claimed(store, channel)
+        instead = await claim_one(store, channel)
         assert (instead.first_event_seq, instead.last_event_seq) == (1, 1)
-        assert instead.remark == "a takes no messages at the moment, so this comes here as well"
-        await end(store, instead)
-        assert await nothing(store, channel)
+        assert instead.remark == "Also sent here because channel a is down."
+        await end_attempt(store, instead)
+        assert await nothing_due(store, channel)
 
 
 async def test_a_fallback_that_is_told_of_the_event_anyway_gets_nothing_more(store: Store) -> None:
-    await told(store, "x", "a", "b", "every")
-    await told(store, "x", "b")  # its delivery there tells both
+    await accept(store, "x", "a", "b", "every")
+    await accept(store, "x", "b")  # its delivery there tells both
 
-    recorded = await end(store, await claimed(store), State.RETRYING, **REFUSED)
+    recorded = await end_attempt(store, await claim_one(store), State.RETRYING, **REFUSED)
 
     assert recorded.channels_to_wake == ("a",)
 
 
 async def test_a_fallback_is_never_told_something_older_than_it_knows(store: Store) -> None:
-    await told(store, "x")
-    refused = await claimed(store)
-    await told(store, "x", "a", "b")
-    await end(store, await claimed(store, "b"))
+    await accept(store, "x")
+    refused = await claim_one(store)
+    await accept(store, "x", "a", "b")
+    await end_attempt(store, await claim_one(store, "b"))
 
-    await end(store, refused, State.RETRYING, **REFUSED)
+    await end_attempt(store, refused, State.RETRYING, **REFUSED)
 
-    instead = await claimed(store, "b")
+    instead = await claim_one(store, "b")
     assert (instead.first_event_seq, instead.last_event_seq) == (1, 2)

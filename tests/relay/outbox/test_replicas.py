@@ -10,12 +10,13 @@ from services.relay.model import build_fingerprint, build_incident_id
 from services.relay.outbox import fallback
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import FallbackResult, fall_back_unserved
+from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.tables import State, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing
+from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
 from tests.relay.scripted import event_of
 
 
@@ -56,20 +57,20 @@ async def ages(store: Store, seconds: float) -> None:
 
 async def test_a_new_name_is_told_the_beginning_that_waits_for_the_old_one(store: Store) -> None:
     await come(store, "firing", "old", "slack")
-    await end(store, await claimed(store, "slack"))
+    await end_attempt(store, await claim_one(store, "slack"))
     await come(store, "resolved", "new", "slack", "every")
-    claim = await claimed(store, "new")
+    claim = await claim_one(store, "new")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
     for told in ("slack", "every"):
-        claim = await claimed(store, told)
+        claim = await claim_one(store, told)
         assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 
 async def test_a_new_name_is_told_the_end_alone_where_the_old_one_told_the_beginning(store: Store) -> None:
     await come(store, "firing", "old")
-    await end(store, await claimed(store, "old"))
+    await end_attempt(store, await claim_one(store, "old"))
     await come(store, "resolved", "new")
-    claim = await claimed(store, "new")
+    claim = await claim_one(store, "new")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 
@@ -78,28 +79,30 @@ async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(s
     await come(store, "firing", "theirs", "ours")
     await ages(store, 4 * fallback.UNSERVED_AFTER)
     await record_served_channels(store, ["theirs"])
-    assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == FallbackResult()
+    assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == DeliveryChanges()
     assert (await come(store, "resolved", "ours")).channels == ("ours", "theirs")
-    assert await nothing(store, "mail")
+    assert await nothing_due(store, "mail")
 
 
 async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(store: Store) -> None:
     await record_served_channels(store, ["theirs"])
     await come(store, "firing", "theirs", "ours")
     await ages(store, fallback.UNSERVED_AFTER - 10)
-    assert await fall_back_unserved(store, ("ours",), ("mail",)) == FallbackResult()
+    assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges()
     await ages(store, 20)
     assert (await come(store, "resolved", "ours")).channels == ("ours",)
-    assert await fall_back_unserved(store, ("ours",), ("mail",)) == FallbackResult(channels_to_wake=("mail",))
+    assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges(
+        channels_to_wake=frozenset(("mail",))
+    )
 
 
 async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
     await come(store, "firing", "old")
-    await end(store, await claimed(store, "old"), State.RETRYING, retry_in=0.0)
+    await end_attempt(store, await claim_one(store, "old"), State.RETRYING, retry_in=0.0)
     await come(store, "resolved", "new")
     await refresh_outdated(store, ["new"])
     await refresh_outdated(store, ["old", "every"])
-    claim = await claimed(store, "old")
+    claim = await claim_one(store, "old")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered, claim.attempt_number) == (
         1,
         2,
@@ -107,5 +110,5 @@ async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store
         2,
     )
     await refresh_outdated(store, ["old"])
-    await end(store, claim)
-    assert await nothing(store, "old")
+    await end_attempt(store, claim)
+    assert await nothing_due(store, "old")

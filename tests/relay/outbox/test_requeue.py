@@ -11,7 +11,7 @@ from services.relay.outbox.queries import read_delivery
 from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 
 
 @pytest.fixture
@@ -29,96 +29,96 @@ async def state_of(store: Store, delivery_id: str) -> State:
 async def broken(store: Store) -> None:
     """The channel's breaker opens."""
     for number in range(FAILURE_THRESHOLD):
-        await told(store, f"failing{number}")
-    for claim in (await take(store, limit=FAILURE_THRESHOLD)).tasks:
-        await end(store, claim, State.RETRYING, retry_in=60.0)
-    assert await nothing(store)
+        await accept(store, f"failing{number}")
+    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).tasks:
+        await end_attempt(store, claim, State.RETRYING, retry_in=60.0)
+    assert await nothing_due(store)
 
 
 async def given_up(store: Store, incident: str = "x", channel: str = "a") -> str:
-    await told(store, incident, channel)
-    claim = await claimed(store, channel)
-    await end(store, claim, State.DEAD)
+    await accept(store, incident, channel)
+    claim = await claim_one(store, channel)
+    await end_attempt(store, claim, State.DEAD)
     return claim.delivery_id
 
 
 async def test_a_dead_letter_is_sent_again_as_its_incident_stands(store: Store) -> None:
     dead = await given_up(store)
-    await told(store, "x")
-    await end(store, await claimed(store))
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store))
 
     assert await requeue(store, dead) is State.DEAD
 
-    claim = await claimed(store)
+    claim = await claim_one(store)
     assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
     assert await state_of(store, dead) is State.SUPERSEDED
 
 
 async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> None:
     dead = await given_up(store)
-    await told(store, "x")
+    await accept(store, "x")
 
     assert await requeue(store, dead) is State.DEAD
 
-    claim = await claimed(store)
+    claim = await claim_one(store)
     assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
-    await end(store, claim)
-    assert await nothing(store)
+    await end_attempt(store, claim)
+    assert await nothing_due(store)
 
 
 @pytest.mark.parametrize("how", ["answer lost", "given back"])
 async def test_what_was_sent_already_and_waits_is_told_anew_with_the_dead_letter(store: Store, how: str) -> None:
     dead = await given_up(store)
-    await told(store, "x")
-    tried = await claimed(store)
+    await accept(store, "x")
+    tried = await claim_one(store)
     if how == "given back":
         await release_leases(store, "me")
     else:
-        await end(store, tried, State.RETRYING, maybe_sent=True, retry_in=0.0)
+        await end_attempt(store, tried, State.RETRYING, maybe_sent=True, retry_in=0.0)
 
     assert await requeue(store, dead) is State.DEAD
 
-    claim = await claimed(store)
+    claim = await claim_one(store)
     assert claim.delivery_id != tried.delivery_id  # by which its channel would take it for sent
     assert (claim.first_event_seq, claim.last_event_seq, claim.maybe_sent) == (1, 2, False)
     assert claim.attempt_number == tried.attempt_number + (how == "answer lost")
     record = await read_delivery(store, tried.delivery_id)
     assert record is not None
     assert (record.delivery.state, record.delivery.superseded_by) == (State.SUPERSEDED, claim.delivery_id)
-    await end(store, claim)
-    assert await nothing(store)
+    await end_attempt(store, claim)
+    assert await nothing_due(store)
 
 
 async def test_a_dead_letter_of_a_channel_that_tells_every_event_is_sent_as_it_was(store: Store) -> None:
     dead = await given_up(store, channel="every")
-    await told(store, "x", "every", episode=2)
-    await end(store, await claimed(store, "every"))
+    await accept(store, "x", "every", episode=2)
+    await end_attempt(store, await claim_one(store, "every"))
 
     assert await requeue(store, dead) is State.DEAD
 
-    claim = await claimed(store, "every")
+    claim = await claim_one(store, "every")
     assert (claim.first_event_seq, claim.last_event_seq, claim.episode) == (1, 1, 1)
 
 
 async def test_what_waits_for_its_next_attempt_is_due_at_once(store: Store) -> None:
-    await told(store, "x")
-    waiting = await claimed(store)
-    await end(store, waiting, State.RETRYING, retry_in=300.0)
-    assert await nothing(store)
+    await accept(store, "x")
+    waiting = await claim_one(store)
+    await end_attempt(store, waiting, State.RETRYING, retry_in=300.0)
+    assert await nothing_due(store)
 
     assert await requeue(store, waiting.delivery_id) is State.RETRYING
 
-    assert (await claimed(store)).delivery_id == waiting.delivery_id
+    assert (await claim_one(store)).delivery_id == waiting.delivery_id
 
 
 async def test_what_is_being_sent_or_has_arrived_is_left_alone(store: Store) -> None:
-    await told(store, "x")
-    claim = await claimed(store)
+    await accept(store, "x")
+    claim = await claim_one(store)
 
     assert await requeue(store, claim.delivery_id) is State.SENDING
-    assert (await end(store, claim)).lease_valid
+    assert (await end_attempt(store, claim)).lease_valid
     assert await requeue(store, claim.delivery_id) is State.DELIVERED
-    assert await nothing(store)
+    assert await nothing_due(store)
 
 
 async def test_there_is_no_delivery_of_an_id_that_was_never_given(store: Store) -> None:
@@ -133,7 +133,7 @@ async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(s
 
     assert [await state_of(store, each) for each in dead] == [State.SUPERSEDED, State.SUPERSEDED, State.DEAD]
     assert await state_of(store, other) is State.DEAD
-    assert [claim.incident_id for claim in (await take(store, limit=5)).tasks] == ["x", "y"]
+    assert [claim.incident_id for claim in (await claim_some(store, limit=5)).tasks] == ["x", "y"]
     assert await requeue_dead(store, "a", 2) == 1
 
 
@@ -141,11 +141,11 @@ async def test_whoever_asks_for_another_try_gets_it_though_the_breaker_holds_the
     dead = await given_up(store)
     await broken(store)
     assert await requeue(store, dead) is State.DEAD
-    assert len((await take(store, limit=9)).tasks) == 1  # which tries for all
+    assert len((await claim_some(store, limit=9)).tasks) == 1  # which tries for all
 
 
 async def test_dead_letters_that_are_sent_again_do_not_wait_for_the_breaker(store: Store) -> None:
     await given_up(store)
     await broken(store)
     assert await requeue_dead(store, "a", 9) == 1
-    assert len((await take(store, limit=9)).tasks) == 1
+    assert len((await claim_some(store, limit=9)).tasks) == 1

@@ -21,7 +21,7 @@ from services.relay.outbox.tables import State, database_identity
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.tables import opened
 from tests.relay.scripted import event_of
 
@@ -51,29 +51,29 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
 ) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         assert not await notice(store)
-        await told(store, "x")
-        await end(store, await claimed(store), State.RETRYING, retry_in=0.0)
-        await claimed(store)  # it is under way while the backup is made
-        await told(store, "x")
-        await told(store, "y")
+        await accept(store, "x")
+        await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=0.0)
+        await claim_one(store)  # it is under way while the backup is made
+        await accept(store, "x")
+        await accept(store, "y")
         assert not await notice(store)
     async with open_store(restore(), lambda: 10_000.0) as store:
         assert await notice(store)
-        taken = await take(store, limit=9)
+        taken = await claim_some(store, limit=9)
         assert taken.tasks == ()
         assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
         assert not (await fall_back(store, "a", ("b",))).channels_to_wake
         await release_compared(store)
-        claims = (await take(store, limit=9)).tasks
+        claims = (await claim_some(store, limit=9)).tasks
         assert {(each.incident_id, each.first_event_seq, each.maybe_sent, each.remark) for each in claims} == {
             ("x", 1, True, RESTORED_REMARK),
             ("y", 3, True, RESTORED_REMARK),
         }
         assert not await notice(store)
         for each in claims:
-            assert (await end(store, each)).lease_valid
-        await told(store, "z")
-        assert (await claimed(store)).remark == ""
+            assert (await end_attempt(store, each)).lease_valid
+        await accept(store, "z")
+        assert (await claim_one(store)).remark == ""
 
 
 async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_ended_since(
@@ -82,39 +82,39 @@ async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_e
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         for incident in ("x", "y", "z"):
-            await told(store, incident, event=event_of("firing"))
-        await told(store, "x", event=event_of("resolved"))
+            await accept(store, incident, event=event_of("firing"))
+        await accept(store, "x", event=event_of("resolved"))
     async with open_store(restore(), lambda: 10_000.0) as store:
         await notice(store, 0.0)
-        await told(store, "y", event=event_of("resolved"))
-        await told(store, "z", event=event_of("firing"))
-        await told(store, "z", event=event_of("resolved"))
-        claims = (await take(store, limit=9)).tasks
+        await accept(store, "y", event=event_of("resolved"))
+        await accept(store, "z", event=event_of("firing"))
+        await accept(store, "z", event=event_of("resolved"))
+        claims = (await claim_some(store, limit=9)).tasks
         assert {each.incident_id: each.firing_undelivered for each in claims} == {"x": False, "y": False, "z": True}
 
 
 async def test_what_comes_after_the_restore_is_not_held_back(database: DatabaseUrl, restore: Restore) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
-        await told(store, "x")
+        await accept(store, "x")
     async with open_store(restore(), lambda: 10_000.0) as store:
         await notice(store)
-        assert await nothing(store)
-        await told(store, "x")
-        claim = await claimed(store)
+        assert await nothing_due(store)
+        await accept(store, "x")
+        claim = await claim_one(store)
         assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
 
 
 async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
-        await told(store, "x", event=event_of("firing"))
-        await told(store, "x", event=event_of("resolved"))
+        await accept(store, "x", event=event_of("firing"))
+        await accept(store, "x", event=event_of("resolved"))
         earlier = update(database_identity).values(last_used_at=database_identity.c.last_used_at - 9_000)
         await store.run(lambda transaction: transaction.connection.execute(earlier))
         await asyncio.to_thread(Path(f"{database.database}-last-used").unlink, missing_ok=True)
         assert not await notice(store)
-        assert (await claimed(store)).firing_undelivered
+        assert (await claim_one(store)).firing_undelivered
 
 
 async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup(database: DatabaseUrl) -> None:
@@ -127,12 +127,12 @@ async def test_two_replicas_that_start_for_the_first_time_at_once_find_no_backup
 
 async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_that_it_was_used(tmp_path: Path) -> None:
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 10_000.0) as store:
-        await told(store, "x")
+        await accept(store, "x")
         assert not await notice(store), "it was brought up to date, and nothing was used yet"
-        assert not await nothing(store)
+        assert not await nothing_due(store)
         await store.run(lambda transaction: transaction.connection.execute(delete(database_identity)))
         assert await notice(store)
-        assert await nothing(store)
+        assert await nothing_due(store)
 
 
 async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
@@ -141,9 +141,9 @@ async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_b
     own = await asyncio.to_thread(_without_the_right, shared_postgres, postgres_database)
     async with open_store(own, lambda: 10_000.0) as store:
         assert not await notice(store)
-        await told(store, "x")
+        await accept(store, "x")
         assert not await notice(store)
-        assert not await nothing(store)
+        assert not await nothing_due(store)
     async with open_store(postgres_database, lambda: 10_000.0) as store:
         assert not await notice(store), "the right was granted, and the database is the same"
         await store.run(
@@ -184,6 +184,15 @@ async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(go
         assert not await notice(store)
 
 
+async def test_a_start_makes_no_tables_where_a_file_of_the_former_name_says_that_there_were_some(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "relay.db-seen").write_text("1000.0")
+    with pytest.raises(StoreUnusableError, match=r"by relay\.db-seen beside it .* remove relay\.db-seen to begin anew"):
+        async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 10_000.0):
+            pass
+
+
 @pytest.mark.parametrize("is_backup", [True, False])
 async def test_a_backup_of_older_tables_is_noticed_by_the_file_of_the_former_name(
     is_backup: bool, tmp_path: Path
@@ -193,7 +202,7 @@ async def test_a_backup_of_older_tables_is_noticed_by_the_file_of_the_former_nam
     former.write_text("5000.0" if is_backup else "1000.0")
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         assert await notice(store) is is_backup
-        assert await nothing(store) is is_backup, "only what waits in a backup is held back"
+        assert await nothing_due(store) is is_backup, "only what waits in a backup is held back"
     assert (former.exists(), current.read_text()) == (False, "10000.0")
 
 

@@ -17,7 +17,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.disk import tmpfs
 from tests.postgres import Postgres
-from tests.relay.outbox.storing import bodies, write
+from tests.relay.outbox.store_jobs import bodies, write
 
 
 @pytest.fixture

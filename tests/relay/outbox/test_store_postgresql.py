@@ -18,8 +18,8 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.tables import quarantine
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.outbox.frozen import frozen
-from tests.relay.outbox.storing import bodies, write
+from tests.relay.outbox.frozen_postgresql import frozen
+from tests.relay.outbox.store_jobs import bodies, write
 from tests.relay.scripted import event_of, until
 
 

@@ -24,7 +24,7 @@ from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import State, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.incidents import seeded
-from tests.relay.outbox.acts import claimed, end, told
+from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.scripted import event_of, until
 
 CHANNELS = ("a", "b")
@@ -53,10 +53,10 @@ class Replicas:
         """Ends a claim as delivered, or as failed."""
         if failed:
             # It says nothing of the channel, whose gate would else keep everybody waiting.
-            await end(store, one, State.RETRYING, channel_effect=ChannelEffect.NOTHING)
+            await end_attempt(store, one, State.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
             self.told[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
-            assert (await end(store, one)).lease_valid
+            assert (await end_attempt(store, one)).lease_valid
 
     async def drain(self) -> None:
         """Delivers everything that is left, whoever claims it."""
@@ -124,7 +124,7 @@ def _deadlocks(database: DatabaseUrl) -> int:
 
 async def _accept(store: Store, incident: str, number: int) -> None:
     for _ in range(number):
-        await told(store, incident, *CHANNELS)
+        await accept(store, incident, *CHANNELS)
 
 
 async def test_events_at_both_while_claims_and_receipts_go_on(replicas: Replicas) -> None:
@@ -148,10 +148,10 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
     one, other = replicas.stores
     for number in range(40):
         incident = str(number)
-        await told(one, incident, *CHANNELS)
-        tried = [await claimed(one, channel) for channel in CHANNELS]
+        await accept(one, incident, *CHANNELS)
+        tried = [await claim_one(one, channel) for channel in CHANNELS]
         await asyncio.gather(
-            *(replicas.end(one, each, failed=True) for each in tried), told(other, incident, *CHANNELS)
+            *(replicas.end(one, each, failed=True) for each in tried), accept(other, incident, *CHANNELS)
         )
         await replicas.drain()
     await replicas.judge()
@@ -186,13 +186,13 @@ async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Repli
     one, other = replicas.stores
     for number in range(40):
         incident = str(number)
-        await told(one, incident, *CHANNELS)
+        await accept(one, incident, *CHANNELS)
         for channel in CHANNELS:  # a crash: nobody ends this claim
             assert len((await claim_due(one, ClaimRequest(channel, 1, "crashed", 0, None))).tasks) == 1
         if number % 2:  # something waits behind it already
-            await told(other, incident, *CHANNELS)
+            await accept(other, incident, *CHANNELS)
         await asyncio.gather(
-            told(other, incident, *CHANNELS),
+            accept(other, incident, *CHANNELS),
             *(replicas.deliver(one, channel, seeded(number), fails=0) for channel in CHANNELS),
         )
         await replicas.drain()
@@ -203,12 +203,12 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
     one, other = replicas.stores
     for number in range(40):
         incident = str(number)
-        await told(one, incident, *CHANNELS)
-        dead = {channel: await claimed(one, channel) for channel in CHANNELS}
+        await accept(one, incident, *CHANNELS)
+        dead = {channel: await claim_one(one, channel) for channel in CHANNELS}
         for each in dead.values():
-            await end(one, each, State.DEAD)
+            await end_attempt(one, each, State.DEAD)
         state, revived, _ = await asyncio.gather(
-            requeue(one, dead["a"].delivery_id), requeue_dead(one, "b", 10), told(other, incident, *CHANNELS)
+            requeue(one, dead["a"].delivery_id), requeue_dead(one, "b", 10), accept(other, incident, *CHANNELS)
         )
         assert (state, revived) == (State.DEAD, 1)
         await replicas.drain()
@@ -220,12 +220,12 @@ async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: 
     incidents = [str(number) for number in range(FAILURE_THRESHOLD + 15)]
     for _ in range(6):
         for incident in incidents:
-            await told(one, incident, *CHANNELS)
+            await accept(one, incident, *CHANNELS)
         openers = [await _closed_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]
         # No deadlock comes out of any of these: `gather` would raise what it became.
         await asyncio.gather(
             *(replicas.end(one, opener, failed=False) for opener in openers),
-            *(told(other, incident, *CHANNELS) for incident in incidents),
+            *(accept(other, incident, *CHANNELS) for incident in incidents),
             *(
                 replicas.deliver(store, channel, seeded(channel), fails=0.5)
                 for store in replicas.stores
@@ -240,5 +240,5 @@ async def _closed_but_for_one(store: Store, channel: str, number: int) -> Delive
     """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
     opener, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
     assert len(others) == number - 1
-    await asyncio.gather(*(end(store, each, State.RETRYING, retry_in=1) for each in others))
+    await asyncio.gather(*(end_attempt(store, each, State.RETRYING, retry_in=1) for each in others))
     return opener

@@ -23,6 +23,7 @@ from services.rotator.inspection import check_backup
 from services.rotator.report import Outcome
 from services.rotator.session import Session
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
+from shared.keyring.model import UNREADABLE_VERSION
 from tests.long import LONG
 from tests.rotator.rotated import KEY, Rotated, data_key_id
 
@@ -37,7 +38,8 @@ async def written(session: Session, rotation_id: str = "one") -> tuple[Path, Bac
         session.administration,
         session.kms,
         rotation_id=rotation_id,
-        needed_versions={1},
+        kek=KEY,
+        needs={"1"},
         now=session.now_utc,
         timeout=5,
     )
@@ -64,7 +66,7 @@ async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(r
 async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         file, _ = await written(session)
-        wrapped = base64.b64decode(backup_file.read_header(file).wrapped_key)
+        wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
     ((text, _), (last, _)) = encrypted_pages.read_pages(file, key)
     assert json.loads(last)["sha256"] == hashlib.sha256(text).hexdigest()
@@ -239,7 +241,7 @@ async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotate
     async with in_a_file.session() as session:
         file, summary = await written(session)
         header = file.read_bytes().partition(b"\n")[0]
-        wrapped = base64.b64decode(backup_file.read_header(file).wrapped_key)
+        wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
         ((text, _), _) = encrypted_pages.read_pages(file, key)
         file.unlink()
@@ -248,3 +250,18 @@ async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotate
         writer.finish(summary.model_copy(update={"data_keys": 4}).model_dump_json().encode())
         with pytest.raises(BackupError, match="holds other rows than its last page says"):
             await folder.read_whole_backup(file, session.kms, timeout=5)
+
+
+def test_the_header_of_an_older_backup_is_read_with_its_numbers_of_versions() -> None:
+    older = {
+        "keypulse_backup": 1,
+        "rotation_id": "rewrap-kek-1",
+        "created_at": "2026-01-01T00:00:00Z",
+        "kek": KEY,
+        "kek_version": 2,
+        "needs": [1, -1],
+        "wrapped": "AAAA",
+    }
+    header = backup_file.BackupHeader.model_validate(older)
+    assert (header.kek_version, header.needs, header.wrapped) == ("2", ("1", UNREADABLE_VERSION), "AAAA")
+    assert all(header.may_need(version) for version in ("1", "2", "3"))  # one of them could not be read

@@ -55,7 +55,7 @@ async def test_keys_come_in_pages_by_id_and_without_what_wraps_them(keyring: Adm
     assert [key.id for key in keys] == sorted(key.id for key in keys)
     assert list(await keyring.list_keys(limit=2)) == list(keys[:2])
     assert list(await keyring.list_keys(after=keys[1].id)) == list(keys[2:])
-    assert {(key.kek, key.kek_version, key.algorithm) for key in keys} == {(KEY, 1, "AES-256-GCM")}
+    assert {(key.kek, key.kek_version, key.algorithm) for key in keys} == {(KEY, "1", "AES-256-GCM")}
     assert not hasattr(keys[0], "wrapped")
 
 
@@ -70,7 +70,7 @@ async def test_the_census_counts_data_keys_and_records_of_each_version(
     (active,) = [key for key in await keyring.list_keys() if key.status == "active"]
     assert census.active == active.id
     assert census.active_since == active.created_at
-    assert [(each.kek_version, each.data_keys) for each in census.versions] == [(1, 1), (2, 1)]
+    assert [(each.kek_version, each.data_keys) for each in census.versions] == [("1", 1), ("2", 1)]
     assert census.versions[0].records == 1
     assert census.retired_versions == ()
 
@@ -116,9 +116,9 @@ async def test_data_keys_are_wrapped_anew_in_batches_and_stay_what_they_are(
     before = {key.id: key.fingerprint for key in await keyring.list_keys()}
     await versions.rotate()
     done = await rotate(keyring, REWRAP, "rewrap", batch=1)
-    assert (done.state, done.total, done.done, done.target_version) == (RotationState.DONE, 2, 2, 2)
+    assert (done.state, done.total, done.done, done.target_version) == (RotationState.DONE, 2, 2, "2")
     keys = await keyring.list_keys()
-    assert {key.kek_version for key in keys} == {2}
+    assert {key.kek_version for key in keys} == {"2"}
     assert {key.id: key.fingerprint for key in keys} == before
     assert await backend.get("before") == b"kept"
 
@@ -128,8 +128,8 @@ async def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
 ) -> None:
     await versions.rotate()
     before = list(await keyring.list_keys())
-    would = await keyring.dry_run(REWRAP, 2)
-    assert (would.type, would.total, would.done, would.target_version) == (REWRAP, 1, 0, 2)
+    would = await keyring.dry_run(REWRAP, "2")
+    assert (would.type, would.total, would.done, would.target_version) == (REWRAP, 1, 0, "2")
     assert list(await keyring.list_keys()) == before
     assert await keyring.get_progress() is None
 
@@ -139,7 +139,7 @@ async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> 
     for change in (
         lambda: keyring.rotate(request),
         lambda: keyring.add_journal_entry("r", "none", RELOADED),
-        lambda: keyring.retire_version(1, "none"),
+        lambda: keyring.retire_version("1", "none"),
         lambda: keyring.rollback("r", "none"),
     ):
         with pytest.raises(RefusedError):
@@ -157,7 +157,7 @@ async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administrat
         rotation_type=NEW_DEK,
         backup_name="x.backup",
         sha256="abc",
-        needs=(1, 12),
+        needs=("1", "12"),
         detail="x.backup, to a safe",
     )
     await keyring.add_journal_entry("undone", lease.token, RELOADED)
@@ -166,7 +166,7 @@ async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administrat
     assert back.state is RotationState.ROLLED_BACK
     assert [entry.model_copy(update={"created_at": None}) for entry in back.journal] == [RELOADED, backup]
     assert all(entry.created_at for entry in back.journal)
-    expected = JournalBackup(name="x.backup", sha256="abc", needs=(1, 12))
+    expected = JournalBackup(name="x.backup", sha256="abc", needs=("1", "12"))
     assert (back.backups, (await keyring.count_key_usage()).backups) == ((expected,), (expected,))
     assert {key.status for key in await keyring.list_keys() if key.id == before.id} == {"active"}
     with pytest.raises(RefusedError, match="no rotation"):
@@ -204,10 +204,10 @@ async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     usage = await keyring.count_key_usage()
     assert (usage.unreadable_entries, usage.backups) == ((2,), ())
     with pytest.raises(RefusedError, match=r"may be needed by 1 journal entries that cannot be read \(number 2\)"):
-        await keyring.retire_version(2, lease.token)
-    await backend.execute("UPDATE keyring_journal_entries SET needs = '[1]' WHERE step = 'backup'")
-    assert (await keyring.count_key_usage()).backups == (JournalBackup(name="x", sha256="abc", needs=(1,)),)
-    await keyring.retire_version(2, lease.token)
+        await keyring.retire_version("2", lease.token)
+    await backend.execute("""UPDATE keyring_journal_entries SET needs = '["1"]' WHERE step = 'backup'""")
+    assert (await keyring.count_key_usage()).backups == (JournalBackup(name="x", sha256="abc", needs=("1",)),)
+    await keyring.retire_version("2", lease.token)
 
 
 async def test_a_backup_is_put_back(keyring: Administration, versions: Versions) -> None:
@@ -233,13 +233,13 @@ async def test_everything_is_verified(keyring: Administration, backend: Backend,
 async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administration, versions: Versions) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     with pytest.raises(RefusedError, match="still wrapped by version 1"):
-        await keyring.retire_version(1, lease.token)
+        await keyring.retire_version("1", lease.token)
     await keyring.release_lease(lease.token)
     await versions.rotate()
     await rotate(keyring, REWRAP, "rewrap")
     lease = await keyring.acquire_lease("a test", 60)
-    await keyring.retire_version(1, lease.token)
-    assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == [1]
+    await keyring.retire_version("1", lease.token)
+    assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == ["1"]
 
 
 async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Administration, emulator: Emulator) -> None:

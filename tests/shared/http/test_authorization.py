@@ -124,7 +124,7 @@ async def test_without_credentials_a_name_that_somebody_pointed_here_reads_and_c
             assert (await client.get(path, headers={"host": host})).status_code == 200
     async with opened.client("https://relay.example.org") as client:  # whoever points a name here has no certificate
         assert (await client.post("/retry/1")).status_code == 200
-    assert opened.refused("/read", "other_host") == 1
+    assert opened.refused("/read", "unknown_host") == 1
 
 
 @pytest.mark.parametrize("role", [None, Role.ADMIN])

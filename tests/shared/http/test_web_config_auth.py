@@ -18,7 +18,7 @@ from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
-from shared.http.basic_auth import PasswordChecker, TooManyPasswordChecksError
+from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
 from shared.http.server import create_application, create_registry
 from shared.http.web_config_auth import WebConfigMiddleware
 from shared.http.web_config_reload import WebConfigFile

@@ -70,7 +70,7 @@ class Keyring:
     async def key(self, name: str) -> DataKey:
         return (await self.keys())[name]
 
-    async def versions(self) -> dict[str, int]:
+    async def versions(self) -> dict[str, str]:
         return {name: key.wrapped.kek_version for name, key in (await self.keys()).items()}
 
     async def statuses(self) -> dict[str, DataKeyStatus]:
@@ -110,6 +110,7 @@ class Meddled:
 
     def __init__(self, real: KmsKey) -> None:
         self._real = real
+        self.profile = real.profile
         self.meddle: Callable[[], Awaitable[object]] | None = None
         self.decrypt, self.describe_key = real.decrypt, real.describe_key
         self.check_permissions, self.measure_connectivity = real.check_permissions, real.measure_connectivity

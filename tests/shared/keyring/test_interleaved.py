@@ -20,7 +20,7 @@ from shared.sql.database_url import create_sqlite_url
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, NEW_DEK, REWRAP, Keyring, opened, secret_of
 
-FOREIGN = WrappedKey(b"?", "projects/other", 1)
+FOREIGN = WrappedKey(b"?", "projects/other", "1")
 
 
 class Dead(BaseException):
@@ -49,7 +49,7 @@ class Scenario:
             "back up": self._back_up,
             "restore": lambda: keyring.administration.restore(self.backup, keyring.token),
             "lose the lease": self._lose_the_lease,
-            "retire": lambda: keyring.administration.retire_version(max(1, self.kms.primary - 1), keyring.token),
+            "retire": lambda: keyring.administration.retire_version(str(max(1, self.kms.primary - 1)), keyring.token),
         }
 
     def _id(self) -> str:
@@ -159,6 +159,6 @@ async def _to_the_end(playing: Scenario) -> None:
     done = await keyring.rotate(REWRAP, "last")
     assert done.state is RotationState.DONE
     assert {each.wrapped.kek_version for each in (await keyring.keys()).values() if each.wrapped.kek == KEY} == {
-        kms.primary
+        str(kms.primary)
     }
     await playing.holds()

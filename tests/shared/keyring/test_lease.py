@@ -156,7 +156,7 @@ async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: 
         lambda: keyring.rotate(NEW_DEK, "r2"),
         lambda: keyring.rollback("done"),
         lambda: carrier.restore(rows, "a guess"),
-        lambda: carrier.retire_version(2, "a guess"),
+        lambda: carrier.retire_version("2", "a guess"),
         lambda: carrier.add_journal_entry("r1", "a guess", entry(JournalStep.RELOAD)),
     ):
         with pytest.raises(RefusedError, match="the lease is not yours; the test holds the lease"):

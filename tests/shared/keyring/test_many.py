@@ -50,7 +50,7 @@ async def test_memory_does_not_grow_with_the_number_of_data_keys(keyring: Keyrin
     gc.collect()
     tracemalloc.start()
     try:
-        dry = await carrier.dry_run(REWRAP, 2)
+        dry = await carrier.dry_run(REWRAP, "2")
         census = await carrier.count_key_usage()
         verified = await carrier.verify("full")
         number, after = 0, ""

@@ -12,6 +12,7 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.journal.progress import read_progress
 from shared.keyring.journal.steps import find_unreadable_entries, list_backups
+from shared.keyring.store import list_data_keys, list_retired_versions
 from shared.keyring.tables import TABLES
 from shared.kms.gcp.client import GcpKmsKey
 from tests.shared.keyring.keyring import NEW_DEK, opened
@@ -96,7 +97,7 @@ async def test_everything_is_read_as_before_and_the_journals_text_is_in_columns(
             ("k9", "it is wrapped by another key", True)
         ]
         assert await database.read(list_backups) == (
-            JournalBackup(name="a.backup", sha256="0123", needs=(1, 2)),
+            JournalBackup(name="a.backup", sha256="0123", needs=("1", "2")),
             JournalBackup(name="old.backup", sha256="4567", needs=None),  # may need any, as before
         )
         assert await database.read(find_unreadable_entries) == ()
@@ -105,6 +106,37 @@ async def test_everything_is_read_as_before_and_the_journals_text_is_in_columns(
         assert (metrics.failures_by_step["verify"], metrics.is_in_progress) == (1, False)
     finally:
         await database.close()
+
+
+async def test_versions_that_were_numbers_are_texts_and_what_was_none_is_unreadable(url: URL) -> None:
+    rows = [("a", 3), ("b", -7), ("c", 0)]
+    await asyncio.to_thread(_create, url, *NOTES)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for name, number in rows:
+            of_key = f"('{name}', 'retired', :bytes, 'k', {number}, 'AES', :bytes, 1)"
+            connection.execute(text(f"INSERT INTO data_keys VALUES {of_key}"), {"bytes": b"x"})  # noqa: S608
+        connection.execute(text("INSERT INTO keyring_retired_versions VALUES ('k', 2, 5), ('k', 11, 6)"))
+        rewrap = "INSERT INTO keyring_journal VALUES (1, 1, 'a', :bytes, 'k', 2, :bytes, 'k', 3, 'done')"
+        connection.execute(text(rewrap), {"bytes": b"x"})
+    engine.dispose()
+    database = await Database.open(url, TABLES)
+    try:
+        keys = await database.read(lambda connection: list_data_keys(connection, "", 10))
+        assert [(key.id, key.wrapped.kek_version) for key in keys] == [("a", "3"), ("b", ""), ("c", "0")]
+        assert await database.read(lambda it: list_retired_versions(it, "k")) == {"2": 5.0, "11": 6.0}
+        found = await database.read(lambda connection: read_progress(connection, None))
+        assert found
+        assert found.target_version == "2"
+        moved = text("SELECT old_kek_version, new_kek_version FROM keyring_rewraps")
+        assert [tuple(row) for row in await database.read(lambda it: it.execute(moved).all())] == [("2", "3")]
+        indexes = await database.read(lambda it: {each["name"] for each in inspect(it).get_indexes("data_keys")})
+        assert "one_active" in indexes
+        left = await database.read(lambda it: [name for name in inspect(it).get_table_names() if "before" in name])
+        assert left == []
+    finally:
+        await database.close()
+    await (await Database.open(url, TABLES)).close()  # a second time nothing is left to do
 
 
 async def test_a_text_that_cannot_be_read_is_never_dropped(url: URL) -> None:
@@ -195,7 +227,7 @@ async def test_tables_of_a_newer_keypulse_are_left_alone(url: URL) -> None:
     newer = text("UPDATE keyring_schema SET version = 99")
     await database.write(lambda connection: connection.execute(newer))
     await database.close()
-    with pytest.raises(DatabaseError, match="its keyring is of version 99, and this keypulse knows versions up to 2"):
+    with pytest.raises(DatabaseError, match="its keyring is of version 99, and this keypulse knows versions up to 3"):
         await Database.open(url, TABLES)
 
 

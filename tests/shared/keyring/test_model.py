@@ -21,9 +21,8 @@ def test_the_fingerprint_of_a_data_key_is_this_one() -> None:
 
 
 def test_the_fingerprint_of_all_is_that_of_their_lines_however_they_come_in_pages() -> None:
-    a, b = (
-        DataKey(name, DataKeyStatus.ACTIVE, WrappedKey(b"?", "k", 1), name.encode(), datetime.now(UTC)) for name in "ab"
-    )
+    wrapped = WrappedKey(b"?", "k", "1")
+    a, b = (DataKey(name, DataKeyStatus.ACTIVE, wrapped, name.encode(), datetime.now(UTC)) for name in "ab")
     whole, paged = KeyringFingerprint(), KeyringFingerprint()
     whole.add([a, b])
     paged.add([a])

@@ -20,7 +20,7 @@ KEK = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
 def _key(name: str, *, age: int = 0) -> DataKey:
-    wrapped = WrappedKey(f"wrapped {name}".encode(), LOCAL_KEK, 0)
+    wrapped = WrappedKey(f"wrapped {name}".encode(), LOCAL_KEK, "0")
     return DataKey(
         name, DataKeyStatus.ACTIVE, wrapped, b"fingerprint of " + name.encode(), NOW - timedelta(seconds=age)
     )
@@ -105,7 +105,7 @@ async def test_the_database_itself_refuses_a_second_active_key(store: DataKeySto
 
 async def test_a_rewrap_changes_the_wrap_alone(store: DataKeyStore) -> None:
     await store.activate(_key("a"), expected_active=None)
-    wrapped = WrappedKey(b"by kms", KEK, 7)
+    wrapped = WrappedKey(b"by kms", KEK, "7")
     assert await store.replace_wrap(_key("a"), wrapped)
     assert await store.list_all() == (replace(_key("a"), wrapped=wrapped),)
 
@@ -113,13 +113,13 @@ async def test_a_rewrap_changes_the_wrap_alone(store: DataKeyStore) -> None:
 async def test_a_rewrap_of_a_wrap_that_was_replaced_meanwhile_changes_nothing(store: DataKeyStore) -> None:
     stale = _key("a")
     await store.activate(stale, expected_active=None)
-    await store.replace_wrap(stale, WrappedKey(b"by kms", KEK, 7))
-    assert not await store.replace_wrap(stale, WrappedKey(b"late", KEK, 6))
-    assert (await store.list_all())[0].wrapped == WrappedKey(b"by kms", KEK, 7)
+    await store.replace_wrap(stale, WrappedKey(b"by kms", KEK, "7"))
+    assert not await store.replace_wrap(stale, WrappedKey(b"late", KEK, "6"))
+    assert (await store.list_all())[0].wrapped == WrappedKey(b"by kms", KEK, "7")
 
 
 async def test_a_rewrap_of_an_unknown_key_changes_nothing(store: DataKeyStore) -> None:
-    assert not await store.replace_wrap(_key("a"), WrappedKey(b"by kms", KEK, 7))
+    assert not await store.replace_wrap(_key("a"), WrappedKey(b"by kms", KEK, "7"))
     assert await store.list_all() == ()
 
 

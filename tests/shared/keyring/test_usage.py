@@ -27,8 +27,8 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
         await database.close()
         records = Records(keyring.database)
         await keyring.fill(2)
-        await keyring.add("foreign", WrappedKey(b"?", "projects/other", 3))
-        await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
+        await keyring.add("foreign", WrappedKey(b"?", "projects/other", "3"))
+        await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
         await versions.rotate()
         await keyring.add("new")
         for number, key in enumerate(["k000", "k000", "k001", "new", "local"]):
@@ -48,7 +48,7 @@ async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up
     async with opened(url, kms, records=RECORDS_TABLE) as keyring:
         await (await Database.open(url, backend.TABLES)).close()
         await keyring.fill(2)
-        await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
+        await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
         for key in ("k000", "local"):
             await Records(keyring.database).put(f"of {key}", b"?", UnwrappedKey(key, secret_of(key)))
         unwrapped_by_nobody = await keyring.key("local")
@@ -87,15 +87,15 @@ async def test_a_table_of_records_that_is_not_there_is_named(keyring: Keyring) -
 async def test_a_version_that_something_is_wrapped_by_is_not_retired(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(2)
     with pytest.raises(RefusedError, match=r"k000 is still wrapped by version 1 of .* --type rewrap-kek, then retire"):
-        await keyring.administration.retire_version(1, keyring.token)
+        await keyring.administration.retire_version("1", keyring.token)
     await versions.rotate()
     await keyring.administration.rotate(keyring.request(batch_size=1))
     with pytest.raises(RefusedError, match=r"rotation r1 .* is not finished"):
-        await keyring.administration.retire_version(1, keyring.token)
+        await keyring.administration.retire_version("1", keyring.token)
     await keyring.rotate()
     for _ in range(2):
-        await keyring.administration.retire_version(1, keyring.token)
-    assert [each.kek_version for each in (await keyring.administration.count_key_usage()).retired_versions] == [1]
+        await keyring.administration.retire_version("1", keyring.token)
+    assert [each.kek_version for each in (await keyring.administration.count_key_usage()).retired_versions] == ["1"]
 
 
 async def test_nothing_is_wrapped_by_a_retired_version_any_more(
@@ -105,7 +105,7 @@ async def test_nothing_is_wrapped_by_a_retired_version_any_more(
     old = await keyring.wrapping.wrap(key.id, secret_of(key.id))
     await versions.rotate()
     await keyring.rotate()
-    await keyring.administration.retire_version(1, keyring.token)
+    await keyring.administration.retire_version("1", keyring.token)
     keys = DataKeyStore(keyring.database)
     before = await keyring.keys()
     sentence = "version 1 of .* was retired, and nothing may be wrapped by it; set another primary version"
@@ -121,7 +121,7 @@ async def test_nothing_is_wrapped_by_a_retired_version_any_more(
 async def test_a_version_that_is_retired_while_a_new_key_is_being_wrapped_by_it_does_not_get_that_key(
     keyring: Keyring, meddled: Meddled
 ) -> None:
-    meddled.meddle = lambda: keyring.administration.retire_version(1, keyring.token)
+    meddled.meddle = lambda: keyring.administration.retire_version("1", keyring.token)
     with pytest.raises(RefusedError, match=r"version 1 of .* was retired"):
         await keyring.rotate(NEW_DEK)
     assert await keyring.keys() == {}
@@ -130,7 +130,7 @@ async def test_a_version_that_is_retired_while_a_new_key_is_being_wrapped_by_it_
 async def test_of_many_pages_none_is_left_out_and_ids_are_in_the_order_of_their_bytes(keyring: Keyring) -> None:
     names = ["B", "a", "Z-1", "_", "b", "A", "é", "0"]
     for name in names:
-        await keyring.add(name, WrappedKey(name.encode(), KEY, 1))
+        await keyring.add(name, WrappedKey(name.encode(), KEY, "1"))
     found, after = [], ""
     while page := await keyring.database.read(lambda it, after=after: store.list_data_keys(it, after, 3)):  # type: ignore[misc]
         found += [key.id for key in page]

@@ -91,7 +91,7 @@ async def test_a_channel_without_a_receipt_in_time_is_red(answering: Answering) 
 async def test_the_message_of_another_smoke_test_is_not_taken_for_ours(answering: Answering) -> None:
     lines = await follow(answering, Way("delivered", payload="keypulse-smoke-8"))
     assert len(lines) == 2
-    assert lines[1].startswith("✗ the test alert arrives at the relay: within 0.5 s the relay sent nothing of it; look")
+    assert lines[1].startswith("✗ the test alert arrives at the relay: within 0.5 s the relay sent nothing of it; see")
 
 
 async def test_the_receipt_of_an_earlier_smoke_test_is_not_taken_for_ours(answering: Answering) -> None:
@@ -117,7 +117,7 @@ async def test_a_relay_that_is_restarted_meanwhile_is_waited_for(answering: Answ
 async def test_a_relay_that_stays_away_is_named(answering: Answering) -> None:
     way = Way("delivered")
     way.down = 1000
-    assert "sent nothing of it (/api/deliveries answers with HTTP 503); look" in (await follow(answering, way))[1]
+    assert "sent nothing of it (/api/deliveries answers with HTTP 503); see" in (await follow(answering, way))[1]
 
 
 @pytest.mark.parametrize("taken", [400, 500])

@@ -1,11 +1,11 @@
-"""Mail, through SMTP: a message goes in, the Message-ID and the server's answer come out.
+"""Email, through SMTP. The receipt is the Message-ID and the server's answer.
 
-One mail goes to all recipients, over a connection of its own; `channels.email.render` makes it. The password and the
-alerts travel encrypted, with a verified certificate, except to a server on this machine.
+One mail goes to all recipients, over a connection of its own; `mail.py` builds it. The password and the alerts travel
+encrypted, with a verified certificate, except to a server on this machine.
 
-Where a server takes some recipients and puts others off, what became of each is kept before the delivery is tried
-again, so that nobody gets the mail twice. A mail that is sent again all the same, because its answer was lost, has the
-same Message-ID, by which mail programs and servers know it again.
+If a server accepts some recipients and defers others, the reply to each is saved before the delivery is tried again, so
+that nobody gets the mail twice. A mail that has to be sent again, because its reply was lost, has the same Message-ID,
+by which mail programs and servers recognise it.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ Mailbox = Annotated[str, AfterValidator(_check_address)]
 
 
 class EmailSettings(ChannelSettings):
-    """A mail server, and to whom it carries the alerts."""
+    """A mail server, and the recipients."""
 
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
@@ -87,7 +87,7 @@ class EmailSettings(ChannelSettings):
                 "`starttls` or `implicit`, or `allow_remote_insecure: true`"
             )
         if (self.username is None) is not (self.password_file is None):
-            raise ValueError("expected `username` and `password_file` together, or neither of them")
+            raise ValueError("expected both `username` and `password_file`, or neither")
         return self
 
     def connect(self, timeout: float) -> "EmailChannel":
@@ -112,7 +112,7 @@ class EmailChannel:
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Mails the message; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
+        """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
 
         Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
         delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for
@@ -121,8 +121,8 @@ class EmailChannel:
         mail = await asyncio.to_thread(self._build_mail, attempt.message)
         settled = dict(attempt.progress)
         to = [address for address in self._recipients if address not in settled]
-        async with call_provider(attempt, "the mail server", self._timeout) as talk:
-            replies, answer = await self._send_mail(talk, Envelope(self._sender.addr_spec, to, mail.content))
+        async with call_provider(attempt, "the mail server", self._timeout) as call:
+            replies, answer = await self._send_mail(call, Envelope(self._sender.addr_spec, to, mail.content))
         put_off = {
             who: reply
             for who, reply in replies.items()
@@ -131,7 +131,7 @@ class EmailChannel:
         settled |= {who: reply for who, reply in replies.items() if who not in put_off}
         taken = not ACCEPTED_CODES.isdisjoint(map(parse_code, settled.values()))
         if put_off:
-            if taken:  # where nobody has the mail, the next attempt is for all
+            if taken:  # if nobody has the mail, the next attempt is for all
                 await attempt.save_progress(settled)
             count = f"{len(put_off)} of {len(self._recipients)}"
             detail = f"the mail server put off {count} recipients: {_format_recipients(put_off)}"
@@ -158,7 +158,7 @@ class EmailChannel:
         return self._build_mail(message).content
 
     def read_secret_versions(self) -> Hashable:
-        """Another where the password's file is another."""
+        """Changes with the file of the password."""
         return self._password.read_stamp() if self._password else None
 
     async def close(self) -> None:
@@ -169,7 +169,7 @@ class EmailChannel:
         return _Mail(str(mail["Message-ID"]), mail.as_bytes(policy=email.policy.SMTP).decode("ascii"))
 
     async def _send_mail(self, call: ProviderCall, envelope: Envelope) -> SmtpResult:
-        if not envelope.to:  # those whom the mail was still for are no longer in the configuration
+        if not envelope.to:  # the recipients that were left are no longer configured
             return SmtpResult({}, "")
         username = self._settings.username or ""
         password = read_secret(self._password) if self._password else ""

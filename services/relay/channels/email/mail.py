@@ -38,8 +38,8 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     """The mail, ready to be sent.
 
     Args:
-        message: what to tell.
-        sender: for `From`; its domain stands in the Message-ID and the List-ID.
+        message: to be sent.
+        sender: for `From`; its domain is in the Message-ID and the List-ID.
         recipients: for `To`: addresses without names, all of them in one mail.
     """
     root = _build_message_id(sender.domain, message.task.incident_id, str(message.task.episode), *sorted(recipients))
@@ -61,7 +61,7 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
     mail.set_content(_build_text(message, shown, more), cte="quoted-printable")
     mail.add_alternative(_build_html(message, shown, more), subtype="html", cte="quoted-printable")
-    # Python's own boundary is random, and a retry sends the same bytes; nobody who writes an alert knows this one.
+    # Python's own boundary is random, and a retry sends the same bytes; an alert's author cannot guess this one.
     mail.set_boundary(_hash_parts("boundary", message.task.delivery_id))
     return mail
 

@@ -1,7 +1,7 @@
-"""One session with a mail server: an envelope goes in; what became of each recipient, or a SendError, comes out.
+"""One session with a mail server: sends an envelope; gives the reply to each recipient, or raises SendError.
 
-Step by step instead of aiosmtplib's `sendmail`, because only the mail itself tells something: where the session breaks
-off before it, nothing can have arrived.
+Step by step instead of aiosmtplib's `sendmail`, because only DATA sends the message: if the session ends before it,
+nothing can have arrived.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from shared.net.resolver import get_own_name, resolve
 ACCEPTED_CODES: Final = frozenset({250, 251})
 """A recipient is accepted, or the server will forward (RFC 5321, section 4.3.2)."""
 AUTHENTICATION_REQUIRED: Final = 530  # RFC 4954
-_TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it speaks of the message's size
+_TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it is about the message's size
 _MAX_REASON: Final = 100
 """Characters of the reason for which a recipient is refused; there may be 100 of them."""
 _INVALID_REPLY = -1  # aiosmtplib's, for an answer that is none of SMTP's
@@ -44,7 +44,7 @@ class SmtpResult(NamedTuple):
     replies: Mapping[str, str]
     """What it answered to each recipient: the code, and why where it did not take the recipient."""
     reply: str
-    """What it said when it took the mail; empty where it took it for nobody."""
+    """The reply that accepted the mail; empty if it was accepted for nobody."""
 
 
 def parse_code(reply: str) -> int:
@@ -62,7 +62,7 @@ async def send_envelope(
         server: where to.
         call: notes what goes out and what comes back.
         envelope: for at least one recipient.
-        credentials: username and password, to be masked in what the server says.
+        credentials: username and password, to be masked in replies.
         tls: the setting, for a complaint.
 
     Raises:
@@ -83,7 +83,7 @@ async def send_envelope(
 
 
 async def _connect(client: SMTP, server: Address) -> None:
-    """With our own look-up of names: the event loop's has four threads, and one name that hangs would take all."""
+    """With the relay's own resolver: the event loop's has four threads, and one name that hangs would block all."""
     name = await get_own_name()  # its own would take a thread for this, too, at each mail
     try:
         connection = await connect(await resolve(*server))
@@ -109,9 +109,9 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
     if ACCEPTED_CODES.isdisjoint(map(parse_code, replies.values())):
         return SmtpResult(replies, "")
     call.before_request(envelope.mail)
-    done, words = await client.data(envelope.mail)
-    call.record_reply(f"{done} {words}", *secrets)
-    return SmtpResult(replies, mask_reply(words, *secrets))
+    code, reply = await client.data(envelope.mail)
+    call.record_reply(f"{code} {reply}", *secrets)
+    return SmtpResult(replies, mask_reply(reply, *secrets))
 
 
 def _quit(client: SMTP) -> None:

@@ -1,11 +1,8 @@
-"""Text of strangers → text that Slack shows as it is.
+"""A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts contain.
 
-A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts hold.
-
-Everything that comes from an alert stands in `plain_text` objects, where `*`, `_` and backticks are only characters;
-`mrkdwn` objects hold our own words alone. The limits are those of slack_sdk/models/blocks, and 13,200 characters in all
-blocks together (slackapi/bolt-js#2509).
-
+All text of an alert is in `plain_text` objects, where `*`, `_` and backticks are only characters; `mrkdwn` objects
+contain only text of the relay. The limits are those of slack_sdk/models/blocks, and 13,200 characters in all blocks
+together (slackapi/bolt-js#2509).
 """
 
 import re
@@ -61,7 +58,9 @@ MAX_CHARACTERS = 13_000  # of about 13,200
 _RESERVED_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
 _RESERVED_CHARACTERS = 2_900
 _MORE_LENGTH = 20
-REPEAT_REMARK = "This may be a repeat: the answer to an earlier attempt was lost, and Slack could not be asked for it."
+REPEAT_REMARK = (
+    "This may be a repeat: the reply to an earlier attempt was lost, and Slack could not be searched for the post."
+)
 
 
 class Post(NamedTuple):
@@ -75,8 +74,8 @@ class Post(NamedTuple):
 def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = False) -> Post:
     """The message as a post.
 
-    The mention stands in the first message of an episode only, and never in an all-clear: a channel that is called
-    at every repeat learns to look away.
+    Only the first message of an episode has the mention, and never a resolve: people ignore a channel that mentions
+    them at every repeat.
     """
     event = message.event
     notes = [note for note in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if note]

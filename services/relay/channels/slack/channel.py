@@ -1,11 +1,11 @@
-"""Slack, through `chat.postMessage` with a bot token: a message goes in, the post's channel and `ts` come out.
+"""Slack, through `chat.postMessage` with a bot token. The receipt is the post's channel and `ts`.
 
-Later messages of an episode answer the first in its thread, and are shown in the channel as well (`reply_broadcast`),
-so the all-clear stands where the alarm stood. What its thread will not take is posted without one.
+Later messages of an episode reply to the first in its thread, and are shown in the channel as well (`reply_broadcast`),
+so the resolve is where the firing was. What the thread rejects is posted outside of it.
 
-The bot needs the scope `chat:write`. With `channels:history` (`groups:history` for a private channel) a post whose
-answer was lost is looked for before it is made again; without it, the second post says that it may be a repeat.
-`find_post` says when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
+The bot needs the scope `chat:write`. With `channels:history` (`groups:history` for a private channel) the relay
+searches for a post whose reply was lost before it posts again; without it, the second post is marked as a repeat.
+`find_post` documents when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 """
 
 import re
@@ -53,7 +53,7 @@ class SlackSettings(ChannelSettings):
     channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)]
     """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
-    """Who is called by the first message of an episode."""
+    """Who is mentioned in the first message of an episode."""
     token_file: SecretPath
     api_url: ProviderUrl = "https://slack.com/api/"
 
@@ -73,7 +73,7 @@ class SlackChannel:
         self._session = HttpSession("Slack", check_current_lease)
         self._client: AsyncWebClient | None = None
         self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
-        """The channel's ID as far as it is known."""
+        """The channel's ID; None while unknown."""
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Posts the message; the receipt holds the `channel` (its ID) and the `ts` that Slack gave it.
@@ -81,29 +81,29 @@ class SlackChannel:
         Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
         """
         message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REJECTED else attempt.message
-        async with call_provider(attempt, "Slack", self._timeout) as talk:
+        async with call_provider(attempt, "Slack", self._timeout) as call:
             token = read_secret(self._token)
-            api = SlackApi(self._get_client(token), token, talk, self._clock())
-            found = await self._find_post(api, talk, message) if attempt.maybe_sent else None
+            api = SlackApi(self._get_client(token), token, call, self._clock())
+            found = await self._find_post(api, call, message) if attempt.maybe_sent else None
             if found is not None:
                 return found
             try:
-                answer = await self._post(api, talk, message)
+                answer = await self._post(api, call, message)
             except SlackError as error:
                 if error.code not in THREAD_ERRORS or not _find_thread(message):
                     raise
-                await attempt.save_progress(_THREAD_REJECTED)  # so that whoever looks for the post looks where it is
-                answer = await self._post(api, talk, _remove_thread(message))
+                await attempt.save_progress(_THREAD_REJECTED)  # so that the next attempt searches where the post is
+                answer = await self._post(api, call, _remove_thread(message))
             receipt = {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
             self._channel_id = receipt["channel"] or self._channel_id
         return receipt
 
     def render_payload(self, message: Message) -> str:
-        """The arguments as JSON; the token stands in a header, and so not among them."""
+        """The arguments as JSON; the token is in a header."""
         return encode_json(self._build_arguments(message, may_be_a_repeat=False))
 
     def read_secret_versions(self) -> Hashable:
-        """Another where the token's file is another."""
+        """Changes with the file of the token."""
         return self._token.read_stamp()
 
     async def close(self) -> None:
@@ -118,7 +118,7 @@ class SlackChannel:
         return await api.post("chat.postMessage", arguments)
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
-        """The receipt of a post that is there already; settles the doubt where it can be."""
+        """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
         place = await find_post(api, message, self._settings.channel, self._channel_id)
         if isinstance(place, NotFound):
             call.maybe_sent = place is NotFound.UNKNOWN
@@ -147,11 +147,11 @@ class SlackChannel:
 
 
 def _find_thread(message: Message) -> str:
-    """The `ts` of the message that it answers; empty where it answers none."""
+    """The `ts` of the message that it replies to; empty for the first."""
     return (message.task.first_receipt or {}).get("ts", "")
 
 
 def _remove_thread(message: Message) -> Message:
-    """Still not the first of its episode, and so it calls nobody."""
+    """The message outside of the thread; it is still not the first of its episode, and so it mentions nobody."""
     receipt = {**(message.task.first_receipt or {}), "ts": ""}
     return replace(message, task=message.task._replace(first_receipt=receipt))

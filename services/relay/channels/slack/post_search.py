@@ -1,6 +1,6 @@
-"""Whether Slack has a message already: its delivery goes in; its place, or that it is not there, or unknown, comes out.
+"""Whether Slack has a post of a delivery already: where it is, that it is absent, or that this cannot be found out.
 
-Slack has no idempotency key, but keeps the metadata of a post, and gives it back to whoever may read the channel: the
+Slack has no idempotency key, but stores the metadata of a post for everybody who may read the channel: the
 bot needs the scope `channels:history`, and `groups:history` for a private channel, and must be a member. The methods
 that read take only the channel's ID; where it is not in the configuration and nothing was posted yet, it is looked up
 by its name, which needs `channels:read`, and `groups:read` for a private channel.
@@ -18,7 +18,7 @@ from services.relay.text import truncate
 
 EVENT_TYPE: Final = "keypulse_delivery"
 _CLOCK_MARGIN: Final = 60.0
-"""Seconds before a message was accepted from which on it is looked for."""
+"""Seconds before the acceptance of a message from which on it is searched for."""
 _MAX_PAGES: Final = 5
 _MESSAGES_PER_PAGE: Final = 200
 """On a page."""
@@ -30,7 +30,7 @@ _TEMPORARY: Final = {Reason.TIMEOUT, Reason.CONNECTION, Reason.RATE_LIMITED, Rea
 
 
 class PostLocation(NamedTuple):
-    """Where a message stands."""
+    """Where a post is."""
 
     channel: str
     """Its ID."""
@@ -38,11 +38,11 @@ class PostLocation(NamedTuple):
 
 
 class NotFound(Enum):
-    """Why no place is given."""
+    """Why there is no location."""
 
     ABSENT = "not there"
     UNKNOWN = "unknown"
-    """It could not be looked for, or not in all places: a scope is missing, or there are too many messages."""
+    """It could not be searched for, or not everywhere: a scope is missing, or there are too many messages."""
 
 
 def build_metadata(message: Message) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def build_metadata(message: Message) -> dict[str, Any]:
 async def find_post(
     api: SlackApi, message: Message, channel_name: str, channel_id: str | None
 ) -> PostLocation | NotFound:
-    """Looks for the post of this delivery.
+    """Searches for the post of this delivery.
 
     Args:
         api: the workspace.
@@ -62,16 +62,16 @@ async def find_post(
         channel_id: its ID, where an answer of this run or the configuration named it.
 
     Raises:
-        SendError: a temporary trouble; it is worth asking again.
+        SendError: a temporary error; the search can be tried again.
     """
     try:
         channel_id = channel_id or await _find_channel_id(api, channel_name.removeprefix("#"))
         if channel_id:
             return await _find_in_channel(api, message, channel_id)
-        # The channel of the first receipt may be another one than is configured now: what is not there may be here.
+        # The channel of the first receipt may not be the one configured now: what is absent there may be in this one.
         first = (message.task.first_receipt or {}).get("channel")
-        place = await _find_in_channel(api, message, first) if first else NotFound.UNKNOWN
-        return NotFound.UNKNOWN if isinstance(place, NotFound) else place
+        location = await _find_in_channel(api, message, first) if first else NotFound.UNKNOWN
+        return NotFound.UNKNOWN if isinstance(location, NotFound) else location
     except SendError as error:
         if error.reason in _TEMPORARY:
             raise
@@ -79,15 +79,15 @@ async def find_post(
 
 
 async def _find_in_channel(api: SlackApi, message: Message, channel: str) -> PostLocation | NotFound:
-    """What is not there by our clock is looked for by Slack's, which stamped the post and is in each of its answers."""
+    """Searches by the relay's clock, and then by Slack's, which stamped the post and is in each of its replies."""
     since = message.task.accepted_at.timestamp() - _CLOCK_MARGIN
-    place = await _find_since(api, message, channel, since)
-    if place is not NotFound.ABSENT:
-        return place
+    location = await _find_since(api, message, channel, since)
+    if location is not NotFound.ABSENT:
+        return location
     if api.slack_time is None:
         return NotFound.UNKNOWN
     by_slack = api.slack_time - message.task.age - _CLOCK_MARGIN
-    return await _find_since(api, message, channel, by_slack) if by_slack < since else place
+    return await _find_since(api, message, channel, by_slack) if by_slack < since else location
 
 
 async def _find_since(api: SlackApi, message: Message, channel: str, since: float) -> PostLocation | NotFound:
@@ -111,11 +111,11 @@ async def _find_since(api: SlackApi, message: Message, channel: str, since: floa
 async def _search(
     api: SlackApi, method: str, arguments: Mapping[str, Any], message: Message
 ) -> PostLocation | NotFound:
-    ours = build_metadata(message)
+    expected = build_metadata(message)
 
     def is_it(post: Mapping[str, Any]) -> bool:
         metadata = post.get("metadata")
-        return isinstance(metadata, dict) and all(metadata.get(key) == ours[key] for key in ours)
+        return isinstance(metadata, dict) and all(metadata.get(key) == expected[key] for key in expected)
 
     post = await _find_first(api, method, arguments, "messages", is_it)
     return (

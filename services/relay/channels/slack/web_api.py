@@ -1,7 +1,4 @@
-"""What Slack's errors mean: an answer that is no success goes in, a SendError comes out.
-
-Calls of Slack's Web API in one attempt: a method and its arguments go in, its answer or a SendError comes out.
-"""
+"""Calls of Slack's Web API in one attempt, and what Slack's errors mean."""
 
 import json
 import logging
@@ -53,9 +50,9 @@ ERROR_MEANINGS: dict[str, tuple[Reason, Scope]] = {
         _MISCONFIGURED,
     ),
 }
-"""Which of Slack's errors is about what.
+"""The reason and the scope of each of Slack's errors.
 
-One that is not listed is tried again with backoff: the message is not given up, nor the channel declared broken.
+One that is not listed is tried again with backoff: the message does not become a dead letter, nor the channel down.
 """
 
 THREAD_ERRORS: Final = frozenset(
@@ -67,10 +64,9 @@ THREAD_ERRORS: Final = frozenset(
         "cannot_reply_to_message",
     }
 )
-"""What Slack has against a reply, and not against the message or the channel: nothing was posted, and it may stand
-outside of the thread."""
+"""Errors about the thread, and not about the message or the channel: it can be posted outside of the thread."""
 
-# "It's possible some aspect of the operation succeeded before the error was raised", it says there of both.
+# "It's possible some aspect of the operation succeeded before the error was raised", the page states for both.
 MAYBE_POSTED: Final = frozenset({"fatal_error", "internal_error"})
 
 
@@ -85,7 +81,7 @@ def build_error(response: Any, token: str, now: float) -> SendError:
 
     Args:
         response: of a SlackApiError.
-        token: ours, which the answer may repeat.
+        token: of the relay, which the reply may repeat.
         now: unix seconds.
     """
     if isinstance(response, aiohttp.ClientResponse):
@@ -127,9 +123,9 @@ _LOGGED_FIELDS = ("ok", "error", "needed", "provided", "channel", "ts")
 def create_client(session: aiohttp.ClientSession, url: str, token: str) -> AsyncWebClient:
     """A client for one token; `url` ends with `/api/`."""
     # Without `retry_handlers=[]` it posts again after a lost connection, perhaps for the second time.
-    made = AsyncWebClient(token, url, session=session, retry_handlers=[], logger=_SDK_LOGGER)
-    made.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
-    return made
+    client = AsyncWebClient(token, url, session=session, retry_handlers=[], logger=_SDK_LOGGER)
+    client.proxy = None  # it takes one from the environment even for addresses that NO_PROXY names
+    return client
 
 
 class SlackApi:
@@ -149,7 +145,7 @@ class SlackApi:
         self._provider_call = call
         self._now = now
         self.slack_time: float | None = None
-        """Unix seconds by Slack's own clock, as its last answer said; None where none did."""
+        """Unix seconds by Slack's own clock, as in its last reply; None without one."""
 
     async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes something. Raises SendError."""

@@ -1,9 +1,8 @@
-"""Several pieces of work in one transaction: each gets its own result, and one that fails undoes itself alone.
+"""Many jobs in one transaction (group commit), and statements for many rows.
 
-A statement for many rows, compiled once for each kind of database.
-
-SQLAlchemy looks at every value of every row anew at each execution, which takes longer than SQLite needs for the row.
-
+Each job gets its own result, and one that fails undoes itself alone. A statement for many rows is compiled once for
+each kind of database: SQLAlchemy inspects every value of every row at each execution, which takes longer than SQLite
+needs for the row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,30 +21,30 @@ class Transaction(NamedTuple):
     now: float
     """Unix seconds by the database's clock."""
     unmerged_channels: frozenset[str]
-    """The channels on which every event is told by itself."""
+    """The channels that get every event as a delivery of its own."""
 
 
 Handler = Callable[[Transaction, Sequence[Any]], Sequence[Any]]
-"""One kind of work: does all of its items at once, and gives the result of each in its place."""
+"""Does all of its items at once, and gives the result of each in its place."""
 
 
 class Job(NamedTuple):
-    """One item, and what is to be done with it."""
+    """An item of work, and its handler."""
 
     handler: Handler
     item: Any
 
 
 def group_by_handler(jobs: Sequence[Job]) -> dict[Handler, list[int]]:
-    """The places of the pieces of each kind."""
+    """The places of the jobs of each handler."""
     places: dict[Handler, list[int]] = {}
-    for place, piece in enumerate(jobs):
-        places.setdefault(piece.handler, []).append(place)
+    for place, job in enumerate(jobs):
+        places.setdefault(job.handler, []).append(place)
     return places
 
 
 def run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
-    """The outcome of each piece, in its place. Raises DBAPIError, and then nothing was done."""
+    """The result of each job, in its place. Raises DBAPIError, and then nothing was done."""
     outcomes: list[JobResult] = [(None, None)] * len(jobs)
     for do, places in group_by_handler(jobs).items():
         items = [jobs[place].item for place in places]
@@ -63,7 +62,7 @@ def _run_in_savepoint(transaction: Transaction, do: Handler, items: list[Any]) -
         outcomes: list[JobResult] = [(result, None) for result in do(transaction, items)]
     except exc.DBAPIError:
         raise
-    except Exception as error:  # noqa: BLE001  # handed to whoever waits for this piece of work
+    except Exception as error:  # noqa: BLE001  # raised for whoever waits for this job
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT work")
         connection.exec_driver_sql("RELEASE SAVEPOINT work")
         if len(items) == 1:

@@ -2,7 +2,7 @@
 
 SQLite: WAL with `synchronous=FULL`, one writer at a time, its transactions `IMMEDIATE`; the clock is this machine's.
 PostgreSQL: a commit waits for the disk; every other wait is bounded, so that neither a server that hangs nor a replica
-that is stopped in the middle of a transaction holds anybody up for long; the clock is the server's, which all replicas
+that is stopped in the middle of a transaction blocks anybody for long; the clock is the server's, which all replicas
 share.
 """
 
@@ -95,7 +95,7 @@ def build_insert(table: Table, dialect: str) -> Any:
 
 @contextmanager
 def without_timeouts(connection: Connection) -> Iterator[None]:
-    """While the body runs, a statement may take as long as it takes: a migration is no piece of daily work."""
+    """While the body runs, a statement may take any time: a migration may."""
     if connection.dialect.name == "sqlite":
         yield
         return
@@ -112,7 +112,7 @@ def without_timeouts(connection: Connection) -> Iterator[None]:
 
 
 def set_short_lock_timeout(connection: Connection) -> None:
-    """For this transaction: what another one holds is hardly waited for."""
+    """For this transaction: it hardly waits for locks of others."""
     connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
 
 
@@ -127,7 +127,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def is_query_error(error: exc.DBAPIError) -> bool:
-    """Whether the database works, and what we asked of it was wrong: a defect, which another try does not mend."""
+    """Whether the database works, and a query was wrong: a defect, which another try does not fix."""
     asked = isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
     return asked and getattr(error.orig, "sqlstate", None) not in _WRONG_TABLES
 

@@ -1,7 +1,7 @@
-"""Brings the tables of a database to what `schema` says, or says in one sentence why this program must not use it.
+"""Creates the tables of a database or migrates them to `schema`, or raises why this program must not use them.
 
-Alembic does the steps (`migrations`) from older tables. It is imported only where there are any: at almost every start
-there are none.
+Alembic runs the migrations from older tables. It is imported only where there are any: at almost every start there are
+none.
 """
 
 from pathlib import Path
@@ -55,7 +55,7 @@ def upgrade_tables(connection: Connection) -> bool:
     Raises:
         NewerSchemaError: a newer keypulse wrote them.
         ForeignDatabaseError: they are another program's.
-        EmptiedDatabaseError: there are none, and there were some.
+        MissingTablesError: there are none, and there were some.
         DBAPIError: the database failed.
     """
     if connection.dialect.name == "postgresql":

@@ -1,6 +1,6 @@
 """The open outbox: functions on a transaction go in, their results come out after the commit.
 
-All that waits is done together by one thread (group commit): many webhooks and receipts share one fsync, and each is
+One thread commits all waiting jobs together (group commit): many webhooks and receipts share one fsync, and each is
 answered only after it. Reads have threads and connections of their own, and never wait for the writer.
 """
 
@@ -25,7 +25,7 @@ from shared.sql.database_url import DatabaseUrl
 from shared.sql.engine import open_transaction
 
 _REPLY_TIMEOUT: Final = 8.0
-"""How long a caller waits, its turn included: less than the 10 s that Alertmanager gives a webhook at least."""
+"""How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
 _SCRAPE_TIMEOUT: Final = 2.0
 """How long a scrape waits for what it asks, so that it still brings the other metrics in time."""
 _STOP_SECONDS: Final = 4.0
@@ -50,7 +50,7 @@ class Store:
     Args:
         database: where it is.
         clock: unix seconds, by this machine.
-        unmerged_channels: the channels on which every event is told by itself.
+        unmerged_channels: the channels that get every event as a delivery of its own.
         monotonic: seconds, to see how long a transaction takes.
     """
 
@@ -76,7 +76,7 @@ class Store:
         return self._writer.error
 
     def set_unmerged_channels(self, unmerged_channels: frozenset[str]) -> None:
-        """From now on, every event is told by itself on these channels alone."""
+        """From now on, these channels alone get every event as a delivery of its own."""
         self._writer.unmerged_channels = unmerged_channels
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
@@ -230,7 +230,7 @@ async def open_store(
     Args:
         database: a file, whose folder must exist, or a database of PostgreSQL.
         clock: unix seconds.
-        unmerged_channels: the channels on which every event is told by itself.
+        unmerged_channels: the channels that get every event as a delivery of its own.
         monotonic: seconds, to see how long a transaction takes.
         read_only: it is only read; nothing is made or changed.
 

@@ -1,6 +1,6 @@
-"""Pieces of work that somebody waits for on an event loop, while the outbox's thread does them.
+"""Jobs that callers await on an event loop while the outbox's thread does them.
 
-What waits is bounded in number and in bytes, and leaves when nobody waits for it any more: while a database hangs,
+The queue is bounded in number and in bytes, and a job leaves it when nobody awaits it any more: while a database hangs,
 Alertmanager sends the same webhooks again and again.
 """
 
@@ -16,9 +16,9 @@ import structlog
 from services.relay.outbox.engine.batching import Job, JobResult
 
 _MAX_JOBS: Final = 8192
-"""How many pieces of work may wait; one more is refused."""
+"""How many jobs may wait; one more is refused."""
 _MAX_BYTES: Final = 64 * 1024 * 1024
-"""How large those that wait and those in hand may be together: as much as the intake receives at once."""
+"""How large waiting and running jobs may be together: as much as the intake receives at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ class StoreUnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueuedJob:
-    """A piece, who waits for it, and its size in bytes where that may be large."""
+    """A job, who awaits it, and its size in bytes where that may be large."""
 
     job: Job
     future: "asyncio.Future[Any]"
@@ -41,7 +41,7 @@ class QueuedJob:
 
 
 class WorkQueue:
-    """What waits for the thread, in order of arrival, and what the thread has in hand."""
+    """The jobs that wait for the thread, in order of arrival, and those that it runs."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -51,12 +51,12 @@ class WorkQueue:
         self._closed = False
 
     def put(self, work: QueuedJob) -> None:
-        """Lets it wait for its turn. Raises StoreUnavailableError."""
+        """Adds a job. Raises StoreUnavailableError."""
         with self._changed:
             if self._closed:
                 raise StoreUnavailableError("the outbox is closed")
             if len(self._queued) >= _MAX_JOBS:
-                raise StoreUnavailableError(f"{_MAX_JOBS} pieces of work wait for the outbox already")
+                raise StoreUnavailableError(f"{_MAX_JOBS} jobs wait for the outbox already")
             if self._bytes + work.size > _MAX_BYTES:
                 raise StoreUnavailableError(f"{self._bytes} bytes wait for the outbox already")
             self._queued[work] = None
@@ -64,7 +64,7 @@ class WorkQueue:
             self._changed.notify()
 
     def cancel(self, queued: QueuedJob) -> None:
-        """Nobody waits for it any more; where its turn has not come, it is not done."""
+        """Nobody awaits it any more; where it has not started, it is not done."""
         with self._changed:
             if queued in self._queued:
                 del self._queued[queued]
@@ -77,7 +77,7 @@ class WorkQueue:
             return bool(self._queued)
 
     def start_next(self, limit: int) -> Sequence[QueuedJob]:
-        """The next ones, in hand until they are told or dropped; for the thread."""
+        """The next jobs, which run until `set_results`, `return_job` or `discard`; for the thread."""
         with self._changed:
             taken = list(islice(self._queued, limit))
             for work in taken:
@@ -86,7 +86,7 @@ class WorkQueue:
             return taken
 
     def return_job(self, work: QueuedJob) -> bool:
-        """Lets what is in hand wait for another turn; False where it is closed. For the thread."""
+        """Puts a running job at the end of the queue; False where that is closed. For the thread."""
         with self._changed:
             if not self._closed:
                 self._running.remove(work)
@@ -94,17 +94,17 @@ class WorkQueue:
             return not self._closed
 
     def set_results(self, jobs: Sequence[QueuedJob], results: Sequence[JobResult]) -> None:
-        """Hands the outcomes to those who wait, all at once; for the thread."""
-        self.discard(jobs)  # first: whoever is told may come with the next one at once
-        told = list(zip(jobs, results, strict=True))
+        """Gives the results to those who await them, all at once; for the thread."""
+        self.discard(jobs)  # first: whoever gets a result may put the next job at once
+        ended = list(zip(jobs, results, strict=True))
         for loop in {work.future.get_loop() for work in jobs}:
             try:
-                loop.call_soon_threadsafe(_set_results, [each for each in told if each[0].future.get_loop() is loop])
+                loop.call_soon_threadsafe(_set_results, [each for each in ended if each[0].future.get_loop() is loop])
             except RuntimeError:  # the loop has ended, and with it everybody who waited
                 log.warning("event loop ended before the result was returned")
 
     def discard(self, jobs: Sequence[QueuedJob]) -> None:
-        """These are in hand no more; for the thread."""
+        """These jobs run no more; for the thread."""
         with self._changed:
             for work in self._running.intersection(jobs):
                 self._running.remove(work)
@@ -117,7 +117,7 @@ class WorkQueue:
             self._changed.notify()
 
     def fail_all(self, error: str) -> None:
-        """Whoever waits gets a StoreUnavailableError now; for their event loop."""
+        """Every caller gets a StoreUnavailableError now; for their event loop."""
         with self._changed:
             works = [*self._running, *self._queued]
         for work in works:
@@ -125,7 +125,7 @@ class WorkQueue:
 
 
 def fail_job(future: "asyncio.Future[Any]", error: str) -> None:
-    """Whoever waited so long waits no longer."""
+    """The caller gets a StoreUnavailableError, where the job has not ended."""
     if not future.done():
         future.set_exception(StoreUnavailableError(error))
 
@@ -133,7 +133,7 @@ def fail_job(future: "asyncio.Future[Any]", error: str) -> None:
 def _set_results(results: list[tuple[QueuedJob, JobResult]]) -> None:
     for work, (result, problem) in results:
         if work.future.done():
-            continue  # whoever waited has given up
+            continue  # the caller has given up
         if problem is None:
             work.future.set_result(result)
         else:

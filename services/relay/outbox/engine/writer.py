@@ -1,7 +1,7 @@
-"""The thread that writes: takes what waits, does it in few transactions, and says how each piece of work ended.
+"""The thread that writes: takes the waiting jobs, does them in few transactions, and returns the result of each.
 
-On SQLite everything shares one transaction; on PostgreSQL each kind of work has its own, so that the order in which it
-locks rows is the same in every replica.
+On SQLite all jobs share one transaction; on PostgreSQL each handler has its own, so that it locks rows in the same
+order in every replica.
 """
 
 import threading
@@ -22,16 +22,16 @@ from shared.sql.engine import is_retryable, open_transaction
 from shared.sql.sqlite_file import FileLostError
 
 _MAX_BATCH: Final = 256
-"""How many pieces of work share one transaction at most."""
+"""How many jobs share one transaction at most."""
 _SMALL_BATCH: Final = 4
-"""Pieces of work in one transaction after which the next one waits a moment, so that it finds more of them."""
+"""Jobs in one transaction after which the next one waits a moment, so that it finds more of them."""
 _BATCH_DELAY: Final = 0.004
-"""That moment. A busy outbox does more with it, since a flush to the disk costs the same for one and for many."""
+"""That moment, in seconds. It makes a busy outbox faster, since a flush to the disk costs the same for one and many."""
 _MAX_TRIES: Final = 3
 _REVISION_CHECKED: Final = "the tables are ours"
-"""The key of a connection's own mapping under which that stands."""
+"""The key in a connection's `info` that records it."""
 _SLOW_TRANSACTION: Final = 3.0
-"""How long a transaction may take before that is a problem."""
+"""Seconds after which a transaction is reported as hanging."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,9 +43,9 @@ class Writer:
         database: where it is.
         engine: its one connection.
         read_engine: those that read, which are opened anew, too, once the database failed.
-        queue: what is to be done.
+        queue: of jobs.
         clock: unix seconds, by this machine.
-        unmerged_channels: the channels on which every event is told by itself.
+        unmerged_channels: the channels that get every event as a delivery of its own.
         monotonic: seconds, to see how long a transaction takes.
     """
 
@@ -105,7 +105,7 @@ class Writer:
         self.is_prepared = True
 
     def fail(self, jobs: Sequence[QueuedJob], error: str) -> None:
-        """Nothing is committed for now; whoever waits for these pieces of work is told."""
+        """Nothing can be committed for now; the callers of these jobs get the error."""
         if self._error != error:
             log.error("outbox cannot commit", error=error)
             self._error = error
@@ -122,7 +122,7 @@ class Writer:
         self._engine.dispose()
 
     def _run_next_batch(self) -> int:
-        """Does what waits; how many pieces of work it was."""
+        """Does what waits; gives how many jobs it was."""
         works = self._queue.start_next(_MAX_BATCH)
         if dialect.is_sqlite(self._database):
             self._commit(works)
@@ -173,7 +173,7 @@ class Writer:
             self._transaction_started = None
 
     def _retry_locked(self, jobs: Sequence[QueuedJob], error: Exception) -> None:
-        """Another process holds what some of them need: the others are done, and those get another turn after them."""
+        """Another process has locked what some of them need: the others are done, and these are queued again."""
         if len(jobs) > 1:
             for work in jobs:
                 self._commit([work], short_lock_timeout=True)
@@ -189,7 +189,7 @@ class Writer:
 
 
 def _check_new_connection(connection: Connection) -> None:
-    """A database that was connected to anew may be another one, in the place of ours. Raises UnknownDatabaseError."""
+    """After a new connection the database may be another one. Raises UnknownDatabaseError."""
     if not connection.info.get(_REVISION_CHECKED):
         check_revision(connection)
         connection.info[_REVISION_CHECKED] = True

@@ -203,8 +203,8 @@ async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file
     [
         ({"host": "smtp.example.org"}, "would send alerts in plaintext to smtp.example.org"),
         ({"host": "a b"}, "host"),
-        ({"password_file": None}, "`username` and `password_file` together"),
-        ({"username": None}, "`username` and `password_file` together"),
+        ({"password_file": None}, "both `username` and `password_file`"),
+        ({"username": None}, "both `username` and `password_file`"),
         ({"port": 0}, "port"),
         ({"tls": "maybe"}, "'starttls', 'implicit' or 'none'"),
         ({"from": "nobody"}, "one address such as"),

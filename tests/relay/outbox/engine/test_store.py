@@ -12,7 +12,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.storing import blocked, bodies, write, write_all
+from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
 
 
 @pytest.fixture

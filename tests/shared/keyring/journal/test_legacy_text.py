@@ -35,7 +35,7 @@ FAILED, PROBLEMS = StepOutcome.FAILED, StepOutcome.PROBLEMS
         ("backup a.backup 0123", entry(JournalStep.BACKUP, backup_name="a.backup", sha256="0123")),
         (
             "backup c.backup 89ab needs -1,2,11",
-            entry(JournalStep.BACKUP, backup_name="c.backup", sha256="89ab", needs=(-1, 2, 11)),
+            entry(JournalStep.BACKUP, backup_name="c.backup", sha256="89ab", needs=("", "2", "11")),
         ),
     ],
 )

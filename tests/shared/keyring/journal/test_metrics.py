@@ -30,12 +30,12 @@ async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, ver
     await keyring.fill(3)
     await versions.rotate()
     await keyring.add("new")
-    await keyring.add("kept", WrappedKey(b"x", LOCAL_KEK, 0))
+    await keyring.add("kept", WrappedKey(b"x", LOCAL_KEK, "0"))
     assert (await look(keyring)).data_keys == {
-        (0, DataKeyStatus.RETIRED): 1,
-        (1, DataKeyStatus.ACTIVE): 1,
-        (1, DataKeyStatus.RETIRED): 2,
-        (2, DataKeyStatus.RETIRED): 1,
+        ("0", DataKeyStatus.RETIRED): 1,
+        ("1", DataKeyStatus.ACTIVE): 1,
+        ("1", DataKeyStatus.RETIRED): 2,
+        ("2", DataKeyStatus.RETIRED): 1,
     }
 
 

@@ -73,11 +73,11 @@ async def test_rows_that_are_damaged_or_of_other_data_keys_are_named_and_the_res
     assert "k000 (KMS: invalid_request (version 1)), k001 (it is damaged), k002 (the keyring has another" in str(
         told.value
     )
-    assert await keyring.versions() == {**before, "k003": 1}
+    assert await keyring.versions() == {**before, "k003": "1"}
 
 
 async def test_a_row_that_is_right_already_needs_no_kms_even_if_its_wrap_is_foreign(keyring: Keyring) -> None:
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
     assert await keyring.administration.restore(await _backup(keyring), keyring.token) == 0
 
 
@@ -88,13 +88,13 @@ async def test_of_a_retired_version_only_what_cannot_be_read_is_put_back_wrapped
     rows = await _backup(keyring)
     await versions.rotate()
     await keyring.rotate()
-    await keyring.administration.retire_version(1, keyring.token)
+    await keyring.administration.retire_version("1", keyring.token)
     before = await keyring.keys()
-    await keyring.replace(before[damaged.id], WrappedKey(b"damaged", damaged.wrapped.kek, 2))
+    await keyring.replace(before[damaged.id], WrappedKey(b"damaged", damaged.wrapped.kek, "2"))
     gone_now = data_keys.delete().where(data_keys.c.id == gone.id)
     await keyring.database.write_exclusively(lambda connection: connection.execute(gone_now))
     assert await keyring.administration.restore(rows, keyring.token) == 2
-    assert await keyring.versions() == dict.fromkeys(before, 2)
+    assert await keyring.versions() == dict.fromkeys(before, "2")
     assert (await keyring.key(whole.id)).wrapped == before[whole.id].wrapped
     assert (await keyring.administration.verify("full")).problems == ()
     assert await keyring.administration.restore(rows, keyring.token) == 0
@@ -107,10 +107,10 @@ async def test_while_a_retired_version_is_disabled_what_needs_it_is_named_and_th
     rows = await _backup(keyring)
     await versions.rotate()
     await keyring.rotate()
-    await keyring.administration.retire_version(1, keyring.token)
+    await keyring.administration.retire_version("1", keyring.token)
     rows[2] = (await _backup(keyring))[2]  # of a later backup
     for key in (damaged, late):
-        await keyring.replace(await keyring.key(key.id), WrappedKey(b"damaged", key.wrapped.kek, 2))
+        await keyring.replace(await keyring.key(key.id), WrappedKey(b"damaged", key.wrapped.kek, "2"))
     await versions.disable(1)
     with pytest.raises(AdministrationError, match=r"of 3 rows 1 .*: k000 \(KMS: key_disabled \(version 1\)\); look"):
         await keyring.administration.restore(rows, keyring.token)

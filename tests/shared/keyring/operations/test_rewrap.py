@@ -12,7 +12,7 @@ from shared.keyring.administration import (
     RotationState,
     UnreachableError,
 )
-from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
+from shared.keyring.model import LOCAL_KEK, LOCAL_KEK_VERSION, WrappedKey, build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
@@ -25,8 +25,8 @@ async def test_every_data_key_is_wrapped_by_the_new_primary_version_and_is_the_s
     before = await keyring.fingerprint()
     await versions.rotate()
     done = await keyring.rotate(batch_size=4)
-    assert (done.state, done.total, done.done, done.target_version, done.problems) == ("done", 11, 11, 2, ())
-    assert set((await keyring.versions()).values()) == {2}
+    assert (done.state, done.total, done.done, done.target_version, done.problems) == ("done", 11, 11, "2", ())
+    assert set((await keyring.versions()).values()) == {"2"}
     for name, key in (await keyring.keys()).items():
         assert await keyring.wrapping.unwrap(key) == secret_of(name)
     assert await keyring.fingerprint() == before
@@ -39,7 +39,7 @@ async def test_a_batch_is_as_large_as_was_asked_and_the_state_tells_that_there_i
     await versions.rotate()
     progress = await keyring.administration.rotate(keyring.request(batch_size=2))
     assert (progress.state, progress.done) == (RotationState.RUNNING, 2)
-    assert list((await keyring.versions()).values()) == [2, 2, 1, 1, 1]
+    assert list((await keyring.versions()).values()) == ["2", "2", "1", "1", "1"]
 
 
 async def test_a_second_run_changes_nothing(keyring: Keyring, versions: Versions) -> None:
@@ -54,12 +54,12 @@ async def test_a_second_run_changes_nothing(keyring: Keyring, versions: Versions
 
 async def test_a_dry_run_tells_what_would_be_done_and_changes_nothing(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(3)
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
-    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
     await versions.rotate()
     before = await keyring.keys()
     dry = await keyring.administration.dry_run(keyring.request().type, None)
-    assert (dry.total, dry.done, dry.target_version) == (4, 0, 2)
+    assert (dry.total, dry.done, dry.target_version) == (4, 0, "2")
     assert [(problem.id, problem.is_foreign) for problem in dry.problems] == [("foreign", True), ("local", False)]
     assert await keyring.keys() == before
     assert await keyring.administration.get_progress() is None
@@ -77,7 +77,7 @@ async def test_a_version_that_is_not_enabled_is_refused_before_anything_is_done(
     with pytest.raises(RefusedError, match="has no version 9; its primary version is 2"):
         await keyring.rotate(target_version=9)
     with pytest.raises(RefusedError, match="is DISABLED"):
-        await keyring.administration.dry_run(NEW_DEK, 2)
+        await keyring.administration.dry_run(NEW_DEK, "2")
     assert await keyring.keys() == before
     assert await keyring.administration.get_progress() is None
 
@@ -95,7 +95,7 @@ async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_g
     progress = await keyring.administration.get_progress("r1")
     assert progress is not None
     assert (progress.state, progress.problems) == (RotationState.RUNNING, ())
-    assert progress.done == list((await keyring.versions()).values()).count(2) < 12
+    assert progress.done == list((await keyring.versions()).values()).count("2") < 12
     assert (await keyring.rotate()).done == 12
     assert await keyring.fingerprint() == before
 
@@ -142,9 +142,9 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(3)
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
-    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, 0))
-    await keyring.add("corrupt", WrappedKey(b"no ciphertext", KEY, 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
+    await keyring.add("local", WrappedKey(b"?", LOCAL_KEK, "0"))
+    await keyring.add("corrupt", WrappedKey(b"no ciphertext", KEY, "1"))
     await keyring.add("moved", (await keyring.key("k001")).wrapped)
     await keyring.add("other-key", await keyring.wrapping.wrap("other-key", b"x" * 32))
     before = await keyring.keys()
@@ -163,7 +163,7 @@ async def test_foreign_corrupt_and_local_wraps_are_named_and_the_rest_goes_on(
 
 
 async def test_a_foreign_wrap_alone_is_no_failure(keyring: Keyring, versions: Versions) -> None:
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
     await versions.rotate()
     done = await keyring.rotate()
     assert (done.state, [problem.id for problem in done.problems]) == (RotationState.DONE, ["foreign"])
@@ -189,7 +189,8 @@ async def test_local_wraps_are_wrapped_by_kms_where_the_local_key_is_at_hand(
     local = LocalKey(b"l" * 32)
     async with opened(url, kms, local=local) as keyring:
         await keyring.take_lease()
-        await keyring.add("a", WrappedKey(local.wrap(secret_of("a"), build_wrapping_aad("a")), LOCAL_KEK, 0))
+        wrapped = local.wrap(secret_of("a"), build_wrapping_aad("a"))
+        await keyring.add("a", WrappedKey(wrapped, LOCAL_KEK, LOCAL_KEK_VERSION))
         assert (await keyring.rotate()).done == 1
         assert (await keyring.key("a")).wrapped.kek == KEY
 
@@ -227,7 +228,7 @@ async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_
 async def test_what_a_rotation_did_and_is_due_again_is_counted_once(keyring: Keyring, versions: Versions) -> None:
     keys = await keyring.fill(4)
     whole = keys[0]
-    await keyring.replace(whole, WrappedKey(b"corrupt", whole.wrapped.kek, 1))
+    await keyring.replace(whole, WrappedKey(b"corrupt", whole.wrapped.kek, "1"))
     await versions.rotate()
     failed = await keyring.rotate()
     assert (failed.state, failed.done, failed.total) == (RotationState.FAILED, 3, 4)

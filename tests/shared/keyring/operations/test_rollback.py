@@ -75,7 +75,7 @@ async def test_what_another_hand_changed_since_or_can_no_longer_be_unwrapped_is_
     undone = await keyring.rollback()
     assert undone.state is RotationState.ROLLED_BACK
     whys = {problem.id: problem.error for problem in undone.problems}
-    assert whys[b.id] == "another hand changed its wrapped form since; it was left as it is"
+    assert whys[b.id] == "another program changed its wrapped form since; it was left as it is"
     assert whys[a.id] == whys[c.id]
     assert "cannot be unwrapped: KMS: key_disabled (version 1); it was left as it is" in whys[a.id]
     assert await keyring.keys() == before
@@ -86,7 +86,7 @@ async def test_what_a_backup_put_back_since_is_as_it_has_to_be(
     keyring: Keyring, versions: Versions, resumed: bool
 ) -> None:
     a, b = await keyring.fill(2)
-    await keyring.add("broken", WrappedKey(b"?", KEY, 1))
+    await keyring.add("broken", WrappedKey(b"?", KEY, "1"))
     rows = await keyring.administration.list_backup_rows()
     await versions.rotate()
     assert (await keyring.rotate()).state is RotationState.FAILED
@@ -102,10 +102,10 @@ async def test_a_version_that_was_retired_meanwhile_wraps_nothing_again(keyring:
     await keyring.fill(1)
     await versions.rotate()
     await keyring.rotate()
-    await keyring.administration.retire_version(1, keyring.token)
+    await keyring.administration.retire_version("1", keyring.token)
     undone = await keyring.rollback()
     assert "version 1 of" in undone.problems[0].error
-    assert await keyring.versions() == {"k000": 2}
+    assert await keyring.versions() == {"k000": "2"}
 
 
 async def test_the_former_data_key_is_active_again_and_the_new_one_is_kept_for_its_records(keyring: Keyring) -> None:
@@ -159,7 +159,7 @@ async def test_a_data_key_that_is_gone_is_named(keyring: Keyring, versions: Vers
     await keyring.rotate()
     await keyring.database.write_exclusively(lambda it: it.execute(data_keys.delete().where(data_keys.c.id == "k000")))
     assert [problem.error for problem in (await keyring.rollback()).problems] == ["it is no longer in the keyring"]
-    assert await keyring.versions() == {"k001": 1}
+    assert await keyring.versions() == {"k001": "1"}
 
 
 async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
@@ -169,7 +169,7 @@ async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
     before = await keyring.keys()
     await versions.rotate()
     meddled.meddle = keyring.rollback
-    with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile; look at its status"):
+    with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile; check its status"):
         await keyring.rotate()
     assert await keyring.keys() == before
 

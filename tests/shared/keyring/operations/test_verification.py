@@ -68,7 +68,7 @@ async def test_the_full_mode_goes_through_many_pages_of_records(keyring: Keyring
 async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
     await _put(keyring, "broken", "k001", b"another data key's 32 bytes     ")
     await _orphan(keyring)
-    await keyring.add("foreign", WrappedKey(b"?", "projects/other", 1))
+    await keyring.add("foreign", WrappedKey(b"?", "projects/other", "1"))
     broken = data_keys.update().where(data_keys.c.id == "k000").values(wrapped=b"?")
     await keyring.database.write_exclusively(lambda connection: connection.execute(broken))
     found = await keyring.administration.verify("full")
@@ -83,7 +83,7 @@ async def test_what_cannot_be_read_is_named(keyring: Keyring) -> None:
 
 async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyring) -> None:
     for number in range(101):
-        await keyring.add(f"a{number:03}", WrappedKey(b"?", "projects/other", 1))
+        await keyring.add(f"a{number:03}", WrappedKey(b"?", "projects/other", "1"))
     await _orphan(keyring)
     problems = (await keyring.administration.verify("sample")).problems
     assert (len(problems), problems[0].id) == (100, "gone")

@@ -1,4 +1,4 @@
-"""The steps from no tables to those of `schema`, in `versions`, done by Alembic without a configuration of its own.
+"""The migrations from no tables to those of `schema`, in `versions`, run by Alembic without a configuration file.
 
 Each file there is one revision and names the one before it. Its `upgrade` gets Alembic's operations and works on both
 stores, within the transaction of the caller. What a revision says is never changed once it was released: databases
@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-# A line for each context that it makes tells nobody anything.
+# A line for each context that it makes helps nobody.
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 SCRIPTS: Final = ScriptDirectory(Path(__file__).parent)
@@ -26,7 +26,7 @@ def list_revisions() -> frozenset[str]:
 
 
 def run_migrations(connection: Connection, *, from_revision: str | None) -> None:
-    """Goes from a revision, or from no tables, to the newest, and notes that in the database."""
+    """Migrates from a revision, or from no tables, to the newest, and records that in the database."""
     context = MigrationContext.configure(connection)
     steps = list(SCRIPTS.iterate_revisions("head", from_revision))
     for step in reversed(steps):

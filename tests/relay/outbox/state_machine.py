@@ -12,10 +12,10 @@ from services.relay.outbox.breaker import commit_allow_trial
 from services.relay.outbox.lease import release_leases, save_progress
 from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import State
-from tests.relay.outbox.endings import ENDINGS
-from tests.relay.outbox.groups import group_id
+from tests.relay.outbox.grouped_events import group_id
 from tests.relay.outbox.ledger import Alerts, Held, told_by
-from tests.relay.outbox.world import DAY, LEASE, MERGING, RATES, World
+from tests.relay.outbox.outcomes import ENDINGS
+from tests.relay.outbox.simulated_outbox import DAY, LEASE, MERGING, RATES, World
 
 OTHER: Final = {"one": "two", "two": "one"}
 owners = st.sampled_from(sorted(OTHER))

@@ -10,8 +10,8 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
 from shared.sql import database_url
-from tests.relay.outbox.acts import claimed, end, nothing, take
-from tests.relay.outbox.gated import Clock, break_it, fail, state_of, waiting
+from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker, state_of
 
 LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "retry_in": 30.0}
 
@@ -28,7 +28,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
 
 
 async def waits(store: Store, seconds: float) -> bool:
-    taken = await take(store, limit=9)
+    taken = await claim_some(store, limit=9)
     return not taken.tasks and taken.retry_in == seconds
 
 
@@ -36,63 +36,63 @@ async def waits(store: Store, seconds: float) -> bool:
 async def test_another_attempt_that_fails_does_not_shorten_it(
     store: Store, clock: Clock, effect: ChannelEffect
 ) -> None:
-    await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).tasks
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await fail(store, other, effect)
     clock.now += 29
-    assert await nothing(store)
+    assert await nothing_due(store)
 
 
 async def test_another_attempt_that_arrives_does_not_shorten_it(store: Store, clock: Clock) -> None:
-    await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).tasks
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
-    await end(store, other)
+    await end_attempt(store, other)
     assert await waits(store, 30)
     clock.now += 30
-    assert len((await take(store, limit=9)).tasks) == 3
+    assert len((await claim_some(store, limit=9)).tasks) == 3
 
 
 async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clock) -> None:
-    await waiting(store, FAILURE_THRESHOLD + 4)
-    *failing, limited, arriving = (await take(store, limit=FAILURE_THRESHOLD + 2)).tasks
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    *failing, limited, arriving = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).tasks
     for claim in failing:
         await fail(store, claim, retry_in=100.0)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
-    await end(store, arriving)
+    await end_attempt(store, arriving)
     assert await waits(store, 30)
     clock.now += 30
     assert (
-        len((await take(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3
+        len((await claim_some(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3
     )  # those that failed wait no longer than that
 
 
 async def test_whoever_starts_anew_does_not_shorten_it(store: Store, clock: Clock) -> None:
-    await waiting(store, FAILURE_THRESHOLD + 4)
-    *failing, limited = (await take(store, limit=FAILURE_THRESHOLD + 1)).tasks
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in failing:
         await fail(store, claim)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     await commit_allow_trial(store, ["a"])
     assert await waits(store, 30)
     clock.now += 30
-    (probe,) = (await take(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).tasks
     assert probe.is_breaker_trial
 
 
 async def test_a_probe_that_is_put_off_is_not_tried_before(store: Store, clock: Clock) -> None:
-    await waiting(store, FAILURE_THRESHOLD + 4)
-    await break_it(store)
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    await open_breaker(store)
     clock.now += 1
-    (probe,) = (await take(store, limit=9)).tasks
+    (probe,) = (await claim_some(store, limit=9)).tasks
     await fail(store, probe, ChannelEffect.FAILED, **LIMITED)  # the breaker alone would pause for 2 s
     assert await waits(store, 30)
 
 
 async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
-    await waiting(store, 4)
-    first, second, third = (await take(store, limit=3)).tasks
+    await enqueue(store, 4)
+    first, second, third = (await claim_some(store, limit=3)).tasks
     await fail(store, first, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 10
     await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
@@ -102,15 +102,15 @@ async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
 
 
 async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> None:
-    await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).tasks
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now -= 500
     await fail(store, other, retry_in=0.0)  # which writes when its own pause began
-    assert not await nothing(store)
+    assert not await nothing_due(store)
     await sweep(store, "me", 86400, ())
     clock.now += 510  # as late as when it was asked for
-    assert not await nothing(store)
+    assert not await nothing_due(store)
 
 
 DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
@@ -121,31 +121,31 @@ DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
 async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
     store: Store, clock: Clock, then: ChannelEffect
 ) -> None:
-    await waiting(store, 4)
-    limited, other = (await take(store, limit=2)).tasks
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
     await fail(store, limited, ChannelEffect.DOWN, **DAY)
     await fail(store, other, then)
     assert (await state_of(store)).is_down
     assert await waits(store, 86_400)
     clock.now += 86_400
-    (probe,) = (await take(store, limit=9)).tasks
-    await end(store, probe)
+    (probe,) = (await claim_some(store, limit=9)).tasks
+    await end_attempt(store, probe)
     assert not (await state_of(store)).is_down
 
 
 async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(store: Store) -> None:
-    await waiting(store, 4)
-    await fail(store, await claimed(store))
-    await end(store, await claimed(store), State.DEAD, retry_after=86_400.0)
-    assert not await nothing(store)
+    await enqueue(store, 4)
+    await fail(store, await claim_one(store))
+    await end_attempt(store, await claim_one(store), State.DEAD, retry_after=86_400.0)
+    assert not await nothing_due(store)
 
 
 async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(store: Store, clock: Clock) -> None:
-    await waiting(store, FAILURE_THRESHOLD + 4)
-    *failing, limited, refused = (await take(store, limit=FAILURE_THRESHOLD + 2)).tasks
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    *failing, limited, refused = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).tasks
     for claim in failing:
         await fail(store, claim)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 12
-    await end(store, refused, State.DEAD)
+    await end_attempt(store, refused, State.DEAD)
     assert await waits(store, 18)

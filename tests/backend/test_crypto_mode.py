@@ -26,7 +26,7 @@ async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.checker.check()
         (key,) = await backend.store.list_all()
         assert (backend.keyring.mode, backend.keyring.is_ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
         assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (DataKeyStatus.ACTIVE, KEY, 1)
@@ -50,7 +50,7 @@ async def test_a_start_without_kms_is_in_env_mode_with_its_reason_and_keeps_reco
     emulator.faults.add(fault)
     timeout = 0.3 if fault.kind == "stall" else 5.0
     async with open_backend(tmp_path, str(emulator.address), timeout=timeout) as backend:
-        await backend.keyring.check()
+        await backend.checker.check()
         assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
         assert reason in backend.keyring.reason
         (key,) = await backend.store.list_all()
@@ -64,10 +64,10 @@ async def test_one_failed_check_changes_nothing_and_the_second_in_a_row_falls_ba
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         modes = []
-        await backend.keyring.check()
+        await backend.checker.check()
         emulator.faults.add(OUTAGE)
         for _ in range(2):
-            await backend.keyring.check()
+            await backend.checker.check()
             modes.append(backend.keyring.mode)
         assert modes == [CryptoMode.KMS, CryptoMode.ENV]
 
@@ -76,12 +76,12 @@ async def test_two_failed_checks_with_a_good_one_between_them_do_not_fall_back(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.checker.check()
         for fault in (OUTAGE, None, OUTAGE):
             emulator.faults.clear()
             if fault:
                 emulator.faults.add(fault)
-            await backend.keyring.check()
+            await backend.checker.check()
         assert backend.keyring.mode is CryptoMode.KMS
 
 
@@ -89,17 +89,17 @@ async def test_an_exhausted_quota_is_told_and_changes_no_mode_for_kms_answers(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.checker.check()
         emulator.faults.add(Fault(kind="status", status="RESOURCE_EXHAUSTED"))
         for _ in range(3):
-            await backend.keyring.check()
+            await backend.checker.check()
         assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, "KMS refuses: quota_exhausted")
-        await backend.store._database.change(lambda connection: connection.execute(data_keys.delete()))
-        await backend.keyring.check()
+        await backend.store._database.write_exclusively(lambda connection: connection.execute(data_keys.delete()))
+        await backend.checker.check()
         await backend.put("r", b"kept")
         assert await backend.get("r") == b"kept"
         emulator.faults.clear()
-        await backend.keyring.check()
+        await backend.checker.check()
         assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, None)
 
 
@@ -113,7 +113,7 @@ async def test_each_change_of_mode_is_logged_once_with_its_reason(
                 if fault:
                     emulator.faults.add(fault)
                 for _ in range(3):
-                    await backend.keyring.check()
+                    await backend.checker.check()
         told = [(line["mode"], line["reason"]) for line in lines if line["event"] == "crypto mode changed"]
         assert told == [("kms", None), ("env", "KMS cannot be used: unavailable"), ("kms", None)]
 
@@ -130,7 +130,7 @@ async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
             if fault:
                 emulator.faults.add(fault)
             now += 1
-            await backend.keyring.check()
+            await backend.checker.check()
             times.append(backend.keyring.initialised_at)
     assert times == [101, 101, 101, 104, 105]
 
@@ -139,11 +139,11 @@ async def test_the_mode_is_told_even_where_the_database_fails_as_well(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        await backend.keyring.check()
+        await backend.checker.check()
         emulator.faults.add(OUTAGE)
-        await backend.keyring.check()
+        await backend.checker.check()
         with closing(sqlite3.connect(tmp_path / "backend.db", isolation_level=None)) as other:
             other.execute("DROP TABLE data_keys")
         with pytest.raises(DatabaseError, match="no such table"):
-            await backend.keyring.check()
+            await backend.checker.check()
         assert backend.keyring.mode is CryptoMode.ENV

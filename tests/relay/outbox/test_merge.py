@@ -12,8 +12,8 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.tables import State
 from shared.sql import database_url
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
-from tests.relay.outbox.gated import Clock, fail
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import Clock, fail
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ async def oldest_accepted_at(store: Store) -> float:
 
 async def test_a_message_that_is_replaced_again_and_again_gets_no_younger(store: Store, clock: Clock) -> None:
     for _ in range(3):
-        await told(store, "x")
+        await accept(store, "x")
         clock.now += 1800
     assert await oldest_accepted_at(store) == 1000
 
 
 async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, clock: Clock) -> None:
-    await told(store, "x")
-    claim = await claimed(store)
+    await accept(store, "x")
+    claim = await claim_one(store)
     clock.now += 10
-    await told(store, "x")
+    await accept(store, "x")
     await fail(store, claim)
     assert await oldest_accepted_at(store) == 1000
 
@@ -52,31 +52,31 @@ async def test_nor_does_one_into_which_a_failed_attempt_is_merged(store: Store, 
 async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts_its_attempts(
     store: Store, clock: Clock
 ) -> None:
-    await told(store, "x")
-    await fail(store, await claimed(store), retry_in=100.0)
+    await accept(store, "x")
+    await fail(store, await claim_one(store), retry_in=100.0)
     clock.now += 60
-    await told(store, "x")
-    assert (await take(store)).retry_in == 40
+    await accept(store, "x")
+    assert (await claim_some(store)).retry_in == 40
     clock.now += 39
-    assert await nothing(store)
+    assert await nothing_due(store)
     clock.now += 1
-    again = await claimed(store)
+    again = await claim_one(store)
     assert (again.attempt_number, again.first_event_seq, again.last_event_seq) == (2, 1, 2)
-    await end(store, again)
-    await told(store, "x")
-    assert (await claimed(store)).attempt_number == 1  # what arrived leaves nothing behind
+    await end_attempt(store, again)
+    await accept(store, "x")
+    assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
 
 
 async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_told_with_it(store: Store) -> None:
-    await told(store, "x")
-    dead = await claimed(store)
-    await end(store, dead, State.DEAD)
-    await told(store, "x")
-    await fail(store, await claimed(store), ChannelEffect.DOWN, fallback_channels=("b",))
+    await accept(store, "x")
+    dead = await claim_one(store)
+    await end_attempt(store, dead, State.DEAD)
+    await accept(store, "x")
+    await fail(store, await claim_one(store), ChannelEffect.DOWN, fallback_channels=("b",))
     await fall_back(store, "a", ("b",))
     await commit_allow_trial(store, ["a"])
-    tried = await claimed(store)
+    tried = await claim_one(store)
     await requeue(store, dead.delivery_id)
     await fail(store, tried, ChannelEffect.DOWN)  # merged into what tells of both
     await fall_back(store, "a", ("b",))
-    assert (await claimed(store, "b")).first_event_seq == 1
+    assert (await claim_one(store, "b")).first_event_seq == 1

@@ -11,7 +11,7 @@ from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEve
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, nothing
+from tests.relay.outbox.actions import claim_one, nothing_due
 from tests.relay.scripted import at, event_of
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
@@ -54,8 +54,8 @@ async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
     latest = await come(store, two)
     for late in (one, one, two):
         assert await come(store, late) == AcceptResult(latest.event_id, 1, is_duplicate=True, channels=())
-    assert (await claimed(store)).last_event_seq == 2
-    assert await nothing(store)
+    assert (await claim_one(store)).last_event_seq == 2
+    assert await nothing_due(store)
 
 
 async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:

@@ -86,7 +86,7 @@ async def test_of_what_was_delivered_no_more_than_the_index_is_looked_through(st
         if connection.dialect.name == "postgresql":  # in so small a table it would look through all
             connection.execute(text("SET LOCAL enable_seqscan = off"))
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-        query = watchdogs._FIND_DELIVERED.params(on="slack", since=1.0)
+        query = watchdogs._FIND_DELIVERED.statement.params(on="slack", since=1.0)
         written = query.compile(connection, compile_kwargs={"literal_binds": True})
         return str(connection.execute(text(f"{explain} {written}")).all())
 

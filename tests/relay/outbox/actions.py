@@ -16,7 +16,7 @@ from tests.relay.scripted import event_of
 PAUSES = PauseLimits(initial=1, maximum=300)
 
 
-async def told(
+async def accept(
     store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None
 ) -> AcceptResult:
     incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
@@ -25,28 +25,30 @@ async def told(
     )
 
 
-async def take(
+async def claim_some(
     store: Store, channel: str = "a", owner: str = "me", limit: int = 1, rate: float | None = None
 ) -> ClaimResult:
     return await claim_due(store, ClaimRequest(channel, limit, owner, 20, rate))
 
 
-async def claimed(store: Store, channel: str = "a", owner: str = "me") -> DeliveryTask:
-    (one,) = (await take(store, channel, owner)).tasks
+async def claim_one(store: Store, channel: str = "a", owner: str = "me") -> DeliveryTask:
+    (one,) = (await claim_some(store, channel, owner)).tasks
     return one
 
 
-async def told_by(store: Store, claim: DeliveryTask) -> Event:
+async def read_event(store: Store, claim: DeliveryTask) -> Event:
     """What the holder of a claim tells."""
     ends = asyncio.get_running_loop().time() + 10
     return decode_event((await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends)).event_json)
 
 
-async def nothing(store: Store, channel: str = "a") -> bool:
-    return not (await take(store, channel)).tasks
+async def nothing_due(store: Store, channel: str = "a") -> bool:
+    return not (await claim_some(store, channel)).tasks
 
 
-async def end(store: Store, claim: DeliveryTask, state: State = State.DELIVERED, **changes: Any) -> OutcomeResult:
+async def end_attempt(
+    store: Store, claim: DeliveryTask, state: State = State.DELIVERED, **changes: Any
+) -> OutcomeResult:
     """Ends a claim: delivered, to be tried again after `retry_in` seconds, or dead."""
     effects = {
         State.DELIVERED: ChannelEffect.REACHED,

@@ -22,10 +22,10 @@ from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import WAITING, State, deliveries, events
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import told_by
-from tests.relay.outbox.endings import ENDINGS, FALLBACK, PAUSES, UNSURE
-from tests.relay.outbox.groups import event_of, group_id
+from tests.relay.outbox.actions import read_event
+from tests.relay.outbox.grouped_events import event_of, group_id
 from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, covers, superseded
+from tests.relay.outbox.outcomes import ENDINGS, FALLBACK, PAUSES, UNSURE
 
 LEASE: Final = 20.0
 WINDOW: Final = 60.0
@@ -183,7 +183,7 @@ class World:
             before = self.ledger.live.get(held.place)
             assert before is None or before.exclusive_until <= self.elapsed + ROUNDED, "two hold the same"
             self.ledger.claimed(each, self.rows)
-            told = self.run(told_by(self.store, each))
+            told = self.run(read_event(self.store, each))
             assert {alert.fingerprint: alert.status for alert in told.alerts} == self.ledger.folded(each)
             self.ledger.live[held.place] = held
             self.held.append(held)
@@ -251,7 +251,7 @@ class World:
         merged: list[str] = []
         while more:
             told = self.run(fall_back(self.store, channel, [name for name in FALLBACK if name != channel]))
-            merged += told.superseded_channels
+            merged += [merged_channel for merged_channel, _ in told.ended]
             more = told.has_more
         self.look()
         assert superseded(before, self.rows) == Counter(merged)

@@ -24,7 +24,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox import tables
-from tests.relay.outbox.storing import bodies, write
+from tests.relay.outbox.store_jobs import bodies, write
 from tests.relay.scripted import Scripted, post, served, settings, until, webhook_of
 
 

@@ -13,8 +13,8 @@ from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
 from shared.sql import database_url
-from tests.relay.outbox.acts import claimed, nothing, take, told
-from tests.relay.outbox.gated import Clock, fail, state_of, waiting
+from tests.relay.outbox.actions import accept, claim_one, claim_some, nothing_due
+from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, state_of
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
 
 
 async def at_pace(store: Store, rate: float, limit: int = 100) -> ClaimResult:
-    return await take(store, limit=limit, rate=rate)
+    return await claim_some(store, limit=limit, rate=rate)
 
 
 async def test_a_channel_sends_at_once_what_its_pace_saved_up_and_then_keeps_it(store: Store, clock: Clock) -> None:
-    await waiting(store, 12)
+    await enqueue(store, 12)
     assert len((await at_pace(store, 1.0)).tasks) == 5
     assert (await at_pace(store, 1.0)).retry_in == pytest.approx(1.0)
     clock.now += 0.5
@@ -47,7 +47,7 @@ async def test_a_channel_sends_at_once_what_its_pace_saved_up_and_then_keeps_it(
 
 
 async def test_a_slow_pace_lets_one_go_at_a_time(store: Store, clock: Clock) -> None:
-    await waiting(store, 3)
+    await enqueue(store, 3)
     assert len((await at_pace(store, 1 / 60)).tasks) == 1
     taken = await at_pace(store, 1 / 60)
     assert not taken.tasks
@@ -59,15 +59,15 @@ async def test_a_slow_pace_lets_one_go_at_a_time(store: Store, clock: Clock) -> 
 
 
 async def test_a_pace_counts_what_was_taken_and_not_what_might_have_been(store: Store) -> None:
-    await waiting(store, 1)
+    await enqueue(store, 1)
     assert len((await at_pace(store, 1.0)).tasks) == 1
-    await waiting(store, 10)
+    await enqueue(store, 10)
     assert len((await at_pace(store, 1.0)).tasks) == 4
 
 
 @pytest.mark.parametrize("back", [60, 86400])
 async def test_a_clock_that_is_set_back_makes_no_pace_slower(store: Store, clock: Clock, back: float) -> None:
-    await waiting(store, 10)
+    await enqueue(store, 10)
     await at_pace(store, 1.0)
     clock.now -= back
     await sweep(store, "me", 86400, ())
@@ -75,41 +75,41 @@ async def test_a_clock_that_is_set_back_makes_no_pace_slower(store: Store, clock
 
 
 async def test_nothing_is_sent_before_a_provider_said(store: Store, clock: Clock) -> None:
-    await waiting(store, 2)
-    await waiting(store, 1, "b")
-    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0, retry_in=30.0)
-    taken = await take(store)
+    await enqueue(store, 2)
+    await enqueue(store, 1, "b")
+    await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0, retry_in=30.0)
+    taken = await claim_some(store)
     assert (taken.tasks, taken.retry_in) == ((), 30.0)
-    assert (await take(store, "b")).tasks  # another channel waits for nobody
+    assert (await claim_some(store, "b")).tasks  # another channel waits for nobody
     clock.now += 29.9
-    assert await nothing(store)
+    assert await nothing_due(store)
     clock.now += 0.1
-    assert len((await take(store, limit=5)).tasks) == 2
+    assert len((await claim_some(store, limit=5)).tasks) == 2
     assert not (await state_of(store)).is_down
 
 
 async def test_a_shorter_retry_after_does_not_shorten_a_longer_one(store: Store, clock: Clock) -> None:
-    await waiting(store, 3)
-    first, second = (await take(store, limit=2)).tasks
+    await enqueue(store, 3)
+    first, second = (await claim_some(store, limit=2)).tasks
     await fail(store, first, ChannelEffect.NOTHING, retry_after=30.0)
     await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
     clock.now += 29
-    assert await nothing(store)
+    assert await nothing_due(store)
 
 
 async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_anew(store: Store) -> None:
-    await waiting(store, 2)
-    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0)
+    await enqueue(store, 2)
+    await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0)
     await commit_allow_trial(store, ["a"])
-    assert (await take(store)).retry_in == 30
+    assert (await claim_some(store)).retry_in == 30
 
 
 async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_else(store: Store, clock: Clock) -> None:
-    await waiting(store, 3)
-    await fail(store, await claimed(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
-    await waiting(store, 2, "b")
+    await enqueue(store, 3)
+    await fail(store, await claim_one(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
+    await enqueue(store, 2, "b")
     clock.now += 3000
-    await told(store, "late", "a")
+    await accept(store, "late", "a")
     clock.now += 700
     assert (await sweep(store, "me", 3600, ())).ended == (("a", State.DEAD),) * 3
     assert [(each.channel, each.reason) for each in await _states(store, State.DEAD)] == [("a", "unauthorized")] * 3
@@ -117,12 +117,12 @@ async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_e
 
 
 async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Store, clock: Clock) -> None:
-    await waiting(store, 2)
-    await fail(store, await claimed(store), ChannelEffect.NOTHING, retry_after=30.0)
+    await enqueue(store, 2)
+    await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0)
     clock.now -= 3600
     await sweep(store, "me", 86400, ())
-    assert not await nothing(store)
+    assert not await nothing_due(store)
 
 
-async def _states(store: Store, state: State) -> list[queries.DeliveryRow]:
+async def _states(store: Store, state: State) -> list[queries.DeliverySummary]:
     return (await list_deliveries(store, DeliveryFilter(state=state), limit=100)).deliveries

@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Select, event, insert, select
+from sqlalchemy import Connection, event, insert, select
 
 from services.relay.outbox import claim, queries, requeue, sweeper
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue_dead
+from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import State, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
-from tests.relay.outbox.acts import claimed, end, take, told
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt
 
 FEW, MANY = 20, 2000
 WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
-    "an acceptance": lambda store: told(store, "new", CHANNEL),
-    "a claim": lambda store: take(store, CHANNEL, limit=10),
-    "a look that finds nothing": lambda store: take(store, "another"),
+    "an acceptance": lambda store: accept(store, "new", CHANNEL),
+    "a claim": lambda store: claim_some(store, CHANNEL, limit=10),
+    "a look that finds nothing": lambda store: claim_some(store, "another"),
     "a scrape": lambda store: store.run(lambda transaction: queries.count_deliveries(transaction.connection)),
     "dead letters again": lambda store: requeue_dead(store, CHANNEL, 100),
 }
@@ -53,7 +54,7 @@ async def taken(file: Path, delivered: int, work: Callable[[Store], Awaitable[ob
         await fill(store, delivered, State.DELIVERED)
         await fill(store, 3, State.DEAD)
         for number in range(10):
-            await told(store, f"incident {number}", CHANNEL)
+            await accept(store, f"incident {number}", CHANNEL)
         steps = Steps()
         await store.run(steps.count)
         await work(store)
@@ -70,13 +71,13 @@ async def test_earlier_episodes_of_an_incident_are_not_looked_through(tmp_path: 
     found = []
     for number in (FEW, MANY):
         async with open_store(database_url.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
-            await told(store, "flapping", CHANNEL)
-            await end(store, await claimed(store, CHANNEL))
+            await accept(store, "flapping", CHANNEL)
+            await end_attempt(store, await claim_one(store, CHANNEL))
             await store.run(partial(_again_and_again, number=number))
-            await told(store, "flapping", CHANNEL, episode=number + 1)
+            await accept(store, "flapping", CHANNEL, episode=number + 1)
             steps = Steps()
             await store.run(steps.count)
-            assert (await claimed(store, CHANNEL)).first_receipt is None
+            assert (await claim_one(store, CHANNEL)).first_receipt is None
             found.append(steps.taken)
     few, many = found
     assert 50 < many < 1.05 * few + 20
@@ -92,7 +93,7 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
 
 @pytest.mark.parametrize("looked_up", ["first receipts", "dead letters", "given up too early", "overdue"])
 async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl, looked_up: str) -> None:
-    looks: dict[str, tuple[Select[*tuple[Any, ...]], dict[str, Any]]] = {
+    looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
         "dead letters": (requeue._FIND_DEAD, {"channel": CHANNEL, "most": 10}),
         "given up too early": (requeue._FIND_DEAD_TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
@@ -107,7 +108,9 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
         def _explained(*execution: Any) -> tuple[str, Any]:
             return f"{explain} {execution[2]}", execution[3]
 
-        return str(connection.execute(query, given).cursor.fetchall())  # the plan has other columns than the query
+        return str(
+            connection.execute(query.statement, given).cursor.fetchall()
+        )  # the plan has other columns than the query
 
     async with open_store(database, time.time) as store:
         await fill(store, MANY, State.DELIVERED)
@@ -123,7 +126,7 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
 
 async def test_a_receipt_looks_through_nothing_either(tmp_path: Path) -> None:
     async def receipt(store: Store) -> None:
-        await end(store, await claimed(store, CHANNEL))
+        await end_attempt(store, await claim_one(store, CHANNEL))
 
     few, many = [await taken(tmp_path / f"{number}.db", number, receipt) for number in (FEW, MANY)]
     assert 50 < many < 1.05 * few + 20

@@ -10,8 +10,8 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State, deliveries
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.acts import claimed, end, nothing, take, told
-from tests.relay.outbox.gated import break_it, waiting
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import enqueue, open_breaker
 
 DAY = 86_400.0
 
@@ -30,35 +30,35 @@ async def set_the_clock_back(store: Store, seconds: float) -> None:
 
 
 async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> None:
-    await waiting(store, 40)
-    await break_it(store)
+    await enqueue(store, 40)
+    await open_breaker(store)
     assert (await sweep(store, "me", -1, ())).ended == (("a", State.DEAD),) * 40
     await set_the_clock_back(store, DAY)
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
     await commit_allow_trial(store, ["a"])
-    (probe,) = (await take(store, limit=99)).tasks
-    await end(store, probe)
-    assert len((await take(store, limit=99)).tasks) == 39
+    (probe,) = (await claim_some(store, limit=99)).tasks
+    await end_attempt(store, probe)
+    assert len((await claim_some(store, limit=99)).tasks) == 39
 
 
 async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stands(store: Store) -> None:
-    await told(store, "x")
-    await end(store, await claimed(store), State.DEAD, is_expired=True)
-    await told(store, "x")
-    await end(store, await claimed(store))
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store), State.DEAD, is_expired=True)
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store))
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
     await set_the_clock_back(store, DAY)
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
-    claim = await claimed(store)
+    claim = await claim_one(store)
     assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
-    await end(store, claim)
+    await end_attempt(store, claim)
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
 
 
 async def test_what_was_refused_for_what_it_is_stays_dead_as_does_what_is_over_for_long(store: Store) -> None:
-    await told(store, "x")
-    await end(store, await claimed(store), State.DEAD)
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store), State.DEAD)
     await set_the_clock_back(store, 60.0)  # a minute ahead made nothing a day old
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
-    assert await nothing(store)
+    assert await nothing_due(store)

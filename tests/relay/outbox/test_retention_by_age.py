@@ -9,7 +9,7 @@ from services.relay.model import build_incident_id
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.retention import PruneResult, prune_by_age
+from services.relay.outbox.retention_by_age import PruneResult, prune_by_age
 from services.relay.outbox.tables import UNFINISHED, State, attempts, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows

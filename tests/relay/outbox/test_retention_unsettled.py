@@ -8,11 +8,11 @@ import pytest
 from services.relay.model import Status, encode_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.retention import prune_by_age
+from services.relay.outbox.retention_by_age import prune_by_age
 from services.relay.outbox.tables import State
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import event
-from tests.relay.outbox.acts import claimed, told_by
+from tests.relay.outbox.actions import claim_one, read_event
 from tests.relay.outbox.rows import Rows
 
 DAY = 86400.0
@@ -61,7 +61,7 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
 
     assert await incident.rows.events() == [first, last_of_a, last_of_c, end]
     assert await requeue(store, dead) is State.DEAD
-    told = await told_by(store, await claimed(store))
+    told = await read_event(store, await claim_one(store))
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == dict.fromkeys("ABC", RESOLVED)
 
 

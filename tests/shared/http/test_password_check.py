@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import bcrypt
 import pytest
 
-from shared.http.basic_auth import MAX_WAITING_CHECKS, PasswordChecker, TooManyPasswordChecksError
+from shared.http.password_check import MAX_WAITING_CHECKS, PasswordChecker, TooManyPasswordChecksError
 
 Counted = list[threading.Thread]
 

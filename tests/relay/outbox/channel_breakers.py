@@ -1,4 +1,4 @@
-"""A channel behind its gate, with a clock under the test's control."""
+"""A channel behind its circuit breaker, with a clock under the control of the test."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import ChannelState
 from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.tables import State
-from tests.relay.outbox.acts import end, take, told
+from tests.relay.outbox.actions import accept, claim_some, end_attempt
 
 
 class Clock:
@@ -19,16 +19,16 @@ class Clock:
         return self.now
 
 
-async def waiting(store: Store, number: int, channel: str = "a") -> None:
+async def enqueue(store: Store, number: int, channel: str = "a") -> None:
     for incident in range(number):
-        await told(store, f"{channel}{incident}", channel)
+        await accept(store, f"{channel}{incident}", channel)
 
 
 async def fail(
     store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
 ) -> OutcomeResult:
     outcome: dict[str, Any] = {"reason": "timeout", "channel_effect": effect, "retry_in": 1.0}
-    return await end(store, claim, State.RETRYING, **outcome | changes)
+    return await end_attempt(store, claim, State.RETRYING, **outcome | changes)
 
 
 async def state_of(store: Store, channel: str = "a") -> ChannelState:
@@ -36,7 +36,7 @@ async def state_of(store: Store, channel: str = "a") -> ChannelState:
     return state
 
 
-async def break_it(store: Store) -> None:
+async def open_breaker(store: Store) -> None:
     """The breaker of channel `a` opens: as many attempts in a row as it takes do not reach the provider."""
-    for claim in (await take(store, limit=FAILURE_THRESHOLD)).tasks:
+    for claim in (await claim_some(store, limit=FAILURE_THRESHOLD)).tasks:
         await fail(store, claim)

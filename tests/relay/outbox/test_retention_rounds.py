@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from services.relay.outbox import retention
+from services.relay.outbox import retention_by_age
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.retention import PRUNE_STEP, PruneResult, prune_by_age, run_retention
+from services.relay.outbox.retention import run_retention
+from services.relay.outbox.retention_by_age import PRUNE_STEP, PruneResult, prune_by_age
 from services.relay.outbox.tables import State, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.conftest import Until
@@ -69,7 +70,7 @@ async def test_what_came_while_the_clock_was_ahead_keeps_nothing_that_came_since
 async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
     kept = await rows.delivery(await rows.event(age=3 * DAY))
     await rows.delivery(await rows.event(age=2 * DAY))
-    step = retention._DeliveryPruner(time.time() - DAY, 0, ()).step
+    step = retention_by_age._DeliveryPruner(time.time() - DAY, 0, ()).step
 
     def undone(transaction: Transaction) -> None:
         assert step(0, transaction).pruned == 1
@@ -85,7 +86,7 @@ async def test_an_end_that_is_accepted_while_a_round_is_under_way_keeps_what_to_
     store: Store, rows: Rows
 ) -> None:
     page = await rows.delivery(await rows.event(age=3 * DAY))
-    step = retention._DeliveryPruner(time.time() - DAY, 0, unsettled=()).step
+    step = retention_by_age._DeliveryPruner(time.time() - DAY, 0, unsettled=()).step
     end = await rows.delivery(await rows.event(goes_on=False), "slack", State.QUEUED)
     await store.run(lambda transaction: step(0, transaction))
     assert await rows.left() == {page, end}

@@ -1,0 +1,1 @@
+"""The rules and the configuration of Prometheus."""

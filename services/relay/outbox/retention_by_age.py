@@ -1,0 +1,378 @@
+"""Prunes finished deliveries and events from before a cutoff, or beyond a number, in small steps: nobody waits for it.
+
+Never pruned: what is still to be delivered, and what says on which channels an open incident was delivered, and what to
+reply to there. Dead letters go by age alone, since a person must see them. An event stays while a delivery has it and
+while it is its incident's latest, against which a duplicate is compared; a closed incident goes with its last event.
+
+A delivery that is unsettled, waiting or dead, has every event from its first to its last. Sent again, it becomes the
+current state of its incident, so it needs later events, too: else an alert that ended there would look as if it still
+fired. But an event adds nothing where newer events have all its alerts. So what is kept grows with the alerts of an
+incident, not with its events.
+
+SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, select
+
+from services.relay.model import collect_digests, decode_event
+from services.relay.outbox.audit import prune_audit
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQuery, select_values
+from services.relay.outbox.tables import (
+    IS_UNSETTLED,
+    SETTLED,
+    State,
+    attempts,
+    deliveries,
+    events,
+    incidents,
+    quarantine,
+)
+
+PRUNE_STEP: Final = 100
+"""Rows that one transaction looks at: a few milliseconds of the writer's time."""
+FAST_PRUNE_STEP: Final = 1000
+"""The same where space is needed."""
+_STEP_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of events after which a transaction looks at no more of them."""
+AUDIT_ROWS: Final = 100_000
+"""Entries of the audit that are kept."""
+_PAUSE: Final = 0.05
+"""Seconds between two steps, in which the writer belongs to the others."""
+
+UnsettledRanges = Mapping[str, Sequence[range]]
+"""By incident: for each unsettled delivery, the events from its first to its last."""
+
+
+class PruneResult(NamedTuple):
+    """How many rows went."""
+
+    deliveries: int
+    events: int
+    quarantined: int = 0
+    """Of webhooks."""
+
+
+class StepPlan(NamedTuple):
+    """How fast pruning goes."""
+
+    rows: int
+    """That one transaction looks at."""
+    pause: float
+    """Seconds between two steps."""
+
+
+NORMAL: Final = StepPlan(PRUNE_STEP, _PAUSE)
+FAST: Final = StepPlan(FAST_PRUNE_STEP, _PAUSE / 5)
+
+
+class Excess(NamedTuple):
+    """The newest that are too many; 0 where nothing is."""
+
+    last_delivery_seq: int
+    last_event_seq: int
+
+
+NO_EXCESS: Final = Excess(0, 0)
+
+
+class _StepResult(NamedTuple):
+    pruned: int
+    last_seq: int
+    """The last row that it read."""
+    has_more: bool
+    """Whether younger rows may have to go, too."""
+
+
+class _PrunableRow(NamedTuple):
+    """A delivery that may be pruned."""
+
+    seq: int
+    incident_id: str
+    episode: int
+    channel: str
+    state: str
+    accepted_at: float
+    finished_at: float | None
+    is_active: bool
+
+
+class _UnusedEventRow(NamedTuple):
+    """An event that may be pruned."""
+
+    seq: int
+    incident_id: str
+
+
+class _EventRangeRow(NamedTuple):
+    """The events of a delivery."""
+
+    incident_id: str
+    first_event_seq: int
+    event_seq: int
+
+
+class _EventUseRow(NamedTuple):
+    """Whether an event has no delivery of its own."""
+
+    seq: int
+    is_unused: bool
+
+
+_delivery = deliveries.c
+_waiting = deliveries.alias("waiting")
+_IS_ACTIVE: Final = or_(
+    exists().where(
+        incidents.c.id == _delivery.incident_id, incidents.c.episode == _delivery.episode, incidents.c.is_open == 1
+    ),
+    exists().where(
+        _waiting.c.channel == _delivery.channel,
+        _waiting.c.incident_id == _delivery.incident_id,
+        _waiting.c.finished_at.is_(None),
+    ),
+)
+"""Its incident is open, or something of it is still to be delivered on its channel."""
+_READ_DELIVERIES: Final = (
+    RowQuery(
+        _PrunableRow,
+        select(
+            _delivery.seq,
+            _delivery.incident_id,
+            _delivery.episode,
+            _delivery.channel,
+            _delivery.state,
+            _delivery.accepted_at,
+            _delivery.finished_at,
+            _IS_ACTIVE.label("is_active"),
+        ),
+    )
+    .where(_delivery.seq > bindparam("after"))
+    .order_by(_delivery.seq)
+    .limit(bindparam("rows"))
+)
+_READ_EVENTS: Final = (
+    EVENT_SIZES.where(events.c.seq > bindparam("after")).order_by(events.c.seq).limit(bindparam("rows"))
+)
+_WITHOUT_DELIVERY: Final = ~exists().where(_delivery.event_seq == events.c.seq)
+_FIND_UNUSED_EVENTS: Final = RowQuery(
+    _UnusedEventRow,
+    select(events.c.seq, events.c.incident_id).outerjoin(
+        incidents, and_(incidents.c.id == events.c.incident_id, incidents.c.latest_event_seq == events.c.seq)
+    ),
+).where(
+    events.c.seq > bindparam("after"),
+    events.c.seq <= bindparam("last"),
+    _WITHOUT_DELIVERY,
+    or_(
+        incidents.c.id.is_(None),
+        and_(
+            incidents.c.is_open == 0,
+            events.c.accepted_at < bindparam("cutoff"),
+            ~exists().where(_delivery.incident_id == events.c.incident_id),
+        ),
+    ),
+)
+"""Without a delivery of their own; an incident's latest event only where the incident is over, old, and delivered."""
+
+_UNSETTLED_DELIVERIES: Final = (
+    IS_UNSETTLED,
+    or_(_delivery.finished_at.is_(None), _delivery.finished_at >= bindparam("cutoff")),
+)
+_READ_RANGES: Final = RowQuery(
+    _EventRangeRow, select(_delivery.incident_id, _delivery.first_event_seq, _delivery.event_seq)
+).where(*_UNSETTLED_DELIVERIES)
+_first = (
+    select(_delivery.incident_id, func.min(_delivery.first_event_seq).label("event"))
+    .where(*_UNSETTLED_DELIVERIES)
+    .group_by(_delivery.incident_id)
+    .subquery()
+)
+_INCIDENTS_WITH_LATER_EVENTS: Final = RowQuery(
+    str,
+    select(events.c.incident_id)
+    .distinct()
+    .join(_first, and_(_first.c.incident_id == events.c.incident_id, _first.c.event < events.c.seq)),
+).where(_WITHOUT_DELIVERY)
+_NEWEST_FIRST: Final = (
+    RowQuery(_EventUseRow, select(events.c.seq, _WITHOUT_DELIVERY.label("is_unused")))
+    .where(events.c.incident_id == bindparam("incident"), events.c.seq >= bindparam("first"))
+    .order_by(events.c.seq.desc())
+)
+_COUNT_ALL: Final = select_values(int, func.count(_delivery.seq))
+_COUNT_UNSETTLED: Final = _COUNT_ALL.where(IS_UNSETTLED)
+_OLDEST_SETTLED: Final = (
+    RowQuery(Excess, select(_delivery.seq.label("last_delivery_seq"), _delivery.event_seq.label("last_event_seq")))
+    .where(_delivery.state.in_(SETTLED))
+    .order_by(_delivery.seq)
+)
+_READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
+
+
+async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> PruneResult:
+    """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
+    cutoff = await store.run(lambda transaction: transaction.now) - max_age
+    gone = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
+    await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
+    return gone
+
+
+async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, pace: StepPlan = NORMAL) -> PruneResult:
+    """Prunes what finished before `cutoff` (unix seconds), and the excess. Raises StoreUnavailableError."""
+    unsettled = await find_unsettled_ranges(store, cutoff)
+    of_deliveries = _DeliveryPruner(cutoff, bounds.last_delivery_seq, unsettled, pace.rows)
+    pruned_deliveries = await _run_steps(store, of_deliveries.step, pace.pause)
+    unsettled = await find_unsettled_ranges(store, cutoff)
+    redundant = await find_redundant_events(store, unsettled, cutoff)
+    of_events = _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, pace.rows)
+    pruned_events = await _run_steps(store, of_events.step, pace.pause)
+    old = delete(quarantine).where(quarantine.c.received_at < cutoff)
+    quarantined = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
+    return PruneResult(pruned_deliveries, pruned_events, quarantined)
+
+
+async def _run_steps(store: Store, step: Callable[[int, Transaction], _StepResult], pause: float) -> int:
+    """Every step from the oldest row on, each in a transaction of its own; gives how many rows went."""
+    gone, after = 0, 0
+    while True:
+        done = await store.run(partial(step, after))
+        gone += done.pruned
+        if not done.has_more:
+            return gone
+        after = done.last_seq
+        await asyncio.sleep(pause)
+
+
+def _find_excess(max_deliveries: int, connection: Connection) -> Excess:
+    settled = _COUNT_ALL.fetch_one(connection) - _COUNT_UNSETTLED.fetch_one(connection)
+    too_many = settled - max_deliveries
+    if too_many <= 0:
+        return NO_EXCESS
+    query = RowQuery(Excess, _OLDEST_SETTLED.statement.offset(too_many - 1)).limit(1)
+    return query.fetch_first(connection) or NO_EXCESS  # PostgreSQL: another replica may prune, too
+
+
+class _DeliveryPruner:
+    """The steps of one walk over the deliveries. A step may be done again: the store repeats what was in the way."""
+
+    def __init__(self, cutoff: float, bound: int, unsettled: Collection[str], rows: int = PRUNE_STEP) -> None:
+        self._rows = rows
+        self._cutoff = cutoff
+        self._bound = bound
+        self._unsettled = unsettled
+        # Of what goes on: the oldest delivery for each (incident, episode, channel), and the oldest that arrived. They
+        # say that the channel has the incident, and what it replies to.
+        self._first: dict[tuple[str, int, str], int] = {}
+        self._first_delivered: dict[tuple[str, int, str], int] = {}
+
+    def step(self, after: int, transaction: Transaction) -> _StepResult:
+        connection = transaction.connection
+        rows = _READ_DELIVERIES.fetch_all(connection, {"after": after, "rows": self._rows})
+        if not rows:
+            return _StepResult(0, after, has_more=False)
+        old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
+        if old:
+            connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
+            connection.execute(delete(deliveries).where(_delivery.seq.in_(old)))
+        last = rows[-1]
+        return _StepResult(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
+
+    def _is_expired(self, row: _PrunableRow) -> bool:
+        if row.finished_at is None:
+            return False
+        return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in SETTLED)
+
+    def _must_stay(self, row: _PrunableRow) -> bool:
+        if not row.is_active and row.incident_id not in self._unsettled:
+            return False
+        about = (row.incident_id, row.episode, row.channel)
+        first = self._first.setdefault(about, row.seq)
+        arrived = self._first_delivered.setdefault(about, row.seq) if row.state == State.DELIVERED else None
+        return row.seq in (first, arrived)
+
+
+class _EventPruner:
+    """The steps of one walk over the events."""
+
+    def __init__(
+        self, cutoff: float, bound: int, unsettled: UnsettledRanges, redundant: Collection[int], rows: int = PRUNE_STEP
+    ) -> None:
+        self._rows = rows
+        self._cutoff = cutoff
+        self._bound = bound
+        self._first = {incident: min(each.start for each in ranges) for incident, ranges in unsettled.items()}
+        self._redundant = redundant
+
+    def step(self, after: int, transaction: Transaction) -> _StepResult:
+        connection = transaction.connection
+        rows = _limit_bytes(_READ_EVENTS.fetch_all(connection, {"after": after, "rows": self._rows}))
+        if not rows:
+            return _StepResult(0, after, has_more=False)
+        last = rows[-1]
+        values = {"after": after, "last": last.seq, "cutoff": self._cutoff}
+        found = _FIND_UNUSED_EVENTS.fetch_all(connection, values)
+        unused = {row.seq: row.incident_id for row in found if not self._must_stay(row.seq, row.incident_id)}
+        if unused:
+            over = (
+                incidents.c.id.in_(unused.values()),
+                incidents.c.latest_event_seq.in_(unused),
+                incidents.c.is_open == 0,
+            )
+            connection.execute(delete(incidents).where(*over))
+            connection.execute(delete(events).where(events.c.seq.in_(unused)))
+        return _StepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
+
+    def _must_stay(self, seq: int, incident: str) -> bool:
+        return incident in self._first and seq >= self._first[incident] and seq not in self._redundant
+
+
+def _goes_further(last: _PrunableRow | EventSizeRow, bound: int, cutoff: float, now: float) -> bool:
+    """Whether rows behind this one may have to go: what came while the clock was ahead says nothing of those."""
+    return last.seq < bound or last.accepted_at < cutoff or last.accepted_at > now
+
+
+def _limit_bytes(rows: Sequence[EventSizeRow]) -> Sequence[EventSizeRow]:
+    """The first ones, as many as one transaction may drop; one at least."""
+    sizes = [row.event_size + row.body_size for row in rows]
+    return [row for row, size, total in zip(rows, sizes, accumulate(sizes), strict=True) if total - size < _STEP_BYTES]
+
+
+async def find_unsettled_ranges(store: Store, cutoff: float) -> UnsettledRanges:
+    """What is unsettled, but for what was given up before `cutoff` (unix seconds). Raises StoreUnavailableError."""
+    found: dict[str, list[range]] = {}
+    for row in await store.read(partial(_READ_RANGES.fetch_all, values={"cutoff": cutoff})):
+        found.setdefault(row.incident_id, []).append(range(row.first_event_seq, row.event_seq + 1))
+    return found
+
+
+async def find_redundant_events(store: Store, unsettled: UnsettledRanges, cutoff: float) -> set[int]:
+    """Events of these incidents that add nothing to what would be delivered. Raises StoreUnavailableError."""
+    redundant: set[int] = set()
+    for incident in await store.read(partial(_INCIDENTS_WITH_LATER_EVENTS.fetch_all, values={"cutoff": cutoff})):
+        ranges = unsettled.get(incident, ())
+        first = min((each.start for each in ranges), default=0)
+        newer: set[bytes] = set()
+        values = {"incident": incident, "first": first}
+        for row in await store.read(partial(_NEWEST_FIRST.fetch_all, values=values)):
+            alerts = await store.read(partial(_read_digests, row.seq))
+            if alerts is None:
+                continue
+            if row.is_unused and alerts <= newer and not any(row.seq in each for each in ranges):
+                redundant.add(row.seq)
+            newer |= alerts
+    return redundant
+
+
+def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
+    """The digests of an event's alerts; None where it cannot be read."""
+    row = _READ_EVENT.fetch_first(connection, {"event": seq})
+    try:
+        return None if row is None else collect_digests(decode_event(row.event))
+    except ValueError:
+        return None
