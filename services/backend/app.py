@@ -15,7 +15,7 @@ from services.backend import admin_api, metrics, records, records_api
 from services.backend.config import Settings
 from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
-from services.backend.keyring_snapshot import KeyringSnapshot
+from services.backend.keyring_snapshot import KeyringPoller
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.records import RECORDS_TABLE, Records
@@ -74,7 +74,7 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CHECK_TIMEOUT):
                 await checked.wait()
-        look = KeyringSnapshot(database)
+        look = KeyringPoller(database)
         await look.poll()
         looking = asyncio.create_task(look.run(settings.kms_check_interval))
         stack.push_async_callback(_cancel_task, looking)

@@ -1,4 +1,4 @@
-"""Reads the keyring's metrics from its database at each check: a scrape shows every runner's work, and reads nothing."""
+"""Reads the keyring's metrics from its database at each check: a scrape shows any runner's work, and reads nothing."""
 
 import asyncio
 from collections.abc import Sequence, Sized
@@ -16,8 +16,8 @@ _MAX_NAMED: Final = 3
 log = structlog.get_logger(__name__)
 
 
-class KeyringSnapshot:
-    """The last look."""
+class KeyringPoller:
+    """The keyring as it was read last."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -25,14 +25,14 @@ class KeyringSnapshot:
         """None where the database could not be read: nothing is shown rather than what was."""
 
     async def poll(self) -> None:
-        """Looks now."""
+        """Reads it now."""
         before, now = self.snapshot, None
         try:
             now = await self._database.read(partial(read_keyring_metrics, records=RECORDS_TABLE))
         except DatabaseError as error:
             if before is not None:
                 log.warning("keyring database cannot be read; its metrics are absent", error=str(error))
-        except Exception:  # a defect, or a row that nobody foresaw, must end neither the looks nor the start
+        except Exception:  # a defect, or a row that nobody foresaw, must end neither the polls nor the start
             log.exception("reading the keyring failed unexpectedly; its metrics are absent")
         self.snapshot = now
         if now:
@@ -54,14 +54,14 @@ class KeyringSnapshot:
         return found
 
     async def run(self, interval: float) -> None:
-        """Looks after each `interval` seconds, until it is cancelled."""
+        """Reads it after each `interval` seconds, until it is cancelled."""
         while True:
             await asyncio.sleep(interval)
             await self.poll()
 
 
 def _log_new_problems(previous: KeyringMetrics | None, current: KeyringMetrics) -> None:
-    """What was not so at the last look is a line of the log."""
+    """Logs what is new since the last poll."""
     for row_id, why in current.unreadable_rows.items():
         if previous is None or row_id not in previous.unreadable_rows:
             log.error("keyring row cannot be read", row_id=row_id, error=why)

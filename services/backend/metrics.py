@@ -77,10 +77,10 @@ class _KeyringCollector(Collector):
         if seen is None:
             return
         keys = GaugeMetricFamily(
-            KMS_DATA_KEYS, "Data keys by version of the KMS key, 0 for the local key.", labels=["kek_version", "status"]
+            KMS_DATA_KEYS, "Data keys by version of the KMS key; 0: the local key.", labels=["kek_version", "status"]
         )
         for (version, status), number in sorted(seen.data_keys.items()):
-            keys.add_metric([version, status], number)
+            keys.add_metric([version or "unreadable", status], number)
         success = GaugeMetricFamily(
             KMS_ROTATION_LAST_SUCCESS, "When a rotation last succeeded; unix time.", labels=["type"]
         )

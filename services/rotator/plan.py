@@ -126,7 +126,7 @@ def _plan_rewrap(census: KeyUsage, key: str, primary: str) -> tuple[int, str]:
     if not total:
         held = sum(count.data_keys for count in ours)
         return 0, f"nothing to do: all {held} data keys of the KMS key are wrapped by its primary version {primary}"
-    by = ", ".join(f"{count.data_keys} by version {count.kek_version}" for count in due)
+    by = ", ".join(f"{count.data_keys} by version {count.kek_version or 'unreadable'}" for count in due)
     return total, f"{total} data keys ({by}) are wrapped anew by version {primary} of the KMS key"
 
 

@@ -120,7 +120,7 @@ def _format_rotation(rotation: RotationProgress) -> dict[str, object]:
 def _format_key_usage(census: KeyUsage) -> Iterable[str]:
     retired = {each.kek_version: f"{each.retired_at:%Y-%m-%d}" for each in census.retired_versions}
     rows = (
-        (each.kek, each.kek_version, each.data_keys, each.records, retired.get(each.kek_version, ""))
+        (each.kek, each.kek_version or "unreadable", each.data_keys, each.records, retired.get(each.kek_version, ""))
         for each in census.versions
     )
     yield from _format_list({"active data key": census.active, "since": census.active_since})

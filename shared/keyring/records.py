@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, f
 from shared.keyring import column_types
 from shared.keyring.column_types import to_printable_text
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.rows import VersionCount, fetch
+from shared.keyring.rows import OrphanCount, VersionCount, fetch
 from shared.keyring.tables import abandoned_data_keys, data_keys
 
 
@@ -65,7 +65,8 @@ class RecordsTable:
         needed = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, needed == data_keys.c.id)
         lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None), ~_is_abandoned(needed))
-        return {to_printable_text(row[0]): row[1] for row in connection.execute(lost.group_by(needed).limit(100))}
+        rows = fetch(connection, lost.group_by(needed).limit(100), OrphanCount)
+        return {to_printable_text(row.data_key_id): row.total for row in rows}
 
     def list_missing_data_keys(self, connection: Connection) -> tuple[str, ...]:
         """The ids of the data keys that records need and the keyring lacks.

@@ -108,6 +108,14 @@ class VersionCount(NamedTuple):
     total: int
 
 
+class OrphanCount(NamedTuple):
+    """How many records need a data key that the keyring lacks."""
+
+    data_key_id: object
+    """As the service's own table has it, which may be no text."""
+    total: int
+
+
 class StatusCount(NamedTuple):
     """How many data keys of one status one version wraps."""
 

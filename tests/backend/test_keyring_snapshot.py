@@ -16,7 +16,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
 from services.backend.app import run_backend
 from services.backend.config import Settings
-from services.backend.keyring_snapshot import KeyringSnapshot
+from services.backend.keyring_snapshot import KeyringPoller
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
@@ -162,7 +162,7 @@ async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start
         async def read(self, _work: object) -> object:
             raise OverflowError
 
-    look = KeyringSnapshot(cast("Database", Defective()))
+    look = KeyringPoller(cast("Database", Defective()))
     with capture_logs() as lines:
         await look.poll()
     assert look.snapshot is None

@@ -1,0 +1,115 @@
+"""A KMS whose versions are named by words: its data keys are rotated, backed up, restored, and its versions retired."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.rotator.config import Settings
+from services.rotator.inspection import run_verification, show_key_usage
+from services.rotator.model import RotatorError
+from services.rotator.report import Outcome, format_markdown
+from services.rotator.restore import restore_backup
+from services.rotator.retirement import destroy_version, retire_version
+from services.rotator.runner import rollback, run
+from services.rotator.session import Session, open_session
+from shared.config.settings import load_settings
+from shared.keyring.administration import RotationType
+from shared.kms.port import VersionState
+from shared.sql.database_url import create_sqlite_url
+from tests import memory_kms
+from tests.rotator.rotated import Quiet
+from tests.shared.keyring.keyring import Keyring, opened
+
+
+class Rotated:
+    """A keyring of the provider, and a rotator for it."""
+
+    def __init__(self, folder: Path, stored: memory_kms.StoredKey, keyring: Keyring) -> None:
+        self._folder, self.stored, self.keyring = folder, stored, keyring
+        self.now = datetime.now(UTC).timestamp()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        file = self._folder / "rotator.yml"
+        document = {
+            "driver": {"kind": "sql", "database": str(create_sqlite_url(self._folder / "keyring.db"))},
+            "kms": {"provider": "memory", "key": "ledger"},
+            "state_dir": str(self._folder / "state"),
+            "other_keyrings": [],
+            "primary_check_interval": "10ms",
+            "verify_interval": "10ms",
+        }
+        file.write_text(yaml.safe_dump(document), encoding="utf-8")
+        async with open_session(load_settings(Settings, file), Quiet(), [], lambda: self.now) as session:
+            yield session
+
+
+@pytest.fixture
+async def rotated(tmp_path: Path) -> AsyncIterator[Rotated]:
+    with memory_kms.registered():
+        stored = memory_kms.create_key("ledger", "spring")
+        key = memory_kms.MemoryKey("ledger")
+        async with opened(create_sqlite_url(tmp_path / "keyring.db"), key, kek="ledger") as keyring:
+            await keyring.fill(3)
+            yield Rotated(tmp_path, stored, keyring)
+
+
+async def test_all_data_keys_are_wrapped_by_the_new_version_and_back(rotated: Rotated) -> None:
+    before = await rotated.keyring.keys()
+    assert set((await rotated.keyring.versions()).values()) == {"spring"}
+    rotated.stored.add_version("autumn")
+    async with rotated.session() as session:
+        report = await run(session, RotationType.REWRAP_KEK)
+        assert (report.outcome, report.rotation and report.rotation.target_version) == (Outcome.DONE, "autumn")
+        assert set((await rotated.keyring.versions()).values()) == {"autumn"}
+        ((_, header),) = session.backups.list_backups()
+        assert (header.kek, header.kek_version, header.needs) == ("ledger", "autumn", ("spring",))
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.NOTHING_TO_DO
+        assert (await rollback(session)).outcome is Outcome.DONE
+    assert await rotated.keyring.keys() == before
+
+
+async def test_a_new_data_key_is_wrapped_by_the_new_version(rotated: Rotated) -> None:
+    rotated.stored.add_version("autumn")
+    async with rotated.session() as session:
+        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.DONE
+    assert sorted((await rotated.keyring.versions()).values()) == ["autumn", "spring", "spring", "spring"]
+
+
+async def test_a_version_is_retired_once_nothing_needs_it_and_destroyed_a_month_later(rotated: Rotated) -> None:
+    async with rotated.session() as session:
+        with pytest.raises(RotatorError, match="version spring is the primary one"):
+            await retire_version(session, "spring")
+    rotated.stored.add_version("autumn")
+    async with rotated.session() as session:
+        with pytest.raises(RotatorError, match="version spring is needed by 3 data keys"):
+            await retire_version(session, "spring")
+        await run(session, RotationType.REWRAP_KEK)
+        with pytest.raises(RotatorError, match="version spring is needed by the backup"):
+            await retire_version(session, "spring")
+        for file, _ in session.backups.list_backups():
+            file.unlink()
+        with pytest.raises(RotatorError, match="is needed by 1 backups that are not in") as refused:
+            await retire_version(session, "spring")
+        assert refused.value.next_commands == ("retire spring --confirm spring --confirm-backups 1",)
+        assert (await retire_version(session, "spring", 1)).outcome is Outcome.DONE
+        assert rotated.stored.versions["spring"].state is VersionState.DISABLED
+        with pytest.raises(RotatorError, match="it can be destroyed from"):
+            await destroy_version(session, "spring", 1)
+
+
+async def test_a_damaged_data_key_is_restored_from_a_backup(rotated: Rotated) -> None:
+    rotated.stored.add_version("autumn")
+    async with rotated.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        damaged = await rotated.keyring.key("k001")
+        await rotated.keyring.replace(damaged, type(damaged.wrapped)(b"damaged", "ledger", "autumn"))
+        assert (await run_verification(session, full=True)).outcome is Outcome.FAILED
+        assert (await restore_backup(session, "latest")).outcome is Outcome.DONE
+        assert (await run_verification(session, full=True)).outcome is Outcome.DONE
+        report = format_markdown(await show_key_usage(session), "rotator.yml")
+    assert "| ledger | spring | 3 |" in report  # a backup is put back whole
