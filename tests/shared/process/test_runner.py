@@ -70,8 +70,8 @@ def test_a_user_of_web_yml_is_called_as_no_token_is(name: str, file: Path, tmp_p
     file.write_text("auth: {tokens: [{name: ci, role: viewer, file: token}]}")
     (line,) = _mistakes(file, web_yml(tmp_path, users={"alice": HASH, name: HASH}))
     assert (
-        line
-        == f"{tmp_path}/web.yml: basic_auth_users.{name}: expected another name; another caller has this one in the audit log"
+        line == f"{tmp_path}/web.yml: basic_auth_users.{name}: expected another name; "
+        "another caller has this one in the audit log"
     )
 
 
