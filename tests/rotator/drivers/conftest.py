@@ -83,10 +83,12 @@ class Backend:
 
 def _execute(url: URL, statements: tuple[str, ...]) -> None:
     engine = create_engine(url)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    engine.dispose()
+    try:
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+    finally:
+        engine.dispose()
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Backend]]
