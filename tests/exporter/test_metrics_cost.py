@@ -9,7 +9,7 @@ REFERENCE = Path(__file__).parents[2] / "docs/reference.md"
 
 
 def test_the_documented_expression_gives_what_google_charges(tmp_path: Path) -> None:
-    found = re.search(r"^What probing costs.*?```\n(.*?)```", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(r"^The costs of probing.*?```\n(.*?)```", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
     assert found
 
     def series(operation: str, each_minute: int, target: str = "a") -> dict[str, str]:
