@@ -70,11 +70,7 @@ class CoalescedProbe:
         return await self._probe.run()
 
     async def run_or_reuse(self) -> ProbeResult:
-<<<<<<< HEAD
         """Run a probe, or return the last one if it ended less than `min_interval` ago. Raises ProbeClosedError."""
-=======
-        """Likewise, or the last result if it is younger than `min_interval`. Raises ProbeClosedError."""
->>>>>>> wb
         return await self._probe.run_or_reuse()
 
     async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:
