@@ -132,7 +132,7 @@ def plan(**options: Any) -> None:
         due = plan_changes(state, desired)
         for change in due:
             yield from _format_change(change, desired)
-        yield from (f"note: {note}" for note in list_warnings(state))
+        yield from (f"note: {warning}" for warning in list_warnings(state))
         yield f"{len(due)} to change, {len(desired.list_parts) - len(due)} as wished. Nothing was changed."
 
     _run_for_each_project(options, each)
@@ -144,11 +144,11 @@ def apply(**options: Any) -> None:
     """Make the changes that `plan` prints. If it was stopped, run it again: it continues where it stopped."""
 
     def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
-        made = 0
+        changes = 0
         for change in applied(api, desired, time.sleep):
-            made += 1
+            changes += 1
             yield from _format_change(change, desired)
-        yield f"{made} changed, {len(desired.list_parts) - made} as wished."
+        yield f"{changes} changed, {len(desired.list_parts) - changes} as wished."
 
     _run_for_each_project(options, each)
 
@@ -161,12 +161,12 @@ def apply(**options: Any) -> None:
 @click.option("--probe", callback=_parse_probe_option, help="Look for the probe of an earlier run; send none.")
 def verify(**options: Any) -> None:
     """Sends an operation to KMS and waits until it shows in the log and in each sink."""
-    wishes = _build_desired_states(options)
+    states = _build_desired_states(options)
     probe = options["probe"] or AuditProbe.create(get_utc_now(), secrets.token_hex(4))
     clock, ok = Clock(time.monotonic, time.sleep), True
     with closing(_connect_google(options)) as google:
         for result in verify_logging(
-            google, wishes, probe, clock, send_probe=not options["probe"], timeout=options["timeout"]
+            google, states, probe, clock, send_probe=not options["probe"], timeout=options["timeout"]
         ):
             click.echo(format_line(result, verbose=True))
             ok = ok and result.is_ok
@@ -194,14 +194,14 @@ def _build_desired_states(options: dict[str, Any]) -> list[DesiredState]:
         raise click.UsageError("--bigquery and --bucket need --location: where the logs are stored")
     if bucket and len(projects) > 1 and "{project}" not in bucket:
         raise click.UsageError("--bucket needs {project} in its name for several projects: one bucket for each")
-    wishes = []
+    states = []
     for project in projects:
         name = bucket and bucket.replace("{project}", project)
         if name and not _BUCKET.fullmatch(name):
             raise click.UsageError(f"--bucket: expected 3 to 63 of a-z, 0-9, '.', '_' and '-', got {name!r}")
         exempted = frozenset(options["exempted"])
-        wishes.append(DesiredState(project, exempted, options["bigquery"], name, options["location"] or ""))
-    return wishes
+        states.append(DesiredState(project, exempted, options["bigquery"], name, options["location"] or ""))
+    return states
 
 
 def _connect_google(options: dict[str, Any]) -> GoogleApi:
@@ -212,12 +212,12 @@ def _run_for_each_project(
     options: dict[str, Any], run_project: Callable[[GoogleApi, DesiredState], Iterator[str]]
 ) -> None:
     """Run it for every project, even if others fail; exit 1 if one failed."""
-    wishes, ok = _build_desired_states(options), True
+    states, ok = _build_desired_states(options), True
     with closing(_connect_google(options)) as google:
-        for wish in wishes:
-            click.secho(f"project {wish.project}", bold=True)
+        for desired_state in states:
+            click.secho(f"project {desired_state.project}", bold=True)
             try:
-                for text in run_project(google, wish):
+                for text in run_project(google, desired_state):
                     colour = {"-": "red", "+": "green"}.get(text.strip()[:1])
                     click.secho(f"  {to_one_line(text)}", fg=colour)
             except (GoogleError, UnchangeableError) as error:

@@ -34,7 +34,7 @@ def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[flo
     state: dict[AuditPart, Resource | None] = {}
     for part in desired.list_parts:
         first: Change | None = None
-        written = False
+        operation = False
         for attempt in range(1, MAX_ATTEMPTS + 1):
             state[part] = read_part(api, part, desired)
             change = plan_change(part, state, desired)
@@ -44,12 +44,12 @@ def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[flo
                 raise GoogleError(
                     ErrorKind.FAILED, f"{part}: somebody changes it again and again; find out who, and {RUN_AGAIN_HINT}"
                 )
-            if written:
+            if operation:
                 sleep(_PAUSE)
             first = first or change
             try:
                 _write_change(api, change, desired, sleep)
-                written = True
+                operation = True
             except GoogleError as error:
                 passes = error.kind is ErrorKind.CONFLICT or (
                     error.kind is ErrorKind.INVALID and part in _PARTS_WITH_NEW_WRITER

@@ -27,7 +27,7 @@ def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
         bigquery: whether to query its dataset, too.
     """
     read = f'logName="projects/{project}/logs/{_DATA_ACCESS_LOG}" AND protoPayload.serviceName="{KMS}"'
-    written = read.replace("data_access", "activity")
+    command = read.replace("data_access", "activity")
     decrypted = f'{read} AND protoPayload.methodName="Decrypt"'
     yield "Who decrypted, when, from where: the last day", _build_gcloud_command(project, decrypted, "1d", _COLUMNS)
     yield (
@@ -36,7 +36,7 @@ def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
     )
     yield (
         "Who changed a key, a version or who may use it: the last 30 days",
-        _build_gcloud_command(project, written, "30d", _COLUMNS),
+        _build_gcloud_command(project, command, "30d", _COLUMNS),
     )
     rare = " | sort | uniq -c | sort -n | head -n 20"
     yield (

@@ -77,8 +77,8 @@ class GoogleApi:
             except HttpError as error:
                 reasons = _parse_reasons(error.content)
                 if attempt == _MAX_ATTEMPTS or not is_transient(error.status_code, reasons):
-                    said = " ".join(str(error.reason).split())
-                    raise build_error(name, error.status_code, said, reasons) from None
+                    message = " ".join(str(error.reason).split())
+                    raise build_error(name, error.status_code, message, reasons) from None
                 pause = max(pause, min(_MAX_PAUSE, _parse_retry_after(error)))
             except GoogleAuthError as error:
                 what = f"the credentials cannot be used ({type(error).__name__})"
@@ -93,10 +93,10 @@ class GoogleApi:
 
     def _build_request(self, name: str, parameters: dict[str, Any]) -> Any:
         api, *resources, method = name.split(".")
-        room = self._get_api(api)
+        remaining = self._get_api(api)
         for resource in resources:
-            room = getattr(room, resource)()
-        return getattr(room, method)(**parameters)
+            remaining = getattr(remaining, resource)()
+        return getattr(remaining, method)(**parameters)
 
     def _get_api(self, name: str) -> Any:
         if name not in self._apis:

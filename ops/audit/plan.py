@@ -96,17 +96,17 @@ def _enable_api(old: Resource, _state: CurrentState, _desired: DesiredState) -> 
 def _add_audit_config(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
     configs = old.get("auditConfigs", [])
     ours: Resource = next((config for config in configs if config["service"] == KMS), {"service": KMS})
-    wished = {"ADMIN_READ": set(desired.exempted), "DATA_READ": set(desired.exempted), "DATA_WRITE": set()}
+    desired_value = {"ADMIN_READ": set(desired.exempted), "DATA_READ": set(desired.exempted), "DATA_WRITE": set()}
     there = {log["logType"]: set(log.get("exemptedMembers", [])) for log in ours.get("auditLogConfigs", [])}
-    if there == wished:
+    if there == desired_value:
         return old
     logs = [
         {"logType": kind} | ({"exemptedMembers": sorted(members)} if members else {})
-        for kind, members in wished.items()
+        for kind, members in desired_value.items()
     ]
     new = ours | {"auditLogConfigs": logs}
-    kept = [new if config is ours else config for config in configs]
-    return old | {"auditConfigs": kept if ours in configs else [*kept, new]}
+    others = [new if config is ours else config for config in configs]
+    return old | {"auditConfigs": others if ours in configs else [*others, new]}
 
 
 def _build_dataset(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
@@ -125,12 +125,12 @@ def _build_storage_sink(old: Resource, _state: CurrentState, desired: DesiredSta
 
 
 def _build_sink(old: Resource, name: str, destination: str) -> Resource:
-    wished: Resource = {"name": name, "destination": destination, "filter": SINK_FILTER}
+    desired_value: Resource = {"name": name, "destination": destination, "filter": SINK_FILTER}
     if old.get("disabled"):
-        wished["disabled"] = False
+        desired_value["disabled"] = False
     if not _has_own_writer(old):
-        wished["writerIdentity"] = WRITER_AFTER_CREATION
-    return old | wished
+        desired_value["writerIdentity"] = WRITER_AFTER_CREATION
+    return old | desired_value
 
 
 def _has_own_writer(sink: Resource) -> bool:
@@ -157,10 +157,10 @@ def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) ->
     there = old.get("iamConfiguration", {})
     uniform = there.get("uniformBucketLevelAccess", {}).get("enabled")
     if not uniform or there.get("publicAccessPrevention") != "enforced":
-        kept = {
+        others = {
             key: value for key, value in there.items() if key != "bucketPolicyOnly"
         }  # an old name of the same switch
-        new = new | {"iamConfiguration": kept | access}
+        new = new | {"iamConfiguration": others | access}
     rules = old.get("lifecycle", {}).get("rule", [])
     ours = {"action": {"type": "Delete"}, "condition": {"age": RETENTION_DAYS}}
     ages = [rule for rule in rules if rule["action"] == ours["action"] and set(rule["condition"]) == {"age"}]

@@ -75,19 +75,19 @@ def verify_logging(
         timeout: seconds from the probe to its last arrival.
     """
     waiting: dict[str, tuple[SearchProbe, str]] = {}
-    for wish in desired_states:
-        before = list(_check_prerequisites(api, wish, probe if send_probe else None, clock))
+    for desired in desired_states:
+        before = list(_check_prerequisites(api, desired, probe if send_probe else None, clock))
         yield from before
-        places = dict(_list_searches(api, wish, probe))
+        destinations = dict(_list_searches(api, desired, probe))
         if all(result.is_ok for result in before):
-            waiting |= places
+            waiting |= destinations
         else:
             why = "not looked at: first comes what failed above"
-            yield from (CheckResult(name, Outcome.SKIPPED, why) for name in places)
+            yield from (CheckResult(name, Outcome.SKIPPED, why) for name in destinations)
     began = clock.seconds()
     while waiting:
-        for name, (look, late) in list(waiting.items()):
-            result = _search_once(name, look, clock.seconds, began)
+        for name, (search, late) in list(waiting.items()):
+            result = _search_once(name, search, clock.seconds, began)
             if result is None and clock.seconds() - began >= timeout:
                 result = CheckResult(
                     name, Outcome.FAILED, f"{probe.marker} has not arrived", late, clock.seconds() - began
@@ -151,16 +151,16 @@ def _list_searches(
 ) -> Iterator[tuple[str, tuple[SearchProbe, str]]]:
     """The destinations of the probe, with what to do if it is late."""
     since = probe.sent_at - timedelta(hours=1)  # this machine's clock may be wrong
-    again = f"look again later with --probe {probe.marker}"
+    pending = f"look again later with --probe {probe.marker}"
     exempted = "look whether your own account is exempted"
     log = partial(search_log, api, desired.project, probe.marker, since)
-    yield f"{desired.project}: log", (log, f"it takes a minute; {exempted}, or {again}")
+    yield f"{desired.project}: log", (log, f"it takes a minute; {exempted}, or {pending}")
     if desired.bigquery:
         rows = partial(search_bigquery, api, desired.project, probe.marker, since, desired.location)
-        yield f"{desired.project}: BigQuery", (rows, f"the first rows take minutes; {again}")
+        yield f"{desired.project}: BigQuery", (rows, f"the first rows take minutes; {pending}")
     if desired.bucket:
         files = partial(search_bucket, api, desired.bucket, probe.marker, since)
-        yield f"{desired.project}: bucket", (files, f"files come once an hour, the first after 2 to 3 hours; {again}")
+        yield f"{desired.project}: bucket", (files, f"files come once an hour, the first after 2 to 3 hours; {pending}")
 
 
 def _search_once(name: str, search: SearchProbe, seconds: Callable[[], float], started_at: float) -> CheckResult | None:

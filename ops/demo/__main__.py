@@ -101,20 +101,20 @@ async def _run_smoke_test(ports: Ports) -> bool:
 async def _run_until_stopped() -> None:
     console.print("starting everything …")
     stopping = asyncio.create_task(wait_for_stop_signal())
-    again = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, again.set)
+    restarted = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, restarted.set)
     try:
         async with stack.run_stack(Ports()) as running:
             shell_environment.write_file(running.folder, running.ports)
             await _run_smoke_test(running.ports)
             _print_addresses(running.ports, running.folder)
-            told: dict[str, str] = {}
+            printed: dict[str, str] = {}
             while not stopping.done():
-                told = _print_ended_processes(running.processes.list_ended(), told)
+                printed = _print_ended_processes(running.processes.list_ended(), printed)
                 await asyncio.wait({stopping}, timeout=0.2)
-                if again.is_set():
-                    again.clear()
-                    told = {}
+                if restarted.is_set():
+                    restarted.clear()
+                    printed = {}
                     for name in await running.processes.restart_ended():
                         console.print(f"{name} runs again")
             console.print("stopping …")

@@ -28,16 +28,16 @@ def main(action: str, version: str, emulator: str) -> None:
             for one in kms.list_crypto_key_versions(parent=KEY, retry=None, timeout=_CALL_TIMEOUT):
                 click.echo(f"{one.name.rpartition('/')[2]}  {one.state.name}")
         except GoogleAPICallError as error:
-            said = error.message.rstrip(".")
-            raise click.ClickException(f"{said}; is the demo running, and {emulator} its emulator?") from None
+            message = error.message.rstrip(".")
+            raise click.ClickException(f"{message}; is the demo running, and {emulator} its emulator?") from None
 
 
 def _change_version(kms: KeyManagementServiceClient, action: str, name: str) -> None:
     if action == "create":
-        made = kms.create_crypto_key_version(
+        created = kms.create_crypto_key_version(
             parent=KEY, crypto_key_version=CryptoKeyVersion(), retry=None, timeout=_CALL_TIMEOUT
         )
-        number = made.name.rpartition("/")[2]
+        number = created.name.rpartition("/")[2]
         kms.update_crypto_key_primary_version(name=KEY, crypto_key_version_id=number, retry=None, timeout=_CALL_TIMEOUT)
     elif action in {"disable", "enable"}:
         version = CryptoKeyVersion(name=name, state=f"{action.upper()}D")

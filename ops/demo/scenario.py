@@ -48,8 +48,8 @@ async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[lis
     for state in states:
         began = time.time()
         await _switch_kms(stack, "break" if state == "firing" else "heal")
-        seen, missing = await _Phase(stack, state, began, on_hop).wait_for_hops()
-        hops += seen
+        results, missing = await _Phase(stack, state, began, on_hop).wait_for_hops()
+        hops += results
         if missing:
             return hops, missing
     return hops, []
@@ -79,24 +79,26 @@ class _Phase:
     async def wait_for_hops(self) -> tuple[list[Hop], list[str]]:
         """Detect all hops concurrently: an early state may be over when a later one is detected."""
         alert = {"pending": ("pending", "firing"), "firing": ("firing",)} if self._is_broken else {"inactive": (None,)}
-        looks: list[tuple[str, ChannelName | None, Check]] = [
+        detections: list[tuple[str, ChannelName | None, Check]] = [
             ("probe", None, self._check_probe),
             ("backend", None, self._check_backend),
         ]
-        looks += [(name, None, partial(self._check_alert, wanted)) for name, wanted in alert.items()]
-        looks += [("accepted", None, self._check_accepted)]
-        looks += [("delivered", channel, partial(self._check_delivered, channel)) for channel in CHANNELS]
+        detections += [(name, None, partial(self._check_alert, wanted)) for name, wanted in alert.items()]
+        detections += [("accepted", None, self._check_accepted)]
+        detections += [("delivered", channel, partial(self._check_delivered, channel)) for channel in CHANNELS]
 
         start = Hop("fault" if self._is_broken else "heal", None, self.state, self.started_at, 0.0)
         self.on_hop(start)
-        seen = await asyncio.gather(*(self._wait_for_hop(*look) for look in looks), return_exceptions=True)
-        for result in seen:
+        results = await asyncio.gather(
+            *(self._wait_for_hop(*detection) for detection in detections), return_exceptions=True
+        )
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
-        hops = sorted((hop for hop in seen if isinstance(hop, Hop)), key=lambda hop: hop.at)
+        hops = sorted((hop for hop in results if isinstance(hop, Hop)), key=lambda hop: hop.at)
         missing = [
             f"no '{name}'{f' on {channel}' if channel else ''} ({self.state}) within {PHASE_TIMEOUT:.0f} s"
-            for (name, channel, _), hop in zip(looks, seen, strict=True)
+            for (name, channel, _), hop in zip(detections, results, strict=True)
             if hop is None
         ]
         return [start, *hops], missing

@@ -39,8 +39,8 @@ def scale_expression(expression: str) -> str:
     """A PromQL expression with every range, subquery and offset shortened; strings and label matchers stay."""
 
     def shorten(found: re.Match[str]) -> str:
-        floor = MIN_RANGE if found["before"].startswith("[") else MIN_DURATION
-        return found["before"] + scale_duration(found["duration"], floor)
+        minimum = MIN_RANGE if found["before"].startswith("[") else MIN_DURATION
+        return found["before"] + scale_duration(found["duration"], minimum)
 
     parts = re.split(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", expression)
     parts[::2] = [_IN_EXPRESSION.sub(shorten, part) for part in parts[::2]]

@@ -62,16 +62,16 @@ def print_table(hops: list[Hop], console: Console) -> None:
     for heading, justify in (("", "left"), ("hop", "left"), ("channel", "left"), ("seconds", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's own literals
     titles = {"firing": "page", "resolved": "all-clear"}
-    shown: str | None = None
+    last_state: str | None = None
     for hop in hops:
         state = hop.state or ""
-        if state != shown:
+        if state != last_state:
             table.add_section()
         table.add_row(
-            titles[state] if state and state != shown else "",
+            titles[state] if state and state != last_state else "",
             HOP_LABELS[hop.name],
             hop.channel or "",
             f"{hop.seconds:.2f}",
         )
-        shown = state
+        last_state = state
     console.print(table)

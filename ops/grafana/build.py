@@ -15,9 +15,9 @@ from ops.grafana.annotations import build_annotations
 from ops.grafana.links import build_link, build_runbook_url
 from ops.grafana.panels import health, keys, kms, relay
 from ops.grafana.variables import DATASOURCE, build_variables
+from shared.smoke.grafana import DASHBOARD_UID
 
 DASHBOARD_FILE: Final = Path(__file__).parent / "dashboards/kms-health.json"
-UID: Final = "kms-crypto-health"
 ROW_PANELS: Final[dict[str, Callable[[], list[Builder[Panel]]]]] = {
     "KMS latency": kms.build_latency_panels,
     "Failures": kms.build_failure_panels,
@@ -32,7 +32,7 @@ def build_dashboard() -> str:
     """The dashboard as it is checked in."""
     dashboard = (
         Dashboard("KMS crypto health")
-        .uid(UID)
+        .uid(DASHBOARD_UID)
         .description("Is envelope encryption well, do the keys work, and does an alert reach people? By keypulse.")
         .tags(["keypulse", "kms"])
         .time("now-6h", "now")

@@ -44,13 +44,13 @@ def parse_version(ciphertext: bytes, *, key: str) -> int | None:
 
 def decrypt(ciphertext: bytes, aad: bytes, *, material: bytes) -> bytes:
     """The plaintext. Raises DecryptionError."""
-    header, nonce, sealed = (
+    header, nonce, encrypted = (
         ciphertext[: _HEADER.size],
         ciphertext[_HEADER.size : _HEADER.size + _NONCE],
         ciphertext[_HEADER.size + _NONCE :],
     )
     try:
-        return AESGCM(material).decrypt(nonce, sealed, header + aad)
+        return AESGCM(material).decrypt(nonce, encrypted, header + aad)
     except InvalidTag:
         raise DecryptionError from None
 

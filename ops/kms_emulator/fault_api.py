@@ -43,7 +43,7 @@ def build_app(faults: Faults, metrics: CollectorRegistry, *, remote: bool) -> St
         try:
             fault = Fault.model_validate_json(body)
         except ValidationError as error:
-            return _build_refusal(400, "; ".join(_format_error(mistake) for mistake in error.errors()))
+            return _build_refusal(400, "; ".join(_format_error(detail) for detail in error.errors()))
         return JSONResponse({"id": faults.add(fault)}, status_code=201)
 
     async def show(_request: Request) -> Response:

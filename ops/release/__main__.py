@@ -26,10 +26,10 @@ _DOCKERFILE = "ops/docker/Dockerfile"
 @click.option("--images", metavar="NAME", help="The registry path of the images, such as ghcr.io/acme/keypulse.")
 def main(tag: str, images: str | None) -> None:
     """Print the release notes of TAG, or one line for each error with exit code 1."""
-    mistakes = [*_find_version_errors(Path(), tag, images)]
-    for mistake in mistakes:
-        click.echo(mistake, err=True)
-    if mistakes:
+    errors = [*_find_version_errors(Path(), tag, images)]
+    for line in errors:
+        click.echo(line, err=True)
+    if errors:
         sys.exit(1)
     click.echo(extract_release_notes(Path("CHANGELOG.md").read_text(encoding="utf-8"), tag.removeprefix("v")))
 
@@ -57,21 +57,21 @@ def _find_version_errors(root: Path, tag: str, images: str | None) -> list[str]:
         ],
         f"{_DOCKERFILE}, ARG VERSION": label and label[1],
     }
-    mistakes = [f"{where} is {found}, and the tag is {tag}" for where, found in versions.items() if found != version]
+    errors = [f"{where} is {found}, and the tag is {tag}" for where, found in versions.items() if found != version]
     if not extract_release_notes((root / "CHANGELOG.md").read_text(encoding="utf-8"), version):
-        mistakes.append(f"CHANGELOG.md says nothing under the heading `## {version}`; give `## Unreleased` that name")
+        errors.append(f"CHANGELOG.md says nothing under the heading `## {version}`; give `## Unreleased` that name")
     repository = _load_yaml(root / _VALUES_FILE)["image"]["repository"]
     if images not in {None, repository}:
-        mistakes.append(
+        errors.append(
             f"{_VALUES_FILE} takes images from {repository}, and they go to {images}; "
             "change image.repository there, and run: python -m ops.helm.build"
         )
     unpinned = dict.fromkeys((each.name_with_tag, each.file) for each in find_references(root) if each.digest is None)
-    mistakes += [
+    errors += [
         f"{file} names {tagged} without its digest; expected TAG@sha256:…, which python -m ops.release.pin writes"
         for tagged, file in unpinned
     ]
-    return mistakes
+    return errors
 
 
 def _load_yaml(file: Path) -> dict[str, Any]:

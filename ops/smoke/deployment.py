@@ -39,16 +39,16 @@ async def run_checks(
     yield await check_backend(deployment.backend, deployment.backend_token)
     if deployment.prometheus:
         yield await check_prometheus(deployment.prometheus, load_rule_names())
-    way: list[CheckResult] = []
+    checks: list[CheckResult] = []
     if deployment.alertmanager:
-        way += await check_alertmanager(deployment.alertmanager)
+        checks += await check_alertmanager(deployment.alertmanager)
     if deployment.relay:
-        way += await check_relay(deployment.relay, deployment.relay_token)
-    yield way
+        checks += await check_relay(deployment.relay, deployment.relay_token)
+    yield checks
     if deployment.grafana:
         yield await check_grafana(deployment.grafana, deployment.grafana_token)
     if test_alert and deployment.alertmanager and deployment.relay:
-        bad = next((result for result in way if not result.is_ok), None)
+        bad = next((result for result in checks if not result.is_ok), None)
         if bad:
             yield [CheckResult("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
         else:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -154,6 +155,11 @@ def sort_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     important = [key for key in _IMPORTANT_LABELS if key in labels]
     for key in important + sorted(labels.keys() - set(important)):
         yield clean_line(key), clean_line(labels[key])
+
+
+def limit_labels(labels: Mapping[str, str], count: int, length: int) -> list[tuple[str, str]]:
+    """The first `count` labels as `sort_labels` orders them, names and values of at most `length` characters."""
+    return [(truncate(key, length), truncate(value, length)) for key, value in islice(sort_labels(labels), count)]
 
 
 def select_own_labels(alert: Alert, event: Event) -> Mapping[str, str]:

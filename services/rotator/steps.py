@@ -97,7 +97,7 @@ class RotationSteps:
             self._session.kms,
             rotation_id=self._id,
             kek=key,
-            data_key_versions={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
+            needs={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
             now=now,
             timeout=timeout,
         )

@@ -338,8 +338,8 @@ class Authorizer:
 
 def describe_action(request: Request, **details: object) -> None:
     """Describe an action: `on` for the audit log, the rest for the log. Texts are escaped."""
-    known = request.scope.setdefault(_ACTION_SCOPE_KEY, {})
-    known |= {key: escape_text(value) if isinstance(value, str) else value for key, value in details.items()}
+    details_by_name = request.scope.setdefault(_ACTION_SCOPE_KEY, {})
+    details_by_name |= {key: escape_text(value) if isinstance(value, str) else value for key, value in details.items()}
 
 
 def get_caller(request: Request) -> Caller:
@@ -365,10 +365,10 @@ def _check_role(request: Request, role: Role, access_policy: AccessPolicy) -> Ca
     return caller
 
 
-_CREDENTIALS_NEEDED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
+_CREDENTIALS_REQUIRED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
 _REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
-    RefusalReason.MISSING: (401, _CREDENTIALS_NEEDED),
-    RefusalReason.WRONG: (401, _CREDENTIALS_NEEDED),
+    RefusalReason.MISSING: (401, _CREDENTIALS_REQUIRED),
+    RefusalReason.WRONG: (401, _CREDENTIALS_REQUIRED),
     RefusalReason.ROLE: (403, "the role of this caller does not allow it"),
     RefusalReason.ADDRESS: (403, "this address may not send alerts; see auth.allow_from"),
     RefusalReason.UNREADABLE: (503, "the token file of this server cannot be read"),

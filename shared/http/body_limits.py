@@ -37,17 +37,17 @@ class ByteBudget:
         if not self._waiting and size <= self._available:
             self._available -= size
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, granted))
         try:
             async with asyncio.timeout(seconds):
-                await turn
+                await granted
         except BaseException:
-            if turn.done() and not turn.cancelled():  # it was granted at the same moment
+            if granted.done() and not granted.cancelled():  # it was granted at the same moment
                 self.release(size)
             else:
                 with suppress(ValueError):
-                    self._waiting.remove((size, turn))
+                    self._waiting.remove((size, granted))
                 self._wake_waiting()
             raise
 
@@ -58,10 +58,10 @@ class ByteBudget:
 
     def _wake_waiting(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._available:
-            size, turn = self._waiting.popleft()
-            if not turn.done():  # else its waiter is gone
+            size, granted = self._waiting.popleft()
+            if not granted.done():  # else its waiter is gone
                 self._available -= size
-                turn.set_result(None)
+                granted.set_result(None)
 
 
 SMALL_BODY_BYTES: Final = 64 * 1024

@@ -68,11 +68,11 @@ def check_server(address: Address, tls: TlsSettings | None = None) -> str | None
 
 def _read_listen_address(model: type[ServerSettings], config: Path | None) -> Address:
     environment = {name.upper(): value for name, value in os.environ.items()}
-    written = environment.get(f"{get_env_prefix(model)}LISTEN") or (yaml_file.read_yaml(config) if config else {}).get(
+    listen = environment.get(f"{get_env_prefix(model)}LISTEN") or (yaml_file.read_yaml(config) if config else {}).get(
         "listen"
     )
     default: Address = model.model_fields["listen"].default
-    return parse_address(written) if written else default
+    return parse_address(listen) if listen else default
 
 
 def _create_connection(address: Address, tls: TlsSettings | None) -> HTTPConnection:

@@ -71,10 +71,10 @@ def _check_user_name(name: str) -> str:
 
 
 def _check_bcrypt_hash(value: str) -> str:
-    written = _BCRYPT_PATTERN.fullmatch(value)
-    if written is None:
+    match = _BCRYPT_PATTERN.fullmatch(value)
+    if match is None:
         raise ValueError("expected a bcrypt hash, such as `htpasswd -nBC 10 NAME` prints after the colon")
-    if not 4 <= int(written[1]) <= MAX_BCRYPT_COST:
+    if not 4 <= int(match[1]) <= MAX_BCRYPT_COST:
         raise ValueError(
             f"expected a bcrypt hash of cost 4 to {MAX_BCRYPT_COST}: each check of a higher one takes too long"
         )

@@ -69,10 +69,10 @@ class WebConfigFile:
 
     def check_names(self, web: WebState, reserved_names: Collection[str]) -> None:
         """Raises ConfigurationError if a user's name belongs to another caller in the audit log."""
-        taken = [name for name in web.config.basic_auth_users if name in reserved_names]
-        if taken:
+        conflicts = [name for name in web.config.basic_auth_users if name in reserved_names]
+        if conflicts:
             sentence = "expected another name; another caller has this one in the audit log"
-            raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in taken])
+            raise ConfigurationError([f"{self.file}: basic_auth_users.{name}: {sentence}" for name in conflicts])
 
     def _read(self) -> WebState:
         own = _read_stamps(self.file)

@@ -102,12 +102,12 @@ class ReloadMiddleware(Generic[S]):
                 if self._apply:
                     await self._apply(settings)
             except ConfigurationError as error:
-                mistakes = error.lines
+                errors = error.lines
             except StartError as error:
-                mistakes = [str(error)]
+                errors = [str(error)]
             except Exception:
                 log.exception("unexpected error in a configuration reload")
-                mistakes = ["a defect of this server; its trace is in the log"]
+                errors = ["a defect of this server; its trace is in the log"]
             else:
                 self._set_current(settings)
                 self._last_successful_gauge.set(1)
@@ -115,9 +115,9 @@ class ReloadMiddleware(Generic[S]):
                 log.info("configuration reloaded")
                 return []
             self._last_successful_gauge.set(0)
-            for mistake in mistakes:
-                log.error("configuration reload failed; the previous configuration stays active", error=mistake)
-            return mistakes
+            for line in errors:
+                log.error("configuration reload failed; the previous configuration stays active", error=line)
+            return errors
 
     @asynccontextmanager
     async def reload_on_sighup(self) -> AsyncIterator[None]:
@@ -161,10 +161,10 @@ class ReloadMiddleware(Generic[S]):
             )
 
     async def _handle_reload(self, _request: Request) -> Response:
-        mistakes = await self.reload()
-        if not mistakes:
+        errors = await self.reload()
+        if not errors:
             return PlainTextResponse("reloaded\n")
-        return PlainTextResponse("".join(f"{mistake}\n" for mistake in mistakes), status_code=500)
+        return PlainTextResponse("".join(f"{line}\n" for line in errors), status_code=500)
 
 
 def block_sighup() -> None:

@@ -23,12 +23,12 @@ async def check_alertmanager(url: str, *, timeout: float = TIMEOUT_SECONDS) -> l
     async with open_client(url, timeout=timeout) as server:
 
         async def ready() -> str:
-            seen = await check_ready(server)
+            detail = await check_ready(server)
             # Prometheus, and many proxies, answer the same path.
             answer = await server.get("/api/v2/status")
             if answer.status != 200 or "versionInfo" not in _parse_object(answer, "/api/v2/status"):
                 raise CheckError("what answers is no Alertmanager", "correct the address: --alertmanager")
-            return seen
+            return detail
 
         return await run_checks([Check("Alertmanager is ready", ready)], time.monotonic)
 
@@ -109,12 +109,12 @@ async def check_test_alert(
         ValueError: a URL is invalid.
     """
     deadline = time.monotonic() + timeout
-    async with open_client(alertmanager) as taker, open_client(relay, relay_token) as teller:
-        test = _TestAlert(f"keypulse-smoke-{random_hex(8)}", severity, timeout, deadline, taker, teller, now)
+    async with open_client(alertmanager) as taker, open_client(relay, relay_token) as relay_client:
+        test = _TestAlert(f"keypulse-smoke-{random_hex(8)}", severity, timeout, deadline, taker, relay_client, now)
         async with test.resolve_at_end():
-            taken = Check(_ACCEPTED_CHECK, test.post)
+            accepted = Check(_ACCEPTED_CHECK, test.post)
             results = await run_checks(
-                [taken, Check(_ARRIVED_CHECK, test.wait_for_arrival, depends_on=_ACCEPTED_CHECK)], time.monotonic
+                [accepted, Check(_ARRIVED_CHECK, test.wait_for_arrival, depends_on=_ACCEPTED_CHECK)], time.monotonic
             )
             return [*results, *await asyncio.gather(*(test.wait_for_receipt(channel) for channel in test.deliveries))]
 
@@ -151,8 +151,8 @@ class _TestAlert:
         }
         answer = await self.alertmanager.post("/api/v2/alerts", [alert])
         if answer.status != 200:
-            said = answer.body[:200].decode(errors="replace").strip()
-            raise CheckError(f"it answers with HTTP {answer.status}: {said}", "see Alertmanager's log")
+            body = answer.body[:200].decode(errors="replace").strip()
+            raise CheckError(f"it answers with HTTP {answer.status}: {body}", "see Alertmanager's log")
 
     @asynccontextmanager
     async def resolve_at_end(self) -> AsyncIterator[None]:
@@ -178,8 +178,8 @@ class _TestAlert:
                         ours = [other for other in firing if other["event_id"] == row["event_id"]]
                         self.deliveries = {other["channel"]: other["id"] for other in ours}
                         return f"{len(ours)} channels"
-            except CheckError as trouble:  # it may be restarted just now
-                unclear = f" ({trouble.error})"
+            except CheckError as failure:  # it may be restarted just now
+                unclear = f" ({failure.error})"
             await asyncio.sleep(_POLL_SECONDS)
         raise CheckError(
             f"within {self.timeout:g} s the relay sent nothing of it{unclear}",

@@ -107,15 +107,15 @@ async def _check_record(server: HttpClient, random: Callable[[int], str]) -> str
     """Write and read a record, and compare; try again if another smoke test wrote in between."""
     path = f"/v1/records/{RECORD_ID}"
     for _ in range(_MAX_TRIES):
-        written = _RECORD_PREFIX + random(16).encode()
-        answer = await server.put(path, written)
+        content = _RECORD_PREFIX + random(16).encode()
+        answer = await server.put(path, content)
         if answer.status != 204:
             raise _create_status_error("writing a record", answer, _choose_hint(answer))
         answer = await server.get(path)
         if answer.status != 200:
             raise _create_status_error("reading the record back", answer, _choose_hint(answer))
-        if answer.body == written:
-            return f"{len(written)} bytes as they were written"
+        if answer.body == content:
+            return f"{len(content)} bytes as they were written"
         if not answer.body.startswith(_RECORD_PREFIX):
             break
     raise CheckError(
@@ -128,5 +128,5 @@ def _choose_hint(answer: HttpResponse) -> str:
 
 
 def _create_status_error(request: str, answer: HttpResponse, hint: str) -> CheckError:
-    said = answer.body[:200].decode(errors="replace").strip()
-    return CheckError(f"{request} answers with HTTP {answer.status}{': ' + said if said else ''}", hint)
+    body = answer.body[:200].decode(errors="replace").strip()
+    return CheckError(f"{request} answers with HTTP {answer.status}{': ' + body if body else ''}", hint)

@@ -83,12 +83,12 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
             continue
         began = clock()
         try:
-            seen = await check.run()
-        except CheckError as trouble:
-            failed = CheckResult(check.name, Outcome.FAILED, trouble.error, trouble.hint, clock() - began)
+            detail = await check.run()
+        except CheckError as failure:
+            failed = CheckResult(check.name, Outcome.FAILED, failure.error, failure.hint, clock() - began)
             results[check.name] = failed
         else:
-            results[check.name] = CheckResult(check.name, Outcome.PASSED, seen, seconds=clock() - began)
+            results[check.name] = CheckResult(check.name, Outcome.PASSED, detail, seconds=clock() - began)
     return list(results.values())
 
 

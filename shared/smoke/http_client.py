@@ -58,7 +58,7 @@ class HttpClient:
 
     async def _request(self, method: str, path: str, **rest: Any) -> HttpResponse:
         where = self.url.joinpath(path.lstrip("/"))
-        shown = where.with_user(None)
+        url_text = where.with_user(None)
         body = bytearray()
         try:
             async with self.session.request(
@@ -66,28 +66,28 @@ class HttpClient:
             ) as response:
                 if 300 <= response.status < 400:
                     raise CheckError(
-                        f"{shown} answers with a redirect (HTTP {response.status})",
+                        f"{url_text} answers with a redirect (HTTP {response.status})",
                         "a token does not follow it: give the final address",
                     )
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > MAX_RESPONSE_BYTES:
                         raise CheckError(
-                            f"{shown} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
+                            f"{url_text} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
                             "look at what it leads to",
                         )
         except TimeoutError:
             raise CheckError(
-                f"{shown} gives no complete answer within {self.session.timeout.total:g} s",
+                f"{url_text} gives no complete answer within {self.session.timeout.total:g} s",
                 "see its log, and whether it is overloaded",
             ) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise CheckError(
-                f"{shown} does not answer with HTTP: {error.message[:200]}", "look at what listens there"
+                f"{url_text} does not answer with HTTP: {error.message[:200]}", "look at what listens there"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise CheckError(
-                f"{shown} cannot be reached: {str(error)[:200] or type(error).__name__}",
+                f"{url_text} cannot be reached: {str(error)[:200] or type(error).__name__}",
                 "start it, or correct the address",
             ) from None
         return HttpResponse(response.status, bytes(body))

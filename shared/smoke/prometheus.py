@@ -91,12 +91,12 @@ async def _check_rules(server: HttpClient, rules: Mapping[str, Sequence[str]]) -
 
 
 async def _check_alertmanagers(server: HttpClient) -> str:
-    if not (known := (await _query_api(server, "alertmanagers"))["activeAlertmanagers"]):
+    if not (loaded := (await _query_api(server, "alertmanagers"))["activeAlertmanagers"]):
         raise CheckError(
             "it sends its alerts to nobody",
             "add the part `alerting` of ops/prometheus/prometheus.yml to its configuration and reload it",
         )
-    return f"{len(known)} known"
+    return f"{len(loaded)} known"
 
 
 async def _check_recording(server: HttpClient, recording: str) -> str:

@@ -56,12 +56,12 @@ def _check_parameters(url: DatabaseUrl) -> None:
     from psycopg import pq  # noqa: PLC0415  # 0.1 s that a file does not need
     from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
-    known = {option.keyword.decode(): option.dispchar for option in pq.Conninfo.get_defaults()}
+    parameters = {option.keyword.decode(): option.dispchar for option in pq.Conninfo.get_defaults()}
     values = {}
     for key, value in url.query.items():
-        if key not in known:
+        if key not in parameters:
             raise ValueError(f"{key} is no connection parameter of PostgreSQL; {_PARAMETERS_HINT}")
-        if known[key] == b"*" or key.startswith("scram_"):  # libpq marks secrets, except these two
+        if parameters[key] == b"*" or key.startswith("scram_"):  # libpq marks secrets, except these two
             raise ValueError(
                 f"{key} would stand there for everybody to read; expected the password in a file: "
                 "?passfile=/run/secrets/pgpass, or the environment variable PGPASSFILE"
@@ -77,10 +77,10 @@ def _check_parameters(url: DatabaseUrl) -> None:
         values[key] = value
     values |= {"host": _UNREACHABLE_HOST, "passfile": f"{_UNREACHABLE_HOST}/none"}
     connection = pq.PGconn.connect_start(make_conninfo(**values).encode())
-    said = connection.error_message.decode()
+    message = connection.error_message.decode()
     connection.finish()
-    if _UNREACHABLE_HOST not in said:
-        raise ValueError(f"{said.partition(':')[0]}; {_PARAMETERS_HINT}")  # as in: invalid sslmode value: "x"
+    if _UNREACHABLE_HOST not in message:
+        raise ValueError(f"{message.partition(':')[0]}; {_PARAMETERS_HINT}")  # as in: invalid sslmode value: "x"
 
 
 _SECRET_PARAMETERS: Final = {"passfile", "sslkey"}
@@ -91,10 +91,10 @@ def _parse_setting(value: object) -> DatabaseUrl:
     url = parse_database_url(value if isinstance(value, str) else "")
     if url.drivername == "sqlite":
         return create_sqlite_url(resolve_path(Path(url.database or "")))
-    written = {key: url.query.get(key) for key in FILE_PARAMETERS}
+    paths = {key: url.query.get(key) for key in FILE_PARAMETERS}
     files = {
         key: resolve_path(Path(name))
-        for key, name in written.items()
+        for key, name in paths.items()
         if isinstance(name, str) and name not in _NO_FILE_VALUES
     }
     return url.update_query_dict({key: str(file) for key, file in files.items()})

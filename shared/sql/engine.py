@@ -127,16 +127,16 @@ def create_postgresql_engine(
         limit = _LIMIT_TRANSACTION if has_transaction_timeout(connection) else ""
         connection.exec_driver_sql(_ENABLE_SYNCHRONOUS_COMMIT + limit)
 
-    asked = url.normalized_query
+    timeouts = url.normalized_query
     ours = {"application_name": application_name, **_CONNECTION_DEFAULTS}
-    arguments: dict[str, object] = {key: value for key, value in ours.items() if key not in asked}
+    arguments: dict[str, object] = {key: value for key, value in ours.items() if key not in timeouts}
     engine = create_engine(
         url,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=LOCK_SECONDS,
         pool_pre_ping=checks_connections,
-        connect_args=arguments | {"options": " ".join((options, *asked.get("options", ())))},  # the last ones win
+        connect_args=arguments | {"options": " ".join((options, *timeouts.get("options", ())))},  # the last ones win
         hide_parameters=True,
     )
     event.listen(engine, "do_connect", connect)

@@ -84,18 +84,18 @@ from contextlib import asynccontextmanager
 from ops.demo import __main__ as demo, scenario, stack
 from ops.demo.ports import Ports
 
-everything = stack.running
+everything = stack.run_stack
 
 @asynccontextmanager
 async def with_a_silent_pager(_usual):
-    async with everything(Ports.free()) as running:
+    async with everything(Ports.pick_free()) as running:
         fault = {"provider": "pagerduty", "kind": "hang"}
-        async with running.http.post(running.ports.url("stand_ins") + "/api/faults", json=fault) as answer:
+        async with running.http.post(running.ports.build_url("stand_ins") + "/api/faults", json=fault) as answer:
             assert answer.status == 201
         yield running
 
-stack.running = with_a_silent_pager
-scenario.PHASE_SECONDS = 25
+stack.run_stack = with_a_silent_pager
+scenario.PHASE_TIMEOUT = 25
 demo.main(["--once"])
 """
 

@@ -1,7 +1,7 @@
 """Made-up incidents: seeded randomness and lengths come in, the webhooks that Alertmanager would send go out. Pure.
 
-Each alert's summary says which alert it is, in which webhook it last changed and to what. So what a message tells can
-be read in any medium, whatever else stands around it.
+Each alert's summary says which alert it is, in which webhook it last changed and to what. So what a message shows
+can be read in any medium, whatever else stands around it.
 """
 
 import json
@@ -12,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import NamedTuple
 
+from tests.relay.delivery_oracle.evidence import Alerts, AlertState
+
 RECEIVER = "faults"
 ALERTS = 4
 """In one group, at most."""
-_TOLD = re.compile(r"\bg(\d+) a(\d+) v(\d+) (firing|resolved)\b")
+_ALERT = re.compile(r"\bg(\d+) a(\d+) v(\d+) (firing|resolved)\b")
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -24,15 +26,6 @@ class Alert(NamedTuple):
 
     group: int
     number: int
-
-
-class PublishedEvent(NamedTuple):
-    """What is said of one alert."""
-
-    version: int
-    """The number of the webhook in which it changed, counted from 1 in its group."""
-    state: str
-    """`firing` or `resolved`."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +42,15 @@ def seeded(*seed: object) -> Random:
     return Random(" ".join(map(str, seed)))  # noqa: S311  # no secret comes of it
 
 
-def told(text: str) -> frozenset[tuple[Alert, PublishedEvent]]:
-    """What a text tells of which alerts."""
-    found = _TOLD.findall(text)
-    return frozenset((Alert(int(g), int(a)), PublishedEvent(int(version), state)) for g, a, version, state in found)
+def read_alerts(text: str) -> Alerts:
+    """The alerts that a text shows, and their states."""
+    found = _ALERT.findall(text)
+    return frozenset((Alert(int(g), int(a)), AlertState(int(version), state)) for g, a, version, state in found)
+
+
+def read_group(alerts: Alerts) -> int:
+    """The group of what a message shows; 0 if it shows nothing."""
+    return min((alert.group for alert, _ in alerts if isinstance(alert, Alert)), default=0)
 
 
 def history(random: Random, group: int, length: int) -> Iterator[Webhook]:

@@ -17,6 +17,7 @@ from ops.demo.processes import build_parent_death_hook
 from ops.demo.stand_ins.app import StandIns
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery.sends import sending_processes
+from tests.relay.delivery_oracle.evidence import Channel
 from tests.relay.scripted import TOKEN, until
 
 START_SECONDS = 30.0
@@ -24,12 +25,11 @@ STOP_SECONDS = 20.0
 ROUTING_KEY = "0" * 32
 SLACK_TOKEN = "xoxb-test"
 SENDER = "alerts@example.org"
-PLACES = {
-    "slack": ("#security-critical",),
-    "email": ("oncall@example.org", "secops@example.org"),
-    "pagerduty": ("pagerduty",),
+CHANNELS = {
+    "slack": Channel(("#security-critical",), is_searched=True),
+    "email": Channel(("oncall@example.org", "secops@example.org")),
+    "pagerduty": Channel(("pagerduty",), opens_pages=True),
 }
-"""Who reads which channel."""
 
 
 def configuration(
@@ -46,7 +46,7 @@ def configuration(
         "channels": {
             "slack": {
                 "kind": "slack",
-                "channel": PLACES["slack"][0],
+                "channel": CHANNELS["slack"].readers[0],
                 "token_file": "slack_token",
                 "api_url": slack_api_url or providers.slack_api_url,
             },
@@ -56,11 +56,11 @@ def configuration(
                 "port": providers.smtp.port,
                 "tls": "none",
                 "from": SENDER,
-                "to": list(PLACES["email"]),
+                "to": list(CHANNELS["email"].readers),
             },
             "pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": providers.pagerduty_url},
         },
-        "default_channels": list(PLACES),
+        "default_channels": list(CHANNELS),
         **changes,
     }
 
@@ -200,7 +200,7 @@ async def relay(
         configuration: without `listen`.
         name: tells replicas apart.
         clock_ahead: seconds by which its wall clock is wrong; None starts it as a person does.
-        stops_at: a file; its sending process stops as `stopping` says.
+        stops_at: a file; its sending process stops as `stopping_channel` says.
         through: a command that starts it, such as one that takes privileges away.
     """
     timeout = aiohttp.ClientTimeout(total=3)
@@ -215,7 +215,7 @@ async def relay(
         module = ("services.relay", "--config", str(file))
         if clock_ahead is not None or stops_at is not None:
             set_ahead(folder, name, clock_ahead or 0.0)
-            module = ("tests.faults.replica", str(file), str(_clock(folder, name)))
+            module = ("tests.faults.faulty_replica", str(file), str(_clock(folder, name)))
         stop = () if stops_at is None else (str(stops_at),)
         command = (*through, sys.executable, "-m", *module, *stop)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:

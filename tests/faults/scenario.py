@@ -11,13 +11,13 @@ from typing import Any
 
 from ops.demo.stand_ins.app import StandIns
 from shared.sql.database_url import DatabaseUrl
-from tests.faults import ledger, summary
+from tests.faults import stored_deliveries, summary
 from tests.faults.alertmanager import Alertmanager
-from tests.faults.evidence import Said
 from tests.faults.incidents import Webhook, history, seeded
-from tests.faults.providers import said
-from tests.faults.relay import PLACES, Relay, configuration, relay
-from tests.faults.verdict import Verdict, judge
+from tests.faults.provider_disturbances import read_messages
+from tests.faults.relay import CHANNELS, Relay, configuration, relay
+from tests.relay.delivery_oracle.evidence import History, Message
+from tests.relay.delivery_oracle.verdict import Verdict, judge
 from tests.relay.scripted import until
 
 DRAIN_SECONDS = 45.0
@@ -98,7 +98,7 @@ class Scenario:
         """Waits until nothing is left to be delivered."""
 
         async def nothing_left() -> bool:
-            return not await asyncio.to_thread(ledger.unfinished, self._database)
+            return not await asyncio.to_thread(stored_deliveries.count_unfinished, self._database)
 
         with suppress(TimeoutError):  # what is left then, the judge names
             await until(nothing_left, DRAIN_SECONDS)
@@ -107,13 +107,13 @@ class Scenario:
         """Heals the providers, waits for the end, and fails where a promise was broken."""
         self.providers.faults.clear()
         (events, deliveries), heard, lost = await self._settled()
-        verdict = judge(alertmanager.accepted, events, deliveries, heard, PLACES, lost)
+        verdict = judge(History(tuple(alertmanager.accepted), events, deliveries, heard, CHANNELS, lost))
         self._report(self._row(len(events), lost, verdict))
         assert alertmanager.accepted
         assert not verdict.violations, "\n".join([f"seed {self._seed}", *verdict.violations])
         return verdict
 
-    async def _settled(self) -> tuple[ledger.Ledger, list[Said], int]:
+    async def _settled(self) -> tuple[stored_deliveries.StoredDeliveries, list[Message], int]:
         """What the outbox and the providers hold, and how many leases were lost, while nothing changes.
 
         A replica that was stopped may still take a webhook whose sender has long asked another one.
@@ -121,9 +121,9 @@ class Scenario:
         async with asyncio.timeout(2 * DRAIN_SECONDS):
             while True:
                 await self.drained()
-                before = await asyncio.to_thread(ledger.read, self._database)
-                heard, lost = said(self.providers), await self.leases_lost()
-                if before == await asyncio.to_thread(ledger.read, self._database):
+                before = await asyncio.to_thread(stored_deliveries.read_outbox, self._database)
+                heard, lost = read_messages(self.providers), await self.leases_lost()
+                if before == await asyncio.to_thread(stored_deliveries.read_outbox, self._database):
                     return before, heard, lost
 
     def _row(self, accepted: int, lost: int, verdict: Verdict) -> summary.Row:

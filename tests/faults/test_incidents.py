@@ -1,7 +1,8 @@
 import json
 
 from services.relay.intake import webhook
-from tests.faults.incidents import Alert, PublishedEvent, history, seeded, told
+from tests.faults.incidents import ALERTS, Alert, history, read_alerts, seeded
+from tests.relay.delivery_oracle.evidence import AlertState
 
 
 def test_the_same_seed_makes_the_same_incidents() -> None:
@@ -12,9 +13,9 @@ def test_the_same_seed_makes_the_same_incidents() -> None:
 def test_the_relay_reads_them_as_alertmanagers() -> None:
     for number, sent in enumerate(history(seeded(1), 3, 30), start=1):
         event = webhook.read_event(sent.body, "")
-        stands = told("\n".join(alert.annotations["summary"] for alert in event.alerts))
+        stands = read_alerts("\n".join(alert.annotations["summary"] for alert in event.alerts))
         assert len(stands) == len(event.alerts)
-        assert {alert.group for alert, _ in stands} == {3}
+        assert {alert for alert, _ in stands} <= {Alert(3, number) for number in range(ALERTS)}
         assert max(what.version for _, what in stands) == sent.number == number
         assert [what.state for _, what in stands].count("firing") == sum(a.status == "firing" for a in event.alerts)
         assert (event.status == "resolved") == all(what.state == "resolved" for _, what in stands)
@@ -31,6 +32,6 @@ def test_groups_end_and_begin_again() -> None:
     assert "resolved, firing" in ", ".join(statuses)
 
 
-def test_what_is_told_is_found_in_any_text() -> None:
+def test_alerts_are_read_from_any_text() -> None:
     text = '*g1 a2 v30 firing* {"summary": "g1 a0 v4 resolved"} g1 a2 v30 firing; g1 a2 vx firing'
-    assert told(text) == {(Alert(1, 2), PublishedEvent(30, "firing")), (Alert(1, 0), PublishedEvent(4, "resolved"))}
+    assert read_alerts(text) == {(Alert(1, 2), AlertState(30, "firing")), (Alert(1, 0), AlertState(4, "resolved"))}

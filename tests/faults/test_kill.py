@@ -13,7 +13,7 @@ import pytest
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
-from tests.faults.providers import disturb
+from tests.faults.provider_disturbances import disturb
 from tests.faults.relay import Relay, go_on
 from tests.faults.scenario import Scenario, meanwhile
 from tests.long import LONG

@@ -9,10 +9,10 @@ from typing import Any
 from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests.faults import ledger
+from tests.faults import stored_deliveries
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
-from tests.faults.relay import PLACES, SLACK_TOKEN, Relay, set_ahead
+from tests.faults.relay import CHANNELS, SLACK_TOKEN, Relay, set_ahead
 from tests.faults.scenario import Scenario
 from tests.relay.scripted import metric, reaches, until
 
@@ -54,7 +54,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
         assert trial.providers.faults.get_state() == []
         verdict = await trial.concluded(alertmanager)
         await relay.stop()
-    assert +verdict.duplicates == {"email": 5 * len(PLACES["email"])}
+    assert +verdict.duplicates == {"email": 5 * len(CHANNELS["email"].readers)}
     assert len(trial.providers.pagerduty.events) == 2 * len(trial.providers.pagerduty.incidents) == 10
 
 
@@ -75,7 +75,7 @@ async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario
             await _refused_more(relay, refused)
         await alertmanager.play(histories)
         await _all_but_slack_deliver(database)
-        assert (await asyncio.to_thread(ledger.unfinished, database))["slack"] == 5
+        assert (await asyncio.to_thread(stored_deliveries.count_unfinished, database))["slack"] == 5
         trial.providers.faults.clear()
         set_ahead(tmp_path, "relay", 60.0 * 70)
         verdict = await trial.concluded(alertmanager)
@@ -120,6 +120,6 @@ def _break(trial: Scenario, **fault: Any) -> None:
 
 async def _all_but_slack_deliver(database: DatabaseUrl) -> None:
     async def so() -> bool:
-        return set(await asyncio.to_thread(ledger.unfinished, database)) <= {"slack"}
+        return set(await asyncio.to_thread(stored_deliveries.count_unfinished, database)) <= {"slack"}
 
     await until(so, AT_ONCE)

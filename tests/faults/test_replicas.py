@@ -10,7 +10,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
-from tests.faults.providers import disturb
+from tests.faults.provider_disturbances import disturb
 from tests.faults.proxy import Held
 from tests.faults.relay import Relay
 from tests.faults.scenario import Scenario, meanwhile

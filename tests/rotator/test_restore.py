@@ -101,7 +101,7 @@ async def test_the_latest_backup_is_that_of_the_latest_rotation_whatever_the_clo
             session.kms,
             rotation_id="later",
             kek=KEY,
-            data_key_versions={"1"},
+            needs={"1"},
             now=session.now_utc,
             timeout=5,
         )

@@ -96,7 +96,7 @@ async def run_another(session: Session, file: Path) -> None:
         session.kms,
         rotation_id="other",
         kek=KEY,
-        data_key_versions={"1"},
+        needs={"1"},
         now=session.now_utc,
         timeout=5,
     )

@@ -123,7 +123,7 @@ async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
             session.kms,
             rotation_id="one",
             kek=KEY,
-            data_key_versions=(),
+            needs=(),
             now=session.now_utc,
             timeout=5,
         )

@@ -44,7 +44,7 @@ class Incident:
     custom_details: Any
     opened_at: float
     resolved_at: float | None = None
-    history: deque[Json] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
+    log: deque[Json] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
 
 
 class PagerDuty:
@@ -61,7 +61,7 @@ class PagerDuty:
     def get_state(self) -> Json:
         """Incidents and events, oldest first, as JSON. Routing keys are secrets and not part of it."""
         return {
-            "incidents": [{**asdict(incident), "log": list(incident.history)} for incident in self.incidents],
+            "incidents": [{**asdict(incident), "log": list(incident.log)} for incident in self.incidents],
             "events": list(self.events),
         }
 
@@ -123,7 +123,7 @@ class PagerDuty:
         elif action == "resolve":
             incident.status, incident.resolved_at = "resolved", now
         # A trigger for an open alert is one more line in its log and changes nothing else.
-        incident.history.append({"at": now, "event_action": action, "summary": payload.get("summary")})
+        incident.log.append({"at": now, "event_action": action, "summary": payload.get("summary")})
 
     def _find_open(self, dedup_key: str) -> Incident | None:
         found = (i for i in reversed(self.incidents) if i.dedup_key == dedup_key and i.status != "resolved")

@@ -43,12 +43,12 @@ def render_markdown(markdown: str, parser: MarkdownIt) -> str:
         parser: of Markdown; without its `html` option, which would pass raw HTML.
     """
     tokens = parser.parse(markdown)
-    taken: dict[str, int] = {}
+    anchors: dict[str, int] = {}
     title = "Document"
     for opening, content in pairwise(tokens):
         if opening.type == "heading_open":
             text = _extract_text(content)
-            opening.attrSet("id", _build_anchor(text, taken))
+            opening.attrSet("id", _build_anchor(text, anchors))
             if opening.tag == "h1":
                 title = text
     return build_page(title, parser.renderer.render(tokens, parser.options, {}))

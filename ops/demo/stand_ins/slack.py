@@ -74,8 +74,8 @@ class SlackChannel:
         if not thread_ts:
             return None
         if not re.fullmatch(r"\d+\.\d{6}", str(thread_ts)):
-            complaint = f"[ERROR] {thread_ts} is not a valid thread_ts"
-            raise SlackError("invalid_thread_ts", response_metadata={"messages": [complaint]})
+            error = f"[ERROR] {thread_ts} is not a valid thread_ts"
+            raise SlackError("invalid_thread_ts", response_metadata={"messages": [error]})
         found = self.find(str(thread_ts))
         return (found.thread_ts or found.ts) if found else None
 

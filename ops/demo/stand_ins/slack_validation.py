@@ -204,7 +204,7 @@ def parse_content(arguments: Json) -> tuple[str, list[Json]]:
     if not text and not blocks:
         raise SlackError("no_text")
     if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in find_block_errors(blocks)]:
-        messages = [f"[ERROR] {complaint}" for complaint in found]
+        messages = [f"[ERROR] {error}" for error in found]
         raise SlackError("invalid_blocks", errors=found, response_metadata={"messages": messages})
     if count_text(blocks) > MAX_BLOCKS_TEXT:
         raise SlackError("msg_blocks_too_long")

@@ -24,6 +24,7 @@ from ops.grafana.panels.panel_types import (
     set_unit,
 )
 from ops.grafana.variables import ENV_SELECTOR, SERVICE_SELECTOR
+from shared.smoke.grafana import DASHBOARD_UID
 
 _LEGEND = "{{env}} {{service}}"
 _HEALTH_QUERY = f"kms:crypto_health_status{{{SERVICE_SELECTOR}}}"
@@ -121,7 +122,7 @@ def _build_services_table() -> Builder[Panel]:
     more = [
         build_link("Health on the board", f"{links.BOARD_URL}?q={this}"),
         build_link(
-            "Only this service", f"/d/kms-crypto-health?var-env=${{__data.fields.env:percentencode}}&var-service={this}"
+            "Only this service", f"/d/{DASHBOARD_UID}?var-env=${{__data.fields.env:percentencode}}&var-service={this}"
         ),
         build_link("Alerts", links.ALERTS_URL),
         build_link("Runbook: What to look at first", build_runbook_url("what-to-look-at-first")),
@@ -165,8 +166,8 @@ def _build_alerts_table() -> Builder[Panel]:
     which = f'alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"'
     since = f"1000 * (ALERTS{{{which}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{which}}})"
     anchors = {name: (name.lower(), None) for name in links.list_alert_names()}
-    shown = ("alertname", "alertstate", "severity", "env", "service", "target", "version", "channel")
-    names = {name: name.removeprefix("alert") for name in shown} | {"Value": "since", "runbook": "runbook"}
+    columns = ("alertname", "alertstate", "severity", "env", "service", "target", "version", "channel")
+    names = {name: name.removeprefix("alert") for name in columns} | {"Value": "since", "runbook": "runbook"}
     return (
         build_table(
             "Active alerts",

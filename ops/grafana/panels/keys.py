@@ -89,21 +89,21 @@ def build_key_panels() -> list[Builder[Panel]]:
 
 def _build_keys_table() -> Builder[Panel]:
     by = "by (env, service, target)"
-    asked = {
+    inspections = {
         "primary version": f"max {by} (kms_key_primary_version{{{SERVICE_SELECTOR}}})",
         "next rotation": f"1000 * max {by} (kms_key_next_rotation_timestamp_seconds{{{SERVICE_SELECTOR}}})",
         "wrong AAD refused": f"min {by} (kms_wrong_aad_refused{{{SERVICE_SELECTOR}}})",
         "problems": f"max {by} (kms_key_inspection_problems{{{SERVICE_SELECTOR}}})",
     }
     names = {name: name for name in ("env", "service", "target")}
-    names |= {f"Value #{ref}": name for ref, name in zip("ABCD", asked, strict=True)}
+    names |= {f"Value #{ref}": name for ref, name in zip("ABCD", inspections, strict=True)}
     panel = build_table(
         "Keys",
         "Each key: the version that encrypts, when KMS makes the next one (blank where no rotation is planned), "
         "whether KMS refuses a wrong AAD, and how many things were wrong at the last look; the board names them.",
         names,
     )
-    for ref, expr in zip("ABCD", asked.values(), strict=True):
+    for ref, expr in zip("ABCD", inspections.values(), strict=True):
         panel.with_target(query_table(expr, ref))
     return (
         panel.override_by_name("next rotation", set_unit("dateTimeAsIso"))
@@ -116,7 +116,7 @@ def _build_keys_table() -> Builder[Panel]:
 
 def build_rotation_panels() -> list[Builder[Panel]]:
     """The data keys of services. Services that share a database report the same, so nothing is summed."""
-    told = f"max by (env, service, type) (kms_rotation_last_success_timestamp_seconds{{{SERVICE_SELECTOR}}})"
+    data_keys = f"max by (env, service, type) (kms_rotation_last_success_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     failed = f"max by (env, service) (kms_rotation_last_failure_timestamp_seconds{{{SERVICE_SELECTOR}}})"
     keys = f"max by (env, service, kek_version, status) (kms_data_keys{{{SERVICE_SELECTOR}}})"
     steps = (
@@ -129,7 +129,7 @@ def build_rotation_panels() -> list[Builder[Panel]]:
             "35 days: a rotation is monthly.",
             {0: "green", 35 * 86400: "orange"},
         )
-        .with_target(query_instant(f"time() - {told}", "{{env}} {{service}} {{type}}"))
+        .with_target(query_instant(f"time() - {data_keys}", "{{env}} {{service}} {{type}}"))
         .unit("s")
         .links([build_link("Board", links.BOARD_URL), *build_runbook_links("KMSRotationOverdue")])
         .span(8)

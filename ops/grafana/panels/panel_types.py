@@ -219,8 +219,8 @@ def color_cells(labels: ValueLabels) -> list[DynamicConfigValue]:
 
 def link_cells(*links: Link) -> list[DynamicConfigValue]:
     """Override of a column: a link."""
-    made = [link.build() for link in links]
-    value = [{"title": link.title, "url": link.url, "targetBlank": link.target_blank} for link in made]
+    panel = [link.build() for link in links]
+    value = [{"title": link.title, "url": link.url, "targetBlank": link.target_blank} for link in panel]
     return [DynamicConfigValue(id_val="links", value=value)]
 
 

@@ -70,7 +70,7 @@ class CoalescedProbe:
         return await self._probe.run()
 
     async def run_or_reuse(self) -> ProbeResult:
-        """For who asks: likewise, or the last one, where it ended less than `min_interval` ago. Raises ProbeClosedError."""
+        """Run a probe, or return the last one if it ended less than `min_interval` ago. Raises ProbeClosedError."""
         return await self._probe.run_or_reuse()
 
     async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:

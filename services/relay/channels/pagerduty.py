@@ -51,9 +51,9 @@ from services.relay.text import (
     format_remark,
     format_summary,
     is_resolved,
+    limit_labels,
     list_alerts,
     select_contacts,
-    sort_labels,
     truncate,
 )
 from shared.config.secret_file import SecretFile
@@ -236,18 +236,13 @@ def _build_details(alerts: Sequence[Alert]) -> dict[str, Any]:
             "state": format_period(alert),
             "summary": truncate(format_summary(alert), _MAX_TEXT),
             "description": truncate(format_description(alert), _MAX_TEXT),
-            "labels": _limit_labels(alert.labels),
+            "labels": dict(limit_labels(alert.labels, _MAX_LABELS, _MAX_LABEL)),
         }
         left -= len(encode_json(detail).encode()) + 1
         if left < 0:
             return {"listed": listed, "more": f"… and {len(alerts) - len(listed)} more"}
         listed.append(detail)
     return {"listed": listed}
-
-
-def _limit_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    pairs = list(sort_labels(labels))[:_MAX_LABELS]
-    return {truncate(key, _MAX_LABEL): truncate(value, _MAX_LABEL) for key, value in pairs}
 
 
 def _add_routing_key(key: str, event_json: str) -> str:

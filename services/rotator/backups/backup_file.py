@@ -90,7 +90,7 @@ async def write_backup(  # noqa: PLR0913  most by name
     *,
     rotation_id: str,
     kek: str,
-    data_key_versions: Collection[str],
+    needs: Collection[str],
     now: datetime,
     timeout: float,
 ) -> BackupSummary:
@@ -102,7 +102,7 @@ async def write_backup(  # noqa: PLR0913  most by name
         kms: wraps the file's key.
         kek: full name of that KMS key.
         rotation_id: for whose sake.
-        data_key_versions: versions of the KMS key that wrap the rows.
+        needs: versions of the KMS key that wrap the rows.
         now: aware.
         timeout: seconds of one call to KMS.
 
@@ -120,7 +120,7 @@ async def write_backup(  # noqa: PLR0913  most by name
         created_at=now,
         kek=kek,
         kek_version=wrapped.version,
-        needs=tuple(sorted(data_key_versions, key=get_version_sort_key)),
+        needs=tuple(sorted(needs, key=get_version_sort_key)),
         wrapped=base64.b64encode(wrapped.ciphertext).decode(),
     )
     try:

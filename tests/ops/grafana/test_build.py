@@ -9,9 +9,9 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from ops.grafana.build import DASHBOARD_FILE, UID, build_dashboard
+from ops.grafana.build import DASHBOARD_FILE, build_dashboard
 from services.exporter.metrics.collector import ExporterMetrics
-from shared.smoke.grafana import DASHBOARD_UID as SMOKED
+from shared.smoke.grafana import DASHBOARD_UID
 from tests.ops.grafana.dashboard import ANNOTATIONS, DASHBOARD, PANELS, VARIABLES
 from tests.ops.rules import ALERTS, PROMETHEUS, REFERENCE
 
@@ -39,9 +39,9 @@ def test_the_json_is_wholly_of_types_that_the_sdk_knows() -> None:
 
 
 def test_the_dashboard_is_where_messages_and_the_smoke_test_look_for_it() -> None:
-    assert DASHBOARD["uid"] == UID == SMOKED == "kms-crypto-health"
+    assert DASHBOARD["uid"] == DASHBOARD_UID == "kms-crypto-health"
     links = (PROMETHEUS.parent / "relay/relay.yml").read_text(encoding="utf-8")
-    assert f"/d/{UID}?var-env={{env}}&var-service={{service}}&from={{from_ms}}&to={{to_ms}}" in links
+    assert f"/d/{DASHBOARD_UID}?var-env={{env}}&var-service={{service}}&from={{from_ms}}&to={{to_ms}}" in links
 
 
 def test_env_and_service_may_be_one_or_several_or_all_and_are_all_at_the_start() -> None:

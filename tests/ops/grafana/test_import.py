@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ops.grafana.build import UID
 from ops.grafana.variables import LINK_ADDRESSES
+from shared.smoke.grafana import DASHBOARD_UID
 from tests.ops.rules import REFERENCE, ROOT
 
 
@@ -27,7 +27,7 @@ async def test_the_documented_commands_set_the_addresses_and_import_the_dashboar
         assert request.headers["Authorization"] == "Bearer a-token"
         assert request.content_type == "application/json"
         posted.append(await request.json())
-        return web.json_response({"status": "success", "uid": UID})
+        return web.json_response({"status": "success", "uid": DASHBOARD_UID})
 
     app = web.Application(client_max_size=1 << 20)
     app.router.add_post("/api/dashboards/db", post)
@@ -48,12 +48,12 @@ async def test_the_documented_commands_set_the_addresses_and_import_the_dashboar
     output, _ = await asyncio.wait_for(typed.communicate(), 30)
     await runner.cleanup()
     assert typed.returncode == 0, output.decode()
-    assert json.loads(output)["uid"] == UID
+    assert json.loads(output)["uid"] == DASHBOARD_UID
 
     (imported,) = posted
     assert imported.keys() == {"overwrite", "dashboard"}
     assert imported["overwrite"] is True
-    assert imported["dashboard"]["uid"] == UID
+    assert imported["dashboard"]["uid"] == DASHBOARD_UID
     assert "id" not in imported["dashboard"], "Grafana would look for a dashboard of that number"
     told = {variable["name"]: variable["query"] for variable in imported["dashboard"]["templating"]["list"]}
     assert all(told[name] != address and "example.org" in told[name] for name, address in LINK_ADDRESSES.items())

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from ops.grafana.build import UID
 from shared.kms.reason import Reason
+from shared.smoke.grafana import DASHBOARD_UID
 from tests.ops.grafana.dashboard import DASHBOARD, PANELS, VARIABLES, urls
 from tests.ops.rules import ALERTS, RUNBOOK
 
@@ -28,7 +28,7 @@ def test_every_link_begins_with_a_constant_of_the_dashboard_or_leads_to_itself()
     beginnings = {re.match(r"\$\{(\w+):raw\}|/d/[\w-]+", url) for url in urls(DASHBOARD)}
     assert None not in beginnings
     constants = {name for name, variable in VARIABLES.items() if variable["type"] == "constant"}
-    assert {found[1] or found[0] for found in beginnings if found} == constants | {f"/d/{UID}"}
+    assert {found[1] or found[0] for found in beginnings if found} == constants | {f"/d/{DASHBOARD_UID}"}
 
 
 def test_every_section_of_the_runbook_to_which_a_link_leads_exists() -> None:
@@ -55,7 +55,7 @@ def test_a_service_leads_to_its_health_on_the_board_and_to_what_else_is_known_of
     (links,) = of_column("Services", "service")
     assert [link["url"] for link in links["value"]] == [
         "${board:raw}?q=${__data.fields.service:percentencode}",
-        f"/d/{UID}?var-env=${{__data.fields.env:percentencode}}&var-service=${{__data.fields.service:percentencode}}",
+        f"/d/{DASHBOARD_UID}?var-env=${{__data.fields.env:percentencode}}&var-service=${{__data.fields.service:percentencode}}",
         "${prometheus:raw}/alerts",
         "${runbook:raw}#what-to-look-at-first",
     ]

@@ -1,6 +1,7 @@
 """The API of the page: the state, the live stream, the providers' faults, and who may call it."""
 
 import asyncio
+import json
 
 import aiohttp
 import pytest
@@ -39,7 +40,11 @@ async def test_a_routing_key_is_not_part_of_the_state(http: aiohttp.ClientSessio
     async with http.post("/pagerduty/v2/enqueue", json=event) as answer:
         assert answer.status == 202
     async with http.get("/api/state") as answer:
-        assert "0" * 32 not in await answer.text()
+        assert answer.status == 200
+        text = await answer.text()
+    assert "0" * 32 not in text
+    (incident,) = json.loads(text)["pagerduty"]["incidents"]
+    assert [entry["event_action"] for entry in incident["log"]] == ["trigger"]
 
 
 async def test_the_live_stream_tells_of_each_change(

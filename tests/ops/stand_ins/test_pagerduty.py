@@ -42,7 +42,7 @@ async def test_triggers_of_one_dedup_key_are_one_incident(http: aiohttp.ClientSe
     await send(http, with_payload(summary="still down"))
     (incident,) = stand_ins.pagerduty.incidents
     assert incident.summary == "ledger is down"
-    assert [entry["summary"] for entry in incident.history] == ["ledger is down", "still down"]
+    assert [entry["summary"] for entry in incident.log] == ["ledger is down", "still down"]
 
 
 async def test_an_incident_is_acknowledged_and_resolved(http: aiohttp.ClientSession, stand_ins: StandIns) -> None:

@@ -53,7 +53,7 @@ def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typ
         f"{made['delivered']}: there is nothing to try again: it was delivered",
         "unknown: no such delivery",
         f"{made['sending']}: there is nothing to try again: it is being sent",
-        f"{made['superseded']}: there is nothing to try again: another delivery tells it instead",
+        f"{made['superseded']}: there is nothing to try again: another delivery supersedes it",
         f"{made['gone']}: its channel, gone, is not configured any more",
     ]
 

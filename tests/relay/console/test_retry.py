@@ -66,7 +66,7 @@ async def test_what_is_over_or_unknown_cannot_be_tried_again(tmp_path: Path) -> 
         code, answer = await retry(client, f"{delivered['id']}/retry")
         assert (code, answer["error"]) == (409, "there is nothing to try again: it was delivered")
         code, answer = await retry(client, f"{dead}/retry")
-        assert (code, answer["error"]) == (409, "there is nothing to try again: another delivery tells it instead")
+        assert (code, answer["error"]) == (409, "there is nothing to try again: another delivery supersedes it")
         assert await retry(client, "unknown/retry") == (404, {"error": "no such delivery"})
 
 

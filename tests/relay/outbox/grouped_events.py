@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from services.relay.model import Alert, Event, Status, build_incident_id
-from tests.relay.outbox.ledger import Alerts
+from tests.relay.outbox.observations import AlertStatuses
 
 
 def group_id(group: str) -> str:
@@ -11,7 +11,7 @@ def group_id(group: str) -> str:
     return build_incident_id(event_of(group, {}))
 
 
-def event_of(group: str, alerts: Alerts) -> Event:
+def event_of(group: str, alerts: AlertStatuses) -> Event:
     begun = datetime(2026, 1, 1, tzinfo=UTC)
     status = Status.FIRING if Status.FIRING in alerts.values() else Status.RESOLVED
     return Event(

@@ -1,12 +1,12 @@
-"""A real outbox and those who use it: each act is done to it and noted in the ledger, and its answer is checked."""
+"""A real outbox and its users: each action changes it and is noted; the oracle judges what the outbox then holds."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol, TypeVar
 
-from sqlalchemy import Row, select
+from sqlalchemy import select
 
 from services.relay.delivery.links import LinkRules
 from services.relay.intake.deduplication import plan_event
@@ -20,17 +20,28 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState as KnownIncident
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import WAITING, State, deliveries, events
+from services.relay.outbox.tables import State, deliveries, events
 from shared.sql.database_url import DatabaseUrl
+from tests.relay.delivery_oracle.claims import check_claim
+from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
+from tests.relay.delivery_oracle.stored import check_late_send, check_stand_ins, check_stored
+from tests.relay.delivery_oracle.verdict import judge
 from tests.relay.outbox.actions import read_event
 from tests.relay.outbox.grouped_events import event_of, group_id
-from tests.relay.outbox.ledger import Alerts, Held, Known, Ledger, Rows, by_place, covers, superseded
+from tests.relay.outbox.observations import (
+    CHANNELS,
+    AlertStatuses,
+    Deliveries,
+    HeldClaim,
+    Observations,
+    count_superseded,
+)
 from tests.relay.outbox.outcomes import ENDINGS, FALLBACK, PAUSES, UNSURE
 
 LEASE: Final = 20.0
 WINDOW: Final = 60.0
 RATES: Final = {"slack": None, "mail": 1.0, "log": None}
-MERGING: Final = frozenset({"slack", "mail"})
+MERGING: Final = frozenset(name for name, channel in CHANNELS.items() if channel.merges)
 DAY: Final = 86_400.0
 LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
@@ -38,6 +49,11 @@ ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
 NO_LINKS: Final = LinkRules(None, None, ())
 T = TypeVar("T")
+
+
+def check(violations: Iterable[str]) -> None:
+    found = list(violations)
+    assert not found, "\n".join(found)
 
 
 class Clock(Protocol):
@@ -50,7 +66,7 @@ class Clock(Protocol):
         ...
 
 
-class World:
+class SimulatedOutbox:
     """One outbox.
 
     Args:
@@ -61,16 +77,21 @@ class World:
     def __init__(self, database: DatabaseUrl, clock: Clock) -> None:
         self.database, self.clock = database, clock
         self.elapsed = 0.0
-        self.ledger = Ledger(MERGING)
-        self.held: list[Held] = []
-        self.latest: dict[str, tuple[Alerts, float]] = {}
+        self.observed = Observations()
+        self.held: list[HeldClaim] = []
+        self.latest: dict[str, tuple[AlertStatuses, float]] = {}
         """The last webhook of each group, and when it was accepted."""
-        self.earlier: dict[str, list[tuple[Alerts, float]]] = {}
+        self.earlier: dict[str, list[tuple[AlertStatuses, float]]] = {}
         """Those before it."""
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self.open()
-        self.rows: Rows = {}
+        self.rows: Deliveries = {}
+        self.due_at: dict[str, float] = {}
+
+    @property
+    def events(self) -> list[Event]:
+        return list(self.observed.events.values())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
@@ -91,8 +112,9 @@ class World:
         """Reads the deliveries, and checks them."""
         everything = select(deliveries)
         found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
-        self.rows = {row.id: row for row in found}
-        self.ledger.agree(self.rows)
+        self.rows = {row.id: read_delivery(row, key=row.id) for row in sorted(found, key=lambda row: row.seq)}
+        self.due_at = {row.id: row.due_at for row in found}
+        check(check_stored(self.events, list(self.rows.values()), CHANNELS))
         counted = Counter((row.channel, row.state) for row in found if row.state in tables.UNSETTLED)
         assert {
             (one.channel, one.state): one.count for one in self.run(self.store.read(queries.count_deliveries))
@@ -102,7 +124,7 @@ class World:
         self.elapsed += seconds
         self.clock.move(seconds)
 
-    def accept(self, webhooks: Sequence[tuple[str, Alerts, list[str]]]) -> None:
+    def accept(self, webhooks: Sequence[tuple[str, AlertStatuses, list[str]]]) -> None:
         """Several at once are committed together."""
         before = self.rows
         planned: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
@@ -121,18 +143,18 @@ class World:
             if plans[-1] is not None:
                 assert set(one.channels) >= set(routed)
                 seq, incident = seqs[one.event_id], group_id(group)
-                assert seq > self.ledger.current(incident), "not in the order of acceptance"
-                self.ledger.events[seq] = Known(seq, incident, alerts, plans[-1].episode, one.channels)
+                assert seq > self.observed.latest_seq(incident), "not in the order of acceptance"
+                self.observed.accept(seq, one.event_id, incident, alerts, one.channels, plans[-1].episode)
                 if group in self.latest:
                     self.earlier.setdefault(group, []).append(self.latest[group])
                 self.latest[group] = (alerts, self.clock())
         self.look()
-        assert superseded(before, self.rows) == Counter(
+        assert count_superseded(before, self.rows) == Counter(
             channel for one in accepted for channel in one.superseded_channels
         )
 
     async def _accept(
-        self, group: str, alerts: Alerts, routed: list[str], plans: list[DeliveryPlan | None]
+        self, group: str, alerts: AlertStatuses, routed: list[str], plans: list[DeliveryPlan | None]
     ) -> AcceptResult:
         event = event_of(group, alerts)
 
@@ -155,9 +177,9 @@ class World:
             self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
         )
 
-    def _is_repeat(self, group: str, alerts: Alerts, rows: Rows) -> bool:
+    def _is_repeat(self, group: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
         told, at = self.latest.get(group, ({}, 0.0))
-        seq = self.ledger.current(group_id(group))
+        seq = self.observed.latest_seq(group_id(group))
         dead = any(row.event_seq == seq and row.state == State.DEAD for row in rows.values())
         repeated = told == alerts and abs(self.clock() - at) < WINDOW
         earlier = self.earlier.get(group, [])[-8:]
@@ -179,19 +201,28 @@ class World:
         self.look()
         assert len(taken.tasks) <= limit
         for each in taken.tasks:
-            held = Held(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
-            before = self.ledger.live.get(held.place)
-            assert before is None or before.exclusive_until <= self.elapsed + ROUNDED, "two hold the same"
-            self.ledger.claimed(each, self.rows)
-            told = self.run(read_event(self.store, each))
-            assert {alert.fingerprint: alert.status for alert in told.alerts} == self.ledger.folded(each)
-            self.ledger.live[held.place] = held
+            held = HeldClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
+            before = self.observed.live.get(held.place)
+            check(
+                check_claim(
+                    each,
+                    self.events,
+                    list(self.rows.values()),
+                    self.observed.messages,
+                    merges=CHANNELS[channel].merges,
+                    progress=self.observed.progress.get(each.delivery_id),
+                    is_leased_elsewhere=before is not None and before.exclusive_until > self.elapsed + ROUNDED,
+                )
+            )
+            event = self.run(read_event(self.store, each))
+            assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
+            self.observed.live[held.place] = held
             self.held.append(held)
-        if not taken.tasks and any(row.channel == channel and row.finished_at is None for row in self.rows.values()):
+        if not taken.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
             assert taken.retry_in is not None, "nobody would look again"
         return taken
 
-    def record(self, ending: Sequence[Held], how: AttemptOutcome) -> None:
+    def record(self, ending: Sequence[HeldClaim], how: AttemptOutcome) -> None:
         """Several at once are committed together."""
         before = self.rows
 
@@ -200,15 +231,15 @@ class World:
 
         recorded = self.run(together())
         self.look()
-        assert superseded(before, self.rows) == Counter(
+        assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels
         )
         gates = {gate.name: gate for gate in self.run(self.store.read(queries.read_channel_states))}
         for held, one in zip(ending, recorded, strict=True):
             self.held.remove(held)
-            assert one.lease_valid == (self.ledger.live.get(held.place) is held)
+            assert one.lease_valid == (self.observed.live.get(held.place) is held)
             if one.lease_valid:
-                del self.ledger.live[held.place]
+                del self.observed.live[held.place]
                 assert self.rows[held.claim.delivery_id].state == one.state
                 if how.channel_effect is ChannelEffect.REACHED:
                     assert not gates[held.claim.channel].failures
@@ -217,13 +248,9 @@ class World:
                     or how.channel_effect in UNSURE
                 )
             elif how.maybe_sent:
-                self._is_sent_once_more(held)
-
-    def _is_sent_once_more(self, held: Held) -> None:
-        waiting = [row for row in by_place(self.rows)[held.place] if row.state in WAITING]
-        assert waiting
-        assert waiting[-1].event_seq == self.ledger.current(held.claim.incident_id)
-        assert held.claim.channel == "log" or waiting[-1].first_event_seq <= held.claim.first_event_seq
+                events_sent = (held.claim.first_event_seq, held.claim.last_event_seq)
+                merges = CHANNELS[held.claim.channel].merges
+                check(check_late_send(held.place, events_sent, self.events, list(self.rows.values()), merges))
 
     def look_after(self, owner: str, give_up_after: float) -> None:
         before = self.rows
@@ -233,12 +260,12 @@ class World:
         ended = [(row.channel, row.state) for row in now_dead]
         dead = {each for each, row in before.items() if row.state == State.DEAD}
         waited = {each: row for each, row in self.rows.items() if each not in dead}
-        ended += [(channel, State.SUPERSEDED) for channel in superseded(before, waited).elements()]
+        ended += [(channel, State.SUPERSEDED) for channel in count_superseded(before, waited).elements()]
         assert Counter(looked.ended) == Counter(ended)
         for row in now_dead:
-            assert self._stands_in(row), "given up, and nobody else tells it"
-        for held in self.ledger.live.values():
-            if self.rows[held.claim.delivery_id].due_at <= self.clock() + ROUNDED:
+            self._check_stand_ins(row)
+        for held in self.observed.live.values():
+            if self.due_at[held.claim.delivery_id] <= self.clock() + ROUNDED:
                 held.exclusive_until = self.elapsed
 
     def refused(self) -> set[str]:
@@ -254,19 +281,14 @@ class World:
             merged += [merged_channel for merged_channel, _ in told.ended]
             more = told.has_more
         self.look()
-        assert superseded(before, self.rows) == Counter(merged)
-        assert all(
-            self._stands_in(row) for row in self.rows.values() if row.channel == channel and row.state in WAITING
-        )
+        assert count_superseded(before, self.rows) == Counter(merged)
+        for row in self.rows.values():
+            if row.channel == channel and row.is_waiting:
+                self._check_stand_ins(row)
 
-    def _stands_in(self, row: Row[Any]) -> bool:
-        """Whether each channel that stands in tells every event of a delivery."""
-        events = [
-            event.seq for event in self.ledger.of(row.incident_id) if row.first_event_seq <= event.seq <= row.event_seq
-        ]
-        places = by_place(self.rows)
-        tell = {name: places.get((row.incident_id, name), []) for name in FALLBACK if name != row.channel}
-        return all(any(covers(other, seq) for other in of_place) for of_place in tell.values() for seq in events)
+    def _check_stand_ins(self, row: Delivery) -> None:
+        stand_ins = [name for name in FALLBACK if name != row.channel]
+        check(check_stand_ins(row, self.events, list(self.rows.values()), stand_ins))
 
     def drain(self) -> None:
         """A relay that does nothing wrong delivers what is left, and looks no sooner than it is told to."""
@@ -275,13 +297,13 @@ class World:
         for _ in range(200):
             taken = [self.claim(channel, "last", 32) for channel in sorted(RATES)]
             for held in self.held:
-                self.ledger.arrive(held)
+                self.observed.arrive(held)
             if self.held:
                 self.record(list(self.held), ENDINGS["delivered"])
                 continue
             waits = [one.retry_in for one in taken if one.retry_in is not None]
             if not waits:
-                self.ledger.settled(self.rows)
+                check(judge(self.observed.history(list(self.rows.values()))).violations)
                 return
             assert max(waits) <= LONGEST_WAIT
             self.wait(min(waits) + 0.001)

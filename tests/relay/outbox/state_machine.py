@@ -1,21 +1,22 @@
 """Does anything in any order to an outbox: what relays, their crashes, their clocks and their readers may do."""
 
 import sys
-from typing import Any, Final
+from typing import Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from sqlalchemy import Row
 
 from services.relay.model import Status
 from services.relay.outbox.breaker import commit_allow_trial
 from services.relay.outbox.lease import release_leases, save_progress
 from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import State
+from tests.relay.delivery_oracle.evidence import Delivery
+from tests.relay.delivery_oracle.stored import find_heir
 from tests.relay.outbox.grouped_events import group_id
-from tests.relay.outbox.ledger import Alerts, Held, told_by
+from tests.relay.outbox.observations import AlertStatuses, HeldClaim
 from tests.relay.outbox.outcomes import ENDINGS
-from tests.relay.outbox.simulated_outbox import DAY, LEASE, MERGING, RATES, World
+from tests.relay.outbox.simulated_outbox import DAY, LEASE, MERGING, RATES, SimulatedOutbox
 
 OTHER: Final = {"one": "two", "two": "one"}
 owners = st.sampled_from(sorted(OTHER))
@@ -30,19 +31,19 @@ webhooks = st.tuples(
 endings = st.sampled_from(sorted(ENDINGS))
 
 
-class Machine(RuleBasedStateMachine):
+class OutboxMachine(RuleBasedStateMachine):
     """One history of an outbox.
 
     Args:
         world: it, and those who use it.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedOutbox) -> None:
         super().__init__()
         self.world = world
 
     @rule(webhooks=st.lists(webhooks, min_size=1, max_size=3))
-    def accept(self, webhooks: list[tuple[str, Alerts, list[str]]]) -> None:
+    def accept(self, webhooks: list[tuple[str, AlertStatuses, list[str]]]) -> None:
         self.world.accept(webhooks)
 
     @precondition(lambda self: self.world.latest)
@@ -92,7 +93,7 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.held)
     @rule(place=places, alerts=groups, twin=st.booleans(), told=st.booleans())
-    def reject(self, place: int, alerts: Alerts, twin: bool, told: bool) -> None:
+    def reject(self, place: int, alerts: AlertStatuses, twin: bool, told: bool) -> None:
         """A message is given up; its incident goes on, and a person sends it again."""
         held = self._held(place)
         self._end(held, "rejected")
@@ -127,8 +128,8 @@ class Machine(RuleBasedStateMachine):
     def give_back(self, owner: str) -> None:
         world = self.world
         world.run(release_leases(world.store, owner))
-        for place in [place for place, held in world.ledger.live.items() if held.owner == owner]:
-            del world.ledger.live[place]
+        for place in [place for place, held in world.observed.live.items() if held.owner == owner]:
+            del world.observed.live[place]
         self.crash(owner)
         world.look()
 
@@ -139,19 +140,26 @@ class Machine(RuleBasedStateMachine):
         if rows:
             self._again(rows[-1 - place % len(rows)])
 
-    def _again(self, row: Row[Any]) -> None:
+    def _again(self, row: Delivery) -> None:
         world = self.world
+        world.observed.requeued.add(row.id)
         assert world.run(requeue(world.store, row.id)) == row.state
         world.look()
         if row.state == State.DEAD and row.channel in MERGING:
-            assert told_by(world.rows, world.rows[row.id]).event_seq == world.ledger.current(row.incident_id)
+            assert self._heir(row.id).event_seq == world.observed.latest_seq(row.incident)
+
+    def _heir(self, delivery_id: str) -> Delivery:
+        heir = find_heir(self.world.rows[delivery_id], self.world.rows)
+        assert heir is not None
+        return heir
 
     @precondition(lambda self: any(row.state == State.DEAD for row in self.world.rows.values()))
     @rule(channel=channels, limit=st.integers(1, 3))
     def again_all(self, channel: str, limit: int) -> None:
         world = self.world
-        dead = sum(row.channel == channel and row.state == State.DEAD for row in world.rows.values())
-        assert world.run(requeue_dead(world.store, channel, limit)) == min(dead, limit)
+        dead = {row.id for row in world.rows.values() if row.channel == channel and row.state == State.DEAD}
+        world.observed.requeued |= dead
+        assert world.run(requeue_dead(world.store, channel, limit)) == min(len(dead), limit)
         world.look()
 
     @precondition(lambda self: self.open())
@@ -187,22 +195,22 @@ class Machine(RuleBasedStateMachine):
 
     def open(self) -> bool:
         """Whether something is still to be delivered."""
-        return any(row.finished_at is None for row in self.world.rows.values())
+        return any(row.is_unfinished for row in self.world.rows.values())
 
-    def _held(self, place: int) -> Held:
+    def _held(self, place: int) -> HeldClaim:
         return self.world.held[-1 - place % len(self.world.held)]
 
-    def _arrive(self, held: Held) -> None:
+    def _arrive(self, held: HeldClaim) -> None:
         if self.world.elapsed < held.until:
-            self.world.ledger.arrive(held)
+            self.world.observed.arrive(held)
 
-    def _keep(self, held: Held, done: str) -> None:
+    def _keep(self, held: HeldClaim, done: str) -> None:
         kept = self.world.run(save_progress(self.world.store, held.claim, {"done": done}))
-        assert kept == (self.world.ledger.live.get(held.place) is held)
+        assert kept == (self.world.observed.live.get(held.place) is held)
         if kept:
-            self.world.ledger.kept[held.claim.delivery_id] = done
+            self.world.observed.progress[held.claim.delivery_id] = done
 
-    def _end(self, held: Held, how: str) -> None:
+    def _end(self, held: HeldClaim, how: str) -> None:
         if how == "delivered":
             self._arrive(held)
         if held.arrived:

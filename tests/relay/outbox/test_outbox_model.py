@@ -19,8 +19,8 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests import quick
 from tests.long import LONG
-from tests.relay.outbox.simulated_outbox import World
-from tests.relay.outbox.state_machine import Machine
+from tests.relay.outbox.simulated_outbox import SimulatedOutbox
+from tests.relay.outbox.state_machine import OutboxMachine
 from tests.relay.outbox.tables import opened, up
 
 START = 1_800_000_000.0
@@ -71,7 +71,7 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
-def check(machine: type[Machine], examples: int) -> None:
+def check(machine: type[OutboxMachine], examples: int) -> None:
     some = settings(max_examples=examples * LONGER, stateful_step_count=40, suppress_health_check=SLOW)
     run_state_machine_as_test(machine, settings=some)
 
@@ -81,11 +81,11 @@ def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
     with opened(database_url.create_sqlite_url(empty)) as engine:
         up(engine)
 
-    class InSqlite(Machine):
+    class InSqlite(OutboxMachine):
         def __init__(self) -> None:
             file = folder / f"{next(number)}.db"
             shutil.copyfile(empty, file)
-            super().__init__(World(database_url.create_sqlite_url(file), FileClock()))
+            super().__init__(SimulatedOutbox(database_url.create_sqlite_url(file), FileClock()))
 
     check(InSqlite, 25)
 
@@ -95,9 +95,9 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
         up(engine)
         clock = ServerClock(engine)
 
-        class InPostgresql(Machine):
+        class InPostgresql(OutboxMachine):
             def __init__(self) -> None:
                 clock.start_again()
-                super().__init__(World(postgres_database, clock))
+                super().__init__(SimulatedOutbox(postgres_database, clock))
 
         check(InPostgresql, 10)

@@ -39,7 +39,7 @@ async def written(session: Session, rotation_id: str = "one") -> tuple[Path, Bac
         session.kms,
         rotation_id=rotation_id,
         kek=KEY,
-        data_key_versions={"1"},
+        needs={"1"},
         now=session.now_utc,
         timeout=5,
     )

@@ -138,10 +138,8 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
 
     async with answering(starting) as url:
         (result,) = await check_alertmanager(url)
-    assert (
-        format_line(result)
-        == "✗ Alertmanager is ready: it is not ready (HTTP 503): still starting; wait until it has started, or see its log"
-    )
+    expected = "it is not ready (HTTP 503): still starting; wait until it has started, or see its log"
+    assert format_line(result) == f"✗ Alertmanager is ready: {expected}"
 
 
 @pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])

@@ -85,8 +85,7 @@ class _MailAlert:
 
 
 def _limit_labels(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    pairs = list(text.sort_labels(labels))[:_MAX_LABELS]
-    return [(text.truncate(key, _MAX_LABEL), text.truncate(value, _MAX_LABEL)) for key, value in pairs]
+    return text.limit_labels(labels, _MAX_LABELS, _MAX_LABEL)
 
 
 def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:

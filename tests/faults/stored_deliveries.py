@@ -1,4 +1,4 @@
-"""What stands in the outbox, read past the relay: a database comes in, its events and deliveries go out."""
+"""Reads the outbox without the relay: a database comes in, its events and deliveries go out."""
 
 import json
 from collections import Counter, defaultdict
@@ -9,23 +9,23 @@ from sqlalchemy import Row, create_engine, select
 
 from services.relay.outbox import tables
 from shared.sql.database_url import DatabaseUrl
-from tests.faults import keys
-from tests.faults.evidence import Delivery, Event
-from tests.faults.incidents import told
-from tests.faults.relay import PLACES, SENDER
+from tests.faults import deduplication_keys
+from tests.faults.incidents import read_alerts, read_group
+from tests.faults.relay import CHANNELS, SENDER
+from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
 
 _UNANSWERED = ("timeout", "connection", "internal")
 """How an attempt ended whose message may have arrived."""
 
 
-class Ledger(NamedTuple):
+class StoredDeliveries(NamedTuple):
     """Both in the order of their seq."""
 
     events: list[Event]
     deliveries: list[Delivery]
 
 
-def read(database: DatabaseUrl) -> Ledger:
+def read_outbox(database: DatabaseUrl) -> StoredDeliveries:
     """Everything. For a thread."""
     engine = create_engine(database)
     try:
@@ -40,11 +40,11 @@ def read(database: DatabaseUrl) -> Ledger:
         ended[attempt.delivery_seq].append(attempt.reason)
     group_keys = {row.incident_id: json.loads(row.body)["groupKey"] for row in events}
     inherited = _inherited(deliveries)
-    return Ledger(
+    return StoredDeliveries(
         [
-            Event(row.seq, row.id, row.incident_id, min(alert.group for alert, _ in alerts), alerts)
+            Event(row.seq, row.id, row.incident_id, read_group(alerts), alerts, tuple(CHANNELS))
             for row in events
-            if (alerts := told(row.event.decode()))
+            if (alerts := read_alerts(row.event.decode()))
         ],
         [
             _delivery(row, group_keys[row.incident_id], ended[row.seq], row.attempts - inherited[row.id])
@@ -63,29 +63,23 @@ def _inherited(deliveries: Sequence[Row[Any]]) -> Counter[str]:
 
 
 def _delivery(row: Row[Any], group_key: str, ended: Sequence[str], claims: int) -> Delivery:
-    return Delivery(
-        id=row.id,
-        event_seq=row.event_seq,
-        first_event_seq=row.first_event_seq,
-        incident=row.incident_id,
-        channel=row.channel,
-        state=row.state,
+    return read_delivery(
+        row,
         key=_key(row, group_key),
-        superseded_by=row.superseded_by,
-        taken=ended.count("ok"),
-        doubts=claims - len(ended) + sum(reason in _UNANSWERED for reason in ended),
+        receipts=ended.count("ok"),
+        unknown_outcomes=claims - len(ended) + sum(reason in _UNANSWERED for reason in ended),
     )
 
 
 def _key(row: Row[Any], group_key: str) -> str:
     if row.channel == "pagerduty":
-        return keys.dedup_key(group_key)
+        return deduplication_keys.dedup_key(group_key)
     if row.channel == "email":
-        return keys.message_id(row.id, PLACES["email"], SENDER.partition("@")[2])
+        return deduplication_keys.message_id(row.id, CHANNELS["email"].readers, SENDER.partition("@")[2])
     return str(row.id)
 
 
-def unfinished(database: DatabaseUrl) -> Counter[str]:
+def count_unfinished(database: DatabaseUrl) -> Counter[str]:
     """How many deliveries are still to be made, by channel. For a thread."""
     of = tables.deliveries.c
     engine = create_engine(database)

@@ -2,10 +2,21 @@
 
 from dataclasses import replace
 
-from tests.faults import keys
-from tests.faults.evidence import Delivery, Said
-from tests.faults.test_verdict import ANEW, DELIVERIES, ENDS, EVENTS, FIRES, delivery, judged, pages, slack
-from tests.faults.verdict import Verdict, judge
+from tests.faults import deduplication_keys
+from tests.relay.delivery_oracle.evidence import Delivery, Message
+from tests.relay.delivery_oracle.test_verdict import (
+    ANEW,
+    DELIVERIES,
+    ENDS,
+    EVENTS,
+    FIRES,
+    delivery,
+    judge_history,
+    judged,
+    pages,
+    slack,
+)
+from tests.relay.delivery_oracle.verdict import Verdict
 
 PAGES = [delivery(seq, channel="pagerduty") for seq in (1, 2, 3)]
 MAILS = [delivery(seq, channel="email") for seq in (1, 2, 3)]
@@ -13,18 +24,18 @@ TWICE = slack(FIRES, ENDS, ENDS, ANEW)
 
 
 def mailed(*keys: str) -> Verdict:
-    said = [Said("email", "email", key, 1, what) for key, what in zip(keys, (FIRES, ENDS, ENDS, ANEW), strict=True)]
+    said = [Message("email", "email", key, 1, what) for key, what in zip(keys, (FIRES, ENDS, ENDS, ANEW), strict=True)]
     return judged(MAILS, said)
 
 
 def doubted(doubts: int) -> list[Delivery]:
-    return [replace(each, doubts=doubts) for each in DELIVERIES]
+    return [replace(each, unknown_outcomes=doubts) for each in DELIVERIES]
 
 
 def test_the_keys_are_those_that_were_promised() -> None:
-    key = keys.dedup_key('{}:{alertname="X"}')
+    key = deduplication_keys.dedup_key('{}:{alertname="X"}')
     assert key == "25fb0bff77cf7f8850f1cb3aeea9e63be0fbd3e78a8c0ef038392ade26e7d3a6"
-    found = keys.message_id("d1", ["b@example.org", "a@example.org"], "example.org")
+    found = deduplication_keys.message_id("d1", ["b@example.org", "a@example.org"], "example.org")
     assert found == "<98b955e6242b0f4b082c8bc8be77f4a13525dada@example.org>"
 
 
@@ -47,7 +58,7 @@ def test_a_page_that_tells_and_ends_at_once_is_a_duplicate_the_second_time() -> 
 def test_a_page_that_is_opened_by_a_webhook_accepted_again_is_none() -> None:
     events = [*EVENTS[:2], replace(EVENTS[0], seq=3, id="e3")]
     said = pages(("trigger", FIRES), ("resolve", ENDS), ("trigger", FIRES))
-    verdict = judge([], events, PAGES, said, {"pagerduty": ["pagerduty"]})
+    verdict = judge_history(events, PAGES, said, ("pagerduty",))
     assert (verdict.violations, verdict.late, +verdict.duplicates) == ([], [], {})
 
 
@@ -85,7 +96,7 @@ def test_one_that_does_not_say_so_needs_a_lost_lease() -> None:
 
 
 def test_a_delivery_with_two_receipts_is_found() -> None:
-    deliveries = [replace(DELIVERIES[0], taken=2), *DELIVERIES[1:]]
+    deliveries = [replace(DELIVERIES[0], receipts=2), *DELIVERIES[1:]]
     assert judged(deliveries).violations == ["delivery d1 has 2 receipts"]
 
 

@@ -1,7 +1,7 @@
-"""`python -m tests.faults.replica CONFIG CLOCK [STOP]`: a relay with something odd about it.
+"""`python -m tests.faults.faulty_replica CONFIG CLOCK [STOP]`: a relay with a wrong clock and a process that stops.
 
-Its machine's clock is ahead by the seconds in the file CLOCK; its sending process stops at the file STOP, as `stopping`
-says.
+Its machine's clock is ahead by the seconds in the file CLOCK; its sending process stops at the file STOP, as
+`stopping_channel` says.
 """
 
 import sys
@@ -16,13 +16,13 @@ from shared.process import logs
 from shared.process.command_line import load_settings_or_exit, run_until_done_or_exit
 from shared.process.runner import serve_until_stopped
 from shared.process.shutdown import run_until_stop_signal
-from tests.faults.stopping import Stopping
+from tests.faults.stopping_channel import Stopping
 
 
 async def serve(settings: RelaySettings, ahead: Path, *stop: Path) -> None:
     channels = {name: _stopping(channel, *stop) for name, channel in settings.channels.items()}
-    odd = settings.model_copy(update={"channels": channels})
-    async with run_relay(odd, clock=lambda: time.time() + float(ahead.read_text())) as app:
+    faulty = settings.model_copy(update={"channels": channels})
+    async with run_relay(faulty, clock=lambda: time.time() + float(ahead.read_text())) as app:
         await serve_until_stopped(app, settings.listen, app.state.stop)
 
 

@@ -1,4 +1,4 @@
-"""What the stand-ins hold, as the judge reads it; and what goes wrong there, at random."""
+"""Reads what the stand-ins received, for the oracle, and breaks them at random."""
 
 import asyncio
 import json
@@ -8,9 +8,9 @@ from random import Random
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import Fault, Faults
-from tests.faults.evidence import Said
-from tests.faults.incidents import told
-from tests.faults.relay import PLACES
+from tests.faults.incidents import read_alerts, read_group
+from tests.faults.relay import CHANNELS
+from tests.relay.delivery_oracle.evidence import Message
 
 KEPT = 500
 """Of which kind of message the stand-ins forget the oldest."""
@@ -34,8 +34,8 @@ PASSING = (
     {"provider": "smtp", "kind": "hang", "seconds": 1.5},
     {"provider": "smtp", "kind": "lost_answer"},
     {"provider": "smtp", "kind": "lost_answer", "seconds": 1.5},
-    {"provider": "smtp", "kind": "refuse_recipient", "recipient": PLACES["email"][0], "status": 450},
-    {"provider": "smtp", "kind": "refuse_recipient", "recipient": PLACES["email"][1], "status": 450},
+    {"provider": "smtp", "kind": "refuse_recipient", "recipient": CHANNELS["email"].readers[0], "status": 450},
+    {"provider": "smtp", "kind": "refuse_recipient", "recipient": CHANNELS["email"].readers[1], "status": 450},
 )
 """After these the same message may be sent again."""
 DEADLY = (
@@ -63,7 +63,7 @@ async def disturb(faults: Faults, random: Random, *, every: float = 0.3) -> None
             faults.add(Fault.model_validate({**fault, "count": random.randint(1, 4)}))
 
 
-def said(providers: StandIns) -> list[Said]:
+def read_messages(providers: StandIns) -> list[Message]:
     """Every message that arrived, those of each reader in the order of their arrival."""
     found = [*_posts(providers), *_mails(providers), *_pages(providers)]
     forgotten = [reader for reader in (providers.mailbox.mails, providers.pagerduty.events) if len(reader) == KEPT]
@@ -71,31 +71,31 @@ def said(providers: StandIns) -> list[Said]:
     return found
 
 
-def _posts(providers: StandIns) -> Iterator[Said]:
+def _posts(providers: StandIns) -> Iterator[Message]:
     for name, channel in providers.slack.channels.items():
         assert len(channel.messages) < KEPT, "the stand-in has forgotten the first messages; play less"
         for post in channel.messages:
             key = (post.metadata or {}).get("event_payload", {}).get("delivery_id", "")
             text = post.text + json.dumps(post.blocks)
-            yield replace(_said(_channel(name), name, key, text), says_repeat=MAY_BE_A_REPEAT in text)
+            yield replace(_message(_channel(name), name, key, text), says_repeat=MAY_BE_A_REPEAT in text)
 
 
-def _mails(providers: StandIns) -> Iterator[Said]:
+def _mails(providers: StandIns) -> Iterator[Message]:
     for mail in providers.mailbox.mails:
         for recipient in mail.to:
-            yield _said(_channel(recipient), recipient, mail.message_id, mail.text)
+            yield _message(_channel(recipient), recipient, mail.message_id, mail.text)
 
 
-def _pages(providers: StandIns) -> Iterator[Said]:
+def _pages(providers: StandIns) -> Iterator[Message]:
     for event in providers.pagerduty.events:
         text = json.dumps(event["payload"])
-        yield _said("pagerduty", "pagerduty", event["dedup_key"], text, event["event_action"])
+        yield _message("pagerduty", "pagerduty", event["dedup_key"], text, event["event_action"])
 
 
-def _said(channel: str, place: str, key: str, text: str, action: str = "") -> Said:
-    alerts = told(text)
-    return Said(channel, place, key, min((alert.group for alert, _ in alerts), default=0), alerts, action)
+def _message(channel: str, place: str, key: str, text: str, action: str = "") -> Message:
+    alerts = read_alerts(text)
+    return Message(channel, place, key, read_group(alerts), alerts, action)
 
 
 def _channel(place: str) -> str:
-    return next((channel for channel, places in PLACES.items() if place in places), place)
+    return next((channel for channel, traits in CHANNELS.items() if place in traits.readers), place)

@@ -1,0 +1,125 @@
+"""What an observer of the outbox notes: what was accepted, who holds which claim, and what arrived."""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.relay.model import DeliveryTask, Status
+from tests.relay.delivery_oracle.evidence import (
+    Alerts,
+    AlertState,
+    Channel,
+    Delivery,
+    Event,
+    History,
+    Message,
+    Place,
+    merge_alerts,
+)
+
+AlertStatuses = dict[str, Status]
+"""Of a webhook's alerts, by name."""
+Deliveries = Mapping[str, Delivery]
+"""By their id, in the order of their seq."""
+CHANNELS: Final = {
+    "slack": Channel(("slack",)),
+    "mail": Channel(("mail",)),
+    "log": Channel(("log",), merges=False),
+}
+
+
+@dataclass
+class HeldClaim:
+    """A claim and who has it."""
+
+    claim: DeliveryTask
+    owner: str
+    until: float
+    """When its holder stops, by a clock that nobody sets."""
+    exclusive_until: float
+    """Until when nobody else may get it, by the same clock; earlier only where the outbox ended all leases."""
+    arrived: bool = False
+
+    @property
+    def place(self) -> Place:
+        return self.claim.incident_id, self.claim.channel
+
+
+@dataclass
+class Observations:
+    events: dict[int, Event] = field(default_factory=dict)
+    live: dict[Place, HeldClaim] = field(default_factory=dict)
+    """The latest claim of each place, where it was not ended."""
+    messages: list[Message] = field(default_factory=list)
+    sent_after_lease: int = 0
+    """How many messages arrived from a claim that was no longer the latest of its place."""
+    progress: dict[str, str] = field(default_factory=dict)
+    """Of each delivery."""
+    requeued: set[str] = field(default_factory=set)
+
+    def accept(
+        self,
+        seq: int,
+        event_id: str,
+        incident: str,
+        alerts: AlertStatuses,
+        channels: tuple[str, ...],
+        episode: int,
+    ) -> None:
+        states = frozenset((name, AlertState(seq, status.value)) for name, status in alerts.items())
+        self.events[seq] = Event(seq, event_id, incident, incident, states, channels, episode)
+
+    def latest_seq(self, incident: str) -> int:
+        return max((event.seq for event in self.events.values() if event.incident == incident), default=0)
+
+    def alerts_of(self, claim: DeliveryTask) -> Alerts:
+        """Every alert of the events that it delivers, in its last state."""
+        return merge_alerts(
+            [
+                event
+                for event in self.events.values()
+                if event.incident == claim.incident_id and claim.first_event_seq <= event.seq <= claim.last_event_seq
+            ]
+        )
+
+    def statuses_of(self, claim: DeliveryTask) -> dict[Hashable, str]:
+        return {alert: what.state for alert, what in self.alerts_of(claim)}
+
+    def arrive(self, held: HeldClaim) -> None:
+        if held.arrived:
+            return
+        held.arrived = True
+        self.sent_after_lease += self.live.get(held.place) is not held
+        incident, channel = held.place
+        self.messages.append(
+            Message(
+                channel,
+                channel,
+                held.claim.delivery_id,
+                incident,
+                self.alerts_of(held.claim),
+                says_repeat=held.claim.maybe_sent,
+            )
+        )
+
+    def history(self, deliveries: Sequence[Delivery]) -> History:
+        events = list(self.events.values())
+        return History(
+            [event.id for event in events],
+            sorted(events, key=lambda event: event.seq),
+            deliveries,
+            self.messages,
+            CHANNELS,
+            self.sent_after_lease,
+            frozenset(self.requeued),
+        )
+
+
+def count_superseded(before: Deliveries, after: Deliveries) -> Counter[str]:
+    """How many deliveries of each channel were merged away between the two."""
+    return Counter(
+        row.channel
+        for row in after.values()
+        if row.state == "superseded" and (row.id not in before or before[row.id].state != "superseded")
+    )
