@@ -167,6 +167,52 @@ def test_a_late_message_that_is_never_put_right_is_a_violation_too() -> None:
     assert judged(said=slack(FIRES, ENDS, ANEW, FIRES)).violations != []
 
 
+def test_a_late_message_that_a_person_asked_for_is_none() -> None:
+    mails = [delivery(1, channel="email"), delivery(2, "dead", channel="email")]
+    said = [Message("email", "email", key, 1, what) for key, what in (("d2", ENDS), ("d1", FIRES))]
+    events = [replace(event, channels=("email",)) for event in EVENTS[:2]]
+    history = History((), events, mails, said, {"email": CHANNELS["email"]})
+    assert judge(history).violations == ["1 messages came late, but 0 leases were lost"]
+    assert judge(replace(history, requeued=frozenset({"d1"}))).violations == []
+
+
+def test_a_channel_that_does_not_merge_may_send_an_old_event_again() -> None:
+    logged = [delivery(seq, channel="log") for seq in (1, 2, 3)]
+    said = [Message("log", "log", key, 1, what) for key, what in (("d1", FIRES), ("d2", ENDS), ("d3", ANEW))]
+    events = [replace(event, channels=("log",)) for event in EVENTS]
+    for merges, violations in ((False, 0), (True, 3)):
+        channels = {"log": Channel(("log",), merges=merges)}
+        verdict = judge(History((), events, logged, [*said, said[0]], channels))
+        assert len(verdict.violations) == violations
+    lost = judge(History((), events, logged, said[:2], {"log": Channel(("log",), merges=False)}))
+    assert "log: the last message of group 1 does not show its current state" in lost.violations
+
+
+def test_what_each_reader_of_a_channel_got_is_judged_by_itself() -> None:
+    mails = [delivery(seq, channel="email") for seq in (1, 2, 3)]
+    events = [replace(event, channels=("email",)) for event in EVENTS]
+    sent = [(f"d{seq}", what) for seq, what in enumerate((FIRES, ENDS, ANEW), start=1)]
+    said = [Message("email", reader, key, 1, what) for key, what in sent for reader in ("a", "b")]
+    channels = {"email": Channel(("a", "b"))}
+    assert judge(History((), events, mails, said, channels)).violations == []
+    found = judge(History((), events, mails, said[:-1], channels)).violations
+    assert "b: the last message of group 1 does not show its current state" in found
+    assert not any(violation.startswith("a:") for violation in found)
+
+
+def test_a_dead_correction_excuses_an_older_version_and_no_other_state() -> None:
+    older, newer = alerts("0 v1 firing"), alerts("0 v2 firing")
+    delivered = [replace(delivery(1), unknown_outcomes=1), delivery(2)]
+    correction = replace(delivery(2, "dead", first=1), id="again", seq=3, key="again")
+    events = [EVENTS[0], replace(EVENTS[1], alerts=newer)]
+    shown = slack(older, newer, older)
+    assert judge_history(events, [*delivered, correction], shown, ("slack",), lost=1).violations == []
+    assert judge_history(events, delivered, shown, ("slack",), lost=1).violations != []
+    ended = judge_history(EVENTS[:2], [*delivered, correction], slack(FIRES, ENDS, FIRES), ("slack",), lost=1)
+    assert len(ended.violations) == 1
+    assert "was shown last as [AlertState(version=1, state='firing')]" in ended.violations[0]
+
+
 def test_the_same_message_twice_is_late_for_nobody() -> None:
     assert judged(said=slack(FIRES, FIRES, ENDS, ANEW, ANEW)).late == []
 

@@ -17,7 +17,7 @@ from services.relay.outbox.breaker import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.incidents import IncidentState as KnownIncident
+from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State, deliveries, events
@@ -108,7 +108,7 @@ class SimulatedOutbox:
         self.close()
         self._runner.close()
 
-    def look(self) -> None:
+    def read_and_check(self) -> None:
         """Reads the deliveries, and checks them."""
         everything = select(deliveries)
         found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
@@ -148,7 +148,7 @@ class SimulatedOutbox:
                 if group in self.latest:
                     self.earlier.setdefault(group, []).append(self.latest[group])
                 self.latest[group] = (alerts, self.clock())
-        self.look()
+        self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in accepted for channel in one.superseded_channels
         )
@@ -158,7 +158,7 @@ class SimulatedOutbox:
     ) -> AcceptResult:
         event = event_of(group, alerts)
 
-        def decide(known: KnownIncident | None, now: float) -> DeliveryPlan | None:
+        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
             content = build_fingerprint(event)
             plans.append(
                 plan_event(
@@ -178,19 +178,19 @@ class SimulatedOutbox:
         )
 
     def _is_repeat(self, group: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
-        told, at = self.latest.get(group, ({}, 0.0))
+        latest, at = self.latest.get(group, ({}, 0.0))
         seq = self.observed.latest_seq(group_id(group))
         dead = any(row.event_seq == seq and row.state == State.DEAD for row in rows.values())
-        repeated = told == alerts and abs(self.clock() - at) < WINDOW
+        repeated = latest == alerts and abs(self.clock() - at) < WINDOW
         earlier = self.earlier.get(group, [])[-8:]
         ages = [abs(self.clock() - then) for before, then in earlier if alerts == before]
-        lacks = any(status is Status.FIRING and name not in alerts for name, status in told.items())
+        lacks = any(status is Status.FIRING and name not in alerts for name, status in latest.items())
         # One of seconds ago that lacks what fires since takes back no end either.
         older = min(ages, default=WINDOW) < 20 and lacks
         no_more = all(
-            told.get(name) is status
-            or (older and told.get(name) is Status.RESOLVED)
-            or (lacks and status is Status.RESOLVED and name not in told)
+            latest.get(name) is status
+            or (older and latest.get(name) is Status.RESOLVED)
+            or (lacks and status is Status.RESOLVED and name not in latest)
             for name, status in alerts.items()
         )
         late = min(ages, default=WINDOW) < WINDOW and no_more
@@ -198,7 +198,7 @@ class SimulatedOutbox:
 
     def claim(self, channel: str, owner: str, limit: int) -> ClaimResult:
         taken = self.run(claim_due(self.store, ClaimRequest(channel, limit, owner, LEASE, RATES[channel])))
-        self.look()
+        self.read_and_check()
         assert len(taken.tasks) <= limit
         for each in taken.tasks:
             held = HeldClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
@@ -219,7 +219,7 @@ class SimulatedOutbox:
             self.observed.live[held.place] = held
             self.held.append(held)
         if not taken.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
-            assert taken.retry_in is not None, "nobody would look again"
+            assert taken.retry_in is not None, "lost: no later claim is planned"
         return taken
 
     def record(self, ending: Sequence[HeldClaim], how: AttemptOutcome) -> None:
@@ -230,7 +230,7 @@ class SimulatedOutbox:
             return await asyncio.gather(*(record_outcome(self.store, held.claim, how, PAUSES) for held in ending))
 
         recorded = self.run(together())
-        self.look()
+        self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels
         )
@@ -252,35 +252,35 @@ class SimulatedOutbox:
                 merges = CHANNELS[held.claim.channel].merges
                 check(check_late_send(held.place, events_sent, self.events, list(self.rows.values()), merges))
 
-    def look_after(self, owner: str, give_up_after: float) -> None:
+    def sweep(self, owner: str, give_up_after: float) -> None:
         before = self.rows
-        looked = self.run(sweep(self.store, owner, give_up_after, FALLBACK))
-        self.look()
+        swept = self.run(sweep(self.store, owner, give_up_after, FALLBACK))
+        self.read_and_check()
         now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
         ended = [(row.channel, row.state) for row in now_dead]
         dead = {each for each, row in before.items() if row.state == State.DEAD}
         waited = {each: row for each, row in self.rows.items() if each not in dead}
         ended += [(channel, State.SUPERSEDED) for channel in count_superseded(before, waited).elements()]
-        assert Counter(looked.ended) == Counter(ended)
+        assert Counter(swept.ended) == Counter(ended)
         for row in now_dead:
             self._check_stand_ins(row)
         for held in self.observed.live.values():
             if self.due_at[held.claim.delivery_id] <= self.clock() + ROUNDED:
                 held.exclusive_until = self.elapsed
 
-    def refused(self) -> set[str]:
+    def find_refusing(self) -> set[str]:
         """The channels that refuse everything."""
         return {gate.name for gate in self.run(self.store.read(queries.read_channel_states)) if gate.is_down}
 
     def fall_back(self, channel: str) -> None:
-        """What its worker does while a channel refuses everything."""
+        """The worker of a channel that refuses everything moves its deliveries to the fallback channels."""
         before, more = self.rows, True
         merged: list[str] = []
         while more:
-            told = self.run(fall_back(self.store, channel, [name for name in FALLBACK if name != channel]))
-            merged += [merged_channel for merged_channel, _ in told.ended]
-            more = told.has_more
-        self.look()
+            moved = self.run(fall_back(self.store, channel, [name for name in FALLBACK if name != channel]))
+            merged += [merged_channel for merged_channel, _ in moved.ended]
+            more = moved.has_more
+        self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(merged)
         for row in self.rows.values():
             if row.channel == channel and row.is_waiting:
@@ -291,9 +291,9 @@ class SimulatedOutbox:
         check(check_stand_ins(row, self.events, list(self.rows.values()), stand_ins))
 
     def drain(self) -> None:
-        """A relay that does nothing wrong delivers what is left, and looks no sooner than it is told to."""
+        """A healthy relay delivers what is left, and claims no sooner than the outbox says."""
         self.held.clear()
-        self.look_after("last", 100 * DAY)
+        self.sweep("last", 100 * DAY)
         for _ in range(200):
             taken = [self.claim(channel, "last", 32) for channel in sorted(RATES)]
             for held in self.held:

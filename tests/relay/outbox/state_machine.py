@@ -1,4 +1,4 @@
-"""Does anything in any order to an outbox: what relays, their crashes, their clocks and their readers may do."""
+"""Changes an outbox in any order: everything that relays, their crashes, their clocks and people may do."""
 
 import sys
 from typing import Final
@@ -48,16 +48,16 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.latest)
     @rule()
-    def accept_a_twin(self) -> None:
-        """What the other Alertmanager of a pair sends."""
+    def accept_a_duplicate(self) -> None:
+        """The other Alertmanager of a pair sends the same."""
         group, (alerts, _) = max(self.world.latest.items(), key=lambda item: item[1][1])
         self.world.accept([(group, alerts, sorted(RATES))])
 
     @precondition(lambda self: self.open())
-    @rule(channel=channels, owner=owners, limit=st.integers(1, 3), patient=st.booleans())
-    def claim(self, channel: str, owner: str, limit: int, patient: bool) -> None:
+    @rule(channel=channels, owner=owners, limit=st.integers(1, 3), waits=st.booleans())
+    def claim(self, channel: str, owner: str, limit: int, waits: bool) -> None:
         taken = self.world.claim(channel, owner, limit)
-        if patient and not taken.tasks and taken.retry_in is not None:
+        if waits and not taken.tasks and taken.retry_in is not None:
             self.world.wait(taken.retry_in + 0.001)
             self.world.claim(channel, owner, limit)
 
@@ -72,10 +72,10 @@ class OutboxMachine(RuleBasedStateMachine):
     def end(self, place: int, how: str) -> None:
         self._end(self._held(place), how)
 
-    @precondition(lambda self: self.world.refused())
+    @precondition(lambda self: self.world.find_refusing())
     @rule()
     def fall_back(self) -> None:
-        for channel in sorted(self.world.refused()):
+        for channel in sorted(self.world.find_refusing()):
             self.world.fall_back(channel)
 
     @precondition(lambda self: self.world.held)
@@ -88,21 +88,21 @@ class OutboxMachine(RuleBasedStateMachine):
         for moment in (held.until - 1, held.until + 0.001):  # before it, the other one must not get it
             self.world.wait(max(moment - self.world.elapsed, 0.0))
             self.world.claim(held.claim.channel, OTHER[held.owner], 3)
-        self._keep(held, done)
+        self._save(held, done)
         self._end(held, how)
 
     @precondition(lambda self: self.world.held)
-    @rule(place=places, alerts=groups, twin=st.booleans(), told=st.booleans())
-    def reject(self, place: int, alerts: AlertStatuses, twin: bool, told: bool) -> None:
+    @rule(place=places, alerts=groups, duplicate=st.booleans(), delivered=st.booleans())
+    def reject(self, place: int, alerts: AlertStatuses, duplicate: bool, delivered: bool) -> None:
         """A message is given up; its incident goes on, and a person sends it again."""
         held = self._held(place)
         self._end(held, "rejected")
         group = next(name for name in self.world.latest if group_id(name) == held.claim.incident_id)
-        self.world.accept([(group, self.world.latest[group][0] if twin else alerts, sorted(RATES))])
-        if told:
+        self.world.accept([(group, self.world.latest[group][0] if duplicate else alerts, sorted(RATES))])
+        if delivered:
             self.world.claim(held.claim.channel, held.owner, 3)
             self.end_all(held.owner)
-        self._again(self.world.rows[held.claim.delivery_id])
+        self._requeue(self.world.rows[held.claim.delivery_id])
 
     @precondition(lambda self: self.world.held)
     @rule(owner=owners)
@@ -115,8 +115,8 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.held)
     @rule(place=places, done=st.sampled_from("xyz"))
-    def keep(self, place: int, done: str) -> None:
-        self._keep(self._held(place), done)
+    def save(self, place: int, done: str) -> None:
+        self._save(self._held(place), done)
 
     @precondition(lambda self: self.world.held)
     @rule(owner=owners)
@@ -125,26 +125,26 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.held)
     @rule(owner=owners)
-    def give_back(self, owner: str) -> None:
+    def release(self, owner: str) -> None:
         world = self.world
         world.run(release_leases(world.store, owner))
         for place in [place for place, held in world.observed.live.items() if held.owner == owner]:
             del world.observed.live[place]
         self.crash(owner)
-        world.look()
+        world.read_and_check()
 
     @precondition(lambda self: self.world.rows)
     @rule(place=places, dead=st.booleans())
-    def again(self, place: int, dead: bool) -> None:
+    def requeue_one(self, place: int, dead: bool) -> None:
         rows = [row for row in self.world.rows.values() if not dead or row.state == State.DEAD]
         if rows:
-            self._again(rows[-1 - place % len(rows)])
+            self._requeue(rows[-1 - place % len(rows)])
 
-    def _again(self, row: Delivery) -> None:
+    def _requeue(self, row: Delivery) -> None:
         world = self.world
         world.observed.requeued.add(row.id)
         assert world.run(requeue(world.store, row.id)) == row.state
-        world.look()
+        world.read_and_check()
         if row.state == State.DEAD and row.channel in MERGING:
             assert self._heir(row.id).event_seq == world.observed.latest_seq(row.incident)
 
@@ -155,36 +155,36 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(row.state == State.DEAD for row in self.world.rows.values()))
     @rule(channel=channels, limit=st.integers(1, 3))
-    def again_all(self, channel: str, limit: int) -> None:
+    def requeue_all(self, channel: str, limit: int) -> None:
         world = self.world
         dead = {row.id for row in world.rows.values() if row.channel == channel and row.state == State.DEAD}
         world.observed.requeued |= dead
         assert world.run(requeue_dead(world.store, channel, limit)) == min(len(dead), limit)
-        world.look()
+        world.read_and_check()
 
     @precondition(lambda self: self.open())
     @rule(seconds=st.sampled_from([1.0, LEASE - 2, LEASE + 1, 400.0, DAY]))
-    def time_passes(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
         self.world.wait(seconds)
 
     @precondition(lambda self: self.open())
     @rule(owner=owners)
-    def the_clock_is_set_back(self, owner: str) -> None:
+    def set_clock_back(self, owner: str) -> None:
         self.world.clock.move(-3 * DAY)
-        self.world.look_after(owner, DAY)
+        self.world.sweep(owner, DAY)
 
     @precondition(lambda self: self.open())
     @rule(owner=owners, give_up_after=st.sampled_from([1.0, DAY]))
-    def look_after(self, owner: str, give_up_after: float) -> None:
-        self.world.look_after(owner, give_up_after)
+    def sweep(self, owner: str, give_up_after: float) -> None:
+        self.world.sweep(owner, give_up_after)
 
     @precondition(lambda self: self.open())
     @rule(names=st.lists(st.sampled_from(sorted(RATES)), unique=True))
-    def secrets_change_and_the_relay_is_restarted(self, names: list[str]) -> None:
+    def restart_with_new_secrets(self, names: list[str]) -> None:
         self.world.run(commit_allow_trial(self.world.store, names))
         self.world.close()
         self.world.open()
-        self.world.look()
+        self.world.read_and_check()
 
     def teardown(self) -> None:
         try:
@@ -204,7 +204,7 @@ class OutboxMachine(RuleBasedStateMachine):
         if self.world.elapsed < held.until:
             self.world.observed.arrive(held)
 
-    def _keep(self, held: HeldClaim, done: str) -> None:
+    def _save(self, held: HeldClaim, done: str) -> None:
         kept = self.world.run(save_progress(self.world.store, held.claim, {"done": done}))
         assert kept == (self.world.observed.live.get(held.place) is held)
         if kept:
