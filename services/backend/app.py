@@ -23,7 +23,7 @@ from shared.http.authentication import create_access_policy
 from shared.http.authorization import Authorizer
 from shared.http.server import StartError, create_application, create_registry
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.local_administration import LocalAdministration
 from shared.keyring.store import DataKeyStore
 from shared.keyring.tables import TABLES

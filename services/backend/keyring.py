@@ -21,7 +21,7 @@ from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
 from shared.backend_contract import CryptoMode
-from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
     LOCAL_KEK,

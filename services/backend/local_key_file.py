@@ -20,7 +20,7 @@ from services.backend.aes_gcm import decrypt, encrypt
 from shared.atomic_file import create_file
 from shared.keyring import local_key
 from shared.keyring.database import Database
-from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import KEY_BYTES, compute_fingerprint
 from shared.keyring.store import OtherLocalKeyError
 from shared.keyring.wrapping import UnwrapError

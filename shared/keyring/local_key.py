@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, RefusedError
-from shared.keyring.instances import InstanceHeartbeat, are_others_alive
+from shared.keyring.instance_readiness import InstanceHeartbeat, are_others_alive
 from shared.keyring.model import LOCAL_KEK, DataKey
 from shared.keyring.store import OtherLocalKeyError, read_local_key_fingerprint
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key

@@ -35,9 +35,9 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
+from services.relay.channels.status_error import build_status_error
 from services.relay.http_client import (
     HttpSession,
-    build_status_error,
     read_text,
     translate_connection_errors,
 )

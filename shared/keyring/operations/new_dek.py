@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from shared.keyring import store
 from shared.keyring.administration import Problem, RefusedError, RotateRequest, RotationState
 from shared.keyring.database import Database
-from shared.keyring.instances import wait_for_all_instances
+from shared.keyring.instance_readiness import wait_for_all_instances
 from shared.keyring.journal import progress as journal
 from shared.keyring.journal.progress import Rotation
 from shared.keyring.lease import run_under_lease

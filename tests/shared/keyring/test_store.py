@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from shared.keyring import local_key
 from shared.keyring.database import Database
-from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.store import DataKeyStore, OtherLocalKeyError
 from shared.keyring.tables import TABLES

@@ -10,7 +10,8 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.provider_call import ProviderCall, mask_reply
-from services.relay.http_client import build_status_error, parse_date, parse_retry_after, translate_connection_errors
+from services.relay.channels.status_error import build_status_error, parse_date, parse_retry_after
+from services.relay.http_client import translate_connection_errors
 from services.relay.send_error import Reason, Scope, SendError
 
 _SERVER_ERROR = (Reason.SERVER_ERROR, Scope.ATTEMPT)

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from shared.keyring import instances
 from shared.keyring.administration import RefusedError, RotationState
-from shared.keyring.instances import InstanceHeartbeat
+from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.tables import instances as table
 from tests.shared.keyring.keyring import NEW_DEK, Keyring
