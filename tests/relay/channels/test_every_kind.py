@@ -88,6 +88,13 @@ async def test_what_goes_out_is_noted_before_it_does_and_the_answer_after_it(
 
 
 @EVERY_KIND
+def test_the_next_attempt_is_the_same_message(kind: str, secret_file: Path) -> None:
+    channel = settings(example(kind, secret_file, unused_address())).connect(5)
+    retry = change(message(), attempt_number=7, age=3600.0, lease_id="another", lease_ends=2.0, maybe_sent=True)
+    assert channel.render_payload(retry) == channel.render_payload(message())
+
+
+@EVERY_KIND
 async def test_nothing_goes_out_once_the_lease_is_lost(kind: str, secret_file: Path, providers: Providers) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(5)
     with pytest.raises(LeaseLostError):

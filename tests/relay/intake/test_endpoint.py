@@ -379,6 +379,21 @@ async def test_a_relay_that_has_stopped_answers_503(tmp_path: Path) -> None:
     assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 503
 
 
+async def test_a_relay_that_is_stopping_answers_503_though_its_outbox_still_commits(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with run_relay(settings(tmp_path, {"one": channel}), open_sender=open_local_sender) as app:
+        client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert (await asyncio.to_thread(client.post, "/alerts", content=payload(1))).status_code == 202
+        app.state.stop()
+        refused = await asyncio.to_thread(client.post, "/alerts", content=payload(3))
+        await until(lambda: len(channel.sent) == 1)
+    assert (refused.status_code, refused.json()) == (
+        503,
+        {"error": "not accepted, send it again: the relay is stopping"},
+    )
+    assert len(channel.sent) == 1
+
+
 async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:

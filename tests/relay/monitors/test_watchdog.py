@@ -1,5 +1,6 @@
 """A watchdog that stays away is told once, and its return too; a relay that could not have seen it says nothing."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -136,8 +137,11 @@ async def test_an_outbox_that_took_no_heartbeats_is_no_absence(
     clock.go(3600)
     with closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
+        look = asyncio.create_task(guard.check())
+        await asyncio.sleep(0)
+        clock.go(3600)  # the look itself waits for the outbox
         with pytest.raises(StoreUnavailableError):
-            await guard.check()
+            await look
     await look_after(179, guard, clock)
     assert await at.list_published() == []
     await look_after(1, guard, clock)

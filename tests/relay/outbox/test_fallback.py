@@ -12,6 +12,7 @@ from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.requeue import requeue
+from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import State
 from shared.sql import database_url
@@ -72,6 +73,21 @@ async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(stor
     assert [(claim.first_event_seq, claim.last_event_seq) for claim in every] == [(1, 1), (3, 3)]
     await end_attempt(store, every[0])
     assert await all_of(store, "every") == [("x", 2, 2)]
+
+
+async def test_what_fell_back_is_not_told_again_once_retention_has_pruned_it_there(store: Store) -> None:
+    await accept(store, "x")
+    await refuse(store, "a", "every")
+    for number in (1, 2, 3):
+        assert await all_of(store, "every") == [("x", number, number)]
+        await accept(store, "x")
+        await fall_back(store, "a", ("every",))
+    pruned = await prune_before(store, await store.run(lambda transaction: transaction.now) + 1)
+    assert (pruned.deliveries, pruned.events) == (4, 0)  # the first one stays while its incident is unsettled
+    await accept(store, "x")
+    await fall_back(store, "a", ("every",))
+    assert await all_of(store, "every") == [("x", 4, 4)]
+    assert await all_of(store, "every") == [("x", 5, 5)]
 
 
 async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store) -> None:

@@ -59,6 +59,18 @@ async def test_what_is_still_to_be_delivered_stays_however_old_it_is(store: Stor
     assert await rows.events() == [event]
 
 
+@pytest.mark.parametrize("state", UNFINISHED)
+async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_told_before(
+    store: Store, rows: Rows, state: State
+) -> None:
+    told = await rows.delivery(await rows.event(age=99 * DAY))
+    end = await rows.event(age=98 * DAY, goes_on=False)
+    waiting = await rows.delivery(end, "slack", state)
+    assert await prune_by_age(store, DAY, 1) == PruneResult(0, 0)
+    assert await rows.left() == {told, waiting}
+    assert end in await rows.events()
+
+
 async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not_among_them(
     store: Store, rows: Rows
 ) -> None:

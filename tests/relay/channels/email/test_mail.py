@@ -114,7 +114,8 @@ def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
 
 
 def test_a_retry_sends_the_same_bytes() -> None:
-    assert raw(message()) == raw(message())
+    retry = change(message(), attempt_number=7, age=3600.0, lease_id="another", lease_ends=2.0, maybe_sent=True)
+    assert raw(retry) == raw(message())
 
 
 def test_all_mails_of_an_episode_are_one_thread() -> None:
