@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from shared.keyring import instance_readiness
 from shared.keyring.administration import RefusedError, RotationState
 from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import DataKeyStatus
