@@ -29,8 +29,14 @@ class Served:
         self.address = address
 
     async def post(self, path: str, body: bytes) -> tuple[int, str]:
-        async with self.client.post(path, data=io.BytesIO(body)) as answer:
-            return answer.status, await answer.text()
+        """The answer; 503 also where the server ends the connection at its deadline, as Alertmanager takes it."""
+        try:
+            async with self.client.post(path, data=io.BytesIO(body)) as answer:
+                return answer.status, await answer.text()
+        except aiohttp.ClientConnectorError:
+            raise  # it does not listen any more
+        except aiohttp.ClientOSError as error:
+            return 503, str(error)
 
     async def is_alive(self) -> None:
         async with self.client.get("/-/healthy") as answer:

@@ -48,7 +48,7 @@ async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path)
             "restore": filled('{"token":"t","rows":[', "{}", "]}", 4 * MIB),
             "backup": filled('{"after":{', '"a":[]', "}}", 4 * MIB),
             "verify": b'{"x":' + b"[" * (4 * MIB - 10),
-            "note": ('{"step":"😀' + "x" * (4 * MIB - 30) + '"}').encode(),
+            "journal": ('{"detail":"😀' + "x" * (4 * MIB - 30) + '"}').encode(),
         }.items():
             async with asyncio.TaskGroup() as group:
                 answers = [group.create_task(backend.post(f"/admin/crypto/{path}", body)) for _ in range(10)]

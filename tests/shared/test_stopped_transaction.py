@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, exc, text
+from sqlalchemy import Engine, create_engine, exc, text
 
 from shared.sql import engine as engines
 from shared.sql.answer_timeout import AnswerTimeout
@@ -27,7 +27,8 @@ def create(url: DatabaseUrl) -> Engine:
 
 def stop_and_update(url: DatabaseUrl) -> None:
     """One client stops between the second and the third row of a statement; another needs the first row."""
-    engine, stopped, thawed = create(url), threading.Event(), threading.Event()
+    engine, other = create(url), create_engine(url)  # the other one's transactions have no limit of their own
+    stopped, thawed = threading.Event(), threading.Event()
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE rows (id int PRIMARY KEY, value int)"))
         connection.execute(text("INSERT INTO rows SELECT id, 0 FROM generate_series(1, 3) id"))
@@ -53,7 +54,7 @@ def stop_and_update(url: DatabaseUrl) -> None:
     client.start()
     try:
         assert stopped.wait(10)
-        with engine.begin() as connection:  # waits for the row, for five seconds more than it may take
+        with other.begin() as connection:  # waits for the row, for five seconds more than it may take
             connection.execute(text("SET LOCAL lock_timeout = '6s'"))
             connection.execute(text("UPDATE rows SET value = 2 WHERE id = 1"))
     finally:
@@ -63,6 +64,7 @@ def stop_and_update(url: DatabaseUrl) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("SELECT value FROM rows ORDER BY id")).scalars().all() == [2, 0, 0]
     engine.dispose()
+    other.dispose()
 
 
 def test_in_the_middle_of_a_pipeline(postgres_database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch) -> None:
