@@ -218,6 +218,8 @@ class Intake:
             parsing.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else reads it
             arrival.body.release_after(parsing)
             raise
+        finally:  # its error's traceback has this frame: as a cycle, both would keep the body until the next collection
+            del parsing
 
     async def _commit(self, incoming: IncomingEvent, routed_channels: Sequence[str]) -> Response:
         rules = self._rules
