@@ -108,6 +108,8 @@ def test_an_annotation_wins_over_the_template() -> None:
     "url",
     [
         "javascript:alert(1)",
+        "javascript://example.org/%0Aalert(1)",
+        "ftp://example.org/x",
         "data:text/html,x",
         "//example.org/x",
         "/relative",

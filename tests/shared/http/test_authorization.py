@@ -134,6 +134,7 @@ async def test_another_web_page_changes_and_reads_nothing_whatever_a_browser_add
     rig = closed if role else opened
     for headers in (
         {"origin": "http://127.0.0.1:9913"},
+        {"origin": OPEN.replace("http:", "https:")},
         {"origin": "null"},
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "cross-site"},

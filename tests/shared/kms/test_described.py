@@ -72,6 +72,16 @@ async def test_a_version_whose_name_is_no_number_is_told_and_not_handed_on(numbe
     assert told.value.reason is Reason.UNAVAILABLE
 
 
+async def test_versions_are_told_from_the_oldest_whatever_order_the_service_has() -> None:
+    kms = Scripted()
+    kms.key = CryptoKey(name=KEY, primary=version("10"))
+    kms.versions = [version(number) for number in ("10", "2", "9", "1")]
+    async with kms.serving() as key:
+        described = await key.describe_key(timeout=5)
+    assert [each.id for each in described.versions] == ["1", "2", "9", "10"]
+    assert [each.id for each in described.list_older_versions()] == ["1", "2", "9"]
+
+
 async def test_a_key_without_a_primary_version_is_described() -> None:
     kms = Scripted()
     kms.key, kms.versions = CryptoKey(name=KEY), []
