@@ -18,6 +18,7 @@ from tests.relay.channels.examples import (
     HUGE,
     RUNBOOK,
     SECRET,
+    change,
     critical,
     example,
     message,
@@ -100,7 +101,7 @@ async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     assert await send(with_token, message()) == {"status": "202"}
     rotate(secret_file, "rotated")
     await send(with_token, message())
-    await send(without, message())
+    await send(without, change(message(), attempt_number=7, lease_id="another"))  # the next attempt of the same
     await with_token.close()
     await without.close()
     assert [headers.get("Authorization") for headers in seen] == [f"Bearer {SECRET}", "Bearer rotated", None]
