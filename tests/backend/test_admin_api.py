@@ -115,7 +115,8 @@ async def test_a_user_of_web_yml_who_may_read_metrics_may_not_rotate(app: Any) -
         ("rotate", b'{"dry_run": true, "type": "all"}', "type: "),
         ("backup", b'{"limit": 1001}', "limit: "),
         ("verify", b'{"mode": "quick"}', "mode: "),
-        ("retire", b'{"kek_version": "one", "token": "t"}', "kek_version: "),
+        ("retire", b'{"kek_version": "", "token": "t"}', "kek_version: "),
+        ("retire", b'{"kek_version": true, "token": "t"}', "kek_version: "),
         ("journal", b'{"rotation_id": "r", "token": "t", "step": "", "outcome": "failed"}', "step: "),
         ("journal", b'{"rotation_id": "r", "token": "t", "step": "reload", "outcome": "well"}', "outcome: "),
         ("restore", b'{"rows": [{}], "token": "t"}', "rows.0.id: missing"),
@@ -129,7 +130,7 @@ async def test_what_was_not_expected_is_named_and_not_repeated(
 
 
 ROW = {
-    "id": "k", "status": "retired", "kek": "local", "kek_version": 0, "algorithm": "AES-256-GCM", "wrapped": "",
+    "id": "k", "status": "retired", "kek": "local", "kek_version": "0", "algorithm": "AES-256-GCM", "wrapped": "",
     "created_at": "2026-01-01T00:00:00Z", "fingerprint": "",
 }  # fmt: skip
 
@@ -137,9 +138,10 @@ ROW = {
 @pytest.mark.parametrize(
     ("path", "changed"),
     [
-        ("retire", {"kek_version": 2**31}),
-        ("rotate", {"target_version": 2**40}),
-        ("rotate", {"dry_run": True, "target_version": 2**70}),
+        ("retire", {"kek_version": "7\0"}),
+        ("retire", {"kek_version": "7" * 129}),
+        ("rotate", {"target_version": "7\0"}),
+        ("rotate", {"dry_run": True, "target_version": "7" * 129}),
         ("rotate", {"caller": "m\0e"}),
         ("lease", {"holder": "m\0e"}),
         ("journal", {"detail": "done\0"}),
@@ -150,7 +152,8 @@ ROW = {
         ("restore", {"rows": [{**ROW, "id": "k\0"}]}),
         ("restore", {"rows": [{**ROW, "kek": "\0"}]}),
         ("restore", {"rows": [{**ROW, "algorithm": "\0"}]}),
-        ("restore", {"rows": [{**ROW, "kek_version": 2**31}]}),
+        ("restore", {"rows": [{**ROW, "kek_version": "7\0"}]}),
+        ("restore", {"rows": [{**ROW, "kek_version": "7" * 129}]}),
     ],
     ids=str,
 )
@@ -159,7 +162,7 @@ async def test_what_no_database_can_hold_is_the_callers_mistake_and_is_named(
 ) -> None:
     well = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
     answer = await admin.post(
-        path, json=well | {"kek_version": 7, "step": "reload", "outcome": "failed", "rows": [ROW]} | changed
+        path, json=well | {"kek_version": "7", "step": "reload", "outcome": "failed", "rows": [ROW]} | changed
     )
     assert answer.status_code == 400, answer.text
     (name,) = changed.keys() - {"dry_run"}

@@ -55,7 +55,7 @@ async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_n
         )
         assert await _typed(name, "--records", "1", "--config", file) == (
             0,
-            "1 data keys abandoned, and 1 records with them\n",
+            "1 data keys were abandoned, and 1 records with them\n",
             "",
         )
         assert (await _typed("--config", file))[1] == "no data key is lost: there is nothing to abandon\n"

@@ -29,7 +29,7 @@ async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
         await backend.checker.check()
         (key,) = await backend.store.list_all()
         assert (backend.keyring.mode, backend.keyring.is_ready, backend.keyring.reason) == (CryptoMode.KMS, True, None)
-        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (DataKeyStatus.ACTIVE, KEY, 1)
+        assert (key.status, key.wrapped.kek, key.wrapped.kek_version) == (DataKeyStatus.ACTIVE, KEY, "1")
 
 
 @pytest.mark.parametrize(

@@ -182,11 +182,11 @@ async def test_a_data_key_that_is_put_back_is_wrapped_anew_where_its_version_was
         await versions.rotate()
         key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
-        retired = f"INSERT INTO keyring_retired_versions VALUES ('{key}', 1, 0)"  # noqa: S608
+        retired = f"INSERT INTO keyring_retired_versions VALUES ('{key}', '1', 0)"  # noqa: S608
         await asyncio.to_thread(_execute, empty_database, retired)
         await client.post("/admin/crypto/reload")
         (back,) = (await client.get("/admin/crypto/keys")).json()
-        assert (back["id"], back["kek_version"]) == (before["id"], 2)
+        assert (back["id"], back["kek_version"]) == (before["id"], "2")
     async with _served(configured("1h")) as client:
         assert (await client.get("/v1/records/r")).content == b"kept"
 
@@ -231,7 +231,7 @@ async def test_a_row_that_the_known_local_key_does_not_wrap_is_not_put_back_befo
         await until(partial(_is_in_kms_mode, client))
         assert (await client.get("/v1/records/r")).content == b"kept"
         assert (await client.put("/v1/records/s", content=b"new")).status_code == 204
-        assert {key["kek_version"] for key in (await client.get("/admin/crypto/keys")).json()} == {1}
+        assert {key["kek_version"] for key in (await client.get("/admin/crypto/keys")).json()} == {"1"}
 
 
 async def _is_in_kms_mode(client: httpx2.AsyncClient) -> bool:

@@ -253,7 +253,7 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
             return (await client.get("/v1/records/r")).content == b"kept"
 
         async def kms_wraps_it() -> bool:
-            return all(key["kek_version"] == 1 for key in (await client.get("/admin/crypto/keys")).json())
+            return all(key["kek_version"] == "1" for key in (await client.get("/admin/crypto/keys")).json())
 
         await until(is_read)
         await until(kms_wraps_it)

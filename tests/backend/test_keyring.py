@@ -104,7 +104,7 @@ async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outl
             DataKeyStatus.ACTIVE,
             KEY,
         )
-        assert (rewrapped.id, rewrapped.wrapped.kek, rewrapped.wrapped.kek_version) == (local.id, KEY, 1)
+        assert (rewrapped.id, rewrapped.wrapped.kek, rewrapped.wrapped.kek_version) == (local.id, KEY, "1")
         assert rewrapped.wrapped.ciphertext != local.wrapped.ciphertext
     (tmp_path / "local.key").unlink()
     async with open_backend(tmp_path, str(emulator.address)) as backend:
