@@ -40,7 +40,7 @@ function card(incident) {
     status.textContent = STATUS[now.status];
     const end = now.resolved_at ? [" to ", time(now.resolved_at), ` · ${duration(now.resolved_at - now.opened_at)}`] : [];
     opened.replaceChildren("Open ", now.resolved_at ? "from " : "since ", time(now.opened_at), ...end);
-    reconcile(log, now.history, (entry) => `${entry.at} ${entry.event_action}`, (entry) => line(entry, now.summary));
+    reconcile(log, now.log, (entry) => `${entry.at} ${entry.event_action}`, (entry) => line(entry, now.summary));
   };
   return node;
 }
