@@ -15,7 +15,7 @@ from services.exporter.model import (
     ProbeResult,
 )
 from shared.backend_contract import CryptoMode
-from shared.kms.gcp.profile import VERSION_STATES
+from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion
 from shared.kms.reason import Reason
 
@@ -38,6 +38,7 @@ def healthy(vault_until: float = 0) -> History:
     """
     history = History()
     history.configure([(service, target) for target, service in SERVICES.items()], ["ledger", "vault"])
+    history.set_profiles(dict.fromkeys(SERVICES, GCP_PROFILE))
     for target in SERVICES:
         _hour(history, target, vault_until if target == "vault-kek" else 0)
         _key(history, target)

@@ -16,6 +16,7 @@ from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import create_application, create_registry, serve
+from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
@@ -99,6 +100,7 @@ async def watched() -> AsyncIterator[Watched]:
     """Three keys and a backend of which nothing is known yet."""
     history = History()
     history.configure([("backend", name) for name in NAMES], ["backend"])
+    history.set_profiles(dict.fromkeys(NAMES, GCP_PROFILE))
     async with AsyncExitStack() as stack:
         kms = await stack.enter_async_context(emulator.run_emulator(keys=[key_name(name) for name in NAMES]))
         keys: dict[str, KmsKey] = {}
