@@ -1,1 +1,1 @@
-"""TODO services/exporter/backends."""
+"""What the exporter reads of a service: its health and metrics documents, for each replica."""

@@ -1,1 +1,1 @@
-"""TODO services/exporter/metrics."""
+"""The Prometheus families of targets and backends, encoded before a scrape asks for them."""

@@ -1,1 +1,1 @@
-"""TODO services/exporter/probes."""
+"""What is tried on one KMS key: round trips, key inspections, canaries."""

@@ -1,1 +1,1 @@
-"""TODO shared/keyring/operations."""
+"""What changes or verifies a keyring: new data keys, re-wrap, rollback, restore, verification."""

@@ -1,1 +1,1 @@
-"""TODO services/relay/outbox/engine."""
+"""The open database of the outbox: queue, group commit, dialects, migrations. It knows no delivery."""
