@@ -38,6 +38,12 @@ def store(database: Database) -> DataKeyStore:
     return DataKeyStore(database)
 
 
+async def test_a_wrap_by_another_local_key_than_the_known_one_is_not_stored(store: DataKeyStore) -> None:
+    with pytest.raises(OtherLocalKeyError):
+        await store.activate(_key("a"), expected_active=None, local_fingerprint=b"of another local key")
+    assert await store.activate(_key("b"), expected_active=None)  # no key is known, so none is expected
+
+
 async def test_tables_that_are_made_are_told(url: URL) -> None:
     for expected in (["created tables in an empty database"], []):
         with capture_logs() as logs:
