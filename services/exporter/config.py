@@ -178,7 +178,7 @@ class Settings(ServerSettings):
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder prevents no probe: it may be mounted later, and until then each inspection reports it."""
         there = {
-            folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
+            folder: is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
         }
         for n, target in enumerate(self.targets):
             if target.canary_dir and not there[target.canary_dir]:
@@ -186,7 +186,8 @@ class Settings(ServerSettings):
                 yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
 
 
-def _is_folder_usable(folder: Path) -> bool:
+def is_folder_usable(folder: Path) -> bool:
+    """Whether this user can read and write in the folder; False, too, where its disk does not answer. Blocks."""
     try:
         return start_in_thread("canary folder", lambda: _has_access(folder)).result(DISK_TIMEOUT)
     except TimeoutError:
