@@ -4,6 +4,7 @@ from typing import Unpack
 
 import click
 
+from services.exporter import first_configuration
 from services.exporter.app import serve
 from services.exporter.config import Settings
 from services.exporter.doctor import open_checks
@@ -33,6 +34,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         run_server(Settings, serve, options)
 
 
+main.add_command(first_configuration.command)
 main.add_command(create_doctor_command(Settings, open_checks, "keypulse-exporter"))
 
 

@@ -146,6 +146,7 @@ class Settings(ServerSettings):
     """The whole configuration; once it is valid, every target and backend has its `service`."""
 
     service_name: ClassVar[str] = "exporter"
+    first_configuration: ClassVar[str] = "`keypulse-exporter init --target KEY > exporter.yml` writes one to begin with"
 
     listen: ListenAddress = Address("127.0.0.1", 9911)
     service: Name | None = None

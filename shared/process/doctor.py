@@ -73,25 +73,14 @@ async def run_doctor(settings: C, open_checks: OpenChecks[C]) -> list[CheckResul
 def _list_file_checks(settings: CommandSettings) -> Iterator[Check]:
     for key, check, value in iterate_file_checks(settings):
         yield Check(key, partial(asyncio.to_thread, _open_files, key, check, value))
-        yield Check(f"{key} permissions", partial(asyncio.to_thread, _check_permissions, key, check, value), key)
 
 
 def _open_files(key: str, check: FileCheck, value: object) -> str:
-    problems = [problem for problem in check_value(key, check, value) if problem.startup_policy is not None]
-    _raise_first([problem.message for problem in problems])
-    return str(value)
-
-
-def _check_permissions(key: str, check: FileCheck, value: object) -> str:
-    _raise_first([problem.message for problem in check_value(key, check, value)])
-    return "nobody else may read it"
-
-
-def _raise_first(messages: Sequence[str]) -> None:
-    """Raise CheckError with the first message, whose last part is what to do."""
-    for message in messages:
-        error, _, hint = message.rpartition("; ")
+    """Raise CheckError with the first problem, whose last part is what to do."""
+    for problem in check_value(key, check, value):
+        error, _, hint = problem.message.rpartition("; ")
         raise CheckError(error or hint, hint if error else "correct the file, or the key")
+    return str(value)
 
 
 def _print_results(results: Sequence[CheckResult], *, as_json: bool) -> None:

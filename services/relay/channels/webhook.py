@@ -48,7 +48,7 @@ from services.relay.text import Link, clean_text, compute_status, format_remark,
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
-from shared.config.url import check_secret_url
+from shared.config.url import UrlFilePath, check_secret_url
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB by default
 _BODY_OVERHEAD = (
@@ -70,7 +70,7 @@ class WebhookSettings(ChannelSettings):
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None
-    url_file: SecretPath | None = None
+    url_file: UrlFilePath | None = None
     """Holds the address instead, where that is a secret itself."""
     token_file: SecretPath | None = None
     """Sent as `Authorization: Bearer`."""

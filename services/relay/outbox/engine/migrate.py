@@ -70,7 +70,7 @@ def upgrade_tables(connection: Connection) -> bool:
         with dialect.without_timeouts(connection):
             _create_tables(connection)
         return True
-    _check_revision_known(revision)
+    _refuse_unknown_revision(revision)
     from services.relay.outbox.engine import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
 
     with dialect.without_timeouts(connection):
@@ -139,11 +139,11 @@ def describe_tables(connection: Connection) -> str:
     if revision is None:
         _check_missing_tables(connection)
         return describe_empty_database(connection)
-    _check_revision_known(revision)
+    _refuse_unknown_revision(revision)
     return f"the next start brings its tables from revision {revision} to {HEAD}"
 
 
-def _check_revision_known(revision: str) -> None:
+def _refuse_unknown_revision(revision: str) -> None:
     from services.relay.outbox.engine import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
 
     if revision not in migrations.list_revisions():
