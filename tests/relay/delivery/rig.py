@@ -91,7 +91,7 @@ async def rig(
     file = database_url.create_sqlite_url(where / "relay.db") if isinstance(where, Path) else where
     given = SenderSettings(
         channels={name: ScriptedSettings(channel=channel) for name, channel in channels.items()},
-        link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
+        link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, allow_hosts=hosts),
         contacts={"service owner": "#ledger-team"},
         timeout=timeout,
     )

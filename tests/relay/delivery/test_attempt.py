@@ -20,7 +20,7 @@ from tests.relay.outbox.actions import claim_one, claim_some
 from tests.relay.scripted import Scripted, ScriptedSettings, until
 
 LEASE = 20.0
-NO_LINKS = LinkRules(None, None, frozenset())
+NO_LINKS = LinkRules(None, None, allow_hosts=frozenset())
 
 
 @pytest.fixture

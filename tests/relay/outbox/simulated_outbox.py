@@ -47,7 +47,7 @@ LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
 ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
-NO_LINKS: Final = LinkRules(None, None, ())
+NO_LINKS: Final = LinkRules(None, None, allow_hosts=())
 T = TypeVar("T")
 
 
