@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.relay.alertmanager_file.routes import Labels, Route, plan_routes
+from services.relay.alertmanager_file.routes import Labels, Route, find_named, plan_routes
 from services.relay.alertmanager_file.yaml_insertion import UneditableError, insert_items, split_items
 from shared.config.yaml_file import parse_yaml
 
@@ -22,6 +22,12 @@ _URL: Final = "http://127.0.0.1:9912/alerts"
 _TOKEN_FILE: Final = "/run/secrets/relay_token"  # noqa: S105  # the path of one
 _DIRECT: Final = "direct"
 """The fragment's receiver for the relay's own alerts. A merge takes one that exists, and reaches people already."""
+
+_HEARTBEAT: Final = {"alertname": "Watchdog", "severity": "none"}
+_GOES_ON: Final = (
+    "receiver: watchdog\n",
+    "receiver: watchdog\n      continue: true  # to the switch that is here already\n",
+)
 
 Entry = dict[str, Any]
 
@@ -76,14 +82,19 @@ def merge(text: str, destination: Destination) -> str:
     direct = destination.direct or file.route.receiver
     fragment = _build_fragment(destination, direct)
     ours: Entry = yaml.safe_load(fragment)
+    found = _find_routes(
+        document["route"].get("routes") or [], ours["route"]["routes"], None if destination.direct else direct
+    )
+    others = (route for index, route in enumerate(file.route.routes) if index not in found.values())
+    if any(find_named(route, [_HEARTBEAT]) for route in others):
+        fragment = fragment.replace(*_GOES_ON)
+        ours = yaml.safe_load(fragment)
     receivers = [receiver for receiver in ours["receivers"] if receiver["name"] != _DIRECT]
 
     plan = plan_routes(
         file.route.routes,
         [Route.model_validate(route) for route in ours["route"]["routes"]],
-        _find_routes(
-            document["route"].get("routes") or [], ours["route"]["routes"], None if destination.direct else direct
-        ),
+        found,
         list(_read_alerts()),
     )
     collisions = [*_compare_receivers(document["receivers"], receivers), *plan.collisions]
@@ -140,7 +151,7 @@ def _read_alerts() -> Iterator[Labels]:
 
 
 def _find_routes(theirs: Sequence[Entry], ours: Sequence[Entry], any_receiver: str | None) -> dict[int, int]:
-    """The number of each of keypulse's routes that is there already → its index.
+    """The number of each of keypulse's routes that is there already → its index. One that goes on is the same.
 
     Args:
         theirs: the file's.
@@ -149,9 +160,8 @@ def _find_routes(theirs: Sequence[Entry], ours: Sequence[Entry], any_receiver: s
     """
 
     def is_same(other: Entry, route: Entry) -> bool:
-        if route["receiver"] == any_receiver:
-            return {**other, "receiver": None} == {**route, "receiver": None}
-        return other == route
+        free = {"continue": None} | ({"receiver": None} if route["receiver"] == any_receiver else {})
+        return {**other, **free} == {**route, **free}
 
     found = {}
     for number, route in enumerate(ours):

@@ -171,6 +171,27 @@ def test_an_inhibition_that_is_there_in_another_order_is_not_added_again() -> No
     assert len(yaml.safe_load(merge(file_with(inhibitions=rule), DESTINATION))["inhibit_rules"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("route", "goes_on"),
+    [
+        ("{receiver: nobody}", False),
+        ("{receiver: nobody, match: {alertname: Watchdog}}", True),
+        ("{receiver: ops, matchers: ['team=a'], routes: [{receiver: nobody, matchers: [alertname=~Watch.*]}]}", True),
+    ],
+)
+def test_the_heartbeat_goes_on_to_a_route_that_takes_it_by_name_and_to_no_other(route: str, goes_on: bool) -> None:
+    merged = merge(file_with(route), DESTINATION)
+    assert yaml.safe_load(merged)["route"]["routes"][0].get("continue", False) is goes_on
+    assert merge(merged, DESTINATION) == merged
+
+
+def test_a_route_of_keypulse_that_was_made_to_go_on_is_still_the_same() -> None:
+    merged = merge(file_with("{receiver: nobody}"), DESTINATION)
+    onward = merged.replace("      receiver: kms-security\n", "      receiver: kms-security\n      continue: true\n", 1)
+    assert onward != merged
+    assert merge(onward, DESTINATION) == onward
+
+
 def test_the_relays_own_alerts_go_to_the_receiver_that_was_named() -> None:
     text = file_with("{receiver: nobody}").replace(
         "{name: nobody}", "{name: 'night, shift', webhook_configs: [{url: 'http://x'}]}"
