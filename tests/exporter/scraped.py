@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import run_exporter
-from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ProbeSettings, Settings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.kms.gcp.settings import GcpKeySettings

@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import Fault
-from services.exporter.config import Backend, ProbeSettings, Settings
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ProbeSettings, Settings
 from shared.http.server import serve
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import EncryptResult
