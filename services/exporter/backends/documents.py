@@ -27,15 +27,15 @@ from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 MAX_LINE_LENGTH = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
 OWN_CHARACTERS: Final = 512 * 1024
-"""Of all lines that are carried over: the parser takes twenty times as many bytes. A thousand series have a tenth."""
+"""Of all lines that are exported again: the parser takes twenty times as many bytes. A thousand series have a tenth."""
 MAX_SERIES: Final = 1000
 """Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states; where
-the KMS key is rotated each day, and no data key is ever wrapped anew, a few hundred."""
+the KMS key is rotated each day, and no data key is ever re-wrapped, a few hundred."""
 _MAX_LABEL_LENGTH: Final = 64
 
 
 class _ExportedFamily(NamedTuple):
-    """A family that is carried over."""
+    """A metric family that is exported again."""
 
     labels: tuple[str, ...] = ()
     combine: Callable[[Iterable[float]], float] = max
@@ -95,7 +95,7 @@ def _with_numbers(body: bytes) -> bytes:
 
 
 def parse_metrics(body: bytes) -> dict[str, Samples]:
-    """The families that are carried over, by name, as far as they are there. Raises UnreadableError."""
+    """The families that are exported again, by name, if the backend has them. Raises UnreadableError."""
 
     def families() -> Iterable[Metric]:
         yield from text_string_to_metric_families("".join(_select_lines(body)))
@@ -125,15 +125,15 @@ def _select_lines(body: bytes) -> list[str]:
     """Only these reach the parser, so a line of somebody else's family that it would refuse costs nothing."""
     # Not all of it as lines: four megabytes may be two million of them. Nor as text: StringIO takes four bytes for each
     # character.
-    lines, left = [], OWN_CHARACTERS
+    lines, characters_left = [], OWN_CHARACTERS
     for line in (line.decode() for line in BytesIO(body)):
         if _parse_name(line) not in _EXPORTED_FAMILIES:
             continue
         if len(line) > MAX_LINE_LENGTH:
             raise UnreadableError(f"a line is over {MAX_LINE_LENGTH} characters")
-        left -= len(line)
-        if left < 0:
-            raise UnreadableError(f"the lines that are carried over have over {OWN_CHARACTERS // 1024} KiB together")
+        characters_left -= len(line)
+        if characters_left < 0:
+            raise UnreadableError(f"the lines to be exported have over {OWN_CHARACTERS // 1024} KiB in total")
         lines.append(line if line.endswith("\n") else f"{line}\n")
     return lines
 
@@ -167,8 +167,10 @@ def _combine_samples(format_name: str, families: Callable[[], Iterable[Metric]])
 
 def _select_label_values(name: str, labels: dict[str, str]) -> tuple[str, ...]:
     """The values of the labels that are kept."""
-    wanted = _EXPORTED_FAMILIES[name].labels
-    kept = tuple(labels.get(label, "") for label in wanted)
-    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in kept):
-        raise UnreadableError(f"{name}: expected {' and '.join(wanted)} with up to {_MAX_LABEL_LENGTH} characters each")
-    return kept
+    label_names = _EXPORTED_FAMILIES[name].labels
+    values = tuple(labels.get(label, "") for label in label_names)
+    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in values):
+        raise UnreadableError(
+            f"{name}: expected {' and '.join(label_names)} with up to {_MAX_LABEL_LENGTH} characters each"
+        )
+    return values
