@@ -30,7 +30,7 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN = "a-token-of-the-admin-api"
 BOTH = {"dry_run": False, "rotation_type": "both", "path": "admin_api"}
 RUNS = ("Wrap all data keys under the primary version", "New data key")
-ANY_TIME = {"KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE": "1ms", "KEYPULSE_ROTATOR__ENCRYPT_PAUSE": "1ms"}
+ANY_TIME = {"KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE": "1ms", "KEYPULSE_ROTATOR__PRIMARY_CHECK_INTERVAL": "1ms"}
 
 
 @dataclass
@@ -151,7 +151,7 @@ async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, depl
     job = await run(machine, deployment, inputs)
     assert job.runner.status == "success", job.printed
     assert {job.outcomes[name] for name in RUNS} == {"success"}
-    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+    assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
     assert job.runner.summary.count("everything can be read") >= 2
     assert sum("backup" in str(file) for file in job.kept) >= 2
     for held in {*before, *wrapped(deployment)}:
@@ -161,13 +161,13 @@ async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, depl
         again = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
         assert again.runner.status == "success", again.printed
         assert again.runner.summary.count("nothing to do") >= 2
-        assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+        assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
 
 
 async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_other_from_being_rotated(
     machine: NewMachine, deployment: Deployment
 ) -> None:
-    corrupt = ("retired", 1)
+    corrupt = ("retired", "1")
     with closing(sqlite3.connect(deployment.config.parent / "backend.db", isolation_level=None)) as database:
         database.execute(
             "INSERT INTO data_keys "
@@ -181,7 +181,7 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
         assert "✗ keypulse-rotator run: failed" in job.runner.summary
         assert "| corrupt | " in job.runner.summary
         assert sum("backup" in str(file) for file in job.kept) >= 1
-        assert shape(await deployment.keys()) == [("active", 2), corrupt, ("retired", 2)]
+        assert shape(await deployment.keys()) == [("active", "2"), corrupt, ("retired", "2")]
 
         now = deployment.kms.store.clock()
         await deployment.kms.store.update_key(
@@ -191,12 +191,12 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
         job = await run(machine, deployment, inputs)
         assert job.runner.status == "failure"
         assert job.outcomes["New data key"] == "skipped"
-        assert shape(await deployment.keys()) == [("active", 3), corrupt, ("retired", 3)]
+        assert shape(await deployment.keys()) == [("active", "3"), corrupt, ("retired", "3")]
 
         database.execute("DELETE FROM data_keys WHERE id = 'corrupt'")
     job = await run(machine, deployment, inputs)
     assert job.runner.status == "success", job.printed
-    assert shape(await deployment.keys()) == [("active", 3), ("retired", 3)]
+    assert shape(await deployment.keys()) == [("active", "3"), ("retired", "3")]
 
 
 async def test_a_wrong_token_is_one_sentence_and_nothing_is_changed(
