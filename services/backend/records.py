@@ -1,8 +1,8 @@
-"""The records: an id, a data key and bytes go in, sealed rows come out.
+"""The records: encrypts bytes with a data key into rows, and decrypts them.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
 another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
-as well, and one that is removed is not missed. Whoever takes this as an example, and must notice that, keeps a counter
+as well, and one that is removed is not missed. A service that must notice that keeps a counter
 for each record where those who can write the database cannot, and adds it to that data.
 """
 
@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, encrypt
 from shared.keyring.column_types import Id, to_printable_text
 from shared.keyring.database import Database
-from shared.keyring.records import Record, RecordsTable
+from shared.keyring.records_table import Record, RecordsTable
 from shared.keyring.tables import data_keys
 
 TABLES: Final = MetaData()
@@ -58,8 +58,8 @@ class Records:
         """
 
         def upsert(connection: Connection) -> bool:
-            sealed = encrypt(key.secret, plaintext, _build_aad(record_id, key.id))
-            row = {"id": record_id, "data_key_id": key.id, "sealed": sealed}
+            ciphertext = encrypt(key.secret, plaintext, _build_aad(record_id, key.id))
+            row = {"id": record_id, "data_key_id": key.id, "sealed": ciphertext}
             values = [literal(value, _records.c[name].type) for name, value in row.items()]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             new = dialect.insert(_records).from_select([*row], select(*values).where(_is_data_key_stored(key.id)))

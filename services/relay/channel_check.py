@@ -14,9 +14,9 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
-from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError, read_event
+from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 
 
 async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
@@ -30,7 +30,7 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
             resolve = _build_test_resolve(message, receipt, datetime.now(UTC))
             return [receipt, await channel.send(_UnrecordedAttempt(resolve))]
     except TimeoutError:
-        raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
+        raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
         await close_channel(channel_name, channel)
 

@@ -298,6 +298,6 @@ class RelaySettings(ServerSettings):
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which are errors only in production."""
-        for role, how in self.contacts.items():
-            if is_placeholder(how):
+        for role, address in self.contacts.items():
+            if is_placeholder(address):
                 yield f"contacts.{role}", "is a placeholder; production does not allow it"

@@ -18,7 +18,7 @@ from services.relay.model import DIGEST_BYTES, Alert, Event, Links, Message, Sta
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f"  # control characters, tab and newline excepted
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
 # Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three long and three short ones must fit into
@@ -104,9 +104,9 @@ def format_headline(event: Event) -> str:
     """
     labels = event.group_labels
     name = labels.get("alertname") or event.receiver
-    where = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
+    location = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
     others = [f"{key}={value}" for key, value in sort_labels(labels) if key not in _IMPORTANT_LABELS]
-    return " · ".join(clean_line(part) for part in (name, where, *others) if part)
+    return " · ".join(clean_line(part) for part in (name, location, *others) if part)
 
 
 def format_counts(event: Event) -> str:
@@ -115,11 +115,11 @@ def format_counts(event: Event) -> str:
     resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // DIGEST_BYTES
     firing += len(event.unlisted_firing) // DIGEST_BYTES
     numbers = (firing, "firing"), (resolved, "resolved"), (event.truncated_alerts, "not listed")
-    return ", ".join(f"{number} {word}" for number, word in numbers if number) or "no alerts"
+    return ", ".join(f"{number} {label}" for number, label in numbers if number) or "no alerts"
 
 
 def find_worst_severity(event: Event) -> Severity | None:
-    """The worst severity of the alerts that still fire, else of all; None where none of them is a usual word."""
+    """The worst severity of the alerts that still fire, else of all; None if none of them is a usual value."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     found = {_SEVERITIES.get(alert.labels.get("severity", "").lower()) for alert in firing or event.alerts}
     return next((level for level in _WORST_FIRST if level in found), None)
@@ -129,7 +129,7 @@ def select_contacts(message: Message) -> dict[str, str]:
     """The contacts by role while a critical alert fires; otherwise none."""
     if is_resolved(message.event) or find_worst_severity(message.event) is not Severity.CRITICAL:
         return {}
-    return {clean_line(role): clean_line(how) for role, how in message.contacts.items()}
+    return {clean_line(role): clean_line(address) for role, address in message.contacts.items()}
 
 
 def format_summary(alert: Alert) -> str:

@@ -130,7 +130,7 @@ class _ClientDisconnectedError(Exception):
 
 
 class _BufferedReceive:
-    """Buffers messages of `receive` that were read before the application asks for them."""
+    """Buffers messages of `receive` that were read before the application calls it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

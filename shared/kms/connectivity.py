@@ -1,4 +1,4 @@
-"""The way to a service, measured step by step on a connection of its own: is it the network, or the service?
+"""Measures the connection to a service, phase by phase, on a connection of its own: is it the network, or the service?
 
 DNS, TCP and TLS come one after the other; the first that fails says so in one sentence and ends the measurement.
 """
@@ -26,12 +26,12 @@ class _PhaseError(Exception):
 async def measure_connectivity(
     address: Address, *, create_trust_context: Callable[[], ssl.SSLContext] | None, timeout: float
 ) -> tuple[ConnectivityPhase, ...]:
-    """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
+    """Connects once and measures each phase. Raises only CancelledError, and closes the connection.
 
     Args:
         address: the service.
         create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
-        timeout: seconds for all phases together.
+        timeout: seconds for all phases.
     """
     phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()
@@ -45,7 +45,7 @@ async def measure_connectivity(
             async with asyncio.timeout_at(deadline):
                 yield
         except TimeoutError:
-            failure = f"{name} to {address} had not ended when the {timeout:g} s for the whole way were over"
+            failure = f"{name} to {address} did not end within the {timeout:g} s for all phases"
         except _PhaseError as error:
             failure = str(error)
         phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
@@ -70,8 +70,8 @@ async def _resolve(to: Address) -> list[ResolvedAddress]:
     try:
         return await resolve(*to)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
-        raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
+        cause = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+        raise _PhaseError(f"the name {to.host} cannot be resolved: {cause}") from None
 
 
 async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:

@@ -22,7 +22,7 @@ class ProviderSettings(Section):
     @property
     @abstractmethod
     def service_address(self) -> str:
-        """What answers for this key: keys of one address fail together, and share a limit of concurrent probes."""
+        """The address of the service: its keys fail at the same time, and share a limit of concurrent probes."""
 
     @abstractmethod
     def connect(self) -> KmsKeyAdmin:

@@ -140,8 +140,10 @@ def _drop_empty_parameters(template: str, values: Mapping[str, str]) -> str:
     """The template without the parameters whose label is not there: Grafana takes an empty variable for a value."""
     head, mark, rest = template.partition("?")
     query, sharp, fragment = rest.partition("#")
-    kept = [pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])]
-    return head + mark + "&".join(kept) + sharp + fragment
+    parameters = [
+        pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])
+    ]
+    return head + mark + "&".join(parameters) + sharp + fragment
 
 
 def _format_milliseconds(moment: datetime) -> str:

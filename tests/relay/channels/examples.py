@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
-from services.relay.intake.webhook import read_event
+from services.relay.intake.webhook_parser import read_event
 from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
 from shared.config.settings import Address
 

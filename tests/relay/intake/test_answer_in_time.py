@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.intake import endpoint, webhook
-from services.relay.intake.webhook import ParsedWebhook
+from services.relay.intake import endpoint, webhook_parser
+from services.relay.intake.webhook_parser import ParsedWebhook
 from tests.relay.intake.test_endpoint import locked
 from tests.relay.scripted import Scripted, post, served, settings, webhook_of
 
@@ -102,7 +102,7 @@ async def test_one_that_finds_no_room_for_its_body_is_answered_in_time(tmp_path:
 async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_room_until_the_parser_lets_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse = webhook.parse_webhook
+    parse = webhook_parser.parse_webhook
     parsed: list[float] = []
 
     def parse_slowly(*given: Any) -> ParsedWebhook:

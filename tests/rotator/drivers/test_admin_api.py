@@ -135,7 +135,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking
             await asyncio.sleep(0.1)
 
     async with asking(handler, timeout=1.0) as keyring:
-        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: look with `status`"):
+        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: check with `status`"):
             await keyring.count_key_usage()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.keyring.administration import JournalBackup, JournalEntry, JournalStep, RotationType, StepOutcome
-from shared.keyring.journal.steps import find_defect, parse_row, to_columns
+from shared.keyring.journal.entries import find_defect, parse_row, to_columns
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.rows import JournalEntryRow
 from shared.keyring.tables import journal_entries
