@@ -206,7 +206,7 @@ class _Server(uvicorn.Server):
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await asyncio.sleep(_DRAIN_POLL_SECONDS)  # connections that were just accepted
-                while state.connections or state.tasks:
+                while state.connections or state.tasks:  # noqa: ASYNC110  # uvicorn has no event for it
                     await asyncio.sleep(_DRAIN_POLL_SECONDS)
         for task in state.tasks:
             task.cancel()
