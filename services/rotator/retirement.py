@@ -179,7 +179,7 @@ async def _refuse_if_used(
         _refuse_if_used_by_keyring(its, kek, key, version, f"in the other keyring {keyring} ", "census")
     kept = await asyncio.to_thread(session.backups.list_backups)
     for file, header in kept:
-        if header.kek == kek and header.may_need(version):
+        if header.kek == kek and (header.may_need(version) or _has_other_version(key, header.needs)):
             raise RotatorError(
                 f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
                 "wants to restore it",
@@ -187,7 +187,11 @@ async def _refuse_if_used(
             )
     here = {file.name for file, _ in kept}
     known = [each for its in (census, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
-    away = [each.name for each in known if each.name not in here and each.may_need(version)]
+    away = [
+        each.name
+        for each in known
+        if each.name not in here and (each.may_need(version) or _has_other_version(key, each.needs or ()))
+    ]
     if len(away) != confirmed_backups:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
@@ -195,6 +199,11 @@ async def _refuse_if_used(
             "restore them without it: where that is meant, confirm their number",
             f"{_format_command(command, version)} --confirm-backups {len(away)}",
         )
+
+
+def _has_other_version(key: KeyDescription, needs: Sequence[str]) -> bool:
+    """Whether one of `needs` is no version of the key: what it stands for may be any of them."""
+    return any(key.find_version(each) is None for each in needs)
 
 
 def _refuse_if_used_by_keyring(

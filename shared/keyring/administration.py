@@ -117,7 +117,7 @@ class JournalBackup(_WireModel):
 
     def may_need(self, version: str) -> bool:
         """Whether the version may be one of them."""
-        return self.needs is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
+        return not self.needs or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
 
 
 class JournalEntry(_WireModel):
