@@ -139,11 +139,14 @@ async def _schedule_destruction(
         )
     await _refuse_if_used(session, key, "destroy", version, confirmed_backups, other_keyrings)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
-    at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
+    if scheduled.destroy_at is None:
+        until = f"is {scheduled.state_label}; KMS gives no date until which it can be restored"
+    else:
+        at = datetime.fromtimestamp(scheduled.destroy_at, UTC)
+        until = f"will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it"
     return (
-        f"version {version} will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it. An older "
-        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: "
-        "then nobody can read its records any more"
+        f"version {version} {until}. An older backup of the database, from before {since:%Y-%m-%d}, may hold data "
+        "keys that only this version unwraps: then nobody can read its records any more"
     )
 
 
