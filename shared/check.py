@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class Outcome(StrEnum):
+class CheckOutcome(StrEnum):
     """How a check went."""
 
     PASSED = "passed"
@@ -21,7 +21,7 @@ class Outcome(StrEnum):
     """A check that it depends on failed: its own failure would add nothing."""
 
 
-_MARKS: Final = {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.SKIPPED: "-"}
+_MARKS: Final = {CheckOutcome.PASSED: "✓", CheckOutcome.FAILED: "✗", CheckOutcome.SKIPPED: "-"}
 
 
 class CheckError(Exception):
@@ -54,7 +54,7 @@ class CheckResult:
     """The result of one check."""
 
     name: str
-    outcome: Outcome
+    outcome: CheckOutcome
     detail: str
     """A short result; the error of a failure; why a check was skipped."""
     hint: str = ""
@@ -64,7 +64,7 @@ class CheckResult:
     @property
     def is_ok(self) -> bool:
         """Whether it passed."""
-        return self.outcome is Outcome.PASSED
+        return self.outcome is CheckOutcome.PASSED
 
 
 async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
@@ -114,8 +114,8 @@ async def _run(check: Check, clock: Callable[[], float]) -> CheckResult:
     try:
         detail = await check.run()
     except CheckError as failure:
-        return CheckResult(check.name, Outcome.FAILED, failure.error, failure.hint, clock() - began)
-    return CheckResult(check.name, Outcome.PASSED, detail, seconds=clock() - began)
+        return CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - began)
+    return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)
 
 
 async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float) -> CheckResult:
@@ -127,11 +127,11 @@ async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float)
         error, hint = f"no answer within {timeout:g} s", "check the address, then DNS, firewall and proxy on the way"
     except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
         error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
-    return CheckResult(check.name, Outcome.FAILED, error, hint, clock() - began)
+    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
 
 
 def _skip(check: Check) -> CheckResult:
-    return CheckResult(check.name, Outcome.SKIPPED, f"skipped: it depends on '{check.depends_on}'")
+    return CheckResult(check.name, CheckOutcome.SKIPPED, f"skipped: it depends on '{check.depends_on}'")
 
 
 def format_line(result: CheckResult, *, verbose: bool = False) -> str:
@@ -146,7 +146,7 @@ def format_line(result: CheckResult, *, verbose: bool = False) -> str:
         text += f": {result.detail}"
     if result.hint:
         text += f"; {result.hint}"
-    if verbose and result.outcome is not Outcome.SKIPPED:
+    if verbose and result.outcome is not CheckOutcome.SKIPPED:
         text += f" ({result.seconds:.2f} s)"
     return to_one_line(text)
 

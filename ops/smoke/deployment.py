@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from ops.prometheus.rule_files import read_rules
-from shared.check import CheckResult, Outcome
+from shared.check import CheckOutcome, CheckResult
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
 from shared.smoke.backend import check_backend
@@ -50,7 +50,7 @@ async def run_checks(
     if test_alert and deployment.alertmanager and deployment.relay:
         bad = next((result for result in checks if not result.is_ok), None)
         if bad:
-            yield [CheckResult("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
+            yield [CheckResult("a test alert", CheckOutcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
         else:
             yield await check_test_alert(
                 deployment.alertmanager,

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.check import Check
 from shared.keyring.database_check import check_keyring_database
 from shared.kms.diagnosis import list_key_checks
@@ -12,7 +12,7 @@ from shared.kms.registry import connect_key
 
 
 @asynccontextmanager
-async def open_checks(settings: Settings) -> AsyncIterator[Sequence[Check]]:
+async def open_checks(settings: BackendSettings) -> AsyncIterator[Sequence[Check]]:
     """The database and the KMS key. Encrypt and Decrypt are all that the service does with the key."""
     kms = connect_key(settings.kms)
     try:

@@ -6,7 +6,7 @@ import click
 
 from services.exporter import first_configuration
 from services.exporter.app import serve
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from services.exporter.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 from shared.process.doctor import create_doctor_command
@@ -31,11 +31,11 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
     """
     context.obj = options["config"]
     if context.invoked_subcommand is None:
-        run_server(Settings, serve, options)
+        run_server(ExporterSettings, serve, options)
 
 
 main.add_command(first_configuration.command)
-main.add_command(create_doctor_command(Settings, open_checks, "keypulse-exporter"))
+main.add_command(create_doctor_command(ExporterSettings, open_checks, "keypulse-exporter"))
 
 
 if __name__ == "__main__":

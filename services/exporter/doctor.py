@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from services.exporter.backends.reader import open_http_client
-from services.exporter.config import Settings, is_folder_usable
+from services.exporter.config import ExporterSettings, is_folder_usable
 from services.exporter.jobs import ReadBackend, build_backend_reader
 from services.exporter.model import BackendState
 from shared.check import Check, CheckError
@@ -17,7 +17,7 @@ from shared.net.page import check_page
 
 
 @asynccontextmanager
-async def open_checks(settings: Settings) -> AsyncIterator[Sequence[Check]]:
+async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Check]]:
     """Each key, each backend's documents, and the runbook."""
     async with AsyncExitStack() as stack:
         checks: list[Check] = []

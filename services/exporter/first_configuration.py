@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.process.command_line import print_configuration_or_exit
 
 _EXAMPLES: Final = """\b
@@ -57,7 +57,7 @@ def command(targets: tuple[str, ...], backends: tuple[str, ...]) -> None:
     if not targets and not backends:
         click.echo("nothing to watch; expected --target KEY or --backend URL", err=True)
         sys.exit(2)
-    print_configuration_or_exit(Settings, build_configuration(targets, backends))
+    print_configuration_or_exit(ExporterSettings, build_configuration(targets, backends))
 
 
 def build_configuration(targets: tuple[str, ...], backends: tuple[str, ...]) -> str:

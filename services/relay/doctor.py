@@ -79,7 +79,11 @@ def _list_link_checks(settings: RelaySettings) -> Iterator[Check]:
         generator_url="",
         fingerprint="",
     )
-    links = build_links(example, now, settings.links.build_rules())
-    for name, url in (("runbook", links.runbook), ("dashboard", links.dashboard)):
+    links = build_links(example, now, settings.link_rules)
+    for name, url in (
+        ("links.runbook", links.runbook),
+        ("links.dashboard", links.dashboard),
+        ("messages.board_url", settings.messages.board_url),
+    ):
         if url:
-            yield Check(f"links.{name}", partial(check_page, url))
+            yield Check(name, partial(check_page, url))

@@ -10,7 +10,7 @@ import click
 
 from services.rotator import inspection
 from services.rotator.app import SessionCommand, run_and_report
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.doctor import open_checks
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
@@ -56,7 +56,7 @@ def _add_options(command: Command) -> Command:
 
 
 def _run_command(name: str, config: Path | None, as_json: bool, command: SessionCommand) -> None:
-    settings = load_settings_or_exit(Settings, config)
+    settings = load_settings_or_exit(RotatorSettings, config)
     sys.exit(run_and_report(name, settings, str(config or "rotator.yml"), command, os.environ, as_json=as_json))
 
 
@@ -74,16 +74,16 @@ def plan(config: Path | None, *, as_json: bool, type_: str | None) -> None:
 @click.option("--type", "type_", type=_TYPES, required=True, help="What is rotated.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 def run_(config: Path | None, *, as_json: bool, type_: str, dry_run: bool) -> None:
-    """Rotate, where there is something to do; never asks."""
-    wanted = RotationType(type_)
+    """Rotate, if there is something to do; never prompts."""
+    rotation_type = RotationType(type_)
     if dry_run:
         _run_command(
             "plan",
             config,
             as_json,
-            lambda session: inspection.show_plans(session, (wanted,), f"run --type {wanted} --dry-run"),
+            lambda session: inspection.show_plans(session, (rotation_type,), f"run --type {rotation_type} --dry-run"),
         )
-    _run_command("run", config, as_json, lambda session: run(session, wanted))
+    _run_command("run", config, as_json, lambda session: run(session, rotation_type))
 
 
 @main.command("resume")
@@ -180,7 +180,7 @@ def destroy_(config: Path | None, *, as_json: bool, version: str, confirm: str, 
     _run_command("destroy", config, as_json, lambda session: destroy_version(session, version, confirmed_backups))
 
 
-main.add_command(create_doctor_command(Settings, open_checks, "keypulse-rotator"))
+main.add_command(create_doctor_command(RotatorSettings, open_checks, "keypulse-rotator"))
 
 
 if __name__ == "__main__":

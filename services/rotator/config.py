@@ -18,7 +18,7 @@ def _check_state_folder(folder: Path) -> tuple[()]:
     return ()
 
 
-class Settings(CommandSettings):
+class RotatorSettings(CommandSettings):
     """Every setting of the rotator."""
 
     service_name: ClassVar[str] = "rotator"

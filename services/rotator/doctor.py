@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.check import Check, CheckError
 from shared.keyring.administration import AdministrationError
@@ -14,7 +14,7 @@ from shared.kms.settings import ProviderSettings
 
 
 @asynccontextmanager
-async def open_checks(settings: Settings) -> AsyncIterator[Sequence[Check]]:
+async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check]]:
     """The KMS key, and each keyring by its driver."""
     kms = connect_key(settings.kms)
     try:

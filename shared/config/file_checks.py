@@ -63,7 +63,7 @@ def check_value(key: str, check: FileCheck, value: object) -> Iterator[FileProbl
 
 
 def _is_on_read_only_mount(file: Path) -> bool:
-    """Whether its mode cannot be changed here, as in a pod: the mount's owner decides who reads it."""
+    """Whether this user cannot change its mode, as in a pod: the mount's owner decides who reads it."""
     return bool(os.statvfs(file).f_flag & os.ST_RDONLY)
 
 

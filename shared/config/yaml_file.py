@@ -1,4 +1,4 @@
-"""A YAML file → a mapping. A duplicate key is an error, not a silent loss of the first value."""
+"""YAML in a file or a text → a mapping. A duplicate key is an error, not a silent loss of the first value."""
 
 import re
 from collections.abc import Iterator
@@ -29,18 +29,35 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in the file; an empty file is an empty mapping. Raises ConfigurationError."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigurationError([f"{file}: is not usable YAML: {_describe_yaml_error(error)}"]) from None
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping in the text; an empty text is an empty mapping.
+
+    Args:
+        text: a YAML document.
+        source: where it comes from, for errors.
+
+    Raises:
+        ConfigurationError: it is no mapping in YAML.
+    """
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
-        hint = _find_cut_off_line(file, error)
-        raise ConfigurationError([f"{file}: is not usable YAML: {_describe_yaml_error(error)}{hint}"]) from None
+        hint = _find_cut_off_line(text, error)
+        raise ConfigurationError([f"{source}: is not usable YAML: {_describe_yaml_error(error)}{hint}"]) from None
     except RecursionError:
-        raise ConfigurationError([f"{file}: is nested too deeply"]) from None
+        raise ConfigurationError([f"{source}: is nested too deeply"]) from None
     if document is None:
         return {}
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
+        raise ConfigurationError([f"{source}: expected a mapping of keys to values"])
     return cast("dict[str, Any]", document)
 
 
@@ -51,11 +68,11 @@ def _describe_yaml_error(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _find_cut_off_line(file: Path, error: Exception) -> str:
+def _find_cut_off_line(text: str, error: Exception) -> str:
     """The hint for brackets that never close because a `#` cuts off the rest of their line."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.context_mark is None or error.problem_mark is None:
         return ""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = text.splitlines()
     for number in range(error.context_mark.line, min(error.problem_mark.line + 1, len(lines))):
         if re.search(r"[:,\[{][ \t]+#\S", lines[number]):
             return f"; line {number + 1}: YAML takes # and what follows it for a comment; put the value in quotes"

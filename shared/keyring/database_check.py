@@ -18,7 +18,7 @@ def _describe(connection: Connection) -> str:
         return describe_empty_database(connection)
     try:
         version = migrations.check_version(connection)
-    except migrations.NewerSchemaError as error:
+    except migrations.NewerKeyringSchemaError as error:
         what, _, hint = str(error).partition("; ")
         raise CheckError(what, hint) from None
     if migrations.is_current(connection):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from shared.check import CheckResult, Outcome, format_line, to_one_line
+from shared.check import CheckOutcome, CheckResult, format_line, to_one_line
 
 
 def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
@@ -17,18 +17,18 @@ def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
 
 def render_junit(results: Sequence[CheckResult]) -> bytes:
     """One `testsuite` with a `testcase` for each check, in UTF-8."""
-    counts = {outcome: str(sum(result.outcome is outcome for result in results)) for outcome in Outcome}
+    counts = {outcome: str(sum(result.outcome is outcome for result in results)) for outcome in CheckOutcome}
     attributes = {"name": "keypulse-smoke", "tests": str(len(results)), "errors": "0"}
-    attributes |= {"failures": counts[Outcome.FAILED], "skipped": counts[Outcome.SKIPPED]}
+    attributes |= {"failures": counts[CheckOutcome.FAILED], "skipped": counts[CheckOutcome.SKIPPED]}
     attributes["time"] = f"{sum(result.seconds for result in results):.3f}"
     suites = Element("testsuites")
     suite = SubElement(suites, "testsuite", attributes)
     for result in results:
         about = {"classname": "keypulse-smoke", "name": to_one_line(result.name), "time": f"{result.seconds:.3f}"}
         case = SubElement(suite, "testcase", about)
-        if result.outcome is Outcome.FAILED:
+        if result.outcome is CheckOutcome.FAILED:
             SubElement(case, "failure", {"message": to_one_line(result.detail)}).text = to_one_line(result.hint)
-        elif result.outcome is Outcome.SKIPPED:
+        elif result.outcome is CheckOutcome.SKIPPED:
             SubElement(case, "skipped", {"message": to_one_line(result.detail)})
     xml: bytes = tostring(suites, encoding="utf-8", xml_declaration=True)
     return xml

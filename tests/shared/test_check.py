@@ -6,16 +6,16 @@ import pytest
 from shared.check import (
     Check,
     CheckError,
+    CheckOutcome,
     CheckResult,
-    Outcome,
     format_line,
     run_checks,
     run_checks_concurrently,
 )
 
-PASSED = CheckResult("mode", Outcome.PASSED, "kms", seconds=0.25)
-FAILED = CheckResult("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
-SKIPPED = CheckResult("record", Outcome.SKIPPED, "skipped: it depends on 'mode'")
+PASSED = CheckResult("mode", CheckOutcome.PASSED, "kms", seconds=0.25)
+FAILED = CheckResult("mode", CheckOutcome.FAILED, "it is <env>", "see the runbook", 1.5)
+SKIPPED = CheckResult("record", CheckOutcome.SKIPPED, "skipped: it depends on 'mode'")
 
 
 async def fine() -> str:
@@ -39,10 +39,10 @@ async def test_a_check_is_skipped_when_what_it_needs_failed_or_was_skipped() -> 
     ]
     results = await run_checks(checks, iter([1.0, 3.5, 4.0, 5.0]).__next__)
     assert results == [
-        CheckResult("first", Outcome.FAILED, "it is broken", "repair it", 2.5),
-        CheckResult("second", Outcome.SKIPPED, "skipped: it depends on 'first'"),
-        CheckResult("third", Outcome.SKIPPED, "skipped: it depends on 'second'"),
-        CheckResult("fourth", Outcome.PASSED, "fine", seconds=1.0),
+        CheckResult("first", CheckOutcome.FAILED, "it is broken", "repair it", 2.5),
+        CheckResult("second", CheckOutcome.SKIPPED, "skipped: it depends on 'first'"),
+        CheckResult("third", CheckOutcome.SKIPPED, "skipped: it depends on 'second'"),
+        CheckResult("fourth", CheckOutcome.PASSED, "fine", seconds=1.0),
     ]
 
 
@@ -67,7 +67,7 @@ def test_a_result_is_one_line(result: CheckResult, verbose: bool, text: str) -> 
 
 
 def test_what_a_server_wrote_can_neither_break_the_line_nor_steer_the_terminal() -> None:
-    assert format_line(CheckResult("mode", Outcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
+    assert format_line(CheckResult("mode", CheckOutcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
 
 
 async def test_checks_run_at_once_and_their_results_keep_the_order() -> None:

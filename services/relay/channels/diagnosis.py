@@ -7,21 +7,21 @@ from typing import Final
 from services.relay.channels.port import Progress
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.model import Message
-from services.relay.send_error import Reason, SendError
+from services.relay.send_error import SendError, SendReason
 from shared.check import CheckError
 
 _HINTS: Final = {
-    Reason.TIMEOUT: "check DNS, firewall and proxy on the way to it",
-    Reason.CONNECTION: "check its address, then DNS, firewall and proxy on the way to it",
-    Reason.RATE_LIMITED: "wait, and run this again",
-    Reason.SERVER_ERROR: "see its status page, and run this again",
-    Reason.UNAUTHORIZED: "put the current secret into its file",
-    Reason.MISCONFIGURED: "correct the settings of the channel",
+    SendReason.TIMEOUT: "check DNS, firewall and proxy on the way to it",
+    SendReason.CONNECTION: "check its address, then DNS, firewall and proxy on the way to it",
+    SendReason.RATE_LIMITED: "wait, and run this again",
+    SendReason.SERVER_ERROR: "see its status page, and run this again",
+    SendReason.UNAUTHORIZED: "put the current secret into its file",
+    SendReason.MISCONFIGURED: "correct the settings of the channel",
 }
 
 
 @contextmanager
-def report_send_errors(hints: Mapping[Reason, str] = _HINTS) -> Iterator[None]:
+def report_send_errors(hints: Mapping[SendReason, str] = _HINTS) -> Iterator[None]:
     """Turn a SendError into a CheckError.
 
     Args:

@@ -6,6 +6,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from services.relay.outbox.engine import dialect
+from services.relay.outbox.engine.lost_outbox import describe_lost_outbox
 from services.relay.outbox.engine.migrate import UnknownDatabaseError, describe_tables
 from shared.check import CheckError
 from shared.sql.database_url import DatabaseUrl
@@ -19,15 +20,10 @@ async def check_outbox(database: DatabaseUrl) -> str:
 
 
 def _refuse_lost_file(database: DatabaseUrl) -> None:
-    file = Path(str(database.database))
-    if not dialect.is_sqlite(database) or file.exists():
-        return
-    for trace in dialect.find_last_used_files(database):
-        if trace.exists():
-            raise CheckError(
-                f"{file} does not exist, but by {trace.name} beside it there was an outbox",
-                f"put {file.name} back, or remove {trace.name} to begin anew",
-            )
+    is_missing = dialect.is_sqlite(database) and not Path(str(database.database)).exists()
+    if is_missing and (problem := describe_lost_outbox(database)):
+        what, _, hint = problem.partition("; ")
+        raise CheckError(what, hint)
 
 
 def _describe(connection: Connection) -> str:

@@ -1,11 +1,11 @@
 from xml.etree import ElementTree as ET
 
-from shared.check import CheckResult, Outcome
+from shared.check import CheckOutcome, CheckResult
 from shared.smoke.report import build_document, render_junit, render_markdown
 
-PASSED = CheckResult("mode", Outcome.PASSED, "kms", seconds=0.25)
-FAILED = CheckResult("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
-SKIPPED = CheckResult("record", Outcome.SKIPPED, "skipped: it depends on 'mode'")
+PASSED = CheckResult("mode", CheckOutcome.PASSED, "kms", seconds=0.25)
+FAILED = CheckResult("mode", CheckOutcome.FAILED, "it is <env>", "see the runbook", 1.5)
+SKIPPED = CheckResult("record", CheckOutcome.SKIPPED, "skipped: it depends on 'mode'")
 
 
 def test_the_document_is_ok_only_if_every_check_passed() -> None:
@@ -18,7 +18,7 @@ def test_the_document_is_ok_only_if_every_check_passed() -> None:
 
 
 def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
-    hostile = CheckResult("mode", Outcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
+    hostile = CheckResult("mode", CheckOutcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
     suite = ET.fromstring(render_junit([PASSED, FAILED, SKIPPED, hostile]))[0]  # noqa: S314 - our own
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped", "time")} == {
         "tests": "4",
@@ -33,7 +33,7 @@ def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
 
 
 def test_the_summary_of_a_job_is_a_list_in_which_nothing_is_mark_up() -> None:
-    hostile = CheckResult("mode", Outcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
+    hostile = CheckResult("mode", CheckOutcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
     assert render_markdown([PASSED, hostile]).splitlines() == [
         "## keypulse-smoke",
         "",

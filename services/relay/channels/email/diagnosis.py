@@ -11,7 +11,7 @@ from services.relay.channels.email.smtp_session import (
     translate_smtp_errors,
 )
 from services.relay.channels.provider_call import mask_reply, read_secret
-from services.relay.send_error import Reason
+from services.relay.send_error import SendReason
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.settings import Address
@@ -70,8 +70,8 @@ class SmtpDiagnosis:
         assert self._login  # noqa: S101  # else there is no such check
         username, file = self._login
         hint = {
-            Reason.UNAUTHORIZED: "correct `username`, or put the current password into `password_file`",
-            Reason.MISCONFIGURED: "leave out `username` and `password_file`, or ask who runs the mail server",
+            SendReason.UNAUTHORIZED: "correct `username`, or put the current password into `password_file`",
+            SendReason.MISCONFIGURED: "leave out `username` and `password_file`, or ask who runs the mail server",
         }
         with report_send_errors(hint):
             password = read_secret(file)
@@ -80,7 +80,7 @@ class SmtpDiagnosis:
         return f"{username} is accepted"
 
     async def _check_sender(self) -> str:
-        hint = dict.fromkeys(Reason, "set a `from` that the server accepts, or `username` and `password_file`")
+        hint = dict.fromkeys(SendReason, "set a `from` that the server accepts, or `username` and `password_file`")
         with report_send_errors(hint), translate_smtp_errors(self._call, (), self._tls):
             await self._client.mail(self._sender)
         return f"{self._sender} is accepted"

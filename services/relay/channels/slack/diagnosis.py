@@ -11,13 +11,13 @@ from typing import Any, Final
 from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.slack.post_search import CHANNEL_KINDS, NotFound, find_channel
 from services.relay.channels.slack.web_api import SlackApi, SlackError
-from services.relay.send_error import Reason
+from services.relay.send_error import SendReason
 from shared.check import CheckError
 
 _READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
 _SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
 _REINSTALL: Final = "add it under OAuth & Permissions of the app, and install the app again"
-_HINTS: Final = {Reason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
+_HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
 
 
 async def check_token(api: SlackApi) -> str:
