@@ -15,6 +15,7 @@ from tests.shared.certificates import Authority, web_yml
 
 RELAY = """
 database: sqlite:///data/relay.db
+environment: demo
 auth: {bearer_token_file: token, admin_token_file: admin}
 alertmanager: {urls: ["https://alertmanager.example.org"], token_file: alertmanager_token}
 channels:
