@@ -53,4 +53,5 @@ async def _check_documents(read: ReadBackend) -> str:
 def _describe_state(state: BackendState) -> str:
     assert state.health  # noqa: S101  # without it there is a problem
     counted = "with" if state.decryption_errors is not None else "without"
-    return f"mode {state.health.mode}, {'' if state.health.ready else 'not '}ready, {counted} metrics"
+    mode = f"mode {state.health.mode}" if state.health.mode else "of no mode that it tells"
+    return f"{mode}, {'' if state.health.ready else 'not '}ready, {counted} metrics"

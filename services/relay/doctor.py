@@ -43,7 +43,7 @@ class _Alertmanager:
 
     def list_checks(self, key: str, settings: RelaySettings) -> Iterator[Check]:
         api = f"{key} API"
-        yield Check(api, self._read_receivers)
+        yield Check(api, self._read_receivers, "alertmanager.token_file" if settings.alertmanager.token_file else None)
         served = [route.receiver for route in settings.routes]
         for n, receiver in enumerate(served):
             if receiver is not None:

@@ -45,7 +45,9 @@ def _check_database(url: URL, describe: Callable[[Connection], str]) -> str:
 
 def _create_engine(url: URL) -> Engine:
     if url.drivername == "sqlite":
-        location = f"file:{quote(str(url.database))}?mode=ro"
+        # Without a -wal nobody has it open, and SQLite would leave one behind, of a user who may not be the service's.
+        how = "mode=ro" if Path(f"{url.database}-wal").exists() else "immutable=1"
+        location = f"file:{quote(str(url.database))}?{how}"
         return create_engine(url, creator=lambda: sqlite3.connect(location, uri=True, timeout=2), hide_parameters=True)
     return create_postgresql_engine(
         url,

@@ -127,7 +127,8 @@ class WebhookChannel:
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether its address answers to OPTIONS, which asks for nothing (RFC 9110, section 9.3.7)."""
-        return [Check(f"{key} connection", self._check_connection)]
+        file = f"{key}.url_file" if self._url_file else None
+        return [Check(f"{key} connection", self._check_connection, depends_on=file)]
 
     async def _check_connection(self) -> str:
         with report_send_errors(), translate_connection_errors("the webhook"):

@@ -49,8 +49,9 @@ class SmtpDiagnosis:
     def list_checks(self, key: str) -> list[Check]:
         """The steps, each of which needs the one before."""
         connection, login, sender = f"{key} connection", f"{key} login", f"{key} sender"
+        file = f"{key}.password_file" if self._login else None
         return [
-            Check(connection, self._check_connection),
+            Check(connection, self._check_connection, file),
             *([Check(login, self._check_login, connection)] if self._login else []),
             Check(sender, self._check_sender, login if self._login else connection),
             Check(f"{key} recipients", self._check_recipients, sender),

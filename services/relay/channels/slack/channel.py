@@ -126,7 +126,7 @@ class SlackChannel:
         """The token with the bot's scopes, and the channel with the bot's membership."""
         token = f"{key} bot token"
         return [
-            Check(token, lambda: check_token(self._open_for_checks())),
+            Check(token, lambda: check_token(self._open_for_checks()), depends_on=f"{key}.token_file"),
             Check(
                 f"{key} channel",
                 lambda: check_channel(self._open_for_checks(), self._settings.channel, self._channel_id),
