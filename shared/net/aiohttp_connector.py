@@ -29,12 +29,13 @@ class Connector(aiohttp.TCPConnector):
 
     Args:
         egress: the settings; without them, the environment.
-        options: of aiohttp's own connector.
+        options: of aiohttp's own connector; a context in `ssl` counts instead of `ca_file`.
     """
 
     def __init__(self, egress: Egress | None = None, **options: Any) -> None:
         self._egress = egress or Egress()
-        super().__init__(resolver=_Resolver(), ssl=self._egress.create_lasting_tls_context() or True, **options)
+        tls = options.pop("ssl", None) or self._egress.create_lasting_tls_context() or True
+        super().__init__(resolver=_Resolver(), ssl=tls, **options)
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout

@@ -53,6 +53,7 @@ from services.relay.text import (
 )
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
+from shared.net.egress import EgressSettings
 
 Action = Literal["trigger", "resolve"]
 
@@ -68,7 +69,7 @@ _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse che
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
 
-class PagerDutySettings(ChannelSettings):
+class PagerDutySettings(EgressSettings, ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
@@ -103,7 +104,7 @@ class PagerDutyChannel:
         self._timeout = timeout
         self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = HttpSession("PagerDuty", check_current_lease)
+        self._session = HttpSession("PagerDuty", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
@@ -122,8 +123,8 @@ class PagerDutyChannel:
         return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the routing key."""
-        return self._routing_key.read_stamp()
+        """Changes with the file of the routing key, and those of proxy and authorities."""
+        return self._routing_key.read_stamp(), self._session.read_file_stamps()
 
     async def close(self) -> None:
         """Closes its connections."""

@@ -22,12 +22,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from services.relay.channels.email.mail import build_mail
 from services.relay.channels.email.recipients import RecipientReplies, format_replies
-from services.relay.channels.email.smtp_session import Envelope, SmtpResult, send_envelope
+from services.relay.channels.email.smtp_session import Envelope, SmtpResult, SmtpRoute, send_envelope
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
+from services.relay.http_session import build_egress_error
 from services.relay.model import Message
 from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +59,7 @@ Mailbox = Annotated[str, AfterValidator(_check_address)]
 """An address, perhaps with a name before it."""
 
 
-class EmailSettings(ChannelSettings):
+class EmailSettings(EgressSettings, ChannelSettings):
     """A mail server, and the recipients."""
 
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
@@ -99,6 +102,7 @@ class EmailChannel:
     def __init__(self, settings: EmailSettings, timeout: float) -> None:
         self._settings = settings
         self._timeout = timeout
+        self._egress = Egress(settings)
         name, address = parseaddr(settings.sender)
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
@@ -137,8 +141,8 @@ class EmailChannel:
         return self._build_mail(message).content
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the password."""
-        return self._password.read_stamp() if self._password else None
+        """Changes with the file of the password, and those of proxy and authorities."""
+        return self._password.read_stamp() if self._password else None, self._egress.read_file_stamps()
 
     async def close(self) -> None:
         """Has nothing to close: each send closes its own connection."""
@@ -152,8 +156,13 @@ class EmailChannel:
             return SmtpResult({}, "")
         username = self._settings.username or ""
         password = read_secret(self._password) if self._password else ""
+        try:
+            trusted = self._egress.load_tls_context()
+        except EgressError as error:
+            raise build_egress_error("the mail server", error) from None
         client = SMTP(
             hostname=self._settings.host,
+            tls_context=trusted,
             username=username or None,
             password=password or None,
             timeout=self._timeout,
@@ -161,4 +170,5 @@ class EmailChannel:
             start_tls=self._settings.tls == "starttls",
         )
         server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
-        return await send_envelope(client, server, call, envelope, (username, password), self._settings.tls)
+        route = SmtpRoute(server, self._egress, self._settings.tls)
+        return await send_envelope(client, route, call, envelope, (username, password))
