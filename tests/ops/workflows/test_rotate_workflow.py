@@ -21,6 +21,7 @@ from services.backend.app import run_backend
 from services.backend.config import Settings
 from shared.config.settings import Address, load_settings
 from shared.http.server import bind_socket, serve
+from tests.ops.github.stand_in import REPOSITORY, run_stand_in
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.played
 ROTATE = WORKFLOWS / "kms-rotate.yml"
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN = "a-token-of-the-admin-api"
-BOTH = {"dry_run": False, "rotation_type": "both", "path": "admin_api"}
+BOTH = {"dry_run": False, "rotation_type": "both", "driver": "admin_api"}
 RUNS = ("Wrap all data keys under the primary version", "New data key")
 ANY_TIME = {"KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE": "1ms", "KEYPULSE_ROTATOR__PRIMARY_CHECK_INTERVAL": "1ms"}
 
@@ -41,17 +42,17 @@ class Deployment:
     config: Path
     kms: Emulator
 
-    def reached(self, path: str) -> dict[str, str]:
-        """What an operator writes into ops/rotator/PATH.yml, as environment variables."""
+    def reached(self, driver: str) -> dict[str, str]:
+        """What an operator writes into ops/rotator/DRIVER.yml, as environment variables."""
         command = [sys.executable, "-m", "services.backend", "admin", "--config", str(self.config)]
-        driver = {
+        written = {
             "admin_api": {"URL": self.url},
             "command": {"ARGV": json.dumps(command)},
             "sql": {"DATABASE": f"sqlite:///{self.config.parent}/backend.db"},
-        }[path]
+        }[driver]
         kms = {"KEY": KEY, "ENDPOINT": str(self.kms.address), "INSECURE": "true"}
         return {
-            **{f"KEYPULSE_ROTATOR__DRIVER__{key}": value for key, value in driver.items()},
+            **{f"KEYPULSE_ROTATOR__DRIVER__{key}": value for key, value in written.items()},
             **{f"KEYPULSE_ROTATOR__KMS__{key}": value for key, value in kms.items()},
         }
 
@@ -110,14 +111,15 @@ class Job:
 
 
 async def run(machine: NewMachine, deployment: Deployment, inputs: dict[str, Any], **environment: str) -> Job:
-    path = inputs.get("path", "admin_api")
-    runner = machine(
-        inputs=inputs,
-        variables={"KEYPULSE_BASE_URL": deployment.url},
-        secrets={"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"},
-        environment={**deployment.reached(path), **ANY_TIME, **environment},
-    )
-    job = Job(runner, await asyncio.to_thread(runner.run, ROTATE))
+    with run_stand_in() as github:
+        api = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": REPOSITORY}
+        runner = machine(
+            inputs=inputs,
+            variables={"KEYPULSE_BASE_URL": deployment.url},
+            secrets={"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"},
+            environment={**deployment.reached(inputs.get("driver", "admin_api")), **ANY_TIME, **api, **environment},
+        )
+        job = Job(runner, await asyncio.to_thread(runner.run, ROTATE))
     assert list(runner.temp.iterdir()) == [], "no secret is left"
     assert TOKEN not in job.printed + runner.summary
     assert "a-password" not in job.printed + runner.summary
@@ -129,7 +131,7 @@ def wrapped(deployment: Deployment) -> list[bytes]:
         return [row[0] for row in database.execute("SELECT wrapped FROM data_keys")]
 
 
-def shape(keys: list[dict[str, Any]]) -> list[tuple[str, int]]:
+def shape(keys: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return sorted((key["status"], key["kek_version"]) for key in keys)
 
 
@@ -138,16 +140,21 @@ async def test_a_dry_run_changes_nothing_and_says_what_it_would_do(machine: NewM
     job = await run(machine, deployment, {**BOTH, "dry_run": True})
     assert job.runner.status == "success", job.printed
     assert job.outcomes["Finish what an earlier job left"] == "skipped"
+    assert job.outcomes["The environment asks for an approval"] == "skipped"
     assert await deployment.keys() == before
     assert "run --type new-dek --dry-run" in job.runner.summary
     assert "run --type rewrap-kek --dry-run" in job.runner.summary
     assert not any("backup" in file.name for file in job.kept)
 
 
-@pytest.mark.parametrize("path", ["schedule", "command", "sql"])
-async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, deployment: Deployment, path: str) -> None:
+@pytest.mark.parametrize("driver", ["schedule", "command", "sql"])
+async def test_a_rotation_runs_to_the_end_with_each_driver(
+    machine: NewMachine, deployment: Deployment, driver: str
+) -> None:
     before = wrapped(deployment)
-    inputs = {} if path == "schedule" else {**BOTH, "path": path}  # on schedule there are none, and it is admin_api
+    inputs = (
+        {} if driver == "schedule" else {**BOTH, "driver": driver}
+    )  # on schedule there are none, and it is admin_api
     job = await run(machine, deployment, inputs)
     assert job.runner.status == "success", job.printed
     assert {job.outcomes[name] for name in RUNS} == {"success"}
@@ -157,7 +164,7 @@ async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, depl
     for held in {*before, *wrapped(deployment)}:
         assert not any(form in file.read_bytes() for form in (held, b64encode(held)) for file in job.kept)
     assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.kept}
-    if path == "schedule":
+    if driver == "schedule":
         again = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
         assert again.runner.status == "success", again.printed
         assert again.runner.summary.count("nothing to do") >= 2
