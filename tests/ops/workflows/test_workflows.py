@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from shared.config.settings import load_settings
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS
 
@@ -168,4 +168,4 @@ def test_what_is_kept_is_kept_after_a_failure_too() -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ops/rotator").glob("*.yml")), ids=lambda file: file.stem)
 def test_every_driver_has_a_configuration_that_is_valid(file: Path) -> None:
-    assert load_settings(Settings, file).driver.kind == file.stem
+    assert load_settings(RotatorSettings, file).driver.kind == file.stem
