@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import sqlite3
 import sys
 from base64 import b64encode
@@ -24,6 +25,7 @@ from shared.http.server import bind_socket, serve
 from tests.ops.github.stand_in import REPOSITORY, run_stand_in
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
+from tests.rotator.drivers.sshd import sshd
 
 pytestmark = pytest.mark.played
 ROTATE = WORKFLOWS / "kms-rotate.yml"
@@ -110,14 +112,32 @@ class Job:
         return [file for path in found for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
 
 
-async def run(machine: NewMachine, deployment: Deployment, inputs: dict[str, Any], **environment: str) -> Job:
+@dataclass
+class Ssh:
+    """What leads to a host."""
+
+    argv: list[str]
+    key: str
+    known_hosts: str
+
+
+async def run(
+    machine: NewMachine, deployment: Deployment, inputs: dict[str, Any], ssh: Ssh | None = None, **environment: str
+) -> Job:
     with run_stand_in() as github:
         api = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": REPOSITORY}
+        variables = {"KEYPULSE_BASE_URL": deployment.url}
+        secrets = {"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"}
+        if ssh:
+            variables |= {"KEYPULSE_DRIVER": "command", "KEYPULSE_SSH_KNOWN_HOSTS": ssh.known_hosts}
+            secrets |= {"KEYPULSE_SSH_KEY": ssh.key}
+            api |= {"KEYPULSE_ROTATOR__DRIVER__ARGV": json.dumps(ssh.argv)}
+        driver = "command" if ssh else inputs.get("driver", "admin_api")
         runner = machine(
             inputs=inputs,
-            variables={"KEYPULSE_BASE_URL": deployment.url},
-            secrets={"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"},
-            environment={**deployment.reached(inputs.get("driver", "admin_api")), **ANY_TIME, **api, **environment},
+            variables=variables,
+            secrets=secrets,
+            environment={**deployment.reached(driver), **ANY_TIME, **api, **environment},
         )
         job = Job(runner, await asyncio.to_thread(runner.run, ROTATE))
     assert list(runner.temp.iterdir()) == [], "no secret is left"
@@ -169,6 +189,24 @@ async def test_a_rotation_runs_to_the_end_with_each_driver(
         assert again.runner.status == "success", again.printed
         assert again.runner.summary.count("nothing to do") >= 2
         assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
+
+
+async def test_on_schedule_the_variables_lead_by_ssh_to_the_host_that_is_known_and_to_no_other(
+    machine: NewMachine, deployment: Deployment, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    async with sshd(folder) as (*_, port, _, _, _, _, _, _, host):
+        remote = shlex.join([sys.executable, "-m", "services.backend", "admin", "--config", str(deployment.config)])
+        there = ["ssh", "-p", port, host, remote]
+        key, known_hosts = (folder / "user_key").read_text(), (folder / "known_hosts").read_text()
+        other = await run(machine, deployment, {}, Ssh(there, key, known_hosts.replace("127.0.0.1", "127.0.0.2")))
+        assert other.outcomes["Plan"] == "failure"
+        assert "Host key verification failed" in other.printed
+        assert "OPENSSH PRIVATE KEY" not in other.printed
+        job = await run(machine, deployment, {}, Ssh(there, key, known_hosts))
+    assert job.runner.status == "success", job.printed
+    assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
 
 
 async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_other_from_being_rotated(
