@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ops.github.action_as_workflow import build_workflow
 from services.rotator.config import RotatorSettings
 from shared.config.settings import load_settings
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS
@@ -82,6 +83,13 @@ def test_a_secret_is_given_to_no_step_that_does_not_use_it() -> None:
             if value == f"${{{{ inputs.{name} }}}}" and f'"${variable}"' in step["run"]
         ]
         assert len(reading) == 1, name
+
+
+def test_actionlint_reads_every_step_and_input_of_the_action() -> None:
+    workflow = build_workflow()
+    action = yaml.safe_load(ACTION.read_text())
+    assert workflow["jobs"]["action"]["steps"] == action["runs"]["steps"]
+    assert workflow["on"]["workflow_call"]["inputs"].keys() == action["inputs"].keys()
 
 
 def test_the_action_is_used_with_inputs_that_it_has() -> None:
