@@ -112,7 +112,7 @@ async def test_what_a_proxy_refuses_is_told_with_its_phase(
 
     async with tls_before(emulator, authority) as at:
         for status, options in ((403, {"ports": (1,)}), (407, {"login": True})):
-            with tinyproxy(tmp_path, **options) as proxy:  # type: ignore[arg-type]
+            with tinyproxy(tmp_path, **options) as proxy:
                 async with connected_key(at, EgressSettings(proxy=proxy.url, ca_file=authority.ca)) as key:
                     with pytest.raises(KmsError) as raised:
                         await key.encrypt(b"x", b"", timeout=5)
