@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 from cryptography import x509
 
+from shared.check import CheckOutcome, CheckResult
 from shared.smoke.alerting import check_alertmanager
-from shared.smoke.check import CheckOutcome, CheckResult
 from shared.smoke.http_client import CA_FILE
 from tests.shared.certificates import Authority
 from tests.tinyproxy import NOT_LOOPBACK, tinyproxy
