@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 
 from services.exporter.backends.settings import Backend, Name
 from services.exporter.probes.canaries import DISK_TIMEOUT
+from services.exporter.probes.success_expiry import compute_success_max_age
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
 from shared.config.url import HttpUrl
@@ -54,11 +55,8 @@ class ProbeSettings(Section):
 
     @property
     def success_max_age(self) -> float:
-        """Seconds after which a round trip is no success any more: two intervals.
-
-        Or longer, where a round trip that is in time may take longer: a beat with its jitter, and two calls.
-        """
-        return max(2 * self.interval, 1.1 * self.interval + 2 * self.timeout)
+        """Seconds after which a round trip no longer counts as a success."""
+        return compute_success_max_age(self.interval, self.timeout)
 
 
 class Target(Section):
@@ -120,7 +118,7 @@ def _merge_properties(own: dict[str, Any], required: list[str], kms: dict[str, A
 ServiceEntry = TypeVar("ServiceEntry", Target, Backend)
 
 
-class Settings(ServerSettings):
+class ExporterSettings(ServerSettings):
     """The whole configuration; once it is valid, every target and backend has its `service`."""
 
     service_name: ClassVar[str] = "exporter"
@@ -131,7 +129,7 @@ class Settings(ServerSettings):
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
     runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment)] | None = None
-    """Where people here read docs/KMS_OPERATIONS.md; the board links to its sections."""
+    """The URL of docs/KMS_OPERATIONS.md inside the organisation; the board links to its sections."""
 
     @field_validator("targets", mode="after")
     @classmethod
@@ -155,11 +153,11 @@ class Settings(ServerSettings):
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder prevents no probe: it may be mounted later, and until then each inspection reports it."""
-        there = {
+        is_usable = {
             folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
         }
         for n, target in enumerate(self.targets):
-            if target.canary_dir and not there[target.canary_dir]:
+            if target.canary_dir and not is_usable[target.canary_dir]:
                 expected = f"expected a folder that this user may read and write, got {str(target.canary_dir)!r}"
                 yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
 

@@ -37,15 +37,15 @@ async def verify_by_pages(
     administration: Administration, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
     """All of it page by page, so that no call lasts as long as the keyring is large."""
-    whole = await administration.verify(mode, "")
-    while (last := whole.next) is not None:
-        report_count(whole.data_keys)
+    result = await administration.verify(mode, "")
+    while (last := result.next) is not None:
+        report_count(result.data_keys)
         part = await administration.verify(mode, last)
         if part.next is not None and part.next <= last:
             raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
-        whole = _merge_verifications(whole, part)
-    report_count(whole.data_keys)
-    return whole
+        result = _merge_verifications(result, part)
+    report_count(result.data_keys)
+    return result
 
 
 def find_own_problems(found: VerificationResult) -> list[Problem]:

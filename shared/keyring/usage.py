@@ -7,9 +7,9 @@ from sqlalchemy import Connection, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
-from shared.keyring.journal import steps
+from shared.keyring.journal import entries
 from shared.keyring.model import get_version_sort_key
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
 from shared.keyring.rows import VersionCount, fetch
 from shared.keyring.tables import data_keys, rotations
 
@@ -30,8 +30,8 @@ def count_key_usage(connection: Connection, now: float, kek: str, records: Recor
     return KeyUsage(
         kek=kek,
         new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
-        backups=steps.list_backups(connection),
-        unreadable_entries=steps.find_unreadable_entries(connection),
+        backups=entries.list_backups(connection),
+        unreadable_entries=entries.find_unreadable_entries(connection),
         counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
             VersionUsage(

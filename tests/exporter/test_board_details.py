@@ -20,7 +20,7 @@ from services.exporter.model import (
     Samples,
 )
 from services.exporter.web.board import MAX_LISTED_VERSIONS
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.http.server import create_application, create_registry
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
@@ -42,7 +42,7 @@ async def text(history: History) -> str:
     app = create_application(
         "keypulse exporter",
         create_registry(),
-        Pages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
+        BoardPages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         html = (await client.get("/")).text

@@ -27,15 +27,15 @@ from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 MAX_LINE_LENGTH = 8192  # the parser's time grows with the square of a line's labels: 4 MiB of them would take minutes
 OWN_CHARACTERS: Final = 512 * 1024
-"""Of all lines that are carried over: the parser takes twenty times as many bytes. A thousand series have a tenth."""
+"""Of all lines that are exported again: the parser takes twenty times as many bytes. A thousand series have a tenth."""
 MAX_SERIES: Final = 1000
 """Of one family, at most: each becomes a series of ours. A keyring has a handful of versions, in three states; where
-the KMS key is rotated each day, and no data key is ever wrapped anew, a few hundred."""
+the KMS key is rotated each day, and no data key is ever re-wrapped, a few hundred."""
 _MAX_LABEL_LENGTH: Final = 64
 
 
 class _ExportedFamily(NamedTuple):
-    """A family that is carried over."""
+    """A metric family that is exported again."""
 
     labels: tuple[str, ...] = ()
     combine: Callable[[Iterable[float]], float] = max
@@ -131,15 +131,15 @@ def _select_lines(body: bytes, names: Mapping[str, str]) -> list[str]:
     """Only these reach the parser, so a line of somebody else's family that it would refuse costs nothing."""
     # Not all of it as lines: four megabytes may be two million of them. Nor as text: StringIO takes four bytes for each
     # character.
-    lines, left = [], OWN_CHARACTERS
+    lines, characters_left = [], OWN_CHARACTERS
     for line in (line.decode() for line in BytesIO(body)):
         if _parse_name(line) not in names:
             continue
         if len(line) > MAX_LINE_LENGTH:
             raise UnreadableError(f"a line is over {MAX_LINE_LENGTH} characters")
-        left -= len(line)
-        if left < 0:
-            raise UnreadableError(f"the lines that are carried over have over {OWN_CHARACTERS // 1024} KiB together")
+        characters_left -= len(line)
+        if characters_left < 0:
+            raise UnreadableError(f"the lines to be exported have over {OWN_CHARACTERS // 1024} KiB in total")
         lines.append(line if line.endswith("\n") else f"{line}\n")
     return lines
 

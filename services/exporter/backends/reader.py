@@ -84,7 +84,7 @@ class BackendReader:
     credentials: BackendCredentials | None = None
 
     async def read(self, address: str | None = None) -> BackendState:
-        """The state right now. Whatever the backend answers or does not answer is a state, never an exception.
+        """Reads the current state. Whatever the backend responds, or fails to, is a state, never an exception.
 
         Args:
             address: the one to read, of those that the URLs' name has; `Host` and TLS keep the name. None leaves the
@@ -101,13 +101,13 @@ class BackendReader:
             return BackendState(self.service, None, problems=problems, replica=address)
         if health.mode_problem:
             problems = (f"health check: {health.mode_problem}", *problems)
-        carried = {} if isinstance(metrics, str) else metrics
+        families = {} if isinstance(metrics, str) else metrics
         return BackendState(
             self.service,
             health,
-            init_timestamp=carried.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
-            decryption_errors=carried.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
-            keyring={name: series for name, series in carried.items() if name in KEYRING_METRIC_LABELS},
+            init_timestamp=families.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
+            decryption_errors=families.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
+            keyring={name: series for name, series in families.items() if name in KEYRING_METRIC_LABELS},
             problems=problems,
             replica=address,
         )

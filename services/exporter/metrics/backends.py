@@ -30,7 +30,7 @@ CRYPTO_MODE_UNKNOWN = "crypto_mode_unknown"
 
 
 class BackendMetrics:
-    """The families are built anew from the last states, so that none of them can be stale."""
+    """Builds the families from the last states each time, so that none of them can be stale."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -58,7 +58,7 @@ class BackendMetrics:
                 KMS_ROTATION_LAST_FAILURE, "Unix time of the last failure of a rotation, as the backend says."
             ),
             KMS_ROTATION_IN_PROGRESS: GaugeMetricFamily(
-                KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, as the backend says."
+                KMS_ROTATION_IN_PROGRESS, "1 while a rotation runs, as the backend reports."
             ),
             KMS_ROTATION_FAILURES: CounterMetricFamily(
                 KMS_ROTATION_FAILURES, "Failures of rotations, as the backend counts them."

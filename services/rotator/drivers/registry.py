@@ -14,7 +14,7 @@ from shared.kms.settings import ProviderSettings
 DriverSettings = Annotated[
     AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")
 ]
-"""The settings of a driver of any kind, told apart by `kind`."""
+"""The settings of a driver of any kind; `kind` selects the class."""
 
 
 def open_driver(
@@ -25,7 +25,7 @@ def open_driver(
     Args:
         settings: of the driver.
         kms: the key that wraps the data keys; only the driver `sql` calls it itself.
-        caller: who asks, for the service's log; what is no printable ASCII becomes a question mark.
+        caller: for the service's log; each character that is not printable ASCII becomes a question mark.
 
     Raises:
         AdministrationError: it cannot be opened at all. A service that does not answer is found at the first call.

@@ -1,7 +1,7 @@
 """Puts the rows of a backup back: those whose data key is the same, and those that are missing altogether.
 
 A row is believed only after it was unwrapped: a backup that was damaged must not displace what works. Where its version
-was retired meanwhile, what can be read as it is stays so, and the rest is wrapped anew by the primary version.
+was retired meanwhile, what can be read as it is stays so, and the rest is re-wrapped by the primary version.
 """
 
 import base64
@@ -15,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, RefusedError, StoredKey
 from shared.keyring.database import Database
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 
 
@@ -61,26 +61,26 @@ async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequ
 
 
 async def _restore_data_key(database: Database, wrapping: KeyWrapper, row: StoredKey, token: str) -> bool:
-    wanted = _parse_backup_row(row)
+    data_key = _parse_backup_row(row)
     found = await database.read(lambda connection: store.find_data_key(connection, row.id))
-    if found and found.fingerprint != wanted.fingerprint:
+    if found and found.fingerprint != data_key.fingerprint:
         raise ValueError("the keyring has another data key of this id")
-    if found and found.wrapped == wanted.wrapped:
+    if found and found.wrapped == data_key.wrapped:
         return False
-    if wanted.wrapped.kek_version in await database.read(
-        lambda it: store.list_retired_versions(it, wanted.wrapped.kek)
+    if data_key.wrapped.kek_version in await database.read(
+        lambda it: store.list_retired_versions(it, data_key.wrapped.kek)
     ):
         if found and await _can_unwrap(wrapping, found):
             return False
-        wanted = replace(wanted, wrapped=await wrapping.wrap(wanted.id, await wrapping.unwrap(wanted)))
+        data_key = replace(data_key, wrapped=await wrapping.wrap(data_key.id, await wrapping.unwrap(data_key)))
     else:
-        await wrapping.unwrap(wanted)
+        await wrapping.unwrap(data_key)
 
     def write(connection: Connection, _now: float) -> bool:
         if found is None:
-            store.insert_data_key(connection, wanted)
+            store.insert_data_key(connection, data_key)
             return True
-        return store.replace_wrap(connection, row.id, found.wrapped, wanted.wrapped)
+        return store.replace_wrap(connection, row.id, found.wrapped, data_key.wrapped)
 
     try:
         if await run_under_lease(database, token, write):

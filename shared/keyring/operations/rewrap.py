@@ -14,9 +14,9 @@ from shared.keyring.administration import Problem, RotateRequest, RotationState
 from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import RewrapEntry, Rotation
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 from shared.keyring.operations import target_version
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.tables import data_keys, problems, rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
@@ -29,13 +29,15 @@ def build_outdated_condition(kek: str, version: str) -> ColumnElement[bool]:
 
 def count_outdated(connection: Connection, kek: str, version: str) -> int:
     """How many of them there are; those of foreign keys are not ours to wrap."""
-    ours = data_keys.c.kek.in_((kek, LOCAL_KEK))
-    return connection.execute(select(func.count()).where(build_outdated_condition(kek, version), ours)).scalar_one()
+    condition = data_keys.c.kek.in_((kek, LOCAL_KEK))
+    return connection.execute(
+        select(func.count()).where(build_outdated_condition(kek, version), condition)
+    ).scalar_one()
 
 
 @dataclass(frozen=True, slots=True)
 class RewrapRotation:
-    """One rotation of this type, under way."""
+    """One running rotation of this type."""
 
     database: Database
     wrapping: KeyWrapper
@@ -51,8 +53,8 @@ class RewrapRotation:
             await run_under_lease(self.database, self.request.token, self._finish_pass)
 
     def _read_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
-        same = (problems.c.rotation == self.rotation.number) & (problems.c.data_key_id == data_keys.c.id)
-        left = build_outdated_condition(self.wrapping.kek, self.rotation.target_version) & ~exists().where(same)
+        condition = (problems.c.rotation == self.rotation.number) & (problems.c.data_key_id == data_keys.c.id)
+        left = build_outdated_condition(self.wrapping.kek, self.rotation.target_version) & ~exists().where(condition)
         return store.list_data_keys(connection, after, limit, left)
 
     def _finish_pass(self, connection: Connection, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Carries out a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
+"""Runs a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
 
 What a call may do follows from the journal alone: whoever calls next, from wherever, goes on where the last one was.
 """
@@ -24,12 +24,12 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
-from shared.keyring.lease import run_under_lease
 from shared.keyring.operations import rewrap
 from shared.keyring.operations import target_version as target
 from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
 from shared.keyring.operations.rewrap import RewrapRotation
 from shared.keyring.operations.rollback import Rollback
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper
 
 
@@ -93,10 +93,10 @@ class RotationRunner:
     async def _find_rotation(self, rotation_id: str) -> Rotation | None:
         return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
 
-    async def _choose_target_version(self, wanted: str | None) -> str:
+    async def _choose_target_version(self, requested: str | None) -> str:
         kek = self.wrapping.kek
         retired = await self.database.read(lambda connection: store.list_retired_versions(connection, kek))
-        return await target.choose_target_version(self.wrapping, wanted, retired)
+        return await target.choose_target_version(self.wrapping, requested, retired)
 
     async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
         def begin(connection: Connection, now: float) -> Rotation:
@@ -140,16 +140,20 @@ class RotationRunner:
     async def _find_skipped_data_keys(self, version: str) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""
         left_out: list[Problem] = []
-        after, needed = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
+        after, is_outdated = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
         while len(left_out) < MAX_PROBLEMS:
             keys = await self.database.read(
-                partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE, condition=needed)
+                partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE, condition=is_outdated)
             )
             if not keys:
                 break
             after = keys[-1].id
             refusals = ((key.id, self.wrapping.explain_refusal(key.wrapped)) for key in keys)
-            left_out += (Problem(id=each, error=str(why), is_foreign=why.is_foreign) for each, why in refusals if why)
+            left_out += (
+                Problem(id=each, error=str(refusal), is_foreign=refusal.is_foreign)
+                for each, refusal in refusals
+                if refusal
+            )
         return tuple(left_out[:MAX_PROBLEMS])
 
 

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.config.errors import ConfigurationError
 from shared.config.settings import load_settings
 
 BACKEND = "backends:\n  - service: ledger\n    health_url: https://ledger.example.org/health\n    "
 
 
-def read(tmp_path: Path, line: str) -> Settings:
+def read(tmp_path: Path, line: str) -> ExporterSettings:
     file = tmp_path / "exporter.yml"
     file.write_text(f"{BACKEND}{line}\n")
-    return load_settings(Settings, file)
+    return load_settings(ExporterSettings, file)
 
 
 def test_the_issue_s_example_is_valid(tmp_path: Path) -> None:

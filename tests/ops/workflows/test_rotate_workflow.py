@@ -18,7 +18,7 @@ import yaml
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.settings import Address, load_settings
 from shared.http.server import bind_socket, serve
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
@@ -78,7 +78,7 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         document |= {"listen": str(listen)}  # `keypulse-backend admin` looks for the backend there
         document |= {"admin": {"token_file": "admin_token"}, "kms_check_interval": "50ms"}
         config.write_text(yaml.safe_dump(document))
-        async with run_backend(load_settings(Settings, config)) as app, serve(app, listen) as address:
+        async with run_backend(load_settings(BackendSettings, config)) as app, serve(app, listen) as address:
             now = emulator.store.clock()
             await emulator.store.update_key(
                 KEY, lambda key: key.with_new_version(create_material(), now).with_primary(2, now)
@@ -129,7 +129,7 @@ def wrapped(deployment: Deployment) -> list[bytes]:
         return [row[0] for row in database.execute("SELECT wrapped FROM data_keys")]
 
 
-def shape(keys: list[dict[str, Any]]) -> list[tuple[str, int]]:
+def shape(keys: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return sorted((key["status"], key["kek_version"]) for key in keys)
 
 
