@@ -13,13 +13,11 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from ops.prometheus.build import EXPORTER_SELECTOR
-
 DATASOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 ENV_SELECTOR: Final = 'env=~"$env"'
 """Selects metrics by environment, such as all of the relay."""
-SERVICE_SELECTOR: Final = f'{EXPORTER_SELECTOR}, env=~"$env", service=~"$service"'
-"""Selects metrics and recordings by service; a metric that the service exposes itself is not shown twice."""
+SERVICE_SELECTOR: Final = 'env=~"$env", service=~"$service"'
+"""Selects metrics by service."""
 LINK_ADDRESSES: Final = {
     "runbook": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md",
     "board": "http://127.0.0.1:9911/",

@@ -19,7 +19,7 @@ from shared.smoke.prometheus import EXPORTER_JOB
 
 RULES_FOLDER: Final = Path(__file__).parent / "rules"
 EXPORTER_SELECTOR: Final = f'job=~"{EXPORTER_JOB}|"'
-"""The one place that says which series are the exporter's, for rules and dashboards."""
+"""The one place that says which series are the exporter's."""
 SERVICE_METRICS: Final = (
     *(CRYPTO_MODE, CRYPTO_READY, CRYPTO_INIT_TIMESTAMP, CRYPTO_DECRYPTION_ERRORS, *KEYRING_METRIC_LABELS),
     "kms_operation_duration_seconds_bucket",  # of a service's own calls
@@ -31,7 +31,7 @@ _METRIC: Final = re.compile(rf"(?<![\w:])({'|'.join(SERVICE_METRICS)})\b(?:{{(?:
 
 
 def select_exporter_job(promql: str) -> str:
-    """An expression in which these metrics are the exporter's; the selector replaces one of another job."""
+    """An expression of a rule or a dashboard in which these metrics are the exporter's alone."""
 
     def select(metric: re.Match[str]) -> str:
         return f"{metric[1]}{{{', '.join(filter(None, (EXPORTER_SELECTOR, metric[2])))}}}"
