@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import tree_sitter_pwsh
 from click.testing import CliRunner
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from tree_sitter import Language, Parser
 
 from ops.smoke.__main__ import main
 from ops.smoke.deployment import load_rule_names
@@ -148,12 +151,34 @@ def test_the_launcher_without_an_installation_is_one_sentence(tmp_path: Path) ->
     done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "is not installed; run `make install`" in done.stderr
+    spec = f"'{LAUNCHERS.parents[1]}[smoke]' keypulse-smoke"
+    assert f"or uvx --from {spec}, or pipx run --spec {spec}\n" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (
+        "smoke"
+        in tomllib.loads((LAUNCHERS.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    )
 
 
 def test_the_launcher_for_powershell_runs_the_other_one() -> None:
+    """Where there is no PowerShell, only its grammar is asked."""
     text = (LAUNCHERS / "smoke-crypto-kms.ps1").read_text()
+    find = (LAUNCHERS.parent / "tools/find-python.ps1").read_text()
+    for source in (text, find):
+        assert not Parser(Language(tree_sitter_pwsh.language())).parse(source.encode()).root_node.has_error
+    assert "\n. (Join-Path $PSScriptRoot '../tools/find-python.ps1')\n& $python @options" in text
     assert "smoke-crypto-kms.py') @args" in text
     assert text.endswith("exit $LASTEXITCODE\n")
+    order = (
+        "$env:PYTHON",
+        "$env:VIRTUAL_ENV",
+        "'.venv'",
+        "$python = 'py'\n    $options = @('-3')",
+        "'python3'",
+        "'python' }",
+    )
+    places = [find.rindex(name) for name in order]
+    assert places == sorted(places)
     if pwsh := shutil.which("pwsh"):
         command = [pwsh, "-File", str(LAUNCHERS / "smoke-crypto-kms.ps1"), "--version"]
         assert "keypulse-smoke" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
