@@ -185,6 +185,13 @@ class KmsKey(Protocol):
         """Opens a new connection to the service and measures each phase, within `timeout` seconds. Never raises."""
         ...
 
+    async def read_service_clock(self, *, timeout: float) -> float | None:
+        """The time by the service's clock, to the second, in unix seconds, within `timeout` seconds. Never raises.
+
+        None where the service does not tell it, or does not answer.
+        """
+        ...
+
     async def close(self) -> None:
         """Closes the connection; calls after it raise KmsError or open a new one."""
         ...

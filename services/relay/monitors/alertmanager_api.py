@@ -55,6 +55,14 @@ class _ServerStatus(msgspec.Struct):
     uptime: _Moment  # in spite of its name the moment of its start
 
 
+class _Configuration(msgspec.Struct):
+    original: str
+
+
+class _ConfiguredStatus(msgspec.Struct):
+    config: _Configuration
+
+
 class _Receiver(msgspec.Struct, gc=False):
     name: str
 
@@ -71,6 +79,7 @@ class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
     status: _AlertStatus
 
 
+_CONFIGURED: Final = msgspec.json.Decoder(_ConfiguredStatus)
 _STATUS: Final = msgspec.json.Decoder(_ServerStatus)
 _ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
@@ -100,6 +109,18 @@ class AlertmanagerClient:
             raise AlertmanagerError(str(error)) from None
         except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
             raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
+
+    async def read_configuration(self) -> str:
+        """Its configuration in YAML, secrets and URLs masked. Raises AlertmanagerError."""
+        try:
+            document = decode_json(_CONFIGURED, await self._get("/api/v2/status"))
+        except TimeoutError:
+            raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
+        except (SendError, SecretUnreadableError) as error:
+            raise AlertmanagerError(str(error)) from None
+        except UntrustedJsonError:
+            raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
+        return document.config.original
 
     async def close(self) -> None:
         """Closes its connections."""

@@ -36,6 +36,7 @@ from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
 from shared.kms.gcp.errors import parse_grpc_status
 from shared.kms.gcp.grpc_transport import CHANNEL_OPTIONS, PLAINTEXT_CHANNEL_OPTIONS, create_trust_context, find_proxy
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
+from shared.kms.gcp.service_clock import read_date
 from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import (
     ConnectivityPhase,
@@ -181,6 +182,12 @@ class GcpKmsKey:
             timeout=timeout,
             alpn="h2",  # gRPC refuses any other: https://github.com/grpc/grpc/issues/36119
         )
+
+    async def read_service_clock(self, *, timeout: float) -> float | None:
+        """See the port. An emulator, which speaks gRPC alone, does not tell it."""
+        if self._is_plaintext:
+            return None
+        return await asyncio.to_thread(read_date, self._address, create_trust_context(), timeout)
 
     async def close(self) -> None:
         """Closes the connection; a running call ends with KmsError."""

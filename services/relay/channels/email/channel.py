@@ -11,7 +11,7 @@ by which mail programs and servers recognise it.
 import asyncio
 import email.policy
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -20,12 +20,14 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
+from services.relay.channels.email.diagnosis import SmtpDiagnosis
 from services.relay.channels.email.mail import build_mail
 from services.relay.channels.email.recipients import RecipientReplies, format_replies
 from services.relay.channels.email.smtp_session import Envelope, SmtpResult, send_envelope
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
 from services.relay.model import Message
+from shared.check import Check
 from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
 
@@ -103,6 +105,7 @@ class EmailChannel:
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
+        self._diagnosis: SmtpDiagnosis | None = None
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
@@ -140,8 +143,19 @@ class EmailChannel:
         """Changes with the file of the password."""
         return self._password.read_stamp() if self._password else None
 
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Connection, TLS, login, sender and recipients, in one session without DATA."""
+        login = (self._settings.username or "", self._password) if self._password else None
+        client = self._create_client("", "")
+        self._diagnosis = SmtpDiagnosis(
+            client, self._server, self._settings.tls, login, self._sender.addr_spec, self._recipients
+        )
+        return self._diagnosis.list_checks(key)
+
     async def close(self) -> None:
-        """Has nothing to close: each send closes its own connection."""
+        """Closes the session of the checks; each send closes its own."""
+        if self._diagnosis:
+            self._diagnosis.close()
 
     def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)
@@ -152,7 +166,15 @@ class EmailChannel:
             return SmtpResult({}, "")
         username = self._settings.username or ""
         password = read_secret(self._password) if self._password else ""
-        client = SMTP(
+        client = self._create_client(username, password)
+        return await send_envelope(client, self._server, call, envelope, (username, password), self._settings.tls)
+
+    @property
+    def _server(self) -> Address:
+        return Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
+
+    def _create_client(self, username: str, password: str) -> SMTP:
+        return SMTP(
             hostname=self._settings.host,
             username=username or None,
             password=password or None,
@@ -160,5 +182,3 @@ class EmailChannel:
             use_tls=self._settings.tls == "implicit",
             start_tls=self._settings.tls == "starttls",
         )
-        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
-        return await send_envelope(client, server, call, envelope, (username, password), self._settings.tls)

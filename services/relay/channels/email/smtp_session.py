@@ -7,7 +7,8 @@ nothing can have arrived.
 import asyncio
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import aiosmtplib
@@ -61,21 +62,29 @@ async def send_envelope(
     Raises:
         SendError: the session failed, or the server refused something other than a recipient.
     """
-    secrets = _list_secret_forms(*credentials)
+    secrets = list_secret_forms(*credentials)
     try:
-        await _connect(client, server)
-        outcome = await _transfer(client, call, envelope, secrets)
-        _quit(client)
-    except aiosmtplib.SMTPResponseException as error:
-        raise _build_reply_error(error, call, secrets) from None
-    except (aiosmtplib.SMTPException, OSError) as error:
-        raise _build_session_error(error, call, tls) from None
+        with translate_smtp_errors(call, secrets, tls):
+            await connect_client(client, server)
+            outcome = await _transfer(client, call, envelope, secrets)
+            quit_session(client)
     finally:
         client.close()
     return outcome
 
 
-async def _connect(client: SMTP, server: Address) -> None:
+@contextmanager
+def translate_smtp_errors(call: ProviderCall, secrets: tuple[str, ...], tls: str) -> Iterator[None]:
+    """Turn errors of a session into SendError; arguments as of `send_envelope`, `secrets` as `list_secret_forms`."""
+    try:
+        yield
+    except aiosmtplib.SMTPResponseException as error:
+        raise _build_reply_error(error, call, secrets) from None
+    except (aiosmtplib.SMTPException, OSError) as error:
+        raise _build_session_error(error, call, tls) from None
+
+
+async def connect_client(client: SMTP, server: Address) -> None:
     """Resolves with the relay's own resolver: the event loop's has four threads, and names that hang block them all."""
     name = await get_own_name()  # aiosmtplib would use a thread for it at each mail
     try:
@@ -107,13 +116,13 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
     return SmtpResult(replies, mask_reply(reply, *secrets))
 
 
-def _quit(client: SMTP) -> None:
+def quit_session(client: SMTP) -> None:
     """Ends a session without waiting for the reply: the mail is accepted, and the time of the send may be over."""
     if isinstance(client.transport, asyncio.WriteTransport):
         client.transport.write(b"QUIT\r\n")  # close() still sends it
 
 
-def _list_secret_forms(username: str, password: str) -> tuple[str, ...]:
+def list_secret_forms(username: str, password: str) -> tuple[str, ...]:
     """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
     if not password:
         return ()
