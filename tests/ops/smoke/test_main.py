@@ -79,6 +79,20 @@ async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path
     assert written.count("\n- ") == 5
 
 
+async def test_the_record_can_be_left_out_and_the_environment_says_so_too(backend: str) -> None:
+    for done in (
+        await smoke("--base-url", backend, "--records", "off"),
+        await smoke("--base-url", backend, KEYPULSE_SMOKE_RECORDS="off"),
+    ):
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
+
+
+async def test_a_deployment_without_a_backend_is_checked_by_its_other_parts() -> None:
+    done = await smoke("--alertmanager", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stdout.startswith("✗ Alertmanager is ready: ")
+
+
 async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     done = await smoke("--json", KEYPULSE_SMOKE_BASE_URL=backend)
     read = json.loads(done.stdout)
@@ -114,6 +128,7 @@ async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -
     ("arguments", "sentence"),
     [
         ([], "Missing option '--base-url'"),
+        (["--base-url", "http://b", "--records", "maybe"], "'maybe' is not one of 'auto', 'on', 'off'"),
         (["--base-url", "backend:8000"], "expected a URL such as https://HOST"),
         (["--base-url", "http://b", "--test-alert"], "--test-alert needs --alertmanager"),
         (["--base-url", "http://b", "--test-alert", "--relay", "http://r"], "--test-alert needs --alertmanager"),
