@@ -158,7 +158,7 @@ async def test_a_key_whose_users_the_census_does_not_know_is_neither_rotated_nor
 
             session.administration.count_key_usage = census  # type: ignore[method-assign]
             for command in commands:
-                with pytest.raises(RotatorError, match=f"by .*{kek or 'does not tell'}.*`kms.key` is {KEY}"):
+                with pytest.raises(RotatorError, match=f"by .*{kek or 'an unknown KMS key'}.*`kms.key` is {KEY}"):
                     await command(session)
 
         await of("another/key")

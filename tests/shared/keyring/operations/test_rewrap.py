@@ -216,7 +216,7 @@ async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_
     await versions.rotate()
     await keyring.administration.rotate(keyring.request(batch_size=1))
     for type_ in (keyring.request().type, NEW_DEK):
-        with pytest.raises(RefusedError, match=r"rotation r1 \(rewrap-kek, begun by the test\) is not finished"):
+        with pytest.raises(RefusedError, match=r"rotation r1 \(rewrap-kek, started by the test\) is not finished"):
             await keyring.rotate(type_, "r2")
     with pytest.raises(RefusedError, match="r1 is of the type rewrap-kek, not new-dek"):
         await keyring.rotate(NEW_DEK, "r1")
