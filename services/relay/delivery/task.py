@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import structlog
 
@@ -18,7 +17,7 @@ from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.delivery_lease import read_merged_events, save_progress
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import DeliveryState
@@ -70,9 +69,6 @@ def _merge_json(merged: Event | None, event_json: bytes) -> Event:
     event = decode_event(event_json)
     return event if merged is None else merge_events(merged, event)
 
-
-_OUTBOX_RETRY_SECONDS: Final = 1.0
-"""Seconds to wait after the outbox failed."""
 
 log = structlog.get_logger(__name__)
 
@@ -211,7 +207,7 @@ class Deliverer:
                 recorded = await record_outcome(self._shared.store, task, outcome, self._pauses)
                 break
             except StoreUnavailableError:
-                await asyncio.sleep(_OUTBOX_RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
         self._count_outcome(task, recorded)
         self._shared.wake_channels(recorded.channels_to_wake)
 

@@ -14,7 +14,6 @@ import aiohttp
 from pydantic import AfterValidator
 
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
@@ -22,7 +21,7 @@ from services.rotator.drivers.remote_administration import (
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Duration, SecretPath, Section
 from shared.config.url import check_base_url, check_secret_url
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 
 _CONNECT_TIMEOUT: Final = 10.0

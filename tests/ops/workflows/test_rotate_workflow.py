@@ -129,7 +129,7 @@ def wrapped(deployment: Deployment) -> list[bytes]:
         return [row[0] for row in database.execute("SELECT wrapped FROM data_keys")]
 
 
-def shape(keys: list[dict[str, Any]]) -> list[tuple[str, int]]:
+def shape(keys: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return sorted((key["status"], key["kek_version"]) for key in keys)
 
 

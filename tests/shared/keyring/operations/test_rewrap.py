@@ -6,13 +6,14 @@ from sqlalchemy import URL
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
 from services.backend.local_key_file import LocalKey
+from shared.backend_contract import LOCAL_KEK_VERSION
 from shared.keyring.administration import (
     AdministrationError,
     RefusedError,
     RotationState,
     UnreachableError,
 )
-from shared.keyring.model import LOCAL_KEK, LOCAL_KEK_VERSION, WrappedKey, build_wrapping_aad
+from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
