@@ -6,7 +6,7 @@ as well, and one that is removed is not missed. A service that must notice that 
 for each record where those who can write the database cannot, and adds it to that data.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -26,6 +26,7 @@ from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, enc
 from shared.keyring.column_types import Id, to_printable_text
 from shared.keyring.database import Database
 from shared.keyring.records_table import Record, RecordsTable
+from shared.keyring.rows import fetch_first, select_rows
 from shared.keyring.tables import data_keys
 
 TABLES: Final = MetaData()
@@ -38,6 +39,18 @@ _records: Final = Table(
 )
 # What a rotation counts, and pages through.
 Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
+
+
+class _RecordRow(NamedTuple):
+    """Of `records`, whole."""
+
+    id: str
+    data_key_id: str | bytes
+    """Bytes where another program wrote what is no text."""
+    sealed: bytes
+
+
+_SELECT_RECORDS: Final = select_rows(_records, _RecordRow)
 
 
 class CorruptRecordError(ValueError):
@@ -72,11 +85,11 @@ class Records:
     async def find(self, record_id: str) -> Record | None:
         """The record as it is stored, or None."""
 
-        def select(connection: Connection) -> Record | None:
-            row = connection.execute(_records.select().where(_records.c.id == record_id)).one_or_none()
+        def select_record(connection: Connection) -> Record | None:
+            row = fetch_first(connection, _SELECT_RECORDS.where(_records.c.id == record_id), _RecordRow)
             return Record(row.id, to_printable_text(row.data_key_id), row.sealed) if row else None
 
-        return await self._database.read(select)
+        return await self._database.read(select_record)
 
 
 def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:

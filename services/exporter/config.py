@@ -4,8 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails
 
+from services.exporter.backends.settings import Backend, Name
 from services.exporter.probes.canaries import DISK_TIMEOUT
 from services.exporter.probes.success_expiry import compute_success_max_age
 from shared.config.server_settings import ServerSettings
@@ -34,9 +34,6 @@ def _refuse_fragment(url: str) -> str:
     if "#" in url:
         raise ValueError("expected a URL without #; the board adds the section")
     return url
-
-
-Name = Annotated[str, Field(min_length=1)]
 
 
 class ProbeSettings(Section):
@@ -116,25 +113,6 @@ def _merge_properties(own: dict[str, Any], required: list[str], kms: dict[str, A
         "required": [*required, *kms.get("required", [])],
         "type": "object",
     }
-
-
-class Backend(Section):
-    """A process whose crypto state is read."""
-
-    service: Name = ""
-    """The label `service`; the one at the top where it is not set."""
-    health_url: HttpUrl
-    metrics_url: HttpUrl | None = None
-    """Without it, the time of initialisation and the decryption errors are not exported."""
-    resolve: Literal["all"] | None = None
-    """`all`: each address behind the URLs' name is read by itself, with the label `replica`."""
-
-    @model_validator(mode="after")
-    def _check_single_host(self) -> Self:
-        urls = [url for url in (self.health_url, self.metrics_url) if url]
-        if self.resolve and len({urlsplit(url).hostname for url in urls}) > 1:
-            raise ValueError("expected `health_url` and `metrics_url` with the same host, where `resolve` is set")
-        return self
 
 
 ServiceEntry = TypeVar("ServiceEntry", Target, Backend)

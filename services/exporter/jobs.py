@@ -16,9 +16,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from services.exporter.backends.credentials import BackendCredentials
+from services.exporter.backends.documents import OWN_NAMES
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.replicas import ReplicaReader
-from services.exporter.config import Backend, ExporterSettings, Target
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, Target
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
 from services.exporter.probes.key_inspection import KeyInspector, compute_interval, sync_nothing
@@ -188,7 +191,17 @@ def _build_backend_reader(
 ) -> ReadBackend:
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
-    reader = BackendReader(backend.service, backend.health_url, backend.metrics_url, session, parser, timeout)
+    reader = BackendReader(
+        backend.service,
+        backend.health_url,
+        backend.metrics_url,
+        session,
+        parser,
+        timeout,
+        backend.health,
+        {backend.metrics.get(name, name): name for name in OWN_NAMES},
+        BackendCredentials(backend),
+    )
     if backend.resolve == "all":
         return ReplicaReader(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
 

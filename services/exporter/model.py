@@ -126,8 +126,11 @@ class KeyInspection:
 class Health:
     """What a backend's `/healthz` says of its encryption."""
 
-    mode: CryptoMode
+    mode: CryptoMode | None
+    """None where it names none, or one that is unknown."""
     ready: bool
+    mode_problem: str | None = None
+    """Why the mode that it names is unknown, for a log and a person; None where it is known, or none is expected."""
 
 
 Samples = Mapping[tuple[str, ...], float]

@@ -25,7 +25,7 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
     channel = settings.channels[channel_name].connect(timeout)
     try:
         async with asyncio.timeout(2 * timeout):
-            message = _build_test_message(channel_name, datetime.now(UTC), settings.links.build_rules())
+            message = _build_test_message(channel_name, datetime.now(UTC), settings.link_rules)
             receipt = await channel.send(_UnrecordedAttempt(message))
             resolve = _build_test_resolve(message, receipt, datetime.now(UTC))
             return [receipt, await channel.send(_UnrecordedAttempt(resolve))]
@@ -53,7 +53,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
 
 
 def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:
-    now, rules = datetime.now(UTC), settings.links.build_rules()
+    now, rules = datetime.now(UTC), settings.link_rules
     event = remove_foreign_links(event, rules)
     task = DeliveryTask(
         delivery_id="0" * 32,

@@ -90,6 +90,8 @@ class Links:
 
     runbook: str | None
     dashboard: str | None
+    board: str | None = None
+    """The exporter's board at the key or the service of the alert."""
 
 
 class DeliveryTask(NamedTuple):

@@ -21,10 +21,13 @@ _INVISIBLE = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
-# Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
-# message.
+# Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three long and three short ones must fit into
+# one message.
 MAX_URL = 1_900
+MAX_SHORT_URL = 650
+"""For links that keypulse builds itself, from a few labels."""
 MAX_REMARK = 500
+_LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 _IMPORTANT_LABELS = ("alertname", "env", "service", "severity")
 
 
@@ -179,12 +182,40 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     return result
 
 
-def build_alertmanager_link(event: Event) -> Link | None:
-    """The page of the Alertmanager that sent it, at the alerts of its receiver."""
-    url = sanitize_url(
-        f"{event.external_url.rstrip('/')}/#/alerts?receiver={quote(clean_text(event.receiver), safe='')}"
-    )
-    return Link("Alertmanager", url) if url else None
+def list_group_links(event: Event) -> list[Link]:
+    """The Alertmanager that sent it, at the alerts of the group, and its silence form with the group's labels.
+
+    If the group has no labels, or one that cannot be written as a matcher, the first link shows all alerts of the
+    receiver, and there is no second one: it would silence more than the group.
+    """
+    alerts = f"{event.external_url.rstrip('/')}/#/alerts?receiver={_quote(clean_text(event.receiver))}"
+    if matchers := _format_matchers(event.group_labels):
+        filled = _quote("{" + matchers + "}")
+        at_group = _sanitize_short_url(f"{alerts}&filter={filled}")
+        silence = _sanitize_short_url(f"{event.external_url.rstrip('/')}/#/silences/new?filter={filled}")
+        if at_group and silence:
+            return [Link("Alertmanager", at_group), Link("Silence", silence)]
+    url = sanitize_url(alerts)
+    return [Link("Alertmanager", url)] if url else []
+
+
+def _format_matchers(labels: Mapping[str, str]) -> str:
+    """The labels as Alertmanager's page reads them from its address; empty where it would not read the same."""
+    if any(
+        not _LABEL_NAME.fullmatch(key) or not value.isprintable() or set('"\\') & set(value)
+        for key, value in labels.items()
+    ):
+        return ""
+    return ",".join(f'{key}="{value}"' for key, value in sort_labels(labels))
+
+
+def _quote(text: str) -> str:
+    return quote(text, safe="", errors="replace")
+
+
+def _sanitize_short_url(url: str) -> str | None:
+    sanitized = sanitize_url(url)
+    return sanitized if sanitized and len(sanitized) <= MAX_SHORT_URL else None
 
 
 @lru_cache(maxsize=256)
@@ -215,7 +246,12 @@ def quote_url(url: str) -> str | None:
 
 
 def _list_links(alert: Alert, links: Links) -> list[Link]:
-    found = ("Runbook", links.runbook), ("Dashboard", links.dashboard), ("Prometheus", alert.generator_url)
+    found = (
+        ("Runbook", links.runbook),
+        ("Dashboard", links.dashboard),
+        ("Board", links.board),
+        ("Prometheus", alert.generator_url),
+    )
     return [Link(text, url) for text, candidate in found if (url := sanitize_url(candidate))]
 
 

@@ -139,11 +139,14 @@ async def _schedule_destruction(
         )
     await _refuse_if_used(session, key, "destroy", version, confirmed_backups, other_keyrings)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
-    at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
+    if scheduled.destroy_at is None:
+        until = f"is {scheduled.state_label}; KMS gives no date until which it can be restored"
+    else:
+        at = datetime.fromtimestamp(scheduled.destroy_at, UTC)
+        until = f"will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it"
     return (
-        f"version {version} will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it. An older "
-        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: "
-        "then nobody can read its records any more"
+        f"version {version} {until}. An older backup of the database, from before {since:%Y-%m-%d}, may hold data "
+        "keys that only this version unwraps: then nobody can read its records any more"
     )
 
 
@@ -181,7 +184,7 @@ async def _refuse_if_used(
         _refuse_if_used_by_keyring(its, kek, key, version, f"in the other keyring {keyring} ", "census")
     local_backups = await asyncio.to_thread(session.backups.list_backups)
     for file, header in local_backups:
-        if header.kek == kek and header.may_need(version):
+        if header.kek == kek and (header.may_need(version) or _has_other_version(key, header.needs)):
             raise RotatorError(
                 f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
                 "wants to restore it",
@@ -189,7 +192,11 @@ async def _refuse_if_used(
             )
     existing = {file.name for file, _ in local_backups}
     recorded_backups = [each for its in (usage, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
-    away = [each.name for each in recorded_backups if each.name not in existing and each.may_need(version)]
+    away = [
+        each.name
+        for each in recorded_backups
+        if each.name not in existing and (each.may_need(version) or _has_other_version(key, each.needs or ()))
+    ]
     if len(away) != confirmed_backups:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
@@ -197,6 +204,11 @@ async def _refuse_if_used(
             "restore them without it: where that is meant, confirm their number",
             f"{_format_command(command, version)} --confirm-backups {len(away)}",
         )
+
+
+def _has_other_version(key: KeyDescription, needs: Sequence[str]) -> bool:
+    """Whether one of `needs` is no version of the key: what it stands for may be any of them."""
+    return any(key.find_version(each) is None for each in needs)
 
 
 def _refuse_if_used_by_keyring(

@@ -8,7 +8,7 @@ import platform
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from html import escape
 
 import uvicorn
@@ -35,6 +35,7 @@ body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}<
 <h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
 """
 DRAIN_SECONDS = 5.0
+_DRAIN_POLL_SECONDS = 0.01
 
 
 class StartError(Exception):
@@ -164,7 +165,6 @@ async def serve(
                 access_log=False,  # unread, and formatting a line for each request costs time
                 server_header=False,
                 proxy_headers=False,  # the caller is the peer: a header must not bypass `allow_from`
-                timeout_graceful_shutdown=int(DRAIN_SECONDS),
             )
         )
         task = asyncio.create_task(server.serve(sockets=[bound]))
@@ -172,25 +172,50 @@ async def serve(
             await server.is_listening.wait()
             yield Address(*bound.getsockname()[:2])
         finally:
-            server.should_exit = True
+            server.stop()
             await task
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with an event for its start, and without its signal handlers.
+    """uvicorn's server with an event for its start, a stop without pauses, and without its signal handlers.
 
-    These would raise the signal again after the stop, and kill the process.
+    uvicorn looks ten times a second whether to stop, and whether all is answered. Its signal handlers would raise the
+    signal again after the stop, and kill the process.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.is_listening = asyncio.Event()
+        self._stop_requested = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stop_requested.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         finally:
             self.is_listening.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # sets the header `Date`
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop_requested.wait(), 1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await asyncio.sleep(_DRAIN_POLL_SECONDS)  # connections that were just accepted
+                while state.connections or state.tasks:  # noqa: ASYNC110  # uvicorn has no event for it
+                    await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        for task in state.tasks:
+            task.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -120,7 +120,7 @@ class JournalBackup(_WireModel):
 
     def may_need(self, version: str) -> bool:
         """Whether the version may be one of them."""
-        return self.needs is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
+        return not self.needs or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
 
 
 class JournalEntry(_WireModel):
@@ -206,8 +206,9 @@ class KeyUsage(_WireModel):
     """By the same clock; None if the service does not report it."""
     unreadable: int = 0
     """Data keys whose rows cannot be read, of each column a hundred at most: they may need any version."""
-    unreadable_entries: tuple[int, ...] = ()
-    """Numbers of journal entries that cannot be read, the first hundred: each may be of a backup, of any version."""
+    unreadable_entries: tuple[int, ...] | None = None
+    """Numbers of journal entries that cannot be read, the first hundred: each may be of a backup, of any version. None
+    where the service does not tell."""
     missing: int = 0
     """Data keys that records need and the keyring lacks, a hundred at most: a snapshot or a memory may have them."""
 
@@ -216,7 +217,9 @@ class KeyUsage(_WireModel):
         """What may need any version, for a sentence; None where nothing does."""
         found = [f"{self.unreadable} rows of data keys that cannot be read"] if self.unreadable else []
         found += [f"{self.missing} data keys that records need and the database lacks"] if self.missing else []
-        if self.unreadable_entries:
+        if self.unreadable_entries is None:  # an older service leaves out of `backups` what it cannot read
+            found += ["backups in a journal whose unreadable entries this version of the service does not count"]
+        elif self.unreadable_entries:
             rows = ", ".join(map(str, self.unreadable_entries[:3]))
             found += [f"{len(self.unreadable_entries)} journal entries that cannot be read (number {rows})"]
         return " and ".join(found) or None

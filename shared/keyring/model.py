@@ -9,8 +9,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-LOCAL_KEK: Final = "local"
-"""`DataKey.kek` of a key that is wrapped by the service's own local key; no KMS resource has such a name."""
+from shared.kms.port import LOCAL_KEY_NAME
+
+LOCAL_KEK: Final = LOCAL_KEY_NAME
+"""`DataKey.kek` of a key that is wrapped by the service's own local key."""
 ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32

@@ -9,14 +9,11 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Final
 
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
 from shared.net.connect import connect
 from shared.net.resolver import ResolvedAddress, resolve
-
-_HTTP2: Final = "h2"
 
 
 class _PhaseError(Exception):
@@ -24,7 +21,11 @@ class _PhaseError(Exception):
 
 
 async def measure_connectivity(
-    address: Address, *, create_trust_context: Callable[[], ssl.SSLContext] | None, timeout: float
+    address: Address,
+    *,
+    create_trust_context: Callable[[], ssl.SSLContext] | None,
+    timeout: float,
+    alpn: str | None = None,
 ) -> tuple[ConnectivityPhase, ...]:
     """Connects once and measures each phase. Raises only CancelledError, and closes the connection.
 
@@ -32,6 +33,7 @@ async def measure_connectivity(
         address: the service.
         create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
         timeout: seconds for all phases.
+        alpn: the protocol that the service has to agree to in TLS, such as `h2`; None: any.
     """
     phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()
@@ -60,7 +62,7 @@ async def measure_connectivity(
                 connection = sockets.enter_context(await _connect(addresses))
             if create_trust_context:
                 async with phase("tls"):
-                    await _start_tls(connection, address, create_trust_context)
+                    await _start_tls(connection, address, create_trust_context, alpn)
         except _PhaseError:
             pass  # its phase says it
     return tuple(phases)
@@ -85,11 +87,12 @@ async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
 
 
 async def _start_tls(
-    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext]
+    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext], alpn: str | None
 ) -> None:
     try:
         context = await asyncio.to_thread(create_trust_context)
-        context.set_alpn_protocols([_HTTP2])
+        if alpn:
+            context.set_alpn_protocols([alpn])
         transport, _ = await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, ssl=context, sock=connection, server_hostname=to.host
         )
@@ -97,7 +100,7 @@ async def _start_tls(
         raise _PhaseError(f"the certificate of {to} is not trusted: {error.verify_message}") from None
     except OSError as error:
         raise _PhaseError(f"no TLS with {to}: {error.strerror or error or type(error).__name__}") from None
-    spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+    agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
     transport.abort()
-    if spoken != _HTTP2:  # gRPC, too, then refuses: https://github.com/grpc/grpc/issues/36119
-        raise _PhaseError(f"{to} speaks TLS, but not HTTP/2, which gRPC needs")
+    if alpn and agreed != alpn:
+        raise _PhaseError(f"{to} speaks TLS, but not the protocol {alpn}, which this KMS needs")

@@ -13,6 +13,8 @@ from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
 MAX_VERSION_LENGTH: Final = 128
+LOCAL_KEY_NAME: Final = "local"
+"""No key of a KMS has this name: a keyring writes it where a service's own local key wraps."""
 
 
 def is_version(value: object) -> bool:

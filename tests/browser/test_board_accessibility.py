@@ -12,8 +12,8 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW, SCENES, degraded, failing
+from tests.browser.served_board import shown
 from tests.browser.test_accessibility import CONTRASTS, FOCUS
-from tests.browser.watched import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

@@ -8,7 +8,7 @@ from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from tests.browser.scenes import NOW, failing, healthy
-from tests.browser.watched import Watched, key_name, shown
+from tests.browser.served_board import Watched, key_name, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

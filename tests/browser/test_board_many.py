@@ -11,8 +11,8 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
+from tests.browser.served_board import shown
 from tests.browser.test_board_live import HEARD, card
-from tests.browser.watched import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

@@ -16,7 +16,7 @@ from ops.demo.processes import Processes
 from ops.demo.stack import Stack
 from ops.demo.timeline import Hop
 from tests.containers import storm
-from tests.containers.composed import Composed, composed
+from tests.containers.compose_stack import Composed, composed
 from tests.containers.engine import Engine
 
 OURS = ("emulator", "backend", "exporter", "relay", "stand-ins")

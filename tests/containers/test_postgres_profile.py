@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import storm
-from tests.containers.composed import Composed, composed
+from tests.containers.compose_stack import Composed, composed
 from tests.containers.engine import Engine, privileges
 
 STORM = 400

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ops.demo.ports import Ports
-from tests.containers.composed import USER
+from tests.containers.compose_stack import USER
 from tests.containers.engine import ROOT, Engine
 
 NAME = f"keypulse-test-{os.getpid()}-sidecar"

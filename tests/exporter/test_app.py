@@ -10,11 +10,12 @@ from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
-from services.exporter.config import Backend, ExporterSettings, ProbeSettings
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, ProbeSettings
 from shared.http.server import serve
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import EncryptResult
-from tests.exporter.scraped import FREE, configured, scraped, target
+from tests.exporter.running_exporter import FREE, configured, scraped, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

@@ -11,7 +11,8 @@ import pytest
 from services.exporter import jobs
 from services.exporter.app import run_exporter
 from services.exporter.backends.reader import BackendReader, open_http_client
-from services.exporter.config import Backend, ExporterSettings
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings
 from services.exporter.model import BackendState, Health
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode

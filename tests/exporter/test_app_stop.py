@@ -13,7 +13,8 @@ from aiohttp import web
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
 from services.exporter.app import run_exporter
-from services.exporter.config import Backend, ExporterSettings, ProbeSettings, Target
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.kms.gcp.settings import GcpKeySettings

@@ -7,14 +7,14 @@ from random import Random
 
 import pytest
 
-from services.exporter.config import Backend
+from services.exporter.backends.settings import Backend
 from services.exporter.jobs import start_jobs
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from tests.exporter.scraped import configured
-from tests.exporter.watched import Kms, named, watched
+from tests.exporter.recording_keys import Kms, named, watched
+from tests.exporter.running_exporter import configured
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

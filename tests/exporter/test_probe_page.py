@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as text
 
 from ops.kms_emulator.faults import KmsFault
 from shared.kms.reason import Reason
-from tests.exporter.probed import Probed, probed
+from tests.exporter.probe_server import Probed, probed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 SCRAPE_TIMEOUT = "X-Prometheus-Scrape-Timeout-Seconds"

@@ -13,7 +13,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from tests.exporter.probed import KEY, probed
+from tests.exporter.probe_server import KEY, probed
 
 STEPS = "?target=ledger-kek&debug=true"
 

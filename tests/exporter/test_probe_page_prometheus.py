@@ -13,7 +13,7 @@ from ops.demo.processes import run_processes
 from ops.kms_emulator.faults import KmsFault
 from shared.config.settings import Address
 from shared.http.server import bind_socket
-from tests.exporter.probed import Probed, probed
+from tests.exporter.probe_server import Probed, probed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"

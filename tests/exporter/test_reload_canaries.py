@@ -16,7 +16,7 @@ from shared.http.server import StartError
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import ProviderSettings
-from tests.exporter.scraped import KEY, configured, target
+from tests.exporter.running_exporter import KEY, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from services.exporter.backends.replicas import ReplicaReader
-from tests.hanging_names import hanging_for
+from tests.hanging_name_server import hanging_for
 
 HANGS = "backend.hangs"
 

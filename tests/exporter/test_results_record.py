@@ -2,13 +2,13 @@
 
 import pytest
 
-from services.exporter.config import Backend
+from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState, Call, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
-from tests.exporter.scraped import configured
-from tests.exporter.watched import named
+from tests.exporter.recording_keys import named
+from tests.exporter.running_exporter import configured
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from aiohttp import web
 from ops.demo.stand_ins.app import run_stand_ins as start_stand_ins
 from ops.kms_emulator.emulator import Emulator
 from tests.faults.memory_limited_process import Limited, limited
-from tests.relay.scripted import until, webhook_of
+from tests.relay.served_relay import until, webhook_of
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN: Final = "a-token-of-twenty-characters"

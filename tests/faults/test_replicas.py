@@ -14,7 +14,7 @@ from tests.faults.provider_disturbances import disturb
 from tests.faults.proxy import Held
 from tests.faults.relay import Relay
 from tests.faults.scenario import Scenario, meanwhile
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 pytestmark = pytest.mark.played
 CLOCK_STEP = 30.0

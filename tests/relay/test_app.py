@@ -18,7 +18,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.store_jobs import blocked
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     PAYLOADS,
     Scripted,
     hang,

@@ -12,7 +12,7 @@ from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.config import RelaySettings
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.scripted import TOKEN, payload, post, served, until
+from tests.relay.served_relay import TOKEN, payload, post, served, until
 
 KEY = "0" * 32
 

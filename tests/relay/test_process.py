@@ -13,11 +13,7 @@ import aiohttp
 import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins as stand_ins
-from tests.relay.scripted import (
-    TOKEN,
-    payload,
-    until,
-)
+from tests.relay.served_relay import TOKEN, payload, until
 
 
 def relay_process(

@@ -18,7 +18,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     TOKEN,
     Scripted,
     ScriptedSettings,

@@ -28,7 +28,7 @@ from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
 from services.relay.send_error import SendReason
 from shared.http.server import create_registry
 from tests.relay.outbox.actions import accept, claim_some
-from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
+from tests.relay.served_relay import TOKEN, Scripted, post, served, settings, until, webhook_of
 
 KEY = "0" * 32
 

@@ -9,7 +9,7 @@ from services.rotator.model import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
 from tests.rotator.backups.test_backup_file import read, written
-from tests.rotator.rotated import Rotated
+from tests.rotator.keyring_to_rotate import Rotated
 
 NewVersion = Callable[[], Awaitable[None]]
 

@@ -16,7 +16,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
-from tests.rotator.rotated import Rotated, secret
+from tests.rotator.keyring_to_rotate import Rotated, secret
 
 NewVersion = Callable[[], Awaitable[None]]
 

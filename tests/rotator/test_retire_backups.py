@@ -11,7 +11,7 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import JournalBackup, RotationType
 from shared.keyring.model import UNREADABLE_VERSION
-from tests.rotator.rotated import Rotated
+from tests.rotator.keyring_to_rotate import Rotated
 from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
 
 
@@ -81,13 +81,33 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
         assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
 
 
+async def test_a_backup_that_needs_a_version_which_the_key_does_not_have_may_need_any(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        ((file, _),) = session.backups.list_backups()
+    file.unlink()
+    async with in_a_file.database() as database:
+        typed = text("UPDATE keyring_journal_entries SET needs = :needs WHERE step = 'backup'")
+        await database.write(lambda connection: connection.execute(typed, {"needs": '["v1", "2"]'}))
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert refused.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
+    assert await state(emulator, 1) is EmulatedState.ENABLED
+    async with in_a_file.database() as database:
+        await database.write(lambda connection: connection.execute(typed, {"needs": '["2"]'}))
+    async with in_a_file.session() as session:
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+
+
 @pytest.mark.parametrize(
     ("needs", "versions"),
     [
         (None, {"1", "2", "11"}),
         (("2", "11"), {"2", "11"}),
         ((UNREADABLE_VERSION, "2"), {"1", "2", "11"}),
-        ((), set()),
+        ((), {"1", "2", "11"}),  # each backup is encrypted by a version
     ],
 )
 def test_a_backup_whose_needs_were_not_written_may_need_every_version(

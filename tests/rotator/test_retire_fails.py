@@ -13,7 +13,7 @@ from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
 from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import NewVersion, refusal, rewrapped, state
 
 

@@ -10,7 +10,7 @@ from services.rotator.report import CommandOutcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
 
 
@@ -69,6 +69,8 @@ async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks
         "UPDATE keyring_journal_entries SET sha256 = NULL WHERE step = 'backup'",
         "UPDATE keyring_journal_entries SET step = 'backups' WHERE step = 'backup'",
         "UPDATE keyring_journal_entries SET outcome = 'unreadable' WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET outcome = 'failed' WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET needs = '[]' WHERE step = 'backup'",
     ],
 )
 async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(

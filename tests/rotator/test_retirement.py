@@ -15,7 +15,7 @@ from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import DAY, NewVersion, passed, refusal, rewrapped, state
 
 

@@ -14,7 +14,7 @@ from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.operations import verification
-from tests.rotator.rotated import Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import text
 
 from services.rotator.config import RotatorSettings
 from services.rotator.inspection import run_verification, show_key_usage
@@ -18,10 +19,10 @@ from services.rotator.runner import rollback, run
 from services.rotator.session import Session, open_session
 from shared.config.settings import load_settings
 from shared.keyring.administration import RotationType
-from shared.kms.port import VersionState
+from shared.kms.port import KeyVersion, VersionState
 from shared.sql.database_url import create_sqlite_url
 from tests import memory_kms
-from tests.rotator.rotated import Quiet
+from tests.rotator.keyring_to_rotate import Quiet
 from tests.shared.keyring.keyring import Keyring, opened
 
 
@@ -100,6 +101,26 @@ async def test_a_version_is_retired_once_nothing_needs_it_and_destroyed_a_month_
         assert rotated.stored.versions["spring"].state is VersionState.DISABLED
         with pytest.raises(RotatorError, match="it can be destroyed from"):
             await destroy_version(session, "spring", 1)
+
+
+async def test_a_version_that_is_destroyed_at_once_gets_no_date(
+    rotated: Rotated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def destroy_at_once(key: memory_kms.MemoryKey, version: str, *, timeout: float) -> KeyVersion:
+        return key._key.set_state(version, VersionState.DESTROYED)
+
+    monkeypatch.setattr(memory_kms.MemoryKey, "schedule_destruction", destroy_at_once)
+    rotated.stored.add_version("autumn")
+    month_ago = text("UPDATE keyring_retired_versions SET retired_at = retired_at - 31 * 86400")
+    async with rotated.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        for file, _ in session.backups.list_backups():
+            file.unlink()
+        await retire_version(session, "spring", 1)
+        await rotated.keyring.database.write(lambda connection: connection.execute(month_ago))
+        report = await destroy_version(session, "spring", 1)
+    assert report.summary.startswith("version spring is destroyed; KMS gives no date until which it can be restored")
+    assert "1970" not in report.summary
 
 
 async def test_a_damaged_data_key_is_restored_from_a_backup(rotated: Rotated) -> None:

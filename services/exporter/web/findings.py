@@ -49,9 +49,13 @@ BACKEND_DOWN_ADVICE: Final = Advice(
     "Check whether it runs, and request its health URL yourself.", "KMSHealthChecksFailing"
 )
 NOT_KMS_ADVICE: Final = Advice(
-    "Its /healthz says why; once that is fixed, it returns to KMS by itself.", "KMSCryptoModeNotKMS"
+    "Its health check says why; once that is fixed, it returns to KMS by itself.", "KMSCryptoModeNotKMS"
 )
-NOT_READY_ADVICE: Final = Advice("Its /healthz says what it waits for.", "KMSCryptoNotReady")
+UNKNOWN_MODE_ADVICE: Final = Advice(
+    "Ask its health check yourself; put a word that is missing into `health.values` of this backend.",
+    "KMSCryptoModeNotKMS",
+)
+NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 _NETWORK_PHASES: Final = ("dns", "tcp", "tls")
 
 
@@ -176,11 +180,19 @@ def find_backend_problems(state: BackendState) -> Iterator[Finding]:
     if state.health is None:
         yield Finding(HealthStatus.FAILING, "down", problems, BACKEND_DOWN_ADVICE)
         return
-    if state.health.mode is not CryptoMode.KMS:
+    if state.health.mode_problem:
+        yield Finding(HealthStatus.FAILING, "mode is unknown", problems, UNKNOWN_MODE_ADVICE)
+        problems = ""
+    if state.health.mode is CryptoMode.ENV:
         sentence = "New data keys are wrapped by a key on its own disk, not by KMS."
         yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, NOT_KMS_ADVICE)
     if not state.health.ready:
-        yield Finding(HealthStatus.FAILING, "not ready", "It can neither encrypt nor decrypt.", NOT_READY_ADVICE)
+        yield Finding(
+            HealthStatus.FAILING,
+            "not ready",
+            "Its health check says that it can neither encrypt nor decrypt.",
+            NOT_READY_ADVICE,
+        )
     if problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read", problems)
 

@@ -74,7 +74,7 @@ def _format_lines(
     for phase in connectivity:
         yield _format_step(phase.name, phase.seconds, make_printable(phase.error or "ok"))
     if not connectivity:
-        yield "  not measured: no time was left"
+        yield "  not measured: no time was left, or this provider measures nothing"
     if result is not None:
         yield _format_step("first call", result.calls[0].seconds, "on the connection of the probes")
         yield from _format_advice(result, connectivity, probe.profile)

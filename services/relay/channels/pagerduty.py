@@ -36,7 +36,6 @@ from services.relay.model import Alert, Event, Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import (
     Severity,
-    build_alertmanager_link,
     clean_line,
     find_worst_severity,
     format_counts,
@@ -48,6 +47,7 @@ from services.relay.text import (
     is_resolved,
     limit_labels,
     list_alerts,
+    list_group_links,
     select_contacts,
     truncate,
 )
@@ -183,7 +183,7 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     late_resolve = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
     aside = ", ".join(filter(None, (several, late_resolve)))
     first = format_summary(alerts[0][0]) if alerts else format_counts(event)
-    page = build_alertmanager_link(event)
+    group_links = list_group_links(event)
     remark, contacts = format_remark(message), select_contacts(message)
     links = [link for _, found in alerts for link in found]
 
@@ -209,10 +209,10 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
                 **_build_details([alert for alert, _ in alerts]),
             },
         },
-        "links": [{"href": link.url, "text": link.text} for link in links[:MAX_LINKS]],
+        "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 1], *group_links[1:])],
     }
-    if page:
-        rendered["client_url"] = page.url
+    if group_links:
+        rendered["client_url"] = group_links[0].url
     return rendered
 
 

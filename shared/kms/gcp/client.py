@@ -176,7 +176,10 @@ class GcpKmsKey:
             detail = f"{proxy[0]} sends requests to {self._address} through the proxy {proxy[1]}: they are not measured"
             return (ConnectivityPhase("proxy", 0.0, detail),)
         return await measure_connectivity(
-            self._address, create_trust_context=None if self._is_plaintext else create_trust_context, timeout=timeout
+            self._address,
+            create_trust_context=None if self._is_plaintext else create_trust_context,
+            timeout=timeout,
+            alpn="h2",  # gRPC refuses any other: https://github.com/grpc/grpc/issues/36119
         )
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.ops.audit.server import Asked, RefusedError
-from tests.ops.audit.world import KMS, Document, World
+from tests.ops.audit.simulated_google import KMS, Document, World
 
 CALLER = "user:operator@example.org"
 SEVERITIES = ["INFO", "NOTICE", "WARNING", "ERROR"]

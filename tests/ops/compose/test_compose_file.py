@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ops.compose.build import build_files
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
-from tests.ops.mounted import mounted
+from tests.ops.container_mounts import mounted
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")

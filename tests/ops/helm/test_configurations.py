@@ -12,9 +12,9 @@ from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
 from services.rotator.config import RotatorSettings
 from shared.config.settings import load_settings
+from tests.ops.container_mounts import mounted
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import of_kind, pods, rendered
-from tests.ops.mounted import mounted
 
 SERVERS: dict[str, click.Command] = {"exporter": exporter, "relay": relay, "backend": backend}
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing
 import yaml
 
 from tests.ops.rehearsal.gcloud import CRYPTO, SERVICE_ACCOUNT
-from tests.ops.rehearsal.rehearsed import Broken, Rehearsal, Scenario
+from tests.ops.rehearsal.rehearsal import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
 
 START_SECONDS = 30.0

@@ -10,9 +10,9 @@ from tests.ops.rehearsal import not_run, stage
 from tests.ops.rehearsal.answer import RefusedError
 from tests.ops.rehearsal.document import Block, Output, blocks, read_parts
 from tests.ops.rehearsal.gcloud import selects
+from tests.ops.rehearsal.output_comparison import disagreement
 from tests.ops.rehearsal.programme import AT_ONCE
-from tests.ops.rehearsal.rehearsed import Rehearsal
-from tests.ops.rehearsal.shape import disagreement
+from tests.ops.rehearsal.rehearsal import Rehearsal
 from tests.ops.rules import ALERT_PAGES, ALERTS, RUNBOOK
 
 COMMANDS = [

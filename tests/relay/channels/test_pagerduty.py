@@ -16,10 +16,12 @@ from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
+    ALERTS_URL,
     DASHBOARD,
     HUGE,
     RUNBOOK,
     SECRET,
+    SILENCE_URL,
     critical,
     example,
     message,
@@ -28,7 +30,7 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
@@ -110,7 +112,9 @@ def test_the_title_counts_the_alerts_where_there_are_several(payload: str, trunc
 
 
 def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
-    assert build_event(message(), "trigger")["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
+    rendered = build_event(message(), "trigger")
+    assert rendered["client_url"] == ALERTS_URL
+    assert rendered["links"][-1] == {"href": SILENCE_URL, "text": "Silence"}
     assert "client_url" not in build_event(message(replace(message().event, external_url="javascript:x")), "trigger")
 
 

@@ -27,7 +27,7 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def size(message: Message) -> int:

@@ -9,7 +9,7 @@ from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 TARGET = "/services/T0123456789/B-geheim-geheim?key=0123456789abcdef"
 

@@ -19,6 +19,7 @@ async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess
         "database": "sqlite:///relay.db",
         "auth": {"bearer_token_file": "token"},
         "channels": {"one": channel},
+        "environment": "staging",
         "default_channels": ["one"],
     }
     file = folder / "relay.yml"

@@ -10,7 +10,7 @@ import aiohttp
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings, webhook_of
 
 
 class Clock:

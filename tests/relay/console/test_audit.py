@@ -15,7 +15,7 @@ from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
-from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
+from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings
 
 DAY = 86400.0
 

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.scripted import Scripted, hang, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, hang, post, reaches, served, settings, webhook_of
 
 REFUSED = SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")
 

@@ -8,8 +8,8 @@ from services.relay import text
 from services.relay.delivery.message import merge_events
 from services.relay.event_size import limit_size
 from services.relay.model import Alert, Event, Status, collect_digests, encode_event
-from tests.relay.delivery.rig import broken, rig
-from tests.relay.scripted import Scripted, event_of
+from tests.relay.delivery.worker_harness import broken, rig
+from tests.relay.served_relay import Scripted, event_of
 
 
 def of(**alerts: str) -> Event:

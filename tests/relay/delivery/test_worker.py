@@ -12,8 +12,8 @@ from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
-from tests.relay.scripted import Scripted, event_of, hang, statuses, until
+from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig
+from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
 
 async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:

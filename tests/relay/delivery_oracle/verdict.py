@@ -17,8 +17,8 @@ from tests.relay.delivery_oracle.evidence import (
     find_last_seq,
     group_by_place,
 )
+from tests.relay.delivery_oracle.outbox_invariants import check_stored
 from tests.relay.delivery_oracle.repeats import check_repeats, count_repeats
-from tests.relay.delivery_oracle.stored import check_stored
 
 
 @dataclass

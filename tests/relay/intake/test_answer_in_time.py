@@ -11,8 +11,9 @@ import pytest
 
 from services.relay.intake import endpoint, webhook_parser
 from services.relay.intake.webhook_parser import ParsedWebhook
+from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 from tests.relay.intake.test_endpoint import locked
-from tests.relay.scripted import Scripted, post, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, served, settings, webhook_of
 
 SECONDS = 2.0
 LATE = 0.9
@@ -48,7 +49,7 @@ def large(group: str = "large") -> bytes:
 
 def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert endpoint.ADMISSION_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
+    assert endpoint.ADMISSION_SECONDS < PASSWORD_CHECK_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
 
 
 async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from services.relay.intake import deduplication, webhook_parser
 from services.relay.model import Event, Status, build_fingerprint, build_incident_id, encode_event
 from services.relay.outbox.accept import DeliveryPlan
 from services.relay.outbox.incidents import EarlierEvent, IncidentState
-from tests.relay.scripted import at, event_of, payload
+from tests.relay.served_relay import at, event_of, payload
 
 
 def known(event: Event, **changes: Any) -> IncidentState:

@@ -26,7 +26,7 @@ from services.relay.outbox import quarantine as rejected
 from services.relay.outbox.engine.store import open_store
 from shared.http import body_limits
 from shared.sql import database_url
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     TOKEN,
     Scripted,
     metric,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.relay.intake import webhook_parser
 from services.relay.model import Status
-from tests.relay.scripted import PAYLOADS, payload, webhook_of
+from tests.relay.served_relay import PAYLOADS, payload, webhook_of
 
 
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)

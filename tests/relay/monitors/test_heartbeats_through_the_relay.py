@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Until
-from tests.relay.scripted import Scripted, metric, payload, post, served, settings
+from tests.relay.served_relay import Scripted, metric, payload, post, served, settings
 
 WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "3m", "channels": ["page"]}
 

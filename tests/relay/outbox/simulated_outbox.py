@@ -24,7 +24,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
-from tests.relay.delivery_oracle.stored import check_late_send, check_stand_ins, check_stored
+from tests.relay.delivery_oracle.outbox_invariants import check_late_send, check_stand_ins, check_stored
 from tests.relay.delivery_oracle.verdict import judge
 from tests.relay.outbox.actions import read_event
 from tests.relay.outbox.grouped_events import event_of, group_id
@@ -47,7 +47,7 @@ LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
 ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
-NO_LINKS: Final = LinkRules(None, None, ())
+NO_LINKS: Final = LinkRules(None, None, allow_hosts=())
 T = TypeVar("T")
 
 

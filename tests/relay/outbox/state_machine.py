@@ -12,7 +12,7 @@ from services.relay.outbox.delivery_lease import release_leases, save_progress
 from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.delivery_oracle.evidence import Delivery
-from tests.relay.delivery_oracle.stored import find_heir
+from tests.relay.delivery_oracle.outbox_invariants import find_heir
 from tests.relay.outbox.grouped_events import group_id
 from tests.relay.outbox.observations import AlertStatuses, HeldClaim
 from tests.relay.outbox.outcomes import ENDINGS

@@ -15,7 +15,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import end_attempt
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 DAY = 24 * 3600.0
 

@@ -16,7 +16,7 @@ from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 class Clock:

@@ -25,7 +25,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox import tables
 from tests.relay.outbox.store_jobs import bodies, write
-from tests.relay.scripted import Scripted, post, served, settings, until, webhook_of
+from tests.relay.served_relay import Scripted, post, served, settings, until, webhook_of
 
 
 def careless(server: Postgres) -> None:

@@ -19,7 +19,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 NOTE = "Also sent here because channel a is down."
 

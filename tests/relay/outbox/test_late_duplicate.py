@@ -12,7 +12,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, nothing_due
-from tests.relay.scripted import at, event_of
+from tests.relay.served_relay import at, event_of
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 

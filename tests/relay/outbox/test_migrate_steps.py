@@ -14,7 +14,7 @@ from services.relay.outbox.alert_groups import build_group_id
 from services.relay.outbox.engine import migrations
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 @pytest.fixture

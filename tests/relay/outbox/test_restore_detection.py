@@ -23,7 +23,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.tables import opened
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 Restore = Callable[[], DatabaseUrl]
 

@@ -13,7 +13,7 @@ from services.relay.outbox.retention_by_age import PruneResult, prune_by_age
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 DAY = 86400.0
 MANY = 1_000_000

@@ -20,7 +20,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen_postgresql import frozen
 from tests.relay.outbox.store_jobs import bodies, write
-from tests.relay.scripted import event_of, until
+from tests.relay.served_relay import event_of, until
 
 
 @pytest.fixture

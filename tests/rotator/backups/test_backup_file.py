@@ -24,8 +24,8 @@ from services.rotator.report import CommandOutcome
 from services.rotator.session import Session
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
 from shared.keyring.model import UNREADABLE_VERSION
-from tests.long import LONG
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.iterations import LONG
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 MANY = 100_000 if LONG else 10_000

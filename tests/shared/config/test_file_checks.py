@@ -10,8 +10,8 @@ import pytest
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
 from shared.process.server_runner import prepare_server
-from tests.nobody import as_nobody
 from tests.shared.certificates import Authority, web_yml
+from tests.unreadable_files import as_nobody
 
 RELAY = """
 database: sqlite:///data/relay.db

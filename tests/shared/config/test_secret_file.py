@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from shared.config.secret_file import PasswordFile, SecretFile, SecretUnreadableError, TokenFile
-from tests.nobody import as_nobody
+from tests.unreadable_files import as_nobody
 
 
 @pytest.fixture

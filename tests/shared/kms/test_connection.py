@@ -17,7 +17,7 @@ from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from tests.connections import connections
-from tests.shared.kms.scripted import KEY, key_of
+from tests.shared.kms.scripted_kms import KEY, key_of
 
 
 class Firewall:

@@ -105,8 +105,8 @@ def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:
     if more:
         lines += ["", f"… and {more} more"]
     lines += ["", *(f"{key} = {value}" for key, value in _limit_labels(event.common_labels))]
-    if page := text.build_alertmanager_link(event):
-        lines += ["", f"{page.text}: {page.url}"]
+    if group_links := text.list_group_links(event):
+        lines += ["", *(f"{link.text}: {link.url}" for link in group_links)]
     if contacts := text.select_contacts(message):
         lines += ["", "Escalate to", *(f"  {role}: {address}" for role, address in contacts.items())]
     return "\n".join(lines) + "\n"
@@ -125,7 +125,7 @@ def _build_html(message: Message, alerts: list[_MailAlert], more: int) -> str:
         more=more,
         labels=_limit_labels(event.common_labels),
         contacts=text.select_contacts(message),
-        page=text.build_alertmanager_link(event),
+        group_links=text.list_group_links(event),
         receiver=text.clean_line(event.receiver),
     )
 

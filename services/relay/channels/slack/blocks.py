@@ -13,7 +13,6 @@ from services.relay.model import Alert, Event, Message
 from services.relay.text import (
     Link,
     Severity,
-    build_alertmanager_link,
     find_worst_severity,
     format_counts,
     format_description,
@@ -24,6 +23,7 @@ from services.relay.text import (
     format_summary,
     is_resolved,
     list_alerts,
+    list_group_links,
     select_contacts,
     select_own_labels,
     sort_labels,
@@ -50,12 +50,12 @@ Block = dict[str, Any]
 MAX_TEXT = 4_000
 MAX_SUMMARY = 500
 MAX_HEADER = 150
-MAX_SECTION = 2_000  # of 3,000: with labels and three links, one alert always fits beside the frame
+MAX_SECTION = 1_300  # of 3,000: with labels and four links, one alert always fits beside the frame
 MAX_LABELS = 700  # of 3,000
 MAX_CONTACTS_TEXT = 900  # of 2,000, for the same reason as SECTION
 MAX_BLOCKS = 50
 MAX_CHARACTERS = 13_000  # of about 13,200
-_RESERVED_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
+_RESERVED_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the links to Alertmanager
 _RESERVED_CHARACTERS = 2_900
 _MORE_LENGTH = 20
 REPEAT_REMARK = (
@@ -97,8 +97,7 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
         alert_count += 1
     more_alerts = [f"… and {len(alerts) - alert_count} more"] if alert_count < len(alerts) else []
     blocks += _build_context([*more_alerts, *_format_labels(event.common_labels)])
-    if page := build_alertmanager_link(event):
-        blocks += _build_buttons([page])
+    blocks += _build_buttons(list_group_links(event))
     return Post(_build_fallback_text(message, notes, alerts, contacts), [*blocks, *contacts_block])
 
 

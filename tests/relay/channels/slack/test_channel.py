@@ -13,7 +13,7 @@ from services.relay.channels.slack.web_api import ERROR_MEANINGS
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, change, example, message, rotate, settings
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: str) -> Channel:

@@ -13,8 +13,8 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.relay.send_error import SendError, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, settings
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import CRITICAL, Connect, lost, now, place, posts
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, lost, now, place, posts
 
 
 @pytest.fixture

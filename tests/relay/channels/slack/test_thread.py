@@ -7,8 +7,8 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.relay.channels.port import Receipt
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendScope
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import Connect, now, place, posts
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import Connect, now, place, posts
 
 LOCKED = "restricted_action_thread_locked"
 

@@ -19,7 +19,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 MOST = 64 * 1024 * 1024
 """Bytes."""

@@ -89,6 +89,11 @@ async def test_backups_are_listed_with_what_they_need_the_oldest_first(keyring: 
         {"needs": "[1]"},
         {"needs": "[true]"},
         {"needs": "null"},
+        {"needs": "[]"},
+        {"step": "reload"},
+        {"step": "rotate", "sha256": None, "needs": None},
+        {"outcome": "failed"},
+        {"outcome": "problems", "backup_name": None, "sha256": None},
         {"needs": '["a\\u0000b"]'},
         {"needs": json.dumps(["x" * (MAX_VERSION_LENGTH + 1)])},
     ],
@@ -103,9 +108,7 @@ async def test_an_entry_that_another_program_changed_is_counted_and_never_taken_
     assert usage.unknown_usage == "1 journal entries that cannot be read (number 2)"
 
 
-@pytest.mark.parametrize(
-    "columns", [{"rotation_type": None}, {"needs": "[]"}, {"needs": '["", "7"]'}, {"detail": "x" * 5000}]
-)
+@pytest.mark.parametrize("columns", [{"rotation_type": None}, {"needs": '["", "7"]'}, {"detail": "x" * 5000}])
 async def test_an_entry_that_can_be_read_blocks_nothing(keyring: Keyring, columns: dict[str, Any]) -> None:
     await _add(keyring, BACKUP)
     await _spoil(keyring, **columns)
