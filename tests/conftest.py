@@ -63,7 +63,7 @@ def postgres_programs() -> Iterator[Path]:
 
 @contextmanager
 def _postgres(programs: Path) -> Iterator[Postgres]:
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=ram_disk.place()))
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=ram_disk.find_ram_disk()))
     try:
         server = Postgres(folder, programs)
         try:

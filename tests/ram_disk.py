@@ -9,6 +9,6 @@ _ENOUGH: Final = 2 * 1024**3
 """Bytes that are free: each of five workers may have two servers of some 100 MB. A container's own is often 64 MB."""
 
 
-def place() -> Path | None:
+def find_ram_disk() -> Path | None:
     """In memory, where a database is made in a tenth of the time that a disk takes; None where there is too little."""
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH else None

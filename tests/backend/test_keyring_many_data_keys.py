@@ -136,10 +136,10 @@ async def test_a_start_with_3000_data_keys_writes_after_one_unwrap_and_is_never_
         assert kms.unwraps < MANY / 10, "what a record needs is not waited for behind all others"
         kms.seconds = 0.0
 
-        async def all_are_held() -> bool:
+        async def all_are_unwrapped() -> bool:
             return kms.unwraps >= MANY
 
-        await until(all_are_held)
+        await until(all_are_unwrapped)
         assert kms.most_under_way <= 16
         assert (keyring.mode, keyring.reason) == (CryptoMode.KMS, None)
 
@@ -170,21 +170,21 @@ async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and
         async def ready() -> bool:
             return keyring.is_ready
 
-        async def tried() -> bool:
+        async def has_retried() -> bool:
             return kms.unwraps >= tries
 
         await until(ready)
         kms.fails = KmsError(Reason.UNAVAILABLE, "not now")
         tries = kms.unwraps + 20
-        await until(tried)
+        await until(has_retried)
         assert keyring.mode is CryptoMode.KMS
         kms.fails = None
 
-        async def all_are_held() -> bool:
+        async def all_are_unwrapped() -> bool:
             return kms.unwraps >= tries + 50
 
         tries = 0
-        await until(all_are_held)
+        await until(all_are_unwrapped)
         assert await _get(keyring, records) == b"kept"
 
 

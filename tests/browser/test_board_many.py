@@ -56,7 +56,7 @@ async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(many: Pa
     await many.evaluate("window.sameDocument = true")  # the first page was meant to be left
 
 
-async def test_a_key_that_fails_comes_to_the_first_page_and_is_told(many: Page, hour: History) -> None:
+async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(many: Page, hour: History) -> None:
     await expect(card(many, "key-0").locator(".state")).to_have_text("Healthy")
     await many.evaluate(HEARD)
     probe(hour, "key-777", 1, Reason.KEY_DISABLED)

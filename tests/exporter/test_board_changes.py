@@ -16,7 +16,7 @@ from shared.kms.reason import Reason
 STALE: Final = 100.0
 
 
-class Asking:
+class BoardClient:
     """A board of 120 keys of which nothing is known, and a backend; its clock stands."""
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class Asking:
 
 
 @pytest.fixture
-def board() -> Asking:
-    return Asking()
+def board() -> BoardClient:
+    return BoardClient()
 
 
-async def test_a_page_has_fifty_keys_the_failing_ones_first_and_numbers_in_their_order(board: Asking) -> None:
+async def test_a_page_has_fifty_keys_the_failing_ones_first_and_numbers_in_their_order(board: BoardClient) -> None:
     board.probe("key-3")
     board.probe("key-120", Reason.TIMEOUT)
     first = await board.order()
@@ -69,15 +69,15 @@ async def test_a_page_has_fifty_keys_the_failing_ones_first_and_numbers_in_their
 
 
 @pytest.mark.parametrize("page", ["0", "-1", "x", "1e3", "", "\u0661", "9999999"])
-async def test_a_page_that_is_none_is_the_first(board: Asking, page: str) -> None:
+async def test_a_page_that_is_none_is_the_first(board: BoardClient, page: str) -> None:
     assert (await board.order(keys=page))[0] == "key-1"
 
 
-async def test_a_page_behind_the_last_is_the_last(board: Asking) -> None:
+async def test_a_page_behind_the_last_is_the_last(board: BoardClient) -> None:
     assert await board.order(keys=999999) == await board.order(keys=3)
 
 
-async def test_the_pages_lead_to_one_another_and_keep_the_filter(board: Asking) -> None:
+async def test_the_pages_lead_to_one_another_and_keep_the_filter(board: BoardClient) -> None:
     foot = (await board.news(q="KEY", keys=2))["sections"]["keys"]["foot"]
     assert 'href="/?q=KEY&amp;keys=1"' in foot
     assert 'href="/?q=KEY&amp;keys=3"' in foot
@@ -91,7 +91,7 @@ async def test_the_pages_lead_to_one_another_and_keep_the_filter(board: Asking) 
     assert "<nav" not in (await board.news())["sections"]["backends"]["foot"]
 
 
-async def test_a_filter_looks_into_name_service_state_and_reason_whatever_the_case(board: Asking) -> None:
+async def test_a_filter_looks_into_name_service_state_and_reason_whatever_the_case(board: BoardClient) -> None:
     board.probe("key-7", Reason.PERMISSION_DENIED)
     assert await board.order(q=" KEY-11 ") == ["key-11", *(f"key-11{n}" for n in range(10))]
     assert await board.order(q="failing") == ["key-7"]
@@ -101,7 +101,7 @@ async def test_a_filter_looks_into_name_service_state_and_reason_whatever_the_ca
     assert "No match for “&lt;b&gt;”." in (await board.news(q="<b>"))["sections"]["keys"]["foot"]
 
 
-async def test_what_all_have_is_counted_whatever_the_filter(board: Asking) -> None:
+async def test_what_all_have_is_counted_whatever_the_filter(board: BoardClient) -> None:
     board.probe("key-1", Reason.TIMEOUT)
     board.probe("key-2")
     news = await board.news(q="nothing has this name")
@@ -110,7 +110,7 @@ async def test_what_all_have_is_counted_whatever_the_filter(board: Asking) -> No
     assert news["cards"] == {}
 
 
-async def test_a_cursor_brings_only_what_has_changed_since(board: Asking) -> None:
+async def test_a_cursor_brings_only_what_has_changed_since(board: BoardClient) -> None:
     cursor = (await board.news())["cursor"]
     assert (await board.news(cursor=cursor))["cards"] == {}
     board.probe("key-5", Reason.TIMEOUT)
@@ -121,7 +121,7 @@ async def test_a_cursor_brings_only_what_has_changed_since(board: Asking) -> Non
     assert (await board.news(cursor=news["cursor"]))["cards"] == {}
 
 
-async def test_what_time_alone_does_changes_a_card_too(board: Asking) -> None:
+async def test_what_time_alone_does_changes_a_card_too(board: BoardClient) -> None:
     board.probe("key-5")
     board.history.add_inspection(
         KeyInspection("ledger", "key-6", board.now, KeyDescription("1", board.now + 7, (), 1), None, (), None, {})
@@ -137,25 +137,25 @@ async def test_what_time_alone_does_changes_a_card_too(board: Asking) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "..", "BOOT", "BOOT.x.y", "BOOT.1", "BOOT.99999999999.x", "f" * 5000])
-async def test_a_cursor_that_is_none_brings_everything(board: Asking, cursor: str) -> None:
+async def test_a_cursor_that_is_none_brings_everything(board: BoardClient, cursor: str) -> None:
     boot = (await board.news())["cursor"].partition(".")[0]
     assert len((await board.news(cursor=cursor.replace("BOOT", boot)))["cards"]) == 51
 
 
-async def test_a_cursor_of_an_earlier_process_brings_everything(board: Asking) -> None:
+async def test_a_cursor_of_an_earlier_process_brings_everything(board: BoardClient) -> None:
     cursor = (await board.news())["cursor"]
     board.restart()
     assert len((await board.news(cursor=cursor))["cards"]) == 51
 
 
 @pytest.mark.parametrize("at", ["nan", "inf", "-inf", "1e400", "-1e9"])
-async def test_a_cursor_with_an_odd_time_is_answered(board: Asking, at: str) -> None:
+async def test_a_cursor_with_an_odd_time_is_answered(board: BoardClient, at: str) -> None:
     board.probe("key-5")
     boot = (await board.news())["cursor"].partition(".")[0]
     await board.news(cursor=f"{boot}.0.{at}")
 
 
-async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: Asking) -> None:
+async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: BoardClient) -> None:
     board.probe("key-1", Reason.TIMEOUT)
     cursor = (await board.news())["cursor"]
     board.history.configure([("vault", "key-1"), ("vault", "new")], [])
@@ -165,7 +165,7 @@ async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: Asking
     assert all("Unknown" in card for card in news["cards"].values())  # key-1 is of another service now
 
 
-async def test_html_is_made_of_copies(board: Asking) -> None:
+async def test_html_is_made_of_copies(board: BoardClient) -> None:
     """A look stays as it is, whatever happens while its HTML is made in a thread."""
     from services.exporter.web.board import BoardQuery, CardCache, MaxAges, build_board
 

@@ -47,7 +47,7 @@ class Broken(Part):
         return super().collect()
 
 
-def shown(exposed: Exposition) -> list[str]:
+def read_lines(exposed: Exposition) -> list[str]:
     return bytes(exposed.respond(SCRAPE).body).decode().splitlines()[2:]
 
 
@@ -65,34 +65,34 @@ async def ahead(exposed: Exposition, changed: asyncio.Event) -> AsyncIterator[as
 def test_only_what_changed_is_encoded_again() -> None:
     parts = [Part("a"), Part("b"), Part("c")]
     exposed = Exposition(lambda: parts, CollectorRegistry())
-    assert shown(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0', 'sample{part="c"} 0.0']
+    assert read_lines(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0', 'sample{part="c"} 0.0']
     parts[1].set(7)
-    assert shown(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 7.0', 'sample{part="c"} 0.0']
+    assert read_lines(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 7.0', 'sample{part="c"} 0.0']
     assert [len(part.threads) for part in parts] == [1, 2, 1]
 
 
 def test_a_part_that_is_gone_is_not_shown() -> None:
     parts = [Part("a"), Part("b")]
     exposed = Exposition(lambda: parts, CollectorRegistry())
-    shown(exposed)
+    read_lines(exposed)
     del parts[0]
-    assert shown(exposed) == ['sample{part="b"} 0.0']
+    assert read_lines(exposed) == ['sample{part="b"} 0.0']
 
 
 async def test_a_change_is_encoded_off_the_event_loop_before_the_next_scrape(until: Until) -> None:
     part, changed = Part("a"), asyncio.Event()
     exposed = Exposition(lambda: [part], CollectorRegistry())
     async with ahead(exposed, changed):
-        shown(exposed)
+        read_lines(exposed)
         part.set(7)
         changed.set()
 
         async def encoded() -> bool:
-            return shown(exposed) == ['sample{part="a"} 7.0']
+            return read_lines(exposed) == ['sample{part="a"} 7.0']
 
         await until(encoded)
         for _ in range(5):
-            shown(exposed)
+            read_lines(exposed)
     first, *ahead_of_a_scrape = part.threads
     assert first == threading.current_thread().name  # the first scrape had nothing to take
     assert [name.partition("_")[0] for name in ahead_of_a_scrape] == ["exposition"]
@@ -112,7 +112,7 @@ async def test_a_change_while_it_is_encoded_is_not_forgotten(until: Until) -> No
     exposed = Exposition(lambda: [slow], CollectorRegistry())
     go_on.set()
     async with ahead(exposed, changed):
-        shown(exposed)
+        read_lines(exposed)
         begun.clear()
         go_on.clear()
         slow.set(1)
@@ -123,7 +123,7 @@ async def test_a_change_while_it_is_encoded_is_not_forgotten(until: Until) -> No
         go_on.set()
 
         async def up_to_date() -> bool:
-            return shown(exposed)[0] == 'sample{part="slow"} 2.0'
+            return read_lines(exposed)[0] == 'sample{part="slow"} 2.0'
 
         await until(up_to_date)
 
@@ -141,12 +141,12 @@ async def test_a_scrape_does_not_wait_for_an_encoding() -> None:
     hanging = Hanging("hanging")
     exposed = Exposition(lambda: [hanging], CollectorRegistry())
     async with ahead(exposed, changed):
-        shown(exposed)
+        read_lines(exposed)
         hanging.set(1)
         changed.set()
         assert await asyncio.to_thread(begun.wait, 15)
         try:
-            answer = await asyncio.wait_for(asyncio.to_thread(shown, exposed), 15)
+            answer = await asyncio.wait_for(asyncio.to_thread(read_lines, exposed), 15)
         finally:
             go_on.set()
     assert answer == ['sample{part="hanging"} 0.0']
@@ -170,7 +170,7 @@ async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_n
 
     slow = Slow("slow")
     exposed = Exposition(lambda: [slow], CollectorRegistry(), lambda: now)
-    shown(exposed)
+    read_lines(exposed)
     encoded.clear()
     async with ahead(exposed, changed):
         while len(encoded) < 3:
@@ -184,35 +184,35 @@ async def test_what_nobody_scrapes_is_not_encoded(until: Until) -> None:
     part, changed, now = Part("a"), asyncio.Event(), 0.0
     exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
 
-    async def taken() -> bool:
+    async def is_unchanged() -> bool:
         return not changed.is_set()
 
     async with ahead(exposed, changed):
         changed.set()
-        await until(taken)
+        await until(is_unchanged)
         assert part.threads == []
-        shown(exposed)
+        read_lines(exposed)
         now = exposition.FORMAT_IDLE_SECONDS + 1
         part.set(7)
         changed.set()
-        await until(taken)
+        await until(is_unchanged)
         assert len(part.threads) == 1
-        assert shown(exposed) == ['sample{part="a"} 7.0']
+        assert read_lines(exposed) == ['sample{part="a"} 7.0']
 
 
 async def test_what_nobody_scrapes_any_more_takes_no_memory(until: Until) -> None:
     part, changed, now = Part("a"), asyncio.Event(), 0.0
     exposed = Exposition(lambda: [part], CollectorRegistry(), lambda: now)
 
-    async def taken() -> bool:
+    async def is_unchanged() -> bool:
         return not changed.is_set()
 
     async with ahead(exposed, changed):
-        shown(exposed)
+        read_lines(exposed)
         now = exposition.FORMAT_IDLE_SECONDS + 1
         changed.set()
-        await until(taken)
-        shown(exposed)
+        await until(is_unchanged)
+        read_lines(exposed)
     assert len(part.threads) == 2  # it has not changed, but what was encoded of it is gone
 
 
@@ -223,7 +223,7 @@ def test_what_is_forgotten_while_it_is_encoded_is_answered_whole() -> None:
             return super().collect()
 
     exposed = Exposition(lambda: [Part("a"), Forgotten("b")], CollectorRegistry())
-    assert shown(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0']
+    assert read_lines(exposed) == ['sample{part="a"} 0.0', 'sample{part="b"} 0.0']
 
 
 async def test_a_part_with_a_defect_is_not_shown_and_said_once_and_the_others_go_on(until: Until) -> None:
@@ -231,10 +231,10 @@ async def test_a_part_with_a_defect_is_not_shown_and_said_once_and_the_others_go
     exposed = Exposition(lambda: [broken, other], CollectorRegistry())
 
     async def shows(*lines: str) -> bool:
-        return shown(exposed) == list(lines)
+        return read_lines(exposed) == list(lines)
 
     async with ahead(exposed, changed) as task:
-        shown(exposed)
+        read_lines(exposed)
         with capture_logs() as logged:
             for value in (1, 2):
                 broken.set(13)

@@ -72,7 +72,7 @@ def found(snapshot: KeyInspection) -> dict[str, Reason | None]:
     return {version: call.failure.reason if call.failure else None for version, call in calls.items()}
 
 
-async def test_what_an_older_version_encrypted_is_decrypted_at_each_look(start: Start, change: Change) -> None:
+async def test_what_an_older_version_encrypted_is_decrypted_at_each_inspection(start: Start, change: Change) -> None:
     lifecycle = start()
     assert found(await lifecycle.inspect()) == {}  # the present version made one, which is not old yet
     await change(rotated)
@@ -94,7 +94,7 @@ async def test_a_restart_knows_what_older_versions_encrypted(start: Start, chang
     assert (await start().inspect()).encrypt_call is None
 
 
-async def test_a_version_that_was_disabled_is_told_and_well_again_when_it_is_enabled(
+async def test_a_version_that_was_disabled_is_reported_and_well_again_when_it_is_enabled(
     start: Start, change: Change
 ) -> None:
     lifecycle = start()
@@ -107,7 +107,7 @@ async def test_a_version_that_was_disabled_is_told_and_well_again_when_it_is_ena
     assert found(await lifecycle.inspect()) == {"1": None}
 
 
-async def test_a_destruction_is_told_from_its_scheduling_until_a_day_after_it_happened(
+async def test_a_destruction_is_reported_from_its_scheduling_until_a_day_after_it_happened(
     start: Start, change: Change
 ) -> None:
     lifecycle = start()
@@ -125,7 +125,7 @@ async def test_a_destruction_is_told_from_its_scheduling_until_a_day_after_it_ha
         assert found(snapshot) == {"1": Reason.KEY_DESTROYED}
 
 
-async def test_a_canary_ends_a_day_after_its_version_was_destroyed_and_is_told_once_more(
+async def test_a_canary_ends_a_day_after_its_version_was_destroyed_and_is_reported_once_more(
     start: Start, change: Change
 ) -> None:
     await start().inspect()
@@ -138,7 +138,7 @@ async def test_a_canary_ends_a_day_after_its_version_was_destroyed_and_is_told_o
     assert found(await start().inspect()) == {}
 
 
-async def test_a_lost_file_is_said_and_loses_no_canary(start: Start, change: Change, tmp_path: Path) -> None:
+async def test_a_lost_file_is_reported_and_loses_no_canary(start: Start, change: Change, tmp_path: Path) -> None:
     lifecycle = start()
     await lifecycle.inspect()
     await change(rotated)
@@ -150,7 +150,7 @@ async def test_a_lost_file_is_said_and_loses_no_canary(start: Start, change: Cha
     assert found(await start().inspect()) == {"1": None}
 
 
-async def test_a_corrupt_file_at_a_restart_is_said_and_a_new_one_begins(
+async def test_a_corrupt_file_at_a_restart_is_reported_and_a_new_one_starts(
     start: Start, change: Change, tmp_path: Path
 ) -> None:
     await start().inspect()
@@ -190,7 +190,7 @@ async def test_without_the_right_to_read_the_key_canaries_are_made_and_decrypted
     assert found(await lifecycle.inspect()) == {"1": None}
 
 
-async def test_where_nothing_tells_the_present_version_the_last_one_that_was_kept_is_taken_for_it(
+async def test_where_nothing_tells_the_present_version_the_last_one_that_was_kept_is_mistaken_for_it(
     emulator: Emulator, start: Start, change: Change
 ) -> None:
     lifecycle = start()

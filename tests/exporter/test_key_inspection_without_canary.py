@@ -42,7 +42,7 @@ def rotated(key: Key) -> Key:
     return after.with_primary(len(after.versions), 0.0)
 
 
-def shown(look: KeyInspection) -> list[float]:
+def read_metrics(look: KeyInspection) -> list[float]:
     metrics = ExporterMetrics([("backend", "ledger-kek")], [])
     metrics.add_inspection(look)
     name = "kms_key_versions_without_canary"
@@ -54,13 +54,13 @@ async def test_a_file_that_is_lost_while_nothing_runs_is_seen(emulator: Emulator
     await running.inspect()
     await emulator.store.update_key(KEY, rotated)
     look = await running.inspect()
-    assert (look.versions_without_canary, shown(look)) == ((), [0])
+    assert (look.versions_without_canary, read_metrics(look)) == ((), [0])
     assert (await start().inspect()).versions_without_canary == ()  # as after any restart
     await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
     file.unlink()
     look = await start().inspect()
-    assert (look.versions_without_canary, shown(look)) == (("1",), [1])
+    assert (look.versions_without_canary, read_metrics(look)) == (("1",), [1])
     assert look.problems == ()  # no failure: of versions that are older than the first start there never is one
 
 
@@ -97,12 +97,12 @@ async def test_without_a_primary_version_all_are_older_and_one_that_encrypted_ju
     await between.close()
 
 
-async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_said(
+async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_reported(
     emulator: Emulator, key: KmsKey, start: Start
 ) -> None:
     await emulator.store.update_key(KEY, rotated)
     look = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
-    assert (look.versions_without_canary, shown(look)) == (None, [])
+    assert (look.versions_without_canary, read_metrics(look)) == (None, [])
     emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
     look = await start().inspect()
-    assert (look.versions_without_canary, shown(look)) == (None, [])
+    assert (look.versions_without_canary, read_metrics(look)) == (None, [])

@@ -38,7 +38,7 @@ def metrics() -> ExporterMetrics:
     return ExporterMetrics([("backend", "ledger-kek"), ("backend", "other-kek")], [])
 
 
-def shown(metrics: ExporterMetrics, name: str, label: str | None = None) -> dict[str, float]:
+def read_samples(metrics: ExporterMetrics, name: str, label: str | None = None) -> dict[str, float]:
     """The samples of ledger-kek by the value of a label."""
     return {
         sample.labels[label] if label else "": sample.value
@@ -55,26 +55,26 @@ def keys_families(metrics: ExporterMetrics) -> set[str]:
 
 def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
-    assert shown(metrics, "kms_key_primary_version") == {"": 3}
-    assert shown(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
-    assert shown(metrics, "kms_key_version_destroy_timestamp_seconds", "version") == {"2": 1_750_000_000}
-    assert shown(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
+    assert read_samples(metrics, "kms_key_primary_version") == {"": 3}
+    assert read_samples(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
+    assert read_samples(metrics, "kms_key_version_destroy_timestamp_seconds", "version") == {"2": 1_750_000_000}
+    assert read_samples(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
 
 
 def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
     counted = {"destroyed": 1, "pending_destruction": 1, "usable": 2}
     absent = {"decrypt_only": 0, "disabled": 0, "not_ready": 0, "unknown": 0}
-    assert shown(metrics, "kms_key_versions", "state") == counted | absent
+    assert read_samples(metrics, "kms_key_versions", "state") == counted | absent
 
 
 def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(metrics: ExporterMetrics) -> None:
     metrics.add_inspection(WHOLE)
-    assert shown(metrics, "kms_key_primary_version_info", "version") == {"3": 1}
+    assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"3": 1}
     autumn = KeyVersion("autumn", VersionState.USABLE, "HSM", None)
     metrics.add_inspection(replace(WHOLE, description=KeyDescription("autumn", None, (autumn,), 1)))
-    assert shown(metrics, "kms_key_primary_version_info", "version") == {"autumn": 1}
-    assert shown(metrics, "kms_key_primary_version") == {}
+    assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"autumn": 1}
+    assert read_samples(metrics, "kms_key_primary_version") == {}
 
 
 def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:
@@ -97,7 +97,7 @@ def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> Non
         replace(WHOLE, encrypt_call=Call(Operation.ENCRYPT, 0.1), wrong_aad_check=Call(Operation.DECRYPT, 9))
     )
     metrics.add_inspection(WHOLE)
-    assert shown(metrics, "kms_operations_total", "operation") == {
+    assert read_samples(metrics, "kms_operations_total", "operation") == {
         "encrypt": 1,
         "decrypt": 1,
         "canary_decrypt": 2,
@@ -107,8 +107,8 @@ def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> Non
     }
     # What is refused, as it has to be, lasted for as long as no decryption does.
     counted = {"encrypt": 1, "decrypt": 0, "canary_decrypt": 2}
-    assert shown(metrics, "kms_operation_duration_seconds_count", "operation") == counted
-    assert shown(metrics, "kms_operation_duration_seconds_sum", "operation")["canary_decrypt"] == 0.6
+    assert read_samples(metrics, "kms_operation_duration_seconds_count", "operation") == counted
+    assert read_samples(metrics, "kms_operation_duration_seconds_sum", "operation")["canary_decrypt"] == 0.6
 
 
 def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(metrics: ExporterMetrics) -> None:
@@ -125,7 +125,7 @@ def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(met
         ("canary_decrypt", "key_destroyed"),
         ("decrypt", "plaintext_mismatch"),
     }
-    assert shown(metrics, "kms_probes_total") == {"": 0}
+    assert read_samples(metrics, "kms_probes_total") == {"": 0}
 
 
 def canary(version: str, reason: Reason | None = None) -> CanaryResult:
@@ -141,7 +141,7 @@ def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
     }
 
 
-def test_a_canary_that_fails_says_which_version_and_why_and_is_well_again_when_it_works(
+def test_a_canary_that_fails_says_which_version_and_why_and_is_healthy_again_when_it_works(
     metrics: ExporterMetrics,
 ) -> None:
     metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DISABLED))))
@@ -161,19 +161,19 @@ def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
     failure = Failure(reason, "because") if reason else None
     metrics.add_inspection(replace(WHOLE, wrong_aad_check=Call(Operation.DECRYPT, 0.1, failure)))
     known = {None: {"": 1}, Reason.PLAINTEXT_MISMATCH: {"": 0}}
-    assert shown(metrics, "kms_wrong_aad_refused") == known.get(reason, {})
+    assert read_samples(metrics, "kms_wrong_aad_refused") == known.get(reason, {})
     metrics.add_inspection(WHOLE)
-    assert shown(metrics, "kms_wrong_aad_refused") == {}
+    assert read_samples(metrics, "kms_wrong_aad_refused") == {}
 
 
-def test_what_was_wrong_at_the_last_look_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
-    assert shown(metrics, "kms_key_inspection_problems") == {}
+def test_what_was_wrong_at_the_last_inspection_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
+    assert read_samples(metrics, "kms_key_inspection_problems") == {}
     metrics.add_inspection(
         replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted"))
     )
-    assert shown(metrics, "kms_key_inspection_problems") == {"": 2}
+    assert read_samples(metrics, "kms_key_inspection_problems") == {"": 2}
     metrics.add_inspection(WHOLE)
-    assert shown(metrics, "kms_key_inspection_problems") == {"": 0}
+    assert read_samples(metrics, "kms_key_inspection_problems") == {"": 0}
 
 
 def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.looptime
 STALLED, WELL = "127.0.0.1:1", "127.0.0.1:2"
 
 
-async def asked(demand: CoalescedProbe, *, debug: bool = False) -> httpx2.Response:
+async def request_probe(demand: CoalescedProbe, *, debug: bool = False) -> httpx2.Response:
     """`GET /probe` as Prometheus sends it, with a scrape timeout of 10 s."""
     app = Starlette(routes=[probe_endpoint.build_route(lambda: {demand.target: demand})])
     query = {"target": demand.target} | ({"debug": "true"} if debug else {})
@@ -26,13 +26,13 @@ async def asked(demand: CoalescedProbe, *, debug: bool = False) -> httpx2.Respon
         return await client.get("/probe", params=query, headers=headers, timeout=None)
 
 
-async def test_a_key_of_another_endpoint_is_probed_and_looked_at_as_if_nothing_hung() -> None:
+async def test_a_key_of_another_endpoint_is_probed_and_inspected_as_if_nothing_hung() -> None:
     kms = Kms()
     kms.stalled.add(STALLED)
     targets = [*(named(f"stalled-{n}", STALLED) for n in range(200)), named("good", WELL)]
     async with watched(kms, *targets, concurrency=4) as watch:
         await asyncio.sleep(600)
-        answer = await asked(watch.probes["good"])
+        answer = await request_probe(watch.probes["good"])
         assert (answer.status_code, "probe_success 1.0" in answer.text) == (200, True)
         scheduled = kms.times("encrypt", "good")
         assert all(later - earlier <= 33.1 for earlier, later in pairwise(scheduled))
@@ -52,12 +52,12 @@ async def test_one_endpoint_is_at_no_more_than_its_places() -> None:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-async def test_who_was_given_no_place_in_time_is_told_so_and_kms_is_not_blamed(debug: bool) -> None:
+async def test_who_was_given_no_place_in_time_is_reported_so_and_kms_is_not_blamed(debug: bool) -> None:
     kms = Kms()
     kms.stalled.add(STALLED)
     async with watched(kms, *(named(f"stalled-{n}", STALLED) for n in range(200)), named("last", STALLED)) as watch:
         await asyncio.sleep(15)
-        answer = await asked(watch.probes["last"], debug=debug)
+        answer = await request_probe(watch.probes["last"], debug=debug)
     assert kms.times("encrypt", "last") == []
     assert answer.status_code == 503
     assert answer.text.startswith("for most of 9.5 s no place was free for this probe: ")
@@ -71,7 +71,7 @@ async def test_kms_is_blamed_where_it_had_at_least_half_of_the_wait(queued: floa
     first, second = named("first", STALLED), named("second", STALLED)
     async with watched(kms, first, second, concurrency=1, interval=90, timeout=30) as watch:
         await asyncio.sleep(30 - queued)  # then `first` has timed out, and `second` has its place
-        answer = await asked(watch.probes["second"])
+        answer = await request_probe(watch.probes["second"])
     assert answer.status_code == status
     if status == 200:
         assert 'probe_failure_reason{reason="timeout"} 1.0' in answer.text

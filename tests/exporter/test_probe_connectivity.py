@@ -77,7 +77,7 @@ async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> No
 
 
 @pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
-async def test_where_kms_stalls_the_way_says_that_the_network_is_well(
+async def test_where_kms_stalls_the_way_says_that_the_network_is_healthy(
     emulator: Emulator, key: Measured, operation: str
 ) -> None:
     emulator.faults.add(KmsFault(kind="stall", operation=operation))
@@ -85,14 +85,14 @@ async def test_where_kms_stalls_the_way_says_that_the_network_is_well(
     assert [(phase.name, phase.error) for phase in way] == [("dns", None), ("tcp", None)]
 
 
-async def test_a_right_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
+async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
     assert (await prober(key).probe()).connectivity == ()
     emulator.faults.add(KmsFault(kind="denied"))
     assert (await prober(key).probe()).connectivity == ()
     assert key.measured == 0
 
 
-async def test_the_way_is_measured_once_for_each_change_and_anew_after_a_minute(
+async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute(
     emulator: Emulator, key: Measured
 ) -> None:
     now = 1000.0

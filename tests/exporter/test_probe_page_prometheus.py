@@ -41,7 +41,7 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
         await children.start("prometheus", (*command, f"--config.file={file}"))
 
         def holds(query: str) -> Callable[[], Awaitable[bool]]:
-            async def asked() -> bool:
+            async def count_requests() -> bool:
                 children.check()
                 url = f"http://{address}/api/v1/query"
                 try:
@@ -50,7 +50,7 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
                 except aiohttp.ClientConnectionError:
                     return False
 
-            return asked
+            return count_requests
 
         await until(holds('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
         page.emulator.faults.add(KmsFault(kind="denied"))

@@ -28,7 +28,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hanging")
-async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_well(
+async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_healthy(
     backend: Callable[..., Any], reader: Callable[..., Any]
 ) -> None:
     async def healthy(_request: web.BaseRequest) -> web.Response:

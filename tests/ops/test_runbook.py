@@ -53,7 +53,7 @@ TEXT = "".join(file.read_text() for file in RUNBOOKS)
 ROLES = [row[0] for row in rows(SECTIONS["Contacts"], "role")]
 
 
-def test_the_general_part_has_its_sections_in_the_order_in_which_they_are_looked_for() -> None:
+def test_the_general_part_has_its_sections_in_the_order_in_which_they_are_searched_for() -> None:
     assert list(SECTIONS) == GENERAL
     without = {"Monitoring and alerts", "Escalation", "Alerts"}
     assert {name for name in GENERAL if "```" not in SECTIONS[name]} == without
@@ -172,7 +172,7 @@ def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
     assert named <= exposed_metrics.names(families) | RECORDINGS.keys()
 
 
-def test_the_runbook_looks_for_lines_of_the_log_that_are_written() -> None:
+def test_the_runbook_searches_for_lines_of_the_log_that_are_written() -> None:
     looked_for = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", TEXT)
     assert len(looked_for) > 5
     code = "".join(file.read_text() for part in ("services", "shared") for file in (ROOT / part).rglob("*.py"))

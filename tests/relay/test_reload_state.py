@@ -16,7 +16,9 @@ from tests.relay.test_reload import started
 WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "1s", "channels": ["one"]}
 
 
-async def test_a_watchdog_that_stays_away_is_told_however_often_the_configuration_is_reloaded(tmp_path: Path) -> None:
+async def test_a_watchdog_that_stays_away_is_reported_however_often_the_configuration_is_reloaded(
+    tmp_path: Path,
+) -> None:
     one = Scripted()
     configuration = settings(tmp_path, {"one": one}, watchdogs=[WATCHDOG])
     async with started(configuration) as relay:
@@ -35,7 +37,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_those_that_stand_in(
+async def test_what_waits_for_a_channel_that_has_another_name_now_is_reported_by_those_that_stand_in(
     tmp_path: Path,
 ) -> None:
     old, new = Scripted(hang, hang), Scripted()
@@ -52,7 +54,9 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_told_by_tho
 
 
 @pytest.mark.usefixtures("soon")
-async def test_a_webhook_whose_body_comes_during_a_reload_is_told_although_its_channel_is_gone(tmp_path: Path) -> None:
+async def test_a_webhook_whose_body_comes_during_a_reload_is_reported_although_its_channel_is_gone(
+    tmp_path: Path,
+) -> None:
     old, new, reloaded = Scripted(), Scripted(), asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -89,11 +93,11 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
-    looks = 0
+    checks = 0
 
-    async def look(*_given: object) -> DeliveryChanges:
-        nonlocal looks
-        looks += 1
+    async def check(*_given: object) -> DeliveryChanges:
+        nonlocal checks
+        checks += 1
         return DeliveryChanges()
 
     async def notice(*_given: object, **_named: object) -> bool:
@@ -102,11 +106,11 @@ async def test_what_is_overdue_is_looked_after_though_a_backup_cannot_be_noticed
         return False
 
     broken = False
-    monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
+    monkeypatch.setattr("services.relay.delivery.worker.sweep", check)
     monkeypatch.setattr("services.relay.delivery.worker.detect_restore", notice)
     async with started(settings(tmp_path, {"one": Scripted()})):
-        broken, before = True, looks
-        await until(lambda: looks >= before + 3)
+        broken, before = True, checks
+        await until(lambda: checks >= before + 3)
         broken = False
 
 
@@ -114,16 +118,16 @@ async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.01)
-    looks = 0
+    checks = 0
 
-    async def look(*_given: object) -> None:
-        nonlocal looks
-        looks += 1
+    async def check(*_given: object) -> None:
+        nonlocal checks
+        checks += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr("services.relay.delivery.worker.sweep", look)
+    monkeypatch.setattr("services.relay.delivery.worker.sweep", check)
     async with started(settings(tmp_path, {"one": Scripted()})):
-        await until(lambda: looks >= 3)
+        await until(lambda: checks >= 3)
 
 
 async def test_a_channel_that_refused_everything_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:

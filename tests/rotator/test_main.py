@@ -116,7 +116,7 @@ async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tupl
     assert sentence in ended.err
 
 
-async def test_a_mistake_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
+async def test_an_error_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
     ended = await rotator("plan", "--config", str(in_a_file.configuration(batch_size=0)), KEYPULSE_ROTATOR__LEAS="1s")
     assert ended.code == 2
     assert ended.err.splitlines() == [

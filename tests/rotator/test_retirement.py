@@ -37,7 +37,7 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
     assert await rotated.broken() == []
 
 
-async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
+async def test_the_month_starts_again_where_the_version_was_enabled_meanwhile(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(rotated, new_version)

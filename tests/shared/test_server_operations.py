@@ -82,7 +82,7 @@ class Server:
         assert address, line
         self.url = f"{scheme}://{address[0]}"
 
-    def asks(
+    def request_status(
         self, path: str, method: str = "GET", user: str = "", context: ssl.SSLContext | None = None
     ) -> tuple[int, str]:
         headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if user else {}
@@ -134,18 +134,18 @@ def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start,
         assert json.loads(server.until('"runs"').string)["word"] == "two"
         server.until("configuration reloaded")
         file.write_text("word: three\n")
-        assert server.asks("/-/reload", "POST") == (200, "reloaded\n")
+        assert server.request_status("/-/reload", "POST") == (200, "reloaded\n")
         assert json.loads(server.until('"runs"').string)["word"] == "three"
         file.write_text("wrod: four\nmany: x\n")
         server.process.send_signal(signal.SIGHUP)
         server.until("many: expected a whole number")
-        code, answer = server.asks("/-/reload", "POST")
+        code, answer = server.request_status("/-/reload", "POST")
         assert (code, answer.splitlines()[0]) == (500, f"{file}: many: expected a whole number, got 'x'")
-        assert "keypulse_config_last_reload_successful 0.0" in server.asks("/metrics")[1]
+        assert "keypulse_config_last_reload_successful 0.0" in server.request_status("/metrics")[1]
         file.write_text("word: five\n")
         server.process.send_signal(signal.SIGHUP)
         server.until("configuration reloaded")
-        assert "keypulse_config_last_reload_successful 1.0" in server.asks("/metrics")[1]
+        assert "keypulse_config_last_reload_successful 1.0" in server.request_status("/metrics")[1]
 
 
 def test_a_hangup_before_the_start_is_complete_waits_and_then_reloads(start: Start, file: Path) -> None:
@@ -166,15 +166,15 @@ def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path
     context = ssl.create_default_context(cafile=authority.ca)
     with start("--web.config.file", web_yml(tmp_path, users={"alice": HASH})) as server:
         server.listens("https")
-        assert server.asks("/metrics", context=context)[0] == 401
-        assert server.asks("/-/healthy", context=context) == (200, "healthy\n")
-        assert server.asks("/metrics", user="alice:a secret", context=context)[0] == 200
-        assert server.asks("/-/reload", "POST", context=context)[0] == 401
-        assert server.asks("/-/reload", "POST", user="alice:a secret", context=context)[0] == 200
+        assert server.request_status("/metrics", context=context)[0] == 401
+        assert server.request_status("/-/healthy", context=context) == (200, "healthy\n")
+        assert server.request_status("/metrics", user="alice:a secret", context=context)[0] == 200
+        assert server.request_status("/-/reload", "POST", context=context)[0] == 401
+        assert server.request_status("/-/reload", "POST", user="alice:a secret", context=context)[0] == 200
         authority.sign("server", *LOCALHOST)
         web_yml(tmp_path, users={"bob": HASH})
-        assert server.asks("/metrics", user="alice:a secret", context=context)[0] == 401
-        assert server.asks("/metrics", user="bob:a secret", context=context)[0] == 200
+        assert server.request_status("/metrics", user="alice:a secret", context=context)[0] == 401
+        assert server.request_status("/metrics", user="bob:a secret", context=context)[0] == 200
     assert not any("a secret" in line or HASH in line for line in server.lines)
 
 
@@ -244,11 +244,11 @@ def test_refused_credentials_are_counted_and_logged_with_the_address(start: Star
     counted = 'keypulse_auth_failures_total{endpoint="/-/reload",reason="wrong"} '
     with start() as server:
         server.listens()
-        assert counted + "0.0" in server.asks("/metrics")[1]
+        assert counted + "0.0" in server.request_status("/metrics")[1]
         for _ in range(100):
-            assert server.asks("/-/reload", "POST", user="anybody:a-wrong-password")[0] == 401
-        assert counted + "100.0" in server.asks("/metrics")[1]
-        assert server.asks("/-/reload", "POST", user="anybody:a-token-of-an-admin")[0] == 200
+            assert server.request_status("/-/reload", "POST", user="anybody:a-wrong-password")[0] == 401
+        assert counted + "100.0" in server.request_status("/metrics")[1]
+        assert server.request_status("/-/reload", "POST", user="anybody:a-token-of-an-admin")[0] == 200
         server.until("configuration reloaded")
     refused = [json.loads(line) for line in server.lines if "request refused" in line]
     assert [(line["peer"], line["endpoint"], line["reason"]) for line in refused] == [
@@ -263,8 +263,8 @@ def test_what_users_are_refused_is_counted_by_the_pattern_of_the_route_and_unkno
     with start("--web.config.file", web_yml(tmp_path, users={"alice": HASH})) as server:
         server.listens()
         for path in ("/metrics", "/a/path/of/an/attacker", "/another"):
-            assert server.asks(path, user="alice:wrong")[0] == 401
-        shown = server.asks("/metrics", user="alice:a secret")[1]
+            assert server.request_status(path, user="alice:wrong")[0] == 401
+        shown = server.request_status("/metrics", user="alice:a secret")[1]
     counts = dict(re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', shown))
     assert counts == {"/metrics": "1.0", "other": "2.0"}
 
@@ -279,8 +279,8 @@ def test_a_user_without_a_role_reads_metrics_alone(start: Start, file: Path, tmp
             ("GET", "/api/audit", 403, 200),
             ("POST", "/-/reload", 403, 403),
         ):
-            assert server.asks(path, method, user="alice:a secret")[0] == scraper, path
-            assert server.asks(path, method, user="anna:a secret")[0] == viewer, path
+            assert server.request_status(path, method, user="alice:a secret")[0] == scraper, path
+            assert server.request_status(path, method, user="anna:a secret")[0] == viewer, path
 
 
 def _as_user(server: Server, peer: str, password: str) -> socket.socket:

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.ops.audit.server import Asked, RefusedError
+from tests.ops.audit.server import ReceivedRequest, RefusedError
 
 Document = dict[str, Any]
 KMS = "cloudkms.googleapis.com"
@@ -42,21 +42,21 @@ class World:
         self.counter += 1
         return f"BwX{self.counter:05d}A="
 
-    def answer(self, asked: Asked) -> Any:
-        handler: Callable[[Asked], Any] = getattr(self, "_" + asked.method.replace(".", "_").lower())
+    def answer(self, asked: ReceivedRequest) -> Any:
+        handler: Callable[[ReceivedRequest], Any] = getattr(self, "_" + asked.method.replace(".", "_").lower())
         return deepcopy(handler(asked))
 
-    def _serviceusage_services_get(self, asked: Asked) -> Document:
+    def _serviceusage_services_get(self, asked: ReceivedRequest) -> Document:
         name = asked.path["name"]
         state = "ENABLED" if name in self.enabled else "DISABLED"
         return {"name": name, "parent": "projects/1234", "config": {"name": KMS}, "state": state}
 
-    def _serviceusage_services_enable(self, asked: Asked) -> Document:
+    def _serviceusage_services_enable(self, asked: ReceivedRequest) -> Document:
         name = f"operations/acat.{len(self.operations)}"
         self.operations[name] = (asked.path["name"], self.slowness)
         return self._operation(name)
 
-    def _serviceusage_operations_get(self, asked: Asked) -> Document:
+    def _serviceusage_operations_get(self, asked: ReceivedRequest) -> Document:
         return self._operation(asked.path["name"])
 
     def _operation(self, name: str) -> Document:
@@ -69,13 +69,13 @@ class World:
         self.enabled.add(service)
         return {"name": name, "done": True, "response": {}}
 
-    def _cloudresourcemanager_projects_getiampolicy(self, asked: Asked) -> Document:
+    def _cloudresourcemanager_projects_getiampolicy(self, asked: ReceivedRequest) -> Document:
         policy = self.project(asked.path["resource"].removeprefix("projects/"))
         if (asked.body.get("options") or {}).get("requestedPolicyVersion") != 3:
             return policy | {"bindings": [_plain(binding) for binding in policy["bindings"]]}
         return policy
 
-    def _cloudresourcemanager_projects_setiampolicy(self, asked: Asked) -> Document:
+    def _cloudresourcemanager_projects_setiampolicy(self, asked: ReceivedRequest) -> Document:
         policy, new = self.project(asked.path["resource"].removeprefix("projects/")), asked.body["policy"]
         if new.get("etag") != policy["etag"]:
             raise RefusedError(409, "There were concurrent policy changes. Please retry.")
@@ -88,17 +88,17 @@ class World:
         policy["etag"] = self.etag()
         return policy
 
-    def _logging_projects_sinks_get(self, asked: Asked) -> Document:
+    def _logging_projects_sinks_get(self, asked: ReceivedRequest) -> Document:
         return _found(self.sinks, asked.path["sinkName"])
 
-    def _logging_projects_sinks_create(self, asked: Asked) -> Document:
+    def _logging_projects_sinks_create(self, asked: ReceivedRequest) -> Document:
         name = f"{asked.path['parent']}/sinks/{asked.body['name']}"
         if name in self.sinks:
             raise RefusedError(409, f"Sink {name} already exists")
         self.sinks[name] = asked.body | {"writerIdentity": self._writer(asked), "resourceName": name}
         return self.sinks[name]
 
-    def _logging_projects_sinks_update(self, asked: Asked) -> Document:
+    def _logging_projects_sinks_update(self, asked: ReceivedRequest) -> Document:
         sink = _found(self.sinks, asked.path["sinkName"])
         own = sink["writerIdentity"] not in SHARED_WRITERS
         if own and asked.query.get("uniqueWriterIdentity") != "true":
@@ -110,7 +110,7 @@ class World:
         self.sinks[asked.path["sinkName"]] = sink
         return sink
 
-    def _writer(self, asked: Asked) -> str:
+    def _writer(self, asked: ReceivedRequest) -> str:
         if asked.query.get("uniqueWriterIdentity") != "true":
             return SHARED_WRITERS[0]
         writer = "service-1234@gcp-sa-logging.iam.gserviceaccount.com"
@@ -125,10 +125,10 @@ class World:
             self.unheard[email] -= 1
             raise RefusedError(400, f"IAM setPolicy failed: account {email} does not exist.")
 
-    def _bigquery_datasets_get(self, asked: Asked) -> Document:
+    def _bigquery_datasets_get(self, asked: ReceivedRequest) -> Document:
         return _found(self.datasets, f"{asked.path['projectId']}.{asked.path['datasetId']}")
 
-    def _bigquery_datasets_insert(self, asked: Asked) -> Document:
+    def _bigquery_datasets_insert(self, asked: ReceivedRequest) -> Document:
         name = f"{asked.path['projectId']}.{asked.body['datasetReference']['datasetId']}"
         if name in self.datasets:
             raise RefusedError(409, f"Already Exists: Dataset {name}")
@@ -136,7 +136,7 @@ class World:
         self.datasets[name] = default | asked.body | {"etag": self.etag(), "kind": "bigquery#dataset"}
         return self.datasets[name]
 
-    def _bigquery_datasets_patch(self, asked: Asked) -> Document:
+    def _bigquery_datasets_patch(self, asked: ReceivedRequest) -> Document:
         dataset = self._bigquery_datasets_get(asked)
         if asked.headers.get("if-match", dataset["etag"]) != dataset["etag"]:
             raise RefusedError(412, "Precondition Failed")
@@ -149,10 +149,10 @@ class World:
         dataset |= asked.body | {"etag": self.etag()}
         return dataset
 
-    def _storage_buckets_get(self, asked: Asked) -> Document:
+    def _storage_buckets_get(self, asked: ReceivedRequest) -> Document:
         return _found(self.buckets, asked.path["bucket"])
 
-    def _storage_buckets_insert(self, asked: Asked) -> Document:
+    def _storage_buckets_insert(self, asked: ReceivedRequest) -> Document:
         name = asked.body["name"]
         if name in self.buckets:
             raise RefusedError(409, "You already own this bucket.")
@@ -161,7 +161,7 @@ class World:
         self.bucket_policies[name] = {"version": 1, "etag": "CAE=", "bindings": []}
         return self.buckets[name]
 
-    def _storage_buckets_patch(self, asked: Asked) -> Document:
+    def _storage_buckets_patch(self, asked: ReceivedRequest) -> Document:
         bucket = self._storage_buckets_get(asked)
         if asked.query.get("ifMetagenerationMatch", bucket["metageneration"]) != bucket["metageneration"]:
             raise RefusedError(412, "At least one of the pre-conditions you specified did not hold.")
@@ -173,13 +173,13 @@ class World:
         bucket["metageneration"] = str(int(bucket["metageneration"]) + 1)
         return bucket
 
-    def _storage_buckets_getiampolicy(self, asked: Asked) -> Document:
+    def _storage_buckets_getiampolicy(self, asked: ReceivedRequest) -> Document:
         policy = _found(self.bucket_policies, asked.path["bucket"])
         if asked.query.get("optionsRequestedPolicyVersion") != "3":
             return policy | {"bindings": [_plain(binding) for binding in policy["bindings"]]}
         return policy
 
-    def _storage_buckets_setiampolicy(self, asked: Asked) -> Document:
+    def _storage_buckets_setiampolicy(self, asked: ReceivedRequest) -> Document:
         policy = _found(self.bucket_policies, asked.path["bucket"])
         if asked.body.get("etag") != policy["etag"]:
             raise RefusedError(412, "Precondition Failed")

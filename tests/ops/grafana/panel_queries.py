@@ -19,7 +19,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PanelQueries:
     """One Prometheus, and a time range in Unix seconds."""
 
     http: aiohttp.ClientSession

@@ -10,7 +10,7 @@ import pytest
 from tests.faults import summary
 from tests.ops.grafana.dashboard import ANNOTATIONS, BY_ENV_ONLY, PANELS, VARIABLES, labels, metrics
 from tests.ops.grafana.demo import ENVS, SERVICES, after_a_bad_day
-from tests.ops.grafana.panel_queries import Asked, Choice, Series
+from tests.ops.grafana.panel_queries import Choice, PanelQueries, Series
 
 EMPTY = {"Since a step last failed": "no step of a rotation failed"}
 """What rightly has no data, and why."""
@@ -29,23 +29,23 @@ async def test_every_expression_has_data_and_follows_the_variables(
     async with after_a_bad_day(monkeypatch) as running, aiohttp.ClientSession(timeout=timeout) as http:
         end = time.time()
         start = end - int(end - began)  # whole seconds, so that the last of the steps is at the end itself
-        asked = Asked(http, running.ports.build_url("prometheus"), start, end)
+        asked = PanelQueries(http, running.ports.build_url("prometheus"), start, end)
         assert await asked.options(VARIABLES["env"]["query"], Choice()) == ENVS
         assert await asked.options(VARIABLES["service"]["query"], Choice()) == SERVICES
         assert await asked.options(VARIABLES["service"]["query"], NO_ENV) == []
         for panel in PANELS:
-            of_all = [await _asked(asked, request, panel["title"], target) for target in panel["targets"]]
+            of_all = [await _query_all(asked, request, panel["title"], target) for target in panel["targets"]]
             if panel["type"] == "table":
                 _columns(panel, of_all)
             elif panel["title"] not in EMPTY:
                 names = _names(panel["targets"][0]["legendFormat"], of_all[0])
                 assert len(set(names)) == len(names), f"{panel['title']}: two series are called the same"
         for annotation in ANNOTATIONS:
-            of_one = await _asked(asked, request, annotation["name"], {**annotation, "refId": "annotation"})
+            of_one = await _query_all(asked, request, annotation["name"], {**annotation, "refId": "annotation"})
             _names(annotation["titleFormat"], of_one)
 
 
-async def _asked(asked: Asked, request: pytest.FixtureRequest, title: str, target: dict[str, Any]) -> Series:
+async def _query_all(asked: PanelQueries, request: pytest.FixtureRequest, title: str, target: dict[str, Any]) -> Series:
     """The answer with everything chosen; a row of the table, and what holds for each expression."""
     expression = target["expr"]
     chosen = {

@@ -59,10 +59,10 @@ class Runner:
     def run(self, workflow: Path, name: str | None = None) -> list[Step]:
         """The steps of the job with this name, or of the workflow's only one; none where its `if` says no."""
         document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
-        _known(document, _WORKFLOW)
+        _check_keys(document, _WORKFLOW)
         assert document["defaults"] == {"run": {"shell": "bash"}}
         (job,) = [document["jobs"][name]] if name else document["jobs"].values()
-        _known(job, _JOB)
+        _check_keys(job, _JOB)
         github = {"workspace": str(self.workspace), **self.contexts["github"]}
         outputs: dict[str, Any] = {}
         contexts: dict[str, Any] = {**self.contexts, "github": github}
@@ -71,7 +71,7 @@ class Runner:
         env = {name: interpolate(text, contexts) for name, text in job.get("env", {}).items()}
         steps = []
         for number, step in enumerate(job["steps"]):
-            _known(step, _STEP)
+            _check_keys(step, _STEP)
             inside = {**contexts, "steps": outputs, "runner": {"temp": str(self.temp)}}
             own = {k: interpolate(v, {**inside, "env": env}) for k, v in step.get("env", {}).items()}
             inside["env"] = {**env, **own}
@@ -141,5 +141,5 @@ def commands(text: str) -> dict[str, str]:
     return values
 
 
-def _known(mapping: dict[Any, Any], keys: set[Any]) -> None:
+def _check_keys(mapping: dict[Any, Any], keys: set[Any]) -> None:
     assert set(mapping) <= keys, f"the runner of the tests does not know {set(mapping) - keys}"

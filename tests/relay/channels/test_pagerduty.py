@@ -217,7 +217,7 @@ async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
 
 
-async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_the_wait_that_pagerduty_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:

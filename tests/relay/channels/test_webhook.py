@@ -82,7 +82,7 @@ def test_the_body_is_the_documented_one() -> None:
     assert alert["status"] == "resolved"
 
 
-def test_a_list_that_was_cut_is_not_told_as_resolved() -> None:
+def test_a_list_that_was_cut_is_not_reported_as_resolved() -> None:
     body = build_body(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
     assert (body["status"], body["unlisted_count"]) == ("firing", 2)
 
@@ -130,7 +130,7 @@ async def test_what_follows_a_success_is_not_waited_for(secret_file: Path, tcp: 
     await channel.close()
 
 
-async def test_the_words_of_a_refusal_are_handed_on(secret_file: Path, website: WebServer) -> None:
+async def test_the_words_of_a_refusal_are_passed_on(secret_file: Path, website: WebServer) -> None:
     channel = settings(example("webhook", secret_file, await website(422, f"no field `team` ({SECRET})"))).connect(5)
     attempt = Recorded(message())
     with pytest.raises(SendError) as raised:

@@ -92,7 +92,7 @@ async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None
         ("https://u:geheim@hooks.example.org/", SendReason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
     ],
 )
-async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_mended(
+async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fixed(
     content: str | None, reason: SendReason, expected: str, url_file: Path
 ) -> None:
     if content is not None:

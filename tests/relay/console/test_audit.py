@@ -20,7 +20,7 @@ from tests.relay.served_relay import Scripted, payload, post, reaches, served, s
 DAY = 86400.0
 
 
-async def test_who_retried_what_is_told_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
+async def test_who_retried_what_is_reported_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
     for name in ("admin", "ben"):
         (tmp_path / name).write_text(f"the-token-of-{name}")
     auth = {

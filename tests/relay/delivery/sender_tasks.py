@@ -66,7 +66,7 @@ async def hang_there(send: Sender, number: int) -> bool:
     return receipt is not None and receipt["hanging"] == str(number)
 
 
-def is_gone(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -92,7 +92,7 @@ def test_a_missing_label_expands_to_nothing() -> None:
     assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#"
 
 
-def test_a_label_cannot_take_the_place_of_a_computed_value() -> None:
+def test_a_label_cannot_replace_a_computed_value() -> None:
     found = build_links(alert({"alertname": "A", "alertname_lower": "b", "to_ms": "0"}), ACCEPTED, RULES)
     assert (found.runbook or "").endswith("#a")
     assert "to=1800001800000" in (found.dashboard or "")

@@ -18,7 +18,7 @@ NOTE = "Also sent here because channel a is down."
 
 
 @asynccontextmanager
-async def asked_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[tuple[Rig, Scripted, Scripted]]:
+async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[tuple[Rig, Scripted, Scripted]]:
     """Channel `a` was told to wait for a day."""
     channel, other = Scripted(broken(retry_after=DAY)), Scripted()
     async with rig(database, POLICY, fallback=others, a=channel, b=other) as it:
@@ -33,7 +33,7 @@ async def asked_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
 
 
 async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
-    async with asked_for_a_day(database, "b") as (it, channel, other):
+    async with pause_for_a_day(database, "b") as (it, channel, other):
         assert await it.refused() == {"a"}
         await it.tell("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
@@ -41,12 +41,12 @@ async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_on
     assert {message.task.remark for message in other.sent} == {NOTE}
 
 
-async def one_is_tried_again(it: Rig, _channel: Scripted) -> None:
+async def retry_one(it: Rig, _channel: Scripted) -> None:
     (waiting,) = await it.deliveries("a")
     await retry_delivery(it.store, waiting.id, {"a"})
 
 
-async def all_of_the_channel_are_tried_again(it: Rig, _channel: Scripted) -> None:
+async def retry_whole_channel(it: Rig, _channel: Scripted) -> None:
     assert [taken async for taken in retry_channel(it.store, "a")] == []  # none is dead
 
 
@@ -54,9 +54,9 @@ async def its_secret_changes(_it: Rig, channel: Scripted) -> None:
     channel.secret += 1
 
 
-@pytest.mark.parametrize("act", [one_is_tried_again, all_of_the_channel_are_tried_again, its_secret_changes])
+@pytest.mark.parametrize("act", [retry_one, retry_whole_channel, its_secret_changes])
 async def test_a_person_ends_it(database: DatabaseUrl, act: Callable[[Rig, Scripted], Awaitable[None]]) -> None:
-    async with asked_for_a_day(database) as (it, channel, _):
+    async with pause_for_a_day(database) as (it, channel, _):
         await act(it, channel)
         (delivery,) = await it.finished("a")
         assert delivery.state is DeliveryState.DELIVERED

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.relay.delivery.sender_process import COMMAND
 from shared import VERSION
-from tests.relay.delivery.sender_tasks import is_gone
+from tests.relay.delivery.sender_tasks import has_exited
 from tests.relay.served_relay import until
 
 ROOT = Path(__file__).parents[3]
@@ -36,14 +36,14 @@ async def test_one_that_is_stopped_ends_when_its_relay_is_killed() -> None:
     os.kill(sender, signal.SIGSTOP)
     try:
         relay.kill()
-        await until(lambda: is_gone(sender))
+        await until(lambda: has_exited(sender))
     finally:
-        if not is_gone(sender):
+        if not has_exited(sender):
             os.kill(sender, signal.SIGKILL)
         await relay.wait()
 
 
-async def test_one_whose_relay_ended_before_it_began_does_nothing() -> None:
+async def test_one_whose_relay_ended_before_it_started_does_nothing() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:  # whose end it would wait for
         command = (sys.executable, "-c", COMMAND, str(theirs.fileno()), VERSION, str(os.getpid() + 1))

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from services.relay.delivery.attempt import Sender, SendResult
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.send_error import SendReason, SendScope
-from tests.relay.delivery.sender_tasks import SETTINGS, is_gone, never, outgoing, process_of, sending_processes
+from tests.relay.delivery.sender_tasks import SETTINGS, has_exited, never, outgoing, process_of, sending_processes
 from tests.relay.served_relay import until
 
 
@@ -44,7 +44,9 @@ async def test_what_waited_for_it_to_start_did_not_arrive() -> None:
     assert attempted.error is None  # it goes out by the next one
 
 
-async def test_another_version_on_the_disk_is_said_and_nothing_is_sent_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_version_on_the_disk_is_reported_and_nothing_is_sent_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("services.relay.delivery.sender_process.VERSION", "0.0.1")
     with capture_logs() as logs:
         async with open_sender_process(SETTINGS) as send:
@@ -74,7 +76,7 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
     out = outgoing("block", seconds=0.5, lease=3)
     attempted = await send(out, never)
     assert asyncio.get_running_loop().time() < out.lease_ends
-    assert is_gone(first)
+    assert has_exited(first)
     assert attempted.error is not None
     assert attempted.error.maybe_arrived
     assert await process_of(send) != first
@@ -96,7 +98,7 @@ async def test_at_the_end_it_is_gone_whatever_it_does(note: str) -> None:
         pid = await process_of(send)
         hanging = asyncio.create_task(send(outgoing(note), never))
         await asyncio.sleep(0.1)
-    assert is_gone(pid)
+    assert has_exited(pid)
     ending: SendResult = await hanging
     assert ending.error is not None
     assert ending.error.maybe_arrived

@@ -20,7 +20,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_folder_of_the_same_name_is_not_taken_for_the_relay(tmp_path: Path) -> None:
+async def test_a_folder_of_the_same_name_is_not_mistaken_for_the_relay(tmp_path: Path) -> None:
     (tmp_path / "services").mkdir()
     (tmp_path / "services" / "__init__.py").write_text("raise SystemExit('of somebody else')")
     command = [sys.executable, "-P", "-c", PROGRAM, str(ROOT)]

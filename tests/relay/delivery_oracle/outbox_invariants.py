@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event, Place, group_by_place
+from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event, Place, group_by_incident_and_channel
 
 
 def check_stored(
@@ -13,7 +13,7 @@ def check_stored(
     for delivery in deliveries:
         yield from _check_row(delivery)
         yield from _check_heir(delivery, by_id)
-    places = group_by_place(deliveries)
+    places = group_by_incident_and_channel(deliveries)
     for (_, channel), of_place in places.items():
         yield from _check_order(of_place, channels[channel].merges)
     for event in events:
@@ -75,7 +75,7 @@ def check_stand_ins(
     delivery: Delivery, events: Sequence[Event], deliveries: Sequence[Delivery], stand_ins: Collection[str]
 ) -> Iterator[str]:
     """What a fallback channel lacks of a delivery that its own channel has given up."""
-    places = group_by_place(deliveries)
+    places = group_by_incident_and_channel(deliveries)
     for name in stand_ins:
         covering = places.get((delivery.incident, name), [])
         for event in events:
@@ -91,7 +91,7 @@ def check_late_send(
 ) -> Iterator[str]:
     """Whether the current state follows a message that was sent under a lost lease."""
     incident, channel = place
-    waiting = [each for each in group_by_place(deliveries).get(place, []) if each.is_waiting]
+    waiting = [each for each in group_by_incident_and_channel(deliveries).get(place, []) if each.is_waiting]
     current = max(event.seq for event in events if event.incident == incident)
     if not waiting or waiting[-1].event_seq != current:
         yield f"{channel}: {incident} was sent under a lost lease, and its current state does not follow"

@@ -34,7 +34,7 @@ async def going_on(at: MonitoredOutbox) -> Incident:
     return incident
 
 
-async def test_it_begins_once_and_wakes_its_channels(at: MonitoredOutbox) -> None:
+async def test_it_starts_once_and_wakes_its_channels(at: MonitoredOutbox) -> None:
     assert await at.publisher.fire(OWN, ["email", "pagerduty"])
     assert not await at.publisher.fire(OWN, ["email", "pagerduty"])
     ((told, channels),) = await at.list_published()
@@ -65,7 +65,7 @@ async def test_of_two_replicas_one_does(at: MonitoredOutbox, database: DatabaseU
     assert [told.event.status for told in await at.list_published()] == [FIRING, RESOLVED]
 
 
-async def test_its_end_goes_where_it_was_told_with_a_note_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
+async def test_its_end_goes_where_it_was_reported_with_a_note_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
     await at.publisher.fire(OWN, ["email", "pagerduty"])
     assert await at.publisher.resolve(await going_on(at), "it is back")
     told, channels = (await at.list_published())[-1]
@@ -77,7 +77,7 @@ async def test_its_end_goes_where_it_was_told_with_a_note_and_counts_what_it_mer
     assert at.registry.get_sample_value("relay_deliveries_total", superseded) == 1
 
 
-async def test_it_may_begin_again_after_its_end(at: MonitoredOutbox) -> None:
+async def test_it_may_start_again_after_its_end(at: MonitoredOutbox) -> None:
     await at.publisher.fire(OWN, ["email"])
     await at.publisher.resolve(await going_on(at), "")
     assert await at.publisher.fire(OWN, ["email"])
@@ -94,7 +94,7 @@ async def test_an_incident_that_has_changed_since_is_not_ended(at: MonitoredOutb
     assert len(await at.list_published()) == 2
 
 
-async def test_what_was_told_resolved_is_not_told_again(at: MonitoredOutbox) -> None:
+async def test_what_was_reported_resolved_is_not_reported_again(at: MonitoredOutbox) -> None:
     mixed = event(("A", RESOLVED), ("B", FIRING))
     await at.accept(mixed)
     incident = await opened(at, build_incident_id(mixed))

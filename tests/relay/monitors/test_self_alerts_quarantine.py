@@ -15,12 +15,12 @@ def notice(at: MonitoredOutbox) -> QuarantineMonitor:
     return QuarantineMonitor(at.publisher, ["slack", "email"])
 
 
-async def test_an_empty_quarantine_is_not_told(at: MonitoredOutbox) -> None:
+async def test_an_empty_quarantine_is_not_reported(at: MonitoredOutbox) -> None:
     await notice(at).check()
     assert await at.list_published() == []
 
 
-async def test_a_new_entry_is_told_once_by_whichever_replica_looks_first(at: MonitoredOutbox) -> None:
+async def test_a_new_entry_is_reported_once_by_whichever_replica_looks_first(at: MonitoredOutbox) -> None:
     await quarantined(at, "older")
     await quarantined(at)
     for replica in (notice(at), notice(at)):
@@ -34,7 +34,7 @@ async def test_a_new_entry_is_told_once_by_whichever_replica_looks_first(at: Mon
     assert "GET /api/quarantine" in description
 
 
-async def test_it_ends_when_none_came_for_an_hour_and_begins_anew_with_the_next(
+async def test_it_ends_when_none_came_for_an_hour_and_starts_again_with_the_next(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await quarantined(at)

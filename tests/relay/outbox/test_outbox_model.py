@@ -67,7 +67,7 @@ class ServerClock(FileClock):
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=ram_disk.place()) as made:
+    with tempfile.TemporaryDirectory(dir=ram_disk.find_ram_disk()) as made:
         yield Path(made)
 
 

@@ -84,7 +84,7 @@ def _connect_timeout(transaction: Transaction) -> str:
     return connection.info.get_parameters()["connect_timeout"]
 
 
-async def test_a_server_that_hangs_is_left_alone_and_asked_anew(own_postgres: Postgres) -> None:
+async def test_a_server_that_hangs_is_left_alone_and_asked_again(own_postgres: Postgres) -> None:
     async with open_store(own_postgres.database("relay"), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         assert await bodies(store) == [b"before"]

@@ -125,7 +125,7 @@ def test_what_is_mounted_to_be_read_only_is_nobodys_to_change(file: Path, monkey
     assert warnings(file) == []
 
 
-def test_the_private_key_of_a_web_yml_is_looked_at_likewise(file: Path, tmp_path: Path) -> None:
+def test_the_private_key_of_a_web_yml_is_checked_likewise(file: Path, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server")
     (tmp_path / "server.key").chmod(0o644)
     ((key, sentence),) = warnings(file, web_yml(tmp_path, client_auth_type="NoClientCert"))

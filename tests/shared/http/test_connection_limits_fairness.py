@@ -71,7 +71,7 @@ async def answer(reader: asyncio.StreamReader, body: bytes) -> bytes:
 
 
 @pytest.mark.usefixtures("protocol")
-async def test_those_that_come_first_are_in_hand_and_the_next_follow_one_by_one() -> None:
+async def test_those_that_come_first_are_in_progress_and_the_next_follow_one_by_one() -> None:
     async with slow() as it, it.sent(b"aaaa") as a, it.sent(b"bbbb") as b:
         await until(lambda: sorted(it.in_hand) == ["aaaa", "bbbb"])
         async with it.sent(b"cccc") as c, it.sent(b"dddd") as d:
@@ -108,7 +108,7 @@ async def test_the_turn_of_one_that_went_away_is_the_next_ones() -> None:
 
 
 @pytest.mark.usefixtures("protocol")
-async def test_one_that_waited_for_too_long_is_taken_in_hand_all_the_same() -> None:
+async def test_one_that_waited_for_too_long_is_processed_all_the_same() -> None:
     async with slow(0.1) as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
         await until(lambda: len(it.in_hand) == MOST + 1)
         async with it.sent(b"dddd"):

@@ -60,7 +60,7 @@ class Scripted:
 
 @pytest.mark.parametrize("number", ["abc", "", "-1", "1e3", "٣", "9" * 20])
 @pytest.mark.parametrize("where", ["primary", "listed"])
-async def test_a_version_whose_name_is_no_number_is_told_and_not_handed_on(number: str, where: str) -> None:
+async def test_a_version_whose_name_is_no_number_is_reported_and_not_passed_on(number: str, where: str) -> None:
     kms = Scripted()
     if where == "primary":
         kms.key = CryptoKey(name=KEY, primary=version(number))
@@ -72,7 +72,7 @@ async def test_a_version_whose_name_is_no_number_is_told_and_not_handed_on(numbe
     assert told.value.reason is Reason.UNAVAILABLE
 
 
-async def test_versions_are_told_from_the_oldest_whatever_order_the_service_has() -> None:
+async def test_versions_are_reported_from_the_oldest_whatever_order_the_service_has() -> None:
     kms = Scripted()
     kms.key = CryptoKey(name=KEY, primary=version("10"))
     kms.versions = [version(number) for number in ("10", "2", "9", "1")]
@@ -90,7 +90,7 @@ async def test_a_key_without_a_primary_version_is_described() -> None:
     assert (described.primary_version, described.versions) == (None, ())
 
 
-async def test_a_list_that_fails_is_asked_for_once() -> None:
+async def test_a_list_that_fails_is_requested_once() -> None:
     kms = Scripted()
     kms.fails = True
     async with kms.serving() as key:

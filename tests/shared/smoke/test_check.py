@@ -47,7 +47,7 @@ async def test_a_check_is_skipped_when_what_it_needs_failed_or_was_skipped() -> 
     ]
 
 
-async def test_a_mistake_in_a_check_is_no_result() -> None:
+async def test_an_error_in_a_check_is_no_result() -> None:
     with pytest.raises(AssertionError):
         await run_checks([Check("first", never)], iter([1.0, 2.0]).__next__)
 

@@ -37,5 +37,5 @@ async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recor
     return first.again(raised.value)
 
 
-def place(stand_ins: StandIns, post: SlackMessage) -> Receipt:
+def locate(stand_ins: StandIns, post: SlackMessage) -> Receipt:
     return {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": post.ts, "found": "yes"}

@@ -11,7 +11,7 @@ from services.relay.channels.slack.post_search import build_metadata
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import example, message, settings
 from tests.relay.channels.recording_attempt import Recorded, send
-from tests.relay.channels.slack.slack_posts import Connect, lost, now, place, posts
+from tests.relay.channels.slack.slack_posts import Connect, locate, lost, now, posts
 
 PRIVATE = "G0123PRIVATE"
 
@@ -37,7 +37,7 @@ async def test_the_configured_channel_counts_and_not_the_one_of_an_earlier_recei
     again = await lost(stand_ins, connect(), now(first_receipt=earlier))
     receipt = await connect().send(again)
     (post,) = posts(stand_ins)
-    assert receipt == place(stand_ins, post)
+    assert receipt == locate(stand_ins, post)
 
 
 async def test_a_channel_that_may_be_the_wrong_one_leaves_the_doubt(connect: Connect, stand_ins: StandIns) -> None:

@@ -155,7 +155,7 @@ async def test_more_than_a_bound_of_bytes_is_refused_until_the_ones_before_are_d
     assert await bodies(store) == [b"a", b"c", b"d"]
 
 
-async def test_what_the_thread_has_in_hand_counts_until_it_is_done(store: Store) -> None:
+async def test_what_the_thread_has_in_progress_counts_until_it_is_done(store: Store) -> None:
     async with blocked(store, size=MOST):
         with pytest.raises(StoreUnavailableError, match="bytes wait for the outbox already"):
             await store.batch(write_all, b"x", size=1)

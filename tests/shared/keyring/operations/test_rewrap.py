@@ -101,7 +101,7 @@ async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_g
     assert await keyring.fingerprint() == before
 
 
-async def test_an_outage_is_told_apart_since_it_may_be_tried_again(
+async def test_an_outage_is_distinguished_since_it_may_be_tried_again(
     keyring: Keyring, versions: Versions, emulator: Emulator
 ) -> None:
     await keyring.fill(1)
