@@ -11,12 +11,13 @@ import click
 
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
+from shared.check import CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.config.settings import parse_duration
 from shared.config.url import check_base_url
 from shared.process.command_line import replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
-from shared.smoke.check import CheckResult, build_document, format_line, render_junit, render_markdown
+from shared.smoke.report import build_document, render_junit, render_markdown
 
 _EXAMPLES = """\b
 Examples:

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from ops.prometheus.rule_files import read_rules
+from shared.check import CheckOutcome, CheckResult
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
 from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckOutcome, CheckResult
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
 

@@ -13,8 +13,8 @@ from shared.backend_contract import (
     CRYPTO_READY,
     CryptoMode,
 )
+from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.config.secret_file import SecretFile
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, open_client
 
 RECORD_ID: Final = "keypulse-smoke"

@@ -9,9 +9,9 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from shared.check import CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.url import check_base_url
-from shared.smoke.check import CheckError
 
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Of one answer: the rules of a large Prometheus are some megabytes."""

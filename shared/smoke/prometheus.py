@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
+from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, check_ready, open_client
 
 EXPORTER_JOB: Final = "keypulse-exporter"

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import KmsFault
+from shared.check import CheckOutcome, CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckOutcome, CheckResult, format_line
 from tests.shared.smoke.conftest import Answering, Backend
 
 HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}

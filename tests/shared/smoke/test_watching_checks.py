@@ -9,9 +9,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.check import CheckOutcome, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import check_alertmanager, check_relay
-from shared.smoke.check import CheckOutcome, format_line
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import RECORDINGS, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler

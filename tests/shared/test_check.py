@@ -1,17 +1,16 @@
-from xml.etree import ElementTree as ET
+import asyncio
+import time
 
 import pytest
 
-from shared.smoke.check import (
+from shared.check import (
     Check,
     CheckError,
     CheckOutcome,
     CheckResult,
-    build_document,
     format_line,
-    render_junit,
-    render_markdown,
     run_checks,
+    run_checks_concurrently,
 )
 
 PASSED = CheckResult("mode", CheckOutcome.PASSED, "kms", seconds=0.25)
@@ -71,36 +70,53 @@ def test_what_a_server_wrote_can_neither_break_the_line_nor_steer_the_terminal()
     assert format_line(CheckResult("mode", CheckOutcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
 
 
-def test_the_document_is_ok_only_if_every_check_passed() -> None:
-    assert build_document([PASSED]) == {
-        "ok": True,
-        "checks": [{"name": "mode", "outcome": "passed", "detail": "kms", "hint": "", "seconds": 0.25}],
-    }
-    assert build_document([PASSED, FAILED])["ok"] is False
-    assert build_document([PASSED, SKIPPED])["ok"] is False
+async def test_checks_run_at_once_and_their_results_keep_the_order() -> None:
+    second_runs = asyncio.Event()
 
+    async def wait_for_second() -> str:
+        await second_runs.wait()
+        return "first"
 
-def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
-    hostile = CheckResult("mode", CheckOutcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
-    suite = ET.fromstring(render_junit([PASSED, FAILED, SKIPPED, hostile]))[0]  # noqa: S314 - our own
-    assert {key: suite.get(key) for key in ("tests", "failures", "skipped", "time")} == {
-        "tests": "4",
-        "failures": "2",
-        "skipped": "1",
-        "time": "3.250",
-    }
-    assert [[child.tag for child in case] for case in suite] == [[], ["failure"], ["skipped"], ["failure"]]
-    assert suite[1][0].get("message") == "it is <env>"
-    assert suite[1][0].text == "see the runbook"
-    assert suite[3][0].get("message") == "  <&"
+    async def second() -> str:
+        second_runs.set()
+        return "second"
 
-
-def test_the_summary_of_a_job_is_a_list_in_which_nothing_is_mark_up() -> None:
-    hostile = CheckResult("mode", CheckOutcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
-    assert render_markdown([PASSED, hostile]).splitlines() == [
-        "## keypulse-smoke",
-        "",
-        "- ✓ mode: kms (0.25 s)",
-        r"- ✗ mode: \<b\>\[a\](b) # \`c\`; d (1.00 s)",
-        "",
+    checks = [Check("first", wait_for_second), Check("second", second), Check("third", fine, depends_on="first")]
+    results = await run_checks_concurrently(checks, time.monotonic, timeout=10)
+    assert [(result.name, result.detail) for result in results] == [
+        ("first", "first"),
+        ("second", "second"),
+        ("third", "fine"),
     ]
+
+
+async def test_no_more_checks_run_at_once_than_may() -> None:
+    running = most = 0
+
+    async def count() -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return ""
+
+    await run_checks_concurrently(
+        [Check(str(n), count) for n in range(9)], time.monotonic, timeout=10, max_concurrent=3
+    )
+    assert most == 3
+
+
+@pytest.mark.looptime
+async def test_a_check_that_hangs_or_breaks_stops_no_other_one() -> None:
+    async def hang() -> str:
+        await asyncio.sleep(3600)
+        return ""
+
+    checks = [Check("hangs", hang), Check("breaks", never), Check("needs it", never, "hangs"), Check("works", fine)]
+    hanging, breaking, skipped, working = await run_checks_concurrently(checks, time.monotonic, timeout=15)
+    assert hanging.detail == "no answer within 15 s"
+    assert breaking.detail == "a defect of keypulse: AssertionError"
+    assert skipped.detail == "skipped: it depends on 'hangs'"
+    assert [each.is_ok for each in (hanging, breaking, skipped, working)] == [False, False, False, True]
+    assert all(each.hint for each in (hanging, breaking))

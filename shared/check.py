@@ -1,16 +1,15 @@
-"""A check, its result, and reports: lines for a person, JSON, JUnit XML for CI systems, Markdown for a job's summary.
+"""A check, its result, and its line for a person. The smoke test runs checks in order, `doctor` many at once.
 
 checks = [Check("answers", check_answer), Check("mode", check_mode, depends_on="answers")]
 for result in await run_checks(checks, time.monotonic):
     print(format_line(result))
 """
 
-import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
-from xml.etree.ElementTree import Element, SubElement, tostring
+from typing import Final
 
 
 class CheckOutcome(StrEnum):
@@ -41,7 +40,7 @@ class CheckError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check of a deployment."""
+    """One check, of a deployment or of what a configuration names."""
 
     name: str
     run: Callable[[], Awaitable[str]]
@@ -78,18 +77,61 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
     results: dict[str, CheckResult] = {}
     for check in checks:
         if check.depends_on is not None and not results[check.depends_on].is_ok:
-            cause = f"skipped: it depends on '{check.depends_on}'"
-            results[check.name] = CheckResult(check.name, CheckOutcome.SKIPPED, cause)
-            continue
-        started_at = clock()
-        try:
-            detail = await check.run()
-        except CheckError as failure:
-            failed = CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - started_at)
-            results[check.name] = failed
+            results[check.name] = _skip(check)
         else:
-            results[check.name] = CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - started_at)
+            results[check.name] = await _run(check, clock)
     return list(results.values())
+
+
+async def run_checks_concurrently(
+    checks: Iterable[Check], clock: Callable[[], float], *, timeout: float, max_concurrent: int = 16
+) -> list[CheckResult]:
+    """Run every check as soon as the one that it depends on has passed; none, not even a defect, stops the others.
+
+    Args:
+        checks: in the order of their lines; no two have the same name.
+        clock: seconds, monotonic.
+        timeout: seconds that one check may take.
+        max_concurrent: how many run at once.
+    """
+    slots = asyncio.Semaphore(max_concurrent)
+    tasks: dict[str, asyncio.Task[CheckResult]] = {}
+
+    async def run(check: Check) -> CheckResult:
+        if check.depends_on is not None and not (await tasks[check.depends_on]).is_ok:
+            return _skip(check)
+        async with slots:
+            return await _run_bounded(check, clock, timeout)
+
+    async with asyncio.TaskGroup() as group:
+        for check in checks:
+            tasks[check.name] = group.create_task(run(check))
+    return [task.result() for task in tasks.values()]
+
+
+async def _run(check: Check, clock: Callable[[], float]) -> CheckResult:
+    began = clock()
+    try:
+        detail = await check.run()
+    except CheckError as failure:
+        return CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - began)
+    return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)
+
+
+async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float) -> CheckResult:
+    began = clock()
+    try:
+        async with asyncio.timeout(timeout):
+            return await _run(check, clock)
+    except TimeoutError:
+        error, hint = f"no answer within {timeout:g} s", "check the address, then DNS, firewall and proxy on the way"
+    except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
+        error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
+    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
+
+
+def _skip(check: Check) -> CheckResult:
+    return CheckResult(check.name, CheckOutcome.SKIPPED, f"skipped: it depends on '{check.depends_on}'")
 
 
 def format_line(result: CheckResult, *, verbose: bool = False) -> str:
@@ -112,34 +154,3 @@ def format_line(result: CheckResult, *, verbose: bool = False) -> str:
 def to_one_line(text: str) -> str:
     """Replace control characters: parts of the text come from servers."""
     return "".join(character if character.isprintable() else " " for character in text)
-
-
-def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
-    """`{"ok": …, "checks": [{"name", "outcome": "passed" | "failed" | "skipped", "detail", "hint", "seconds"}]}`."""
-    rows = [{**asdict(result), "seconds": round(result.seconds, 3)} for result in results]
-    return {"ok": all(result.is_ok for result in results), "checks": rows}
-
-
-def render_junit(results: Sequence[CheckResult]) -> bytes:
-    """One `testsuite` with a `testcase` for each check, in UTF-8."""
-    counts = {outcome: str(sum(result.outcome is outcome for result in results)) for outcome in CheckOutcome}
-    attributes = {"name": "keypulse-smoke", "tests": str(len(results)), "errors": "0"}
-    attributes |= {"failures": counts[CheckOutcome.FAILED], "skipped": counts[CheckOutcome.SKIPPED]}
-    attributes["time"] = f"{sum(result.seconds for result in results):.3f}"
-    suites = Element("testsuites")
-    suite = SubElement(suites, "testsuite", attributes)
-    for result in results:
-        about = {"classname": "keypulse-smoke", "name": to_one_line(result.name), "time": f"{result.seconds:.3f}"}
-        case = SubElement(suite, "testcase", about)
-        if result.outcome is CheckOutcome.FAILED:
-            SubElement(case, "failure", {"message": to_one_line(result.detail)}).text = to_one_line(result.hint)
-        elif result.outcome is CheckOutcome.SKIPPED:
-            SubElement(case, "skipped", {"message": to_one_line(result.detail)})
-    xml: bytes = tostring(suites, encoding="utf-8", xml_declaration=True)
-    return xml
-
-
-def render_markdown(results: Sequence[CheckResult]) -> str:
-    """A list with an item for each check, in which nothing that a server answered is mark-up."""
-    items = (re.sub(r"([\\`*_<>\[\]|])", r"\\\1", format_line(result, verbose=True)) for result in results)
-    return "## keypulse-smoke\n\n" + "".join(f"- {item}\n" for item in items) + "\n"
