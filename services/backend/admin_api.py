@@ -114,8 +114,8 @@ def _add_audit_details(request: Request, details: Mapping[str, object]) -> None:
     claimed = request.headers.get("x-keypulse-caller") or details.get("caller") or details.get("holder")
     about = {"claimed_caller": claimed, **{key: details[key] for key in _LOGGED_FIELDS if key in details}}
     on = next((f"{key} {details[key]}" for key in _LOGGED_FIELDS if key in details), "")
-    shown = {key: None if value is None else str(value) for key, value in about.items()}
-    describe_action(request, on=on, dry_run=details.get("dry_run") is True, **shown)
+    audit_details = {key: None if value is None else str(value) for key, value in about.items()}
+    describe_action(request, on=on, dry_run=details.get("dry_run") is True, **audit_details)
 
 
 ADMIN_PATH = "/admin/crypto/"

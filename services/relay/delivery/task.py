@@ -169,7 +169,7 @@ class Deliverer:
         self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
     ) -> AttemptOutcome:
         shared = self._shared
-        again_in = compute_retry_delay(
+        retry_delay = compute_retry_delay(
             error,
             attempt=task.attempt_number,
             age=task.age + result.seconds,
@@ -183,21 +183,21 @@ class Deliverer:
             attempt=task.attempt_number,
             reason=error.reason,
             error=str(error),
-            retry_in=None if again_in is None else round(again_in, 1),
+            retry_in=None if retry_delay is None else round(retry_delay, 1),
         )
         return AttemptOutcome(
-            DeliveryState.DEAD if again_in is None else DeliveryState.RETRYING,
+            DeliveryState.DEAD if retry_delay is None else DeliveryState.RETRYING,
             started_at,
             result.seconds,
             error.reason,
             str(error),
             ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
-            retry_in=again_in or 0.0,
+            retry_in=retry_delay or 0.0,
             retry_after=get_requested_delay(error, shared.retry_policy),
             maybe_sent=error.maybe_arrived,
             payload=result.payload,
             fallback_channels=self._fallback,
-            is_expired=again_in is None and error.scope is not SendScope.MESSAGE,
+            is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:

@@ -14,8 +14,7 @@ from sqlalchemy import Connection, Select, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
-from shared.keyring.journal import entries
-from shared.keyring.journal import progress
+from shared.keyring.journal import entries, progress
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.rows import FailureRow, IdleRow, LastEntryRow, StatusCount, fetch
