@@ -12,7 +12,6 @@ import aiohttp
 from pydantic import AfterValidator
 
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
@@ -20,7 +19,7 @@ from services.rotator.drivers.remote_administration import (
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Duration, SecretPath
 from shared.config.url import check_base_url, check_secret_url
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 from shared.net.aiohttp_connector import Connector
 from shared.net.egress import Egress, EgressSettings

@@ -23,14 +23,13 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
     too_many_values,
 )
 from shared.config.settings import Duration, Section
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 
 _EXIT_TIMEOUT: Final = 5.0

@@ -108,7 +108,7 @@ async def test_a_post_without_text_and_blocks_is_refused(slack: AsyncWebClient) 
     assert (await refusal(call))["error"] == "no_text"
 
 
-async def test_invalid_blocks_are_named_with_the_place_of_the_mistake(slack: AsyncWebClient) -> None:
+async def test_invalid_blocks_are_named_with_the_place_of_the_error(slack: AsyncWebClient) -> None:
     answer = await refusal(slack.chat_postMessage(channel=CRITICAL, text="x", blocks=[section("x" * 3001)]))
     assert answer["error"] == "invalid_blocks"
     assert answer["response_metadata"]["messages"] == [
@@ -157,7 +157,7 @@ async def test_history_pages_between_oldest_and_latest(slack: AsyncWebClient) ->
     assert [message["text"] for message in second["messages"]] == ["2", "1"]
 
 
-async def test_metadata_comes_back_only_where_it_is_asked_for(slack: AsyncWebClient) -> None:
+async def test_metadata_comes_back_only_where_it_is_requested(slack: AsyncWebClient) -> None:
     metadata = Metadata(event_type="delivery", event_payload={"id": "7"})
     posted = await slack.chat_postMessage(channel=CRITICAL, text="x", metadata=metadata)
     without = await slack.conversations_history(channel=posted["channel"])

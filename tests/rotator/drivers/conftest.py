@@ -23,7 +23,7 @@ from shared.keyring.administration import Administration
 from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
 from tests.fork_server import forked
-from tests.long import LONG
+from tests.iterations import LONG
 
 TOKEN = "a-token-that-nobody-may-see"
 KINDS = tuple(

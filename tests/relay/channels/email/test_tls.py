@@ -14,7 +14,7 @@ from services.relay.send_error import SendReason, SendScope
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect, refused
 from tests.relay.channels.examples import message
-from tests.relay.channels.recorded import send
+from tests.relay.channels.recording_attempt import send
 
 
 @pytest.fixture
