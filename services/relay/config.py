@@ -22,6 +22,7 @@ from shared.config.placeholders import is_placeholder_host, is_placeholder_mailb
 from shared.config.server_settings import AuthSettings, ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
 from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
@@ -148,7 +149,7 @@ class RelayAuthSettings(AuthSettings):
     """Networks that may send alerts; empty lets every address try."""
 
 
-class AlertmanagerSettings(Section):
+class AlertmanagerSettings(EgressSettings):
     """With which open incidents are compared: Alertmanager sends no resolve for an alert that is silenced by then."""
 
     urls: tuple[BaseUrl, ...] = ()
@@ -229,7 +230,7 @@ class RetentionSettings(Section):
     """Of everything in the outbox, the quarantine included."""
 
 
-class WatchdogSettings(Section):
+class WatchdogSettings(EgressSettings):
     """An alert that always fires. It counts as a heartbeat, and its absence is an alert."""
 
     matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_require_one)]

@@ -133,10 +133,10 @@ class ConnectivityPhase:
     """One phase of a connection to the service."""
 
     name: str
-    """`dns`, `tcp` or `tls`; or `proxy` alone, where a proxy is used and nothing is measured."""
+    """`dns`, `tcp`, `proxy` or `tls`; the first two are those of the proxy, where one is used."""
     seconds: float
     error: str | None = None
-    """What went wrong, or which proxy it is, in one sentence; later phases are missing then."""
+    """What went wrong, in one sentence; later phases are missing then."""
 
 
 class KmsError(Exception):

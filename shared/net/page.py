@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from shared.check import CheckError
-from shared.net.aiohttp_resolver import AiohttpResolver
+from shared.net.aiohttp_connector import Connector
 
 
 async def check_page(url: str) -> str:
@@ -17,10 +17,9 @@ async def check_page(url: str) -> str:
         CheckError: nothing answers there, or it has no such page.
     """
     host = urlsplit(url).hostname
-    connector = aiohttp.TCPConnector(resolver=AiohttpResolver())
     try:
         async with (
-            aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session,
+            aiohttp.ClientSession(connector=Connector(), cookie_jar=aiohttp.DummyCookieJar()) as session,
             session.get(url, allow_redirects=False) as response,
         ):
             status = response.status

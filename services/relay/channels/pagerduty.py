@@ -57,6 +57,7 @@ from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
 
 Action = Literal["trigger", "resolve"]
 
@@ -85,7 +86,7 @@ RoutingKeyPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _
 """A file with a routing key, whose shape `--check` checks."""
 
 
-class PagerDutySettings(ChannelSettings):
+class PagerDutySettings(EgressSettings, ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
@@ -120,7 +121,7 @@ class PagerDutyChannel:
         self._timeout = timeout
         self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = HttpSession("PagerDuty", check_current_lease)
+        self._session = HttpSession("PagerDuty", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
@@ -139,8 +140,8 @@ class PagerDutyChannel:
         return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the routing key."""
-        return self._routing_key.read_stamp()
+        """Changes with the file of the routing key, and those of proxy and authorities."""
+        return self._routing_key.read_stamp(), self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether the Events API answers; nothing but an event shows whether PagerDuty knows the routing key."""

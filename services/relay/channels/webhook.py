@@ -45,6 +45,7 @@ from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
 from shared.config.url import UrlFilePath, check_secret_url
+from shared.net.egress import EgressSettings
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB by default
 _BODY_OVERHEAD = (
@@ -59,7 +60,7 @@ _MAX_TEXT = 2_000
 _MAX_ANNOTATIONS = 20
 
 
-class WebhookSettings(ChannelSettings):
+class WebhookSettings(EgressSettings, ChannelSettings):
     """Where events are posted, and the token that goes with them."""
 
     merges_waiting: ClassVar[bool] = False
@@ -92,7 +93,7 @@ class WebhookChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
-        self._session = HttpSession("the webhook", check_current_lease)
+        self._session = HttpSession("the webhook", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Posts the event; the receipt holds the HTTP `status`."""
@@ -122,8 +123,9 @@ class WebhookChannel:
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token, or of the URL."""
-        return tuple(file.read_stamp() for file in (self._token, self._url_file) if file)
+        """Changes with the file of the token, or of the URL, and those of proxy and authorities."""
+        stamps = (file.read_stamp() for file in (self._token, self._url_file) if file)
+        return *stamps, self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """Whether its address answers to OPTIONS, which asks for nothing (RFC 9110, section 9.3.7)."""

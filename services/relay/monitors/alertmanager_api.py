@@ -16,6 +16,7 @@ from services.relay.http_session import HttpSession, translate_connection_errors
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
+from shared.net.egress import EgressSettings
 from shared.process.concurrency import run_large
 
 _REPLY_TIMEOUT: Final = 10.0
@@ -90,12 +91,13 @@ class AlertmanagerClient:
     Args:
         url: of its root; its `--web.external-url` may have a path.
         token: sent as Bearer; None sends nothing.
+        egress: how it is reached.
     """
 
-    def __init__(self, url: str, token: SecretFile | None) -> None:
+    def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
         self.url = url
         self._token = token
-        self._session = HttpSession("Alertmanager")
+        self._session = HttpSession("Alertmanager", egress=egress)
 
     async def read_state(self) -> AlertmanagerState:
         """Its current state. Raises AlertmanagerError."""

@@ -1,10 +1,13 @@
 """Checks of a mail server: one session, of which each check is a step, and which ends before DATA: nothing is sent."""
 
+from collections.abc import Callable
+
 import aiosmtplib
 from aiosmtplib import SMTP
 
 from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
 from services.relay.channels.email.smtp_session import (
+    SmtpRoute,
     connect_client,
     list_secret_forms,
     quit_session,
@@ -14,16 +17,14 @@ from services.relay.channels.provider_call import mask_reply, read_secret
 from services.relay.send_error import SendReason
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
-from shared.config.settings import Address
 
 
 class SmtpDiagnosis:
     """The session.
 
     Args:
-        client: a connection to be opened, without a login.
-        server: where to.
-        tls: the setting.
+        create_client: returns a client without a login; raises SendError.
+        route: to the server.
         login: username and the file of the password, if the server wants any.
         sender: the address for MAIL.
         recipients: the addresses for RCPT.
@@ -31,16 +32,16 @@ class SmtpDiagnosis:
 
     def __init__(  # what the settings of the channel say
         self,
-        client: SMTP,
-        server: Address,
-        tls: str,
+        create_client: Callable[[], SMTP],
+        route: SmtpRoute,
         login: tuple[str, SecretFile] | None,
         sender: str,
         recipients: tuple[str, ...],
     ) -> None:
-        self._client = client
-        self._server = server
-        self._tls = tls
+        self._create_client = create_client
+        self._client: SMTP | None = None
+        """Set by the first check."""
+        self._route = route
         self._login = login
         self._sender = sender
         self._recipients = recipients
@@ -59,13 +60,20 @@ class SmtpDiagnosis:
 
     def close(self) -> None:
         """End the session."""
-        quit_session(self._client)
-        self._client.close()
+        if self._client is not None:
+            quit_session(self._client)
+            self._client.close()
 
     async def _check_connection(self) -> str:
-        with report_send_errors(), translate_smtp_errors(self._call, (), self._tls):
-            await connect_client(self._client, self._server)
-        return f"{self._server} answers, with `tls: {self._tls}`"
+        with report_send_errors(), translate_smtp_errors(self._call, (), self._route.tls):
+            self._client = self._create_client()
+            await connect_client(self._client, self._route)
+        return f"{self._route.server} answers, with `tls: {self._route.tls}`"
+
+    @property
+    def _session(self) -> SMTP:
+        assert self._client is not None  # noqa: S101  # each later check depends on the first
+        return self._client
 
     async def _check_login(self) -> str:
         assert self._login  # noqa: S101  # else there is no such check
@@ -76,25 +84,25 @@ class SmtpDiagnosis:
         }
         with report_send_errors(hint):
             password = read_secret(file)
-            with translate_smtp_errors(self._call, list_secret_forms(username, password), self._tls):
-                await self._client.login(username, password)
+            with translate_smtp_errors(self._call, list_secret_forms(username, password), self._route.tls):
+                await self._session.login(username, password)
         return f"{username} is accepted"
 
     async def _check_sender(self) -> str:
         hint = dict.fromkeys(SendReason, "set a `from` that the server accepts, or `username` and `password_file`")
-        with report_send_errors(hint), translate_smtp_errors(self._call, (), self._tls):
-            await self._client.mail(self._sender)
+        with report_send_errors(hint), translate_smtp_errors(self._call, (), self._route.tls):
+            await self._session.mail(self._sender)
         return f"{self._sender} is accepted"
 
     async def _check_recipients(self) -> str:
         refused = []
-        with report_send_errors(), translate_smtp_errors(self._call, (), self._tls):
+        with report_send_errors(), translate_smtp_errors(self._call, (), self._route.tls):
             for address in self._recipients:
                 try:
-                    await self._client.rcpt(address)
+                    await self._session.rcpt(address)
                 except aiosmtplib.SMTPRecipientRefused as error:
                     refused.append(f"{address} ({error.code} {mask_reply(error.message)})")
-            await self._client.rset()
+            await self._session.rset()
         if refused:
             raise CheckError(
                 f"the mail server refuses {', '.join(refused)}", "correct `to`; a 4xx may be greylisting, and passes"

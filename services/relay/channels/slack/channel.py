@@ -37,6 +37,7 @@ from shared.check import Check
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
 
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
 _THREAD_REJECTED: Progress = {"thread": "refused"}
@@ -60,7 +61,7 @@ BotTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EX
 """A file with a bot token; `--check` recognises what is something else."""
 
 
-class SlackSettings(ChannelSettings):
+class SlackSettings(EgressSettings, ChannelSettings):
     """A channel of a Slack workspace, with the token of a bot that is a member of it."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
@@ -86,7 +87,7 @@ class SlackChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file)
-        self._session = HttpSession("Slack", check_current_lease)
+        self._session = HttpSession("Slack", check_current_lease, settings)
         self._client: AsyncWebClient | None = None
         self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
         """The channel's ID; None while unknown."""
@@ -119,8 +120,8 @@ class SlackChannel:
         return encode_json(self._build_arguments(message, may_be_a_repeat=False))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token."""
-        return self._token.read_stamp()
+        """Changes with the file of the token, and those of proxy and authorities."""
+        return self._token.read_stamp(), self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
         """The token with the bot's scopes, and the channel with the bot's membership."""
