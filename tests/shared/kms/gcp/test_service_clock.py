@@ -13,8 +13,10 @@ from shared.config.settings import Address
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.service_clock import read_date
+from shared.net.proxy import Proxy
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.shared.keyring.fake_kms import FakeKms
+from tests.tinyproxy import tinyproxy
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -54,9 +56,10 @@ def build_answer(moment: float) -> bytes:
     return f"HTTP/1.1 404 Not Found\r\nDate: {formatdate(moment, usegmt=True)}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-async def read(front_end: FrontEnd, authority: Authority) -> float | None:
+async def read(front_end: FrontEnd, authority: Authority, proxy: Proxy | None = None) -> float | None:
     context = ssl.create_default_context(cafile=authority.ca)
-    return await asyncio.to_thread(read_date, front_end.address, context, 5.0)
+    context.set_alpn_protocols(["h2"])  # as connectivity sets it
+    return await read_date(front_end.address, proxy, context, 5.0)
 
 
 async def test_the_date_of_any_answer_is_the_time_and_no_credentials_are_sent(
@@ -67,6 +70,13 @@ async def test_the_date_of_any_answer_is_the_time_and_no_credentials_are_sent(
     (request,) = front_end.requests
     assert request.startswith(b"HEAD / HTTP/1.1\r\n")
     assert b"authorization" not in request.lower()
+
+
+async def test_it_is_read_through_the_proxy(front_end: FrontEnd, authority: Authority, tmp_path: Path) -> None:
+    front_end.answer = build_answer(1_800_000_000)
+    with tinyproxy(tmp_path) as proxy:
+        assert await read(front_end, authority, Proxy(proxy.address, "proxy")) == 1_800_000_000
+        assert proxy.asked == [f"CONNECT {front_end.address}"]
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 404 N\r\nDate: today\r\n\r\n"])
