@@ -43,12 +43,15 @@ class KeyWrapper:
     local_wrapper: LocalKeyWrapper | None = None
 
     async def wrap(self, data_key_id: str, secret: bytes) -> WrappedKey:
+        """`wrap_with_aad`, bound to the id of the data key."""
+        return await self.wrap_with_aad(build_wrapping_aad(data_key_id), secret)
+
+    async def wrap_with_aad(self, aad: bytes, secret: bytes) -> WrappedKey:
         """Wraps by KMS, and unwraps again: a wrap that does not give the key back must never replace one that does.
 
         Raises:
             KmsError: KMS did not do it, or not rightly.
         """
-        aad = build_wrapping_aad(data_key_id)
         encrypted = await self.kms.encrypt(secret, aad, timeout=self.timeout)
         decrypted = await self.kms.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
         if not hmac.compare_digest(decrypted.plaintext, secret):
@@ -64,10 +67,13 @@ class KeyWrapper:
         """
         if refusal := self.explain_refusal(key.wrapped):
             raise refusal
-        secret = await self._decrypt(key.wrapped, build_wrapping_aad(key.id))
-        if secret is None or not hmac.compare_digest(compute_fingerprint(secret), key.fingerprint):
+        secret = await self._decrypt(key.wrapped, key.wrapping_aad)
+        if secret is None or not self._matches_fingerprint(secret, key):
             raise UnwrapError("what it unwraps to is not the key that was stored")
         return secret
+
+    def _matches_fingerprint(self, secret: bytes, key: DataKey) -> bool:
+        return hmac.compare_digest(compute_fingerprint(secret), key.fingerprint)
 
     def explain_refusal(self, wrapped: WrappedKey) -> UnwrapError | None:
         """Why it is not even tried."""

@@ -12,9 +12,9 @@ from dataclasses import replace
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, RefusedError, StoredKey
 from shared.keyring.database import Database
+from shared.keyring.key_table import KeyTable
 from shared.keyring.lease import run_under_lease
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
@@ -31,10 +31,13 @@ def create_backup_row(key: DataKey) -> StoredKey:
         created_at=key.created_at,
         fingerprint=key.fingerprint.hex(),
         wrapped=base64.b64encode(key.wrapped.ciphertext).decode(),
+        aad=None if key.aad is None else f"0x{key.aad.hex()}",
     )
 
 
-async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequence[StoredKey], token: str) -> int:
+async def restore_data_keys(
+    database: Database, keys: KeyTable, wrapping: KeyWrapper, rows: Sequence[StoredKey], token: str
+) -> int:
     """How many rows were changed or put in; one that is missing comes back as retired, so that it encrypts nothing.
 
     Raises:
@@ -48,7 +51,7 @@ async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequ
     changed, failed = 0, []
     for row in rows:
         try:
-            changed += await _restore_data_key(database, wrapping, row, token)
+            changed += await _restore_data_key(database, keys, wrapping, row, token)
         except (UnwrapError, ValueError) as error:
             failed.append(f"{row.id} ({error})")
     if failed:
@@ -60,27 +63,30 @@ async def restore_data_keys(database: Database, wrapping: KeyWrapper, rows: Sequ
     return changed
 
 
-async def _restore_data_key(database: Database, wrapping: KeyWrapper, row: StoredKey, token: str) -> bool:
+async def _restore_data_key(
+    database: Database, keys: KeyTable, wrapping: KeyWrapper, row: StoredKey, token: str
+) -> bool:
     wanted = _parse_backup_row(row)
-    found = await database.read(lambda connection: store.find_data_key(connection, row.id))
+    found = await database.read(lambda connection: keys.find(connection, row.id))
     if found and found.fingerprint != wanted.fingerprint:
         raise ValueError("the keyring has another data key of this id")
     if found and found.wrapped == wanted.wrapped:
         return False
-    if wanted.wrapped.kek_version in await database.read(
-        lambda it: store.list_retired_versions(it, wanted.wrapped.kek)
-    ):
+    retired = await database.read(keys.list_retired_versions)
+    if wanted.wrapped.kek == wrapping.kek and wanted.wrapped.kek_version in retired:
         if found and await _can_unwrap(wrapping, found):
             return False
-        wanted = replace(wanted, wrapped=await wrapping.wrap(wanted.id, await wrapping.unwrap(wanted)))
+        wanted = replace(
+            wanted, wrapped=await wrapping.wrap_with_aad(wanted.wrapping_aad, await wrapping.unwrap(wanted))
+        )
     else:
         await wrapping.unwrap(wanted)
 
     def write(connection: Connection, _now: float) -> bool:
         if found is None:
-            store.insert_data_key(connection, wanted)
+            keys.insert(connection, wanted)
             return True
-        return store.replace_wrap(connection, row.id, found.wrapped, wanted.wrapped)
+        return keys.replace_wrap(connection, replace(found, fingerprint=wanted.fingerprint), wanted.wrapped)
 
     try:
         if await run_under_lease(database, token, write):
@@ -101,7 +107,8 @@ async def _can_unwrap(wrapping: KeyWrapper, key: DataKey) -> bool:
 def _parse_backup_row(row: StoredKey) -> DataKey:
     try:
         ciphertext, fingerprint = base64.b64decode(row.wrapped, validate=True), bytes.fromhex(row.fingerprint)
+        aad = None if row.aad is None else row.wrapping_aad
     except (binascii.Error, ValueError):
         raise ValueError("it is damaged") from None
     wrapped = WrappedKey(ciphertext, row.kek, row.kek_version)
-    return DataKey(row.id, DataKeyStatus.RETIRED, wrapped, fingerprint, row.created_at, row.algorithm)
+    return DataKey(row.id, DataKeyStatus.RETIRED, wrapped, fingerprint, row.created_at, row.algorithm, aad)

@@ -1,0 +1,81 @@
+"""A table of a program of somebody else's, in each kind of database, and a KMS key in memory."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL
+
+from tests import memory_kms, quick
+from tests.mariadb import MariaDb
+from tests.rotator.table.tenants import Tenants
+
+KEY = "vault/tenants"
+STORES = ("sqlite", "postgresql", "mariadb")
+
+
+@pytest.fixture(scope="session")
+def shared_mariadb() -> Iterator[MariaDb]:
+    """One MariaDB for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="mariadb-", dir=quick.place()))
+    try:
+        server = MariaDb(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mariadb_database(shared_mariadb: MariaDb) -> Iterator[URL]:
+    """An empty database in MariaDB."""
+    database = shared_mariadb.database(f"test_{uuid4().hex}")
+    yield database
+    shared_mariadb.drop(database)
+
+
+@pytest.fixture(params=STORES)
+def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    """An empty database: the test runs once with each kind."""
+    if request.param == "sqlite":
+        (tmp_path / "app.db").touch()
+        return URL.create("sqlite", database=str(tmp_path / "app.db"))
+    found: URL = request.getfixturevalue(f"{request.param}_database".replace("postgresql", "postgres"))
+    return found
+
+
+@pytest.fixture
+def kms_key() -> Iterator[memory_kms.StoredKey]:
+    """A key with one version, `elm`."""
+    with memory_kms.registered():
+        yield memory_kms.create_key(KEY, "elm")
+
+
+@pytest.fixture
+def build(kms_key: memory_kms.StoredKey, tmp_path: Path) -> Callable[[URL], Tenants]:
+    """The table in a database."""
+    return lambda url: Tenants(url, {"provider": "memory", "key": KEY}, tmp_path)
+
+
+@pytest.fixture
+async def tenants(build: Callable[[URL], Tenants], any_database: URL) -> Tenants:
+    """Three tenants, in each kind of database."""
+    made = build(any_database)
+    await made.create()
+    await made.add(["acme", "beta", "Ümläut 'quoted'"])
+    return made
+
+
+@pytest.fixture
+async def in_a_file(build: Callable[[URL], Tenants], tmp_path: Path) -> Tenants:
+    """Three tenants in SQLite alone: what does not depend on the store."""
+    (tmp_path / "app.db").touch()
+    made = build(URL.create("sqlite", database=str(tmp_path / "app.db")))
+    await made.create()
+    await made.add(["acme", "beta", "gamma"])
+    return made
