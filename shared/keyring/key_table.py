@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from shared.keyring import store
+from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 from shared.keyring.rows import VersionCount, fetch
 from shared.keyring.tables import data_keys, problems
@@ -54,6 +55,10 @@ class KeyTable(Protocol):
 
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
         """The data key of that id."""
+        ...
+
+    def find_needing(self, connection: Connection, version: str) -> DataKey | None:
+        """One that this version of the KMS key wraps, or may wrap, decided within a moment."""
         ...
 
     def find_active(self, connection: Connection) -> DataKey | None:
@@ -115,6 +120,11 @@ class OwnKeyTable:
 
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
         return store.find_data_key(connection, data_key_id)
+
+    def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: D102
+        by = _columns.kek_version
+        needed = (by == version) | build_unreadable_version_condition(connection, by)
+        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & needed)), None)
 
     def find_active(self, connection: Connection) -> DataKey | None:  # noqa: D102
         return store.find_active_data_key(connection)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection
 
-from shared.keyring import lease, store, usage
+from shared.keyring import lease, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -23,7 +23,6 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
-from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.journal import progress, steps
 from shared.keyring.key_table import KeyTable, OwnKeyTable
@@ -34,7 +33,7 @@ from shared.keyring.operations.rotation import RotationRunner
 from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
 from shared.keyring.records import RecordsTable
 from shared.keyring.store import RetiredVersionError
-from shared.keyring.tables import data_keys, retired_versions
+from shared.keyring.tables import retired_versions
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 
@@ -158,12 +157,10 @@ class LocalAdministration:
 
         def retire(connection: Connection, now: float) -> None:
             progress.refuse_while_running(connection)
-            by = data_keys.c.kek_version
-            needed = (by == kek_version) | build_unreadable_version_condition(connection, by)
-            if first := store.list_data_keys(connection, "", 1, (data_keys.c.kek == kek) & needed):
-                unread = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
+            if first := self._keys.find_needing(connection, kek_version):
+                unread = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
-                    f"data key {first[0].id} is still wrapped{unread} by version {kek_version} of {kek}; rotate with "
+                    f"data key {first.id} is still wrapped{unread} by version {kek_version} of {kek}; rotate with "
                     "--type rewrap-kek, then retire it"
                 )
             same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)

@@ -17,10 +17,12 @@ from shared.kms.reason import Reason, Scope
 class UnwrapError(Exception):
     """This data key cannot be unwrapped, whatever holds for others; the message says why, and holds no key material."""
 
-    def __init__(self, message: str, *, is_foreign: bool = False) -> None:
+    def __init__(self, message: str, *, is_foreign: bool = False, is_of_version: bool = False) -> None:
         super().__init__(message)
         self.is_foreign = is_foreign
         """Whether only a key that is not ours could unwrap it."""
+        self.is_of_version = is_of_version
+        """Whether it could be unwrapped if its version were enabled."""
 
 
 class LocalKeyWrapper(Protocol):
@@ -93,5 +95,7 @@ class KeyWrapper:
         except KmsError as error:
             # A lasting failure of one version or ciphertext is of this data key; any other one is of KMS as a whole.
             if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.reason.transient:
-                raise UnwrapError(f"KMS: {error.reason} (version {wrapped.kek_version})") from None
+                is_of_version = error.reason.scope is Scope.VERSION
+                message = f"KMS: {error.reason} (version {wrapped.kek_version or 'unknown'})"
+                raise UnwrapError(message, is_of_version=is_of_version) from None
             raise

@@ -122,12 +122,15 @@ class ExternalTable:
     def _check_rows(self, connection: Connection) -> None:
         """The condition is SQL, and no row is without an id."""
         ids = [self.table.c[name] for name in self.layout.id_columns]
-        nameless = select(self.table.c[self.layout.wrapped]).where(or_(*(column.is_(None) for column in ids)))
+        any_row = select(*ids).limit(1)
+        connection.execute(any_row)
         try:
-            if connection.execute(self._filter(nameless).limit(1)).first() is not None:
-                raise RefusedError(f"a row of {self.layout.table} has NULL in {', '.join(self.layout.id_columns)}")
-        except exc.ProgrammingError:
+            connection.execute(any_row.where(self._condition()))
+        except exc.DBAPIError:
             raise RefusedError(f"the database does not understand `driver.where`: {self.layout.where}") from None
+        nameless = self._filter(any_row).where(or_(*(column.is_(None) for column in ids)))
+        if connection.execute(nameless).first() is not None:
+            raise RefusedError(f"a row of {self.layout.table} has NULL in {', '.join(self.layout.id_columns)}")
 
     def read_page(self, connection: Connection, after: str, limit: int) -> list[Row]:
         """The rows that can be read, after the one of that id; fewer than `limit` are all."""

@@ -16,7 +16,7 @@ from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, Re
 from shared.keyring.database import Database
 from shared.keyring.key_table import KeyTable
 from shared.keyring.lease import run_under_lease
-from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
+from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 
 
@@ -68,7 +68,7 @@ async def _restore_data_key(
 ) -> bool:
     wanted = _parse_backup_row(row)
     found = await database.read(lambda connection: keys.find(connection, row.id))
-    if found and found.fingerprint != wanted.fingerprint:
+    if found and await _has_other_key(keys, wrapping, found, wanted):
         raise ValueError("the keyring has another data key of this id")
     if found and found.wrapped == wanted.wrapped:
         return False
@@ -94,6 +94,16 @@ async def _restore_data_key(
     except IntegrityError:
         pass
     raise ValueError("another program changed it meanwhile")
+
+
+async def _has_other_key(keys: KeyTable, wrapping: KeyWrapper, found: DataKey, wanted: DataKey) -> bool:
+    """Whether the row has a data key that works, and is another one."""
+    if found.fingerprint or not keys.is_shared:
+        return found.fingerprint != wanted.fingerprint
+    try:
+        return compute_fingerprint(await wrapping.unwrap(found)) != wanted.fingerprint
+    except UnwrapError as error:
+        return error.is_of_version  # whatever it is, it comes back with its version
 
 
 async def _can_unwrap(wrapping: KeyWrapper, key: DataKey) -> bool:

@@ -14,7 +14,7 @@ from tests.mariadb import MariaDb
 from tests.rotator.table.tenants import Tenants
 
 KEY = "vault/tenants"
-STORES = ("sqlite", "postgresql", "mariadb")
+_FIXTURES = {"sqlite": "sqlite_url", "postgresql": "postgres_database", "mariadb": "mariadb_database"}
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +39,17 @@ def mariadb_database(shared_mariadb: MariaDb) -> Iterator[URL]:
     shared_mariadb.drop(database)
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> URL:
+    """An empty database in a file."""
+    (tmp_path / "app.db").touch()
+    return URL.create("sqlite", database=str(tmp_path / "app.db"))
+
+
+@pytest.fixture(params=_FIXTURES)
 def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     """An empty database: the test runs once with each kind."""
-    if request.param == "sqlite":
-        (tmp_path / "app.db").touch()
-        return URL.create("sqlite", database=str(tmp_path / "app.db"))
-    found: URL = request.getfixturevalue(f"{request.param}_database".replace("postgresql", "postgres"))
+    found: URL = request.getfixturevalue(_FIXTURES[request.param])
     return found
 
 
@@ -72,10 +76,9 @@ async def tenants(build: Callable[[URL], Tenants], any_database: URL) -> Tenants
 
 
 @pytest.fixture
-async def in_a_file(build: Callable[[URL], Tenants], tmp_path: Path) -> Tenants:
+async def in_a_file(build: Callable[[URL], Tenants], sqlite_url: URL) -> Tenants:
     """Three tenants in SQLite alone: what does not depend on the store."""
-    (tmp_path / "app.db").touch()
-    made = build(URL.create("sqlite", database=str(tmp_path / "app.db")))
+    made = build(sqlite_url)
     await made.create()
     await made.add(["acme", "beta", "gamma"])
     return made

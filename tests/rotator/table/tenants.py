@@ -137,6 +137,15 @@ class Tenants:
         )
         self.secrets |= {name: secret(name) for name in tenants}
 
+    async def wrap(self, content: bytes, bound_to: bytes = b"") -> bytes:
+        """A wrap by the primary version."""
+        async with self.key() as key:
+            return (await key.encrypt(content, bound_to, timeout=30)).ciphertext
+
+    async def unwrap(self, wrapped: bytes, bound_to: bytes = b"") -> bytes:
+        async with self.key() as key:
+            return (await key.decrypt(wrapped, bound_to, timeout=30)).plaintext
+
     async def rows(self) -> dict[str, tuple[bytes, str | None]]:
         """The wrapped key and the version of each tenant."""
         rows = await self.execute("SELECT tenant, dek_ciphertext, kms_version FROM tenant_keys")
