@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from services.backend.config import Settings as Backend
-from services.exporter.config import Settings as Exporter
+from services.backend.config import BackendSettings as Backend
+from services.exporter.config import ExporterSettings as Exporter
 from services.relay.config import RelaySettings as Relay
-from services.rotator.config import Settings as Rotator
+from services.rotator.config import RotatorSettings as Rotator
 
 Schema = dict[str, Any]
 

@@ -7,7 +7,7 @@ from ops.prometheus.rule_files import read_rules
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
 from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckResult, Outcome
+from shared.smoke.check import CheckOutcome, CheckResult
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
 
@@ -50,7 +50,7 @@ async def run_checks(
     if test_alert and deployment.alertmanager and deployment.relay:
         bad = next((result for result in checks if not result.is_ok), None)
         if bad:
-            yield [CheckResult("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
+            yield [CheckResult("a test alert", CheckOutcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
         else:
             yield await check_test_alert(
                 deployment.alertmanager,

@@ -6,7 +6,7 @@ import click
 
 from services.backend import admin_command
 from services.backend.app import serve
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 
 _EXAMPLES = """\b
@@ -29,7 +29,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
     Serves when no command is given.
     """
     if context.invoked_subcommand is None:
-        run_server(Settings, serve, options)
+        run_server(BackendSettings, serve, options)
 
 
 main.add_command(admin_command.admin)

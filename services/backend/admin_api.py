@@ -62,7 +62,7 @@ def build_endpoint(handler: Handler) -> Endpoint:
     async def call(request: Request) -> Response:
         _add_audit_details(request, request.path_params)
         response = await _call_handler(request, handler)
-        if request.method in SAFE_METHODS:  # of all others the guard's line tells
+        if request.method in SAFE_METHODS:  # other requests are logged by the authorizer
             log.info(
                 "admin API call",
                 path=request.url.path[:MAX_TEXT_LENGTH],
@@ -75,7 +75,7 @@ def build_endpoint(handler: Handler) -> Endpoint:
 
 
 def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) -> Handler:
-    """What answers a POST: its body, parsed, is handed to `action`."""
+    """An endpoint for POST that parses the body and passes it to `action`."""
 
     async def answer(request: Request) -> object:
         try:

@@ -34,7 +34,7 @@ class AdminSettings(Section):
     """Of further callers: a viewer reads, an admin does everything."""
 
 
-class Settings(ServerSettings):
+class BackendSettings(ServerSettings):
     """Every setting of the backend."""
 
     service_name: ClassVar[str] = "backend"

@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from services.exporter.app import serve
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 
 
@@ -20,7 +20,7 @@ Examples:
 @add_server_options
 def main(**options: Unpack[ServerOptions]) -> None:
     """Probe KMS with real round trips, read the backends' crypto state, and show both to Prometheus at /metrics."""
-    run_server(Settings, serve, options)
+    run_server(ExporterSettings, serve, options)
 
 
 if __name__ == "__main__":

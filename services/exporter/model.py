@@ -106,7 +106,7 @@ class KeyInspection:
     """Unix seconds."""
     description: KeyDescription | None
     permissions: Mapping[str, bool] | None
-    """Whether the account has each permission that was asked for."""
+    """Whether the account has each permission that was checked."""
     canaries: tuple[CanaryResult, ...]
     wrong_aad_check: Call | None
     """A decryption with the wrong AAD, which has to be refused; its failure says that it was not. None where the call
@@ -126,8 +126,11 @@ class KeyInspection:
 class Health:
     """What a backend's `/healthz` says of its encryption."""
 
-    mode: CryptoMode
+    mode: CryptoMode | None
+    """None where it names none, or one that is unknown."""
     ready: bool
+    mode_problem: str | None = None
+    """Why the mode that it names is unknown, for a log and a person; None where it is known, or none is expected."""
 
 
 Samples = Mapping[tuple[str, ...], float]
@@ -146,8 +149,8 @@ class BackendState:
     decryption_errors: float | None = None
     """Its own counter, as it is; None where its metrics do not say."""
     keyring: Mapping[str, Samples] = field(default_factory=dict)
-    """The families of its data keys and their rotation, as they are, by name; without those that it does not tell."""
+    """The families of its data keys and their rotation, unchanged, by name; without those that it does not expose."""
     problems: tuple[str, ...] = ()
     """What could not be read, one sentence each."""
     replica: str | None = None
-    """The address that was read, where the backend's name has several; None where it is not told apart."""
+    """The address that was read if replicas are read separately; otherwise None."""

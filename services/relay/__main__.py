@@ -8,7 +8,7 @@ import structlog
 import uvloop
 
 from services.relay.app import serve
-from services.relay.cli import deliveries, mark_restored, render, retry, send_test
+from services.relay.cli import alertmanager, deliveries, mark_restored, render, retry, send_test
 from services.relay.config import RelaySettings
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 
@@ -36,7 +36,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-for module in (deliveries, retry, mark_restored, render, send_test):
+for module in (deliveries, retry, mark_restored, render, send_test, alertmanager):
     main.add_command(module.command)
 
 

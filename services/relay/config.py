@@ -18,12 +18,14 @@ from services.relay.channels.registry import AnyChannel
 from services.relay.delivery.links import LinkRules, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
+from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
 from shared.config.url import BaseUrl, check_secret_url
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
+P = TypeVar("P", bound=Section)
 R = TypeVar("R", "RouteSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
@@ -76,6 +78,25 @@ def _check_contact(address: str, info: ValidationInfo) -> str:
     if is_placeholder(address) and info.data.get("environment") == "production":
         raise ValueError("a placeholder is not allowed in production; expected a telephone number, a channel, …")
     return address
+
+
+def _check_placeholders(section: P, info: ValidationInfo) -> P:
+    found = [
+        type(section).model_fields[key].alias or key
+        for key, value in section
+        for text in (value if isinstance(value, tuple) else (value,))
+        if isinstance(text, str) and _is_placeholder_address(key, text)
+    ]
+    if found and info.data.get("environment") == "production":
+        names = ", ".join(dict.fromkeys(found))
+        raise ValueError(f"{names}: a placeholder is not allowed in production; expected an address of your own")
+    return section
+
+
+def _is_placeholder_address(key: str, text: str) -> bool:
+    if "://" in text:
+        return is_placeholder_url(text)
+    return is_placeholder_mailbox(text) if "@" in text else key == "host" and is_placeholder_host(text)
 
 
 def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["WatchdogSettings", ...]:
@@ -146,12 +167,17 @@ class LinkSettings(Section):
 
     runbook: Template | None = None
     dashboard: Template | None = None
+    prefer: Literal["template", "annotation"] = "template"
+    """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url` of its own."""
     allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
-    def build_rules(self) -> LinkRules:
-        """The rules by which delivery builds links."""
-        return LinkRules(self.runbook, self.dashboard, frozenset(self.allow_hosts))
+
+class MessageSettings(Section):
+    """What messages contain beside the alert."""
+
+    board_url: BaseUrl | None = None
+    """The exporter's board; each alert links to its key or its service there."""
 
 
 class RouteSettings(Section):
@@ -232,9 +258,10 @@ class RelaySettings(ServerSettings):
     auth: RelayAuthSettings
     database: DatabaseSetting = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
     alertmanager: AlertmanagerSettings = AlertmanagerSettings()
-    links: LinkSettings = LinkSettings()
-    # Before the contacts, which may be placeholders everywhere but in production.
+    # Before whatever may be a placeholder everywhere but in production.
     environment: Literal["production", "staging", "demo"] = "production"
+    links: Annotated[LinkSettings, AfterValidator(_check_placeholders)] = LinkSettings()
+    messages: Annotated[MessageSettings, AfterValidator(_check_placeholders)] = MessageSettings()
     contacts: dict[ContactRole, ContactAddress] = Field({}, max_length=MAX_CONTACTS)
     """The address of each role; shown in each critical message that fires."""
     intake: IntakeSettings = IntakeSettings()
@@ -243,12 +270,26 @@ class RelaySettings(ServerSettings):
     # After the intake, against which it is checked.
     retention: Annotated[RetentionSettings, AfterValidator(_check_max_bytes)] = RetentionSettings()
     # Before the routes, which are checked against it.
-    channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_require_one)]
+    channels: Annotated[
+        dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
+    ]
     routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
     default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
+
+    @property
+    def link_rules(self) -> LinkRules:
+        """The rules by which delivery builds links."""
+        links = self.links
+        return LinkRules(
+            links.runbook,
+            links.dashboard,
+            self.messages.board_url,
+            links.prefer == "annotation",
+            frozenset(links.allow_hosts),
+        )
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
@@ -257,6 +298,6 @@ class RelaySettings(ServerSettings):
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which are errors only in production."""
-        for role, how in self.contacts.items():
-            if is_placeholder(how):
+        for role, address in self.contacts.items():
+            if is_placeholder(address):
                 yield f"contacts.{role}", "is a placeholder; production does not allow it"

@@ -10,7 +10,7 @@ import click
 
 from services.rotator import inspection
 from services.rotator.app import SessionCommand, run_and_report
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
@@ -53,7 +53,7 @@ def _add_options(command: Command) -> Command:
 
 
 def _run_command(name: str, config: Path, as_json: bool, command: SessionCommand) -> None:
-    settings = load_settings_or_exit(Settings, config)
+    settings = load_settings_or_exit(RotatorSettings, config)
     sys.exit(run_and_report(name, settings, str(config), command, os.environ, as_json=as_json))
 
 
@@ -71,16 +71,16 @@ def plan(config: Path, *, as_json: bool, type_: str | None) -> None:
 @click.option("--type", "type_", type=_TYPES, required=True, help="What is rotated.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 def run_(config: Path, *, as_json: bool, type_: str, dry_run: bool) -> None:
-    """Rotate, where there is something to do; never asks."""
-    wanted = RotationType(type_)
+    """Rotate, if there is something to do; never prompts."""
+    rotation_type = RotationType(type_)
     if dry_run:
         _run_command(
             "plan",
             config,
             as_json,
-            lambda session: inspection.show_plans(session, (wanted,), f"run --type {wanted} --dry-run"),
+            lambda session: inspection.show_plans(session, (rotation_type,), f"run --type {rotation_type} --dry-run"),
         )
-    _run_command("run", config, as_json, lambda session: run(session, wanted))
+    _run_command("run", config, as_json, lambda session: run(session, rotation_type))
 
 
 @main.command("resume")

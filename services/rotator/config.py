@@ -10,7 +10,7 @@ from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.kms.registry import KeySettings
 
 
-class Settings(CommandSettings):
+class RotatorSettings(CommandSettings):
     """Every setting of the rotator."""
 
     service_name: ClassVar[str] = "rotator"

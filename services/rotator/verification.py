@@ -37,16 +37,16 @@ async def verify_by_pages(
     administration: Administration, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
     """All of it page by page, so that no call lasts as long as the keyring is large."""
-    whole = await administration.verify(mode, "")
+    result = await administration.verify(mode, "")
     seen = set[str]()
-    while (last := whole.next) is not None:
+    while (last := result.next) is not None:
         if last in seen:
             raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
         seen.add(last)
-        report_count(whole.data_keys)
-        whole = _merge_verifications(whole, await administration.verify(mode, last))
-    report_count(whole.data_keys)
-    return whole
+        report_count(result.data_keys)
+        result = _merge_verifications(result, await administration.verify(mode, last))
+    report_count(result.data_keys)
+    return result
 
 
 def find_own_problems(found: VerificationResult) -> list[Problem]:

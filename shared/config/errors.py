@@ -78,8 +78,8 @@ def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, err
 
 
 def _may_contain_secret(loc: Loc, value: object) -> bool:
-    """Whether the value is a password, or a URL, which may contain a password or a token."""
-    if "basic_auth_users" in loc:
+    """Whether the value is a password, a header, or a URL, which may contain a password or a token."""
+    if {"basic_auth_users", "headers"} & set(loc):
         return True
     name = next((part for part in reversed(loc) if isinstance(part, str)), "")
     return re.search("(^|_)(database|urls?)$", name) is not None or re.search("@|://", str(value)) is not None

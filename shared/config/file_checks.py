@@ -60,7 +60,7 @@ def check_files(settings: BaseModel) -> Iterator[FileProblem]:
 
 
 def _is_on_read_only_mount(file: Path) -> bool:
-    """Whether its mode cannot be changed here, as in a pod: the mount's owner decides who reads it."""
+    """Whether this user cannot change its mode, as in a pod: the mount's owner decides who reads it."""
     return bool(os.statvfs(file).f_flag & os.ST_RDONLY)
 
 

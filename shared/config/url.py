@@ -28,7 +28,7 @@ def check_base_url(url: str, *, allow_user: bool = False) -> str:
 
 
 def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
-    """Return the URL if secrets stay secret on their way to it: https, or http on this machine.
+    """Return the URL if secrets are safe in transit: https, or http on this machine.
 
     Args:
         url: it may hold a secret in its path or query, but no user.

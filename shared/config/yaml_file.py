@@ -1,4 +1,4 @@
-"""A YAML file → a mapping. A duplicate key is an error, not a silent loss of the first value."""
+"""YAML in a file or a text → a mapping. A duplicate key is an error, not a silent loss of the first value."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -24,17 +24,34 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in the file; an empty file is an empty mapping. Raises ConfigurationError."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
+    except ValueError as error:
         raise ConfigurationError([f"{file}: is not usable YAML: {_describe_yaml_error(error)}"]) from None
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping in the text; an empty text is an empty mapping.
+
+    Args:
+        text: a YAML document.
+        source: where it comes from, for errors.
+
+    Raises:
+        ConfigurationError: it is no mapping in YAML.
+    """
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
+        raise ConfigurationError([f"{source}: is not usable YAML: {_describe_yaml_error(error)}"]) from None
     except RecursionError:
-        raise ConfigurationError([f"{file}: is nested too deeply"]) from None
+        raise ConfigurationError([f"{source}: is nested too deeply"]) from None
     if document is None:
         return {}
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
+        raise ConfigurationError([f"{source}: expected a mapping of keys to values"])
     return cast("dict[str, Any]", document)
 
 

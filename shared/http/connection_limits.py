@@ -57,7 +57,7 @@ class _HeadTimeoutProtocol(asyncio.Protocol):
 
 
 class _CoalescingTransport:
-    """A transport that sends a response's head together with what is written right after it.
+    """A transport that sends a response's head in one packet with what is written directly after it.
 
     uvloop, unlike asyncio, sends each write at once, and two cost twice as much.
     """
@@ -122,7 +122,7 @@ else:
         def on_headers_complete(self) -> None:
             self._kept = 0
             if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
-                raise ValueError("too many requests at once")  # any exception here becomes a 400
+                raise ValueError("too many requests at once")  # uvicorn turns any exception into a 400
             super().on_headers_complete()
             self.cycle.scope[RECEIVED_AT], self._received_at = self._received_at, None
             self.cycle.transport = _CoalescingTransport(self.transport, self.loop)

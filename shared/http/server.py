@@ -8,7 +8,7 @@ import platform
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from html import escape
 
 import uvicorn
@@ -35,6 +35,7 @@ body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}<
 <h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
 """
 DRAIN_SECONDS = 5.0
+_DRAIN_POLL_SECONDS = 0.01
 
 
 class StartError(Exception):
@@ -76,12 +77,16 @@ def create_application(
         name: the title of the page at `/`, unless `routes` has one.
         metrics: exposed at `/metrics`.
         routes: the server's own; a ProtectedRoute has its requirements, any other is for admins.
-        authorizer: protects every route, and is the application's `state.guard`; None creates one.
+        authorizer: protects every route, and is the application's `state.authorizer`; None creates one.
         access_policy: who may call; None allows everybody on this machine.
         get_unready_reason: why the server cannot serve now, or None; the text of a 503 of `/-/ready`.
         handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
     """
-    own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
+    all_routes, authorizer, default_policy = (
+        list(routes),
+        authorizer or Authorizer(metrics),
+        access_policy or AccessPolicy(),
+    )
 
     def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
         encode, content_type = select_encoder(request.headers.get("accept", ""))
@@ -95,7 +100,7 @@ def create_application(
         return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
 
     async def landing(_request: Request) -> Response:
-        routes = [route for route in [*common, *own] if isinstance(route, Route) and "{" not in route.path]
+        routes = [route for route in [*common, *all_routes] if isinstance(route, Route) and "{" not in route.path]
         paths = sorted(route.path for route in routes if "GET" in (route.methods or ()))
         items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
@@ -112,9 +117,11 @@ def create_application(
     page = ProtectedRoute(
         "/", landing, RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True)
     )
-    app = Starlette(routes=[authorizer.protect(route, lambda: who) for route in (*own, *common, page)])
+    app = Starlette(
+        routes=[authorizer.protect(route, lambda: default_policy) for route in (*all_routes, *common, page)]
+    )
     app.router.redirect_slashes = False  # a redirect would repeat a forged `Host`
-    app.state.guard = authorizer
+    app.state.authorizer = authorizer
     return app
 
 
@@ -158,7 +165,6 @@ async def serve(
                 access_log=False,  # unread, and formatting a line for each request costs time
                 server_header=False,
                 proxy_headers=False,  # the caller is the peer: a header must not bypass `allow_from`
-                timeout_graceful_shutdown=int(DRAIN_SECONDS),
             )
         )
         task = asyncio.create_task(server.serve(sockets=[bound]))
@@ -166,25 +172,50 @@ async def serve(
             await server.is_listening.wait()
             yield Address(*bound.getsockname()[:2])
         finally:
-            server.should_exit = True
+            server.stop()
             await task
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with an event for its start, and without its signal handlers.
+    """uvicorn's server with an event for its start, a stop without pauses, and without its signal handlers.
 
-    These would raise the signal again after the stop, and kill the process.
+    uvicorn looks ten times a second whether to stop, and whether all is answered. Its signal handlers would raise the
+    signal again after the stop, and kill the process.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.is_listening = asyncio.Event()
+        self._stop_requested = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stop_requested.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         finally:
             self.is_listening.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # sets the header `Date`
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop_requested.wait(), 1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await asyncio.sleep(_DRAIN_POLL_SECONDS)  # connections that were just accepted
+                while state.connections or state.tasks:  # noqa: ASYNC110  # uvicorn has no event for it
+                    await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        for task in state.tasks:
+            task.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

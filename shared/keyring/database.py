@@ -58,7 +58,7 @@ def create_file(url: URL) -> None:
 
 
 def lock_keyring(connection: Connection) -> None:
-    """Keeps all others from here until this transaction ends. SQLite has one writer at a time anyway."""
+    """Blocks all other writers until this transaction ends. SQLite has one writer at a time anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _KEYRING_LOCK_ID})
     elif connection.dialect.name == "mariadb":
@@ -215,8 +215,8 @@ class Database:
             finally:
                 reset_statement_timeout(connection)
 
-        patient = seconds > ANSWER_TIMEOUT_SECONDS
-        return await self._run(self._read_threads, self._read_engine, unhurried if patient else work, seconds)
+        may_be_slow = seconds > ANSWER_TIMEOUT_SECONDS
+        return await self._run(self._read_threads, self._read_engine, unhurried if may_be_slow else work, seconds)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, once it is committed; an exception of `work` rolls it back.
@@ -244,7 +244,7 @@ class Database:
         )
 
     async def close(self) -> None:
-        """Waits for the statements under way, each of which is bounded, and closes all connections."""
+        """Waits for running statements, each of which has a timeout, and closes all connections."""
         for threads in (self._write_thread, self._read_threads):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
         for some in (self._write_engine, self._read_engine):
@@ -289,7 +289,7 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
 def _migrate(connection: Connection) -> None:
     try:
         migrations.migrate(connection)
-    except migrations.NewerSchemaError as error:
+    except migrations.NewerKeyringSchemaError as error:
         raise DatabaseError(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""The administration of a keyring, carried out over its database and KMS: in the service itself, or beside it."""
+"""The administration of a keyring in its database and with KMS: in the service itself, or beside it."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection
 
-from shared.keyring import lease, usage
+from shared.keyring import rotation_lease, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -24,14 +24,14 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal import progress, steps
+from shared.keyring.journal import entries, progress
 from shared.keyring.key_table import KeyTable, OwnKeyTable
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.operations import restore
 from shared.keyring.operations.rotation import RotationRunner
 from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import retired_versions
 from shared.keyring.wrapping import KeyWrapper
@@ -49,7 +49,7 @@ class LocalAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key where it is at hand.
+        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key if it is available.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
         keys: the rows of the data keys, where they are not the keyring's own.
@@ -71,14 +71,14 @@ class LocalAdministration:
         self._rotations = RotationRunner(database, self._keys, wrapping, notify_instances)
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
-        """See `Administration`, here and below."""
+        """See `Administration`, as for the other methods."""
         return [KeyInfo.model_validate(row.model_dump()) for row in await self.list_backup_rows(after, limit)]
 
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
         """One page of rows."""
-        wanted = max(1, min(limit, MAX_PAGE_SIZE))
+        page_size = max(1, min(limit, MAX_PAGE_SIZE))
         async with translate_errors():
-            keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, wanted))
+            keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
         return [restore.create_backup_row(key) for key in keys]
 
     async def count_key_usage(self) -> KeyUsage:
@@ -96,7 +96,9 @@ class LocalAdministration:
         """For `LONGEST_SECONDS` at most."""
 
         def take(connection: Connection) -> Lease:
-            return lease.acquire_lease(connection, self._database.read_clock(connection), holder[:200], seconds, token)
+            return rotation_lease.acquire_lease(
+                connection, self._database.read_clock(connection), holder[:200], seconds, token
+            )
 
         async with translate_errors():
             return await self._database.write_exclusively(take)
@@ -104,7 +106,7 @@ class LocalAdministration:
     async def release_lease(self, token: str) -> None:
         """Gives up one's own lease."""
         async with translate_errors():
-            await self._database.write_exclusively(lambda connection: lease.release_lease(connection, token))
+            await self._database.write_exclusively(lambda connection: rotation_lease.release_lease(connection, token))
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
         """One batch."""
@@ -126,10 +128,10 @@ class LocalAdministration:
         """May come before the rotation itself."""
         if not _ROTATION_ID.fullmatch(rotation_id):
             raise RefusedError("expected a rotation's id: up to 64 letters, digits, dots, dashes and underscores")
-        steps.refuse_defective_entry(entry)
+        entries.refuse_defective_entry(entry)
 
         def write(connection: Connection, now: float) -> None:
-            steps.add_journal_entry(connection, now, rotation_id, entry)
+            entries.add_journal_entry(connection, now, rotation_id, entry)
 
         async with translate_errors():
             await run_under_lease(self._database, token, write)
@@ -158,13 +160,15 @@ class LocalAdministration:
         def retire(connection: Connection, now: float) -> None:
             progress.refuse_while_running(connection)
             if first := self._keys.find_needing(connection, kek_version):
-                unread = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
+                perhaps = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
-                    f"data key {first.id} is still wrapped{unread} by version {kek_version} of {kek}; rotate with "
+                    f"data key {first.id} is still wrapped{perhaps} by version {kek_version} of {kek}; rotate with "
                     "--type rewrap-kek, then retire it"
                 )
-            same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
-            connection.execute(retired_versions.delete().where(same))  # whoever retires it again begins the days anew
+            condition = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
+            connection.execute(
+                retired_versions.delete().where(condition)
+            )  # retiring it again restarts the days until it may be destroyed
             values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
             connection.execute(retired_versions.insert().values(**values))
 
@@ -183,7 +187,7 @@ class LocalAdministration:
             await run_under_lease(self._database, token, retire)
 
     async def reload_instances(self) -> None:
-        """Asks the service, where it can be reached."""
+        """Notifies the service's instances, if they can be reached."""
         await self._notify_instances()
 
     async def _require_progress(self, rotation_id: str) -> RotationProgress:

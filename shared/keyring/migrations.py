@@ -10,8 +10,8 @@ from typing import Final
 from sqlalchemy import Connection, Integer, Table, inspect, select, text
 
 from shared.keyring.column_types import LenientVersion, to_printable_text
+from shared.keyring.journal.entries import to_columns
 from shared.keyring.journal.legacy_text import parse_legacy_text
-from shared.keyring.journal.steps import to_columns
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.tables import TABLES, data_keys, journal_entries, rewraps, schema
 
@@ -37,7 +37,7 @@ _MAX_NUMBER: Final = 2**31 - 1
 _INDEXES_BEFORE_1: Final = ("keyring_journal_of_rotation", "ix_keyring_notes_rotation_id")
 
 
-class NewerSchemaError(Exception):
+class NewerKeyringSchemaError(Exception):
     """A newer keypulse made these tables; the message says what to do."""
 
 
@@ -55,10 +55,10 @@ def is_current(connection: Connection) -> bool:
 
 
 def migrate(connection: Connection) -> None:
-    """Does the steps that are left; the caller holds the keyring's lock. Raises NewerSchemaError."""
+    """Runs the pending migrations; the caller holds the keyring's lock. Raises NewerKeyringSchemaError."""
     done = read_version(connection)
     if done > VERSION:
-        raise NewerSchemaError(
+        raise NewerKeyringSchemaError(
             f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}; start a newer one"
         )
     if done == VERSION:
@@ -88,8 +88,8 @@ def _rename(connection: Connection) -> None:
 
 def _split_journal_text(connection: Connection) -> None:
     """What one text said is in columns; a text that cannot be read stays, as an entry that blocks."""
-    there = _list_columns(connection, journal_entries.name)
-    if not there or "outcome" in there:
+    columns = _list_columns(connection, journal_entries.name)
+    if not columns or "outcome" in columns:
         return
     connection.execute(
         text(f"ALTER TABLE {journal_entries.name} ADD COLUMN outcome VARCHAR NOT NULL DEFAULT 'unreadable'")

@@ -19,7 +19,7 @@ class DataKeyRow(NamedTuple):
     algorithm: str
     fingerprint: bytes
     created_at: float
-    """Unix seconds, here as in every row."""
+    """Unix seconds, as in every row."""
 
 
 class RotationRow(NamedTuple):

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, select
 
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
-from shared.keyring.journal import steps
+from shared.keyring.journal import entries
 from shared.keyring.key_table import KeyTable
 from shared.keyring.model import get_version_sort_key
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
 from shared.keyring.tables import rotations
 
 
@@ -26,8 +26,8 @@ def count_key_usage(
     return KeyUsage(
         kek=kek,
         new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
-        backups=steps.list_backups(connection),
-        unreadable_entries=steps.find_unreadable_entries(connection),
+        backups=entries.list_backups(connection),
+        unreadable_entries=entries.find_unreadable_entries(connection),
         counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
             VersionUsage(

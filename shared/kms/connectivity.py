@@ -1,4 +1,4 @@
-"""The way to a service, measured step by step on a connection of its own: is it the network, or the service?
+"""Measures the connection to a service, phase by phase, on a connection of its own: is it the network, or the service?
 
 DNS, TCP and TLS come one after the other; the first that fails says so in one sentence and ends the measurement.
 """
@@ -9,14 +9,11 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Final
 
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
 from shared.net.connect import connect
 from shared.net.resolver import ResolvedAddress, resolve
-
-_HTTP2: Final = "h2"
 
 
 class _PhaseError(Exception):
@@ -24,14 +21,19 @@ class _PhaseError(Exception):
 
 
 async def measure_connectivity(
-    address: Address, *, create_trust_context: Callable[[], ssl.SSLContext] | None, timeout: float
+    address: Address,
+    *,
+    create_trust_context: Callable[[], ssl.SSLContext] | None,
+    timeout: float,
+    alpn: str | None = None,
 ) -> tuple[ConnectivityPhase, ...]:
-    """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
+    """Connects once and measures each phase. Raises only CancelledError, and closes the connection.
 
     Args:
         address: the service.
         create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
-        timeout: seconds for all phases together.
+        timeout: seconds for all phases.
+        alpn: the protocol that the service has to agree to in TLS, such as `h2`; None: any.
     """
     phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()
@@ -45,7 +47,7 @@ async def measure_connectivity(
             async with asyncio.timeout_at(deadline):
                 yield
         except TimeoutError:
-            failure = f"{name} to {address} had not ended when the {timeout:g} s for the whole way were over"
+            failure = f"{name} to {address} did not end within the {timeout:g} s for all phases"
         except _PhaseError as error:
             failure = str(error)
         phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
@@ -60,7 +62,7 @@ async def measure_connectivity(
                 connection = sockets.enter_context(await _connect(addresses))
             if create_trust_context:
                 async with phase("tls"):
-                    await _start_tls(connection, address, create_trust_context)
+                    await _start_tls(connection, address, create_trust_context, alpn)
         except _PhaseError:
             pass  # its phase says it
     return tuple(phases)
@@ -70,8 +72,8 @@ async def _resolve(to: Address) -> list[ResolvedAddress]:
     try:
         return await resolve(*to)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
-        raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
+        cause = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+        raise _PhaseError(f"the name {to.host} cannot be resolved: {cause}") from None
 
 
 async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
@@ -85,11 +87,12 @@ async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
 
 
 async def _start_tls(
-    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext]
+    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext], alpn: str | None
 ) -> None:
     try:
         context = await asyncio.to_thread(create_trust_context)
-        context.set_alpn_protocols([_HTTP2])
+        if alpn:
+            context.set_alpn_protocols([alpn])
         transport, _ = await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, ssl=context, sock=connection, server_hostname=to.host
         )
@@ -97,7 +100,7 @@ async def _start_tls(
         raise _PhaseError(f"the certificate of {to} is not trusted: {error.verify_message}") from None
     except OSError as error:
         raise _PhaseError(f"no TLS with {to}: {error.strerror or error or type(error).__name__}") from None
-    spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+    agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
     transport.abort()
-    if spoken != _HTTP2:  # gRPC, too, then refuses: https://github.com/grpc/grpc/issues/36119
-        raise _PhaseError(f"{to} speaks TLS, but not HTTP/2, which gRPC needs")
+    if alpn and agreed != alpn:
+        raise _PhaseError(f"{to} speaks TLS, but not the protocol {alpn}, which this KMS needs")

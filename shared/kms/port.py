@@ -13,6 +13,8 @@ from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
 MAX_VERSION_LENGTH: Final = 128
+LOCAL_KEY_NAME: Final = "local"
+"""No key of a KMS has this name: a keyring writes it where a service's own local key wraps."""
 
 
 def is_version(value: object) -> bool:
@@ -81,7 +83,7 @@ class KeyVersion:
     destroyed_at: float | None = None
     """Unix seconds; None while it is not destroyed."""
     provider_state: str = ""
-    """The state in the provider's own words, such as `ENABLED`; empty where `state` says it."""
+    """The state as the provider names it, such as `ENABLED`; empty where `state` says it."""
     display_name: str = ""
     """For people; empty where the id is readable itself."""
     number: int | None = None
@@ -105,7 +107,7 @@ class KeyDescription:
     primary_version: str | None
     """The version that encrypts; None where there is none."""
     next_rotation_at: float | None
-    """Unix seconds; None where none is planned."""
+    """Unix seconds; None if none is scheduled."""
     versions: tuple[KeyVersion, ...]
     """All of them, the oldest first."""
     call_count: int
@@ -113,16 +115,16 @@ class KeyDescription:
 
     def find_version(self, version: str | None) -> KeyVersion | None:
         """The version of that id; None where the key has none."""
-        return next((known for known in self.versions if known.id == version), None)
+        return next((each for each in self.versions if each.id == version), None)
 
     def get_label(self, version: str) -> str:
         """How a person is shown the version of that id."""
-        known = self.find_version(version)
-        return known.label if known else version
+        found = self.find_version(version)
+        return found.label if found else version
 
     def list_older_versions(self) -> tuple[KeyVersion, ...]:
         """Those that are older than the primary version, the oldest first; all where there is none."""
-        ids = [known.id for known in self.versions]
+        ids = [each.id for each in self.versions]
         return self.versions[: ids.index(self.primary_version)] if self.primary_version in ids else self.versions
 
 
@@ -180,7 +182,7 @@ class KmsKey(Protocol):
         ...
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
-        """Connects to the service anew and measures each phase, within `timeout` seconds. Never raises."""
+        """Opens a new connection to the service and measures each phase, within `timeout` seconds. Never raises."""
         ...
 
     async def close(self) -> None:

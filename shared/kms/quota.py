@@ -15,7 +15,7 @@ _FIRST_PAUSE: Final = 1.0
 _SHORTEST_WAIT: Final = 0.001
 """Seconds: an event loop's clock is not finer."""
 _LONGEST_PAUSE: Final = 32.0
-"""Seconds. All pauses together are a little over the minute that the quota is of."""
+"""Seconds. The sum of all pauses is a little over the minute of the quota."""
 
 T = TypeVar("T")
 

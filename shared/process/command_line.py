@@ -23,7 +23,7 @@ from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
 from shared.process import logs, memory
 from shared.process.hot_reload import block_sighup
-from shared.process.runner import ServerRunner, prepare_server
+from shared.process.server_runner import ServerRunner, prepare_server
 from shared.process.shutdown import run_until_stop_signal
 
 C = TypeVar("C", bound=CommandSettings)
@@ -66,7 +66,7 @@ def add_server_options(command: Command) -> Command:
             help="The lowest level that is logged.",
         ),
         click.option(
-            "--healthcheck", is_flag=True, help="Ask the running server whether it is healthy; exit with 0 or 1."
+            "--healthcheck", is_flag=True, help="Check whether the running server is healthy; exit with 0 or 1."
         ),
         click.option("--print-schema", is_flag=True, help="Print the configuration's JSON Schema and exit."),
         click.option(
@@ -88,13 +88,13 @@ def add_server_options(command: Command) -> Command:
 
 
 def parse_listen_option_or_exit(option: str, value: str, *, allow_remote_insecure: bool) -> Address:
-    """Return the address of a server that asks nobody for credentials: loopback, unless the option allows others."""
+    """Return the address of a server that needs no credentials: loopback, unless the option allows others."""
 
     def parse(text: str) -> Address:
         address = parse_address(text)
         if not (address.is_loopback or allow_remote_insecure):
             raise ValueError(
-                f"expected a loopback address such as 127.0.0.1:{address.port}, because nobody is asked for "
+                f"expected a loopback address such as 127.0.0.1:{address.port}, because the server needs no "
                 "credentials, or --allow-remote-insecure"
             )
         return address
@@ -162,8 +162,8 @@ def run_server(
 
 def _raise_open_file_limit() -> None:
     """Allow one connection for each of thousands of keys; systemd's default is 1,024 open files."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
 def _exit_on_configuration_error(read: Callable[[], T]) -> T:

@@ -98,7 +98,7 @@ async def _check_metrics(server: HttpClient) -> str:
     if missing:
         raise CheckError(
             f"GET /metrics has no {', '.join(missing)}",
-            "the exporter carries these over: expose them, or update the backend",
+            "the exporter needs them: expose them, or update the backend",
         )
     return f"{len(_METRIC_NAMES)} families"
 
@@ -124,7 +124,7 @@ async def _check_record(server: HttpClient, random: Callable[[int], str]) -> str
 
 
 def _choose_hint(answer: HttpResponse) -> str:
-    return _CREDENTIALS_HINT if answer.status in {401, 403} else "look at the backend's log"
+    return _CREDENTIALS_HINT if answer.status in {401, 403} else "check the backend's log"
 
 
 def _create_status_error(request: str, answer: HttpResponse, hint: str) -> CheckError:

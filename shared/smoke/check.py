@@ -13,7 +13,7 @@ from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 
-class Outcome(StrEnum):
+class CheckOutcome(StrEnum):
     """How a check went."""
 
     PASSED = "passed"
@@ -22,7 +22,7 @@ class Outcome(StrEnum):
     """A check that it depends on failed: its own failure would add nothing."""
 
 
-_MARKS: Final = {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.SKIPPED: "-"}
+_MARKS: Final = {CheckOutcome.PASSED: "✓", CheckOutcome.FAILED: "✗", CheckOutcome.SKIPPED: "-"}
 
 
 class CheckError(Exception):
@@ -55,7 +55,7 @@ class CheckResult:
     """The result of one check."""
 
     name: str
-    outcome: Outcome
+    outcome: CheckOutcome
     detail: str
     """A short result; the error of a failure; why a check was skipped."""
     hint: str = ""
@@ -65,7 +65,7 @@ class CheckResult:
     @property
     def is_ok(self) -> bool:
         """Whether it passed."""
-        return self.outcome is Outcome.PASSED
+        return self.outcome is CheckOutcome.PASSED
 
 
 async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
@@ -78,17 +78,17 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
     results: dict[str, CheckResult] = {}
     for check in checks:
         if check.depends_on is not None and not results[check.depends_on].is_ok:
-            why = f"skipped: it depends on '{check.depends_on}'"
-            results[check.name] = CheckResult(check.name, Outcome.SKIPPED, why)
+            cause = f"skipped: it depends on '{check.depends_on}'"
+            results[check.name] = CheckResult(check.name, CheckOutcome.SKIPPED, cause)
             continue
-        began = clock()
+        started_at = clock()
         try:
             detail = await check.run()
         except CheckError as failure:
-            failed = CheckResult(check.name, Outcome.FAILED, failure.error, failure.hint, clock() - began)
+            failed = CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - started_at)
             results[check.name] = failed
         else:
-            results[check.name] = CheckResult(check.name, Outcome.PASSED, detail, seconds=clock() - began)
+            results[check.name] = CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - started_at)
     return list(results.values())
 
 
@@ -104,7 +104,7 @@ def format_line(result: CheckResult, *, verbose: bool = False) -> str:
         text += f": {result.detail}"
     if result.hint:
         text += f"; {result.hint}"
-    if verbose and result.outcome is not Outcome.SKIPPED:
+    if verbose and result.outcome is not CheckOutcome.SKIPPED:
         text += f" ({result.seconds:.2f} s)"
     return to_one_line(text)
 
@@ -122,18 +122,18 @@ def build_document(results: Sequence[CheckResult]) -> dict[str, Any]:
 
 def render_junit(results: Sequence[CheckResult]) -> bytes:
     """One `testsuite` with a `testcase` for each check, in UTF-8."""
-    counts = {outcome: str(sum(result.outcome is outcome for result in results)) for outcome in Outcome}
+    counts = {outcome: str(sum(result.outcome is outcome for result in results)) for outcome in CheckOutcome}
     attributes = {"name": "keypulse-smoke", "tests": str(len(results)), "errors": "0"}
-    attributes |= {"failures": counts[Outcome.FAILED], "skipped": counts[Outcome.SKIPPED]}
+    attributes |= {"failures": counts[CheckOutcome.FAILED], "skipped": counts[CheckOutcome.SKIPPED]}
     attributes["time"] = f"{sum(result.seconds for result in results):.3f}"
     suites = Element("testsuites")
     suite = SubElement(suites, "testsuite", attributes)
     for result in results:
         about = {"classname": "keypulse-smoke", "name": to_one_line(result.name), "time": f"{result.seconds:.3f}"}
         case = SubElement(suite, "testcase", about)
-        if result.outcome is Outcome.FAILED:
+        if result.outcome is CheckOutcome.FAILED:
             SubElement(case, "failure", {"message": to_one_line(result.detail)}).text = to_one_line(result.hint)
-        elif result.outcome is Outcome.SKIPPED:
+        elif result.outcome is CheckOutcome.SKIPPED:
             SubElement(case, "skipped", {"message": to_one_line(result.detail)})
     xml: bytes = tostring(suites, encoding="utf-8", xml_declaration=True)
     return xml

@@ -34,7 +34,7 @@ async def check_grafana(
             status = answer.status
             if status in {401, 403}:
                 raise CheckError(
-                    f"it does not let us look (HTTP {status})",
+                    f"it refuses to be read (HTTP {status})",
                     "give the token of a service account: --grafana-token-file",
                 )
             if status == 404:

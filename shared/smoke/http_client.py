@@ -32,7 +32,7 @@ class HttpResponse:
         except (ValueError, RecursionError):
             raise CheckError(
                 f"{source} answers with something that is not JSON (HTTP {self.status})",
-                "look at what its URL leads to",
+                "check where its URL leads",
             ) from None
 
 
@@ -56,13 +56,13 @@ class HttpClient:
         """Likewise."""
         return await self._request("POST", path, json=document)
 
-    async def _request(self, method: str, path: str, **rest: Any) -> HttpResponse:
-        where = self.url.joinpath(path.lstrip("/"))
-        url_text = where.with_user(None)
+    async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:
+        url = self.url.joinpath(path.lstrip("/"))
+        url_text = url.with_user(None)
         body = bytearray()
         try:
             async with self.session.request(
-                method, where, headers=self._build_headers(), allow_redirects=False, **rest
+                method, url, headers=self._build_headers(), allow_redirects=False, **options
             ) as response:
                 if 300 <= response.status < 400:
                     raise CheckError(
@@ -74,7 +74,7 @@ class HttpClient:
                     if len(body) > MAX_RESPONSE_BYTES:
                         raise CheckError(
                             f"{url_text} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
-                            "look at what it leads to",
+                            "check where it leads",
                         )
         except TimeoutError:
             raise CheckError(
@@ -83,7 +83,7 @@ class HttpClient:
             ) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise CheckError(
-                f"{url_text} does not answer with HTTP: {error.message[:200]}", "look at what listens there"
+                f"{url_text} does not answer with HTTP: {error.message[:200]}", "check what listens there"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise CheckError(

@@ -78,11 +78,11 @@ async def _check_rules(server: HttpClient, rules: Mapping[str, Sequence[str]]) -
     if broken := [rule for rule in loaded if rule["health"] == "err"]:
         raise CheckError(
             f"{broken[0]['name']} cannot be evaluated: {broken[0].get('lastError', '')[:200]}",
-            "look at its expression and at what it reads",
+            "check its expression and its input",
         )
     names = {rule["name"] for rule in loaded}
-    for file, wanted in rules.items():
-        if missing := [name for name in wanted if name not in names]:
+    for file, expected in rules.items():
+        if missing := [name for name in expected if name not in names]:
             raise CheckError(
                 f"{len(missing)} rules of {file} are not loaded, such as {missing[0]}",
                 f"add {file} to rule_files, as ops/prometheus/prometheus.yml has it, and reload Prometheus",
@@ -103,12 +103,12 @@ async def _check_recording(server: HttpClient, recording: str) -> str:
     if not (series := (await _query_api(server, "query", {"query": recording}))["result"]):
         raise CheckError(
             "it returns nothing",
-            "look whether its rule is loaded, and whether the exporter reads a backend and its metrics_url",
+            "check whether its rule is loaded, and whether the exporter reads a backend and its metrics_url",
         )
     if recording == HEALTH_RECORDING and all(float(one["value"][1]) == 0 for one in series):
         raise CheckError(
             "it is 0 for every service: what the exporter reads is not healthy, or no longer read",
-            "look at the exporter's board, and see KMSHealthChecksFailing in docs/KMS_OPERATIONS.md",
+            "check the exporter's board, and see KMSHealthChecksFailing in docs/KMS_OPERATIONS.md",
         )
     return f"{len(series)} series"
 
@@ -120,6 +120,6 @@ async def _query_api(server: HttpClient, endpoint: str, params: Mapping[str, str
     if answer.status != 200 or not isinstance(document, dict) or document.get("status") != "success":
         raise CheckError(
             f"/api/v1/{endpoint} answers with HTTP {answer.status}",
-            "look at Prometheus's log, and whether the address is its own",
+            "check Prometheus's log, and whether the address is its own",
         )
     return document["data"]

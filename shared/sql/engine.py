@@ -66,7 +66,7 @@ def create_sqlite_engine(file: SqliteFile, connections: int, begin_statement: st
 
     def check_out(connection: FileConnection, *_ours: object) -> None:
         if file.is_replaced(connection):
-            raise exc.DisconnectionError  # the pool connects anew
+            raise exc.DisconnectionError  # the pool reconnects
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkout", check_out)

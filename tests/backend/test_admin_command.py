@@ -13,7 +13,7 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
 from tests.shared.certificates import Authority, web_yml
@@ -44,7 +44,7 @@ def configured(configuration: Callable[..., Path], emulator: Emulator) -> Callab
 
 
 async def test_each_line_is_answered_by_one_and_a_bad_one_spoils_no_other(
-    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
+    settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator
 ) -> None:
     lines = b"""{"method": "GET", "path": "census", "caller": "a test"}
 what?
@@ -67,7 +67,7 @@ what?
 
 
 async def test_what_listens_everywhere_is_reached_here(
-    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
+    settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator
 ) -> None:
     async with (
         run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
@@ -79,7 +79,7 @@ async def test_what_listens_everywhere_is_reached_here(
 
 
 async def test_by_tls_only_the_backends_own_certificate_is_trusted(
-    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator, tmp_path: Path
+    settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server")  # for no name at all

@@ -9,7 +9,7 @@ from ops.kms_emulator import emulator
 from services.exporter.history import History
 from services.exporter.model import BackendState, Call, CanaryResult, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.probes.round_trip import Prober
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.backend_contract import CryptoMode
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
@@ -89,7 +89,7 @@ async def shown(
 ) -> AsyncIterator[Address]:
     """A whole server of an exporter that knows what `history` does."""
     access = AccessPolicy([Token("admin", Role.ADMIN, admin)] if admin else [])
-    pages = Pages(history, result_max_age=stale_after, runbook_url=RUNBOOK, clock=clock)
+    pages = BoardPages(history, result_max_age=stale_after, runbook_url=RUNBOOK, clock=clock)
     app = create_application("keypulse exporter", create_registry(), pages.build_routes(), access_policy=access)
     async with serve(app, listen) as address:
         yield address

@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ops.kms_emulator.emulator import Emulator
 from services.exporter.app import run_exporter
-from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.kms.gcp.settings import GcpKeySettings
@@ -55,14 +56,14 @@ def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
 
 def configured(
     *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
-) -> Settings:
+) -> ExporterSettings:
     probe = ProbeSettings(interval=INTERVAL, timeout=timeout, concurrency=16)
-    return Settings(listen=FREE, probe=probe, targets=targets, backends=backends)
+    return ExporterSettings(listen=FREE, probe=probe, targets=targets, backends=backends)
 
 
 @asynccontextmanager
 async def scraped(
-    settings: Settings, connect: Callable[[ProviderSettings], KmsKey] = connect_key
+    settings: ExporterSettings, connect: Callable[[ProviderSettings], KmsKey] = connect_key
 ) -> AsyncIterator[Scrape]:
     async with (
         run_exporter(settings, connect=connect) as application,

@@ -20,7 +20,7 @@ from services.exporter.model import (
     Samples,
 )
 from services.exporter.web.board import MAX_LISTED_VERSIONS
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.http.server import create_application, create_registry
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
@@ -42,7 +42,7 @@ async def text(history: History) -> str:
     app = create_application(
         "keypulse exporter",
         create_registry(),
-        Pages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
+        BoardPages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         html = (await client.get("/")).text
@@ -135,6 +135,28 @@ async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: His
     shown = await text(history)
     assert "|Mode|" not in shown  # nothing stale
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
+
+
+async def test_where_no_mode_is_expected_none_is_missing(history: History) -> None:
+    history.add_backend_state(BackendState("ledger", Health(None, ready=True)))
+    shown = await text(history)
+    assert "|Mode|not reported|Ready|yes|" in shown
+    assert "mode is" not in shown
+    assert "|Failing|" not in shown
+    history.add_backend_state(BackendState("ledger", Health(None, ready=False)))
+    shown = await text(history)
+    assert "|not ready|Its health check says that it can neither encrypt nor decrypt.|" in shown
+    assert "mode is" not in shown
+
+
+async def test_a_mode_that_is_unknown_fails_and_says_which_words_are_known(history: History) -> None:
+    problem = "/crypto/mode: expected 'KMS' or 'local'"
+    health = Health(None, ready=True, mode_problem=problem)
+    history.add_backend_state(BackendState("ledger", health, problems=(f"health check: {problem}",)))
+    shown = await text(history)
+    assert "|Mode|unknown|Ready|yes|" in shown
+    assert "|mode is unknown|health check: /crypto/mode: expected &#39;KMS&#39; or &#39;local&#39;|" in shown
+    assert "not all could be read" not in shown
 
 
 async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_well(history: History) -> None:

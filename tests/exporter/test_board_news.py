@@ -7,7 +7,7 @@ import pytest
 
 from services.exporter.history import History
 from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.backend_contract import CryptoMode
 from shared.http.server import create_application, create_registry
 from shared.kms.port import KeyDescription
@@ -26,7 +26,7 @@ class Asking:
         self.restart()
 
     def restart(self) -> None:
-        pages = Pages(self.history, result_max_age=STALE, clock=lambda: self.now)
+        pages = BoardPages(self.history, result_max_age=STALE, clock=lambda: self.now)
         self.app = create_application("keypulse exporter", create_registry(), pages.build_routes())
 
     async def get(self, path: str, **query: str | int) -> httpx2.Response:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
@@ -35,7 +35,7 @@ async def asking(
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
     tokens = [Token("admin", Role.ADMIN, TokenFile(admin))] if admin else []
     access = AccessPolicy(tokens, {user: Role.VIEWER} if user else {})
-    pages = Pages(history, result_max_age=180, clock=lambda: NOW)
+    pages = BoardPages(history, result_max_age=180, clock=lambda: NOW)
     app: ASGIApp = create_application(
         "keypulse exporter", create_registry(), pages.build_routes(), access_policy=access
     )

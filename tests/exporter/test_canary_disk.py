@@ -38,7 +38,7 @@ async def test_a_lost_file_is_said_and_written_anew(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     await file.sync(ONE)
     file.path.unlink()
-    assert await file.sync() == ((ONE,), (f"{file.path} was lost; the canaries in memory are written anew",))
+    assert await file.sync() == ((ONE,), (f"{file.path} was lost; the canaries in memory are written again",))
     assert await canary_file(tmp_path).sync() == ((ONE,), ())
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address, load_settings
 
@@ -24,10 +24,10 @@ backends:
 """
 
 
-def settings(tmp_path: Path, text: str) -> Settings:
+def settings(tmp_path: Path, text: str) -> ExporterSettings:
     file = tmp_path / "exporter.yml"
     file.write_text(text)
-    return load_settings(Settings, file)
+    return load_settings(ExporterSettings, file)
 
 
 def mistakes(tmp_path: Path, text: str) -> list[str]:

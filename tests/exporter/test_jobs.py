@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.config import Backend
+from services.exporter.backends.settings import Backend
 from services.exporter.jobs import start_jobs
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF

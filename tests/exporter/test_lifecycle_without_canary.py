@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import Key, State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection
 from services.exporter.probes.canaries import CanaryFile
@@ -56,7 +56,7 @@ async def test_a_file_that_is_lost_while_nothing_runs_is_seen(emulator: Emulator
     look = await running.inspect()
     assert (look.versions_without_canary, shown(look)) == ((), [0])
     assert (await start().inspect()).versions_without_canary == ()  # as after any restart
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
     file.unlink()
     look = await start().inspect()
@@ -70,7 +70,7 @@ async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_no
     for _ in range(11):
         await emulator.store.update_key(KEY, rotated)
     now = emulator.store.clock()
-    await emulator.store.update_key(KEY, lambda key: key.with_primary(11, now).with_state(2, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_primary(11, now).with_state(2, EmulatedState.DISABLED))
     await emulator.store.update_key(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
     look = await start().inspect()
     assert look.versions_without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
@@ -103,6 +103,6 @@ async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_i
     await emulator.store.update_key(KEY, rotated)
     look = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
     assert (look.versions_without_canary, shown(look)) == (None, [])
-    emulator.faults.add(Fault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
     look = await start().inspect()
     assert (look.versions_without_canary, shown(look)) == (None, [])

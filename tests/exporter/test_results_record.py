@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.exporter.config import Backend
+from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState, Call, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode

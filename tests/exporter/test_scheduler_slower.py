@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import JITTER_FRACTION, Job, NextRun, run_jobs
+from services.exporter.scheduler import JITTER_FRACTION, NextRun, ScheduledJob, run_schedule
 
 pytestmark = pytest.mark.looptime
 
@@ -26,7 +26,7 @@ async def begins(seconds: float, interval: float, asks: Callable[[int], NextRun]
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await run_jobs([Job("job", run)], interval=interval, concurrency=1, random=RANDOM)
+            await run_schedule([ScheduledJob("job", run)], interval=interval, concurrency=1, random=RANDOM)
     return [at - begun[0] for at in begun]
 
 

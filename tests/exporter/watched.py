@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
-from services.exporter.config import ProbeSettings, Settings, Target
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
 from services.exporter.jobs import RunningJobs, start_jobs
 from services.exporter.results import Results
 from shared.kms.gcp.settings import GcpKeySettings
@@ -90,6 +90,6 @@ async def watched(
     kms: Kms, *targets: Target, record: Results | None = None, **probe: float
 ) -> AsyncIterator[RunningJobs]:
     """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
-    settings = Settings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
+    settings = ExporterSettings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
     async with start_jobs(settings, record or Results(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
         yield watch

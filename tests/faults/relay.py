@@ -60,6 +60,7 @@ def configuration(
             },
             "pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": providers.pagerduty_url},
         },
+        "environment": "staging",
         "default_channels": list(CHANNELS),
         **changes,
     }

@@ -186,7 +186,7 @@ def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> 
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
     explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
     assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(
-        map(str, send_error.Reason)
+        map(str, send_error.SendReason)
     ) - {"ok"}
 
 

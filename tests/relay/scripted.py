@@ -16,7 +16,7 @@ from services.relay.app import run_relay
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
-from services.relay.intake import endpoint, webhook
+from services.relay.intake import endpoint, webhook_parser
 from services.relay.model import Event, Message
 from shared.config.settings import Address
 from shared.http.connection_limits import AdmissionQueue
@@ -156,7 +156,7 @@ def webhook_of(status: str = "firing", *, group: str = "one", **changes: Any) ->
 
 
 def event_of(status: str = "firing", *, group: str = "one", **changes: Any) -> Event:
-    event = webhook.read_event(webhook_of(status, group=group), "")
+    event = webhook_parser.read_event(webhook_of(status, group=group), "")
     return replace(event, **changes)
 
 

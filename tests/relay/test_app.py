@@ -15,7 +15,7 @@ from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.store_jobs import blocked
 from tests.relay.scripted import (
@@ -69,7 +69,7 @@ async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monke
 
 
 async def test_a_repeat_is_news_where_the_first_was_given_up(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, payload(1))
         await until(lambda: len(channel.tried) == 1)
@@ -149,7 +149,7 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
 async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()})
-    metrics = Metrics(create_registry(), configuration.channels, (), Reason)
+    metrics = Metrics(create_registry(), configuration.channels, (), SendReason)
     with capture_logs() as logs:
         async with open_store(configuration.database, time.time) as store, AsyncExitStack() as stack:
             await stack.enter_async_context(

@@ -16,6 +16,7 @@ CONTRACT = """
 database: sqlite:////var/lib/keypulse/relay.db
 auth: {bearer_token_file: /run/secrets/relay_token, admin_token_file: /run/secrets/relay_admin, allow_from: []}
 alertmanager: {urls: [], token_file: null}
+environment: staging   # the addresses are placeholders
 links:
   runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}
   dashboard: https://grafana.example.org/d/kms-crypto-health?var-env={env}&from={from_ms}&to={to_ms}

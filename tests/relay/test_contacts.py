@@ -68,11 +68,12 @@ def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: P
     assert (code, said) == (0, f"{file}: contacts.owner: is a placeholder; production does not allow it\n")
 
 
-def test_the_shipped_configuration_lacks_nothing_but_contacts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_configuration_lacks_nothing_but_contacts_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as raised:
         load_settings(RelaySettings, SHIPPED)
     roles = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["contacts"]
-    assert [line.split(": ")[1] for line in raised.value.lines] == [f"contacts.{role}" for role in roles]
+    lacks = ["links", *(f"contacts.{role}" for role in roles), "channels.email-secops"]
+    assert [line.split(": ")[1] for line in raised.value.lines] == lacks
     monkeypatch.setenv("KEYPULSE_RELAY__ENVIRONMENT", "staging")
     assert len(list(load_settings(RelaySettings, SHIPPED).find_warnings())) == len(roles)
 

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.config import RelaySettings
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.scripted import TOKEN, payload, post, served, until
@@ -123,7 +123,7 @@ async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await told(client, webhook("other", B="firing"), 1)
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
     await post(client, webhook("kms-critical", A="firing"))
     await post(client, webhook("kms-critical", A="resolved"))
 
@@ -145,7 +145,7 @@ async def test_one_that_begins_while_a_resolve_is_under_way_is_triggered_after_i
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await told(client, webhook("kms-critical", A="firing"), 1)
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.SLOW_ANSWER, seconds=0.5, count=1))
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.SLOW_ANSWER, seconds=0.5, count=1))
     await post(client, webhook("kms-critical", A="resolved"))
     await until(lambda: actions(providers) == ["trigger", "resolve"])
     await told(client, webhook("other", B="firing"), 4)  # it, the resolve, and it once more

@@ -9,7 +9,7 @@ import pytest
 from services.relay.outbox import fallback
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.scripted import Scripted, hang, reaches, settings, statuses, until, webhook_of
 from tests.relay.test_reload import started
 
@@ -127,7 +127,7 @@ async def test_a_defect_in_looking_after_what_is_overdue_is_not_the_last_look(
 
 
 async def test_a_channel_that_refused_everything_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:
-    one = Scripted(SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked"))
+    one = Scripted(SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "token_revoked"))
     configuration = settings(tmp_path, {"one": one})
     async with started(configuration) as relay:
         await relay.accepts("firing")

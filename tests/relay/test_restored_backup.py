@@ -17,7 +17,7 @@ import yaml
 from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.app import build_delivery_rules
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
@@ -25,7 +25,7 @@ from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
-from services.relay.send_error import Reason
+from services.relay.send_error import SendReason
 from shared.http.server import create_registry
 from tests.relay.outbox.actions import accept, claim_some
 from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
@@ -84,7 +84,7 @@ async def test_it_triggers_nothing_that_is_over(
     def actions() -> list[str]:
         return [event["event_action"] for event in providers.pagerduty.events]
 
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
     async with served(RelaySettings(**keys)) as client:
         await post(client, webhook_of("firing"))
         if over:
@@ -141,7 +141,7 @@ async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_s
     tmp_path: Path,
 ) -> None:
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
-    metrics = Metrics(create_registry(), given.channels, (), Reason)
+    metrics = Metrics(create_registry(), given.channels, (), SendReason)
     async with open_store(given.database, time.time) as store:
         async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
             await accept(store, "x", "elsewhere")

@@ -12,7 +12,7 @@ import yaml
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import URL, Connection, text
 
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.model import StepProgress, StepResult
 from services.rotator.session import Session, open_session
 from shared.config.settings import Address, load_settings
@@ -75,8 +75,8 @@ class Rotated:
         file.write_text(yaml.safe_dump(document))
         return file
 
-    def settings(self, **overrides: Any) -> Settings:
-        return load_settings(Settings, self.configuration(**overrides))
+    def settings(self, **overrides: Any) -> RotatorSettings:
+        return load_settings(RotatorSettings, self.configuration(**overrides))
 
     @asynccontextmanager
     async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[Session]:

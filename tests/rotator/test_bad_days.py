@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError, StepProgress
-from services.rotator.report import Outcome, Report
+from services.rotator.report import CommandOutcome, Report
 from services.rotator.runner import resume, rollback, run
 from services.rotator.session import Session
 from shared.keyring.administration import (
@@ -54,7 +54,7 @@ async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything
 ) -> None:
     before = await in_a_file.keys()
     await new_version()
-    await emulator.store.update_key(KEY, lambda key: key.with_state(2, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(2, EmulatedState.DISABLED))
     async with in_a_file.session() as session:
         failed = await failing(session, type_)
         assert await session.administration.get_progress() is None
@@ -67,7 +67,7 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await new_version()
-    denied = Fault(kind="denied", operation="Encrypt")
+    denied = KmsFault(kind="denied", operation="Encrypt")
     async with rotated.session(batch_size=1) as session:
         at_progress(session, lambda done: emulator.faults.add(denied) if done == 1 else None)
         failed = await failing(session)
@@ -81,23 +81,23 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
     emulator.faults.clear()
     async with rotated.session() as session:
         assert (await failing(session)).next_commands == ("resume", "rollback")
-        assert (await resume(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.DONE
     assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {"2"}
 
 
 async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    emulator.faults.add(Fault(kind="slow_primary", seconds=1.0))
+    emulator.faults.add(KmsFault(kind="slow_primary", seconds=1.0))
     await new_version()
     async with in_a_file.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
 
 
 async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_changed(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    emulator.faults.add(Fault(kind="slow_primary", seconds=3600.0))
+    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600.0))
     before = await in_a_file.keys()
     await new_version()
     async with in_a_file.session(primary_timeout="300ms") as session:
@@ -114,7 +114,7 @@ async def test_another_keys_wrap_is_skipped_and_named_and_no_failure(rotated: Ro
     await new_version()
     async with rotated.session() as session:
         report = await run(session, REWRAP)
-    assert report.outcome is Outcome.DONE
+    assert report.outcome is CommandOutcome.DONE
     assert [(problem.id, problem.is_foreign) for problem in report.problems] == [(data_key_id(0), True)]
     assert foreign in report.problems[0].error
 
@@ -124,7 +124,7 @@ async def test_a_corrupt_wrap_is_named_and_the_rest_goes_on(rotated: Rotated, ne
     await new_version()
     async with rotated.session() as session:
         report = await run(session, REWRAP)
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert [problem.id for problem in report.problems] == [data_key_id(1)]
     assert report.next_commands == ("resume", "rollback")
     assert [key.wrapped.kek_version for key in (await rotated.keys()).values()] == ["2", "1", "2"]
@@ -138,7 +138,7 @@ async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
         outcomes = await asyncio.gather(run(first, REWRAP), run(second, REWRAP), return_exceptions=True)
     done = [outcome for outcome in outcomes if isinstance(outcome, Report)]
     (refused,) = (outcome for outcome in outcomes if isinstance(outcome, RefusedError))
-    assert [report.outcome for report in done] == [Outcome.DONE]
+    assert [report.outcome for report in done] == [CommandOutcome.DONE]
     assert first.caller in str(refused)
 
 
@@ -182,7 +182,7 @@ async def test_a_run_that_is_stopped_gives_the_lease_up_and_can_be_rolled_back(
             await running
     async with rotated.session() as session:
         report = await rollback(session)
-        assert report.outcome is Outcome.DONE
+        assert report.outcome is CommandOutcome.DONE
         assert report.rotation
         assert report.rotation.state is RotationState.ROLLED_BACK
     assert await rotated.keys() == before
@@ -194,12 +194,12 @@ async def test_what_failed_for_a_version_that_is_no_longer_the_primary_is_left_t
     await sql(in_a_file, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(1))
     await new_version()
     async with in_a_file.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.FAILED
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.FAILED
         await new_version()
         report = await resume(session)
-        assert (report.outcome, report.next_commands) == (Outcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
+        assert (report.outcome, report.next_commands) == (CommandOutcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
         assert [problem.id for problem in report.problems] == [data_key_id(1)]
-        assert (await run(session, REWRAP)).outcome is Outcome.FAILED
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.FAILED
     assert [key.wrapped.kek_version for key in (await in_a_file.keys()).values()] == ["3", "1", "3"]
 
 
@@ -217,4 +217,4 @@ async def test_what_is_done_and_was_not_verified_is_verified_though_another_vers
         await failing(session)
         session.administration.verify = verify  # type: ignore[method-assign]
         await new_version()
-        assert (await resume(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.DONE

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from tests.rotator.rotated import Rotated, secret
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -54,7 +54,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     await new_version()
     planned = await rotator("plan", "--config", config)
     assert planned.code == 0
-    assert "3 data keys (3 by version 1) are wrapped anew by version 2" in planned.out
+    assert "3 data keys (3 by version 1) are re-wrapped by version 2" in planned.out
     assert f"keypulse-rotator run --type rewrap-kek --config {config}" in planned.out
     dry = await rotator("run", "--type", "rewrap-kek", "--dry-run", "--config", config)
     assert (dry.code, "nothing was changed" in dry.out) == (0, True)
@@ -130,7 +130,7 @@ async def test_a_failure_is_one_sentence_and_1_and_says_what_to_type(
 ) -> None:
     config = str(in_a_file.configuration())
     await new_version()
-    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
+    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
     ended = await rotator("run", "--type", "rewrap-kek", "--config", config)
     assert ended.code == 1
     assert "the smoke test failed, nothing was changed: ✗ KMS" in ended.out
@@ -158,7 +158,7 @@ async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     config = str(in_a_file.configuration(primary_timeout="60s"))
-    emulator.faults.add(Fault(kind="slow_primary", seconds=3600))
+    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600))
     await new_version()
     process = await started("run", "--type", "rewrap-kek", "--config", config)
     assert process.stderr

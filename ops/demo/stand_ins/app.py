@@ -15,8 +15,8 @@ from ops.demo.stand_ins.kms_faults import KmsFaults
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.monitoring_links import MonitoringLinks
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.pages import PAGE_HEADERS, Pages
-from ops.demo.stand_ins.provider_faults import Faults
+from ops.demo.stand_ins.pages import PAGE_HEADERS, StandInPages
+from ops.demo.stand_ins.provider_faults import ProviderFaults
 from ops.demo.stand_ins.slack import Slack
 from shared.config.settings import Address
 from shared.http.authorization import ProtectedRoute, RouteRequirements
@@ -35,7 +35,7 @@ class StandIns:
     slack: Slack
     pagerduty: PagerDuty
     mailbox: MailServer
-    faults: Faults
+    faults: ProviderFaults
     changes: ChangeFeed
 
     @property
@@ -81,7 +81,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         StartError: an address is taken.
     """
     changes = ChangeFeed()
-    faults = Faults(changes)
+    faults = ProviderFaults(changes)
     slack = Slack(slack_tokens, slack_channels, faults, changes, clock)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
@@ -94,7 +94,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
             "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
         ),  # and are asked by any name
         *api.build_routes(),
-        *Pages(mailbox, docs).build_routes(),
+        *StandInPages(mailbox, docs).build_routes(),
         *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
     ]
     app = create_application("keypulse stand-ins", create_registry(), routes)

@@ -94,7 +94,7 @@ _NEW_TAB_BASE = '<base target="_blank">'
 _DOCTYPE = re.compile(r"\s*<!doctype[^>]*>", re.IGNORECASE)
 
 
-class Pages:
+class StandInPages:
     """The routes of the page.
 
     Args:

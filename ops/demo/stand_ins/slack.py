@@ -15,8 +15,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.provider_faults import KINDS_AFTER_STORING, Fault, Faults, Provider, respond_with_fault
-from ops.demo.stand_ins.slack_validation import Json, SlackError, is_true, parse_content, parse_metadata, read_arguments
+from ops.demo.stand_ins.provider_faults import (
+    KINDS_AFTER_STORING,
+    Provider,
+    ProviderFault,
+    ProviderFaults,
+    respond_with_fault,
+)
+from ops.demo.stand_ins.slack_validation import (
+    Json,
+    SlackRefusedError,
+    is_true,
+    parse_content,
+    parse_metadata,
+    read_arguments,
+)
 
 MAX_STORED = 500
 
@@ -36,7 +49,7 @@ class SlackMessage:
 
     def to_json(self, *, with_metadata: bool) -> Json:
         """Return the message as in the Web API."""
-        shown: Json = {
+        document: Json = {
             "type": "message",
             "user": "U0000000001",
             "bot_id": "B0000000001",
@@ -45,16 +58,16 @@ class SlackMessage:
             "blocks": self.blocks,
         }
         if self.thread_ts:
-            shown["thread_ts"] = self.thread_ts
+            document["thread_ts"] = self.thread_ts
         if self.edited_at:
-            shown["edited"] = {"user": "U0000000001", "ts": f"{self.edited_at:.6f}"}
+            document["edited"] = {"user": "U0000000001", "ts": f"{self.edited_at:.6f}"}
         if with_metadata and self.metadata:
-            shown["metadata"] = self.metadata
-        return shown
+            document["metadata"] = self.metadata
+        return document
 
 
 @dataclass
-class SlackChannel:
+class SlackChannelState:
     """A channel that the bot is a member of, and its last messages, oldest first."""
 
     name: str
@@ -75,7 +88,7 @@ class SlackChannel:
             return None
         if not re.fullmatch(r"\d+\.\d{6}", str(thread_ts)):
             error = f"[ERROR] {thread_ts} is not a valid thread_ts"
-            raise SlackError("invalid_thread_ts", response_metadata={"messages": [error]})
+            raise SlackRefusedError("invalid_thread_ts", response_metadata={"messages": [error]})
         found = self.find(str(thread_ts))
         return (found.thread_ts or found.ts) if found else None
 
@@ -101,7 +114,7 @@ class Slack:
         self,
         tokens: Iterable[str],
         channels: Iterable[str],
-        faults: Faults,
+        faults: ProviderFaults,
         changes: ChangeFeed,
         clock: Callable[[], float],
     ) -> None:
@@ -113,7 +126,7 @@ class Slack:
         self.scopes = {*SCOPES.values(), *LIST_SCOPES.values()}
         """The bot's scopes; a method that needs another one answers `missing_scope`."""
         names = (f"#{name.removeprefix('#')}" for name in channels)
-        self.channels = {name: SlackChannel(name, f"C{crc32(name.encode()):010X}") for name in names}
+        self.channels = {name: SlackChannelState(name, f"C{crc32(name.encode()):010X}") for name in names}
         self._methods: dict[str, Callable[[Json], Json]] = {
             "auth.test": self._auth_test,
             "chat.postMessage": self._post_message,
@@ -136,10 +149,10 @@ class Slack:
         try:
             arguments = await read_arguments(request)
             channel = self._find_channel(arguments)
-        except SlackError as error:
+        except SlackRefusedError as error:
             return JSONResponse(error.response)
 
-        def fits(fault: Fault) -> bool:
+        def fits(fault: ProviderFault) -> bool:
             if fault.kind in KINDS_AFTER_STORING and not method.startswith("chat."):
                 return False  # nothing is stored whose answer could be lost or late
             return fault.target is None or (channel is not None and channel.name == fault.target)
@@ -148,31 +161,33 @@ class Slack:
             self._faults,
             self._faults.match(Provider.SLACK, fits),
             lambda: JSONResponse(self._respond(method, arguments)),
-            build_error=lambda name: JSONResponse(SlackError(name).response),
+            build_error=lambda name: JSONResponse(SlackRefusedError(name).response),
             # https://docs.slack.dev/apis/web-api/rate-limits
-            build_rate_limited=lambda headers: JSONResponse(SlackError("ratelimited").response, 429, headers=headers),
+            build_rate_limited=lambda headers: JSONResponse(
+                SlackRefusedError("ratelimited").response, 429, headers=headers
+            ),
         )
 
     def _respond(self, method: str, arguments: Json) -> Json:
         try:
             return {"ok": True, **self._find_method(method, arguments)(arguments)}
-        except SlackError as error:
+        except SlackRefusedError as error:
             return error.response
 
     def _find_method(self, name: str, arguments: Json) -> Callable[[Json], Json]:
         if not arguments.get("token"):
-            raise SlackError("not_authed")
+            raise SlackRefusedError("not_authed")
         if arguments["token"] not in self._tokens:
-            raise SlackError("invalid_auth")
+            raise SlackRefusedError("invalid_auth")
         if name not in self._methods:
-            raise SlackError("unknown_method", req_method=name)
+            raise SlackRefusedError("unknown_method", req_method=name)
         if name in SCOPES:
             self._require_scope(SCOPES[name])
         return self._methods[name]
 
     def _require_scope(self, scope: str) -> None:
         if scope not in self.scopes:
-            raise SlackError("missing_scope", needed=scope, provided=",".join(sorted(self.scopes)))
+            raise SlackRefusedError("missing_scope", needed=scope, provided=",".join(sorted(self.scopes)))
 
     def _auth_test(self, _arguments: Json) -> Json:
         return {
@@ -188,7 +203,7 @@ class Slack:
     def _post_message(self, arguments: Json) -> Json:
         channel = self._find_channel(arguments)
         if channel is None:
-            raise SlackError("channel_not_found")
+            raise SlackRefusedError("channel_not_found")
         text, blocks = parse_content(arguments)
         given_metadata = parse_metadata(arguments.get("metadata"))
         root = channel.find_thread_root(arguments.get("thread_ts"))
@@ -211,10 +226,10 @@ class Slack:
         channel = self._find_channel_by_id(arguments)
         message = channel.find(arguments.get("ts"))
         if message is None:
-            raise SlackError("message_not_found")
+            raise SlackRefusedError("message_not_found")
         text, blocks = parse_content(arguments)
         if len(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")) > MAX_UPDATE_TEXT:
-            raise SlackError("msg_too_long")
+            raise SlackRefusedError("msg_too_long")
         message.text, message.blocks, message.edited_at = text, blocks, self._clock()
         message.metadata = parse_metadata(arguments.get("metadata")) or message.metadata
         self._changes.publish()
@@ -231,7 +246,7 @@ class Slack:
         channel = self._find_channel_by_id(arguments)
         root = channel.find(arguments.get("ts"))
         if root is None:
-            raise SlackError("thread_not_found")
+            raise SlackRefusedError("thread_not_found")
         root_ts = root.thread_ts or root.ts
         return _build_message_page([m for m in channel.messages if root_ts in (m.ts, m.thread_ts)], arguments)
 
@@ -240,24 +255,24 @@ class Slack:
         types = str(arguments.get("types") or "public_channel").split(",")
         for kind in types:
             if kind not in LIST_SCOPES:
-                raise SlackError("invalid_types")
+                raise SlackRefusedError("invalid_types")
             self._require_scope(LIST_SCOPES[kind])
         channels = list(self.channels.values()) if "public_channel" in types else []
         found, cursor = _paginate(channels, arguments)
-        shown = [{"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in found]
-        return {"channels": shown, "response_metadata": {"next_cursor": cursor}}
+        page = [{"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in found]
+        return {"channels": page, "response_metadata": {"next_cursor": cursor}}
 
-    def _find_channel(self, arguments: Json) -> SlackChannel | None:
+    def _find_channel(self, arguments: Json) -> SlackChannelState | None:
         """Return the channel by its ID or its name: chat.postMessage accepts both."""
-        wanted = str(arguments.get("channel") or "")
-        by_id = (channel for channel in self.channels.values() if channel.id == wanted)
-        return self.channels.get(f"#{wanted.removeprefix('#')}") or next(by_id, None)
+        name = str(arguments.get("channel") or "")
+        by_id = (channel for channel in self.channels.values() if channel.id == name)
+        return self.channels.get(f"#{name.removeprefix('#')}") or next(by_id, None)
 
-    def _find_channel_by_id(self, arguments: Json) -> SlackChannel:
+    def _find_channel_by_id(self, arguments: Json) -> SlackChannelState:
         """The channel by its ID: other methods than chat.postMessage take no name."""
         channel = self._find_channel(arguments)
         if channel is None or channel.id != arguments["channel"]:
-            raise SlackError("channel_not_found")
+            raise SlackRefusedError("channel_not_found")
         return channel
 
 
@@ -266,7 +281,7 @@ def _build_message_page(messages: list[SlackMessage], arguments: Json) -> Json:
     try:
         oldest, latest = float(arguments.get("oldest") or 0), float(arguments.get("latest") or "inf")
     except ValueError:
-        raise SlackError("invalid_arguments") from None
+        raise SlackRefusedError("invalid_arguments") from None
     inclusive = is_true(arguments.get("inclusive"))
     within = [m for m in messages if oldest < float(m.ts) < latest or (inclusive and float(m.ts) in (oldest, latest))]
     found, cursor = _paginate(within, arguments)
@@ -283,12 +298,12 @@ def _paginate(items: list[T], arguments: Json) -> tuple[list[T], str]:
     try:
         limit = int(arguments.get("limit") or 100)
     except ValueError:
-        raise SlackError("invalid_limit") from None
+        raise SlackRefusedError("invalid_limit") from None
     if not 0 < limit <= MAX_PAGE_SIZE:
-        raise SlackError("invalid_limit")
+        raise SlackRefusedError("invalid_limit")
     try:
         start = int(arguments.get("cursor") or 0)
     except ValueError:
-        raise SlackError("invalid_cursor") from None
+        raise SlackRefusedError("invalid_cursor") from None
     end = start + limit
     return items[start:end], str(end) if end < len(items) else ""

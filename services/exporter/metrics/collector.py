@@ -45,8 +45,8 @@ class ExporterMetrics(Collector):
 
     def expire_success(self, service: str, target: str) -> bool:
         """The last round trip is too long ago to be a success. Returns whether that is a change."""
-        known = self._targets.get((service, target))
-        if known is None or not known.expire_success():
+        metrics = self._targets.get((service, target))
+        if metrics is None or not metrics.expire_success():
             return False
         self.changed.set()
         return True

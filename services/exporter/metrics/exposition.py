@@ -60,7 +60,7 @@ class Exposition:
         """Encodes nothing yet.
 
         Args:
-            get_sources: returns all sources that exist right now.
+            get_sources: returns all current sources.
             process_registry: metrics of the process; small, encoded at each scrape.
             clock: monotonic seconds.
         """
@@ -155,15 +155,15 @@ class _Format:
     def encode(self, parts: Sequence[MetricSource]) -> _EncodedBody:
         """The body as the parts are now."""
         with self._lock:
-            known = {part: self._encode_families(part) for part in parts}
+            encoded = {part: self._encode_families(part) for part in parts}
             lines: dict[str, list[bytes]] = {}
-            for _, families in known.values():
+            for _, families in encoded.values():
                 for name, family in families.items():
                     lines.setdefault(name, [family.head]).append(family.samples)
             plain = b"".join(line for family in lines.values() for line in family)
             compressor = zlib.compressobj(level=1, wbits=31)  # 31: a gzip stream
             compressed = compressor.compress(plain) + compressor.flush(zlib.Z_SYNC_FLUSH)
-            self._encoded = known
+            self._encoded = encoded
             self.body = body = _EncodedBody(plain, compressed, compressor)
             return body
 

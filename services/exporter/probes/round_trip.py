@@ -117,8 +117,8 @@ class Prober:
             Operation.DECRYPT, lambda: self.key.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
         )
         if decrypted is not None and decrypted.plaintext != plaintext:
-            wrong = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt gave back another plaintext than was encrypted")
-            decrypt = replace(decrypt, failure=wrong)
+            mismatch = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt gave back another plaintext than was encrypted")
+            decrypt = replace(decrypt, failure=mismatch)
         return ProbeResult(
             self.service,
             self.target,

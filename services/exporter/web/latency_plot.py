@@ -15,7 +15,7 @@ HEIGHT = 60
 POINTS = 120
 """Points of a line, half a minute each; of several round trips in one the slowest is shown."""
 MIN_SECONDS = 0.0001
-"""Seconds; what is faster is drawn here."""
+"""Seconds; faster calls are drawn at this value."""
 _DECADE_STEPS = (1, 2, 5)
 
 
@@ -54,10 +54,12 @@ def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
     lengths = [*encrypt.values(), *decrypt.values()]
     marks = _build_scale(min(lengths), max(lengths)) if lengths else []
     failed = {step for step, ok in zip(steps, round_trips.succeeded, strict=True) if not ok and 0 <= step < POINTS}
-    tried = sorted({step for step in steps if 0 <= step < POINTS})
+    steps_in_view = sorted({step for step in steps if 0 <= step < POINTS})
 
     def lines(values: dict[int, float]) -> tuple[str, ...]:
-        return tuple(_build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, tried))
+        return tuple(
+            _build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, steps_in_view)
+        )
 
     return Plot(
         lines(encrypt),
@@ -70,7 +72,7 @@ def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
 
 
 def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
-    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like news."""
+    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like a change."""
     min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
     first = math.floor(math.log10(min_seconds))
     known = [
@@ -82,7 +84,7 @@ def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
 
 
 def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
-    """Only 1, 10, 100 where two of them are there: there is no room for more."""
+    """Only 1, 10, 100 where two of them are there: more would not fit."""
     decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
     return decades if len(decades) > 1 else marks
 

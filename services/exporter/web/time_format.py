@@ -1,4 +1,4 @@
-"""Formats times and durations for people. Pure; `board.js` formats ages in the same way."""
+"""Formats times and durations for people. Pure; `board.js` formats ages the same."""
 
 from datetime import UTC, datetime
 from typing import Final

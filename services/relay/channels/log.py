@@ -84,11 +84,11 @@ def build_line(message: Message) -> dict[str, Any]:
     alerts: list[dict[str, Any]] = []
     left = MAX_ALERTS_SIZE
     for alert, links in pairs:
-        shown = _build_alert(alert, links)
-        left -= len(json.dumps(shown))
+        entry = _build_alert(alert, links)
+        left -= len(json.dumps(entry))
         if left < 0:
             break
-        alerts.append(shown)
+        alerts.append(entry)
     missing = len(pairs) - len(alerts) + event.unlisted_count
     fields: dict[str, Any] = {
         "delivery_id": message.task.delivery_id,

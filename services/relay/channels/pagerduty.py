@@ -31,17 +31,11 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.status_error import build_status_error
-from services.relay.http_client import (
-    HttpSession,
-    encode_json,
-    read_text,
-    translate_connection_errors,
-)
+from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Alert, Event, Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import (
     Severity,
-    build_alertmanager_link,
     clean_line,
     find_worst_severity,
     format_counts,
@@ -53,6 +47,7 @@ from services.relay.text import (
     is_resolved,
     limit_labels,
     list_alerts,
+    list_group_links,
     select_contacts,
     truncate,
 )
@@ -123,8 +118,8 @@ class PagerDutyChannel:
 
     def render_payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
-        written = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
-        return "\n".join(_add_routing_key(MASK, each) for each in written)
+        payloads = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
+        return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def read_secret_versions(self) -> Hashable:
         """Changes with the file of the routing key."""
@@ -145,16 +140,16 @@ class PagerDutyChannel:
 
     async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:
         event = await build_in_thread_if_large(message, lambda: build_event(message, action))
-        key, written = read_secret(self._routing_key), encode_json(event)
-        call.before_request(_add_routing_key(MASK, written))
-        answer = await self._post_event(key, written)
+        key, payload = read_secret(self._routing_key), encode_json(event)
+        call.before_request(_add_routing_key(MASK, payload))
+        answer = await self._post_event(key, payload)
         call.record_reply(f"HTTP {answer.status} {answer.text}", key)
         reply = _parse_reply(answer.text)
         if answer.status == 202:
             return {"dedup_key": event["dedup_key"], "status": mask_reply(str(reply.get("status", "")), key)}
         detail, about_the_key = _explain_rejection(answer.status, reply, key)
         if about_the_key and await self._is_key_invalid(key):
-            raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
+            raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
         raise build_status_error(answer.status, answer.headers, detail, self._clock())
 
     async def _is_key_invalid(self, key: str) -> bool:
@@ -163,7 +158,7 @@ class PagerDutyChannel:
         The rejection of a whole event cannot decide that: it may quote an alert.
 
         Raises:
-            SendError: PagerDuty answers neither way.
+            SendError: PagerDuty answers neither.
         """
         answer = await self._post_event(key, encode_json(_KEY_CHECK_EVENT))
         if answer.status == 202:
@@ -185,10 +180,10 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     event = message.event
     alerts = list_alerts(message)
     several = format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
-    late = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
-    aside = ", ".join(filter(None, (several, late)))
+    late_resolve = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
+    aside = ", ".join(filter(None, (several, late_resolve)))
     first = format_summary(alerts[0][0]) if alerts else format_counts(event)
-    page = build_alertmanager_link(event)
+    group_links = list_group_links(event)
     remark, contacts = format_remark(message), select_contacts(message)
     links = [link for _, found in alerts for link in found]
 
@@ -214,10 +209,10 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
                 **_build_details([alert for alert, _ in alerts]),
             },
         },
-        "links": [{"href": link.url, "text": link.text} for link in links[:MAX_LINKS]],
+        "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 1], *group_links[1:])],
     }
-    if page:
-        rendered["client_url"] = page.url
+    if group_links:
+        rendered["client_url"] = group_links[0].url
     return rendered
 
 
@@ -262,7 +257,7 @@ def _parse_reply(text: str) -> dict[str, Any]:
 def _explain_rejection(status: int, reply: dict[str, Any], key: str) -> tuple[str, bool]:
     """What PagerDuty has against an event, in one sentence, and whether it is the routing key."""
     errors = reply.get("errors")
-    why = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
-    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(why, key)}" if why else "")
+    cause = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
+    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(cause, key)}" if cause else "")
     # PagerDuty replies: Invalid routing key. Or: Length of 'routing_key' is incorrect (should be 32 characters).
-    return detail, status == 400 and "routing" in why.lower() and "key" in why.lower()
+    return detail, status == 400 and "routing" in cause.lower() and "key" in cause.lower()

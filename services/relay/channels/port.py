@@ -50,7 +50,7 @@ Progress = Mapping[str, str]
 """What a channel has done of a delivery already, such as which recipients have the mail."""
 
 
-class LeaseLostError(Exception):
+class DeliveryLeaseLostError(Exception):
     """The lease expired before the message was sent: another process may send it, so this attempt must not."""
 
 
@@ -73,13 +73,13 @@ class Attempt(Protocol):
         ...
 
     def before_request(self, payload: str) -> None:
-        """Call it right before each request that sends the message.
+        """Call it directly before each request that sends the message.
 
         Args:
             payload: what is sent, to be stored; without credentials.
 
         Raises:
-            LeaseLostError: nothing may be sent any more; do not catch it.
+            DeliveryLeaseLostError: nothing may be sent any more; do not catch it.
         """
         ...
 
@@ -87,7 +87,7 @@ class Attempt(Protocol):
         """Call it again when the request is connected: connecting may have taken longer than the lease.
 
         Raises:
-            LeaseLostError: nothing may be sent any more, and of this request nothing was; do not catch it.
+            DeliveryLeaseLostError: nothing may be sent any more, and of this request nothing was; do not catch it.
         """
         ...
 
@@ -99,7 +99,7 @@ class Attempt(Protocol):
         """Commits progress for the next attempt, whatever happens to this one.
 
         Raises:
-            LeaseLostError: nothing may be sent any more; do not catch it.
+            DeliveryLeaseLostError: nothing may be sent any more; do not catch it.
         """
         ...
 
@@ -108,7 +108,7 @@ class Channel(Protocol):
     """An open channel. `send` may be called concurrently for messages of different incidents."""
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Delivers, or raises SendError or LeaseLostError.
+        """Delivers, or raises SendError or DeliveryLeaseLostError.
 
         It has a time-out of its own; the caller may cancel it earlier.
         """

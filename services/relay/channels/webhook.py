@@ -4,7 +4,7 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
 
     {"delivery_id": "…",            the same at each attempt, as in the header `Idempotency-Key`
      "incident_id": "…",            the same for all events of one group
-     "episode": 1,                  how many times the incident had begun by then
+     "episode": 1,                  how many times the incident had started by then
      "accepted_at": "…",
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
@@ -36,13 +36,9 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.status_error import build_status_error
-from services.relay.http_client import (
-    HttpSession,
-    read_text,
-    translate_connection_errors,
-)
+from services.relay.http_session import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
@@ -102,7 +98,7 @@ class WebhookChannel:
         body = await build_in_thread_if_large(message, lambda: self.render_payload(message))
         async with call_provider(attempt, "the webhook", self._timeout) as call:
             url, token = self._read_url(), read_secret(self._token) if self._token else ""
-            ours = (token, *_list_url_secrets(url))
+            secrets = (token, *_list_url_secrets(url))
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.task.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
@@ -110,12 +106,12 @@ class WebhookChannel:
             with translate_connection_errors("the webhook"):
                 async with self._session.open().post(url, data=body.encode(), headers=headers) as response:
                     if 200 <= response.status < 300:  # what follows the status decides nothing
-                        call.record_reply(f"HTTP {response.status} {response.reason}", *ours)
+                        call.record_reply(f"HTTP {response.status} {response.reason}", *secrets)
                         return {"status": str(response.status)}
                     reply = await read_text(response)
-            call.record_reply(f"HTTP {response.status} {reply}", *ours)
+            call.record_reply(f"HTTP {response.status} {reply}", *secrets)
             detail = f"the webhook answered HTTP {response.status}" + (
-                f": {mask_reply(reply, *ours)}" if reply.strip() else ""
+                f": {mask_reply(reply, *secrets)}" if reply.strip() else ""
             )
             raise build_status_error(response.status, response.headers, detail, self._clock())
 
@@ -138,7 +134,7 @@ class WebhookChannel:
         try:
             return check_secret_url(read_secret(self._url_file), allow_remote_insecure=self._allow_remote_insecure)
         except ValueError as error:
-            raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"{self._url_file.path}: {error}") from None
+            raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"{self._url_file.path}: {error}") from None
 
 
 def _list_url_secrets(url: str) -> list[str]:
@@ -155,11 +151,11 @@ def build_body(message: Message) -> dict[str, Any]:
     alerts: list[dict[str, Any]] = []
     left = MAX_BODY - _BODY_OVERHEAD
     for alert, links in pairs:
-        shown = _build_alert(alert, links)
-        left -= len(json.dumps(shown, ensure_ascii=False).encode())
+        entry = _build_alert(alert, links)
+        left -= len(json.dumps(entry, ensure_ascii=False).encode())
         if left < 0:  # never at the first
             break
-        alerts.append(shown)
+        alerts.append(entry)
     return {
         "delivery_id": message.task.delivery_id,
         "incident_id": message.task.incident_id,

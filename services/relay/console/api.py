@@ -73,10 +73,10 @@ class _DeliveriesEndpoint:
 
     async def list(self, request: Request) -> Response:
         try:
-            wanted, limit, before = _parse_filter(request.query_params)
+            delivery_filter, limit, before = _parse_filter(request.query_params)
         except ValueError as error:
             return _build_error_response(400, str(error))
-        page = await queries.list_deliveries(self._store, wanted, limit=limit, before=before)
+        page = await queries.list_deliveries(self._store, delivery_filter, limit=limit, before=before)
         cursor = None if page.before is None else f"{page.before:x}"
         return JSONResponse(
             {"deliveries": [encode_delivery(delivery) for delivery in page.deliveries], "next_cursor": cursor}
@@ -106,8 +106,8 @@ class _DeliveriesEndpoint:
         if channel not in self._channels:
             return _build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
         retried = 0
-        async for taken in retry_channel(self._store, channel):
-            retried += taken
+        async for requeued in retry_channel(self._store, channel):
+            retried += requeued
             self._wake_channels([channel])
         return JSONResponse({"retried": retried}, status_code=202)
 
@@ -117,9 +117,9 @@ class _QuarantineEndpoint:
         self._store = store
 
     async def list(self, _request: Request) -> Response:
-        kept = await rejected.list_entries(self._store)
+        entries = await rejected.list_entries(self._store)
         return JSONResponse(
-            {"quarantine": [{**asdict(entry), "received_at": format_time(entry.received_at)} for entry in kept]}
+            {"quarantine": [{**asdict(entry), "received_at": format_time(entry.received_at)} for entry in entries]}
         )
 
     async def get_body(self, request: Request) -> Response:
@@ -143,13 +143,13 @@ def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, int,
         raise ValueError(f"limit: expected a number from 1 to {_MAX_LIMIT}")
     if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
         raise ValueError("cursor: expected the next_cursor of an earlier answer")
-    wanted = queries.DeliveryFilter(
+    delivery_filter = queries.DeliveryFilter(
         state=_parse_parameter("state", parse_state, parameters),
         channel=_parse_parameter("channel", check_text, parameters),
         alertname=_parse_parameter("alertname", check_text, parameters),
         since=_parse_parameter("since", parse_time, parameters),
     )
-    return wanted, int(limit), None if cursor is None else int(cursor, 16)
+    return delivery_filter, int(limit), None if cursor is None else int(cursor, 16)
 
 
 def _parse_parameter(name: str, parse: Callable[[str], T], parameters: QueryParams) -> T | None:

@@ -1,4 +1,4 @@
-"""The links of an alert: its own annotations, or templates filled with its labels. Pure.
+"""The links of an alert: templates filled with its labels, or its own annotations; and the exporter's board. Pure.
 
 What cannot become a link is left out; it never delays an alert. Anybody who can write a rule or a metric writes labels
 and annotations, so their values are always escaped, and only http(s) is let through.
@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import uritemplate
 
 from services.relay.model import Alert, Event, Links
-from services.relay.text import MAX_URL
+from services.relay.text import MAX_SHORT_URL, MAX_URL
 
 _DASHBOARD_MARGIN: Final = timedelta(minutes=30)
 """What a dashboard shows before the start and after the end."""
@@ -34,7 +34,11 @@ class LinkRules:
 
     runbook: str | None
     dashboard: str | None
-    allow_hosts: Collection[str]
+    board: str | None = None
+    """The address of the exporter's board, without its last slash."""
+    prefers_annotation: bool = False
+    """Whether an alert's own annotation wins over the template."""
+    allow_hosts: Collection[str] = frozenset()
     """Hosts that an alert's own addresses may lead to, in lower case; empty allows every one."""
 
 
@@ -61,17 +65,23 @@ def check_template(template: str) -> str:
 
 
 def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
-    """An alert's links; an annotation `runbook_url` or `dashboard_url` wins over the template where it can be trusted.
+    """An alert's links. A template wins over the annotation of the same meaning, unless the rules prefer annotations.
 
     Args:
         alert: whose annotations and labels are used.
         accepted_at: the end of what the dashboard shows, while the alert fires.
         rules: of the configuration.
     """
+
+    def choose(annotation: str, template: str | None) -> str | None:
+        own = _read_annotation(alert, annotation, rules)
+        filled = _expand_template(template, alert, accepted_at)
+        return (own or filled) if rules.prefers_annotation else (filled or own)
+
     return Links(
-        runbook=_read_annotation(alert, "runbook_url", rules) or _expand_template(rules.runbook, alert, accepted_at),
-        dashboard=_read_annotation(alert, "dashboard_url", rules)
-        or _expand_template(rules.dashboard, alert, accepted_at),
+        runbook=choose("runbook_url", rules.runbook),
+        dashboard=choose("dashboard_url", rules.dashboard),
+        board=_build_board_link(alert, rules.board),
     )
 
 
@@ -93,6 +103,15 @@ def _check_host(address: str, rules: LinkRules) -> str | None:
     if url is None or (rules.allow_hosts and urlsplit(url).hostname not in rules.allow_hosts):
         return None
     return url
+
+
+def _build_board_link(alert: Alert, board: str | None) -> str | None:
+    """The board, filtered to what the alert is about; None for an alert that is about neither a key nor a service."""
+    name = alert.labels.get("target") or alert.labels.get("service")
+    if board is None or not name:
+        return None
+    url = _sanitize_url(f"{board}/?q={quote(name, safe='', errors='replace')}")
+    return url if url and len(url) <= MAX_SHORT_URL else None
 
 
 def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) -> str | None:
@@ -121,8 +140,10 @@ def _drop_empty_parameters(template: str, values: Mapping[str, str]) -> str:
     """The template without the parameters whose label is not there: Grafana takes an empty variable for a value."""
     head, mark, rest = template.partition("?")
     query, sharp, fragment = rest.partition("#")
-    kept = [pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])]
-    return head + mark + "&".join(kept) + sharp + fragment
+    parameters = [
+        pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])
+    ]
+    return head + mark + "&".join(parameters) + sharp + fragment
 
 
 def _format_milliseconds(moment: datetime) -> str:

@@ -2,8 +2,8 @@
 
 Each channel claims as many deliveries as it has free slots, and each is sent by a task of its own; the outbox keeps the
 messages of one incident in order, and the channel within its rate. A worker sleeps until something is due or `wake` is
-called, and looks every few seconds for what another process made due. While its channel is down, its deliveries go to
-the fallback channels.
+called, and checks every few seconds for deliveries that another process made due. While its channel is down, its
+deliveries go to the fallback channels.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
-from services.relay.outbox.lease import release_leases
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.restore_detection import detect_restore
+from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.sweeper import sweep
 
 _OUTBOX_RETRY_SECONDS: Final = 1.0

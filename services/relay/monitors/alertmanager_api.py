@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from services.relay.http_client import HttpSession, translate_connection_errors
+from services.relay.http_session import HttpSession, translate_connection_errors
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
@@ -51,7 +51,7 @@ class AlertmanagerState:
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _Status(msgspec.Struct):
+class _ServerStatus(msgspec.Struct):
     uptime: _Moment  # in spite of its name the moment of its start
 
 
@@ -63,7 +63,7 @@ class _AlertStatus(msgspec.Struct, gc=False):
     state: str  # active, suppressed, unprocessed
 
 
-class _Alert(msgspec.Struct, rename="camel", gc=False):
+class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
     fingerprint: str
     labels: dict[str, str]
     starts_at: _Moment
@@ -71,8 +71,8 @@ class _Alert(msgspec.Struct, rename="camel", gc=False):
     status: _AlertStatus
 
 
-_STATUS: Final = msgspec.json.Decoder(_Status)
-_ALERT_LIST: Final = msgspec.json.Decoder(list[_Alert])
+_STATUS: Final = msgspec.json.Decoder(_ServerStatus)
+_ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
 
 class AlertmanagerClient:

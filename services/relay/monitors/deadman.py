@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.http_client import HttpSession, translate_connection_errors
+from services.relay.http_session import HttpSession, translate_connection_errors
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.watchdogs import is_draining
 from services.relay.send_error import SendError

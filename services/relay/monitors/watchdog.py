@@ -109,8 +109,8 @@ class WatchdogMonitor:
         if not names:
             return _IDLE_INTERVAL
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
-        able_for = self._uptime.measure_and_restart()
-        silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, able_for))
+        uptime = self._uptime.measure_and_restart()
+        silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, uptime))
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
             absent = watchdog.build_alert()

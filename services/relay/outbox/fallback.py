@@ -135,7 +135,7 @@ def build_fallback_deliveries(
     """The events of a delivery as deliveries on fallback channels, as far as these do not deliver them anyway.
 
     Args:
-        transaction: the one under way, which holds the lock on the incident.
+        transaction: the current one, which holds the lock on the incident.
         row: the delivery.
         fallback_channels: the names of the channels.
     """
@@ -145,19 +145,19 @@ def build_fallback_deliveries(
     span = {"incident": row.incident_id, "first": first, "last": row.event_seq}
     new = []
     for channel in fallback_channels:
-        missing = _MISSING_EVENTS.fetch_all(transaction.connection, {**span, "channel": channel})
+        missing_events = _MISSING_EVENTS.fetch_all(transaction.connection, {**span, "channel": channel})
         if channel in transaction.unmerged_channels:
             # A delivery that waits may have events of several episodes.
             new += [
                 NewDelivery(event.seq, event.seq, row.incident_id, event.episode or row.episode, channel, remark)
-                for event in missing
+                for event in missing_events
             ]
-        elif missing:
+        elif missing_events:
             # Something newer may have been delivered there already: so it is the current state.
             current = read_current_state(transaction.connection, row.incident_id)
             latest = row.event_seq if current is None else current.latest_event_seq
             episode = row.episode if current is None else current.episode
-            new.append(NewDelivery(latest, missing[0].seq, row.incident_id, episode, channel, remark))
+            new.append(NewDelivery(latest, missing_events[0].seq, row.incident_id, episode, channel, remark))
     return new
 
 

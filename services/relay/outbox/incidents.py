@@ -15,7 +15,6 @@ from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import lock_incidents
-from services.relay.outbox.replicas import read_served_channels
 from services.relay.outbox.rows import (
     CURRENT_STATES,
     EVENTS,
@@ -26,7 +25,8 @@ from services.relay.outbox.rows import (
     IncidentStateRow,
     RowQuery,
 )
-from services.relay.outbox.tables import State, deliveries, events, incidents
+from services.relay.outbox.served_channels import read_served_channels
+from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 
 PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""
@@ -134,11 +134,11 @@ _CLOSED_BY_RELAY_PAGE: Final = (
     .order_by(events.c.incident_id)
     .limit(PAGE_SIZE)
 )
-_held_back = select(deliveries.c.incident_id).where(
+_waiting_for_comparison = select(deliveries.c.incident_id).where(
     deliveries.c.finished_at.is_(None), deliveries.c.maybe_delivered_up_to >= deliveries.c.event_seq
 )
 _RESTORED_PAGE: Final = (
-    INCIDENTS.where(incidents.c.is_open == bindparam("is_open"), incidents.c.id.in_(_held_back))
+    INCIDENTS.where(incidents.c.is_open == bindparam("is_open"), incidents.c.id.in_(_waiting_for_comparison))
     .where(incidents.c.id > bindparam("after"))
     .order_by(incidents.c.id)
     .limit(PAGE_SIZE)
@@ -149,7 +149,7 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         fingerprints: the fingerprint of the event that comes in, by its incident.
     """
     connection, ids = transaction.connection, sorted(fingerprints)
@@ -215,7 +215,7 @@ def iterate_closed_by_relay(store: Store) -> AsyncIterator[Incident]:
 
 
 def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
-    """Every incident with deliveries held back since a backup was restored, and with no newer event.
+    """Every incident with deliveries that wait for the comparison after a restored backup, and with no newer event.
 
     Args:
         store: the outbox.
@@ -251,7 +251,7 @@ def _build_state(
         fingerprint=row.fingerprint,
         accepted_at=row.accepted_at,
         delivery_count=len(states),
-        has_dead_delivery=State.DEAD in states,
+        has_dead_delivery=DeliveryState.DEAD in states,
         is_latest_own=not row.body_size,
         served_channels=served_channels,
         earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),

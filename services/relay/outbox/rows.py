@@ -71,7 +71,7 @@ def select_values(value_type: type[V], column: ColumnElement[Any]) -> RowQuery[V
 
 
 class DeliveryRow(NamedTuple):
-    """A delivery, without what people alone look at: its receipt and its payload."""
+    """A delivery, without receipt and payload, which only people read."""
 
     seq: int
     id: str

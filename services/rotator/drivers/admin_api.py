@@ -51,7 +51,7 @@ class AdminApiDriverSettings(BaseDriverSettings):
 
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        """The service's administration; `kms` is the service's own affair here."""
+        """The service's administration; the service calls KMS itself, so `kms` is unused."""
         del kms
         trusted = await asyncio.to_thread(ssl.create_default_context)  # aiohttp's own is made once, at its import
         async with aiohttp.ClientSession(
@@ -89,7 +89,7 @@ class _HttpTransport:
                         raise UnreachableError(f"{url}: the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
         except TimeoutError:
             raise UnreachableError(
-                f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
+                f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: check with `status`"
             ) from None
         except aiohttp.ClientSSLError as error:
             raise RefusedError(
@@ -97,10 +97,10 @@ class _HttpTransport:
                 "name that CA's file in the environment variable SSL_CERT_FILE"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            # Only the operating system's words: a client error's text may hold the request.
+            # Only the operating system's text: that of a client error may contain the request.
             cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             raise UnreachableError(f"{url}: no answer: {cause}; is the service running there?") from None
-        # Whoever answers may repeat what it was told.
+        # The response may repeat the request, with the token.
         return AdminResponse(response.status, bytes(body).replace(token.encode(), b"[secret]"))
 
     def _read_token(self) -> str:

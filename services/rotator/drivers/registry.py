@@ -16,7 +16,7 @@ DriverSettings = Annotated[
     AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings | TableDriverSettings,
     Field(discriminator="kind"),
 ]
-"""The settings of a driver of any kind, told apart by `kind`."""
+"""The settings of a driver of any kind; `kind` selects the class."""
 
 
 def open_driver(
@@ -27,7 +27,7 @@ def open_driver(
     Args:
         settings: of the driver.
         kms: the key that wraps the data keys; only the drivers `sql` and `table` call it themselves.
-        caller: who asks, for the service's log; what is no printable ASCII becomes a question mark.
+        caller: for the service's log; each character that is not printable ASCII becomes a question mark.
 
     Raises:
         AdministrationError: it cannot be opened at all. A service that does not answer is found at the first call.

@@ -14,9 +14,10 @@ from sqlalchemy import Connection, Select, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
-from shared.keyring.journal import progress, steps
+from shared.keyring.journal import entries as steps
+from shared.keyring.journal import progress
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
 from shared.keyring.rows import FailureRow, IdleRow, LastEntryRow, StatusCount, fetch
 from shared.keyring.tables import data_keys, journal_entries, rotations
 
@@ -39,7 +40,7 @@ class KeyringMetrics:
     """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
     last_failure: float | None
     is_in_progress: bool
-    """Under way, or left in the middle, its verification included."""
+    """Running or interrupted, its verification included."""
     failures_by_step: Mapping[str, int]
     """By step, since the keyring began."""
     unreadable_rows: Mapping[str, str]

@@ -1,7 +1,7 @@
 """Puts the rows of a backup back: those whose data key is the same, and those that are missing altogether.
 
 A row is believed only after it was unwrapped: a backup that was damaged must not displace what works. Where its version
-was retired meanwhile, what can be read as it is stays so, and the rest is wrapped anew by the primary version.
+was retired meanwhile, what can be read as it is stays so, and the rest is re-wrapped by the primary version.
 """
 
 import base64
@@ -15,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from shared.keyring.administration import MAX_PAGE_SIZE, AdministrationError, RefusedError, StoredKey
 from shared.keyring.database import Database
 from shared.keyring.key_table import KeyTable
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 
 
@@ -66,27 +66,26 @@ async def restore_data_keys(
 async def _restore_data_key(
     database: Database, keys: KeyTable, wrapping: KeyWrapper, row: StoredKey, token: str
 ) -> bool:
-    wanted = _parse_backup_row(row)
+    data_key = _parse_backup_row(row)
     found = await database.read(lambda connection: keys.find(connection, row.id))
-    if found and await _has_other_key(keys, wrapping, found, wanted):
+    if found and await _has_other_key(keys, wrapping, found, data_key):
         raise ValueError("the keyring has another data key of this id")
-    if found and found.wrapped == wanted.wrapped:
+    if found and found.wrapped == data_key.wrapped:
         return False
     retired = await database.read(keys.list_retired_versions)
-    if wanted.wrapped.kek == wrapping.kek and wanted.wrapped.kek_version in retired:
+    if data_key.wrapped.kek == wrapping.kek and data_key.wrapped.kek_version in retired:
         if found and await _can_unwrap(wrapping, found):
             return False
-        wanted = replace(
-            wanted, wrapped=await wrapping.wrap_with_aad(wanted.wrapping_aad, await wrapping.unwrap(wanted))
-        )
+        secret = await wrapping.unwrap(data_key)
+        data_key = replace(data_key, wrapped=await wrapping.wrap_with_aad(data_key.wrapping_aad, secret))
     else:
-        await wrapping.unwrap(wanted)
+        await wrapping.unwrap(data_key)
 
     def write(connection: Connection, _now: float) -> bool:
         if found is None:
-            keys.insert(connection, wanted)
+            keys.insert(connection, data_key)
             return True
-        return keys.replace_wrap(connection, replace(found, fingerprint=wanted.fingerprint), wanted.wrapped)
+        return keys.replace_wrap(connection, replace(found, fingerprint=data_key.fingerprint), data_key.wrapped)
 
     try:
         if await run_under_lease(database, token, write):

@@ -15,9 +15,9 @@ from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import RewrapEntry, Rotation
 from shared.keyring.key_table import KeyTable
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import DataKey, WrappedKey, compute_fingerprint
 from shared.keyring.operations import target_version
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
@@ -28,7 +28,7 @@ SCAN_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RewrapRotation:
-    """One rotation of this type, under way."""
+    """One running rotation of this type."""
 
     database: Database
     keys: KeyTable

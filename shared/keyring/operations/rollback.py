@@ -16,8 +16,8 @@ from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import RewrapEntry, RewrapOutcome, Rotation
 from shared.keyring.key_table import KeyTable
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import DataKeyStatus
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
@@ -111,13 +111,13 @@ class Rollback:
         }
         progress.update_rotation(connection, now, self.rotation, **columns)
 
-    def _restore_active_key(self, connection: Connection, added: str, former: str | None) -> None:
+    def _restore_active_key(self, connection: Connection, added: str, previous: str | None) -> None:
         """The new data key is retired, for records may need it; the former one is active again."""
         if store.change_status(connection, added, DataKeyStatus.PENDING, DataKeyStatus.RETIRED):
             return
         if not store.change_status(connection, added, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED):
-            why = "another data key is active since; nothing was changed"
-            progress.add_problem(connection, self.rotation, Problem(id=added, error=why))
-        elif former and not store.change_status(connection, former, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
-            why = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
-            progress.add_problem(connection, self.rotation, Problem(id=former, error=why))
+            cause = "another data key is active since; nothing was changed"
+            progress.add_problem(connection, self.rotation, Problem(id=added, error=cause))
+        elif previous and not store.change_status(connection, previous, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
+            cause = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
+            progress.add_problem(connection, self.rotation, Problem(id=previous, error=cause))

@@ -1,4 +1,4 @@
-"""Carries out a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
+"""Runs a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
 
 What a call may do follows from the journal alone: whoever calls next, from wherever, goes on where the last one was.
 """
@@ -24,11 +24,11 @@ from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
 from shared.keyring.key_table import KeyTable
-from shared.keyring.lease import run_under_lease
 from shared.keyring.operations import target_version as target
 from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
 from shared.keyring.operations.rewrap import SCAN_SECONDS, RewrapRotation
 from shared.keyring.operations.rollback import Rollback
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper
 
 
@@ -97,9 +97,9 @@ class RotationRunner:
     async def _find_rotation(self, rotation_id: str) -> Rotation | None:
         return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
 
-    async def _choose_target_version(self, wanted: str | None) -> str:
+    async def _choose_target_version(self, requested: str | None) -> str:
         retired = await self.database.read(self.keys.list_retired_versions)
-        return await target.choose_target_version(self.wrapping, wanted, retired)
+        return await target.choose_target_version(self.wrapping, requested, retired)
 
     async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
         total = await self._count_outdated(version)
@@ -154,7 +154,11 @@ class RotationRunner:
                 break
             after = keys[-1].id
             refusals = ((key.id, self.wrapping.explain_refusal(key.wrapped)) for key in keys)
-            left_out += (Problem(id=each, error=str(why), is_foreign=why.is_foreign) for each, why in refusals if why)
+            left_out += (
+                Problem(id=each, error=str(refusal), is_foreign=refusal.is_foreign)
+                for each, refusal in refusals
+                if refusal
+            )
         return tuple(left_out[:MAX_PROBLEMS])
 
 

@@ -85,7 +85,7 @@ class GcpKmsKey:
         self._connecting = asyncio.Lock()
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        """See the port. `verified_*` is demanded: without it the service may not have looked at our checksums."""
+        """See the port. Requires `verified_*`: without it the service may not have checked our checksums."""
         request = EncryptRequest(
             name=self._key,
             plaintext=plaintext,
@@ -173,14 +173,17 @@ class GcpKmsKey:
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         """See the port."""
         if not self._is_plaintext and (proxy := find_proxy(self._address.host, os.environ)):
-            told = f"{proxy[0]} leads the way to {self._address} through the proxy {proxy[1]}: it is not measured"
-            return (ConnectivityPhase("proxy", 0.0, told),)
+            detail = f"{proxy[0]} sends requests to {self._address} through the proxy {proxy[1]}: they are not measured"
+            return (ConnectivityPhase("proxy", 0.0, detail),)
         return await measure_connectivity(
-            self._address, create_trust_context=None if self._is_plaintext else create_trust_context, timeout=timeout
+            self._address,
+            create_trust_context=None if self._is_plaintext else create_trust_context,
+            timeout=timeout,
+            alpn="h2",  # gRPC refuses any other: https://github.com/grpc/grpc/issues/36119
         )
 
     async def close(self) -> None:
-        """Closes the connection; a call under way ends with KmsError."""
+        """Closes the connection; a running call ends with KmsError."""
         client, self._client = self._client, None
         if client is not None:
             await client.transport.close()  # type: ignore[no-untyped-call]
@@ -188,7 +191,7 @@ class GcpKmsKey:
     async def _call(self, call: Callable[[KeyManagementServiceAsyncClient], Awaitable[T]], timeout: float) -> T:
         client: KeyManagementServiceAsyncClient | None = None
         try:
-            # Bounds connecting and calling together; a little over the call's own bound, whose status says more.
+            # A timeout for connection and call; a little longer than the call's own, whose status says more.
             async with asyncio.timeout(timeout + 0.25):
                 client = await self._get_client()
                 return await call(client)
@@ -233,7 +236,7 @@ def _create_secure_channel(host: str, *, options: list[tuple[str, Any]], **argum
     return _Transport.create_channel(host, options=[*options, *CHANNEL_OPTIONS], **arguments)
 
 
-# From here on Google's bare protobuf messages: proto-plus warns on standard error of an enum's value it does not know.
+# Google's plain protobuf messages: proto-plus warns on standard error of unknown enum values.
 def _parse_version(version: Any) -> KeyVersion:
     version_id, state = _parse_version_id(version.name), _get_enum_name(_States, version.state)
     return KeyVersion(

@@ -23,7 +23,7 @@ PLAINTEXT_CHANNEL_OPTIONS: Final = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy",
 def find_proxy(host: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     """The environment variable that names the proxy to `host`, and its HOST:PORT without a password; None: no proxy.
 
-    As gRPC itself looks for it, which differs from other programs (no capitals, no `https://` proxies):
+    As gRPC itself finds it, which differs from other programs (no capitals, no `https://` proxies):
     https://github.com/grpc/grpc/blob/master/src/core/handshaker/http_connect/http_proxy_mapper.cc
     """
     name = next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in environment), None)
@@ -50,5 +50,5 @@ def _matches_no_proxy(host: str, entry: str) -> bool:
 @cache  # gRPC, too, reads its roots once
 def create_trust_context() -> ssl.SSLContext:
     """A TLS context with the roots that gRPC trusts, which are not those of the host. Raises OSError."""
-    own = resources.files("grpc._cython") / "_credentials" / "roots.pem"
-    return ssl.create_default_context(cafile=os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or str(own))
+    bundled_roots = resources.files("grpc._cython") / "_credentials" / "roots.pem"
+    return ssl.create_default_context(cafile=os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or str(bundled_roots))

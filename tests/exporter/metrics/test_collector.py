@@ -135,6 +135,21 @@ def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetri
     assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
 
 
+def test_a_backend_that_names_no_mode_shows_none_and_one_with_an_unknown_mode_says_so(
+    metrics: ExporterMetrics,
+) -> None:
+    metrics.set_backend_states(BackendState("backend", Health(None, ready=True)))
+    assert value(metrics, "crypto_backend_up", service="backend") == 1
+    assert value(metrics, "crypto_ready", service="backend") == 1
+    assert value(metrics, "crypto_mode", service="backend") is None
+    assert value(metrics, "crypto_mode_unknown", service="backend") is None
+    metrics.set_backend_states(BackendState("backend", Health(None, ready=True, mode_problem="unknown")))
+    assert value(metrics, "crypto_mode", service="backend") is None
+    assert value(metrics, "crypto_mode_unknown", service="backend") == 1
+    metrics.set_backend_states(HEALTHY)
+    assert value(metrics, "crypto_mode_unknown", service="backend") == 0
+
+
 def test_without_readable_metrics_a_backend_keeps_mode_and_ready(metrics: ExporterMetrics) -> None:
     metrics.set_backend_states(HEALTHY)
     metrics.set_backend_states(

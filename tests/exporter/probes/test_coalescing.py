@@ -6,7 +6,7 @@ import pytest
 
 from services.exporter.model import Call, Operation, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
-from services.exporter.scheduler import Job, NextRun, run_jobs
+from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.port import ConnectivityPhase
 
 pytestmark = pytest.mark.looptime
@@ -147,15 +147,15 @@ async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_othe
     places = asyncio.Semaphore(1)
     keys = [Key(places) for _ in range(3)]
 
-    def job(key: Key) -> Job:
+    def job(key: Key) -> ScheduledJob:
         async def run() -> NextRun:
             await key.demand.run()
             return NextRun.ON_GRID
 
-        return Job("probe", run)
+        return ScheduledJob("probe", run)
 
     random = Random(1)  # noqa: S311  jitter, no secret
-    schedule = asyncio.create_task(run_jobs([job(key) for key in keys], interval=30, concurrency=1, random=random))
+    schedule = asyncio.create_task(run_schedule([job(key) for key in keys], interval=30, concurrency=1, random=random))
     async with asyncio.timeout(20):
         await asyncio.gather(*(key.demand.run_or_reuse() for key in reversed(keys)))
     await asyncio.sleep(3600)

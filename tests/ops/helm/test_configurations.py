@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from services.backend.__main__ import main as backend
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from shared.config.settings import load_settings
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import of_kind, pods, rendered
@@ -47,7 +47,7 @@ def test_the_rotator_takes_its_configuration_once_it_has_a_driver(tmp_path: Path
         if "driver:" not in text:
             continue
         (tmp_path / "rotator.yml").write_text(text, encoding="utf-8")
-        assert str(load_settings(Settings, tmp_path / "rotator.yml").state_dir) == "/var/lib/keypulse/rotator"
+        assert str(load_settings(RotatorSettings, tmp_path / "rotator.yml").state_dir) == "/var/lib/keypulse/rotator"
 
 
 def test_a_server_listens_where_its_port_and_its_service_lead() -> None:

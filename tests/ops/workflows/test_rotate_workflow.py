@@ -18,7 +18,7 @@ import yaml
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.settings import Address, load_settings
 from shared.http.server import bind_socket, serve
 from tests.ops.workflows.conftest import WORKFLOWS, NewMachine
@@ -30,7 +30,7 @@ KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN = "a-token-of-the-admin-api"
 BOTH = {"dry_run": False, "rotation_type": "both", "path": "admin_api"}
 RUNS = ("Wrap all data keys under the primary version", "New data key")
-ANY_TIME = {"KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE": "1ms", "KEYPULSE_ROTATOR__ENCRYPT_PAUSE": "1ms"}
+ANY_TIME = {"KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE": "1ms", "KEYPULSE_ROTATOR__PRIMARY_CHECK_INTERVAL": "1ms"}
 
 
 @dataclass
@@ -78,7 +78,7 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         document |= {"listen": str(listen)}  # `keypulse-backend admin` looks for the backend there
         document |= {"admin": {"token_file": "admin_token"}, "kms_check_interval": "50ms"}
         config.write_text(yaml.safe_dump(document))
-        async with run_backend(load_settings(Settings, config)) as app, serve(app, listen) as address:
+        async with run_backend(load_settings(BackendSettings, config)) as app, serve(app, listen) as address:
             now = emulator.store.clock()
             await emulator.store.update_key(
                 KEY, lambda key: key.with_new_version(create_material(), now).with_primary(2, now)
@@ -129,7 +129,7 @@ def wrapped(deployment: Deployment) -> list[bytes]:
         return [row[0] for row in database.execute("SELECT wrapped FROM data_keys")]
 
 
-def shape(keys: list[dict[str, Any]]) -> list[tuple[str, int]]:
+def shape(keys: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return sorted((key["status"], key["kek_version"]) for key in keys)
 
 
@@ -151,7 +151,7 @@ async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, depl
     job = await run(machine, deployment, inputs)
     assert job.runner.status == "success", job.printed
     assert {job.outcomes[name] for name in RUNS} == {"success"}
-    assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+    assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
     assert job.runner.summary.count("everything can be read") >= 2
     assert sum("backup" in str(file) for file in job.kept) >= 2
     for held in {*before, *wrapped(deployment)}:
@@ -161,13 +161,13 @@ async def test_a_rotation_runs_to_the_end_on_each_path(machine: NewMachine, depl
         again = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
         assert again.runner.status == "success", again.printed
         assert again.runner.summary.count("nothing to do") >= 2
-        assert shape(await deployment.keys()) == [("active", 2), ("retired", 2)]
+        assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
 
 
 async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_other_from_being_rotated(
     machine: NewMachine, deployment: Deployment
 ) -> None:
-    corrupt = ("retired", 1)
+    corrupt = ("retired", "1")
     with closing(sqlite3.connect(deployment.config.parent / "backend.db", isolation_level=None)) as database:
         database.execute(
             "INSERT INTO data_keys "
@@ -181,7 +181,7 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
         assert "✗ keypulse-rotator run: failed" in job.runner.summary
         assert "| corrupt | " in job.runner.summary
         assert sum("backup" in str(file) for file in job.kept) >= 1
-        assert shape(await deployment.keys()) == [("active", 2), corrupt, ("retired", 2)]
+        assert shape(await deployment.keys()) == [("active", "2"), corrupt, ("retired", "2")]
 
         now = deployment.kms.store.clock()
         await deployment.kms.store.update_key(
@@ -191,12 +191,12 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
         job = await run(machine, deployment, inputs)
         assert job.runner.status == "failure"
         assert job.outcomes["New data key"] == "skipped"
-        assert shape(await deployment.keys()) == [("active", 3), corrupt, ("retired", 3)]
+        assert shape(await deployment.keys()) == [("active", "3"), corrupt, ("retired", "3")]
 
         database.execute("DELETE FROM data_keys WHERE id = 'corrupt'")
     job = await run(machine, deployment, inputs)
     assert job.runner.status == "success", job.printed
-    assert shape(await deployment.keys()) == [("active", 3), ("retired", 3)]
+    assert shape(await deployment.keys()) == [("active", "3"), ("retired", "3")]
 
 
 async def test_a_wrong_token_is_one_sentence_and_nothing_is_changed(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from shared.config.settings import load_settings
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS
 
@@ -135,5 +135,5 @@ def test_what_is_kept_is_kept_after_a_failure_too() -> None:
 
 def test_every_path_has_a_configuration_that_is_valid() -> None:
     paths = DOCUMENTS["kms-rotate"][True]["workflow_dispatch"]["inputs"]["path"]["options"]
-    kinds = [load_settings(Settings, ROOT / f"ops/rotator/{path}.yml").driver.kind for path in paths]
+    kinds = [load_settings(RotatorSettings, ROOT / f"ops/rotator/{path}.yml").driver.kind for path in paths]
     assert kinds == paths == ["admin_api", "command", "sql"]

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from shared.config.settings import Address
 from tests.relay.channels.examples import SECRET, example
 
@@ -68,7 +68,7 @@ class Providers:
             self.hook_is_late = True
             return
         of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind]
-        self._stand_ins.faults.add(Fault(provider=of, kind=FaultKind.SLOW_ANSWER, seconds=3600))
+        self._stand_ins.faults.add(ProviderFault(provider=of, kind=FaultKind.SLOW_ANSWER, seconds=3600))
 
 
 @pytest.fixture

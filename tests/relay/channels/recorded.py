@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.relay.channels.port import Channel, LeaseLostError, Progress, Receipt
+from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress, Receipt
 from services.relay.model import Message
 from services.relay.send_error import SendError
 
@@ -25,20 +25,20 @@ class Recorded:
 
     def before_request(self, payload: str) -> None:
         if self.lease_lost:
-            raise LeaseLostError
+            raise DeliveryLeaseLostError
         self.payloads.append(payload)
         self.lease_lost = self.stopped
 
     def check_lease(self) -> None:
         if self.lease_lost:
-            raise LeaseLostError
+            raise DeliveryLeaseLostError
 
     def record_reply(self, answer: str) -> None:
         self.answers.append(answer)
 
     async def save_progress(self, progress: Progress) -> None:
         if self.lease_lost:
-            raise LeaseLostError
+            raise DeliveryLeaseLostError
         self.kept.append(dict(progress))
 
     def again(self, error: SendError) -> "Recorded":

@@ -11,7 +11,7 @@ from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, fin
 from services.relay.channels.pagerduty import build_event as event_of
 from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
-from services.relay.text import MAX_URL, select_contacts
+from services.relay.text import MAX_SHORT_URL, MAX_URL, select_contacts
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import NASTY, change, contacts_of, critical, example, message, settings, with_text
@@ -86,7 +86,8 @@ def widest(contacts: dict[str, str]) -> Message:
     (alert,) = wide.event.alerts
     alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
     event = replace(wide.event, alerts=alerts, receiver="r", external_url=link[:-30])
-    return change(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
+    links = Links(link, f"{link[:-1]}c", "https://board.example.org/?q=".ljust(MAX_SHORT_URL, "d"))
+    return change(wide, event=event, links=(links,), remark="&" * 3_000, contacts=contacts)
 
 
 @pytest.mark.parametrize("text", ["&", "w", *NASTY])
@@ -94,8 +95,8 @@ def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_aler
     contacts = contacts_of(text * 200)
     post = build_post(widest(contacts), "channel", may_be_a_repeat=True)
     assert list(find_block_errors(post.blocks)) == []
-    assert json.dumps(post.blocks).count('"url"') == 4
-    assert count_text(post.blocks) + 4 * MAX_URL <= MAX_BLOCKS_TEXT
+    assert json.dumps(post.blocks).count('"url"') == 5
+    assert count_text(post.blocks) + 4 * MAX_URL + MAX_SHORT_URL <= MAX_BLOCKS_TEXT
     assert "firing since" in json.dumps(post.blocks)
     assert len(post.text) <= 4_000
     escalation = post.blocks[-1]["elements"][0]["text"]

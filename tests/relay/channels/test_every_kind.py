@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import LeaseLostError
+from services.relay.channels.port import DeliveryLeaseLostError
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import (
@@ -97,7 +97,7 @@ def test_the_next_attempt_is_the_same_message(kind: str, secret_file: Path) -> N
 @EVERY_KIND
 async def test_nothing_goes_out_once_the_lease_is_lost(kind: str, secret_file: Path, providers: Providers) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(5)
-    with pytest.raises(LeaseLostError):
+    with pytest.raises(DeliveryLeaseLostError):
         await channel.send(Recorded(message(), lease_lost=True))
     await channel.close()
     assert providers.arrived(kind) == []

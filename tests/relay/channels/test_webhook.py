@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
@@ -136,7 +136,7 @@ async def test_the_words_of_a_refusal_are_handed_on(secret_file: Path, website: 
     with pytest.raises(SendError) as raised:
         await channel.send(attempt)
     await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+    assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert str(raised.value) == "the webhook answered HTTP 422: no field `team` ([secret])"
     assert attempt.answers == ["HTTP 422 no field `team` ([secret])"]
 
@@ -152,5 +152,5 @@ async def test_an_answer_without_end_is_read_only_at_its_beginning(secret_file: 
     with pytest.raises(SendError) as raised:
         await send(channel, message())
     await channel.close()
-    assert raised.value.reason is Reason.SERVER_ERROR
+    assert raised.value.reason is SendReason.SERVER_ERROR
     assert len(str(raised.value)) < 300

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine, text, update
 
 from services.relay.cli.deliveries import _PAGE_SIZE
-from services.relay.outbox.tables import State, events
+from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
@@ -17,7 +17,7 @@ async def two(rows: Rows) -> list[str]:
     """A page that was delivered, and an older mail that was given up."""
     old, new = await rows.event("old", age=600), await rows.event("new")
     return [
-        await rows.delivery(old, "mail", State.DEAD, reason="rejected"),
+        await rows.delivery(old, "mail", DeliveryState.DEAD, reason="rejected"),
         await rows.delivery(
             new, "pager", receipt='{"dedup_key": "k"}', payload=zlib.compress(b'{"summary": "as sent"}')
         ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
@@ -28,7 +28,7 @@ async def get(client: aiohttp.ClientSession, path: str, **options: Any) -> tuple
 
 
 async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_path: Path) -> None:
-    refused = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    refused = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"good": Scripted(), "bad": refused})) as client:
         _, accepted = await post(client, payload(1))
         await post(client, payload(4))
@@ -60,7 +60,7 @@ async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_p
 
 
 async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "HTTP 503"))
+    channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 503"))
     async with served(settings(tmp_path, {"one": channel}, delivery={"backoff_initial": "10ms"})) as client:
         await post(client, payload(1))
         await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="delivered")

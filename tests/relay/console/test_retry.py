@@ -7,10 +7,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.scripted import Scripted, hang, post, reaches, served, settings, webhook_of
 
-REFUSED = SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks")
+REFUSED = SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")
 
 
 async def retry(client: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -46,7 +46,7 @@ async def test_what_was_given_up_is_sent_at_once_and_another_delivery_tells_it(t
 
 
 async def test_what_waits_for_its_next_attempt_is_due_at_once(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "HTTP 503", retry_after=3600))
+    channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 503", retry_after=3600))
     async with served(settings(tmp_path, {"one": channel, "two": Scripted()})) as client:
         await post(client, webhook_of())
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="retrying")

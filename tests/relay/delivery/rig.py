@@ -21,7 +21,7 @@ from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_eve
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.queries import DeliveryFilter, DeliverySummary, list_deliveries
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.scripted import Scripted, ScriptedSettings, event_of, until
@@ -91,7 +91,7 @@ async def rig(
     file = database_url.create_sqlite_url(where / "relay.db") if isinstance(where, Path) else where
     given = SenderSettings(
         channels={name: ScriptedSettings(channel=channel) for name, channel in channels.items()},
-        link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, hosts),
+        link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, allow_hosts=hosts),
         contacts={"service owner": "#ledger-team"},
         timeout=timeout,
     )
@@ -104,7 +104,7 @@ async def rig(
 
         shared = DeliveryContext(
             store=store,
-            metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], Reason),
+            metrics=Metrics(registry, channels, ["delivered", "superseded", "dead"], SendReason),
             send=send,
             retry_policy=policy,
             timeout=timeout,
@@ -124,5 +124,5 @@ async def rig(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def broken(scope: Scope = Scope.ATTEMPT, retry_after: float | None = None) -> SendError:
-    return SendError(Reason.SERVER_ERROR, scope, "503 from the provider", retry_after=retry_after)
+def broken(scope: SendScope = SendScope.ATTEMPT, retry_after: float | None = None) -> SendError:
+    return SendError(SendReason.SERVER_ERROR, scope, "503 from the provider", retry_after=retry_after)

@@ -7,10 +7,10 @@ import time
 
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 
 REFUSED = SendError(
-    Reason.RATE_LIMITED, Scope.CHANNEL, "later ü", retry_after=30.5, maybe_arrived=True, provider_works=True
+    SendReason.RATE_LIMITED, SendScope.CHANNEL, "later ü", retry_after=30.5, maybe_arrived=True, provider_works=True
 )
 
 

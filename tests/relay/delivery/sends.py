@@ -14,7 +14,7 @@ from services.relay.model import DeliveryTask, encode_event
 from tests.relay.delivery.scripted_channel import RemarkDrivenSettings
 from tests.relay.scripted import event_of
 
-LINKS = LinkRules("https://docs.example.org/#{alertname_lower}", None, ("docs.example.org",))
+LINKS = LinkRules("https://docs.example.org/#{alertname_lower}", None, allow_hosts=("docs.example.org",))
 SETTINGS = SenderSettings({"odd": RemarkDrivenSettings()}, LINKS, {"owner": "#team"}, 10)
 
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from services.relay.delivery.attempt import Sender, SendResult
 from services.relay.delivery.sender_process import open_sender_process
-from services.relay.send_error import Reason, Scope
+from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.sends import SETTINGS, is_gone, never, outgoing, process_of, sending_processes
 from tests.relay.scripted import until
 
@@ -25,8 +25,8 @@ async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_on
         assert each.error is not None
         assert str(each.error) == "the sender process exited during the attempt"
         assert (each.error.reason, each.error.scope, each.error.maybe_arrived) == (
-            Reason.INTERNAL,
-            Scope.ATTEMPT,
+            SendReason.INTERNAL,
+            SendScope.ATTEMPT,
             True,
         )
     (said,) = [entry for entry in logs if entry["log_level"] == "error"]

@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.requeue import retry_channel, retry_delivery
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery.rig import Rig, broken, rig
 from tests.relay.scripted import Scripted, until
@@ -26,7 +26,7 @@ async def asked_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
         await until(lambda: bool(channel.tried))
 
         async def waits() -> bool:
-            return [each.state for each in await it.deliveries("a")] == [State.RETRYING]
+            return [each.state for each in await it.deliveries("a")] == [DeliveryState.RETRYING]
 
         await until(waits)
         yield it, channel, other
@@ -59,7 +59,7 @@ async def test_a_person_ends_it(database: DatabaseUrl, act: Callable[[Rig, Scrip
     async with asked_for_a_day(database) as (it, channel, _):
         await act(it, channel)
         (delivery,) = await it.finished("a")
-        assert delivery.state is State.DELIVERED
+        assert delivery.state is DeliveryState.DELIVERED
         assert await it.refused() == set()
 
 

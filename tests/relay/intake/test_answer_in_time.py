@@ -9,8 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.intake import endpoint, webhook
-from services.relay.intake.webhook import ParsedWebhook
+from services.relay.intake import endpoint, webhook_parser
+from services.relay.intake.webhook_parser import ParsedWebhook
+from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 from tests.relay.intake.test_endpoint import locked
 from tests.relay.scripted import Scripted, post, served, settings, webhook_of
 
@@ -48,7 +49,7 @@ def large(group: str = "large") -> bytes:
 
 def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert endpoint.ADMISSION_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
+    assert endpoint.ADMISSION_SECONDS < PASSWORD_CHECK_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
 
 
 async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ async def test_one_that_finds_no_room_for_its_body_is_answered_in_time(tmp_path:
 async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_room_until_the_parser_lets_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse = webhook.parse_webhook
+    parse = webhook_parser.parse_webhook
     parsed: list[float] = []
 
     def parse_slowly(*given: Any) -> ParsedWebhook:

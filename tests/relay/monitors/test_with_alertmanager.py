@@ -13,7 +13,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from services.relay.intake import webhook
+from services.relay.intake import webhook_parser
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK, ReconcileTimes
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
@@ -47,7 +47,7 @@ async def intake(at: MonitoredOutbox, sent: list[Event]) -> AsyncIterator[str]:
     """Where the webhooks go; gives the URL."""
 
     async def take(request: web.Request) -> web.Response:
-        event = webhook.read_event(await request.read(), "")
+        event = webhook_parser.read_event(await request.read(), "")
         await at.accept(event, "email")
         sent.append(event)
         return web.Response(status=202)

@@ -20,7 +20,7 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State, deliveries, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
@@ -47,7 +47,7 @@ LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
 ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
-NO_LINKS: Final = LinkRules(None, None, ())
+NO_LINKS: Final = LinkRules(None, None, allow_hosts=())
 T = TypeVar("T")
 
 
@@ -180,7 +180,7 @@ class SimulatedOutbox:
     def _is_repeat(self, group: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
         latest, at = self.latest.get(group, ({}, 0.0))
         seq = self.observed.latest_seq(group_id(group))
-        dead = any(row.event_seq == seq and row.state == State.DEAD for row in rows.values())
+        dead = any(row.event_seq == seq and row.state == DeliveryState.DEAD for row in rows.values())
         repeated = latest == alerts and abs(self.clock() - at) < WINDOW
         earlier = self.earlier.get(group, [])[-8:]
         ages = [abs(self.clock() - then) for before, then in earlier if alerts == before]
@@ -256,11 +256,15 @@ class SimulatedOutbox:
         before = self.rows
         swept = self.run(sweep(self.store, owner, give_up_after, FALLBACK))
         self.read_and_check()
-        now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
+        now_dead = [
+            row
+            for row in self.rows.values()
+            if row.state == DeliveryState.DEAD and before[row.id].state != DeliveryState.DEAD
+        ]
         ended = [(row.channel, row.state) for row in now_dead]
-        dead = {each for each, row in before.items() if row.state == State.DEAD}
+        dead = {each for each, row in before.items() if row.state == DeliveryState.DEAD}
         waited = {each: row for each, row in self.rows.items() if each not in dead}
-        ended += [(channel, State.SUPERSEDED) for channel in count_superseded(before, waited).elements()]
+        ended += [(channel, DeliveryState.SUPERSEDED) for channel in count_superseded(before, waited).elements()]
         assert Counter(swept.ended) == Counter(ended)
         for row in now_dead:
             self._check_stand_ins(row)

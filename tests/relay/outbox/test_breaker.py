@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker, state_of
@@ -81,7 +81,7 @@ async def test_a_message_that_is_refused_says_that_the_channel_works(store: Stor
     await enqueue(store, FAILURE_THRESHOLD + 1)
     for _ in range(FAILURE_THRESHOLD - 1):
         await fail(store, await claim_one(store))
-    await end_attempt(store, await claim_one(store), State.DEAD)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD)
     assert (await state_of(store)).failures == 0
 
 

@@ -14,7 +14,7 @@ from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
@@ -95,7 +95,7 @@ async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store)
     await accept(store, "x", "a")
     await refuse(store)
     assert await fall_back(store, "a", ("b",)) == DeliveryChanges(
-        ended=(("b", State.SUPERSEDED),), channels_to_wake=frozenset(("b",))
+        ended=(("b", DeliveryState.SUPERSEDED),), channels_to_wake=frozenset(("b",))
     )
     assert await all_of(store, "b") == [("x", 1, 2)]
 
@@ -184,7 +184,7 @@ async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: 
     await enqueue(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
     looked = await sweep(store, "me", -1, others)
-    assert looked.ended == (("a", State.DEAD),) * (fallback.FALLBACK_STEP + 2)
+    assert looked.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
     assert looked.channels_to_wake == {"a", *others}
     assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
 
@@ -194,7 +194,7 @@ async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
     looked = await sweep(store, "me", -1, ("a", "b"))
-    assert sorted(looked.ended) == [("a", State.DEAD), ("b", State.DEAD)]
+    assert sorted(looked.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
     assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
@@ -205,7 +205,7 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
     await commit_allow_trial(store, ["a"])
     probe = await claim_one(store)
     recorded = await end_attempt(
-        store, probe, State.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
+        store, probe, DeliveryState.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
     )
     assert recorded.channels_to_wake == ("a", "b")
     assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
@@ -213,7 +213,7 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
 
 async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: Store) -> None:
     await accept(store, "x")
-    await end_attempt(store, await claim_one(store), State.DEAD, fallback_channels=("b",))
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, fallback_channels=("b",))
     assert await nothing_due(store, "b")
 
 
@@ -229,12 +229,12 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     await enqueue(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
     claim = await claim_one(store)
     gave_up = {"channel_effect": ChannelEffect.FAILED, "fallback_channels": ("b",), "is_expired": True}
-    await end_attempt(store, claim, State.DEAD, **gave_up)
+    await end_attempt(store, claim, DeliveryState.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await open_breaker(store)
     looked = await sweep(store, "me", -1, ("a", "b"))
     assert looked == DeliveryChanges(
-        (("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
+        (("a", DeliveryState.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
     assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
@@ -256,12 +256,12 @@ async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_pat
 async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
-    await end_attempt(store, claim, State.DEAD)
+    await end_attempt(store, claim, DeliveryState.DEAD)
     await accept(store, "x")
     await accept(store, "y")
     await refuse(store)
     await fall_back(store, "a", ("b",))
-    assert await requeue(store, claim.delivery_id) is State.DEAD
+    assert await requeue(store, claim.delivery_id) is DeliveryState.DEAD
     await fall_back(store, "a", ("b",))
     assert ("x", 1, 2) in await all_of(store, "b")
 

@@ -8,7 +8,7 @@ import pytest
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker, state_of
@@ -136,7 +136,7 @@ async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
 async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(store: Store) -> None:
     await enqueue(store, 4)
     await fail(store, await claim_one(store))
-    await end_attempt(store, await claim_one(store), State.DEAD, retry_after=86_400.0)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, retry_after=86_400.0)
     assert not await nothing_due(store)
 
 
@@ -147,5 +147,5 @@ async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(s
         await fail(store, claim)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 12
-    await end_attempt(store, refused, State.DEAD)
+    await end_attempt(store, refused, DeliveryState.DEAD)
     assert await waits(store, 18)

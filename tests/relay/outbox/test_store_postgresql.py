@@ -112,7 +112,7 @@ async def test_a_transaction_that_hangs_is_a_problem_before_it_fails(own_postgre
             await until(lambda: store._writer._transaction_started is not None)
             assert store.error is None
             seconds = 3.1
-            assert store.error == "a transaction has been under way for more than 3 s"
+            assert store.error == "a transaction has been running for more than 3 s"
             assert not task.done()
         await task
         assert store.error is None

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.backups import backup_file, encrypted_pages, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.inspection import check_backup
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.session import Session
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
 from shared.keyring.model import UNREADABLE_VERSION
@@ -159,19 +159,19 @@ async def test_restore_check_compares_the_latest_backup_with_the_keyring(
         await written(session, "older")
         file, summary = await written(session, "newer")
         report = await check_backup(session, "latest")
-        assert (report.outcome, report.problems) == (Outcome.DONE, ())
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
         assert report.backup
         assert (report.backup.file, report.backup.sha256) == (str(file), summary.sha256)
         kept = await rotated.keys()
         del kept[data_key_id(1)]
         await rotated.reset(kept.values())
         report = await check_backup(session, file.name)
-        assert report.outcome is Outcome.FAILED
+        assert report.outcome is CommandOutcome.FAILED
         assert [(each.id, "no longer in the keyring" in each.error) for each in report.problems] == [
             (data_key_id(1), True)
         ]
         await new_version()
-        await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
         with pytest.raises(BackupError, match="KMS does not unwrap the key of the backup"):
             await check_backup(session, str(file))
 
@@ -182,16 +182,16 @@ async def test_restore_check_tries_the_version_that_the_data_keys_need(
     await new_version()
     async with in_a_file.session() as session:
         await written(session)  # its own key is wrapped by version 2, the data keys by version 1
-        await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
         report = await check_backup(session, "latest")
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert [problem.id for problem in report.problems] == [data_key_id(0)]
     assert "version 1 does not unwrap it: key_disabled" in report.problems[0].error
 
 
 async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotated, emulator: Emulator) -> None:
     async with in_a_file.session() as session:
-        emulator.faults.add(Fault(kind="denied"))
+        emulator.faults.add(KmsFault(kind="denied"))
         with pytest.raises(BackupError, match="KMS does not wrap the backup's key: permission_denied"):
             await written(session)
         assert list(session.backups.folder.iterdir()) == []
@@ -233,7 +233,7 @@ async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rot
         ]
         await in_a_file.reset(kept.values())
         report = await check_backup(session, "latest")
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert "it is not the one in the backup: its fingerprint differs" in {each.error for each in report.problems}
 
 

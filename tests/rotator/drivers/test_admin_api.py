@@ -75,6 +75,19 @@ async def test_the_first_token_is_sent_and_the_caller_is_named(asking: Asking, t
     ]
 
 
+async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_need_any_version(asking: Asking) -> None:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        return web.json_response(CENSUS)
+
+    async with asking(handler) as keyring:
+        found = await keyring.count_key_usage()
+    assert (
+        found.unknown_usage
+        == "backups in a journal whose unreadable entries this version of the service does not count"
+    )
+    assert found.model_copy(update={"unreadable_entries": ()}).unknown_usage is None
+
+
 @pytest.mark.parametrize(
     ("handler", "kind", "sentence"),
     [
@@ -135,7 +148,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking
             await asyncio.sleep(0.1)
 
     async with asking(handler, timeout=1.0) as keyring:
-        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: look with `status`"):
+        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: check with `status`"):
             await keyring.count_key_usage()
 
 

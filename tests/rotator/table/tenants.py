@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from sqlalchemy import URL, Connection, create_engine, text
 
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.session import Session, open_session
 from shared.config.settings import load_settings, use_base_folder
 from shared.kms.port import KmsKey
@@ -69,8 +69,8 @@ class Tenants:
         file.write_text(yaml.safe_dump(document))
         return file
 
-    def settings(self, **overrides: Any) -> Settings:
-        return load_settings(Settings, self.configuration(**overrides))
+    def settings(self, **overrides: Any) -> RotatorSettings:
+        return load_settings(RotatorSettings, self.configuration(**overrides))
 
     @asynccontextmanager
     async def session(self, **overrides: Any) -> AsyncIterator[Session]:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import URL
 
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationType
 from tests.memory_kms import MemoryKey, StoredKey
@@ -47,12 +47,12 @@ async def test_what_the_program_writes_and_deletes_meanwhile_is_left_as_it_is(
     async with tenants.session() as session:
         interfere(monkeypatch, change, secret("acme"))
         report = await run(session, REWRAP)
-        assert (report.outcome, report.problems) == (Outcome.DONE, ()), report
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report
         assert set(tenants.secrets) == {"acme", "late", "Ümläut 'quoted'"}
         assert await tenants.unreadable() == []
         assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
         back = await rollback(session)
-        assert (back.outcome, back.problems) == (Outcome.DONE, ())
+        assert (back.outcome, back.problems) == (CommandOutcome.DONE, ())
     assert await tenants.unreadable() == []
     assert (await tenants.rows())["acme"] == (new, "elm")
 
@@ -60,12 +60,12 @@ async def test_what_the_program_writes_and_deletes_meanwhile_is_left_as_it_is(
 async def test_a_rollback_leaves_what_was_changed_or_deleted_since(tenants: Tenants, kms_key: StoredKey) -> None:
     kms_key.add_version("oak")
     async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
         await tenants.execute("DELETE FROM tenant_keys WHERE tenant = 'beta'")
         new = await tenants.wrap(b"another", aad("acme"))
         await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :new WHERE tenant = 'acme'", {"new": new})
         report = await rollback(session)
-        assert (report.outcome, report.problems) == (Outcome.DONE, ())
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
     rows = await tenants.rows()
     assert (rows["acme"][0], rows["Ümläut 'quoted'"][1], sorted(rows)) == (new, "elm", ["acme", "Ümläut 'quoted'"])
 
@@ -95,7 +95,7 @@ async def test_a_row_that_cannot_be_unwrapped_stops_all_and_is_named(
     assert await in_a_file.execute("SELECT * FROM tenant_keys") == before
     in_a_file.driver["where"] = "tenant = 'acme'"
     async with in_a_file.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
 
 
 async def test_a_wrong_aad_is_noticed_before_anything_is_changed(in_a_file: Tenants, kms_key: StoredKey) -> None:
@@ -120,9 +120,9 @@ async def test_a_row_that_goes_wrong_under_way_is_left_out_and_tried_again(
     interfere(monkeypatch, change, secret("acme"))
     async with tenants.session() as session:
         report = await run(session, REWRAP)
-        assert (report.outcome, {each.id for each in report.problems}) == (Outcome.FAILED, {"beta"})
+        assert (report.outcome, {each.id for each in report.problems}) == (CommandOutcome.FAILED, {"beta"})
         await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :good WHERE tenant = 'beta'", {"good": good})
-        assert (await resume(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.DONE
     assert await tenants.unreadable() == []
     assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
 
@@ -147,7 +147,7 @@ async def test_a_value_that_differs_by_case_alone_is_another_one(
 
     interfere(monkeypatch, change, b"k")
     async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
     ((after, version),) = await tenants.execute("SELECT dek, v FROM t")
     assert (writes, version, after == after.upper()) == ([1], "oak", True)  # wrapped anew as the program left it
 

@@ -10,7 +10,7 @@ from sqlalchemy import URL
 from services.rotator import inspection
 from services.rotator.__main__ import main
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import retire_version
 from services.rotator.runner import run
@@ -38,7 +38,7 @@ async def test_commands_that_read_leave_no_table_behind(in_a_file: Tenants, kms_
         assert census
         assert [(each.kek, each.kek_version, each.data_keys) for each in census.versions] == [(KEY, "elm", 3)]
         assert (await inspection.show_status(session)).summary == "there was no rotation yet"
-        assert (await inspection.run_verification(session, full=True)).outcome is Outcome.DONE
+        assert (await inspection.run_verification(session, full=True)).outcome is CommandOutcome.DONE
     assert await list_tables(in_a_file) == ["tenant_keys"]
 
 
@@ -58,9 +58,9 @@ async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_w
     async with tenants.session() as session:
         with pytest.raises(RotatorError, match="version elm may be needed by 3 data keys whose version cannot be read"):
             await retire_version(session, "elm")
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
         again = await run(session, REWRAP)
-        assert again.outcome is Outcome.NOTHING_TO_DO, again.summary
+        assert again.outcome is CommandOutcome.NOTHING_TO_DO, again.summary
         for backup in session.backups.folder.iterdir():
             backup.unlink()
         done = await retire_version(session, "elm", 1)
@@ -99,7 +99,7 @@ async def test_a_version_that_a_row_needs_is_not_retired(tenants: Tenants, kms_k
 async def test_nothing_is_wrapped_by_a_retired_version(tenants: Tenants, kms_key: StoredKey) -> None:
     kms_key.add_version("oak")
     async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
         lease = await session.administration.acquire_lease("a test", 60)
         await session.administration.retire_version("elm", lease.token)
         await session.administration.release_lease(lease.token)
@@ -112,13 +112,13 @@ async def test_a_backup_is_checked_and_put_back(tenants: Tenants, kms_key: Store
     before = await tenants.rows()
     kms_key.add_version("oak")
     async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome is Outcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
         checked = await inspection.check_backup(session, "latest")
-        assert (checked.outcome, checked.problems) == (Outcome.DONE, ())
+        assert (checked.outcome, checked.problems) == (CommandOutcome.DONE, ())
         await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :bad WHERE tenant = 'acme'", {"bad": b"bad"})
         await tenants.execute("DELETE FROM tenant_keys WHERE tenant = 'beta'")
         restored = await restore_backup(session, "latest")
-        assert restored.outcome is Outcome.FAILED  # of a row that is gone there is no more than its wrapped key
+        assert restored.outcome is CommandOutcome.FAILED  # of a row that is gone there is no more than its wrapped key
         assert "beta (the row is gone" in restored.problems[0].error
     del tenants.secrets["beta"], before["beta"]
     assert await tenants.rows() == before

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, text
 
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationType
 from tests.faults.summary import KILLS
@@ -124,7 +124,7 @@ async def test_a_rotator_that_is_killed_after_any_commit_leaves_every_row_readab
         await end_lease(tenants, PREFIX)
         async with tenants.session() as session:
             ended = await next(finish)(session)
-            assert ended.outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}, ended.summary
+            assert ended.outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}, ended.summary
         unreadable += await tenants.unreadable()
         assert len({version for _, version in (await tenants.rows()).values()}) == 1
         kms_key.add_version(f"v{kills + 1}")
@@ -156,7 +156,7 @@ async def test_twenty_thousand_rows_under_load_stay_readable_whenever_the_rotato
             command, commits = ("run", commits + 1) if latest is None else ("resume", 5 + kills % 7)
     assert await tenants.unreadable() == []
     async with tenants.session() as session:
-        assert (await run(session, REWRAP)).outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}
+        assert (await run(session, REWRAP)).outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}
     rows = await tenants.rows()
     row = {"store": store.partition("_")[0], "type": "table, 20,000 rows", "then": "resume", "kills": str(kills)}
     record_property(KILLS, row | {"lost": "0"})

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import URL
 
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationType
 from tests.memory_kms import StoredKey
@@ -22,8 +22,8 @@ REWRAP = RotationType.REWRAP_KEK
 async def rewrap(tenants: Tenants) -> None:
     async with tenants.session() as session:
         report = await run(session, REWRAP)
-        assert (report.outcome, report.problems) == (Outcome.DONE, ()), report.summary
-        assert (await run(session, REWRAP)).outcome is Outcome.NOTHING_TO_DO
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report.summary
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.NOTHING_TO_DO
 
 
 @pytest.mark.parametrize("name", [name for name in STORED if name != "raw"])
@@ -42,7 +42,7 @@ async def test_each_encoding_is_written_as_it_was_read(
     assert len(after) == len(before)
     assert after != before
     async with tenants.session() as session:
-        assert (await rollback(session)).outcome is Outcome.DONE
+        assert (await rollback(session)).outcome is CommandOutcome.DONE
     assert await tenants.execute("SELECT dek FROM keys ORDER BY id") == [(before,), (None,)]
 
 
@@ -82,7 +82,7 @@ async def test_ids_of_several_columns_and_names_that_need_quotes(
     kms_key.add_version("oak")
     async with tenants.session(batch_size=5) as session:
         report = await run(session, REWRAP)
-        assert (report.outcome, report.problems) == (Outcome.DONE, ()), report.summary
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report.summary
         assert report.rotation
         assert report.rotation.done == 36
         keys = await session.administration.list_keys()
@@ -124,7 +124,7 @@ async def test_ids_of_other_types(
     kms_key.add_version("oak")
     async with tenants.session(batch_size=1) as session:
         report = await run(session, REWRAP)
-        assert (report.outcome, report.problems) == (Outcome.DONE, ()), report.summary
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report.summary
     for dek, n in await tenants.execute("SELECT dek, n FROM t"):
         assert dek != wraps[n]["dek"]
         assert await tenants.unwrap(bytes(dek)) == b"%d" % n
@@ -172,7 +172,7 @@ async def test_a_version_is_written_in_the_form_in_which_it_was_read(
     written = "SELECT kms_version FROM tenant_keys ORDER BY tenant"
     assert await tenants.execute(written) == [(after,) for _, after in versions]
     async with tenants.session() as session:
-        assert (await rollback(session)).outcome is Outcome.DONE
+        assert (await rollback(session)).outcome is CommandOutcome.DONE
     assert await tenants.execute(written) == [(before,) for before, _ in versions]
 
 
@@ -184,7 +184,7 @@ async def test_a_row_that_another_kms_key_wraps_is_left_alone(in_a_file: Tenants
     async with in_a_file.session() as session:
         report = await run(session, REWRAP)
         assert (report.outcome, [(each.id, each.is_foreign) for each in report.problems]) == (
-            Outcome.DONE,
+            CommandOutcome.DONE,
             [("other", True)],
         ), report.summary
     assert await in_a_file.execute("SELECT dek_ciphertext FROM tenant_keys WHERE tenant = 'other'") == [(b"x",)]

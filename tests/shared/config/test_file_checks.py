@@ -9,7 +9,7 @@ import pytest
 
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
-from shared.process.runner import prepare_server
+from shared.process.server_runner import prepare_server
 from tests.nobody import as_nobody
 from tests.shared.certificates import Authority, web_yml
 

@@ -19,6 +19,7 @@ from shared import VERSION
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.config.settings import Address
+from shared.http import server
 from shared.http.authentication import AccessPolicy, Token
 from shared.http.server import StartError, bind_socket, create_application, create_registry, serve
 
@@ -146,6 +147,27 @@ async def test_a_request_in_hand_is_answered_before_the_stop_and_a_later_one_is_
         assert (await asked).text == "answered"
         with pytest.raises(httpx2.ConnectError):
             await client.get(f"http://{address}/slow")
+
+
+async def test_a_request_that_outlasts_the_stop_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DRAIN_SECONDS", 0.1)
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(_request: Request) -> Response:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return PlainTextResponse("never")
+
+    app = create_application("sample", create_registry(), [Route("/endless", endless)])
+    async with asyncio.timeout(15), httpx2.AsyncClient() as client:
+        async with serve(app, ANY_PORT) as address:
+            asked = asyncio.create_task(client.get(f"http://{address}/endless"))
+            await begun.wait()
+        await cancelled.wait()
+        asked.cancel()
 
 
 async def test_a_header_does_not_change_who_calls() -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shared.smoke.alerting import check_test_alert
-from shared.smoke.check import Outcome, format_line
+from shared.smoke.check import CheckOutcome, format_line
 from tests.shared.smoke.conftest import Answering
 
 SERVICE = "keypulse-smoke-7"
@@ -54,7 +54,7 @@ class Way:
 async def follow(answering: Answering, way: Way, patience: float = 0.5) -> list[str]:
     async with answering(way.answer) as url:
         results = await check_test_alert(url, url, timeout=patience, random_hex=lambda _: "7", now=lambda: 1e9)
-    lines = [format_line(result, verbose=result.outcome is Outcome.PASSED) for result in results]
+    lines = [format_line(result, verbose=result.outcome is CheckOutcome.PASSED) for result in results]
     return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
 
 

@@ -8,10 +8,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.config.secret_file import SecretFile
 from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckResult, Outcome, format_line
+from shared.smoke.check import CheckOutcome, CheckResult, format_line
 from tests.shared.smoke.conftest import Answering, Backend
 
 HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}
@@ -20,7 +20,7 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 def failed(results: list[CheckResult]) -> list[str]:
-    return [result.name for result in results if result.outcome is Outcome.FAILED]
+    return [result.name for result in results if result.outcome is CheckOutcome.FAILED]
 
 
 def written(results: list[CheckResult]) -> str:
@@ -29,7 +29,7 @@ def written(results: list[CheckResult]) -> str:
 
 async def test_a_healthy_backend_passes_every_check(backend: Backend) -> None:
     results = await check_backend(backend.url)
-    assert [result.outcome for result in results] == [Outcome.PASSED] * 5
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
     assert written(results).splitlines() == [
         "✓ backend answers",
         "✓ backend is ready",
@@ -54,14 +54,14 @@ async def test_two_smoke_tests_at_once_do_not_disturb_each_other(backend: Backen
 async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_looked_at() -> None:
     results = await check_backend("http://127.0.0.1:1")
     assert failed(results) == ["backend answers"]
-    assert {result.outcome for result in results[1:]} == {Outcome.SKIPPED}
+    assert {result.outcome for result in results[1:]} == {CheckOutcome.SKIPPED}
     first = written(results).splitlines()[0]
     assert first.startswith("✗ backend answers: http://127.0.0.1:1/healthz cannot be reached: ")
     assert first.endswith("; start it, or correct the address")
 
 
 async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> None:
-    backend.kms.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
+    backend.kms.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
 
     async def on_its_own_key() -> bool:
         return failed(await check_backend(backend.url)) != []
@@ -113,7 +113,7 @@ async def test_a_backend_that_is_not_ready_says_why_and_no_record_is_tried(answe
         results = await check_backend(url)
     assert failed(results) == ["backend is ready"]
     assert "crypto_ready is false: permission_denied" in written(results)
-    assert results[-1].outcome is Outcome.SKIPPED
+    assert results[-1].outcome is CheckOutcome.SKIPPED
 
 
 async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answering, tmp_path: Path) -> None:

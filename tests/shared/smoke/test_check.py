@@ -5,8 +5,8 @@ import pytest
 from shared.smoke.check import (
     Check,
     CheckError,
+    CheckOutcome,
     CheckResult,
-    Outcome,
     build_document,
     format_line,
     render_junit,
@@ -14,9 +14,9 @@ from shared.smoke.check import (
     run_checks,
 )
 
-PASSED = CheckResult("mode", Outcome.PASSED, "kms", seconds=0.25)
-FAILED = CheckResult("mode", Outcome.FAILED, "it is <env>", "see the runbook", 1.5)
-SKIPPED = CheckResult("record", Outcome.SKIPPED, "skipped: it depends on 'mode'")
+PASSED = CheckResult("mode", CheckOutcome.PASSED, "kms", seconds=0.25)
+FAILED = CheckResult("mode", CheckOutcome.FAILED, "it is <env>", "see the runbook", 1.5)
+SKIPPED = CheckResult("record", CheckOutcome.SKIPPED, "skipped: it depends on 'mode'")
 
 
 async def fine() -> str:
@@ -40,10 +40,10 @@ async def test_a_check_is_skipped_when_what_it_needs_failed_or_was_skipped() -> 
     ]
     results = await run_checks(checks, iter([1.0, 3.5, 4.0, 5.0]).__next__)
     assert results == [
-        CheckResult("first", Outcome.FAILED, "it is broken", "repair it", 2.5),
-        CheckResult("second", Outcome.SKIPPED, "skipped: it depends on 'first'"),
-        CheckResult("third", Outcome.SKIPPED, "skipped: it depends on 'second'"),
-        CheckResult("fourth", Outcome.PASSED, "fine", seconds=1.0),
+        CheckResult("first", CheckOutcome.FAILED, "it is broken", "repair it", 2.5),
+        CheckResult("second", CheckOutcome.SKIPPED, "skipped: it depends on 'first'"),
+        CheckResult("third", CheckOutcome.SKIPPED, "skipped: it depends on 'second'"),
+        CheckResult("fourth", CheckOutcome.PASSED, "fine", seconds=1.0),
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_result_is_one_line(result: CheckResult, verbose: bool, text: str) -> 
 
 
 def test_what_a_server_wrote_can_neither_break_the_line_nor_steer_the_terminal() -> None:
-    assert format_line(CheckResult("mode", Outcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
+    assert format_line(CheckResult("mode", CheckOutcome.FAILED, "a\nb\x1b[31mc\x00", "d")) == "✗ mode: a b [31mc ; d"
 
 
 def test_the_document_is_ok_only_if_every_check_passed() -> None:
@@ -81,7 +81,7 @@ def test_the_document_is_ok_only_if_every_check_passed() -> None:
 
 
 def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
-    hostile = CheckResult("mode", Outcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
+    hostile = CheckResult("mode", CheckOutcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
     suite = ET.fromstring(render_junit([PASSED, FAILED, SKIPPED, hostile]))[0]  # noqa: S314 - our own
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped", "time")} == {
         "tests": "4",
@@ -96,7 +96,7 @@ def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
 
 
 def test_the_summary_of_a_job_is_a_list_in_which_nothing_is_mark_up() -> None:
-    hostile = CheckResult("mode", Outcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
+    hostile = CheckResult("mode", CheckOutcome.FAILED, "<b>[a](b)\n# `c`", "d", 1)
     assert render_markdown([PASSED, hostile]).splitlines() == [
         "## keypulse-smoke",
         "",

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import check_alertmanager, check_relay
-from shared.smoke.check import Outcome, format_line
+from shared.smoke.check import CheckOutcome, format_line
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import RECORDINGS, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler
@@ -45,7 +45,7 @@ def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
 async def test_a_prometheus_that_is_well_passes(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES)
-    assert {result.outcome for result in results} == {Outcome.PASSED}
+    assert {result.outcome for result in results} == {CheckOutcome.PASSED}
     assert len(results) == 4 + len(RECORDINGS)
 
 
@@ -88,7 +88,7 @@ async def test_each_defect_of_a_prometheus_is_red_in_its_line(
 ) -> None:
     async with answering(prometheus(changed)) as url:
         results = await check_prometheus(url, RULES)
-    first = next(result for result in results if result.outcome is Outcome.FAILED)
+    first = next(result for result in results if result.outcome is CheckOutcome.FAILED)
     assert first.name == failed
     assert sentence in format_line(first)
 
@@ -101,20 +101,20 @@ async def test_a_service_that_is_ill_beside_one_that_is_well_is_not_this_one_s_d
 async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
     async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
         results = await check_prometheus(url, RULES)
-    assert [r.name for r in results if r.outcome is Outcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
+    assert [r.name for r in results if r.outcome is CheckOutcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
 
 
 async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answering) -> None:
     async with answering(prometheus({}, ready=503)) as url:
         results = await check_prometheus(url, RULES)
-    assert [r.outcome for r in results] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(results) - 1)
+    assert [r.outcome for r in results] == [CheckOutcome.FAILED] + [CheckOutcome.SKIPPED] * (len(results) - 1)
 
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
         (200, "✓ the dashboard can be reached"),
-        (401, "it does not let us look .HTTP 401.; give the token of a service account: --grafana-token-file"),
+        (401, "it refuses to be read .HTTP 401.; give the token of a service account: --grafana-token-file"),
         (404, "it has no dashboard kms-crypto-health; import ops/grafana/dashboards/kms-health.json"),
         (500, "it answers with HTTP 500; see Grafana's log"),
     ],
@@ -149,7 +149,7 @@ async def test_what_answers_everything_is_taken_for_nothing(answering: Answering
 
     async with answering(anything) as url:
         looks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
-    assert [results[-1].outcome for results in looks] == [Outcome.FAILED] * 3
+    assert [results[-1].outcome for results in looks] == [CheckOutcome.FAILED] * 3
 
 
 async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:

@@ -11,7 +11,7 @@ by which mail programs and servers recognise it.
 import asyncio
 import email.policy
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -21,18 +21,11 @@ from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
 from services.relay.channels.email.mail import build_mail
-from services.relay.channels.email.smtp_session import (
-    ACCEPTED_CODES,
-    AUTHENTICATION_REQUIRED,
-    Envelope,
-    SmtpResult,
-    parse_code,
-    send_envelope,
-)
+from services.relay.channels.email.recipients import RecipientReplies, format_replies
+from services.relay.channels.email.smtp_session import Envelope, SmtpResult, send_envelope
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
 from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
 
@@ -114,38 +107,24 @@ class EmailChannel:
     async def send(self, attempt: Attempt) -> Receipt:
         """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
 
-        Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
-        delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for
-        these alone; progress holds the reply to every other one.
+        `recipients` judges the replies. While some recipients are deferred, the delivery is tried again for these
+        alone; progress holds the reply to every other one.
         """
         mail = await asyncio.to_thread(self._build_mail, attempt.message)
-        settled = dict(attempt.progress)
-        to = [address for address in self._recipients if address not in settled]
+        progress = dict(attempt.progress)
+        to = [address for address in self._recipients if address not in progress]
         async with call_provider(attempt, "the mail server", self._timeout) as call:
-            replies, answer = await self._send_mail(call, Envelope(self._sender.addr_spec, to, mail.content))
-        put_off = {
-            who: reply
-            for who, reply in replies.items()
-            if parse_code(reply) not in ACCEPTED_CODES and parse_code(reply) < 500
-        }
-        settled |= {who: reply for who, reply in replies.items() if who not in put_off}
-        taken = not ACCEPTED_CODES.isdisjoint(map(parse_code, settled.values()))
-        if put_off:
-            if taken:  # if nobody has the mail, the next attempt is for all
-                await attempt.save_progress(settled)
-            count = f"{len(put_off)} of {len(self._recipients)}"
-            detail = f"the mail server put off {count} recipients: {_format_recipients(put_off)}"
-            raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, provider_works=taken)
-        refused = {who: reply for who, reply in settled.items() if parse_code(reply) >= 500}
-        if not taken:
-            login = AUTHENTICATION_REQUIRED in map(parse_code, refused.values())
-            reason = Reason.UNAUTHORIZED if login else Reason.MISCONFIGURED
-            raise SendError(
-                reason, Scope.CHANNEL, f"the mail server refused every recipient: {_format_recipients(refused)}"
-            )
+            new_replies, answer = await self._send_mail(call, Envelope(self._sender.addr_spec, to, mail.content))
+        replies = RecipientReplies(progress | dict(new_replies))
+        if replies.deferred:
+            if replies.has_accepted:  # if nobody has the mail, the next attempt is for all
+                await attempt.save_progress(replies.settled)
+            raise replies.build_deferral_error(len(self._recipients))
+        if not replies.has_accepted:
+            raise replies.build_rejection_error()
         receipt = {"message_id": mail.message_id, "answer": answer}
-        if refused:
-            receipt["rejected_recipients"] = _format_recipients(refused)
+        if replies.rejected:
+            receipt["rejected_recipients"] = format_replies(replies.rejected)
             log.warning(
                 "mail server rejected recipients",
                 delivery_id=attempt.message.task.delivery_id,
@@ -183,7 +162,3 @@ class EmailChannel:
         )
         server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
         return await send_envelope(client, server, call, envelope, (username, password), self._settings.tls)
-
-
-def _format_recipients(replies: Mapping[str, str]) -> str:
-    return ", ".join(f"{address} ({reply})" for address, reply in replies.items())

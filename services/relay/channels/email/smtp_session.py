@@ -13,16 +13,14 @@ from typing import Final, NamedTuple
 import aiosmtplib
 from aiosmtplib import SMTP
 
+from services.relay.channels.email.recipients import AUTHENTICATION_REQUIRED, is_any_accepted
 from services.relay.channels.provider_call import ProviderCall, mask_reply
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import truncate
 from shared.config.settings import Address
 from shared.net.connect import connect
 from shared.net.resolver import get_own_name, resolve
 
-ACCEPTED_CODES: Final = frozenset({250, 251})
-"""A recipient is accepted, or the server will forward (RFC 5321, section 4.3.2)."""
-AUTHENTICATION_REQUIRED: Final = 530  # RFC 4954
 _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it is about the message's size
 _MAX_REASON: Final = 100
 """Characters of the reason for which a recipient is refused; there may be 100 of them."""
@@ -31,7 +29,7 @@ _CONNECTION_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError
 
 
 class Envelope(NamedTuple):
-    """A mail, and between whom it travels."""
+    """A mail with its sender and recipients."""
 
     sender: str
     to: Sequence[str]
@@ -39,34 +37,29 @@ class Envelope(NamedTuple):
 
 
 class SmtpResult(NamedTuple):
-    """How a session ended that a server went through with."""
+    """The replies of a session that was not broken off."""
 
     replies: Mapping[str, str]
-    """What it answered to each recipient: the code, and why where it did not take the recipient."""
+    """By recipient: the code, and the reason if the recipient was not accepted."""
     reply: str
     """The reply that accepted the mail; empty if it was accepted for nobody."""
-
-
-def parse_code(reply: str) -> int:
-    """The three digits at the beginning of a reply."""
-    return int(reply.partition(" ")[0])
 
 
 async def send_envelope(
     client: SMTP, server: Address, call: ProviderCall, envelope: Envelope, credentials: tuple[str, str], tls: str
 ) -> SmtpResult:
-    """Connects, logs in, mails, and closes the connection.
+    """Connects, logs in, sends the mail, and closes the connection.
 
     Args:
-        client: a connection to be opened, with the login in it.
-        server: where to.
-        call: notes what goes out and what comes back.
+        client: not connected yet; holds the credentials.
+        server: its address.
+        call: records the payload and the replies.
         envelope: for at least one recipient.
         credentials: username and password, to be masked in replies.
-        tls: the setting, for a complaint.
+        tls: the setting, for error messages.
 
     Raises:
-        SendError: the server did not take part, or refused something other than a recipient.
+        SendError: the session failed, or the server refused something other than a recipient.
     """
     secrets = _list_secret_forms(*credentials)
     try:
@@ -83,8 +76,8 @@ async def send_envelope(
 
 
 async def _connect(client: SMTP, server: Address) -> None:
-    """With the relay's own resolver: the event loop's has four threads, and one name that hangs would block all."""
-    name = await get_own_name()  # its own would take a thread for this, too, at each mail
+    """Resolves with the relay's own resolver: the event loop's has four threads, and names that hang block them all."""
+    name = await get_own_name()  # aiosmtplib would use a thread for it at each mail
     try:
         connection = await connect(await resolve(*server))
     except UnicodeError:
@@ -106,7 +99,7 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
         except aiosmtplib.SMTPRecipientRefused as error:
             replies[address] = f"{error.code} {truncate(mask_reply(error.message, *secrets), _MAX_REASON)}".strip()
             call.record_reply(f"{address}: {replies[address]}", *secrets)
-    if ACCEPTED_CODES.isdisjoint(map(parse_code, replies.values())):
+    if not is_any_accepted(replies.values()):
         return SmtpResult(replies, "")
     call.before_request(envelope.mail)
     code, reply = await client.data(envelope.mail)
@@ -115,9 +108,9 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
 
 
 def _quit(client: SMTP) -> None:
-    """Ends a session whose mail is taken, without the answer: the time of a send may be over, and the mail is sent."""
+    """Ends a session without waiting for the reply: the mail is accepted, and the time of the send may be over."""
     if isinstance(client.transport, asyncio.WriteTransport):
-        client.transport.write(b"QUIT\r\n")  # closing sends it before it hangs up
+        client.transport.write(b"QUIT\r\n")  # close() still sends it
 
 
 def _list_secret_forms(username: str, password: str) -> tuple[str, ...]:
@@ -133,23 +126,23 @@ def _build_reply_error(
 ) -> SendError:
     """The error for a code that the server gave.
 
-    4yz is for now, 5yz for ever (RFC 5321, section 4.2.1). The stage says what 5yz is about: DATA about the message,
-    everything before it about who we are and where we write.
+    4yz is temporary, 5yz permanent (RFC 5321, section 4.2.1). At DATA 5yz is about the message; before it, about the
+    sender, the login or the server's own rules.
     """
     if error.code == _INVALID_REPLY:
         detail = f"the mail server: no answer of SMTP: {mask_reply(error.message, *secrets)}"
-        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, maybe_arrived=call.reply_missing)
-    # The words that follow a login can hold what was sent, encoded.
-    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else mask_reply(error.message, *secrets)
-    call.record_reply(f"{error.code} {words}", *secrets)
-    detail = f"the mail server answered {error.code} {words or 'to the username and password'}"
+        return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, maybe_arrived=call.reply_missing)
+    # The text of a reply to a login can contain the credentials, encoded.
+    text = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else mask_reply(error.message, *secrets)
+    call.record_reply(f"{error.code} {text}", *secrets)
+    detail = f"the mail server answered {error.code} {text or 'to the username and password'}"
     if not 500 <= error.code < 600:
-        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
+        return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail)
     if isinstance(error, aiosmtplib.SMTPDataError) or error.code == _TOO_LARGE:
-        return SendError(Reason.REJECTED, Scope.MESSAGE, detail)
+        return SendError(SendReason.REJECTED, SendScope.MESSAGE, detail)
     if isinstance(error, aiosmtplib.SMTPAuthenticationError) or error.code == AUTHENTICATION_REQUIRED:
-        return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+        return SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
+    return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
 
 
 def _build_session_error(error: Exception, call: ProviderCall, tls: str) -> SendError:
@@ -157,24 +150,24 @@ def _build_session_error(error: Exception, call: ProviderCall, tls: str) -> Send
     arrived = call.reply_missing
     if isinstance(error, TimeoutError):
         detail = "the mail server: no answer in time"
-        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=arrived)
+        return SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
     handshake = _find_tls_error(error)
     if isinstance(handshake, ssl.SSLCertVerificationError):
-        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, "the mail server's certificate is not trusted")
+        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, "the mail server's certificate is not trusted")
     if handshake is not None:
         detail = f"the mail server speaks no TLS that fits `tls: {tls}` ({handshake.reason}); check `port` and `tls`"
-        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
     if isinstance(error, OSError):
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         lost = "the connection broke off" if arrived else "no connection"
         detail = f"the mail server: {lost}: {cause.strerror or type(error).__name__}"
-        return SendError(Reason.CONNECTION, Scope.ATTEMPT, detail, maybe_arrived=arrived)
-    # What is left: no STARTTLS, no login where one is set, no way to log in that both sides know.
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
+        return SendError(SendReason.CONNECTION, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
+    # The rest: no STARTTLS, no login although one is configured, or no login method that both sides support.
+    return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
 
 
 def _find_tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS has against the server, behind aiosmtplib's error; a connection that broke off is no such thing."""
+    """The TLS error behind aiosmtplib's error; None if there is none, or if the connection broke off."""
     while error is not None:
         if isinstance(error, ssl.SSLError) and not isinstance(error, _CONNECTION_LOST):
             return error

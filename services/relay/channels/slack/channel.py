@@ -29,7 +29,7 @@ from services.relay.channels.provider_call import (
 from services.relay.channels.slack.blocks import Mention, build_post
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
-from services.relay.http_client import HttpSession, encode_json
+from services.relay.http_session import HttpSession, encode_json
 from services.relay.model import Message
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
@@ -119,11 +119,11 @@ class SlackChannel:
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
-        place = await find_post(api, message, self._settings.channel, self._channel_id)
-        if isinstance(place, NotFound):
-            call.maybe_sent = place is NotFound.UNKNOWN
+        post = await find_post(api, message, self._settings.channel, self._channel_id)
+        if isinstance(post, NotFound):
+            call.maybe_sent = post is NotFound.UNKNOWN
             return None
-        return {"channel": place.channel, "ts": place.ts, "found": "yes"}
+        return {"channel": post.channel, "ts": post.ts, "found": "yes"}
 
     def _get_client(self, token: str) -> AsyncWebClient:
         if self._client is None or self._client.token != token:

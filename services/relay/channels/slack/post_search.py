@@ -2,7 +2,7 @@
 
 Slack has no idempotency key, but stores the metadata of a post for everybody who may read the channel: the
 bot needs the scope `channels:history`, and `groups:history` for a private channel, and must be a member. The methods
-that read take only the channel's ID; where it is not in the configuration and nothing was posted yet, it is looked up
+that read take only the channel's ID; where it is not in the configuration and nothing was posted yet, it is searched
 by its name, which needs `channels:read`, and `groups:read` for a private channel.
 https://docs.slack.dev/reference/methods/conversations.history
 """
@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.model import Message
-from services.relay.send_error import Reason, SendError
+from services.relay.send_error import SendError, SendReason
 from services.relay.text import truncate
 
 EVENT_TYPE: Final = "keypulse_delivery"
@@ -26,7 +26,7 @@ _MAX_TS: Final = 200
 """Characters of a `ts` that are kept; Slack's have 17."""
 _CHANNELS_PER_PAGE: Final = 999
 """On a page; Slack's limit."""
-_TEMPORARY: Final = {Reason.TIMEOUT, Reason.CONNECTION, Reason.RATE_LIMITED, Reason.SERVER_ERROR}
+_TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
 
 
 class PostLocation(NamedTuple):

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.relay.send_error import Reason, Scope
+from services.relay.send_error import SendReason, SendScope
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect, refused
 from tests.relay.channels.examples import message
@@ -53,7 +53,7 @@ async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check
         await reader.read()
 
     error = await refused(connect(secret_file, await tcp(plain), tls="implicit"))
-    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert str(error) == (
         "the mail server speaks no TLS that fits `tls: implicit` (WRONG_VERSION_NUMBER); check `port` and `tls`"
     )
@@ -66,7 +66,7 @@ async def test_a_connection_that_breaks_off_during_the_handshake_is_tried_again(
         await reader.read(1)
 
     error = await refused(connect(secret_file, await tcp(hangs_up), tls="implicit"))
-    assert (error.reason, error.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
+    assert (error.reason, error.scope) == (SendReason.CONNECTION, SendScope.ATTEMPT)
 
 
 async def test_starttls_is_the_default_and_the_certificate_is_verified(
@@ -79,7 +79,7 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     server = await mail_server(starttls=context)
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "starttls"}
     error = await refused(connect(secret_file, server.address, **encrypted))
-    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert str(error) == "the mail server's certificate is not trusted"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted), message())
@@ -108,6 +108,6 @@ async def test_a_server_without_starttls_gets_neither_password_nor_mail(
 ) -> None:
     server = await mail_server()
     error = await refused(connect(secret_file, server.address, tls="starttls"))
-    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert "STARTTLS" in str(error)
     assert server.taken == []

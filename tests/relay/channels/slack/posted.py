@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack import SlackMessage
 from services.relay.channels.port import Channel, Receipt
 from services.relay.model import Message
@@ -30,7 +30,7 @@ def now(**changes: Any) -> Message:
 
 async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recorded:
     """Posts a message whose answer is lost; gives the next attempt."""
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     first = Recorded(message)
     with pytest.raises(SendError) as raised:
         await channel.send(first)

@@ -9,8 +9,8 @@ from aiohttp import web
 from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.send_error import Scope, SendError
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.send_error import SendError, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, settings
 from tests.relay.channels.recorded import Recorded, send
@@ -131,10 +131,10 @@ async def test_nothing_is_posted_while_slack_cannot_say(
 ) -> None:
     channel = connect()
     again = await lost(stand_ins, channel, now())
-    stand_ins.faults.add(Fault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
+    stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
     with pytest.raises(SendError) as raised:
         await channel.send(again)
-    assert (raised.value.scope, raised.value.maybe_arrived) == (Scope.ATTEMPT, True)
+    assert (raised.value.scope, raised.value.maybe_arrived) == (SendScope.ATTEMPT, True)
     assert raised.value.retry_after == fault.get("seconds")
     assert again.payloads == []
     assert (await channel.send(again))["found"] == "yes"
@@ -145,7 +145,7 @@ async def test_a_look_up_that_hangs_costs_no_more_than_the_timeout(
     secret_file: Path, connect: Connect, stand_ins: StandIns
 ) -> None:
     again = await lost(stand_ins, connect(), now())
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.HANG, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.HANG, count=1))
     channel = settings(example("slack", secret_file, stand_ins.http)).connect(0.2)
     with pytest.raises(SendError, match=r"no answer within 0.2 s") as raised:
         await channel.send(again)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.keyring.administration import JournalEntry, JournalStep, RotationType, StepOutcome
+from shared.keyring.journal.entries import find_defect
 from shared.keyring.journal.legacy_text import parse_legacy_text
-from shared.keyring.journal.steps import find_defect
 from tests.shared.keyring.keyring import entry
 
 FAILED, PROBLEMS = StepOutcome.FAILED, StepOutcome.PROBLEMS

@@ -1,4 +1,4 @@
-"""Deliveries that wait are merged, channels keep their gate for all replicas, heartbeats are remembered."""
+"""Waiting deliveries are merged, the circuit breakers are shared by all replicas, heartbeats are stored."""
 
 from itertools import groupby
 from operator import itemgetter

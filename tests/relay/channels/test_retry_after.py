@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.relay.channels.status_error import parse_retry_after
+from services.relay.channels.retry_after import parse_retry_after
 
 NOW = datetime(1994, 11, 6, 8, 49, 7, tzinfo=UTC).timestamp()
 
@@ -42,9 +42,9 @@ def test_retry_after_is_a_number_of_seconds_or_a_date(given: str, seconds: float
         ("Date", "yesterday", "Sun, 06 Nov 1994 08:49:37 GMT", 30.0),
     ],
 )
-def test_a_date_is_read_by_the_clock_of_who_gave_it(name: str, date: str, until: str, seconds: float) -> None:
+def test_a_date_is_compared_with_the_response_s_own_date(name: str, date: str, until: str, seconds: float) -> None:
     assert parse_retry_after({name: date, "retry-after": until}, NOW) == seconds
 
 
-def test_without_a_header_there_is_no_wait() -> None:
+def test_a_response_without_the_header_asks_for_no_wait() -> None:
     assert parse_retry_after({}, NOW) is None

@@ -1,4 +1,4 @@
-"""What the holder of a lease does with it: read the events to deliver, save progress, release it at a stop."""
+"""What a worker does under the lease of a delivery: read its events, save progress, release it at a stop."""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.rows import DELIVERIES, EVENT_SIZES, EVENTS, EventSizeRow, select_values
-from services.relay.outbox.tables import State, clean_for_database, deliveries, events
+from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events
 
 _delivery = deliveries.c
 _READ_EVENT_SIZES: Final = EVENT_SIZES.where(
@@ -27,7 +27,7 @@ _RELEASE: Final = (
     update(deliveries)
     .where(*_owned)
     .values(
-        state=case((_delivery.attempts > 1, State.RETRYING), else_=State.QUEUED),
+        state=case((_delivery.attempts > 1, DeliveryState.RETRYING), else_=DeliveryState.QUEUED),
         attempts=_delivery.attempts - 1,
         due_at=bindparam("now"),
         due_set_at=bindparam("now"),
@@ -72,7 +72,7 @@ def _read_event_sizes(task: DeliveryTask, connection: Connection) -> list[EventS
 
 
 def _split_pages(sizes: Sequence[EventSizeRow]) -> Iterator[list[int]]:
-    """The seqs of events that are read together: as many as their size allows, so that memory is bounded."""
+    """The seqs of events that are read in one query: as many as their size allows, so that memory is bounded."""
     page: list[int] = []
     page_size = 0
     for row in sizes:

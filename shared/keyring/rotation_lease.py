@@ -1,7 +1,7 @@
-"""The lease: one runner at a time may change the keyring. Its row is in the keyring's database, and so is its clock.
+"""The lease of a rotation: one runner at a time may change the keyring. The database stores it, and its clock counts.
 
-A runner that died keeps nobody out for longer than its lease, and one that slept beyond it can write nothing more: each
-of its writes looks for its token first, in the same transaction.
+A runner that was killed blocks others until its lease expires. One that was suspended for longer can write nothing
+more: each of its writes checks its token first, in the same transaction.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ from shared.keyring.rows import LeaseRow, fetch_first, select_rows
 from shared.keyring.tables import rotation_lease
 
 MAX_LEASE_SECONDS: Final = 3600.0
-"""A lease, at most: nobody waits longer for a runner that is dead."""
+"""Seconds of a lease, at most: nobody waits longer for a runner that was killed."""
 T = TypeVar("T")
 
 
 def acquire_lease(connection: Connection, now: float, holder: str, seconds: float, token: str = "") -> Lease:
-    """Takes a lease that is free or over, or keeps one's own. Raises RefusedError."""
+    """Acquires a lease that is free or expired, or renews the caller's own. Raises RefusedError."""
     if not 0 < seconds <= MAX_LEASE_SECONDS:
-        raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s; ask for that, and keep it by asking again")
+        raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s; request that, and renew it")
     current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
     if current and not _is_valid_token(current, token):
-        if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # later ones were taken by a clock that was ahead
+        if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # a later end was set by a clock that was ahead
             raise RefusedError(_describe_holder(current))
         token = ""
     elif not current:
-        token = ""  # it was released meanwhile
+        token = ""  # it was released in the meantime
     token = token or secrets.token_urlsafe(32)
     connection.execute(rotation_lease.delete())
     expires_at = now + seconds
@@ -44,15 +44,15 @@ def acquire_lease(connection: Connection, now: float, holder: str, seconds: floa
 
 
 def release_lease(connection: Connection, token: str) -> None:
-    """Gives it up; another's stays."""
+    """Releases the lease; does nothing if it belongs to another runner."""
     connection.execute(rotation_lease.delete().where(rotation_lease.c.token == _hash_token(token)))
 
 
 async def run_under_lease(database: Database, token: str, work: Callable[[Connection, float], T]) -> T:
-    """What `work` returns, once it is committed; it gets the connection and the time.
+    """Runs `work`, with the connection and the time, and returns its result once it is committed.
 
     Raises:
-        RefusedError: the lease is another's, or over.
+        RefusedError: the lease belongs to another runner, or has expired.
         DatabaseError: see `Database.change`.
     """
 

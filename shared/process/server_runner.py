@@ -78,7 +78,7 @@ class ServerRunner(Generic[S]):
             return settings
 
         reloading = ReloadMiddleware(
-            app, self.settings, reload_settings, apply and self._wrap_apply(apply), restart_keys, app.state.guard
+            app, self.settings, reload_settings, apply and self._wrap_apply(apply), restart_keys, app.state.authorizer
         )
         served = self.add_middleware(app, reloading, self_authenticated_paths)
         async with reloading.reload_on_sighup():
@@ -94,12 +94,12 @@ class ServerRunner(Generic[S]):
         def routes() -> list[Route]:
             return [route for route in (*app.routes, reload_middleware.route) if isinstance(route, Route)]
 
-        app.state.guard.refusals.initialise([OTHER_ENDPOINT])
+        app.state.authorizer.refusals.initialise([OTHER_ENDPOINT])
         return WebConfigMiddleware(
             reload_middleware,
             self.web_config_file,
             lambda: reload_middleware.access_policy,
-            app.state.guard,
+            app.state.authorizer,
             routes,
             self_authenticated_paths,
         )

@@ -79,7 +79,7 @@ def find_unreadable_entries(connection: Connection) -> tuple[int, ...]:
         _columns.outcome.in_(_WRITABLE_OUTCOMES),
         _columns.outcome != StepOutcome.NOTHING_TO_DO.value,
         or_(_columns.rotation_type.is_(None), _columns.rotation_type.in_(list(RotationType))),
-        _columns.needs.is_(None),
+        *(column.is_(None) for column in (_columns.backup_name, _columns.sha256, _columns.needs)),
     )
     suspects = select_rows(journal_entries, JournalEntryRow).where(~sound).order_by(_columns.number)
     rows = fetch(connection, suspects, JournalEntryRow)
@@ -137,6 +137,9 @@ def find_defect(entry: JournalEntry) -> str | None:
         != (entry.outcome is StepOutcome.NOTHING_TO_DO),
         "expected the rotation_type that has nothing to do": is_plan and entry.rotation_type is None,
         "expected backup_name and sha256 of the backup": is_backup and not (entry.backup_name and entry.sha256),
+        "expected backup_name, sha256 and needs of a backup that succeeded, and of nothing else": not is_backup
+        and (entry.backup_name, entry.sha256, entry.needs) != (None, None, None),
+        "expected in needs a version at least, since one encrypts the backup": is_backup and entry.needs == (),
         "expected in needs the names of versions": not all(
             version == UNREADABLE_VERSION or is_version(version) for version in entry.needs or ()
         ),

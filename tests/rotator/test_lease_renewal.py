@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.rotator.lease import LeaseLostError, describe_holder, run_with_lease
+from services.rotator.lease_renewal import RotationLeaseLostError, describe_holder, run_with_lease
 from shared.keyring.administration import Administration, Lease, RefusedError, UnreachableError
 
 
@@ -63,7 +63,7 @@ async def test_a_renewal_that_fails_once_is_tried_again_and_the_work_goes_on() -
 async def test_work_stops_before_its_lease_can_be_anothers() -> None:
     keyring = Keyring()
     keyring.answers = [no_answer()] * 9
-    with pytest.raises(LeaseLostError, match="could not be renewed within 60 s: nobody answers"):
+    with pytest.raises(RotationLeaseLostError, match="could not be renewed within 60 s: nobody answers"):
         await held(keyring, 1000)
     assert asyncio.get_running_loop().time() <= 60
     assert keyring.released == ["secret"]
@@ -73,7 +73,7 @@ async def test_work_stops_before_its_lease_can_be_anothers() -> None:
 async def test_a_renewal_without_an_answer_does_not_outlast_the_lease() -> None:
     keyring = Keyring()
     keyring.hangs = True
-    with pytest.raises(LeaseLostError, match="no answer"):
+    with pytest.raises(RotationLeaseLostError, match="no answer"):
         await held(keyring, 1000)
     assert asyncio.get_running_loop().time() <= 60
 
@@ -82,7 +82,7 @@ async def test_a_renewal_without_an_answer_does_not_outlast_the_lease() -> None:
 async def test_work_stops_at_once_where_another_has_the_lease() -> None:
     keyring = Keyring()
     keyring.answers = [None, RefusedError("another holds the lease")]
-    with pytest.raises(LeaseLostError, match="another holds the lease"):
+    with pytest.raises(RotationLeaseLostError, match="another holds the lease"):
         await held(keyring, 1000)
     assert asyncio.get_running_loop().time() == 40
 

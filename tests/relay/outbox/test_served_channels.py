@@ -13,8 +13,8 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.outbox.replicas import record_served_channels, refresh_outdated
-from services.relay.outbox.tables import State, channels, deliveries
+from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
+from services.relay.outbox.tables import DeliveryState, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
 from tests.relay.scripted import event_of
@@ -98,7 +98,7 @@ async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(s
 
 async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
     await come(store, "firing", "old")
-    await end_attempt(store, await claim_one(store, "old"), State.RETRYING, retry_in=0.0)
+    await end_attempt(store, await claim_one(store, "old"), DeliveryState.RETRYING, retry_in=0.0)
     await come(store, "resolved", "new")
     await refresh_outdated(store, ["new"])
     await refresh_outdated(store, ["old", "every"])

@@ -38,7 +38,7 @@ class RecordsTable:
     id_column: str = "id"
     ciphertext_column: str = "sealed"
     open_record: OpenRecord | None = None
-    """None where nobody here can open them."""
+    """None if this process cannot decrypt them."""
 
     async def check_columns(self, database: Database) -> None:
         """Raises DatabaseError where there is no such table or column."""
@@ -71,7 +71,7 @@ class RecordsTable:
     def list_missing_data_keys(self, connection: Connection) -> tuple[str, ...]:
         """The ids of the data keys that records need and the keyring lacks.
 
-        One look into the index of the data keys' column for each data key, not for each record: it needs that index.
+        One lookup in the index of the data keys' column for each data key, not for each record: it needs that index.
         """
         needed = self._build_table().c[self.data_key_column]
         ids = select(func.min(needed).label("id")).cte("needed", recursive=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.keyring.administration import JournalBackup, JournalEntry, JournalStep, RotationType, StepOutcome
-from shared.keyring.journal.steps import find_defect, parse_row, to_columns
+from shared.keyring.journal.entries import find_defect, parse_row, to_columns
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.rows import JournalEntryRow
 from shared.keyring.tables import journal_entries
@@ -89,6 +89,11 @@ async def test_backups_are_listed_with_what_they_need_the_oldest_first(keyring: 
         {"needs": "[1]"},
         {"needs": "[true]"},
         {"needs": "null"},
+        {"needs": "[]"},
+        {"step": "reload"},
+        {"step": "rotate", "sha256": None, "needs": None},
+        {"outcome": "failed"},
+        {"outcome": "problems", "backup_name": None, "sha256": None},
         {"needs": '["a\\u0000b"]'},
         {"needs": json.dumps(["x" * (MAX_VERSION_LENGTH + 1)])},
     ],
@@ -103,9 +108,7 @@ async def test_an_entry_that_another_program_changed_is_counted_and_never_taken_
     assert usage.unknown_usage == "1 journal entries that cannot be read (number 2)"
 
 
-@pytest.mark.parametrize(
-    "columns", [{"rotation_type": None}, {"needs": "[]"}, {"needs": '["", "7"]'}, {"detail": "x" * 5000}]
-)
+@pytest.mark.parametrize("columns", [{"rotation_type": None}, {"needs": '["", "7"]'}, {"detail": "x" * 5000}])
 async def test_an_entry_that_can_be_read_blocks_nothing(keyring: Keyring, columns: dict[str, Any]) -> None:
     await _add(keyring, BACKUP)
     await _spoil(keyring, **columns)

@@ -48,7 +48,7 @@ _Fingerprint = Annotated[str, Meta(min_length=1, max_length=256)]
 _Labels = dict[str, str] | None  # Go's nil map: null
 
 
-class _Alert(msgspec.Struct, rename="camel", gc=False):
+class _WebhookAlert(msgspec.Struct, rename="camel", gc=False):
     status: _Status
     labels: _Labels
     starts_at: _Moment
@@ -86,7 +86,7 @@ class _Webhook(msgspec.Struct, rename="camel"):
 
 _WEBHOOK: Final = msgspec.json.Decoder(_Webhook)
 _SHAPE: Final = msgspec.json.Decoder(_WebhookShape)
-_ALERT: Final = msgspec.json.Decoder(_Alert)
+_ALERT: Final = msgspec.json.Decoder(_WebhookAlert)
 _LABELS: Final = msgspec.json.Decoder(_Labels)
 
 

@@ -1,4 +1,4 @@
-"""HTTP to a provider: which URLs may carry a secret, and one session that is bounded."""
+"""One HTTP session to a provider, with limits: no redirect, no large response, no proxy from the environment."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from pydantic import TypeAdapter
 
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.net.aiohttp_resolver import AiohttpResolver
 
 MAX_TEXT_BYTES: Final = 64 * 1024
-"""Bytes of an answer that are read; the longest of those that these channels ask for is far shorter."""
+"""Bytes of a response that are read; the longest that a channel needs is far shorter."""
 MAX_BODY_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of an answer that has to be read whole; a page of Slack's channels has a few hundred thousand."""
+"""Bytes of a response that is read whole; a page of Slack's channels has a few hundred thousand."""
 _JSON: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 
 
@@ -61,7 +61,7 @@ class _BoundedResponse(aiohttp.ClientResponse):
 class HttpSession:
     """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used.
 
-    A redirect is an error, because it would carry the alert, and perhaps the secret, somewhere else. Nothing is
+    A redirect is an error, because it would send the alert, and perhaps the secret, elsewhere. Nothing is
     decompressed, so an answer cannot grow after it was measured.
 
     Args:
@@ -92,12 +92,12 @@ class HttpSession:
     async def _refuse_redirect(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        # Here, since slack_sdk makes the requests itself and leaves `allow_redirects` as it is.
+        # A middleware, because slack_sdk makes the requests itself with the default `allow_redirects`.
         response = await handler(request)
         if 300 <= response.status < 400:
             response.close()
             detail = f"{self._provider} answered HTTP {response.status}, a redirect"
-            raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+            raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
         return response
 
     async def close(self) -> None:
@@ -115,17 +115,17 @@ def translate_connection_errors(provider: str) -> Iterator[None]:
     except aiohttp.ClientSSLError as error:
         # An untrusted or expired certificate needs a person.
         detail = f"{provider}: no secure connection to {error.host}: {type(error).__name__}"
-        raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail) from None
+        raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
     except (aiohttp.ClientError, OSError) as error:
         if isinstance(error, TimeoutError):
             raise
         # Only the operating system's text: that of a client error may contain the request.
         cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        # Without a connection nothing was sent; one that broke off later may have carried the request.
+        # Without a connection nothing was sent; a connection that broke off later may have delivered the request.
         arrived = not isinstance(error, aiohttp.ClientConnectorError)
         lost = "the connection broke off" if arrived else "no connection"
         raise SendError(
-            Reason.CONNECTION, Scope.ATTEMPT, f"{provider}: {lost}: {cause}", maybe_arrived=arrived
+            SendReason.CONNECTION, SendScope.ATTEMPT, f"{provider}: {lost}: {cause}", maybe_arrived=arrived
         ) from None
 
 

@@ -10,7 +10,7 @@ from shared.config.errors import ConfigurationError
 from shared.config.server_settings import RESERVED_NAMES, AuthSettings, NamedToken, Role
 from shared.config.settings import parse_address
 from shared.http.web_config_reload import WebConfigFile
-from shared.process.runner import ServerRunner, prepare_server
+from shared.process.server_runner import ServerRunner, prepare_server
 from tests.shared.certificates import Authority, web_yml
 from tests.shared.sample import SETTINGS, Settings
 
