@@ -44,7 +44,7 @@ async def _check_folder(folder: Path) -> str:
 async def _check_documents(read: ReadBackend) -> str:
     states = await read()
     if problems := [problem for state in states for problem in state.problems]:
-        raise CheckError("; ".join(problems), "start the backend, correct the URLs, or describe its documents")
+        raise CheckError("; ".join(problems), "start the backend, correct the URLs, or set `health` and `metrics`")
     return ", ".join(_describe_state(state) for state in states)
 
 
