@@ -18,6 +18,7 @@ from shared.config.url import check_base_url
 from shared.process.command_line import replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
 from shared.smoke.backend import RecordsMode
+from shared.smoke.http_client import CA_FILE
 from shared.smoke.report import build_document, render_junit, render_markdown
 
 _EXAMPLES = """\b
@@ -88,6 +89,7 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     default=TEST_ALERT_TIMEOUT_SECONDS,
     help="Of the test alert, to its last receipt. Default 3m.",
 )
+@click.option("--ca-file", type=_FILE, help="Certificate authorities in PEM, trusted instead of the usual ones.")
 @click.option("--junit", "junit_file", type=_FILE, help="Write JUnit XML to this file, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 @click.option("--verbose", is_flag=True, help="Print details and seconds of passed checks, too.")
@@ -106,6 +108,7 @@ def main(**options: Any) -> None:
             "--test-alert needs --alertmanager, which it is posted to, and --relay, which delivers it"
         )
     replace_unencodable_output()
+    CA_FILE.set(options["ca_file"])
     where = Deployment(
         backend=options["base_url"],
         backend_token=_open_secret(options["token_file"]),

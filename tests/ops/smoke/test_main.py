@@ -24,6 +24,7 @@ from ops.smoke.__main__ import main
 from ops.smoke.deployment import load_rule_names
 from shared.config.settings import Address
 from shared.http.server import serve
+from tests.fork_server import forked
 from tests.ops.rules import GROUPS
 
 LAUNCHERS = Path(__file__).parents[3] / "ops/smoke"
@@ -47,7 +48,7 @@ async def backend() -> AsyncIterator[str]:
 
 
 async def smoke(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ops.smoke", *arguments]
+    command = [*forked("ops.smoke"), *arguments]
     return await asyncio.to_thread(
         subprocess.run,
         command,
