@@ -8,7 +8,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.exporter.backends.settings import Backend
-from tests.exporter.scraped import Scrape, configured, scraped
+from tests.exporter.running_exporter import Scrape, configured, scraped
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 SECRET = "hunter2-hunter2-hunter2"
