@@ -469,7 +469,7 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         answer("/healthz", 200, '{"status": "UP"}'),
         "backends.0 (backend) documents",
         "crypto_mode",
-        "describe its documents",
+        "set `health` and `metrics`",
     ),
     (
         "exporter",
