@@ -22,6 +22,7 @@ EVERY_REMOTE_KIND = pytest.mark.parametrize("kind", REMOTE_KINDS)
 EVERY_HTTP_KIND = pytest.mark.parametrize("kind", HTTP_KINDS)
 EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"webhook"}))
 """All but `webhook`, to which a status of 2xx says everything."""
+EVERY_HTTP_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
 
 
 async def failure(

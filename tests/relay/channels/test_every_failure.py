@@ -17,6 +17,7 @@ from tests.relay.channels.conftest import Providers, TcpServer, WebServer
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.kinds import (
     EVERY_HTTP_KIND,
+    EVERY_HTTP_KIND_THAT_READS_ANSWERS,
     EVERY_KIND,
     EVERY_KIND_THAT_READS_ANSWERS,
     EVERY_REMOTE_KIND,
@@ -61,7 +62,7 @@ async def test_what_was_taken_and_answered_too_late_may_have_arrived(
     assert len(providers.arrived(kind)) == 1
 
 
-@EVERY_KIND_THAT_READS_ANSWERS
+@EVERY_HTTP_KIND_THAT_READS_ANSWERS
 async def test_an_answer_that_would_grow_when_it_is_unpacked_is_not(
     kind: str, secret_file: Path, website: WebServer
 ) -> None:
@@ -185,8 +186,9 @@ async def test_cancelling_a_send_lets_go_of_the_provider(kind: str, secret_file:
     sending = asyncio.create_task(send(channel, message()))
     await asyncio.wait_for(connected.wait(), 5)
     sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
+    done, _ = await asyncio.wait({sending}, timeout=5)
+    assert sending in done
+    assert sending.cancelled()
     await asyncio.wait_for(left.wait(), 5)
     await channel.close()
 
@@ -303,7 +305,7 @@ async def test_retry_after_is_passed_on_in_seconds_and_as_a_date(
         assert 29 <= dated.retry_after <= 31
 
 
-@pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
+@EVERY_HTTP_KIND_THAT_READS_ANSWERS
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
