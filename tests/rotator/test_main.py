@@ -16,6 +16,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
+from tests.fork_server import forked
 from tests.rotator.keyring_to_rotate import Rotated, secret
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -29,9 +30,7 @@ class Ended(NamedTuple):
 
 async def started(*words: str, largest: int | None = None, **environ: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.rotator",
+        *(forked("services.rotator") if largest is None else (sys.executable, "-m", "services.rotator")),
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

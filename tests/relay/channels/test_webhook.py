@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
+from tests.iterations import LONG
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
@@ -35,7 +36,7 @@ def size(message: Message) -> int:
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=200 if LONG else 50)
 def test_no_body_passes_its_limit(any_message: Message) -> None:
     body = build_body(any_message)
     assert size(any_message) <= MAX_BODY
