@@ -5,7 +5,7 @@ from pathlib import Path
 from services.rotator.doctor import open_checks
 from shared.check import format_line
 from shared.process.doctor import run_doctor
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 
 
 async def test_a_keyring_that_works_passes_every_check_and_stays_as_it_is(rotated: Rotated) -> None:
