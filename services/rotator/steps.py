@@ -193,7 +193,7 @@ class RotationSteps:
 
         async def read_all() -> tuple[VerificationResult, list[Problem]]:
             differing: list[Problem] = []
-            if file:
+            if file and self._settings.driver.has_own_keys:
                 kms, timeout = self._session.kms, self._settings.kms_timeout
                 differing = await folder.compare_with_keyring(file, self._administration, kms, timeout=timeout)
             total = await self._count_data_keys()

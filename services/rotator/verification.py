@@ -36,12 +36,13 @@ async def verify_by_pages(
 ) -> VerificationResult:
     """All of it page by page, so that no call lasts as long as the keyring is large."""
     result = await administration.verify(mode, "")
+    seen = set[str]()
     while (last := result.next) is not None:
-        report_count(result.data_keys)
-        part = await administration.verify(mode, last)
-        if part.next is not None and part.next <= last:
+        if last in seen:
             raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
-        result = _merge_verifications(result, part)
+        seen.add(last)
+        report_count(result.data_keys)
+        result = _merge_verifications(result, await administration.verify(mode, last))
     report_count(result.data_keys)
     return result
 

@@ -61,6 +61,13 @@ class DataKey:
     created_at: datetime
     """Aware, in UTC."""
     algorithm: str = ALGORITHM
+    aad: bytes | None = None
+    """The additional authenticated data of its wrap; None: `build_wrapping_aad` of its id."""
+
+    @property
+    def wrapping_aad(self) -> bytes:
+        """What its wrap is bound to."""
+        return build_wrapping_aad(self.id) if self.aad is None else self.aad
 
 
 def get_version_sort_key(version: str) -> tuple[tuple[int, str], ...]:

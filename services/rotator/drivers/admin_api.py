@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 import aiohttp
 from pydantic import AfterValidator
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
     AdminRequest,
     AdminResponse,
@@ -32,7 +33,7 @@ def _check_url(url: str) -> str:
     return check_secret_url(check_base_url(url))
 
 
-class AdminApiDriverSettings(EgressSettings):
+class AdminApiDriverSettings(EgressSettings, BaseDriverSettings):
     """Over HTTPS."""
 
     kind: Literal["admin_api"]
