@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import click
 
-from ops.smoke.deployment import Deployment, run_checks
+from ops.smoke.deployment import Deployment, Environment, run_checks
 from shared import VERSION
 from shared.config.secret_file import SecretFile
 from shared.config.settings import parse_duration
@@ -58,6 +58,12 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
 @click.option("--base-url", type=_URL, required=True, help="The backend.")
 @click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs: of the role responder.")
+@click.option(
+    "--environment",
+    type=click.Choice(get_args(Environment)),
+    default="production",
+    help="Of the deployment. In production, the default, a placeholder's runbook in the rules is an error.",
+)
 @click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
 @click.option("--alertmanager", type=_URL, help="Check that it is ready.")
 @click.option("--relay", type=_URL, help="Check that it is ready, and that its API answers.")
@@ -94,6 +100,7 @@ def main(**options: Any) -> None:
     replace_unencodable_output()
     where = Deployment(
         backend=options["base_url"],
+        environment=options["environment"],
         backend_token=_open_secret(options["token_file"]),
         prometheus=options["prometheus"],
         alertmanager=options["alertmanager"],

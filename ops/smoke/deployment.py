@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ops.prometheus.rule_files import read_rules
 from shared.config.secret_file import SecretFile
@@ -11,12 +12,15 @@ from shared.smoke.check import CheckOutcome, CheckResult
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
 
+Environment = Literal["production", "staging", "demo"]
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The base URLs of the parts; None skips a part."""
+    """The base URLs of the parts; None skips a part. In production a placeholder in the rules is an error."""
 
     backend: str
+    environment: Environment = "production"
     backend_token: SecretFile | None = None
     prometheus: str | None = None
     alertmanager: str | None = None
@@ -38,7 +42,9 @@ async def run_checks(
     """
     yield await check_backend(deployment.backend, deployment.backend_token)
     if deployment.prometheus:
-        yield await check_prometheus(deployment.prometheus, load_rule_names())
+        yield await check_prometheus(
+            deployment.prometheus, load_rule_names(), is_production=deployment.environment == "production"
+        )
     checks: list[CheckResult] = []
     if deployment.alertmanager:
         checks += await check_alertmanager(deployment.alertmanager)

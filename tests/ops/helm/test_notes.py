@@ -36,7 +36,7 @@ def test_an_alertmanager_config_is_said_to_match_its_own_namespace_only() -> Non
 
 
 def test_what_is_done_is_not_asked_for_again() -> None:
-    said = notes(MATRIX["the README's first"])
+    said = notes(MATRIX["the values to begin with"])
 
     assert not [line for line in said.splitlines() if "YET" in line]
     assert "port-forward svc/keypulse-exporter 9911" in said

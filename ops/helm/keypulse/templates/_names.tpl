@@ -73,3 +73,8 @@ labels: {{- include "keypulse.labels" . | nindent 2 }}
 {{- define "keypulse.runbook" -}}
 {{- .Values.runbookUrl | default "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md" -}}
 {{- end }}
+
+{{/* An address to fill in: <…>, or one with `acme` or `example` in its host, or first in its path. */}}
+{{- define "keypulse.placeholder" -}}
+(?i)^(https?://|[^/]*@)?([^/]*\.)?(acme|example)([.:>][^/]*)?(/|$)|^(https?://)?[^/]+/(acme|example)(/|$)|^<.*>$
+{{- end }}
