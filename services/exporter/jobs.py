@@ -93,7 +93,7 @@ async def start_jobs(
             inspection_jobs[target.kms.provider].append((inspected_at, inspection))
         reads = [
             _build_backend_job(
-                backend.service, _build_backend_reader(backend, settings.probe.timeout, session, stack), results
+                backend.service, build_backend_reader(backend, settings.probe.timeout, session, stack), results
             )
             for backend in settings.backends
         ]
@@ -186,9 +186,17 @@ def _build_inspection_job(
     return ScheduledJob(f"key inspection of {target.name}", run)
 
 
-def _build_backend_reader(
+def build_backend_reader(
     backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack
 ) -> ReadBackend:
+    """What reads a backend, each of its replicas, once.
+
+    Args:
+        backend: its settings.
+        timeout: seconds for each document.
+        session: makes the requests.
+        stack: ends what the reader needs.
+    """
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
     reader = BackendReader(

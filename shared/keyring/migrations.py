@@ -54,13 +54,19 @@ def is_current(connection: Connection) -> bool:
     return existing.issuperset(TABLES.tables) and read_version(connection) == VERSION
 
 
-def migrate(connection: Connection) -> None:
-    """Runs the pending migrations; the caller holds the keyring's lock. Raises NewerKeyringSchemaError."""
+def check_version(connection: Connection) -> int:
+    """Return the version of the tables. Raises NewerKeyringSchemaError."""
     done = read_version(connection)
     if done > VERSION:
         raise NewerKeyringSchemaError(
             f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}; start a newer one"
         )
+    return done
+
+
+def migrate(connection: Connection) -> None:
+    """Runs the pending migrations; the caller holds the keyring's lock. Raises NewerKeyringSchemaError."""
+    done = check_version(connection)
     if done == VERSION:
         return
     if _has_table(connection, data_keys.name):  # else the database is new

@@ -133,10 +133,10 @@ class ConnectivityPhase:
     """One phase of a connection to the service."""
 
     name: str
-    """`dns`, `tcp` or `tls`; or `proxy` alone, where a proxy is used and nothing is measured."""
+    """`dns`, `tcp`, `proxy` or `tls`; the first two are those of the proxy, where one is used."""
     seconds: float
     error: str | None = None
-    """What went wrong, or which proxy it is, in one sentence; later phases are missing then."""
+    """What went wrong, in one sentence; later phases are missing then."""
 
 
 class KmsError(Exception):
@@ -183,6 +183,13 @@ class KmsKey(Protocol):
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         """Opens a new connection to the service and measures each phase, within `timeout` seconds. Never raises."""
+        ...
+
+    async def read_service_clock(self, *, timeout: float) -> float | None:
+        """The time by the service's clock, to the second, in unix seconds, within `timeout` seconds. Never raises.
+
+        None where the service does not tell it, or does not answer.
+        """
         ...
 
     async def close(self) -> None:

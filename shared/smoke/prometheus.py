@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.config.placeholders import is_placeholder_url
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, check_ready, open_client
 
 EXPORTER_JOB: Final = "keypulse-exporter"
 HEALTH_RECORDING: Final = "kms:crypto_health_status"
-RECORDINGS: Final = (HEALTH_RECORDING, "kms:decryption_error_rate_5m", "kms:uptime_since_last_crypto_init")
+BACKEND_RECORDINGS: Final = ("kms:decryption_error_rate_5m", "kms:uptime_since_last_crypto_init")
+"""Those that have data where a backend's metrics are read."""
+RECORDINGS: Final = (HEALTH_RECORDING, *BACKEND_RECORDINGS)
 """Those that always have data; the others have some only while something is wrong."""
 
 
@@ -19,6 +21,7 @@ async def check_prometheus(
     url: str,
     rules: Mapping[str, Sequence[str]],
     *,
+    has_backend: bool = True,
     is_production: bool = True,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[CheckResult]:
@@ -27,6 +30,7 @@ async def check_prometheus(
     Args:
         url: its base address.
         rules: the names of the alerts and recordings that it must have, by the file that they are in.
+        has_backend: whether the exporter reads a backend's metrics, or only probes keys.
         is_production: whether a runbook at a placeholder's address is an error.
         timeout: seconds for each response.
 
@@ -54,7 +58,7 @@ async def check_prometheus(
                     partial(_check_recording, server, name),
                     depends_on="Prometheus scrapes the exporter",
                 )
-                for name in RECORDINGS
+                for name in (RECORDINGS if has_backend else (HEALTH_RECORDING,))
             ),
         ]
         return await run_checks(checks, time.monotonic)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,21 @@ from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
+from tests.fork_server import forked
 from tests.shared.certificates import Authority, web_yml
 
-COMMAND = (sys.executable, "-m", "services.backend", "admin")
 TOKEN = "the-admin-token-of-tests"
 ADMIN = {"token_file": "token"}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [*forked("services.backend"), "admin", *map(str, arguments)]
 
 
 async def said(*arguments: str | Path, lines: bytes) -> list[dict[str, Any]]:
     """What it answers to `lines`; it ends with them."""
     done = await asyncio.to_thread(
-        subprocess.run, [*COMMAND, *map(str, arguments)], input=lines, capture_output=True, timeout=60, check=True
+        subprocess.run, command(*arguments), input=lines, capture_output=True, timeout=60, check=True
     )
     assert done.stderr == b""
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -116,8 +119,7 @@ async def test_without_an_admin_api_or_with_a_bad_web_yml_it_exits_2(
     configuration: Callable[..., Path], configured: Callable[[Address], Path], tmp_path: Path
 ) -> None:
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [*COMMAND, *map(str, arguments)]
-        return subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command(*arguments), input="", capture_output=True, text=True, timeout=60, check=False)
 
     off = await asyncio.to_thread(run, "--config", configuration("127.0.0.1:1"))
     assert (off.returncode, "admin.token_file: expected a file" in off.stderr) == (2, True)

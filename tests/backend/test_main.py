@@ -22,6 +22,7 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import KmsFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
+from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = (sys.executable, "-m", "services.backend")
@@ -31,7 +32,8 @@ Configuration = Callable[..., Path]
 
 
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+    command = [*forked("services.backend"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_help_names_the_options_and_shows_an_example() -> None:

@@ -134,12 +134,20 @@ def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not
     assert measured.connectivity is None
 
 
-def test_behind_a_proxy_nobody_is_blamed() -> None:
-    (found,) = (
-        Key().fails(Reason.TIMEOUT, ConnectivityPhase("proxy", 0.0, "it leads through proxy:3128")).head().findings
+def test_a_proxy_is_a_part_of_the_network() -> None:
+    dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004)
+    refusal = ConnectivityPhase("proxy", 0.001, "the proxy p:3128 (HTTPS_PROXY) refuses kms:443 (HTTP 403)")
+    (refused,) = Key().fails(Reason.UNAVAILABLE, dns, tcp, refusal).head().findings
+    assert refused.connectivity == (
+        "It is the network, at PROXY: the proxy p:3128 (HTTPS_PROXY) refuses kms:443 (HTTP 403) "
+        "(before it: DNS 2 ms, TCP 4 ms)"
     )
-    assert found.connectivity == "Not known whether it is the network or KMS: it leads through proxy:3128"
-    assert found.advice == advice(Reason.TIMEOUT)
+    assert refused.advice is findings.NETWORK_ADVICE
+    phases = (dns, tcp, ConnectivityPhase("proxy", 0.005), ConnectivityPhase("tls", 0.03))
+    (passed,) = Key().fails(Reason.TIMEOUT, *phases).head().findings
+    assert passed.connectivity == (
+        "The network works (DNS 2 ms, TCP 4 ms, PROXY 5 ms, TLS 30 ms): it is KMS that does not answer."
+    )
 
 
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:

@@ -175,7 +175,7 @@ async def test_what_changes_all_the_time_is_encoded_again_after_a_rest_that_is_n
     async with ahead(exposed, changed):
         while len(encoded) < 3:
             changed.set()
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
     # While a thread works, this loop's clock is moved on.
     assert [later - earlier for earlier, later in pairwise(encoded)] == [pytest.approx(rest, rel=0.1)] * 2
 

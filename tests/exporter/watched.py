@@ -76,6 +76,9 @@ class Key:
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         return (ConnectivityPhase("dns", timeout),)
 
+    async def read_service_clock(self, *, timeout: float) -> float | None:  # noqa: ARG002
+        return None
+
     async def close(self) -> None:
         pass
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
+from ops.prometheus.build import build_files, select_exporter_job
 from tests.ops import exposed
 from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, TESTS, promtool
 
@@ -151,6 +152,14 @@ def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric])
         for name, label, value in selected
         if value not in {labels.get(label) for labels in exposed_labels[name]}
     ] == []
+
+
+def test_what_a_service_may_expose_itself_selects_the_exporter_s_job_everywhere() -> None:
+    assert build_files() == {file: file.read_text(encoding="utf-8") for file in FILES}
+    assert select_exporter_job('sum(rate(kms_data_keys{job=~"another|", status="x"}[5m]))') == (
+        'sum(rate(kms_data_keys{job=~"keypulse-exporter|", status="x"}[5m]))'
+    )
+    assert select_exporter_job("kms_data_keys_ratio and kms:crypto_mode") == "kms_data_keys_ratio and kms:crypto_mode"
 
 
 def test_the_job_that_a_rule_selects_is_scraped() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.intake import endpoint, webhook_parser
 from services.relay.model import Event, Message
+from shared.check import Check
 from shared.config.settings import Address
 from shared.http.connection_limits import AdmissionQueue
 from shared.http.server import serve
@@ -62,6 +63,9 @@ class Scripted:
 
     def read_secret_versions(self) -> int:
         return self.secret
+
+    def list_checks(self, key: str) -> Sequence[Check]:  # noqa: ARG002  # the port's
+        return ()
 
     async def close(self) -> None:
         self.closed = True

@@ -1,7 +1,6 @@
 """Contacts in the configuration: what is refused, and where."""
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
 from shared.config.settings import load_settings
+from tests.fork_server import forked
 
 SHIPPED = Path(__file__).parents[2] / "ops/relay/relay.yml"
 PLACEHOLDERS = ["<telephone>", "<>", "", " ", None]
@@ -36,7 +36,7 @@ def mistakes(folder: Path, **keys: Any) -> list[str]:
 
 
 def relay(file: Path, *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "services.relay", "--config", str(file), *arguments]
+    command = [*forked("services.relay"), "--config", str(file), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     return result.returncode, result.stderr
 

@@ -17,6 +17,7 @@ import yaml
 
 from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
 from shared.http.password_check import MAX_WAITING_CHECKS
+from tests.fork_server import forked
 from tests.relay.scripted import TOKEN, webhook_of
 from tests.relay.test_process import logs_until
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -153,7 +154,7 @@ async def test_after_a_reload_no_other_process_takes_the_log_of_the_outbox_away(
         assert answer.status == 200
     if sys.platform == "linux":
         assert locks_on(file, relay.process.pid)
-    command = [sys.executable, "-m", "services.relay", "--config", str(relay.folder / "relay.yml"), "deliveries"]
+    command = [*forked("services.relay"), "--config", str(relay.folder / "relay.yml"), "deliveries"]
     shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30)
     assert shown.returncode == 0
     assert log.stat().st_ino == before

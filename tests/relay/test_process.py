@@ -13,6 +13,7 @@ import aiohttp
 import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins as stand_ins
+from tests.fork_server import forked
 from tests.relay.scripted import (
     TOKEN,
     payload,
@@ -60,7 +61,7 @@ async def test_a_relay_without_the_token_of_alerts_does_not_start_and_says_which
     tmp_path: Path,
 ) -> None:
     def started(*options: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), *options]
+        command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml"), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout, done.stderr
 

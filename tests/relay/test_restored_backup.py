@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -27,6 +26,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
 from services.relay.send_error import SendReason
 from shared.http.server import create_registry
+from tests.fork_server import forked
 from tests.relay.outbox.actions import accept, claim_some
 from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
 
@@ -110,7 +110,7 @@ async def test_it_triggers_nothing_that_is_over(
             (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
         (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
-        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "mark-restored"]
+        command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml"), "mark-restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
     await (_started_while_it_is_locked if way == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]

@@ -68,11 +68,25 @@ class SlackMessage:
 
 @dataclass
 class SlackChannelState:
-    """A channel that the bot is a member of, and its last messages, oldest first."""
+    """A public channel, and its last messages, oldest first."""
 
     name: str
     id: str
+    is_member: bool = True
+    """Whether the bot is one."""
+    is_archived: bool = False
     messages: deque[SlackMessage] = field(default_factory=lambda: deque(maxlen=MAX_STORED))
+
+    def to_json(self) -> Json:
+        """Return the channel as in the Web API."""
+        return {
+            "id": self.id,
+            "name": self.name[1:],
+            "is_channel": True,
+            "is_private": False,
+            "is_archived": self.is_archived,
+            "is_member": self.is_member,
+        }
 
     def find(self, ts: object) -> SlackMessage | None:
         """Return the message with this `ts`, or None if it is no longer stored."""
@@ -102,6 +116,7 @@ SCOPES = {
     "chat.update": "chat:write",
     "conversations.history": "channels:history",
     "conversations.replies": "channels:history",
+    "conversations.info": "channels:read",
 }  # of a bot in public channels, as all of these are
 LIST_SCOPES = {"public_channel": "channels:read", "private_channel": "groups:read"}
 MAX_UPDATE_TEXT = 4000  # counted after escaping; a longer one is msg_too_long: chat.update, "Errors"
@@ -132,6 +147,7 @@ class Slack:
             "chat.postMessage": self._post_message,
             "chat.update": self._update_message,
             "conversations.history": self._list_history,
+            "conversations.info": self._describe_channel,
             "conversations.list": self._list_channels,
             "conversations.replies": self._list_replies,
         }
@@ -160,7 +176,10 @@ class Slack:
         return await respond_with_fault(
             self._faults,
             self._faults.match(Provider.SLACK, fits),
-            lambda: JSONResponse(self._respond(method, arguments)),
+            # The scopes of the token, in each answer: https://docs.slack.dev/authentication/installing-with-oauth
+            lambda: JSONResponse(
+                self._respond(method, arguments), headers={"X-OAuth-Scopes": ",".join(sorted(self.scopes))}
+            ),
             build_error=lambda name: JSONResponse(SlackRefusedError(name).response),
             # https://docs.slack.dev/apis/web-api/rate-limits
             build_rate_limited=lambda headers: JSONResponse(
@@ -257,10 +276,15 @@ class Slack:
             if kind not in LIST_SCOPES:
                 raise SlackRefusedError("invalid_types")
             self._require_scope(LIST_SCOPES[kind])
-        channels = list(self.channels.values()) if "public_channel" in types else []
+        with_archived = not is_true(arguments.get("exclude_archived"))
+        public = [channel for channel in self.channels.values() if with_archived or not channel.is_archived]
+        channels = public if "public_channel" in types else []
         found, cursor = _paginate(channels, arguments)
-        page = [{"id": c.id, "name": c.name[1:], "is_channel": True, "is_member": True} for c in found]
+        page = [channel.to_json() for channel in found]
         return {"channels": page, "response_metadata": {"next_cursor": cursor}}
+
+    def _describe_channel(self, arguments: Json) -> Json:
+        return {"channel": self._find_channel_by_id(arguments).to_json()}
 
     def _find_channel(self, arguments: Json) -> SlackChannelState | None:
         """Return the channel by its ID or its name: chat.postMessage accepts both."""

@@ -2,13 +2,14 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from services.relay.model import Message
+from shared.check import Check
 from shared.config.settings import Section
 from shared.config.url import check_secret_url
 
@@ -120,6 +121,14 @@ class Channel(Protocol):
 
     def read_secret_versions(self) -> Hashable:
         """A value that changes when one of its secrets does. Reads files, so call it in a thread."""
+        ...
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """What the command `doctor` tries: the provider, the credentials, the destination. Nothing is sent or changed.
+
+        Args:
+            key: of the channel in the configuration, such as `channels.slack`; the names of the checks begin with it.
+        """
         ...
 
     async def close(self) -> None:

@@ -62,7 +62,7 @@ def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_
     body = b"crypto_decryption_errors_total 1\n" * 127_000 + b"# EOF\n"
     tracemalloc.start()
     try:
-        with pytest.raises(UnreadableError, match="have over 512 KiB together"):
+        with pytest.raises(UnreadableError, match="have over 512 KiB in total"):
             parse(body)
         _, peak = tracemalloc.get_traced_memory()
     finally:

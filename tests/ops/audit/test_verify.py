@@ -9,7 +9,7 @@ from ops.audit.apply import apply_changes
 from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
 from ops.audit.verify import AuditProbe, Clock, verify_logging
-from shared.smoke.check import CheckOutcome, CheckResult
+from shared.check import CheckOutcome, CheckResult
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import CALLER, LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand

@@ -71,6 +71,8 @@ def test_the_exporter_reaches_kms_and_the_backends_that_are_not_beside_it() -> N
     assert exporter(backends=[{"health_url": "http://localhost:8000/healthz"}]) == set()
     backend = {"health_url": "http://ledger/healthz", "metrics_url": "https://ledger:9000/metrics"}
     assert exporter(backends=[backend]) == {80, 9000}
+    assert exporter(targets=[target | {"proxy": "http://proxy:3128"}]) == {443, 3128}
+    assert exporter(targets=[target | {"proxy": "none"}]) == {443}
 
 
 def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
@@ -84,6 +86,8 @@ def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
     assert relay() == set(), "its log needs no way"
     assert channel(kind="slack", channel="#a", token_file="/t") == {443}
     assert channel(kind="pagerduty", routing_key_file="/k") == {443}
+    assert channel(kind="pagerduty", routing_key_file="/k", proxy="http://proxy:3128") == {443, 3128}
+    assert relay(alertmanager={"urls": ["https://am:9093"], "proxy": "http://proxy:3128"}) == {9093, 3128}
     assert channel(kind="webhook", url="https://hook.ledger.test:8443/x") == {8443}
     assert channel(kind="webhook", url_file="/u") == {443}
     assert channel(**mail) == {587}

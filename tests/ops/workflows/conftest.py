@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.ops.github.stand_in import TOKEN
 from tests.ops.workflows.runner import Runner
 
 ROOT = Path(__file__).parents[3]
@@ -56,11 +57,11 @@ def machine(tmp_path: Path) -> NewMachine:
             "inputs": dict(inputs or {}),
             "vars": dict(variables or {}),
             "secrets": dict(secrets or {}),
-            "github": dict(event or {"event_name": "workflow_dispatch"}),
+            "github": {"token": TOKEN, **(event or {"event_name": "workflow_dispatch"})},
         }
         path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
         runner = Runner(folder, path, contexts, {"PYTHONPATH": str(ROOT), **(environment or {})})
-        for name in ("ops", "requirements"):
+        for name in ("action.yml", "ops", "requirements"):
             (runner.workspace / name).symlink_to(ROOT / name)
         return runner
 

@@ -14,6 +14,7 @@ from services.relay.channels.pagerduty import build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
+from tests.long import LONG
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
     ALERTS_URL,
@@ -50,7 +51,7 @@ def size(event: dict[str, object]) -> int:
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=200 if LONG else 50)
 def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
     event = build_event(any_message, "trigger")
     payload = event["payload"]

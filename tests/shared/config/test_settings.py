@@ -64,8 +64,8 @@ def test_every_mistake_has_one_line_with_file_key_and_what_was_expected(file: Pa
         f"{file}: listen: expected HOST:PORT, such as 127.0.0.1:9912, got 'everywhere'",
         f"{file}: part.name: missing; it has no default",
         f"{file}: part.wait: expected a duration such as 30s, 5m or 1h30m, got 'soon'",
-        f"{file}: part.nmae: unknown key; see --print-schema for those that exist",
-        f"{file}: prat: unknown key; see --print-schema for those that exist",
+        f"{file}: part.nmae: unknown key; did you mean name?",
+        f"{file}: prat: unknown key; did you mean part?",
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_variable_that_is_not_json_is_named(file: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["KEYPULSE_SAMPLE__PRAT", "KEYPULSE_SAMPLE__PRAT__NAME", "keypulse_sample__prat"])
 def test_an_unknown_variable_is_refused(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "x")
-    assert _lines(_written(file)) == [f"{name}: unknown key; see --print-schema for those that exist"]
+    assert _lines(_written(file)) == [f"{name}: unknown key; did you mean part?"]
 
 
 def test_variables_of_other_services_and_of_kubernetes_are_passed_over(
@@ -208,3 +208,45 @@ def test_a_kind_that_is_missing_or_unknown_is_named(file: Path) -> None:
     assert _lines(_written(file, pets={"rex": {}})) == [f"{file}: pets.rex.kind: missing; it has no default"]
     (line,) = _lines(_written(file, pets={"rex": {"kind": "fish"}}))
     assert line == f"{file}: pets.rex.kind: expected one of 'cat', 'dog'"
+
+
+def test_a_key_that_resembles_none_is_sent_to_the_schema(file: Path) -> None:
+    assert _lines(_written(file, colour="red")) == [
+        f"{file}: colour: unknown key; see --print-schema for those that exist"
+    ]
+
+
+def test_the_keys_of_a_kind_are_proposed_for_that_kind(file: Path) -> None:
+    _written(file, pets={"rex": {"kind": "dog", "trick": 3}})
+    assert _lines(file) == [f"{file}: pets.rex.trick: unknown key; did you mean tricks?"]
+
+
+@pytest.mark.parametrize("written", ["{value}: #none", "{value}:  #none # and a comment", "{value}: 12 #none"])
+def test_a_value_that_a_hash_cuts_off_is_recognised(written: str, file: Path) -> None:
+    file.write_text(f"part: {{name: p}}\n{written.format(value='listen')}\n")
+    expected = f"{file}: listen: YAML takes # and what follows it for a comment; expected the value in quotes"
+    assert _lines(file) == [expected]
+
+
+@pytest.mark.parametrize("written", ["listen: nowhere   # a comment", "listen: 'nowhere #1'", "listen: nowhere#1"])
+def test_a_comment_or_a_hash_within_the_value_is_none_that_cuts_off(written: str, file: Path) -> None:
+    file.write_text(f"part: {{name: p}}\n{written}\n")
+    (line,) = _lines(file)
+    assert "comment" not in line.removeprefix(f"{file}: ")
+
+
+def test_a_bracket_that_a_hash_keeps_open_is_recognised(file: Path) -> None:
+    file.write_text("part: {name: #ops, wait: 1s}\nlisten: 127.0.0.1:1\n")
+    (line,) = _lines(file)
+    assert line.endswith("; line 1: YAML takes # and what follows it for a comment; put the value in quotes")
+
+
+def test_without_any_configuration_one_sentence_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(Settings, None)
+    expected = "no configuration; expected --config FILE; docs/configuration.md has one to begin with"
+    assert refused.value.lines == [expected]
+    monkeypatch.setenv("KEYPULSE_SAMPLE__LISTEN", "127.0.0.1:1")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(Settings, None)
+    assert refused.value.lines == ["environment: part: missing; it has no default"]

@@ -8,8 +8,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.check import CheckOutcome, format_line
 from shared.smoke.alerting import check_test_alert
-from shared.smoke.check import CheckOutcome, format_line
 from tests.shared.smoke.conftest import Answering
 
 SERVICE = "keypulse-smoke-7"

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.kms_emulator.faults import KmsFault
+from shared.check import CheckOutcome, CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckOutcome, CheckResult, format_line
 from tests.shared.smoke.conftest import Answering, Backend
 
 HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}
@@ -104,6 +104,52 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
     assert failed(results) == ["a record is written and read"]
     assert "what was read is not what was written" in written(results)
     assert len(reads) == said, "what another smoke test wrote is no damage until it stays so"
+
+
+def _seed(requests: list[tuple[str, str]]) -> Callable[[Request], Awaitable[Response]]:
+    """A backend that has the two documents of the contract, and nothing else."""
+
+    async def absent(request: Request) -> Response:
+        requests.append((request.method, request.url.path))
+        return JSONResponse({"detail": "Not Found"}, status_code=404)
+
+    return _backend(record=absent)
+
+
+async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answering) -> None:
+    asked: list[tuple[str, str]] = []
+    async with answering(_seed(asked)) as url:
+        results = await check_backend(url)
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4 + [CheckOutcome.NOT_APPLICABLE]
+    assert all(result.is_ok for result in results)
+    assert written(results).endswith(
+        "- a record is written and read: the backend keeps no records at /v1/records; --records on demands them"
+    )
+    assert asked == [("PUT", "/v1/records/keypulse-smoke")]
+
+
+async def test_records_that_are_demanded_and_missing_are_red(answering: Answering) -> None:
+    async with answering(_seed([])) as url:
+        assert failed(await check_backend(url, records="on")) == ["a record is written and read"]
+
+
+async def test_records_that_are_off_are_not_asked_for(answering: Answering) -> None:
+    asked: list[tuple[str, str]] = []
+    async with answering(_seed(asked)) as url:
+        results = await check_backend(url, records="off")
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4
+    assert asked == []
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(405, "not_applicable"), (501, "not_applicable"), (403, "failed")])
+async def test_only_an_answer_that_says_so_means_that_there_are_no_records(
+    answering: Answering, status: int, outcome: str
+) -> None:
+    async def refusing(_request: Request) -> Response:
+        return Response(status_code=status)
+
+    async with answering(_backend(record=refusing)) as url:
+        assert (await check_backend(url))[-1].outcome == outcome
 
 
 @pytest.mark.parametrize("ready", [False, "false"])

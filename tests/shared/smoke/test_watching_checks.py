@@ -9,9 +9,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.check import CheckOutcome, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import check_alertmanager, check_relay
-from shared.smoke.check import CheckOutcome, format_line
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import RECORDINGS, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler
@@ -122,6 +122,12 @@ async def test_the_runbooks_of_other_rules_are_not_looked_at(answering: Answerin
 async def test_a_service_that_is_ill_beside_one_that_is_well_is_not_this_one_s_defect(answering: Answering) -> None:
     async with answering(prometheus({"query": {"result": [{"value": [0, "0"]}, {"value": [0, "1"]}]}})) as url:
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
+
+
+async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_looked_for(answering: Answering) -> None:
+    async with answering(prometheus({})) as url:
+        results = await check_prometheus(url, RULES, has_backend=False)
+    assert [result.name for result in results if "has data" in result.name] == [f"{RECORDINGS[0]} has data"]
 
 
 async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:

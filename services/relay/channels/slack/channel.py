@@ -10,13 +10,14 @@ searches for a post whose reply was lost before it posts again; without it, the 
 
 import re
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator
 from slack_sdk.web.async_client import AsyncWebClient
 
+from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
 from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     ProviderCall,
@@ -27,12 +28,16 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.slack.blocks import Mention, build_post
+from services.relay.channels.slack.diagnosis import check_channel, check_token
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
 from services.relay.http_session import HttpSession, encode_json
 from services.relay.model import Message
+from shared.check import Check
+from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
-from shared.config.settings import SecretPath
+from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
 
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
 _THREAD_REJECTED: Progress = {"thread": "refused"}
@@ -44,7 +49,19 @@ def _check_name_or_id(value: object) -> str:
     return value
 
 
-class SlackSettings(ChannelSettings):
+def _check_token(secret: str) -> None:
+    if "://" in secret:
+        raise ValueError("holds a URL, such as that of an incoming webhook; expected a bot token, xoxb-…")
+    if secret.startswith("xapp-"):
+        raise ValueError("holds an app-level token; expected a bot token, xoxb-…")
+
+
+_EXPECTED_TOKEN: Final = "expected a file with the app's bot token, xoxb-…, on its first line"  # noqa: S105  # no token
+BotTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_TOKEN, _check_token))]
+"""A file with a bot token; `--check` recognises what is something else."""
+
+
+class SlackSettings(EgressSettings, ChannelSettings):
     """A channel of a Slack workspace, with the token of a bot that is a member of it."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
@@ -54,7 +71,7 @@ class SlackSettings(ChannelSettings):
     """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is mentioned in the first message of an episode."""
-    token_file: SecretPath
+    token_file: BotTokenPath
     api_url: ProviderUrl = "https://slack.com/api/"
 
     def connect(self, timeout: float) -> "SlackChannel":
@@ -70,7 +87,7 @@ class SlackChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file)
-        self._session = HttpSession("Slack", check_current_lease)
+        self._session = HttpSession("Slack", check_current_lease, settings)
         self._client: AsyncWebClient | None = None
         self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
         """The channel's ID; None while unknown."""
@@ -103,8 +120,25 @@ class SlackChannel:
         return encode_json(self._build_arguments(message, may_be_a_repeat=False))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token."""
-        return self._token.read_stamp()
+        """Changes with the file of the token, and those of proxy and authorities."""
+        return self._token.read_stamp(), self._session.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """The token with the bot's scopes, and the channel with the bot's membership."""
+        token = f"{key} bot token"
+        return [
+            Check(token, lambda: check_token(self._open_for_checks()), depends_on=f"{key}.token_file"),
+            Check(
+                f"{key} channel",
+                lambda: check_channel(self._open_for_checks(), self._settings.channel, self._channel_id),
+                depends_on=token,
+            ),
+        ]
+
+    def _open_for_checks(self) -> SlackApi:
+        with report_send_errors():
+            token = read_secret(self._token)
+        return SlackApi(self._get_client(token), token, create_read_only_call(), self._clock())
 
     async def close(self) -> None:
         """Closes its connections."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from services.relay.channels.email.mail import build_mail
 from services.relay.model import Message
+from tests.long import LONG
 from tests.relay.channels.examples import (
     DASHBOARD,
     HUGE,
@@ -95,7 +96,7 @@ def check_form(of: Message) -> None:
 
 
 @given(messages())
-@settings(max_examples=100)
+@settings(max_examples=100 if LONG else 40)
 def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
     check_form(any_message)
 

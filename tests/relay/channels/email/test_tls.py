@@ -80,9 +80,24 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "starttls"}
     error = await refused(connect(secret_file, server.address, **encrypted))
     assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
-    assert str(error) == "the mail server's certificate is not trusted"
+    assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted), message())
+    assert len(server.taken) == 1
+
+
+async def test_ca_file_is_trusted_and_the_environments_proxy_is_none_for_mail(
+    secret_file: Path,
+    mail_server: StartServer,
+    certificate: tuple[ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    context, certificate_file = certificate
+    server = await mail_server(starttls=context)
+    trusted = {"host": "localhost", "port": server.address.port, "tls": "starttls", "ca_file": certificate_file}
+    await send(connect(secret_file, server.address, **trusted), message())
     assert len(server.taken) == 1
 
 
@@ -97,7 +112,7 @@ async def test_implicit_tls_is_spoken_and_its_certificate_verified(
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "implicit"}
     plain = {"username": None, "password_file": None}
     error = await refused(connect(secret_file, server.address, **encrypted, **plain))
-    assert str(error) == "the mail server's certificate is not trusted"
+    assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted, **plain), message())
     assert len(server.taken) == 1
