@@ -20,12 +20,11 @@ import structlog
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
-from shared.backend_contract import CryptoMode
+from shared.backend_contract import LOCAL_KEK_VERSION, CryptoMode
 from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
     LOCAL_KEK,
-    LOCAL_KEK_VERSION,
     DataKey,
     DataKeyStatus,
     WrappedKey,

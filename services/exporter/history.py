@@ -207,11 +207,11 @@ class History:
         """
         services_by_target = {name: service for service, name in targets}
         self._services = frozenset(services)
-        kept_records = {
+        remaining = {
             name: record for name, record in self.targets.items() if services_by_target.get(name) == record.service
         }
         self.targets = {
-            name: kept_records.get(name) or TargetHistory(service, name, self._next_version())
+            name: remaining.get(name) or TargetHistory(service, name, self._next_version())
             for name, service in services_by_target.items()
         }
         self.backends = {key: record for key, record in self.backends.items() if key[0] in self._services}
@@ -254,7 +254,7 @@ class History:
         if self.backends.pop((service, replica), None) is None:
             return
         version = self._next_version()
-        if all(known != service for known, _ in self.backends):
+        if all(each != service for each, _ in self.backends):
             self.backends[service, None] = BackendHistory(service, None, version)
 
     def _next_version(self) -> int:

@@ -176,7 +176,7 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     listed: set[Link] = set()
     result = []
     for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
-        new = [link for link in _build_links(alert, links) if link not in listed]
+        new = [link for link in _list_links(alert, links) if link not in listed]
         listed.update(new)
         result.append((alert, new))
     return result
@@ -233,18 +233,26 @@ def sanitize_url(url: str | None) -> str | None:
         return None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         return None
-    quoted = quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    return quote_url(url)
+
+
+def quote_url(url: str) -> str | None:
+    """The URL with everything percent-encoded that has no meaning in one (RFC 3986); None if it is then too long.
+
+    Raises ValueError for half a surrogate pair.
+    """
+    quoted = quote(url, safe="%/:?#[]@!$&'()*+,;=~-._")
     return quoted if len(quoted) <= MAX_URL else None
 
 
-def _build_links(alert: Alert, links: Links) -> list[Link]:
+def _list_links(alert: Alert, links: Links) -> list[Link]:
     found = (
         ("Runbook", links.runbook),
         ("Dashboard", links.dashboard),
         ("Board", links.board),
         ("Prometheus", alert.generator_url),
     )
-    return [Link(text, url) for text, given in found if (url := sanitize_url(given))]
+    return [Link(text, url) for text, candidate in found if (url := sanitize_url(candidate))]
 
 
 def _format_time(moment: datetime) -> str:

@@ -40,9 +40,11 @@ async def _check_keyring(driver: DriverSettings, kms: ProviderSettings) -> str:
         raise CheckError(
             what or hint, hint if what else f"correct the settings of the driver `{driver.kind}`"
         ) from None
-    if usage.kek != kms.key:
+    # A driver without the service tells the key of our configuration; only the rows know better.
+    wrapping = {version.kek for version in usage.versions} | {usage.kek}
+    if usage.kek != kms.key or (usage.versions and kms.key not in {version.kek for version in usage.versions}):
+        others = ", ".join(sorted(each for each in wrapping - {kms.key} if each)) or "a KMS key that it does not tell"
         raise CheckError(
-            f"its data keys are wrapped by {usage.kek or 'a KMS key that it does not tell'}",
-            "set `kms.key` to that key, or the driver to another service",
+            f"its data keys are wrapped by {others}", "set `kms.key` to that key, or the driver to another service"
         )
     return f"{sum(each.data_keys for each in usage.versions)} data keys"

@@ -317,6 +317,20 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
     ),
     (
         "relay",
+        edit("relay", "channels.slack.proxy", NOWHERE),
+        "channels.slack bot token",
+        "the proxy 127.0.0.1:1 (proxy) cannot be reached",
+        "DNS, firewall and proxy",
+    ),
+    (
+        "exporter",
+        edit("exporter", "targets.0.proxy", NOWHERE),
+        f"{TARGET} connection",
+        "no connection to the proxy 127.0.0.1:1 (proxy)",
+        "then the network",
+    ),
+    (
+        "relay",
         edit("relay", "channels.slack.channel", "#securty-ops"),
         "channels.slack channel",
         "no channel #securty-ops that the bot sees",

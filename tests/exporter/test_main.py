@@ -99,7 +99,7 @@ def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_sto
     assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", told)
 
 
-def test_a_wrong_configuration_is_one_line_for_each_mistake_and_exit_2(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_one_line_for_each_error_and_exit_2(tmp_path: Path) -> None:
     file = tmp_path / "exporter.yml"
     file.write_text(f"probe: {{interval: 1s, timeout: 2s}}\ntargets: [{{name: a, key: {KEY}, colour: red}}]\n")
     done = run("--config", file)

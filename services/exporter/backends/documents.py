@@ -175,10 +175,10 @@ def _combine_samples(
 
 def _select_label_values(source: str, name: str, labels: dict[str, str]) -> tuple[str, ...]:
     """The values of the labels that are kept."""
-    wanted = _EXPORTED_FAMILIES[name].labels
-    kept = tuple(labels.get(label, "") for label in wanted)
-    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in kept):
+    label_names = _EXPORTED_FAMILIES[name].labels
+    label_values = tuple(labels.get(label, "") for label in label_names)
+    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in label_values):
         raise UnreadableError(
-            f"{source}: expected {' and '.join(wanted)} with up to {_MAX_LABEL_LENGTH} characters each"
+            f"{source}: expected {' and '.join(label_names)} with up to {_MAX_LABEL_LENGTH} characters each"
         )
-    return kept
+    return label_values

@@ -174,13 +174,13 @@ class _Format:
 
     def _encode_families(self, part: MetricSource) -> tuple[int, dict[str, _EncodedFamily]]:
         version = part.version  # before it is read: a change in the middle leads to another encoding
-        known = self._encoded.get(part)
-        if known and known[0] == version:
-            return known
+        previous = self._encoded.get(part)
+        if previous and previous[0] == version:
+            return previous
         try:
             return version, {family.name: _EncodedFamily.encode(family, self.generate) for family in part.collect()}
         except Exception:
-            if known is None or known[1]:
+            if previous is None or previous[1]:
                 log.exception("encoding metrics failed unexpectedly", source=repr(part))
             return version, {}
 

@@ -114,10 +114,10 @@ class CanaryFile:
     def _merge(self, canaries: CanariesByVersion, remove: Collection[str]) -> _MergeResult:
         problems: list[str] = []
         on_disk: CanariesByVersion = {}
-        known_versions: Collection[str] = ()
+        previous_versions: Collection[str] = ()
         try:
             on_disk = self._read()
-            known_versions = self._versions_on_disk or ()
+            previous_versions = self._versions_on_disk or ()
         except FileNotFoundError:
             if self._versions_on_disk:
                 problems.append(f"{self.path} was lost; the canaries in memory are written again")
@@ -130,7 +130,7 @@ class CanaryFile:
         new = {
             version: canary
             for version, canary in canaries.items()
-            if version not in on_disk and version not in known_versions
+            if version not in on_disk and version not in previous_versions
         }
         merged = {version: canary for version, canary in (on_disk | new).items() if version not in remove}
         merged = dict(list(merged.items())[-MAX_CANARIES:])

@@ -173,7 +173,7 @@ class KeyInspector:
             return CanaryResult(canary.version, Call(Operation.CANARY_DECRYPT, seconds, failure))
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(decrypted(kept)) for kept in older]
+            tasks = [group.create_task(decrypted(older_canary)) for older_canary in older]
         return tuple(task.result() for task in tasks)
 
     async def _check_wrong_aad(self, canary: Canary, problems: list[str]) -> Call | None:

@@ -75,12 +75,12 @@ def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
     """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like a change."""
     min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
     first = math.floor(math.log10(min_seconds))
-    known = [
+    marks = [
         step * 10.0**power for power in range(first, math.ceil(math.log10(max_seconds)) + 2) for step in _DECADE_STEPS
     ]
-    low = max((n for n, mark in enumerate(known) if mark <= min_seconds * (1 + 1e-6)), default=0)
-    high = next(n for n, mark in enumerate(known) if mark >= max_seconds * (1 - 1e-6))
-    return known[low : max(high, low + len(_DECADE_STEPS)) + 1]
+    low = max((n for n, mark in enumerate(marks) if mark <= min_seconds * (1 + 1e-6)), default=0)
+    high = next(n for n, mark in enumerate(marks) if mark >= max_seconds * (1 - 1e-6))
+    return marks[low : max(high, low + len(_DECADE_STEPS)) + 1]
 
 
 def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:

@@ -214,10 +214,12 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
         transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)]
     )
     accepted = {}
-    for each, row, made in zip(planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True):
+    for each, row, superseded_channels in zip(
+        planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True
+    ):
         channels, incident = each.plan.channels, row["incident_id"]
         accepted[incident] = AcceptResult(
-            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=made
+            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded_channels
         )
     return accepted
 

@@ -165,14 +165,14 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
         channels.setdefault(each.incident_id, set()).add(each.channel)
     served = read_served_channels(connection, transaction.now)
-    known = {}
+    result = {}
     for row in rows:
         state = _build_state(row, states.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
         if fingerprints[row.id] in {earlier.fingerprint for earlier in state.earlier_events}:
             latest = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq})
             state = state._replace(latest_event_json=latest.event)
-        known[row.id] = state
-    return known
+        result[row.id] = state
+    return result
 
 
 def read_current_state(connection: Connection, incident_id: str) -> CurrentState | None:

@@ -65,9 +65,9 @@ def list_journal_entries(connection: Connection, rotation_id: str) -> tuple[Jour
 
 def list_backups(connection: Connection) -> tuple[JournalBackup, ...]:
     """The backups of all rotations, the oldest first. Entries that cannot be read: see `find_unreadable_entries`."""
-    made = (_columns.step == JournalStep.BACKUP.value) & (_columns.outcome == StepOutcome.SUCCEEDED.value)
-    these = select_rows(journal_entries, JournalEntryRow).where(made).order_by(_columns.number)
-    entries = (parse_row(row) for row in fetch(connection, these, JournalEntryRow))
+    was_backed_up = (_columns.step == JournalStep.BACKUP.value) & (_columns.outcome == StepOutcome.SUCCEEDED.value)
+    query = select_rows(journal_entries, JournalEntryRow).where(was_backed_up).order_by(_columns.number)
+    entries = (parse_row(row) for row in fetch(connection, query, JournalEntryRow))
     return tuple(backup for entry in entries if (backup := entry.backup))
 
 

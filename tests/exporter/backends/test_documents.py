@@ -19,11 +19,11 @@ def test_somebody_elses_broken_line_costs_nothing() -> None:
     assert parse_metrics(b"other_total{ what\ncrypto_decryption_errors_total 3\n") == {ERRORS: {(): 3}}
 
 
-def test_a_longer_name_that_begins_alike_is_another_family() -> None:
+def test_a_longer_name_that_starts_alike_is_another_family() -> None:
     assert parse_metrics(b"crypto_decryption_errors_total_by_month 3\n") == {}
 
 
-def test_a_broken_line_of_a_longer_name_that_begins_alike_costs_nothing() -> None:
+def test_a_broken_line_of_a_longer_name_that_starts_alike_costs_nothing() -> None:
     body = b"crypto_decryption_errors_total_by_month{bad 1\ncrypto_decryption_errors_total 3\n"
     assert parse_metrics(body) == {ERRORS: {(): 3}}
 

@@ -56,7 +56,7 @@ def test_status_is_a_health_without_a_document(tmp_path: Path) -> None:
         ("tls_config: {cert_file: a}", "tls_config: expected both cert_file and key_file, or neither of them"),
     ],
 )
-def test_a_mistake_is_said_where_it_stands(tmp_path: Path, line: str, mistake: str) -> None:
+def test_an_error_is_reported_where_it_stands(tmp_path: Path, line: str, mistake: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path, line)
     said = [text.removeprefix(f"{tmp_path / 'exporter.yml'}: backends.0.") for text in raised.value.lines]

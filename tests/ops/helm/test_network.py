@@ -110,8 +110,8 @@ def test_the_rotator_reaches_kms_and_its_driver_s_side() -> None:
     assert rotator({"kind": "sql", "database": "postgresql://rotator@postgres/ledger"}) == {443, 5432}
 
 
-def test_the_smoke_test_reaches_what_it_looks_at() -> None:
-    own = {"baseUrl": "https://ledger.ledger.test", "grafanaUrl": "http://grafana.monitoring.svc"}
+def test_the_smoke_test_reaches_what_it_checks() -> None:
+    own = {"baseUrl": "https://service.ledger.test", "grafanaUrl": "http://grafana.monitoring.svc"}
 
     assert _reached(_policy("smoke", MATRIX["everything on"])) == {8000, 9912, 9090, 9093}
     assert _reached(_policy("smoke", {"smokeTest": own})) == {443, 80, 9912}
@@ -133,7 +133,7 @@ def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
         assert blocks == {("169.254.20.10/32", 53), ("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
 
 
-def test_names_are_asked_for_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
+def test_names_are_requested_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
     def namespace(name: str) -> Object:
         return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 

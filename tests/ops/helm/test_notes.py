@@ -8,7 +8,7 @@ from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import notes
 
 
-def test_what_comes_by_itself_is_said_to_watch_nothing_and_to_tell_nobody() -> None:
+def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_tell_nobody() -> None:
     said = notes()
 
     for sentence in (
@@ -31,7 +31,7 @@ def test_a_channel_to_which_no_alert_goes_tells_nobody() -> None:
     assert "NOBODY IS TOLD YET" not in notes({"relay": {"config": channels | routes}})
 
 
-def test_an_alertmanager_config_is_said_to_match_its_own_namespace_only() -> None:
+def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() -> None:
     assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in notes()
 
 
@@ -44,7 +44,7 @@ def test_what_is_done_is_not_asked_for_again() -> None:
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
-def test_they_are_said_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
+def test_they_are_reported_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
     said = notes(values)
 
     assert "<no value>" not in said

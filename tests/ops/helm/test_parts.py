@@ -67,7 +67,7 @@ def test_what_cannot_be_made_again_outlives_an_uninstall() -> None:
         assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
-def test_a_claim_of_one_s_own_takes_the_place_of_the_chart_s() -> None:
+def test_a_claim_of_one_s_own_replaces_the_chart_s() -> None:
     objects = rendered(MATRIX["claims of one's own"])
 
     assert of_kind("PersistentVolumeClaim", objects) == {}
@@ -96,7 +96,7 @@ def test_one_type_alone_has_no_other_before_it() -> None:
     assert [container["args"][0] for container in containers(pod)] == ["resume", "run"]
 
 
-def test_workload_identity_is_said_on_the_service_account() -> None:
+def test_workload_identity_is_reported_on_the_service_account() -> None:
     accounts = of_kind("ServiceAccount", rendered(MATRIX["the values to begin with"]))
 
     assert accounts["keypulse-exporter"]["metadata"]["annotations"] == {
@@ -113,7 +113,7 @@ def test_an_image_is_named_by_part_and_version_or_as_a_whole() -> None:
     assert relay["spec"]["containers"][0]["image"] == f"{OWN_IMAGES}/relay:0.1.0"
 
 
-def test_the_names_begin_with_the_release_s() -> None:
+def test_the_names_start_with_the_release_s() -> None:
     def deployments(release: str, **values: Any) -> set[str]:
         return set(of_kind("Deployment", rendered(values, name=release)))
 

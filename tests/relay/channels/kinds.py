@@ -8,7 +8,7 @@ import pytest
 from services.relay.send_error import SendError
 from shared.config.settings import Address
 from tests.relay.channels.examples import KINDS, example, kind_of, message, settings
-from tests.relay.channels.recorded import Recorded
+from tests.relay.channels.recording_attempt import Recorded
 
 
 def having(*fields: str) -> list[str]:

@@ -24,7 +24,7 @@ from tests.relay.channels.kinds import (
     failure,
     unused_address,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 JSON = {"Content_Type": "application/json"}
 HTML = {"Content_Type": "text/html"}
@@ -153,7 +153,7 @@ async def test_an_answer_that_is_none_is_tried_again(kind: str, said: bytes, sec
 
 @EVERY_REMOTE_KIND
 @pytest.mark.parametrize("content", [None, "", "\n \n", "a\x00b", b"\xff\xfe"])
-async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_mended(
+async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_fixed(
     kind: str, content: str | bytes | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "mended"
@@ -291,7 +291,7 @@ async def test_a_redirect_is_not_followed(
 
 @EVERY_HTTP_KIND
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_is_handed_on_in_seconds_and_as_a_date(
+async def test_retry_after_is_passed_on_in_seconds_and_as_a_date(
     kind: str, status: int, secret_file: Path, website: WebServer
 ) -> None:
     given = await failure(kind, secret_file, await website(status, "", Retry_After="30"))

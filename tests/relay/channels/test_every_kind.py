@@ -33,7 +33,7 @@ from tests.relay.channels.kinds import (
     failure,
     unused_address,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 @EVERY_KIND

@@ -14,7 +14,7 @@ from services.relay.channels.pagerduty import build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.long import LONG
+from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
     ALERTS_URL,
@@ -31,7 +31,7 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
@@ -218,7 +218,7 @@ async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
 
 
-async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_the_wait_that_pagerduty_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:

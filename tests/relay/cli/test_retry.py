@@ -15,7 +15,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 
 async def one_of_each(rows: Rows) -> dict[str, str]:

@@ -47,7 +47,7 @@ def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
     return answer
 
 
-async def test_a_prometheus_that_is_well_passes(answering: Answering) -> None:
+async def test_a_prometheus_that_is_healthy_passes(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES)
     assert {result.outcome for result in results} == {CheckOutcome.PASSED}
@@ -119,7 +119,7 @@ async def test_the_runbooks_of_other_rules_are_not_looked_at(answering: Answerin
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
 
-async def test_a_service_that_is_ill_beside_one_that_is_well_is_not_this_one_s_defect(answering: Answering) -> None:
+async def test_a_service_that_is_ill_beside_one_that_is_healthy_is_not_this_one_s_defect(answering: Answering) -> None:
     async with answering(prometheus({"query": {"result": [{"value": [0, "0"]}, {"value": [0, "1"]}]}})) as url:
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
@@ -151,7 +151,7 @@ async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answeri
         (500, "it answers with HTTP 500; see Grafana's log"),
     ],
 )
-async def test_the_dashboard_is_looked_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
+async def test_the_dashboard_is_searched_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
     asked = []
 
     async def grafana(request: Request) -> Response:
@@ -175,7 +175,7 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
 
 
 @pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
-async def test_what_answers_everything_is_taken_for_nothing(answering: Answering, said: str) -> None:
+async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, said: str) -> None:
     async def anything(_request: Request) -> Response:
         return Response(said)
 

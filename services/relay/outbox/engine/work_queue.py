@@ -20,6 +20,9 @@ _MAX_JOBS: Final = 8192
 _MAX_BYTES: Final = 64 * 1024 * 1024
 """Total size of waiting and running jobs, at most: as much as the intake receives at once."""
 
+RETRY_SECONDS: Final = 1.0
+"""How long a caller waits after a StoreUnavailableError before it tries again."""
+
 log = structlog.get_logger(__name__)
 
 

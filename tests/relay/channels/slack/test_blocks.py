@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.slack.blocks import build_post
 from services.relay.model import Message
-from tests.long import LONG
+from tests.iterations import LONG
 from tests.relay.channels.examples import (
     ALERTS_URL,
     DASHBOARD,
