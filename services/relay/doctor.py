@@ -28,7 +28,7 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             checks += channel.list_checks(f"channels.{name}")
         token = SecretFile(settings.alertmanager.token_file) if settings.alertmanager.token_file else None
         for n, url in enumerate(settings.alertmanager.urls):
-            alertmanager = _Alertmanager(AlertmanagerClient(url, token))
+            alertmanager = _Alertmanager(AlertmanagerClient(url, token, settings.alertmanager))
             stack.push_async_callback(alertmanager.client.close)
             checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
         yield [*checks, *_list_link_checks(settings)]
