@@ -19,9 +19,16 @@ class CheckOutcome(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     """A check that it depends on failed: its own failure would add nothing."""
+    NOT_APPLICABLE = "not_applicable"
+    """What is checked does not exist here, and need not."""
 
 
-_MARKS: Final = {CheckOutcome.PASSED: "✓", CheckOutcome.FAILED: "✗", CheckOutcome.SKIPPED: "-"}
+_MARKS: Final = {
+    CheckOutcome.PASSED: "✓",
+    CheckOutcome.FAILED: "✗",
+    CheckOutcome.SKIPPED: "-",
+    CheckOutcome.NOT_APPLICABLE: "-",
+}
 
 
 class CheckError(Exception):
@@ -38,13 +45,17 @@ class CheckError(Exception):
         self.hint = hint
 
 
+class CheckNotApplicable(Exception):  # noqa: N818 - it is no error
+    """What a check is about does not exist here, and need not; the message says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One check, of a deployment or of what a configuration names."""
 
     name: str
     run: Callable[[], Awaitable[str]]
-    """Returns a short detail. Raises CheckError; it must end in bounded time."""
+    """Returns a short detail. Raises CheckError or CheckNotApplicable; it must end in bounded time."""
     depends_on: str | None = None
     """The name of an earlier check; this one is skipped unless that passed."""
 
@@ -63,8 +74,8 @@ class CheckResult:
 
     @property
     def is_ok(self) -> bool:
-        """Whether it passed."""
-        return self.outcome is CheckOutcome.PASSED
+        """Whether nothing is wrong: it passed, or there is nothing to check."""
+        return self.outcome in {CheckOutcome.PASSED, CheckOutcome.NOT_APPLICABLE}
 
 
 async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
@@ -115,6 +126,8 @@ async def _run(check: Check, clock: Callable[[], float]) -> CheckResult:
         detail = await check.run()
     except CheckError as failure:
         return CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - began)
+    except CheckNotApplicable as nothing:
+        return CheckResult(check.name, CheckOutcome.NOT_APPLICABLE, str(nothing))
     return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)
 
 
@@ -142,11 +155,11 @@ def format_line(result: CheckResult, *, verbose: bool = False) -> str:
         verbose: whether passed checks have their detail and seconds, too.
     """
     text = f"{_MARKS[result.outcome]} {result.name}"
-    if not result.is_ok or verbose:
+    if result.outcome is not CheckOutcome.PASSED or verbose:
         text += f": {result.detail}"
     if result.hint:
         text += f"; {result.hint}"
-    if verbose and result.outcome is not CheckOutcome.SKIPPED:
+    if verbose and result.outcome in {CheckOutcome.PASSED, CheckOutcome.FAILED}:
         text += f" ({result.seconds:.2f} s)"
     return to_one_line(text)
 

@@ -16,7 +16,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 
-from ops.audit.google_errors import LOGIN_HINT, RUN_AGAIN_HINT, ErrorKind, GoogleError, build_error, is_transient
+from ops.audit.google_errors import LOGIN_HINT, RETRY_HINT, ErrorKind, GoogleError, build_error, is_transient
 from shared import VERSION
 from shared.net.proxy import Proxy, find_environment_proxy
 
@@ -87,7 +87,7 @@ class GoogleApi:
             except (OSError, httplib2.HttpLib2Error, ValueError, LookupError, TypeError) as error:
                 if attempt == _MAX_ATTEMPTS:
                     what = f"{name} got no answer that can be read ({type(error).__name__})"
-                    todo = f"look whether this machine reaches Google, and {RUN_AGAIN_HINT}"
+                    todo = f"look whether this machine reaches Google, and {RETRY_HINT}"
                     raise GoogleError(ErrorKind.FAILED, f"{what}; {todo}") from None
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")

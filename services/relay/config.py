@@ -137,7 +137,7 @@ ContactAddress = Annotated[
     BeforeValidator(parse_contact, json_schema_input_type=str | None),
     AfterValidator(_check_contact),
 ]
-KnownChannel = Annotated[str, AfterValidator(_check_channel)]
+ConfiguredChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
 class RelayAuthSettings(AuthSettings):
@@ -276,7 +276,7 @@ class RelaySettings(ServerSettings):
         dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
     ]
     routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
-    default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_require_one)]
+    default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()

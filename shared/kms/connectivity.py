@@ -64,7 +64,7 @@ async def measure_connectivity(
             async with phase("dns"):
                 addresses = await _resolve(proxy.address if proxy else address)
             async with phase("tcp"):
-                connection = sockets.enter_context(await _connect(addresses))
+                connection = sockets.enter_context(await _connect(addresses, proxy))
             if proxy:
                 async with phase("proxy"):
                     await _request_tunnel(connection, proxy, address)
@@ -84,14 +84,15 @@ async def _resolve(to: Address) -> list[ResolvedAddress]:
         raise _PhaseError(f"the name {to.host} cannot be resolved: {cause}") from None
 
 
-async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
+async def _connect(addresses: list[ResolvedAddress], proxy: Proxy | None) -> socket.socket:
     try:
         return await connect(addresses)
     except OSError as error:
         cause = os.strerror(error.errno) if error.errno else str(error)
         first = Address(*addresses[0][1][:2])
         others = f" and {len(addresses) - 1} more" if addresses[1:] else ""
-        raise _PhaseError(f"no connection: {cause} ({first}{others})") from None
+        target = f" to {proxy}" if proxy else ""
+        raise _PhaseError(f"no connection{target}: {cause} ({first}{others})") from None
 
 
 async def _request_tunnel(connection: socket.socket, proxy: Proxy, to: Address) -> None:

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 import click
 import structlog
+from pydantic import BaseModel
 
 from shared.check import Check, CheckError, CheckResult, format_line, run_checks_concurrently
 from shared.config.file_checks import FileCheck, check_value, iterate_file_checks
@@ -80,7 +81,7 @@ def _open_files(key: str, check: FileCheck, value: object) -> str:
     for problem in check_value(key, check, value):
         error, _, hint = problem.message.rpartition("; ")
         raise CheckError(error or hint, hint if error else "correct the file, or the key")
-    return str(value)
+    return "its files open" if isinstance(value, BaseModel) else str(value)
 
 
 def _print_results(results: Sequence[CheckResult], *, as_json: bool) -> None:

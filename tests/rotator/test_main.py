@@ -16,7 +16,8 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
-from tests.rotator.rotated import Rotated, secret
+from tests.fork_server import forked
+from tests.rotator.keyring_to_rotate import Rotated, secret
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -29,9 +30,7 @@ class Ended(NamedTuple):
 
 async def started(*words: str, largest: int | None = None, **environ: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.rotator",
+        *(forked("services.rotator") if largest is None else (sys.executable, "-m", "services.rotator")),
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -116,7 +115,7 @@ async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tupl
     assert sentence in ended.err
 
 
-async def test_a_mistake_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
+async def test_an_error_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
     ended = await rotator("plan", "--config", str(in_a_file.configuration(batch_size=0)), KEYPULSE_ROTATOR__LEAS="1s")
     assert ended.code == 2
     assert ended.err.splitlines() == [

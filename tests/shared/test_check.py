@@ -6,6 +6,7 @@ import pytest
 from shared.check import (
     Check,
     CheckError,
+    CheckNotApplicable,
     CheckOutcome,
     CheckResult,
     format_line,
@@ -44,6 +45,15 @@ async def test_a_check_is_skipped_when_what_it_needs_failed_or_was_skipped() -> 
         CheckResult("third", CheckOutcome.SKIPPED, "skipped: it depends on 'second'"),
         CheckResult("fourth", CheckOutcome.PASSED, "fine", seconds=1.0),
     ]
+
+
+async def test_what_does_not_exist_is_not_wrong_and_says_so() -> None:
+    async def nothing() -> str:
+        raise CheckNotApplicable("there is none")
+
+    (result,) = await run_checks([Check("records", nothing)], iter([1.0, 2.0]).__next__)
+    assert result.is_ok
+    assert format_line(result) == format_line(result, verbose=True) == "- records: there is none"
 
 
 async def test_a_mistake_in_a_check_is_no_result() -> None:

@@ -278,6 +278,10 @@ class Slack:
         channel = self._find_channel(arguments)
         if channel is None:
             raise SlackRefusedError("channel_not_found")
+        if channel.is_archived:
+            raise SlackRefusedError("is_archived")
+        if not channel.is_member and "chat:write.public" not in self.scopes:
+            raise SlackRefusedError("not_in_channel")
         text, blocks = parse_content(arguments)
         given_metadata = parse_metadata(arguments.get("metadata"))
         root = channel.find_thread_root(arguments.get("thread_ts"))

@@ -15,13 +15,12 @@ from services.relay.monitors.deadman import DeadMansSwitch
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
 from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from shared.config.secret_file import SecretFile
 from shared.net.egress import EgressSettings
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
-_OUTBOX_RETRY_SECONDS: Final = 1.0
 _DEFECT_RETRY_SECONDS: Final = 60.0
 
 log = structlog.get_logger(__name__)
@@ -38,7 +37,7 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
         try:
             pause = await step()
         except StoreUnavailableError:  # the store itself has logged why
-            pause = _OUTBOX_RETRY_SECONDS
+            pause = RETRY_SECONDS
         except (Exception, asyncio.CancelledError) as error:  # of one monitor must not end the others
             if isinstance(error, asyncio.CancelledError) and is_task_cancelled():
                 raise  # else a library let out a cancellation of its own

@@ -11,8 +11,8 @@ from typing import Annotated, Final, Literal
 import aiohttp
 from pydantic import AfterValidator
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
@@ -20,7 +20,7 @@ from services.rotator.drivers.remote_administration import (
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Duration, SecretPath
 from shared.config.url import check_base_url, check_secret_url
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 from shared.net.aiohttp_connector import Connector
 from shared.net.egress import Egress, EgressSettings
@@ -33,7 +33,7 @@ def _check_url(url: str) -> str:
     return check_secret_url(check_base_url(url))
 
 
-class AdminApiDriverSettings(EgressSettings):
+class AdminApiDriverSettings(EgressSettings, BaseDriverSettings):
     """Over HTTPS."""
 
     kind: Literal["admin_api"]

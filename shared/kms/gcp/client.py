@@ -194,7 +194,11 @@ class GcpKmsKey:
         """See the port. An emulator, which speaks gRPC alone, does not tell it."""
         if self._is_plaintext:
             return None
-        return await asyncio.to_thread(read_date, self._address, create_trust_context(), timeout)
+        try:
+            proxy, context = self._find_proxy(), await asyncio.to_thread(self._create_trust_context)
+        except EgressError:
+            return None
+        return await read_date(self._address, proxy, context, timeout)
 
     async def close(self) -> None:
         """Closes the connection; a running call ends with KmsError."""

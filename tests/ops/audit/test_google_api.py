@@ -64,7 +64,7 @@ def test_a_quota_is_obeyed_and_given_up_on_in_bounded_time(waits: Waits, stand: 
     assert waits.pauses == [7, 7, 7, 8]
 
 
-def test_a_wait_that_is_asked_for_is_bounded(waits: Waits, stand: Stand) -> None:
+def test_a_wait_that_is_requested_is_bounded(waits: Waits, stand: Stand) -> None:
     refused = RefusedError(429)
     refused.headers = {"Retry-After": "86400"}
     stand.faults.append(Fault(GET_SINK, times=9, refuse=refused))

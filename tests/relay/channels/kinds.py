@@ -8,7 +8,7 @@ import pytest
 from services.relay.send_error import SendError
 from shared.config.settings import Address
 from tests.relay.channels.examples import KINDS, example, kind_of, message, settings
-from tests.relay.channels.recorded import Recorded
+from tests.relay.channels.recording_attempt import Recorded
 
 
 def having(*fields: str) -> list[str]:
@@ -24,6 +24,7 @@ EVERY_KIND_WITH_A_URL = pytest.mark.parametrize("kind", [kind for kind in HTTP_K
 """Whose URL is in the configuration: that of an incoming webhook is the secret."""
 EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"webhook"}))
 """All but `webhook`, to which a status of 2xx says everything."""
+EVERY_HTTP_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
 
 
 async def failure(

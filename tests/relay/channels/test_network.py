@@ -14,7 +14,7 @@ from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import EVERY_REMOTE_KIND
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.tinyproxy import USER, tinyproxy
 

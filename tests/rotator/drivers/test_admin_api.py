@@ -27,7 +27,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture
-def asking(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
+def open_driver_for(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
     """`async with asking(handler) as keyring`: a driver, and a real HTTP server that answers it by `handler`."""
 
     @asynccontextmanager
@@ -132,7 +132,7 @@ async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
     assert len(str(told.value)) < 800
 
 
-async def test_a_server_without_an_admin_api_is_not_taken_for_one_without_a_rotation(asking: Asking) -> None:
+async def test_a_server_without_an_admin_api_is_not_mistaken_for_one_without_a_rotation(asking: Asking) -> None:
     async with asking(always(404, "Not Found")) as keyring:
         with pytest.raises(RefusedError, match="no admin API is there"):
             await keyring.get_progress()
@@ -161,7 +161,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking
             await keyring.count_key_usage()
 
 
-async def test_nobody_who_listens_is_said_in_the_systems_own_words(tmp_path: Path) -> None:
+async def test_nobody_who_listens_is_reported_in_the_systems_own_words(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
     async with open_driver(settings, KMS) as keyring:

@@ -10,8 +10,8 @@ import pytest
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
 from shared.process.server_runner import prepare_server
-from tests.nobody import as_nobody
 from tests.shared.certificates import Authority, web_yml
+from tests.unreadable_files import as_nobody
 
 RELAY = """
 database: sqlite:///data/relay.db
@@ -127,7 +127,7 @@ def test_what_is_mounted_to_be_read_only_is_nobodys_to_change(file: Path, monkey
     assert warnings(file) == []
 
 
-def test_the_private_key_of_a_web_yml_is_looked_at_likewise(file: Path, tmp_path: Path) -> None:
+def test_the_private_key_of_a_web_yml_is_checked_likewise(file: Path, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server")
     (tmp_path / "server.key").chmod(0o644)
     ((key, sentence),) = warnings(file, web_yml(tmp_path, client_auth_type="NoClientCert"))

@@ -73,7 +73,7 @@ def test_users_and_required_certificates_authenticate(
         ({"prefer_server_cipher_suites": True}, "prefer_server_cipher_suites: is not supported; leave it out"),
     ],
 )
-def test_a_mistake_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], mistake: str, tmp_path: Path) -> None:
+def test_an_error_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], mistake: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         _read(tmp_path, {"tls_server_config": {**PAIR, **tls}})
     (line,) = refused.value.lines
@@ -93,7 +93,7 @@ def test_a_mistake_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], 
         ({"basic_auth_users": []}, "basic_auth_users: "),
     ],
 )
-def test_any_other_mistake_is_one_line_too(document: dict[str, Any], mistake: str, tmp_path: Path) -> None:
+def test_any_other_error_is_one_line_too(document: dict[str, Any], mistake: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         _read(tmp_path, document)
     (line,) = refused.value.lines

@@ -17,6 +17,13 @@ def test_the_document_is_ok_only_if_every_check_passed() -> None:
     assert build_document([PASSED, SKIPPED])["ok"] is False
 
 
+def test_what_does_not_exist_fails_no_report() -> None:
+    nothing = CheckResult("record", CheckOutcome.NOT_APPLICABLE, "there is none")
+    assert build_document([PASSED, nothing])["ok"] is True
+    suite = ET.fromstring(render_junit([PASSED, nothing]))[0]  # noqa: S314 - our own
+    assert (suite.get("skipped"), [child.tag for child in suite[1]]) == ("1", ["skipped"])
+
+
 def test_junit_counts_and_names_what_failed_and_what_was_skipped() -> None:
     hostile = CheckResult("mode", CheckOutcome.FAILED, "\x00\x0b<&", "\x1b", 1.5)
     suite = ET.fromstring(render_junit([PASSED, FAILED, SKIPPED, hostile]))[0]  # noqa: S314 - our own

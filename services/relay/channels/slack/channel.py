@@ -41,7 +41,7 @@ from shared.config.settings import FilePath
 from shared.net.egress import EgressSettings
 
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
-_THREAD_REJECTED: Progress = {"thread": "refused"}
+_THREAD_REFUSED: Progress = {"thread": "refused"}
 
 
 def _check_name_or_id(value: object) -> str:
@@ -131,7 +131,7 @@ class SlackChannel:
 
         Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
         """
-        message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REJECTED else attempt.message
+        message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REFUSED else attempt.message
         async with call_provider(attempt, "Slack", self._timeout) as call:
             token = read_secret(self._token)
             api = SlackApi(self._get_client(token), token, call, self._clock())
@@ -143,7 +143,7 @@ class SlackChannel:
             except SlackError as error:
                 if error.code not in THREAD_ERRORS or not _find_thread(message):
                     raise
-                await attempt.save_progress(_THREAD_REJECTED)  # so that the next attempt searches where the post is
+                await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
                 answer = await self._post(api, call, _remove_thread(message))
             receipt = {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
             self._channel_id = receipt["channel"] or self._channel_id
