@@ -105,6 +105,7 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
             whole = {
                 "crypto_backend_up backend": 1,
                 "crypto_mode backend": 1,
+                "crypto_mode_unknown backend": 0,
                 "crypto_ready backend": 1,
                 "crypto_init_timestamp_seconds backend": 1_700_000_000,
                 "crypto_decryption_errors_total backend": 17,
