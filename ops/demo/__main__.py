@@ -84,6 +84,7 @@ async def _run_smoke_test(ports: Ports) -> bool:
     """Prints the smoke test's lines; whether each check passed."""
     where = Deployment(
         backend=ports.build_url("backend"),
+        environment="demo",
         prometheus=ports.build_url("prometheus"),
         alertmanager=ports.build_url("alertmanager"),
         relay=ports.build_url("relay"),

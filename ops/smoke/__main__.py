@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import click
 
-from ops.smoke.deployment import Deployment, run_checks
+from ops.smoke.deployment import Deployment, Environment, run_checks
 from shared import VERSION
 from shared.check import CheckResult, format_line
 from shared.config.secret_file import SecretFile
@@ -69,6 +69,12 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     default="auto",
     help="Whether a record is written and read at /v1/records: auto (default) where the backend has it, on, or off.",
 )
+@click.option(
+    "--environment",
+    type=click.Choice(get_args(Environment)),
+    default="production",
+    help="Of the deployment. In production, the default, a placeholder's runbook in the rules is an error.",
+)
 @click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
 @click.option("--alertmanager", type=_URL, help="Check that it is ready.")
 @click.option("--relay", type=_URL, help="Check that it is ready, and that its API answers.")
@@ -111,6 +117,7 @@ def main(**options: Any) -> None:
     CA_FILE.set(options["ca_file"])
     where = Deployment(
         backend=options["base_url"],
+        environment=options["environment"],
         backend_token=_open_secret(options["token_file"]),
         records=options["records"],
         prometheus=options["prometheus"],

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ops.prometheus.rule_files import read_rules
 from shared.check import CheckOutcome, CheckResult
@@ -11,12 +12,15 @@ from shared.smoke.backend import RecordsMode, check_backend
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
 
+Environment = Literal["production", "staging", "demo"]
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The base URLs of the parts; None skips a part."""
+    """The base URLs of the parts; None skips a part. In production a placeholder in the rules is an error."""
 
     backend: str | None = None
+    environment: Environment = "production"
     backend_token: SecretFile | None = None
     records: RecordsMode = "auto"
     prometheus: str | None = None
@@ -40,8 +44,12 @@ async def run_checks(
     if deployment.backend:
         yield await check_backend(deployment.backend, deployment.backend_token, records=deployment.records)
     if deployment.prometheus:
-        has_backend = deployment.backend is not None
-        yield await check_prometheus(deployment.prometheus, load_rule_names(), has_backend=has_backend)
+        yield await check_prometheus(
+            deployment.prometheus,
+            load_rule_names(),
+            has_backend=deployment.backend is not None,
+            is_production=deployment.environment == "production",
+        )
     checks: list[CheckResult] = []
     if deployment.alertmanager:
         checks += await check_alertmanager(deployment.alertmanager)

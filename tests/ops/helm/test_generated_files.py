@@ -1,12 +1,16 @@
 """Each generated file of the chart equals what `python -m ops.helm.build` generates now."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from ops.helm import CHART
 from ops.helm.build import build_files
+from ops.helm.values_schema import build_values_schema
 from ops.helm.values_table import build_values_table
 from tests.ops.helm.matrix import SIDECAR_EXAMPLE
 
@@ -38,6 +42,49 @@ def test_the_table_has_each_value_with_its_default_and_its_comment() -> None:
         '| `b.c` | `{"e": ["x"]}` | About c\\|d. |',
         '| `b.config` | `{"f": null}` |  |',
     ]
+
+
+def test_the_schema_explains_every_value_by_its_comment() -> None:
+    built = build_files()[CHART / "values.schema.json"]
+    assert list(_unexplained(json.loads(built), "")) == []
+
+    schema = build_values_schema(_VALUES)
+    relay = schema["properties"]["relay"]["properties"]
+    assert (relay["c"]["description"], relay["b"]["description"]) == ("Of b.", "Of b.")
+    assert list(_unexplained(schema, "")) == ["a", "relay"]
+
+
+_VALUES = """
+a: 1
+# A part.
+exporter:
+  # Its Secret.
+  existingSecret: a
+  # Of b.
+  b: 1
+relay:
+  existingSecret: a
+  # As exporter.b.
+  c: 1
+  b: 1
+# A part.
+rotator:
+  existingSecret: a
+# A part.
+backend:
+  existingSecret: a
+"""
+
+
+def _unexplained(schema: dict[str, Any], path: str) -> Iterator[str]:
+    """The values without a description; what is below one of Kubernetes's own objects is explained with it."""
+    for name, value in schema["properties"].items():
+        if "description" not in value:
+            yield f"{path}{name}"
+        elif value.get("properties", {}).keys() & {"requests", "runAsUser", "smoke"} or name in {"config", "endpoint"}:
+            continue
+        if "properties" in value:
+            yield from _unexplained(value, f"{path}{name}.")
 
 
 def test_every_value_is_explained_or_stands_under_one_that_is() -> None:

@@ -1,9 +1,14 @@
 """What `helm install` says at its end: what is missing until people are told."""
 
+import re
+import shlex
 from typing import Any
 
+import click
 import pytest
 
+from services.exporter.__main__ import main as exporter
+from services.relay.__main__ import main as relay
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import notes
 
@@ -36,11 +41,27 @@ def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() ->
 
 
 def test_what_is_done_is_not_asked_for_again() -> None:
-    said = notes(MATRIX["the README's first"])
+    said = notes(MATRIX["the values to begin with"])
 
     assert not [line for line in said.splitlines() if "YET" in line]
     assert "port-forward svc/keypulse-exporter 9911" in said
-    assert "exec deploy/keypulse-relay -- keypulse-relay send-test" in said
+    assert "--from-file=pagerduty_key" in said
+    assert "--from-file=slack_token" in said
+    assert "--from-file=relay_token" not in said, "it is made"
+    assert said.count("send-test --channel") == len(MATRIX["the values to begin with"]["relay"]["config"]["channels"])
+    assert "send-test --channel email-oncall" in said
+
+
+@pytest.mark.parametrize(("server", "name"), [(exporter, "keypulse-exporter"), (relay, "keypulse-relay")])
+def test_the_command_line_takes_every_command_that_is_run_in_a_pod(server: click.Group, name: str) -> None:
+    commands = re.findall(rf"exec deploy/{name} -- {name} (.*)", notes(MATRIX["the values to begin with"]))
+    assert any(command.startswith("doctor ") for command in commands)
+
+    for command in commands:
+        context = server.make_context(name, shlex.split(command))
+        subcommand, found, arguments = server.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None, command
+        assert found.make_context(subcommand, arguments, parent=context)
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
@@ -49,4 +70,4 @@ def test_they_are_reported_for_every_deployment_and_end_with_how_to_test_it(valu
 
     assert "<no value>" not in said
     assert "%!" not in said
-    assert "helm -n ops test keypulse" in said or "`helm test` looks whether all of this works" in said
+    assert "helm -n ops test keypulse --logs" in said

@@ -18,7 +18,12 @@ from tests.shared.smoke.conftest import Answering, Handler
 
 RULES = {"rules/kms.yml": ["KMSHighLatency"], "rules/keys.yml": ["KMSCanaryLost", "KMSProbeFailing"]}
 UP = {"labels": {"job": "keypulse-exporter", "instance": "a:9911"}, "health": "up", "lastError": ""}
-LOADED = [{"name": name, "health": "ok"} for names in RULES.values() for name in names]
+RUNBOOK = "https://git.ledger.test/ops/acme.md#"
+LOADED = [
+    {"name": name, "health": "ok", "annotations": {"runbook_url": RUNBOOK + name.lower()}}
+    for names in RULES.values()
+    for name in names
+]
 
 
 def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
@@ -46,7 +51,7 @@ async def test_a_prometheus_that_is_healthy_passes(answering: Answering) -> None
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES)
     assert {result.outcome for result in results} == {CheckOutcome.PASSED}
-    assert len(results) == 4 + len(RECORDINGS)
+    assert len(results) == 5 + len(RECORDINGS)
 
 
 DOWN = {**UP, "health": "down", "lastError": "connection refused"}
@@ -91,6 +96,27 @@ async def test_each_defect_of_a_prometheus_is_red_in_its_line(
     first = next(result for result in results if result.outcome is CheckOutcome.FAILED)
     assert first.name == failed
     assert sentence in format_line(first)
+
+
+PLACEHOLDER = {"runbook_url": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kmshighlatency"}
+OF_OTHERS = {"name": "DiskFull", "health": "ok", "annotations": {"runbook_url": "https://wiki.example.org/disk"}}
+RECORDING = {"name": "KMSProbeFailing", "health": "ok", "type": "recording"}
+
+
+async def test_a_rule_with_a_placeholders_runbook_is_red_in_production_alone(answering: Answering) -> None:
+    rules = [{**LOADED[0], "annotations": PLACEHOLDER}, LOADED[1], RECORDING]
+    async with answering(prometheus({"rules": {"groups": [{"rules": rules}]}})) as url:
+        red = [format_line(r) for r in await check_prometheus(url, RULES) if r.outcome is CheckOutcome.FAILED]
+        elsewhere = await check_prometheus(url, RULES, is_production=False)
+    (line,) = red
+    assert f"1 of 2 lead to a placeholder, such as KMSHighLatency to {PLACEHOLDER['runbook_url']}; replace" in line
+    assert line.startswith("✗ rules lead to your runbook: ")
+    assert all(result.is_ok for result in elsewhere)
+
+
+async def test_the_runbooks_of_other_rules_are_not_looked_at(answering: Answering) -> None:
+    async with answering(prometheus({"rules": {"groups": [{"rules": [*LOADED, OF_OTHERS]}]}})) as url:
+        assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
 
 async def test_a_service_that_is_ill_beside_one_that_is_healthy_is_not_this_one_s_defect(answering: Answering) -> None:
