@@ -111,8 +111,8 @@ class ExternalTable:
         if connection.dialect.name != "mariadb":
             return
         query = text("SELECT engine FROM information_schema.tables WHERE table_schema = :place AND table_name = :name")
-        place = self.layout.schema or connection.engine.url.database
-        engine = connection.execute(query, {"place": place, "name": self.layout.name}).scalar()
+        database_name = self.layout.schema or connection.engine.url.database
+        engine = connection.execute(query, {"place": database_name, "name": self.layout.name}).scalar()
         if str(engine).lower() != "innodb":
             raise RefusedError(
                 f"the table {self.layout.table} is stored by {engine}, which has no transactions; expected InnoDB: "
