@@ -18,11 +18,11 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
 
 test: install ## every test but the two kinds below
-	@ops/tools/require prometheus alertmanager chromium sshd
+	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy mariadb
 	@$(BIN)/pytest -n 5 --dist worksteal
 
 rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
-	@ops/tools/require prometheus alertmanager sshd
+	@ops/tools/require prometheus alertmanager sshd mariadb
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
 

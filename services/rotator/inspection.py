@@ -10,12 +10,13 @@ from services.rotator.primary_version import get_usable_primary
 from services.rotator.report import BackupReport, CommandOutcome, Report
 from services.rotator.session import Session
 from services.rotator.verification import find_own_problems, verify_with_retries
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import Problem, RotationType
 
 
 async def show_plans(session: Session, types: tuple[RotationType, ...], command: str = "plan") -> Report:
     """What a run of each of these types would do. Raises RotatorError, AdministrationError."""
     settings, administration = session.settings, session.administration
+    types = tuple(each for each in types if each in settings.driver.rotation_types)
     primary = await get_usable_primary(session.kms, settings.kms_timeout, command)
     usage, latest = await administration.count_key_usage(), await administration.get_progress()
     plans = tuple(
@@ -112,8 +113,11 @@ async def check_backup(session: Session, name: str) -> Report:
     latest = await session.administration.get_progress()
     file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
     summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
+    differing: list[Problem] = []
+    if session.settings.driver.has_own_keys:
+        differing = await folder.compare_with_keyring(file, session.administration, session.kms, timeout=timeout)
     problems = [
-        *await folder.compare_with_keyring(file, session.administration, session.kms, timeout=timeout),
+        *differing,
         *await folder.find_unwrap_failures(file, session.kms, timeout=timeout),
     ]
     return Report(

@@ -37,6 +37,10 @@ from shared.keyring.administration import (
 
 async def run(session: Session, type_: RotationType) -> Report:
     """Rotates, where there is something to do. Raises RotatorError, AdministrationError, BackupError."""
+    driver = session.settings.driver
+    if type_ not in driver.rotation_types:
+        expected = [f"run --type {each}" for each in driver.rotation_types]
+        raise RotatorError(f"the driver {driver.kind} makes no new data keys; nothing was changed", *expected)
     return await session.run_with_lease(lambda lease: _rotate_with_lease(session, lease, type_))
 
 

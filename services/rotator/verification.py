@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal
 
 from services.rotator.session import Session
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
-
-_MAX_PROBLEMS: Final = 100
-"""Of a verification, at most."""
+from shared.keyring.journal.progress import MAX_PROBLEMS
 
 Mode = Literal["sample", "full"]
 ReportCount = Callable[[int], None]
@@ -38,12 +36,13 @@ async def verify_by_pages(
 ) -> VerificationResult:
     """All of it page by page, so that no call lasts as long as the keyring is large."""
     result = await administration.verify(mode, "")
+    seen = set[str]()
     while (last := result.next) is not None:
-        report_count(result.data_keys)
-        part = await administration.verify(mode, last)
-        if part.next is not None and part.next <= last:
+        if last in seen:
             raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
-        result = _merge_verifications(result, part)
+        seen.add(last)
+        report_count(result.data_keys)
+        result = _merge_verifications(result, await administration.verify(mode, last))
     report_count(result.data_keys)
     return result
 
@@ -58,7 +57,7 @@ def _merge_verifications(whole: VerificationResult, part: VerificationResult) ->
     return VerificationResult(
         data_keys=whole.data_keys + part.data_keys,
         records=whole.records + part.records,
-        problems=tuple(problems[:_MAX_PROBLEMS]),
+        problems=tuple(problems[:MAX_PROBLEMS]),
         fingerprint=part.fingerprint,
         next=part.next,
     )

@@ -13,11 +13,14 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus
+from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus, build_wrapping_aad
 from shared.kms.port import MAX_VERSION_LENGTH
 
 MAX_PAGE_SIZE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
+
+MAX_RESPONSE_BYTES: int = 16 * 1024 * 1024
+"""Bytes of a response of the admin API, at most: a page of a backup has about one megabyte."""
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
@@ -164,6 +167,13 @@ class StoredKey(KeyInfo):
 
     wrapped: str
     """Base64."""
+    aad: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
+    """The additional authenticated data of its wrap, hexadecimal after `0x`; None: that of keypulse's own keyrings."""
+
+    @property
+    def wrapping_aad(self) -> bytes:
+        """What its wrap is bound to. Raises ValueError where it is damaged."""
+        return build_wrapping_aad(self.id) if self.aad is None else bytes.fromhex(self.aad.removeprefix("0x"))
 
 
 class VersionUsage(_WireModel):

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection
 
-from shared.keyring import rotation_lease, store, usage
+from shared.keyring import rotation_lease, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -23,9 +23,9 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
-from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.journal import entries, progress
+from shared.keyring.key_table import KeyTable, OwnKeyTable
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.operations import restore
 from shared.keyring.operations.rotation import RotationRunner
@@ -33,7 +33,7 @@ from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, Keyring
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
-from shared.keyring.tables import data_keys, retired_versions
+from shared.keyring.tables import retired_versions
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 
@@ -52,6 +52,7 @@ class LocalAdministration:
         wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key if it is available.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
+        keys: the rows of the data keys, where they are not the keyring's own.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class LocalAdministration:
         wrapping: KeyWrapper,
         records: RecordsTable | None = None,
         notify_instances: Callable[[], Awaitable[None]] = _notify_nobody,
+        keys: KeyTable | None = None,
     ) -> None:
         self._database = database
         self._wrapping = wrapping
         self._records = records
         self._notify_instances = notify_instances
-        self._rotations = RotationRunner(database, wrapping, notify_instances)
+        self._keys = keys or OwnKeyTable(wrapping.kek)
+        self._rotations = RotationRunner(database, self._keys, wrapping, notify_instances)
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
         """See `Administration`, as for the other methods."""
@@ -74,8 +77,8 @@ class LocalAdministration:
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
         """One page of rows."""
         page_size = max(1, min(limit, MAX_PAGE_SIZE))
-        async with _translate_errors():
-            keys = await self._database.read(lambda connection: store.list_data_keys(connection, after, page_size))
+        async with translate_errors():
+            keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
         return [restore.create_backup_row(key) for key in keys]
 
     async def count_key_usage(self) -> KeyUsage:
@@ -83,10 +86,10 @@ class LocalAdministration:
 
         def count(connection: Connection) -> KeyUsage:
             return usage.count_key_usage(
-                connection, self._database.read_clock(connection), self._wrapping.kek, self._records
+                connection, self._database.read_clock(connection), self._wrapping.kek, self._keys, self._records
             )
 
-        async with _translate_errors():
+        async with translate_errors():
             return await self._database.read(count, seconds=RECORD_QUERY_SECONDS)
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
@@ -97,28 +100,28 @@ class LocalAdministration:
                 connection, self._database.read_clock(connection), holder[:200], seconds, token
             )
 
-        async with _translate_errors():
+        async with translate_errors():
             return await self._database.write_exclusively(take)
 
     async def release_lease(self, token: str) -> None:
         """Gives up one's own lease."""
-        async with _translate_errors():
+        async with translate_errors():
             await self._database.write_exclusively(lambda connection: rotation_lease.release_lease(connection, token))
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
         """One batch."""
-        async with _translate_errors():
+        async with translate_errors():
             await self._rotations.rotate(request)
         return await self._require_progress(request.rotation_id)
 
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """Changes nothing."""
-        async with _translate_errors():
+        async with translate_errors():
             return await self._rotations.dry_run(type_, target_version)
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
         """From the journal."""
-        async with _translate_errors():
+        async with translate_errors():
             return await self._database.read(lambda connection: progress.read_progress(connection, rotation_id))
 
     async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
@@ -130,24 +133,25 @@ class LocalAdministration:
         def write(connection: Connection, now: float) -> None:
             entries.add_journal_entry(connection, now, rotation_id, entry)
 
-        async with _translate_errors():
+        async with translate_errors():
             await run_under_lease(self._database, token, write)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
         """One batch."""
-        async with _translate_errors():
+        async with translate_errors():
             await self._rotations.rollback(rotation_id, token)
         return await self._require_progress(rotation_id)
 
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
         """A page of rows at most."""
-        async with _translate_errors():
-            return await restore.restore_data_keys(self._database, self._wrapping, rows, token)
+        async with translate_errors():
+            return await restore.restore_data_keys(self._database, self._keys, self._wrapping, rows, token)
 
     async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
         """One call of KMS for each data key: of a hundred thousand it takes minutes, of a page seconds."""
-        async with _translate_errors():
-            return await KeyringVerifier(self._database, self._wrapping, self._records, mode == "full").verify(after)
+        async with translate_errors():
+            verifier = KeyringVerifier(self._database, self._keys, self._wrapping, self._records, mode == "full")
+            return await verifier.verify(after)
 
     async def retire_version(self, kek_version: str, token: str) -> None:
         """Of the KMS key that is configured."""
@@ -155,14 +159,10 @@ class LocalAdministration:
 
         def retire(connection: Connection, now: float) -> None:
             progress.refuse_while_running(connection)
-            wrapping_version = data_keys.c.kek_version
-            may_need_it = (wrapping_version == kek_version) | build_unreadable_version_condition(
-                connection, wrapping_version
-            )
-            if first := store.list_data_keys(connection, "", 1, (data_keys.c.kek == kek) & may_need_it):
-                perhaps = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
+            if first := self._keys.find_needing(connection, kek_version):
+                perhaps = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
-                    f"data key {first[0].id} is still wrapped{perhaps} by version {kek_version} of {kek}; rotate with "
+                    f"data key {first.id} is still wrapped{perhaps} by version {kek_version} of {kek}; rotate with "
                     "--type rewrap-kek, then retire it"
                 )
             condition = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
@@ -175,7 +175,7 @@ class LocalAdministration:
         usage = await self.count_key_usage()
         if unknown := usage.unknown_usage:
             raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; correct them first")
-        async with _translate_errors():
+        async with translate_errors():
             described = await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)
             for each in usage.versions:
                 if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
@@ -198,7 +198,7 @@ class LocalAdministration:
 
 
 @asynccontextmanager
-async def _translate_errors() -> AsyncIterator[None]:
+async def translate_errors() -> AsyncIterator[None]:
     """Translates the errors of the modules below into those of the port."""
     try:
         yield

@@ -17,8 +17,6 @@ ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32
 """Of a data key."""
-LOCAL_KEK_VERSION: Final = "0"
-"""`WrappedKey.kek_version` of the local key, which has no versions."""
 UNREADABLE_VERSION: Final = ""
 """What a version reads as where another program wrote something else there: it may be any. No version has this name."""
 
@@ -63,6 +61,13 @@ class DataKey:
     created_at: datetime
     """Aware, in UTC."""
     algorithm: str = ALGORITHM
+    aad: bytes | None = None
+    """The additional authenticated data of its wrap; None: `build_wrapping_aad` of its id."""
+
+    @property
+    def wrapping_aad(self) -> bytes:
+        """What its wrap is bound to."""
+        return build_wrapping_aad(self.id) if self.aad is None else self.aad
 
 
 def get_version_sort_key(version: str) -> tuple[tuple[int, str], ...]:

@@ -1,6 +1,6 @@
 """What is particular to one provider, as data: permissions, quotas and advice. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -44,6 +44,8 @@ class KmsProfile:
     """What to do where a permission is missing."""
     rotation_advice: str = "The KMS shows the rotation schedule of the key."
     """What to do where a scheduled rotation did not happen."""
+    parse_version: Callable[[bytes], str | None] = lambda _ciphertext: None
+    """The version that made a ciphertext; None where its format, as documented, does not tell."""
     propagation: str = "minutes"
     """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 

@@ -177,7 +177,7 @@ async def read_pages(
                 if BackupSummary.model_validate_json(text) != summary.build():
                     raise BackupError(f"the backup {file} holds other rows than its last page says")
                 return
-            rows = _parse_csv(text if summary.data_keys else text.removeprefix(_CSV_HEADER))
+            rows = _parse_csv(text if summary.data_keys else text.partition(b"\n")[2])  # older ones have fewer columns
             summary.add_page(rows, text)
             yield rows
     except KmsError as error:

@@ -11,7 +11,7 @@ from services.rotator.backups import backup_file
 from services.rotator.backups.backup_file import BackupError, BackupHeader, BackupSummary
 from services.rotator.model import RotatorError
 from shared.keyring.administration import Administration, JournalBackup, KeyInfo, Problem
-from shared.keyring.model import build_wrapping_aad, compute_fingerprint
+from shared.keyring.model import compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
 
 LATEST: Final = "latest"
@@ -95,7 +95,7 @@ async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> li
                 continue
             checked.add((row.kek, row.kek_version))
             try:
-                secret = await kms.decrypt(base64.b64decode(row.wrapped), build_wrapping_aad(row.id), timeout=timeout)
+                secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=timeout)
                 failure = (
                     "" if compute_fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
                 )

@@ -22,15 +22,15 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
     too_many_values,
 )
-from shared.config.settings import Duration, Section
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.config.settings import Duration
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 
 _EXIT_TIMEOUT: Final = 5.0
@@ -39,7 +39,7 @@ _MAX_STDERR_LENGTH: Final = 300
 """Characters of standard error that a sentence repeats."""
 
 
-class CommandDriverSettings(Section):
+class CommandDriverSettings(BaseDriverSettings):
     """A command, which no shell reads."""
 
     kind: Literal["command"]

@@ -8,11 +8,13 @@ from pydantic import Field
 from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.sql import SqlDriverSettings
+from services.rotator.drivers.table import TableDriverSettings
 from shared.keyring.administration import Administration
 from shared.kms.settings import ProviderSettings
 
 DriverSettings = Annotated[
-    AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")
+    AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings | TableDriverSettings,
+    Field(discriminator="kind"),
 ]
 """The settings of a driver of any kind; `kind` selects the class."""
 
@@ -24,7 +26,7 @@ def open_driver(
 
     Args:
         settings: of the driver.
-        kms: the key that wraps the data keys; only the driver `sql` calls it itself.
+        kms: the key that wraps the data keys; only the drivers `sql` and `table` call it themselves.
         caller: for the service's log; each character that is not printable ASCII becomes a question mark.
 
     Raises:

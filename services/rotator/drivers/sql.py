@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from shared.config.settings import Duration, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.keyring.database import Database, DatabaseError
@@ -31,7 +32,7 @@ class RecordsSettings(Section):
     data_key_column: str = Field(min_length=1)
 
 
-class SqlDriverSettings(Section):
+class SqlDriverSettings(BaseDriverSettings):
     """Without the service."""
 
     kind: Literal["sql"]

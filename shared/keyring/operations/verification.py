@@ -10,10 +10,10 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, Problem, VerificationResult
 from shared.keyring.database import Database
 from shared.keyring.journal.progress import MAX_PROBLEMS
+from shared.keyring.key_table import KeyTable
 from shared.keyring.model import DataKey, KeyringFingerprint
 from shared.keyring.records_table import Record, RecordsTable
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
@@ -32,6 +32,7 @@ class KeyringVerifier:
     """One verification."""
 
     database: Database
+    keys: KeyTable
     wrapping: KeyWrapper
     records: RecordsTable | None
     reads_all_records: bool
@@ -48,7 +49,8 @@ class KeyringVerifier:
             await run_concurrently(keys, self._unwrap, self._check_data_keys)
             if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
-        for data_key_id, error in (await self.database.read(store.find_unreadable_data_keys)).items():
+        unreadable = await self.database.read(self.keys.find_unreadable, seconds=RECORD_QUERY_SECONDS)
+        for data_key_id, error in unreadable.items():
             self._add_problem(data_key_id, error)
         if self.records:
             orphans = await self.database.read(self.records.count_orphans, seconds=RECORD_QUERY_SECONDS)
@@ -64,7 +66,7 @@ class KeyringVerifier:
         return whole.hexdigest()
 
     async def _read_page(self, after: str) -> tuple[DataKey, ...]:
-        return await self.database.read(partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE))
+        return await self.database.read(partial(self.keys.list_page, after=after, limit=MAX_PAGE_SIZE))
 
     def _build_result(self, fingerprint: str, following: str | None) -> VerificationResult:
         return VerificationResult(

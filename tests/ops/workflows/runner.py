@@ -62,10 +62,10 @@ class Runner:
     def run(self, workflow: Path, name: str | None = None) -> list[Step]:
         """The steps of the job with this name, or of the workflow's only one; none where its `if` says no."""
         document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
-        _known(document, _WORKFLOW)
+        _check_keys(document, _WORKFLOW)
         assert document["defaults"] == {"run": {"shell": "bash"}}
         (job,) = [document["jobs"][name]] if name else document["jobs"].values()
-        _known(job, _JOB)
+        _check_keys(job, _JOB)
         github = {"workspace": str(self.workspace), **self.contexts["github"]}
         contexts: dict[str, Any] = {**self.contexts, "github": github}
         if not condition(job.get("if"), contexts, self.status):
@@ -76,12 +76,12 @@ class Runner:
     def use(self, action: Path, given: Mapping[str, str], env: dict[str, str] | None = None) -> list[Step]:
         """The steps of a composite action, with what stands in `with`."""
         document = yaml.safe_load((action / "action.yml").read_text(encoding="utf-8"))
-        _known(document, _ACTION)
+        _check_keys(document, _ACTION)
         assert document["runs"].keys() == {"using", "steps"}
         assert document["runs"]["using"] == "composite"
         github = {"workspace": str(self.workspace), **self.contexts["github"]}
         inputs = {}
-        _known(dict(given), set(document["inputs"]))
+        _check_keys(dict(given), set(document["inputs"]))
         for name, described in document["inputs"].items():
             assert not described.get("required") or name in given
             inputs[name] = given[name] if name in given else interpolate(described["default"], {"github": github})
@@ -97,7 +97,7 @@ class Runner:
         outputs: dict[str, Any] = {}
         ended = []
         for step in steps:
-            _known(step, _STEP)
+            _check_keys(step, _STEP)
             inside = {**contexts, "steps": outputs, "runner": {"temp": str(self.temp)}}
             own = {k: interpolate(v, {**inside, "env": env}) for k, v in step.get("env", {}).items()}
             inside["env"] = {**env, **own}
@@ -174,5 +174,5 @@ def commands(text: str) -> dict[str, str]:
     return values
 
 
-def _known(mapping: dict[Any, Any], keys: set[Any]) -> None:
+def _check_keys(mapping: dict[Any, Any], keys: set[Any]) -> None:
     assert set(mapping) <= keys, f"the runner of the tests does not know {set(mapping) - keys}"

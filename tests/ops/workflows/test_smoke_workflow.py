@@ -50,7 +50,7 @@ async def run(machine: NewMachine, backend: str, **given: Any) -> tuple[dict[str
     return {step.name: step.outcome for step in steps}, "".join(step.output for step in steps), runner.summary
 
 
-async def test_a_deployment_that_is_well_passes_and_its_summary_says_so(machine: NewMachine, backend: str) -> None:
+async def test_a_deployment_that_is_healthy_passes_and_its_summary_says_so(machine: NewMachine, backend: str) -> None:
     outcomes, printed, summary = await run(machine, backend, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN})
     assert {name for name, outcome in outcomes.items() if outcome == "success"} >= {"Install", "Smoke test"}, printed
     assert "failure" not in outcomes.values()
@@ -71,7 +71,7 @@ async def test_a_red_line_fails_the_job_and_the_result_is_kept(machine: NewMachi
     ("state", "environment", "looked_at"),
     [("success", "production", True), ("failure", "production", False), ("success", "Preview", False)],
 )
-async def test_a_deployment_that_failed_or_is_only_a_preview_is_not_looked_at(
+async def test_a_deployment_that_failed_or_is_only_a_preview_is_not_checked(
     machine: NewMachine, backend: str, state: str, environment: str, looked_at: bool
 ) -> None:
     event: dict[str, Any] = {
