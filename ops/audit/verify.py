@@ -12,7 +12,7 @@ from ops.audit.log_search import search_bigquery, search_bucket, search_log
 from ops.audit.model import DesiredState
 from ops.audit.plan import UnchangeableError, plan_changes
 from ops.audit.resources import GoogleCaller, read_part
-from shared.smoke.check import CheckOutcome, CheckResult
+from shared.check import CheckOutcome, CheckResult
 
 _POLL_INTERVAL: Final = 10.0
 """Seconds between two searches; the quota for reading the log is 60 a minute for each project."""

@@ -128,8 +128,8 @@ class KeyMethods:
     async def list_key_rings(self, request: kms.ListKeyRingsRequest) -> kms.ListKeyRingsResponse:
         """The key rings of a location, by name."""
         rings = self._store.list_key_rings(resource_names.parse_location(request.parent))
-        keys_shown, token = paginate(rings, request)
-        found = [build_key_ring(name, self._store.get_key_ring_time(name)) for name in keys_shown]
+        page, token = paginate(rings, request)
+        found = [build_key_ring(name, self._store.get_key_ring_time(name)) for name in page]
         return kms.ListKeyRingsResponse(key_rings=found, next_page_token=token, total_size=len(rings))
 
     async def create_crypto_key(self, request: kms.CreateCryptoKeyRequest) -> kms.CryptoKey:
@@ -162,8 +162,8 @@ class KeyMethods:
     async def list_crypto_keys(self, request: kms.ListCryptoKeysRequest) -> kms.ListCryptoKeysResponse:
         """The keys of a key ring, by name."""
         keys = await self._store.list_keys(resource_names.parse_key_ring(request.parent))
-        keys_shown, token = paginate(keys, request)
-        found = [build_crypto_key(key) for key in keys_shown]
+        page, token = paginate(keys, request)
+        found = [build_crypto_key(key) for key in page]
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
@@ -214,8 +214,8 @@ class KeyMethods:
     ) -> kms.ListCryptoKeyVersionsResponse:
         """The versions of a key, by number."""
         key = await self._store.get_key(resource_names.parse_key_name(request.parent))
-        keys_shown, token = paginate(key.versions, request)
-        found = [build_crypto_key_version(key, version) for version in keys_shown]
+        page, token = paginate(key.versions, request)
+        found = [build_crypto_key_version(key, version) for version in page]
         return kms.ListCryptoKeyVersionsResponse(
             crypto_key_versions=found, next_page_token=token, total_size=len(key.versions)
         )

@@ -29,11 +29,11 @@ from shared.config.errors import ConfigurationError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Address
 from shared.http.web_config import read_web_config
+from shared.keyring.administration import MAX_RESPONSE_BYTES
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _MAX_LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
 """Of a request; its body may have as much as the admin API takes."""
-_MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 _RESPONSE_TIMEOUT: Final = 3600.0
 """Seconds without a byte from the backend; the caller has a timeout of its own."""
 
@@ -91,11 +91,11 @@ class BackendClient:
             body = None if request.body is None else json.dumps(request.body).encode()
             connection.request(request.method, f"/admin/crypto/{request.path}", body, headers)
             response = connection.getresponse()
-            answer = response.read(_MAX_RESPONSE_BYTES + 1)
+            answer = response.read(MAX_RESPONSE_BYTES + 1)
         finally:
             connection.close()
-        if len(answer) > _MAX_RESPONSE_BYTES:
-            return _build_refusal(502, f"the backend's answer is over {_MAX_RESPONSE_BYTES // 1024**2} MiB")
+        if len(answer) > MAX_RESPONSE_BYTES:
+            return _build_refusal(502, f"the backend's answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
         return {"status": response.status, "body": _parse_json(answer)}
 
 

@@ -10,14 +10,15 @@ from typing import Final
 
 import structlog
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt_record
-from services.backend.request_body import RequestRefusedError, build_error_response, read_body
+from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.json_api import build_error_response
 from shared.keyring.database import DatabaseError
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
@@ -98,12 +99,12 @@ def _handle_errors(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except RequestRefusedError as error:
-            return build_error_response(error.status, str(error))
+            return refuse_request(error.status, str(error))
         except KeyUnavailableError as error:
-            return JSONResponse({"error": f"nothing is stored: {error}"}, status_code=503)
+            return build_error_response(503, f"nothing is stored: {error}")
         except DatabaseError as error:
             log.warning("database failed a request", method=request.method, error=str(error))
-            return JSONResponse({"error": f"the database cannot be used, try again: {error}"}, status_code=503)
+            return build_error_response(503, f"the database cannot be used, try again: {error}")
 
     return answer
 

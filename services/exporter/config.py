@@ -122,6 +122,7 @@ class ExporterSettings(ServerSettings):
     """The whole configuration; once it is valid, every target and backend has its `service`."""
 
     service_name: ClassVar[str] = "exporter"
+    first_configuration: ClassVar[str] = "`keypulse-exporter init --target KEY > exporter.yml` writes one to begin with"
 
     listen: ListenAddress = Address("127.0.0.1", 9911)
     service: Name | None = None
@@ -154,7 +155,7 @@ class ExporterSettings(ServerSettings):
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder prevents no probe: it may be mounted later, and until then each inspection reports it."""
         is_usable = {
-            folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
+            folder: is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
         }
         for n, target in enumerate(self.targets):
             if target.canary_dir and not is_usable[target.canary_dir]:
@@ -162,7 +163,8 @@ class ExporterSettings(ServerSettings):
                 yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
 
 
-def _is_folder_usable(folder: Path) -> bool:
+def is_folder_usable(folder: Path) -> bool:
+    """Whether this user can read and write in the folder; False, too, where its disk does not answer. Blocks."""
     try:
         return start_in_thread("canary folder", lambda: _has_access(folder)).result(DISK_TIMEOUT)
     except TimeoutError:

@@ -40,7 +40,7 @@ class FailureSpan:
     detail: str
     """Of the last one: a service's text may differ at each call."""
     connectivity: tuple[ConnectivityPhase, ...]
-    """As it was measured last; empty where it was not."""
+    """As it was measured last; empty if it was not."""
 
 
 class RoundTrips:
@@ -207,11 +207,11 @@ class History:
         """
         services_by_target = {name: service for service, name in targets}
         self._services = frozenset(services)
-        kept_records = {
+        remaining = {
             name: record for name, record in self.targets.items() if services_by_target.get(name) == record.service
         }
         self.targets = {
-            name: kept_records.get(name) or TargetHistory(service, name, self._next_version())
+            name: remaining.get(name) or TargetHistory(service, name, self._next_version())
             for name, service in services_by_target.items()
         }
         self.backends = {key: record for key, record in self.backends.items() if key[0] in self._services}
@@ -250,11 +250,11 @@ class History:
         record.version = self._next_version()
 
     def remove_replica(self, service: str, replica: str | None) -> None:
-        """A replica is gone: its address stands behind the name no more."""
+        """A replica is gone: its address stands behind the name no longer."""
         if self.backends.pop((service, replica), None) is None:
             return
         version = self._next_version()
-        if all(known != service for known, _ in self.backends):
+        if all(each != service for each, _ in self.backends):
             self.backends[service, None] = BackendHistory(service, None, version)
 
     def _next_version(self) -> int:

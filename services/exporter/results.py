@@ -178,8 +178,8 @@ class Results:
         """Adds the states of all replicas of one service's backend, and removes its other replicas."""
         service, replicas = states[0].service, {state.replica for state in states}
         self.metrics.set_backend_states(*states)
-        for known_service, replica in list(self.history.backends):
-            if known_service == service and replica not in replicas:
+        for each_service, replica in list(self.history.backends):
+            if each_service == service and replica not in replicas:
                 self.history.remove_replica(service, replica)
         for state in states:
             self.history.add_backend_state(state)

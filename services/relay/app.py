@@ -219,14 +219,20 @@ def build_intake_rules(settings: RelaySettings) -> IntakeRules:
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
     """What the configuration says about the monitors."""
     watchdogs = [
-        Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file) for each in settings.watchdogs
+        Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file, each) for each in settings.watchdogs
     ]
     alertmanager = settings.alertmanager
-    return MonitorSettings(watchdogs, settings.default_channels, alertmanager.urls, alertmanager.token_file)
+    return MonitorSettings(
+        watchdogs,
+        settings.default_channels,
+        alertmanager.urls,
+        alertmanager.token_file,
+        alertmanager_egress=alertmanager,
+    )
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:
-    """What the gauges show; None where the outbox cannot be read or cannot commit."""
+    """What the gauges show; None if the outbox cannot be read or cannot commit."""
     if store.error is not None:
         return None  # values that can still be read would hide that nothing is committed
     try:

@@ -21,7 +21,8 @@ from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
-from shared.config.url import BaseUrl, check_secret_url
+from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
@@ -136,7 +137,7 @@ ContactAddress = Annotated[
     BeforeValidator(parse_contact, json_schema_input_type=str | None),
     AfterValidator(_check_contact),
 ]
-KnownChannel = Annotated[str, AfterValidator(_check_channel)]
+ConfiguredChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
 class RelayAuthSettings(AuthSettings):
@@ -148,7 +149,7 @@ class RelayAuthSettings(AuthSettings):
     """Networks that may send alerts; empty lets every address try."""
 
 
-class AlertmanagerSettings(Section):
+class AlertmanagerSettings(EgressSettings):
     """With which open incidents are compared: Alertmanager sends no resolve for an alert that is silenced by then."""
 
     urls: tuple[BaseUrl, ...] = ()
@@ -229,14 +230,14 @@ class RetentionSettings(Section):
     """Of everything in the outbox, the quarantine included."""
 
 
-class WatchdogSettings(Section):
+class WatchdogSettings(EgressSettings):
     """An alert that always fires. It counts as a heartbeat, and its absence is an alert."""
 
     matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_require_one)]
     expect_every: Duration
     """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
     channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
-    ping_url_file: SecretPath | None = None
+    ping_url_file: UrlFilePath | None = None
     """Contains the URL of a dead man's switch, pinged at each heartbeat while the outbox drains."""
 
     @property
@@ -253,6 +254,7 @@ class RelaySettings(ServerSettings):
     """The relay's configuration."""
 
     service_name: ClassVar[str] = "relay"
+    first_configuration: ClassVar[str] = "`keypulse-relay init > relay.yml` writes one to begin with"
 
     listen: ListenAddress = Address("127.0.0.1", 9912)
     auth: RelayAuthSettings
@@ -274,7 +276,7 @@ class RelaySettings(ServerSettings):
         dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
     ]
     routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
-    default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_require_one)]
+    default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()

@@ -1,6 +1,7 @@
-"""One HTTP session to a provider, with limits: no redirect, no large response, no proxy from the environment."""
+"""One HTTP session to a provider, with limits: no redirect, no large response."""
 
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -10,7 +11,9 @@ from aiohttp.tracing import Trace
 from pydantic import TypeAdapter
 
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.net.aiohttp_resolver import AiohttpResolver
+from shared.net.aiohttp_connector import Connector
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError
 
 MAX_TEXT_BYTES: Final = 64 * 1024
 """Bytes of a response that are read; the longest that a channel needs is far shorter."""
@@ -24,11 +27,11 @@ def encode_json(value: Any) -> str:
     return _JSON.dump_json(value).decode()
 
 
-class _Connector(aiohttp.TCPConnector):
+class _Connector(Connector):
     """Calls `before_write` before each request, once there is a connection to write it on; what it raises ends it."""
 
-    def __init__(self, before_write: Callable[[], None]) -> None:
-        super().__init__(resolver=AiohttpResolver())
+    def __init__(self, egress: Egress, before_write: Callable[[], None]) -> None:
+        super().__init__(egress)
         self._before_write = before_write
 
     async def connect(
@@ -59,7 +62,7 @@ class _BoundedResponse(aiohttp.ClientResponse):
 
 
 class HttpSession:
-    """One aiohttp session, opened in the running loop at its first use; proxies in the environment are not used.
+    """One aiohttp session, opened in the running loop at its first use.
 
     A redirect is an error, because it would send the alert, and perhaps the secret, elsewhere. Nothing is
     decompressed, so an answer cannot grow after it was measured.
@@ -67,10 +70,14 @@ class HttpSession:
     Args:
         provider: how errors name it.
         before_write: called before each request, once it is connected; what it raises ends the request unsent.
+        egress: its proxy and authorities; without it, those of the environment.
     """
 
-    def __init__(self, provider: str, before_write: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, provider: str, before_write: Callable[[], None] = lambda: None, egress: EgressSettings | None = None
+    ) -> None:
         self._provider = provider
+        self._egress = Egress(egress)
         self._before_write = before_write
         self._session: aiohttp.ClientSession | None = None
 
@@ -78,7 +85,7 @@ class HttpSession:
         """The session. Its requests have no time-out of their own: the caller sets one."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(self._before_write),
+                connector=_Connector(self._egress, self._before_write),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=[self._refuse_redirect],
@@ -100,6 +107,10 @@ class HttpSession:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
         return response
 
+    def read_file_stamps(self) -> Hashable:
+        """A value that changes with the files of its proxy and its authorities."""
+        return self._egress.read_file_stamps()
+
     async def close(self) -> None:
         """Closes every connection."""
         if self._session is not None:
@@ -112,8 +123,14 @@ def translate_connection_errors(provider: str) -> Iterator[None]:
     """Turns connection errors of a provider into SendError."""
     try:
         yield
+    except EgressError as error:
+        raise build_egress_error(provider, error) from None
+    except aiohttp.ClientConnectorCertificateError as error:
+        detail = f"{provider}: the certificate of {error.host} is not trusted: {_explain(error.certificate_error)}"
+        raise SendError(
+            SendReason.MISCONFIGURED, SendScope.CHANNEL, f"{detail}; name its authority in `ca_file`"
+        ) from None
     except aiohttp.ClientSSLError as error:
-        # An untrusted or expired certificate needs a person.
         detail = f"{provider}: no secure connection to {error.host}: {type(error).__name__}"
         raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
     except (aiohttp.ClientError, OSError) as error:
@@ -127,6 +144,18 @@ def translate_connection_errors(provider: str) -> Iterator[None]:
         raise SendError(
             SendReason.CONNECTION, SendScope.ATTEMPT, f"{provider}: {lost}: {cause}", maybe_arrived=arrived
         ) from None
+
+
+def build_egress_error(provider: str, error: EgressError) -> SendError:
+    """The error for a proxy that does not connect, or authorities that cannot be read: nothing was sent."""
+    detail = f"{provider}: {error.strerror}"
+    if not error.is_permanent:
+        return SendError(SendReason.CONNECTION, SendScope.ATTEMPT, detail)
+    return SendError(SendReason.UNAUTHORIZED if error.is_login else SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
+
+
+def _explain(error: Exception) -> str:
+    return error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
 
 
 async def read_text(response: aiohttp.ClientResponse) -> str:

@@ -93,7 +93,7 @@ def format_state(message: Message) -> str:
 
 
 def format_remark(message: Message) -> str:
-    """The relay's own remarks on one line; empty where there are none."""
+    """The relay's own remarks on one line; empty if there are none."""
     return truncate(" ".join(filter(None, map(clean_line, (message.task.remark, message.event.remark)))), MAX_REMARK)
 
 
@@ -176,7 +176,7 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     listed: set[Link] = set()
     result = []
     for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
-        new = [link for link in _build_links(alert, links) if link not in listed]
+        new = [link for link in _list_links(alert, links) if link not in listed]
         listed.update(new)
         result.append((alert, new))
     return result
@@ -200,7 +200,7 @@ def list_group_links(event: Event) -> list[Link]:
 
 
 def _format_matchers(labels: Mapping[str, str]) -> str:
-    """The labels as Alertmanager's page reads them from its address; empty where it would not read the same."""
+    """The labels as Alertmanager's page reads them from its address; empty if it would not read the same."""
     if any(
         not _LABEL_NAME.fullmatch(key) or not value.isprintable() or set('"\\') & set(value)
         for key, value in labels.items()
@@ -222,7 +222,7 @@ def _sanitize_short_url(url: str) -> str | None:
 def sanitize_url(url: str | None) -> str | None:
     """An http(s) URL in which nothing ends a link in any medium.
 
-    None where it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
+    None if it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
     longer than media take.
     """
     if not url or len(url) > MAX_URL or re.search(r"[\s\\]", url) or url != clean_text(url):
@@ -233,18 +233,26 @@ def sanitize_url(url: str | None) -> str | None:
         return None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         return None
-    quoted = quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    return quote_url(url)
+
+
+def quote_url(url: str) -> str | None:
+    """The URL with everything percent-encoded that has no meaning in one (RFC 3986); None if it is then too long.
+
+    Raises ValueError for half a surrogate pair.
+    """
+    quoted = quote(url, safe="%/:?#[]@!$&'()*+,;=~-._")
     return quoted if len(quoted) <= MAX_URL else None
 
 
-def _build_links(alert: Alert, links: Links) -> list[Link]:
+def _list_links(alert: Alert, links: Links) -> list[Link]:
     found = (
         ("Runbook", links.runbook),
         ("Dashboard", links.dashboard),
         ("Board", links.board),
         ("Prometheus", alert.generator_url),
     )
-    return [Link(text, url) for text, given in found if (url := sanitize_url(given))]
+    return [Link(text, url) for text, candidate in found if (url := sanitize_url(candidate))]
 
 
 def _format_time(moment: datetime) -> str:

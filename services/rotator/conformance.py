@@ -23,6 +23,7 @@ from services.rotator.lease_renewal import describe_holder
 from services.rotator.model import RotatorError
 from services.rotator.plan import describe_unfinished, is_unfinished
 from services.rotator.verification import find_own_problems, verify_by_pages
+from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     Administration,
@@ -42,7 +43,6 @@ from shared.keyring.administration import (
 from shared.keyring.model import DataKeyStatus, compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
 from shared.kms.registry import connect_key
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 
 INTRODUCTION: Final = (
     "takes the lease, re-wraps one data key at most, and rolls that back; the journal keeps the rotation, rolled back"

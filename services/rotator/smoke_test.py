@@ -6,9 +6,9 @@ from typing import Final
 
 from services.rotator.model import RotatorError
 from services.rotator.session import Session
+from shared.check import Check, CheckError, format_line, run_checks
 from shared.keyring.administration import AdministrationError
 from shared.kms.port import KmsError
-from shared.smoke.check import Check, CheckError, format_line, run_checks
 
 _AAD: Final = b"keypulse rotator smoke"
 

@@ -30,9 +30,9 @@ from shared.keyring.administration import (
     StepOutcome,
     VerificationResult,
 )
+from shared.keyring.journal.entries import MAX_DETAIL_LENGTH
 from shared.keyring.model import get_version_sort_key
 
-_MAX_DETAIL_LENGTH: Final = 1000
 _CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, JournalStep.VERIFY: 1}
 """Calls of KMS for each data key: they take most of the time, so the progress bar counts them."""
 _MAX_STALLED_CALLS: Final = 10
@@ -236,7 +236,7 @@ class RotationSteps:
             backup_name=backup and backup.name,
             sha256=backup and backup.sha256,
             needs=backup and backup.needs,
-            detail=result.detail.replace("\0", " ")[:_MAX_DETAIL_LENGTH],
+            detail=result.detail.replace("\0", " ")[:MAX_DETAIL_LENGTH],
         )
         await self._administration.add_journal_entry(self._id, self._token, entry)
 

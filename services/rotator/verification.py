@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal
 
 from services.rotator.session import Session
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
-
-_MAX_PROBLEMS: Final = 100
-"""Of a verification, at most."""
+from shared.keyring.journal.progress import MAX_PROBLEMS
 
 Mode = Literal["sample", "full"]
 ReportCount = Callable[[int], None]
@@ -59,7 +57,7 @@ def _merge_verifications(whole: VerificationResult, part: VerificationResult) ->
     return VerificationResult(
         data_keys=whole.data_keys + part.data_keys,
         records=whole.records + part.records,
-        problems=tuple(problems[:_MAX_PROBLEMS]),
+        problems=tuple(problems[:MAX_PROBLEMS]),
         fingerprint=part.fingerprint,
         next=part.next,
     )

@@ -6,12 +6,12 @@ RFC 2606 reserves example.com, example.net, example.org and the top-level domain
 from typing import Final
 from urllib.parse import urlsplit
 
-_WORDS: Final = frozenset({"acme", "example"})
+_PLACEHOLDERS: Final = frozenset({"acme", "example"})
 
 
 def is_placeholder_host(host: str) -> bool:
     """Whether a part of the host is `acme` or `example`, such as in example.org or api.acme.com."""
-    return not _WORDS.isdisjoint(host.lower().rstrip(".").split("."))
+    return not _PLACEHOLDERS.isdisjoint(host.lower().rstrip(".").split("."))
 
 
 def is_placeholder_url(url: str) -> bool:
@@ -21,7 +21,7 @@ def is_placeholder_url(url: str) -> bool:
         host = parts.hostname or ""
     except ValueError:
         return False
-    return is_placeholder_host(host) or parts.path.split("/")[1:2] in ([word] for word in _WORDS)
+    return is_placeholder_host(host) or parts.path.split("/")[1:2] in ([placeholder] for placeholder in _PLACEHOLDERS)
 
 
 def is_placeholder_mailbox(mailbox: str) -> bool:

@@ -19,6 +19,9 @@ from shared.kms.port import MAX_VERSION_LENGTH
 MAX_PAGE_SIZE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
 
+MAX_RESPONSE_BYTES: int = 16 * 1024 * 1024
+"""Bytes of a response of the admin API, at most: a page of a backup has about one megabyte."""
+
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
 

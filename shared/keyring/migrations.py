@@ -54,13 +54,19 @@ def is_current(connection: Connection) -> bool:
     return existing.issuperset(TABLES.tables) and read_version(connection) == VERSION
 
 
-def migrate(connection: Connection) -> None:
-    """Runs the pending migrations; the caller holds the keyring's lock. Raises NewerKeyringSchemaError."""
+def check_version(connection: Connection) -> int:
+    """Return the version of the tables. Raises NewerKeyringSchemaError."""
     done = read_version(connection)
     if done > VERSION:
         raise NewerKeyringSchemaError(
             f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}; start a newer one"
         )
+    return done
+
+
+def migrate(connection: Connection) -> None:
+    """Runs the pending migrations; the caller holds the keyring's lock. Raises NewerKeyringSchemaError."""
+    done = check_version(connection)
     if done == VERSION:
         return
     if _has_table(connection, data_keys.name):  # else the database is new
@@ -149,7 +155,7 @@ def _rebuild_with_text_versions(connection: Connection, table: Table, versions: 
 
 
 def _name_needs_by_text(needs: str) -> str | None:
-    """The versions that a backup needs, as texts; None where they are no list of numbers."""
+    """The versions that a backup needs, as texts; None if they are no list of numbers."""
     try:
         numbers = json.loads(needs)
     except ValueError:

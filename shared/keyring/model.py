@@ -17,8 +17,6 @@ ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32
 """Of a data key."""
-LOCAL_KEK_VERSION: Final = "0"
-"""`WrappedKey.kek_version` of the local key, which has no versions."""
 UNREADABLE_VERSION: Final = ""
 """What a version reads as where another program wrote something else there: it may be any. No version has this name."""
 

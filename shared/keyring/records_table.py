@@ -41,15 +41,15 @@ class RecordsTable:
     """None if this process cannot decrypt them."""
 
     async def check_columns(self, database: Database) -> None:
-        """Raises DatabaseError where there is no such table or column."""
+        """Raises DatabaseError if there is no such table or column."""
 
         def columns(connection: Connection) -> set[str]:
             found = inspect(connection)
             return {each["name"] for each in found.get_columns(self.name)} if found.has_table(self.name) else set()
 
         found = await database.read(columns)
-        needed = {self.data_key_column} | ({self.id_column, self.ciphertext_column} if self.open_record else set())
-        if missing := needed - found:
+        required = {self.data_key_column} | ({self.id_column, self.ciphertext_column} if self.open_record else set())
+        if missing := required - found:
             raise DatabaseError(f"there is no table {self.name} with a column {', '.join(sorted(missing))}")
 
     def count_by_version(self, connection: Connection) -> dict[tuple[str, str], int]:
@@ -62,10 +62,14 @@ class RecordsTable:
     def count_orphans(self, connection: Connection) -> dict[str, int]:
         """How many records need a data key that is not in the keyring, by its id: the first hundred."""
         records = self._build_table()
-        needed = records.c[self.data_key_column]
-        joined = records.outerjoin(data_keys, needed == data_keys.c.id)
-        lost = select(needed, func.count()).select_from(joined).where(data_keys.c.id.is_(None), ~_is_abandoned(needed))
-        rows = fetch(connection, lost.group_by(needed).limit(100), OrphanCount)
+        data_key_id = records.c[self.data_key_column]
+        joined = records.outerjoin(data_keys, data_key_id == data_keys.c.id)
+        lost = (
+            select(data_key_id, func.count())
+            .select_from(joined)
+            .where(data_keys.c.id.is_(None), ~_is_abandoned(data_key_id))
+        )
+        rows = fetch(connection, lost.group_by(data_key_id).limit(100), OrphanCount)
         return {to_printable_text(row.data_key_id): row.total for row in rows}
 
     def list_missing_data_keys(self, connection: Connection) -> tuple[str, ...]:
@@ -73,9 +77,9 @@ class RecordsTable:
 
         One lookup in the index of the data keys' column for each data key, not for each record: it needs that index.
         """
-        needed = self._build_table().c[self.data_key_column]
-        ids = select(func.min(needed).label("id")).cte("needed", recursive=True)
-        following = select(func.min(needed)).where(needed > ids.c.id).correlate(ids).scalar_subquery()
+        data_key_id = self._build_table().c[self.data_key_column]
+        ids = select(func.min(data_key_id).label("id")).cte("needed", recursive=True)
+        following = select(func.min(data_key_id)).where(data_key_id > ids.c.id).correlate(ids).scalar_subquery()
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
         lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_abandoned(ids.c.id))
@@ -90,8 +94,10 @@ class RecordsTable:
     def read_page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
         records = self._build_table()
-        own_id, needed = records.c[self.id_column], records.c[self.data_key_column]
-        these = select(own_id, needed, records.c[self.ciphertext_column]).where(needed == data_key_id, own_id > after)
+        own_id, record_data_key_id = records.c[self.id_column], records.c[self.data_key_column]
+        these = select(own_id, record_data_key_id, records.c[self.ciphertext_column]).where(
+            record_data_key_id == data_key_id, own_id > after
+        )
         return tuple(column_types.read_page(connection, these.order_by(own_id), Record, limit))
 
     def _build_table(self) -> TableClause:

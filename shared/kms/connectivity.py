@@ -1,6 +1,7 @@
 """Measures the connection to a service, phase by phase, on a connection of its own: is it the network, or the service?
 
-DNS, TCP and TLS come one after the other; the first that fails says so in one sentence and ends the measurement.
+DNS, TCP, perhaps a proxy, and TLS come one after the other; the first that fails says so in one sentence and ends the
+measurement. By a proxy, DNS and TCP are those of the proxy.
 """
 
 import asyncio
@@ -13,7 +14,9 @@ from contextlib import ExitStack, asynccontextmanager
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
 from shared.net.connect import connect
+from shared.net.proxy import EgressError, Proxy
 from shared.net.resolver import ResolvedAddress, resolve
+from shared.net.tunnel import request_tunnel
 
 
 class _PhaseError(Exception):
@@ -26,6 +29,7 @@ async def measure_connectivity(
     create_trust_context: Callable[[], ssl.SSLContext] | None,
     timeout: float,
     alpn: str | None = None,
+    proxy: Proxy | None = None,
 ) -> tuple[ConnectivityPhase, ...]:
     """Connects once and measures each phase. Raises only CancelledError, and closes the connection.
 
@@ -34,6 +38,7 @@ async def measure_connectivity(
         create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
         timeout: seconds for all phases.
         alpn: the protocol that the service has to agree to in TLS, such as `h2`; None: any.
+        proxy: that leads to the service; None: the connection is direct.
     """
     phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()
@@ -57,9 +62,12 @@ async def measure_connectivity(
     with ExitStack() as sockets:
         try:
             async with phase("dns"):
-                addresses = await _resolve(address)
+                addresses = await _resolve(proxy.address if proxy else address)
             async with phase("tcp"):
-                connection = sockets.enter_context(await _connect(addresses))
+                connection = sockets.enter_context(await _connect(addresses, proxy))
+            if proxy:
+                async with phase("proxy"):
+                    await _request_tunnel(connection, proxy, address)
             if create_trust_context:
                 async with phase("tls"):
                     await _start_tls(connection, address, create_trust_context, alpn)
@@ -76,14 +84,22 @@ async def _resolve(to: Address) -> list[ResolvedAddress]:
         raise _PhaseError(f"the name {to.host} cannot be resolved: {cause}") from None
 
 
-async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
+async def _connect(addresses: list[ResolvedAddress], proxy: Proxy | None) -> socket.socket:
     try:
         return await connect(addresses)
     except OSError as error:
         cause = os.strerror(error.errno) if error.errno else str(error)
         first = Address(*addresses[0][1][:2])
         others = f" and {len(addresses) - 1} more" if addresses[1:] else ""
-        raise _PhaseError(f"no connection: {cause} ({first}{others})") from None
+        target = f" to {proxy}" if proxy else ""
+        raise _PhaseError(f"no connection{target}: {cause} ({first}{others})") from None
+
+
+async def _request_tunnel(connection: socket.socket, proxy: Proxy, to: Address) -> None:
+    try:
+        await request_tunnel(connection, proxy, to)
+    except EgressError as error:
+        raise _PhaseError(error.strerror) from None
 
 
 async def _start_tls(

@@ -29,12 +29,9 @@ class QuotaLimitedKey:
         self._next_call_at = float("-inf")
         """When the next call is due; by the event loop's clock, as the next one."""
         self._paused_until = float("-inf")
-        self.describe_key, self.check_permissions, self.measure_connectivity, self.close = (
-            kms.describe_key,
-            kms.check_permissions,
-            kms.measure_connectivity,
-            kms.close,
-        )
+        self.describe_key, self.check_permissions = kms.describe_key, kms.check_permissions
+        self.measure_connectivity, self.read_service_clock = kms.measure_connectivity, kms.read_service_clock
+        self.close = kms.close
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """See `KmsKey`; `timeout` begins when the call is made."""

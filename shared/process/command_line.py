@@ -14,9 +14,11 @@ from typing import Any, TypedDict, TypeVar, get_args
 
 import click
 import structlog
+import yaml
+from pydantic import ValidationError
 
 from shared import VERSION
-from shared.config.errors import ConfigurationError
+from shared.config.errors import ConfigurationError, format_error
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, CommandSettings, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
@@ -120,6 +122,17 @@ def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G) -> T:
 def load_settings_or_exit(model: type[C], config: Path | None) -> C:
     """Return the settings; on errors, print one line for each to standard error and exit with 2."""
     return _exit_on_configuration_error(lambda: load_settings(model, config))
+
+
+def print_configuration_or_exit(model: type[C], text: str) -> None:
+    """Print a configuration that was built from options; where these are wrong, a line for each error, exit 2."""
+    try:
+        model(**yaml.safe_load(text))
+    except ValidationError as error:
+        for each in error.errors():
+            click.echo(format_error(model, "", Path("options"), each), err=True)
+        sys.exit(2)
+    click.echo(text, nl=False)
 
 
 def run_server(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
+from shared.check import Check, CheckError, CheckOutcome, CheckResult, run_checks
 from shared.config.secret_file import SecretFile
-from shared.smoke.check import Check, CheckError, CheckOutcome, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, check_ready, open_client
 
 

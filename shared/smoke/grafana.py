@@ -3,8 +3,8 @@
 import time
 from typing import Final
 
+from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.config.secret_file import SecretFile
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, open_client
 
 DASHBOARD_UID: Final = "kms-crypto-health"

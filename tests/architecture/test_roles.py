@@ -108,6 +108,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /api/kms/heal": Role.ADMIN,
         "GET /slack/api/{method}": OPEN,  # they ask for tokens of their own
         "POST /slack/api/{method}": OPEN,
+        "POST /slack/services/{team}/{app}/{secret}": OPEN,  # the secret is in the path
         "POST /pagerduty/v2/enqueue": OPEN,
     },
 }
@@ -115,6 +116,7 @@ UNRECORDED = {
     "PUT /v1/records/{id}": "an application's data",
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
+    "POST /slack/services/{team}/{app}/{secret}": "a message",
     "POST /pagerduty/v2/enqueue": "an event",
 }
 """What changes something and is no action of somebody's on the server."""

@@ -79,7 +79,7 @@ async def test_without_a_token_file_it_is_off_and_says_how_to_set_it(
             assert "admin.token_file" in answer.json()["error"]
 
 
-async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_said(app: Any, token: Path) -> None:
+async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_reported(app: Any, token: Path) -> None:
     await asyncio.to_thread(token.write_text, "a-new-admin-token\nthe-admin-token-of-tests\n")
     for sent, status in (("a-new-admin-token", 200), (TOKEN, 200), ("other", 401)):
         async with client(app, Authorization=f"Bearer {sent}") as caller:
@@ -157,7 +157,7 @@ ROW = {
     ],
     ids=str,
 )
-async def test_what_no_database_can_hold_is_the_callers_mistake_and_is_named(
+async def test_what_no_database_can_hold_is_the_callers_error_and_is_named(
     admin: httpx2.AsyncClient, lease: str, path: str, changed: dict[str, Any]
 ) -> None:
     well = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
@@ -185,7 +185,9 @@ async def test_a_body_over_the_limit_is_refused(admin: httpx2.AsyncClient) -> No
     assert (answer.status_code, answer.json()) == (413, {"error": "a request may have up to 4194304 bytes"})
 
 
-async def test_every_call_is_told_and_neither_token_nor_key_is(app: Any, admin: httpx2.AsyncClient, lease: str) -> None:
+async def test_every_call_is_reported_and_neither_token_nor_key_is(
+    app: Any, admin: httpx2.AsyncClient, lease: str
+) -> None:
     hostile = "by header\n{\u202e" + "x" * 300
     with capture_logs() as logs:
         asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "by body"}
@@ -270,7 +272,7 @@ async def test_an_upload_that_is_too_large_is_not_read_to_its_end(admin: httpx2.
     assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
 
 
-async def test_what_runs_in_the_background_and_what_an_admin_asks_for_share_one_pace(
+async def test_what_runs_in_the_background_and_what_an_admin_requests_share_one_pace(
     emulator: Emulator,
     settings: Callable[..., BackendSettings],
     monkeypatch: pytest.MonkeyPatch,

@@ -4,7 +4,6 @@ import asyncio
 import json
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,21 @@ from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
+from tests.fork_server import forked
 from tests.shared.certificates import Authority, web_yml
 
-COMMAND = (sys.executable, "-m", "services.backend", "admin")
 TOKEN = "the-admin-token-of-tests"
 ADMIN = {"token_file": "token"}
 
 
-async def said(*arguments: str | Path, lines: bytes) -> list[dict[str, Any]]:
+def command(*arguments: str | Path) -> list[str]:
+    return [*forked("services.backend"), "admin", *map(str, arguments)]
+
+
+async def run_admin(*arguments: str | Path, lines: bytes) -> list[dict[str, Any]]:
     """What it answers to `lines`; it ends with them."""
     done = await asyncio.to_thread(
-        subprocess.run, [*COMMAND, *map(str, arguments)], input=lines, capture_output=True, timeout=60, check=True
+        subprocess.run, command(*arguments), input=lines, capture_output=True, timeout=60, check=True
     )
     assert done.stderr == b""
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -58,7 +61,7 @@ what?
         run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
         serve(app, Address("127.0.0.1", 0)) as address,
     ):
-        answers = await said("--config", configured(address), lines=lines)
+        answers = await run_admin("--config", configured(address), lines=lines)
     assert [answer["status"] for answer in answers] == [200, 400, 400, 400, 404, 404, 200]
     assert answers[0]["body"]["versions"][0]["data_keys"] == 1
     assert answers[4]["body"] is None
@@ -74,7 +77,7 @@ async def test_what_listens_everywhere_is_reached_here(
         serve(app, Address("127.0.0.1", 0)) as address,
     ):
         everywhere = configured(Address("0.0.0.0", address.port))
-        (answer,) = await said("--config", everywhere, lines=b'{"method": "GET", "path": "keys"}\n')
+        (answer,) = await run_admin("--config", everywhere, lines=b'{"method": "GET", "path": "keys"}\n')
     assert answer["status"] == 200
 
 
@@ -92,9 +95,9 @@ async def test_by_tls_only_the_backends_own_certificate_is_trusted(
         serve(app, Address("127.0.0.1", 0), tls) as address,
     ):
         arguments = ("--config", configured(address), "--web.config.file", yml)
-        assert [answer["status"] for answer in await said(*arguments, lines=line)] == [200]
+        assert [answer["status"] for answer in await run_admin(*arguments, lines=line)] == [200]
         authority.sign("server")  # another one, which the backend does not have
-        (refused,) = await said(*arguments, lines=line)
+        (refused,) = await run_admin(*arguments, lines=line)
     assert refused["status"] == 502
     assert "does not answer" in refused["body"]["error"]
 
@@ -108,7 +111,7 @@ async def test_what_is_in_the_way_is_an_answer(
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, content)
     config = configured(Address("127.0.0.1", 1))
-    (answer,) = await said("--config", config, lines=b'{"method": "GET", "path": "keys"}\n')
+    (answer,) = await run_admin("--config", config, lines=b'{"method": "GET", "path": "keys"}\n')
     assert (answer["status"], sentence in answer["body"]["error"]) == (502, True), answer
 
 
@@ -116,8 +119,7 @@ async def test_without_an_admin_api_or_with_a_bad_web_yml_it_exits_2(
     configuration: Callable[..., Path], configured: Callable[[Address], Path], tmp_path: Path
 ) -> None:
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [*COMMAND, *map(str, arguments)]
-        return subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command(*arguments), input="", capture_output=True, text=True, timeout=60, check=False)
 
     off = await asyncio.to_thread(run, "--config", configuration("127.0.0.1:1"))
     assert (off.returncode, "admin.token_file: expected a file" in off.stderr) == (2, True)

@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
+from tests.fork_server import forked
 
 
 async def _typed(*arguments: str | Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "services.backend", "admin", "abandon", *map(str, arguments)]
+    command = [*forked("services.backend"), "admin", "abandon", *map(str, arguments)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 

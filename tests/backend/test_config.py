@@ -100,7 +100,7 @@ def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configu
         ({"local_key_file": None}, "local_key_file: "),
     ],
 )
-def test_a_mistake_is_named_in_one_line(overrides: dict[str, Any], expected: str, configuration: Configuration) -> None:
+def test_an_error_is_named_in_one_line(overrides: dict[str, Any], expected: str, configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_settings(BackendSettings, configuration("127.0.0.1:9010", **overrides))
     (line,) = refused.value.lines

@@ -85,7 +85,7 @@ async def test_two_failed_checks_with_a_good_one_between_them_do_not_fall_back(
         assert backend.keyring.mode is CryptoMode.KMS
 
 
-async def test_an_exhausted_quota_is_told_and_changes_no_mode_for_kms_answers(
+async def test_an_exhausted_quota_is_reported_and_changes_no_mode_for_kms_answers(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
@@ -135,7 +135,7 @@ async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
     assert times == [101, 101, 101, 104, 105]
 
 
-async def test_the_mode_is_told_even_where_the_database_fails_as_well(
+async def test_the_mode_is_reported_even_where_the_database_fails_as_well(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:

@@ -138,10 +138,10 @@ async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_
         await until(is_back)
 
 
-async def test_records_whose_data_key_the_database_lacks_are_told_until_an_instance_that_holds_it_puts_it_back(
+async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_holds_it_puts_it_back(
     configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
-    async def shown(client: httpx2.AsyncClient) -> tuple[str, bool]:
+    async def read_health(client: httpx2.AsyncClient) -> tuple[str, bool]:
         health = (await client.get("/healthz")).json()
         metrics = (await client.get("/metrics")).text
         (line,) = [line for line in metrics.splitlines() if line.startswith("kms_data_keys_missing ")]
@@ -153,13 +153,13 @@ async def test_records_whose_data_key_the_database_lacks_are_told_until_an_insta
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
         async with _served(configured("50ms")) as client:
 
-            async def told() -> bool:
-                return await shown(client) == ("degraded", True)
+            async def is_degraded() -> bool:
+                return await read_health(client) == ("degraded", True)
 
             async def over() -> bool:
-                return await shown(client) == ("ok", False)
+                return await read_health(client) == ("ok", False)
 
-            await until(told)
+            await until(is_degraded)
             health = await client.get("/healthz")
             assert (health.status_code, health.json()["problems"]) == (
                 200,
@@ -173,7 +173,7 @@ async def test_records_whose_data_key_the_database_lacks_are_told_until_an_insta
             assert (await client.get("/v1/records/r")).content == b"kept"
 
 
-async def test_a_data_key_that_is_put_back_is_wrapped_anew_where_its_version_was_retired(
+async def test_a_data_key_that_is_put_back_is_re_wrapped_where_its_version_was_retired(
     emulator: Emulator, versions: Any, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     async with _served(configured("1h")) as client:

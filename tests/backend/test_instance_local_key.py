@@ -131,10 +131,10 @@ async def test_an_instance_that_lacks_the_file_makes_none_beside_another_and_fin
         (tmp_path / "new.key").chmod(0o600)
         (tmp_path / "new.key").rename(tmp_path / "copied.key")
 
-        async def is_well() -> bool:
+        async def is_healthy() -> bool:
             return bool((await _health(other))["status"] == "ok")
 
-        await until(is_well)
+        await until(is_healthy)
         assert await _metric(other, "kms_local_key_missing") == 0
 
 
@@ -166,13 +166,13 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
 
     async with _served(configured()) as client:
 
-        async def told() -> bool:
+        async def reports_problems() -> bool:
             return len((await _health(client)).get("problems", [])) == 2
 
-        async def is_well() -> bool:
+        async def is_healthy() -> bool:
             return bool((await _health(client))["status"] == "ok")
 
-        await until(told)
+        await until(reports_problems)
         health = await _health(client)
         assert (health["status"], health["crypto_mode"]) == ("degraded", "kms")
         assert "1 of the data keys are wrapped by a local key that is lost" in health["problems"][1]
@@ -194,7 +194,7 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
             done = await client.post("/admin/crypto/abandon", json={"data_keys": [lost], "records": 2})
         assert (done.status_code, done.json()) == (200, {"abandoned": 1})
         assert [line["data_keys"] for line in lines if line["event"] == "data keys abandoned"] == [[lost]]
-        await until(is_well)
+        await until(is_healthy)
         assert await _metric(client, "kms_local_key_missing") == 0
         assert await _metric(client, "kms_data_keys_missing") == 0
         errors = await _metric(client, "crypto_decryption_errors_total")
@@ -264,17 +264,17 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
         gone = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
         await asyncio.to_thread(_execute, empty_database, gone)
 
-        async def told() -> bool:
+        async def reports_problems() -> bool:
             return await _metric(client, "kms_data_keys_missing") == 1
 
-        await until(told)
+        await until(reports_problems)
         assert (await client.get("/v1/records/r")).status_code == 503
         emulator.faults.clear()
         verified = await client.post("/admin/crypto/verify", json={"mode": "sample"})
         assert [problem["id"] for problem in verified.json()["problems"]] == [lost["id"]]
 
 
-async def test_an_outage_without_a_local_key_is_told_and_ends_by_itself(
+async def test_an_outage_without_a_local_key_is_reported_and_ends_by_itself(
     configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
@@ -283,13 +283,13 @@ async def test_an_outage_without_a_local_key_is_told_and_ends_by_itself(
     (tmp_path / "local.key").rename(tmp_path / "elsewhere.key")
     async with _served(configured()) as client:
 
-        async def has_told() -> bool:
+        async def reports_reason() -> bool:
             return "no data key can be made" in str((await _health(client))["reason"])
 
         async def reads() -> bool:
             return (await client.get("/v1/records/r")).content == b"kept"
 
-        await until(has_told)
+        await until(reports_reason)
         assert (await client.get("/healthz")).status_code == 503
         await asyncio.to_thread((tmp_path / "elsewhere.key").rename, tmp_path / "local.key")
         await until(reads)

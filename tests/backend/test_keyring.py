@@ -87,7 +87,7 @@ async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_k
         assert not backend.keyring.unwrap_errors
 
 
-async def test_on_return_every_key_of_the_outage_is_wrapped_anew_by_kms_and_outlives_the_local_key(
+async def test_on_return_every_key_of_the_outage_is_re_wrapped_by_kms_and_outlives_the_local_key(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     emulator.faults.add(OUTAGE)

@@ -99,7 +99,7 @@ async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_b
         assert len(await backend.store.list_all()) == 2
 
 
-async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
+async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_reported(
     emulator: Emulator, versions: Any, open_backend: Any, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:

@@ -27,13 +27,13 @@ OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
 
-async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reason(
+async def test_a_locked_database_does_not_end_the_checks_and_is_reported_as_the_reason(
     emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
 ) -> None:
     async def locked() -> bool:
         return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
 
-    async def well() -> bool:
+    async def is_healthy() -> bool:
         return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
@@ -43,7 +43,7 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reas
             await until(locked)
             assert not backend.keyring.is_ready
             other.execute("ROLLBACK")
-        await until(well)
+        await until(is_healthy)
         watching.cancel()
 
 
@@ -68,7 +68,7 @@ class _Defective:
 async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
     raised: BaseException, emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
 ) -> None:
-    async def well() -> bool:
+    async def is_healthy() -> bool:
         return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
@@ -76,7 +76,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
         backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
         with capture_logs() as lines:
             watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
-            await until(well)
+            await until(is_healthy)
             watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
         "KMS check failed unexpectedly; it is tried again"

@@ -22,6 +22,7 @@ from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import KmsFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
+from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = (sys.executable, "-m", "services.backend")
@@ -31,7 +32,8 @@ Configuration = Callable[..., Path]
 
 
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+    command = [*forked("services.backend"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_help_names_the_options_and_shows_an_example() -> None:
@@ -41,7 +43,7 @@ def test_help_names_the_options_and_shows_an_example() -> None:
         assert text in shown.stdout
 
 
-def test_a_wrong_configuration_exits_2_with_one_line_for_each_mistake(configuration: Configuration) -> None:
+def test_a_wrong_configuration_exits_2_with_one_line_for_each_error(configuration: Configuration) -> None:
     file = configuration("127.0.0.1:9010", listen="everywhere", kms_timeout=-1, local_key_file="local\0.key")
     refused = _run("--config", file)
     assert refused.returncode == 2
@@ -193,7 +195,7 @@ async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
     assert health["reason"] == "KMS has not answered yet"
 
 
-def _written(folder: Path) -> bytes:
+def _read_database(folder: Path) -> bytes:
     return b"".join(part.read_bytes() for part in folder.glob("backend.db*"))
 
 
@@ -217,7 +219,7 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
             await asyncio.sleep(0.05)
         for path in ("/healthz", "/metrics", "/"):
             seen += (await asyncio.to_thread(client.get, path)).content
-        seen += _written(tmp_path)
+        seen += _read_database(tmp_path)
 
     async def put(client: httpx2.Client, record_id: str) -> None:
         answer = await asyncio.to_thread(client.put, f"/v1/records/{record_id}", content=plaintexts[record_id])

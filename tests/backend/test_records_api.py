@@ -79,7 +79,7 @@ async def test_a_body_that_does_not_arrive_is_waited_for_within_a_bound() -> Non
 
 
 @pytest.mark.looptime
-async def test_bodies_that_hardly_begin_keep_no_other_waiting() -> None:
+async def test_bodies_that_hardly_start_keep_no_other_waiting() -> None:
     def request(*chunks: bytes) -> Request:
         left = list(chunks)
 
@@ -173,7 +173,7 @@ def _tamper(tmp_path: Path, statement: str) -> None:
     ],
     ids=["tampered", "emptied", "swapped"],
 )
-async def test_a_corrupt_record_is_told_and_counted_and_its_neighbour_is_well(
+async def test_a_corrupt_record_is_reported_and_counted_and_its_neighbour_is_healthy(
     statement: str, client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
     await client.put("/v1/records/a", content=b"one")
@@ -214,7 +214,7 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
         await until(readable)
 
 
-async def test_data_keys_whose_version_was_taken_away_are_told_by_health_and_metrics_until_it_is_back(
+async def test_data_keys_whose_version_was_taken_away_are_reported_by_health_and_metrics_until_it_is_back(
     emulator: Emulator, settings: Callable[..., BackendSettings], versions: Versions, until: Any
 ) -> None:
     configured = settings(str(emulator.address))

@@ -25,7 +25,7 @@ from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.profile import GCP_PROFILE
 from tests.bench.stage import BenchError, Stage, free_port, stage
 from tests.key_versions import Versions
-from tests.rotator.rotated import KEY, Rotated, data_key_id, secret
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, secret
 
 _CALLS: Final = 4
 """Of KMS for each data key: to unwrap, to wrap, to unwrap that again, and to verify."""

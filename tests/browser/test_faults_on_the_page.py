@@ -51,7 +51,7 @@ async def test_the_page_comes_back_when_the_connection_does(chromium: Browser, s
     await page.close()
 
 
-async def test_a_state_that_could_not_be_read_is_asked_for_again(chromium: Browser, senders: Senders) -> None:
+async def test_a_state_that_could_not_be_read_is_requested_again(chromium: Browser, senders: Senders) -> None:
     page = await chromium.new_page()  # this one may complain: its request is cut
     await page.goto(f"http://{senders.stand_ins.http}/")
     await page.locator("body.settled").wait_for()
@@ -63,7 +63,7 @@ async def test_a_state_that_could_not_be_read_is_asked_for_again(chromium: Brows
     await page.close()
 
 
-async def test_an_absent_emulator_is_told_in_one_sentence(chromium: Browser) -> None:
+async def test_an_absent_emulator_is_reported_in_one_sentence(chromium: Browser) -> None:
     async with run_stand_ins() as stand_ins:
         page = await chromium.new_page()
         await page.goto(f"http://{stand_ins.http}/")

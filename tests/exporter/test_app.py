@@ -15,7 +15,7 @@ from services.exporter.config import ExporterSettings, ProbeSettings
 from shared.http.server import serve
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import EncryptResult
-from tests.exporter.scraped import FREE, configured, scraped, target
+from tests.exporter.running_exporter import FREE, configured, scraped, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
@@ -62,7 +62,7 @@ async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_boar
     probe = ProbeSettings(interval=0.5, timeout=0.5, concurrency=1)
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
 
-        async def all_right() -> bool:
+        async def all_succeed() -> bool:
             values = await scrape.values()
             return all(values.get(f"kms_probe_success backend {one.name}") == 1 for one in targets)
 
@@ -72,7 +72,7 @@ async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_boar
             late = [one.name for one in targets if values[f"kms_probe_success backend {one.name}"] == 0]
             return any(name not in failed for name in late) and "no round trip in time" in board
 
-        await until(all_right)
+        await until(all_succeed)
         emulator.faults.add(KmsFault(kind="stall"))
         await until(some_wait_in_vain)
 
@@ -99,7 +99,7 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
         urls = {"health_url": f"http://{address}/healthz", "metrics_url": f"http://{address}/metrics"}
         async with scraped(configured(backends=(Backend(service="backend", **urls),))) as scrape:
 
-            async def shown() -> dict[str, float]:
+            async def read_metrics() -> dict[str, float]:
                 return {name: value for name, value in (await scrape.values()).items() if name.startswith("crypto_")}
 
             whole = {
@@ -111,10 +111,10 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
             }
 
             async def is_whole() -> bool:
-                return await shown() == whole
+                return await read_metrics() == whole
 
             async def only_down() -> bool:
-                return await shown() == {"crypto_backend_up backend": 0}
+                return await read_metrics() == {"crypto_backend_up backend": 0}
 
             await until(is_whole)
             health.document = ["junk"]

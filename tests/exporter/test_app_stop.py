@@ -44,7 +44,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     )
     before = asyncio.all_tasks()
 
-    async def gone() -> bool:
+    async def is_disconnected() -> bool:
         return connections(emulator.address) == 0
 
     async with httpx2.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
@@ -63,7 +63,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
         assert (await asked).status_code == 503
     left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
     assert left == set()
-    await until(gone)
+    await until(is_disconnected)
 
 
 async def test_when_it_stops_no_thread_of_a_parser_is_left(until: Until, backend: Callable[..., Any]) -> None:

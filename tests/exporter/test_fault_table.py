@@ -19,7 +19,7 @@ from shared.config.settings import Address
 from shared.http.server import bind_socket
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.reason import Reason
-from tests.exporter.scraped import FREE, scraped
+from tests.exporter.running_exporter import FREE, scraped
 from tests.faults import summary
 
 INTERVAL = 2.0

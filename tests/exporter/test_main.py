@@ -17,13 +17,15 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
+from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 COMMAND = [sys.executable, "-m", "services.exporter"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    command = [*forked("services.exporter"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def config(tmp_path: Path, endpoint: str = "127.0.0.1:1", listen: str = "127.0.0.1:0") -> Path:
@@ -89,14 +91,15 @@ def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_sto
     done = run("--config", file, "--check")
     assert (done.returncode, done.stdout) == (0, "the configuration is valid\n")
     assert done.stderr == f"{file}: targets.0.canary_dir: {told}\n"
-    with subprocess.Popen([*COMMAND, "--config", str(file)], stderr=subprocess.PIPE, text=True) as process:
+    command = [*forked("services.exporter"), "--config", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         first = json.loads(process.stderr.readline())
         process.kill()
     assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", told)
 
 
-def test_a_wrong_configuration_is_one_line_for_each_mistake_and_exit_2(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_one_line_for_each_error_and_exit_2(tmp_path: Path) -> None:
     file = tmp_path / "exporter.yml"
     file.write_text(f"probe: {{interval: 1s, timeout: 2s}}\ntargets: [{{name: a, key: {KEY}, colour: red}}]\n")
     done = run("--config", file)

@@ -20,7 +20,7 @@ def probe(key: KmsKey) -> Awaitable[object]:
     return Prober("backend", "ledger-kek", key, 30).probe()
 
 
-def look(key: KmsKey) -> Awaitable[object]:
+def inspect(key: KmsKey) -> Awaitable[object]:
     return KeyInspector("backend", "ledger-kek", key, 30).inspect()
 
 
@@ -42,7 +42,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("work", [probe, look])
+@pytest.mark.parametrize("work", [probe, inspect])
 @pytest.mark.parametrize(
     "fault", [KmsFault(kind="stall"), KmsFault(kind="stall", operation="Decrypt"), KmsFault(kind="latency", seconds=20)]
 )
@@ -64,7 +64,7 @@ async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channe
     await until(lambda: sockets() == sockets_before)
 
 
-@pytest.mark.parametrize("work", [probe, look])
+@pytest.mark.parametrize("work", [probe, inspect])
 async def test_cancelled_before_it_is_connected_it_leaves_nothing_either(
     work: Callable[[KmsKey], Awaitable[object]],
 ) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as text
 
 from ops.kms_emulator.faults import KmsFault
 from shared.kms.reason import Reason
-from tests.exporter.probed import Probed, probed
+from tests.exporter.probe_server import Probed, probed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 SCRAPE_TIMEOUT = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -26,7 +26,7 @@ def samples(body: str) -> dict[tuple[str, ...], float]:
     return {(s.name, *s.labels.values()): s.value for family in text(body) for s in family.samples}
 
 
-async def test_a_right_probe_is_told_in_metrics_of_its_own(page: Probed) -> None:
+async def test_a_successful_probe_is_reported_in_metrics_of_its_own(page: Probed) -> None:
     answer = await page.get("?target=ledger-kek")
     found = samples(answer.body)
     assert answer.status == 200
@@ -47,7 +47,7 @@ async def test_a_right_probe_is_told_in_metrics_of_its_own(page: Probed) -> None
     }
 
 
-async def test_openmetrics_is_given_where_it_is_asked_for(page: Probed) -> None:
+async def test_openmetrics_is_given_where_it_is_requested(page: Probed) -> None:
     answer = await page.get("?target=ledger-kek", {"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert "probe_success" in {family.name for family in openmetrics(answer.body)}  # type: ignore[no-untyped-call]
@@ -161,7 +161,7 @@ async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed)
     assert len(page.observed) == 1
 
 
-async def test_a_target_that_is_watched_no_more_is_told_at_once(page: Probed, until: Until) -> None:
+async def test_a_target_that_is_watched_no_more_is_reported_at_once(page: Probed, until: Until) -> None:
     page.emulator.faults.add(KmsFault(kind="stall", count=1))
     waiting = asyncio.create_task(page.get("?target=ledger-kek"))
 

@@ -13,7 +13,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from tests.exporter.probed import KEY, probed
+from tests.exporter.probe_server import KEY, probed
 
 STEPS = "?target=ledger-kek&debug=true"
 
@@ -31,7 +31,7 @@ def lines(body: str) -> dict[str, str]:
     return {line.split("  ")[1]: line for line in steps if line.startswith("  ")}
 
 
-async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too() -> None:
+async def test_the_steps_of_a_successful_probe_are_reported_and_its_way_is_measured_too() -> None:
     async with probed() as page:
         answer = await page.get(STEPS)
     steps = lines(answer.body)
@@ -51,19 +51,19 @@ async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too()
     assert "probe_phase_duration_seconds" in metrics
 
 
-async def test_a_scrape_measures_no_way_while_all_is_well() -> None:
-    ways = 0
+async def test_a_scrape_measures_no_way_while_all_is_healthy() -> None:
+    measurements = 0
 
-    async def way() -> tuple[ConnectivityPhase, ...]:
-        nonlocal ways
-        ways += 1
+    async def measure() -> tuple[ConnectivityPhase, ...]:
+        nonlocal measurements
+        measurements += 1
         return (ConnectivityPhase("dns", 0.001),)
 
-    async with probed(measure_connectivity=way) as page:
+    async with probed(measure_connectivity=measure) as page:
         await page.get("?target=ledger-kek")
-        assert ways == 0
+        assert measurements == 0
         await page.get(STEPS)
-        assert ways == 1
+        assert measurements == 1
 
 
 async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
@@ -105,7 +105,7 @@ async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> Non
     assert "probe_success 0.0" in body
 
 
-async def test_only_true_asks_for_the_steps() -> None:
+async def test_only_true_requests_the_steps() -> None:
     async with probed() as page:
         for value in ("", "1", "false", "TRUE"):
             assert (await page.get(f"?target=ledger-kek&debug={value}")).body.startswith("# HELP")

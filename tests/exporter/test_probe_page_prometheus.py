@@ -13,7 +13,7 @@ from ops.demo.processes import run_processes
 from ops.kms_emulator.faults import KmsFault
 from shared.config.settings import Address
 from shared.http.server import bind_socket
-from tests.exporter.probed import Probed, probed
+from tests.exporter.probe_server import Probed, probed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -41,7 +41,7 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
         await children.start("prometheus", (*command, f"--config.file={file}"))
 
         def holds(query: str) -> Callable[[], Awaitable[bool]]:
-            async def asked() -> bool:
+            async def count_requests() -> bool:
                 children.check()
                 url = f"http://{address}/api/v1/query"
                 try:
@@ -50,7 +50,7 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
                 except aiohttp.ClientConnectionError:
                     return False
 
-            return asked
+            return count_requests
 
         await until(holds('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
         page.emulator.faults.add(KmsFault(kind="denied"))

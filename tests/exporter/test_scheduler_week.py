@@ -17,7 +17,7 @@ HOUR = 3600.0
 WEEK_BEATS = 10_080
 
 
-def kept() -> tuple[int, int, int]:
+def count_objects() -> tuple[int, int, int]:
     """Tasks, timers of the loop, and all objects that the collector knows."""
     loop = asyncio.get_running_loop()
     gc.collect()
@@ -43,9 +43,9 @@ async def test_a_week_stays_on_the_grid_and_leaves_nothing_behind() -> None:
         run_schedule([ScheduledJob("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
     )
     await asyncio.sleep(HOUR)
-    after_an_hour = kept()
+    after_an_hour = count_objects()
     await asyncio.sleep(WEEK_BEATS * INTERVAL - HOUR - 1)
-    after_a_week = kept()
+    after_a_week = count_objects()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -12,7 +12,7 @@ from shared.config.errors import ConfigurationError
 from shared.config.settings import load_settings
 from shared.kms.port import VersionState
 from tests import memory_kms
-from tests.exporter.scraped import Scrape, scraped
+from tests.exporter.running_exporter import Scrape, scraped
 
 CONFIGURATION = """
 listen: 127.0.0.1:0

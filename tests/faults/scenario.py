@@ -18,7 +18,7 @@ from tests.faults.provider_disturbances import read_messages
 from tests.faults.relay import CHANNELS, Relay, configuration, relay
 from tests.relay.delivery_oracle.evidence import History, Message
 from tests.relay.delivery_oracle.verdict import Verdict, judge
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 DRAIN_SECONDS = 45.0
 

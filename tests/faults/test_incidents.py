@@ -21,12 +21,12 @@ def test_the_relay_reads_them_as_alertmanagers() -> None:
         assert (event.status == "resolved") == all(what.state == "resolved" for _, what in stands)
 
 
-def test_an_alert_that_is_over_is_told_once() -> None:
+def test_an_alert_that_is_over_is_reported_once() -> None:
     ends = [a for sent in history(seeded(1), 1, 50) for a in json.loads(sent.body)["alerts"] if a["endsAt"] > "0002"]
     assert len({(alert["fingerprint"], alert["endsAt"]) for alert in ends}) == len(ends) > 10
 
 
-def test_groups_end_and_begin_again() -> None:
+def test_groups_end_and_start_again() -> None:
     statuses = [json.loads(sent.body)["status"] for sent in history(seeded(1), 1, 50)]
     assert statuses.count("resolved") > 3
     assert "resolved, firing" in ", ".join(statuses)

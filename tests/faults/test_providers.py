@@ -14,7 +14,7 @@ from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.relay import CHANNELS, SLACK_TOKEN, Relay, set_ahead
 from tests.faults.scenario import Scenario
-from tests.relay.scripted import metric, reaches, until
+from tests.relay.served_relay import metric, reaches, until
 
 AT_ONCE = 3.0
 """Seconds within which a channel that works delivers, on a busy machine."""

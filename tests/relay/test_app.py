@@ -18,7 +18,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.store_jobs import blocked
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     PAYLOADS,
     Scripted,
     hang,
@@ -36,7 +36,7 @@ from tests.relay.scripted import (
 REPEATS = {"02-firing-1.json", "06-firing-1.json", "08-firing-1.json"}
 
 
-async def test_every_webhook_of_a_real_alertmanager_is_told_on_every_channel(tmp_path: Path) -> None:
+async def test_every_webhook_of_a_real_alertmanager_is_reported_on_every_channel(tmp_path: Path) -> None:
     one, two = Scripted(), Scripted()
     async with served(settings(tmp_path, {"one": one, "two": two})) as client:
         for file in PAYLOADS:
@@ -99,7 +99,7 @@ async def test_a_further_event_reaches_the_channels_on_which_the_incident_is_ope
     assert len({message.task.incident_id for message in critical.sent}) == 1
 
 
-async def test_a_stop_finishes_what_is_in_hand_and_refuses_the_rest(tmp_path: Path) -> None:
+async def test_a_stop_finishes_what_is_in_progress_and_refuses_the_rest(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 
     async def wait() -> None:
@@ -165,7 +165,7 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
     assert said["error"] == "the outbox does not answer"
 
 
-async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
+async def test_what_waits_for_a_channel_that_is_gone_is_reported_at_the_start_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
@@ -200,7 +200,7 @@ async def test_nobody_else_on_the_machine_may_read_the_outbox(tmp_path: Path) ->
     ],
     ids=["folder missing", "not a database", "a folder"],
 )
-async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
+async def test_a_database_that_cannot_be_used_is_reported_in_one_sentence(
     tmp_path: Path, prepare: object, expected: str
 ) -> None:
     (tmp_path / "data").mkdir()

@@ -11,7 +11,7 @@ from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, parse_matcher
 from services.relay.intake.webhook_parser import parse_webhook
 from services.relay.model import Status, build_fingerprint, collect_digests
-from tests.relay.scripted import PAYLOADS, event_of, payload, webhook_of
+from tests.relay.served_relay import PAYLOADS, event_of, payload, webhook_of
 
 
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)

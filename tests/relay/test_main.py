@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,13 @@ import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
 from shared.config.settings import Address
+from tests.fork_server import forked
 
 KEY = "0" * 32
 
 
 def relay(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.relay", *arguments]
+    command = [*forked("services.relay"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -80,7 +80,9 @@ def test_check_says_that_the_file_is_valid(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "the configuration is valid\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["deliveries"], ["retry"], ["mark-restored"], ["render"], ["send-test"]])
+@pytest.mark.parametrize(
+    "command", [[], ["deliveries"], ["retry"], ["mark-restored"], ["render"], ["send-test"], ["doctor"], ["init"]]
+)
 def test_help_shows_examples_a_line_each(command: list[str]) -> None:
     result = relay(*command, "--help")
     assert result.returncode == 0

@@ -12,7 +12,7 @@ from services.relay.app import run_relay
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.metrics import OutboxGauges, OutboxState
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.scripted import Scripted, hang, metric, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 
 async def test_every_label_value_exists_from_the_start(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import aiohttp
 import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins as stand_ins
-from tests.relay.scripted import (
+from tests.fork_server import forked
+from tests.relay.served_relay import (
     TOKEN,
     payload,
     until,
@@ -60,7 +61,7 @@ async def test_a_relay_without_the_token_of_alerts_does_not_start_and_says_which
     tmp_path: Path,
 ) -> None:
     def started(*options: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), *options]
+        command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml"), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout, done.stderr
 
@@ -206,7 +207,7 @@ async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_
     database.close()
 
 
-def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
+def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_error(tmp_path: Path) -> None:
     (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
     result = subprocess.run(
         [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")],

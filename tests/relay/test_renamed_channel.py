@@ -14,7 +14,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.relay.scripted import TOKEN, post, until, webhook_of
+from tests.relay.served_relay import TOKEN, post, until, webhook_of
 
 KEY = "0" * 32
 

@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -27,8 +26,9 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
 from services.relay.send_error import SendReason
 from shared.http.server import create_registry
+from tests.fork_server import forked
 from tests.relay.outbox.actions import accept, claim_some
-from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
+from tests.relay.served_relay import TOKEN, Scripted, post, served, settings, until, webhook_of
 
 KEY = "0" * 32
 
@@ -110,7 +110,7 @@ async def test_it_triggers_nothing_that_is_over(
             (seen_at,) = snapshot.execute("SELECT last_used_at FROM database_identity").fetchone()
         (tmp_path / "relay.db-last-used").write_text(repr(seen_at))  # it is as old
         (tmp_path / "relay.yml").write_text(yaml.safe_dump(keys))
-        command = [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml"), "mark-restored"]
+        command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml"), "mark-restored"]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
     await (_started_while_it_is_locked if way == "one that is locked" else _started)(RelaySettings(**keys))
     assert actions() == ["trigger", "resolve", "resolve"]
@@ -118,7 +118,7 @@ async def test_it_triggers_nothing_that_is_over(
 
 async def _started(given: RelaySettings) -> None:
     async with served(given) as client:
-        await until(lambda: _told(client))
+        await until(lambda: _list_delivered(client))
 
 
 async def _started_while_it_is_locked(given: RelaySettings) -> None:
@@ -129,15 +129,15 @@ async def _started_while_it_is_locked(given: RelaySettings) -> None:
             held = "SELECT 1 FROM deliveries WHERE maybe_delivered_up_to IS NOT NULL"
             await until(lambda: other.execute(held).fetchone() is not None)
             await post(client, webhook_of("resolved"))
-            await until(lambda: _told(client))
+            await until(lambda: _list_delivered(client))
 
 
-async def _told(client: aiohttp.ClientSession) -> bool:
+async def _list_delivered(client: aiohttp.ClientSession) -> bool:
     async with client.get("/api/deliveries?state=delivered") as answer:
         return bool((await answer.json())["deliveries"])
 
 
-async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_stopped_before_it_looks(
+async def test_what_is_reported_to_be_restored_stays_held_back_though_the_relay_is_stopped_before_it_looks(
     tmp_path: Path,
 ) -> None:
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})

@@ -109,7 +109,7 @@ def test_a_cut_list_of_alerts_is_never_over() -> None:
     assert format_counts(cut) == "1 resolved, 1 not listed"
 
 
-def test_what_nobody_heard_of_before_it_was_over_is_told_as_both() -> None:
+def test_what_nobody_heard_of_before_it_was_over_is_reported_as_both() -> None:
     assert format_state(message("03-resolved-1", firing_undelivered=True)) == "Fired and resolved"
     assert format_state(message("03-resolved-1")) == "Resolved"
     assert format_state(message("01-firing-1", firing_undelivered=True)) == "Firing"
@@ -174,7 +174,7 @@ def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     assert format_period(alert) == "firing since 2026-11-24 22:46:10 UTC"
 
 
-def test_a_resolved_alert_without_an_end_is_not_told_as_firing() -> None:
+def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
     (alert,) = message("03-resolved-1").event.alerts
     assert format_period(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
 
@@ -183,7 +183,7 @@ def test_a_resolved_alert_without_an_end_is_not_told_as_firing() -> None:
     ("seconds", "said"),
     [(-5, "0 s"), (0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "25 h 1 min 1 s")],
 )
-def test_a_span_is_told_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
+def test_a_span_is_reported_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
     start = datetime(2026, 11, 24, tzinfo=UTC)
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))

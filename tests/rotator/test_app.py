@@ -1,7 +1,7 @@
 from services.rotator.app import run_to_report
 from services.rotator.report import CommandOutcome, Report
 from services.rotator.session import Session
-from tests.rotator.rotated import Quiet, Rotated
+from tests.rotator.keyring_to_rotate import Quiet, Rotated
 
 
 async def test_what_nobody_expected_is_a_report_without_the_value_that_it_is_about(in_a_file: Rotated) -> None:

@@ -32,7 +32,7 @@ class Keyring:
         self.released.append(token)
 
 
-async def held(keyring: Keyring, seconds: float) -> str:
+async def run_work(keyring: Keyring, seconds: float) -> str:
     async def work(_lease: Lease) -> str:
         await asyncio.sleep(seconds)
         return "done"
@@ -47,7 +47,7 @@ def no_answer() -> UnreachableError:
 @pytest.mark.looptime
 async def test_it_is_renewed_three_times_in_its_length_and_given_up_at_the_end() -> None:
     keyring = Keyring()
-    assert await held(keyring, 130) == "done"
+    assert await run_work(keyring, 130) == "done"
     assert keyring.asked == [0, 20, 40, 60, 80, 100, 120]
     assert keyring.released == ["secret"]
 
@@ -56,7 +56,7 @@ async def test_it_is_renewed_three_times_in_its_length_and_given_up_at_the_end()
 async def test_a_renewal_that_fails_once_is_tried_again_and_the_work_goes_on() -> None:
     keyring = Keyring()
     keyring.answers = [no_answer(), None, no_answer()]
-    assert await held(keyring, 130) == "done"
+    assert await run_work(keyring, 130) == "done"
 
 
 @pytest.mark.looptime
@@ -64,7 +64,7 @@ async def test_work_stops_before_its_lease_can_be_anothers() -> None:
     keyring = Keyring()
     keyring.answers = [no_answer()] * 9
     with pytest.raises(RotationLeaseLostError, match="could not be renewed within 60 s: nobody answers"):
-        await held(keyring, 1000)
+        await run_work(keyring, 1000)
     assert asyncio.get_running_loop().time() <= 60
     assert keyring.released == ["secret"]
 
@@ -74,7 +74,7 @@ async def test_a_renewal_without_an_answer_does_not_outlast_the_lease() -> None:
     keyring = Keyring()
     keyring.hangs = True
     with pytest.raises(RotationLeaseLostError, match="no answer"):
-        await held(keyring, 1000)
+        await run_work(keyring, 1000)
     assert asyncio.get_running_loop().time() <= 60
 
 
@@ -83,7 +83,7 @@ async def test_work_stops_at_once_where_another_has_the_lease() -> None:
     keyring = Keyring()
     keyring.answers = [None, RefusedError("another holds the lease")]
     with pytest.raises(RotationLeaseLostError, match="another holds the lease"):
-        await held(keyring, 1000)
+        await run_work(keyring, 1000)
     assert asyncio.get_running_loop().time() == 40
 
 
@@ -96,7 +96,7 @@ async def test_the_lease_is_given_up_after_an_error_and_after_a_cancellation() -
 
     with pytest.raises(LookupError):
         await run_with_lease(cast("Administration", keyring), 60, fails, "me")
-    running = asyncio.create_task(held(keyring, 1000))
+    running = asyncio.create_task(run_work(keyring, 1000))
     await asyncio.sleep(1)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

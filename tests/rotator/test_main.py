@@ -16,7 +16,8 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
-from tests.rotator.rotated import Rotated, secret
+from tests.fork_server import forked
+from tests.rotator.keyring_to_rotate import Rotated, secret
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -29,9 +30,7 @@ class Ended(NamedTuple):
 
 async def started(*words: str, largest: int | None = None, **environ: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.rotator",
+        *(forked("services.rotator") if largest is None else (sys.executable, "-m", "services.rotator")),
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -106,7 +105,7 @@ async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one
         (("retire", "1", "--config", "{config}"), "Missing option '--confirm'"),
         (("destroy", "1", "--confirm", "2", "--config", "{config}"), "--confirm: expected the same version, 1, got 2"),
         (("plan", "--config", "{config}.not"), "No such file"),
-        (("plan",), "Missing option '--config'"),
+        (("plan",), "no configuration; expected --config FILE; docs/configuration.md has one to begin with"),
     ],
 )
 async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tuple[str, ...], sentence: str) -> None:
@@ -116,11 +115,11 @@ async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tupl
     assert sentence in ended.err
 
 
-async def test_a_mistake_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
+async def test_an_error_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
     ended = await rotator("plan", "--config", str(in_a_file.configuration(batch_size=0)), KEYPULSE_ROTATOR__LEAS="1s")
     assert ended.code == 2
     assert ended.err.splitlines() == [
-        "KEYPULSE_ROTATOR__LEAS: unknown key; see --print-schema for those that exist",
+        "KEYPULSE_ROTATOR__LEAS: unknown key; did you mean lease?",
         f"{in_a_file.folder / 'rotator.yml'}: batch_size: expected at least 1, got 0",
     ]
 

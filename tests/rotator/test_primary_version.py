@@ -24,7 +24,7 @@ class Answering:
         return EncryptResult(b"", str(version), "SOFTWARE")
 
 
-async def asked(kms: Answering) -> int:
+async def count_calls(kms: Answering) -> int:
     """How many answers it took."""
     await wait_for_primary(cast("KmsKey", kms), "2", "run", checks=3, total_timeout=60, interval=1, timeout=5)
     return kms.calls
@@ -34,13 +34,13 @@ async def asked(kms: Answering) -> int:
 @pytest.mark.parametrize(
     ("versions", "calls"), [((2,), 3), ((1, 1, 2), 5), ((2, 2, 1, 2), 6), ((2, 2, 0, 2), 6), ((2, 1, 2, 0, 2), 7)]
 )
-async def test_an_older_version_in_between_or_no_answer_begins_the_count_anew(
+async def test_an_older_version_in_between_or_no_answer_starts_the_count_again(
     versions: tuple[int, ...], calls: int
 ) -> None:
-    assert await asked(Answering(*versions)) == calls
+    assert await count_calls(Answering(*versions)) == calls
 
 
 @pytest.mark.looptime
 async def test_one_that_never_comes_ends_with_what_the_last_answer_was() -> None:
     with pytest.raises(RotatorError, match=r"not used version 2 3 times in a row within 60 s .*: version 1\)"):
-        await asked(Answering(2, 2, 1))
+        await count_calls(Answering(2, 2, 1))

@@ -17,7 +17,7 @@ from services.rotator.restore import restore_backup
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 

@@ -24,8 +24,8 @@ from shared.keyring.administration import (
 )
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.killed import killed
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.killed_rotator import killed
 
 NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -67,7 +67,7 @@ async def test_a_backup_that_is_there_and_whole_is_kept(rotated: Rotated, new_ve
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "another"])
-async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
+async def test_a_backup_that_is_not_the_one_of_the_journal_is_created_again(
     in_a_file: Rotated, new_version: NewVersion, damage: str
 ) -> None:
     await new_version()
@@ -148,12 +148,12 @@ async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_n
         reload = session.administration.reload_instances
 
         async def loses() -> None:
-            def gone(connection: Connection) -> None:  # with its records, so that nothing else misses it
+            def delete_record(connection: Connection) -> None:  # with its records, so that nothing else misses it
                 connection.execute(text("DELETE FROM records WHERE data_key_id = :id"), {"id": data_key_id(0)})
                 connection.execute(text("DELETE FROM data_keys WHERE id = :id"), {"id": data_key_id(0)})
 
             async with in_a_file.database() as database:
-                await database.write(gone)
+                await database.write(delete_record)
             await reload()
 
         session.administration.reload_instances = loses  # type: ignore[method-assign]

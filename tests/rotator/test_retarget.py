@@ -13,7 +13,7 @@ from services.rotator.runner import resume, rollback, run
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import JournalStep, RotationProgress, RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.test_resume import left_in_the_middle
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -111,10 +111,10 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
     rotate = RotationSteps.rotate
 
     async def killed(self: RotationSteps, version: str, *, retarget: bool = False) -> RotationProgress:
-        async def gone() -> None:
+        async def fail() -> None:
             raise RotatorError("it is gone")
 
-        self._administration.reload_instances = gone  # type: ignore[method-assign]  # between the two commits
+        self._administration.reload_instances = fail  # type: ignore[method-assign]  # between the two commits
         return await rotate(self, version, retarget=retarget)
 
     monkeypatch.setattr(RotationSteps, "rotate", killed)

@@ -11,7 +11,7 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import JournalBackup, RotationType
 from shared.keyring.model import UNREADABLE_VERSION
-from tests.rotator.rotated import Rotated
+from tests.rotator.keyring_to_rotate import Rotated
 from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
 
 

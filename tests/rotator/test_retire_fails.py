@@ -13,11 +13,11 @@ from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
 from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import NewVersion, refusal, rewrapped, state
 
 
-async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
+async def test_a_refusal_of_kms_is_reported_and_nothing_is_written_down(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
@@ -95,7 +95,7 @@ async def test_a_version_that_somebody_had_disabled_stays_so(
     assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
-async def test_a_version_that_kms_does_not_enable_again_is_said_to_be_disabled(
+async def test_a_version_that_kms_does_not_enable_again_is_reported_to_be_disabled(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)

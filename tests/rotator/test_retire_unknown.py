@@ -10,7 +10,7 @@ from services.rotator.report import CommandOutcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
 
 

@@ -15,7 +15,7 @@ from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import DAY, NewVersion, passed, refusal, rewrapped, state
 
 
@@ -37,7 +37,7 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
     assert await rotated.broken() == []
 
 
-async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
+async def test_the_month_starts_again_where_the_version_was_enabled_meanwhile(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(rotated, new_version)
@@ -158,7 +158,7 @@ async def test_a_key_whose_users_the_census_does_not_know_is_neither_rotated_nor
 
             session.administration.count_key_usage = census  # type: ignore[method-assign]
             for command in commands:
-                with pytest.raises(RotatorError, match=f"by .*{kek or 'does not tell'}.*`kms.key` is {KEY}"):
+                with pytest.raises(RotatorError, match=f"by .*{kek or 'an unknown KMS key'}.*`kms.key` is {KEY}"):
                     await command(session)
 
         await of("another/key")

@@ -14,7 +14,7 @@ from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.operations import verification
-from tests.rotator.rotated import Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -111,7 +111,7 @@ async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotate
     assert len(await rotated.keys()) == 5
 
 
-async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
+async def test_what_a_plan_says_is_due_is_not_reported_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)
     ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400

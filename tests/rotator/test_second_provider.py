@@ -22,7 +22,7 @@ from shared.keyring.administration import RotationType
 from shared.kms.port import KeyVersion, VersionState
 from shared.sql.database_url import create_sqlite_url
 from tests import memory_kms
-from tests.rotator.rotated import Quiet
+from tests.rotator.keyring_to_rotate import Quiet
 from tests.shared.keyring.keyring import Keyring, opened
 
 

@@ -11,7 +11,7 @@ from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 
 NewVersion = Callable[[], Awaitable[None]]
 DAY = 86400

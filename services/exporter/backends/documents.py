@@ -83,7 +83,7 @@ def parse_health(body: bytes) -> Health:
 
 
 def _with_numbers(body: bytes) -> bytes:
-    """The same, in the same place, with a 0 where there is none: pieces would take many times the body's size."""
+    """The same, in the same place, with a 0 if there is none: pieces would take many times the body's size."""
     numbers = bytearray(body)
     for found in _NON_JSON_NUMBERS.finditer(body):
         if found[1]:
@@ -175,10 +175,10 @@ def _combine_samples(
 
 def _select_label_values(source: str, name: str, labels: dict[str, str]) -> tuple[str, ...]:
     """The values of the labels that are kept."""
-    wanted = _EXPORTED_FAMILIES[name].labels
-    kept = tuple(labels.get(label, "") for label in wanted)
-    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in kept):
+    label_names = _EXPORTED_FAMILIES[name].labels
+    label_values = tuple(labels.get(label, "") for label in label_names)
+    if not all(0 < len(value) <= _MAX_LABEL_LENGTH for value in label_values):
         raise UnreadableError(
-            f"{source}: expected {' and '.join(wanted)} with up to {_MAX_LABEL_LENGTH} characters each"
+            f"{source}: expected {' and '.join(label_names)} with up to {_MAX_LABEL_LENGTH} characters each"
         )
-    return kept
+    return label_values

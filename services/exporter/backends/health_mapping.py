@@ -23,8 +23,8 @@ def _check_mode_value(value: object) -> str:
 
 def _fold(value: Value) -> str:
     """What is compared: without case, and `"true"`, 1 and true alike."""
-    word = str(value).strip().casefold()
-    return {"1": "true", "1.0": "true", "0": "false", "0.0": "false"}.get(word, word)
+    folded = str(value).strip().casefold()
+    return {"1": "true", "1.0": "true", "0": "false", "0.0": "false"}.get(folded, folded)
 
 
 Pointer = Annotated[str, AfterValidator(check_json_pointer)]
@@ -33,14 +33,14 @@ ModeValues = Annotated[tuple[ModeValue, ...], Field(min_length=1)]
 
 
 class ModeMapping(Section):
-    """The words of each mode, compared without case."""
+    """The values of each mode, compared without case."""
 
     kms: ModeValues = ("kms",)
     env: ModeValues = ("env",)
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:
-        if {_fold(word) for word in self.kms} & {_fold(word) for word in self.env}:
+        if {_fold(mode_value) for mode_value in self.kms} & {_fold(mode_value) for mode_value in self.env}:
             raise ValueError("expected words that stand for one mode only; compared without case, one stands for both")
         return self
 
@@ -49,9 +49,9 @@ class HealthMapping(Section):
     """JSON Pointers into a health document. With neither, only the status code counts."""
 
     mode: Pointer | None = f"/{CRYPTO_MODE}"
-    """None where the document names no mode."""
+    """None if the document names no mode."""
     ready: Pointer | None = f"/{CRYPTO_READY}"
-    """None where the status code says it: 2xx is ready."""
+    """None if the status code says it: 2xx is ready."""
     values: ModeMapping = ModeMapping()
 
     @property
@@ -65,11 +65,11 @@ class HealthMapping(Section):
             ready = 200 <= status < 300 if self.ready is None else _read_ready(self.ready, body)
             if self.mode is None:
                 return Health(None, ready)
-            word = _fold(compile_json_pointer(self.mode).read_value(body))
+            value = _fold(compile_json_pointer(self.mode).read_value(body))
         except UntrustedJsonError as error:
             raise UnreadableError(str(error)) from None
-        for mode, words in ((CryptoMode.KMS, self.values.kms), (CryptoMode.ENV, self.values.env)):
-            if word in map(_fold, words):
+        for mode, mode_values in ((CryptoMode.KMS, self.values.kms), (CryptoMode.ENV, self.values.env)):
+            if value in map(_fold, mode_values):
                 return Health(mode, ready)
         expected = " or ".join(map(repr, (*self.values.kms, *self.values.env)))
         return Health(None, ready, mode_problem=f"{self.mode}: expected {expected}")
@@ -79,10 +79,10 @@ _READINESS: Final = {"true": True, "false": False}
 
 
 def _read_ready(pointer: str, body: bytes) -> bool:
-    word = _fold(compile_json_pointer(pointer).read_value(body))
-    if word not in _READINESS:
+    value = _fold(compile_json_pointer(pointer).read_value(body))
+    if value not in _READINESS:
         raise UntrustedJsonError(pointer, "expected true or false")
-    return _READINESS[word]
+    return _READINESS[value]
 
 
 def _expand_status(value: Any) -> Any:

@@ -45,16 +45,16 @@ class JsonPointer:
 
     def read_value(self, body: bytes) -> Value:
         """The value that it leads to. Raises UntrustedJsonError, which repeats nothing of the document."""
-        here = decode_json(_RAW, body)
+        current = decode_json(_RAW, body)
         for in_object, in_list in self._levels:
-            decoder = in_list if in_list and memoryview(here)[:1].tobytes() == b"[" else in_object
+            decoder = in_list if in_list and memoryview(current)[:1].tobytes() == b"[" else in_object
             try:
-                here = decoder.decode(here).value
+                current = decoder.decode(current).value
             except (msgspec.MsgspecError, RecursionError):
                 raise UntrustedJsonError(self.text, "missing") from None
-        if memoryview(here).nbytes > MAX_VALUE_BYTES:
+        if memoryview(current).nbytes > MAX_VALUE_BYTES:
             raise UntrustedJsonError(self.text, f"expected a value of up to {MAX_VALUE_BYTES} bytes")
-        return decode_json(_VALUE, here, self.text)
+        return decode_json(_VALUE, current, self.text)
 
 
 class _Found(msgspec.Struct):
@@ -67,7 +67,7 @@ def _create_member_decoder(name: str) -> msgspec.json.Decoder[_Found]:
 
 
 def _create_element_decoder(index: str) -> msgspec.json.Decoder[_Found] | None:
-    """Of a list; None where the token is no index of one."""
+    """Of a list; None if the token is no index of one."""
     if not _INDEX.fullmatch(index):
         return None
     fields = [*((f"skipped_{n}", msgspec.Raw) for n in range(int(index))), ("value", msgspec.Raw)]

@@ -25,7 +25,9 @@ from services.exporter.backends.documents import (
 from services.exporter.backends.health_mapping import HealthMapping
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
-from shared.net.aiohttp_resolver import AiohttpResolver
+from shared.net.aiohttp_connector import Connector
+from shared.net.egress import Egress
+from shared.net.proxy import EgressError
 from shared.process.concurrency import run_in_thread_if_large
 
 MAX_HEALTH_BYTES = 1024 * 1024
@@ -47,13 +49,13 @@ class _Answer(NamedTuple):
 
 
 @asynccontextmanager
-async def open_http_client() -> AsyncIterator[aiohttp.ClientSession]:
-    """The client for all backends.
+async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """The client of a backend; without `egress`, by the proxy of the environment.
 
     Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
     is decompressed, so an answer cannot grow after it was measured.
     """
-    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=AiohttpResolver())
+    connector = Connector(egress, force_close=True, limit=0)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
     async with aiohttp.ClientSession(
         connector=connector,
@@ -169,6 +171,8 @@ class BackendReader:
                         raise UnreadableError(f"the answer is over {max_bytes // 1024} KiB")
         except (aiohttp.InvalidURL, UnicodeError):  # likewise
             raise UnreadableError(_INVALID_URL) from None
+        except EgressError as error:
+            raise UnreadableError(error.strerror) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -72,8 +72,8 @@ class ExporterMetrics(Collector):
         families: dict[str, Metric] = {}
         for part in self.get_sources():
             for family in part.collect():
-                if shown := families.get(family.name):
-                    shown.samples.extend(family.samples)
+                if merged := families.get(family.name):
+                    merged.samples.extend(family.samples)
                 else:
                     families[family.name] = family
         yield from families.values()

@@ -72,7 +72,7 @@ class Exposition:
         self._encodes_ahead = False
 
     async def encode_continuously(self, changed: asyncio.Event) -> None:
-        """Encodes after each change, for as long as it is not cancelled. Without it, a scrape encodes by itself."""
+        """Encodes after each change, until it is cancelled. Without it, a scrape encodes by itself."""
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "exposition")  # its own, so that encoding waits for nobody
         self._encodes_ahead = True
@@ -114,7 +114,7 @@ class _EncodedBody:
     plain: bytes
     compressed: bytes
     compressor: "zlib._Compress"
-    """As it is after `plain`; a copy of it goes on with what a scrape adds."""
+    """As it is after `plain`; a copy of it continues with what a scrape adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +174,13 @@ class _Format:
 
     def _encode_families(self, part: MetricSource) -> tuple[int, dict[str, _EncodedFamily]]:
         version = part.version  # before it is read: a change in the middle leads to another encoding
-        known = self._encoded.get(part)
-        if known and known[0] == version:
-            return known
+        previous = self._encoded.get(part)
+        if previous and previous[0] == version:
+            return previous
         try:
             return version, {family.name: _EncodedFamily.encode(family, self.generate) for family in part.collect()}
         except Exception:
-            if known is None or known[1]:
+            if previous is None or previous[1]:
                 log.exception("encoding metrics failed unexpectedly", source=repr(part))
             return version, {}
 

@@ -55,7 +55,7 @@ _CANARY: Final = TypeAdapter(tuple[Canary], config=_ADAPTER_CONFIG)
 class _MergeResult:
     canaries: CanariesByVersion
     versions_on_disk: frozenset[str] | None
-    """The versions that the file has now; None where that is not known."""
+    """The versions that the file has now; None if that is not known."""
     problems: tuple[str, ...]
 
 
@@ -114,10 +114,10 @@ class CanaryFile:
     def _merge(self, canaries: CanariesByVersion, remove: Collection[str]) -> _MergeResult:
         problems: list[str] = []
         on_disk: CanariesByVersion = {}
-        known_versions: Collection[str] = ()
+        previous_versions: Collection[str] = ()
         try:
             on_disk = self._read()
-            known_versions = self._versions_on_disk or ()
+            previous_versions = self._versions_on_disk or ()
         except FileNotFoundError:
             if self._versions_on_disk:
                 problems.append(f"{self.path} was lost; the canaries in memory are written again")
@@ -130,7 +130,7 @@ class CanaryFile:
         new = {
             version: canary
             for version, canary in canaries.items()
-            if version not in on_disk and version not in known_versions
+            if version not in on_disk and version not in previous_versions
         }
         merged = {version: canary for version, canary in (on_disk | new).items() if version not in remove}
         merged = dict(list(merged.items())[-MAX_CANARIES:])
@@ -151,7 +151,7 @@ class CanaryFile:
         )
 
     def _read(self) -> CanariesByVersion:
-        """Raises _BadFileError where the file is of no use, FileNotFoundError and other OSError."""
+        """Raises _BadFileError if the file is of no use, FileNotFoundError and other OSError."""
         try:
             found = _FILE.validate_json(_read_bounded(self.path))
         except ValidationError as error:  # never shown: it would quote the file
@@ -194,7 +194,7 @@ class CanaryFiles:
 
 
 class _BadFileError(Exception):
-    """The file cannot be used. The message goes on where the file's name ends."""
+    """The file cannot be used. The message continues where the file's name ends."""
 
 
 def _compute_digest(canary: Canary) -> bytes:

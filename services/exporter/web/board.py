@@ -155,10 +155,10 @@ def _assemble_card(
 ) -> Card:
     worst_first = tuple(sorted(findings, key=lambda finding: finding.status))
     status = min([status, *(finding.status for finding in worst_first)])
-    known_by = sha256(f"{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    card_id = sha256(f"{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     text = "\n".join([name, service, STATUS_LABELS[status], *(finding.title for finding in worst_first)]).casefold()
     return Card(
-        f"{kind}-{known_by}", name, service, status, worst_first, history, text, (status, _natural_sort_key(name))
+        f"{kind}-{card_id}", name, service, status, worst_first, history, text, (status, _natural_sort_key(name))
     )
 
 
@@ -204,7 +204,7 @@ def get_version_label(inspection: KeyInspection, version: str) -> str:
 
 
 def format_data_keys(state: BackendState) -> str | None:
-    """How many data keys each version wraps, the version of most of them first; None where the backend does not say."""
+    """How many data keys each version wraps, the version of most of them first; None if the backend does not say."""
     wrapped: dict[str, float] = {}
     for (version, _status), number in state.keyring.get(KMS_DATA_KEYS, {}).items():
         wrapped[version] = wrapped.get(version, 0.0) + number
@@ -218,7 +218,7 @@ def format_data_keys(state: BackendState) -> str | None:
 
 
 def get_last_rotation_time(state: BackendState) -> float | None:
-    """When a rotation of whatever type last succeeded, Unix seconds; None where the backend does not say."""
+    """When a rotation of whatever type last succeeded, Unix seconds; None if the backend does not say."""
     return max(state.keyring.get(KMS_ROTATION_LAST_SUCCESS, {}).values(), default=None)
 
 
@@ -314,8 +314,8 @@ class CardCache:
     def has_changed(self, card: Card, now: float, cursor: BoardCursor) -> bool:
         """Whether it changed since the last view."""
         record = card.history
-        turns = (compute_expiry(record, at, self._max_age) for at in (now, cursor.viewed_at))
-        return record.version > cursor.version or next(turns) != next(turns)
+        expiries = (compute_expiry(record, at, self._max_age) for at in (now, cursor.viewed_at))
+        return record.version > cursor.version or next(expiries) != next(expiries)
 
 
 def build_board(

@@ -56,25 +56,22 @@ UNKNOWN_MODE_ADVICE: Final = Advice(
     "KMSCryptoModeNotKMS",
 )
 NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
-_NETWORK_PHASES: Final = ("dns", "tcp", "tls")
 
 
 def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase], profile: KmsProfile) -> Advice:
     """What to do about a failed call."""
-    is_network = any(phase.error for phase in connectivity if phase.name in _NETWORK_PHASES)
+    is_network = any(phase.error for phase in connectivity)
     return NETWORK_ADVICE if is_network else Advice(profile.advise(reason), reason)
 
 
 def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
-    """Whether it is the network or KMS, in a sentence; None where nothing was measured."""
+    """Whether it is the network or KMS, in a sentence; None if nothing was measured."""
     if not connectivity:
         return None
     durations = ", ".join(
         f"{phase.name.upper()} {phase.seconds * 1000:.0f} ms" for phase in connectivity if not phase.error
     )
     for phase in connectivity:
-        if phase.name == "proxy":
-            return f"Not known whether it is the network or KMS: {phase.error}"
         if phase.error:
             before = f" (before it: {durations})" if durations else ""
             return f"It is the network, at {phase.name.upper()}: {phase.error}{before}"

@@ -38,7 +38,7 @@ class Plot:
     failures: tuple[float, ...]
     """Where a round trip failed: x."""
     min_seconds: float | None
-    """Seconds of the fastest call that is drawn; None where no call has a length."""
+    """Seconds of the fastest call that is drawn; None if no call has a length."""
     max_seconds: float | None
     """Seconds of the slowest."""
     ticks: tuple[Tick, ...]
@@ -46,7 +46,7 @@ class Plot:
 
 
 def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
-    """The plot of the hour before `now`; None where nothing was tried in it."""
+    """The plot of the hour before `now`; None if nothing was tried in it."""
     steps = [_compute_point(at, now) for at in round_trips.ended_at]
     if not any(0 <= step < POINTS for step in steps):
         return None
@@ -75,12 +75,12 @@ def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
     """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like a change."""
     min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
     first = math.floor(math.log10(min_seconds))
-    known = [
+    marks = [
         step * 10.0**power for power in range(first, math.ceil(math.log10(max_seconds)) + 2) for step in _DECADE_STEPS
     ]
-    low = max((n for n, mark in enumerate(known) if mark <= min_seconds * (1 + 1e-6)), default=0)
-    high = next(n for n, mark in enumerate(known) if mark >= max_seconds * (1 - 1e-6))
-    return known[low : max(high, low + len(_DECADE_STEPS)) + 1]
+    low = max((n for n, mark in enumerate(marks) if mark <= min_seconds * (1 + 1e-6)), default=0)
+    high = next(n for n, mark in enumerate(marks) if mark >= max_seconds * (1 - 1e-6))
+    return marks[low : max(high, low + len(_DECADE_STEPS)) + 1]
 
 
 def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:

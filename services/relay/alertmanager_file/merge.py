@@ -151,7 +151,7 @@ def _read_alerts() -> Iterator[Labels]:
 
 
 def _find_routes(theirs: Sequence[Entry], ours: Sequence[Entry], any_receiver: str | None) -> dict[int, int]:
-    """The number of each of keypulse's routes that is there already → its index. One that goes on is the same.
+    """The number of each of keypulse's routes that is there already → its index. One that continues is the same.
 
     Args:
         theirs: the file's.

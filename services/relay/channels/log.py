@@ -6,7 +6,7 @@ each of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do 
 """
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import structlog
@@ -25,6 +25,7 @@ from services.relay.text import (
     sort_labels,
     truncate,
 )
+from shared.check import Check
 
 # Container engines cut a line at 16 KiB. As JSON in ASCII a character takes up to 12.
 MAX_ALERTS_SIZE = 10_000
@@ -72,6 +73,10 @@ class LogChannel:
     def read_secret_versions(self) -> Hashable:
         """It has none."""
         return None
+
+    def list_checks(self, key: str) -> Sequence[Check]:  # noqa: ARG002  # the port's
+        """There is nothing to try."""
+        return ()
 
     async def close(self) -> None:
         """Has nothing to close."""

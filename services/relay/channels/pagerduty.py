@@ -16,10 +16,12 @@ An event that PagerDuty calls invalid is an error of the message, unless PagerDu
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
+from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     MASK,
@@ -51,8 +53,11 @@ from services.relay.text import (
     select_contacts,
     truncate,
 )
+from shared.check import Check, CheckError
+from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
-from shared.config.settings import SecretPath
+from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
 
 Action = Literal["trigger", "resolve"]
 
@@ -68,14 +73,27 @@ _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse che
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
 
-class PagerDutySettings(ChannelSettings):
+def _check_routing_key(secret: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9]{32}", secret):
+        raise ValueError(
+            f"expected 32 letters and digits, and it has {len(secret)} characters; copy the integration key of an "
+            "integration `Events API V2`"
+        )
+
+
+_EXPECTED_KEY: Final = "expected a file with the integration key of an integration `Events API V2`"
+RoutingKeyPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_KEY, _check_routing_key))]
+"""A file with a routing key, whose shape `--check` checks."""
+
+
+class PagerDutySettings(EgressSettings, ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
     provider_rate: ClassVar[MessageRate | None] = MessageRate(120 / 60)
 
     kind: Literal["pagerduty"]
-    routing_key_file: SecretPath
+    routing_key_file: RoutingKeyPath
     url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
     page_resolved: bool = True
     """Whether somebody is called for an incident that is resolved before its firing was delivered."""
@@ -103,7 +121,7 @@ class PagerDutyChannel:
         self._timeout = timeout
         self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = HttpSession("PagerDuty", check_current_lease)
+        self._session = HttpSession("PagerDuty", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
@@ -122,8 +140,22 @@ class PagerDutyChannel:
         return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the routing key."""
-        return self._routing_key.read_stamp()
+        """Changes with the file of the routing key, and those of proxy and authorities."""
+        return self._routing_key.read_stamp(), self._session.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Whether the Events API answers; nothing but an event shows whether PagerDuty knows the routing key."""
+        return [Check(f"{key} Events API", self._check_api)]
+
+    async def _check_api(self) -> str:
+        with report_send_errors(), translate_connection_errors("PagerDuty"):
+            async with self._session.open().post(self._settings.url, json={}) as response:  # the empty object: no event
+                answer = _Reply(response.status, response.headers, await read_text(response))
+        if answer.status != 400 or not _parse_reply(answer.text):
+            raise CheckError(
+                f"what answers is not PagerDuty's Events API (HTTP {answer.status})", "correct `url`, or leave it out"
+            )
+        return "answers; only send-test shows whether PagerDuty knows the routing key"
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -246,7 +278,7 @@ def _add_routing_key(key: str, event_json: str) -> str:
 
 
 def _parse_reply(text: str) -> dict[str, Any]:
-    """The answer as an object; empty where it is none: the status alone decides then."""
+    """The answer as an object; empty if it is none: the status alone decides then."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):

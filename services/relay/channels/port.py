@@ -2,13 +2,14 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from services.relay.model import Message
+from shared.check import Check
 from shared.config.settings import Section
 from shared.config.url import check_secret_url
 
@@ -122,6 +123,14 @@ class Channel(Protocol):
         """A value that changes when one of its secrets does. Reads files, so call it in a thread."""
         ...
 
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """What the command `doctor` tries: the provider, the credentials, the destination. Nothing is sent or changed.
+
+        Args:
+            key: of the channel in the configuration, such as `channels.slack`; the names of the checks begin with it.
+        """
+        ...
+
     async def close(self) -> None:
         """Closes its connections."""
         ...
@@ -147,6 +156,11 @@ class ChannelSettings(Section):
         Equal for channels that lead to the same place.
         """
         return None
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """What this channel cannot do and others of its kind can, a short text for each; empty for most."""
+        return ()
 
     @abstractmethod
     def connect(self, timeout: float) -> Channel:

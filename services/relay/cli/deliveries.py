@@ -24,12 +24,12 @@ from services.relay.outbox.queries import (
     check_text,
     encode_delivery,
     encode_details,
-    format_time,
     parse_state,
     parse_time,
 )
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
+from shared.http.json_api import format_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _PIPE_WIDTH = 1000

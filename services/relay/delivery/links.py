@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import uritemplate
 
 from services.relay.model import Alert, Event, Links
-from services.relay.text import MAX_SHORT_URL, MAX_URL
+from services.relay.text import MAX_SHORT_URL, MAX_URL, quote_url
 
 _DASHBOARD_MARGIN: Final = timedelta(minutes=30)
 """What a dashboard shows before the start and after the end."""
@@ -24,8 +24,6 @@ _LABEL_PARAMETER: Final = re.compile(r"[^={}]*=\{(\w+)\}")
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:[/?#]|$)")
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _CONTROL: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
-_URL_CHARACTERS: Final = "%/:?#[]@!$&'()*+,;=~-._"
-"""What has a meaning in a URL (RFC 3986); the rest is percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def _read_annotation(alert: Alert, name: str, rules: LinkRules) -> str | None:
 
 def _check_host(address: str, rules: LinkRules) -> str | None:
     """An address that an alert brings, where it is one and may be followed."""
-    url = _sanitize_url(address)
+    url = _parse_trusted_url(address)
     if url is None or (rules.allow_hosts and urlsplit(url).hostname not in rules.allow_hosts):
         return None
     return url
@@ -110,7 +108,7 @@ def _build_board_link(alert: Alert, board: str | None) -> str | None:
     name = alert.labels.get("target") or alert.labels.get("service")
     if board is None or not name:
         return None
-    url = _sanitize_url(f"{board}/?q={quote(name, safe='', errors='replace')}")
+    url = _parse_trusted_url(f"{board}/?q={quote(name, safe='', errors='replace')}")
     return url if url and len(url) <= MAX_SHORT_URL else None
 
 
@@ -129,8 +127,8 @@ def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) 
 
 
 def _fill_template(template: str, values: Mapping[str, str]) -> str | None:
-    """The link, or None where it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
-    url = _sanitize_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
+    """The link, or None if it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
+    url = _parse_trusted_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
     if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
         return None
     return url
@@ -150,18 +148,17 @@ def _format_milliseconds(moment: datetime) -> str:
     return str(int(moment.timestamp() * 1000))
 
 
-def _sanitize_url(url: str) -> str | None:
-    """The URL in ASCII, or None where it is not http(s) with a plain host, or is anything a browser may misread."""
+def _parse_trusted_url(url: str) -> str | None:
+    """The URL in ASCII, or None if it is not http(s) with a plain host, or is anything a browser may misread."""
     if len(url) > MAX_URL or _CONTROL.search(url):
         return None
     try:
         parts = urlsplit(url)
         if not _has_plain_host(parts):
             return None
-        encoded = quote(url, safe=_URL_CHARACTERS)
+        return quote_url(url)
     except ValueError:  # a port over 65535, half an IPv6 address, half a surrogate pair
         return None
-    return encoded if len(encoded) <= MAX_URL else None
 
 
 def _has_plain_host(parts: SplitResult) -> bool:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import structlog
 
@@ -18,7 +17,7 @@ from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.delivery_lease import read_merged_events, save_progress
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import DeliveryState
@@ -70,9 +69,6 @@ def _merge_json(merged: Event | None, event_json: bytes) -> Event:
     event = decode_event(event_json)
     return event if merged is None else merge_events(merged, event)
 
-
-_OUTBOX_RETRY_SECONDS: Final = 1.0
-"""Seconds to wait after the outbox failed."""
 
 log = structlog.get_logger(__name__)
 
@@ -173,7 +169,7 @@ class Deliverer:
         self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
     ) -> AttemptOutcome:
         shared = self._shared
-        again_in = compute_retry_delay(
+        retry_delay = compute_retry_delay(
             error,
             attempt=task.attempt_number,
             age=task.age + result.seconds,
@@ -187,21 +183,21 @@ class Deliverer:
             attempt=task.attempt_number,
             reason=error.reason,
             error=str(error),
-            retry_in=None if again_in is None else round(again_in, 1),
+            retry_in=None if retry_delay is None else round(retry_delay, 1),
         )
         return AttemptOutcome(
-            DeliveryState.DEAD if again_in is None else DeliveryState.RETRYING,
+            DeliveryState.DEAD if retry_delay is None else DeliveryState.RETRYING,
             started_at,
             result.seconds,
             error.reason,
             str(error),
             ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
-            retry_in=again_in or 0.0,
+            retry_in=retry_delay or 0.0,
             retry_after=get_requested_delay(error, shared.retry_policy),
             maybe_sent=error.maybe_arrived,
             payload=result.payload,
             fallback_channels=self._fallback,
-            is_expired=again_in is None and error.scope is not SendScope.MESSAGE,
+            is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
@@ -211,7 +207,7 @@ class Deliverer:
                 recorded = await record_outcome(self._shared.store, task, outcome, self._pauses)
                 break
             except StoreUnavailableError:
-                await asyncio.sleep(_OUTBOX_RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
         self._count_outcome(task, recorded)
         self._shared.wake_channels(recorded.channels_to_wake)
 

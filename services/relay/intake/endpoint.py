@@ -39,6 +39,7 @@ from shared.http.body_limits import (
     SlowBodyError,
 )
 from shared.http.connection_limits import RECEIVED_AT
+from shared.http.json_api import build_error_response
 from shared.process.concurrency import run_large
 
 SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
@@ -144,7 +145,7 @@ class Intake:
             if not timeout.expired():
                 raise
             error = f"not accepted, send it again: after {ANSWER_SECONDS:g} s it still waited for {arrival.waits_for}"
-        refused = _build_error_response(503, error)
+        refused = build_error_response(503, error)
         return refused if arrival.body.is_complete else _close_connection(refused)
 
     async def _respond(self, arrival: _Arrival, source: str) -> Response:
@@ -160,7 +161,7 @@ class Intake:
             reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
             return _close_connection(await self._quarantine(body, source, 413, reason))
         except (_RetryLaterError, StoreUnavailableError) as error:
-            refused = _build_error_response(503, f"not accepted, send it again: {error}")
+            refused = build_error_response(503, f"not accepted, send it again: {error}")
             return refused if arrival.body.is_complete else _close_connection(refused)
 
     async def _process_body(self, arrival: _Arrival, source: str) -> Response:
@@ -254,12 +255,8 @@ class Intake:
                 self._store, stored_body, source=source[:_MAX_SOURCE], code=code, reason=reason
             )
         except StoreUnavailableError as error:
-            return _build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
-        return _build_error_response(code, reason)
-
-
-def _build_error_response(code: int, reason: str) -> Response:
-    return JSONResponse({"error": reason}, status_code=code)
+            return build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
+        return build_error_response(code, reason)
 
 
 def _close_connection(response: Response) -> Response:

@@ -1,4 +1,4 @@
-"""Accepts an event: commits it with one delivery for each channel, or nothing where it is a duplicate."""
+"""Accepts an event: commits it with one delivery for each channel, or nothing if it is a duplicate."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
@@ -70,7 +70,7 @@ class DeliveryPlan(NamedTuple):
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
-"""The incident's state and the time of acceptance → what to do; None where the event is a duplicate."""
+"""The incident's state and the time of acceptance → what to do; None if the event is a duplicate."""
 
 
 class AcceptResult(NamedTuple):
@@ -108,7 +108,7 @@ def plan_deliveries(
 
     Args:
         event: to be accepted.
-        state: what the outbox holds of its incident; None where that is new.
+        state: what the outbox holds of its incident; None if that is new.
         routed_channels: the channels that the routes name.
         configured_channels: the channels of this relay; those of other replicas are in the state.
     """
@@ -214,10 +214,12 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
         transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)]
     )
     accepted = {}
-    for each, row, made in zip(planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True):
+    for each, row, superseded_channels in zip(
+        planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True
+    ):
         channels, incident = each.plan.channels, row["incident_id"]
         accepted[incident] = AcceptResult(
-            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=made
+            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded_channels
         )
     return accepted
 

@@ -3,7 +3,7 @@
 So does, after a while, what waits for a channel on which no replica delivers any more: a webhook may have been accepted
 under the former configuration, and nobody else would ever deliver it.
 
-The delivery goes on waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
+The delivery continues waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
 that each step finds the next ones. An event that a fallback channel delivers anyway is not repeated there.
 """
 
@@ -48,14 +48,14 @@ _UNSERVED_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).
     _delivery.oldest_accepted_at < bindparam("before"),
     ~exists().where(channels.c.name == _delivery.channel, channels.c.served_at >= bindparam("before")),
 )
-IS_NOT_HELD_BACK: Final = or_(_delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now"))
+IS_NOT_COMPARING: Final = or_(_delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now"))
 """The condition that a delivery does not wait for the comparison after a restore; see `restore_detection`."""
 _NOT_FALLEN_BACK: Final = (
     _delivery.finished_at.is_(None),
     # Or its lease ended.
     or_(_delivery.state.in_([state.value for state in WAITING]), _delivery.due_at <= bindparam("now")),
     or_(_delivery.fallback_up_to.is_(None), _delivery.fallback_up_to < _delivery.event_seq),
-    IS_NOT_HELD_BACK,
+    IS_NOT_COMPARING,
 )
 _FIND_NEXT: Final = (
     DELIVERIES.where(_delivery.channel == bindparam("channel"), *_NOT_FALLEN_BACK)

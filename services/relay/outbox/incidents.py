@@ -78,7 +78,7 @@ class Incident:
     event_id: str
     """Of its latest event; another one there means that it has changed since."""
     event: Event | None
-    """The latest event; None where something else than this program wrote it."""
+    """The latest event; None if something else than this program wrote it."""
 
 
 class _DeliveryStateRow(NamedTuple):
@@ -146,7 +146,7 @@ _RESTORED_PAGE: Final = (
 
 
 def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> dict[str, IncidentState]:
-    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
+    """What is known of incidents; their rows, made if there are none, are locked until the transaction ends.
 
     Args:
         transaction: the current one.
@@ -165,18 +165,18 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
         channels.setdefault(each.incident_id, set()).add(each.channel)
     served = read_served_channels(connection, transaction.now)
-    known = {}
+    result = {}
     for row in rows:
         state = _build_state(row, states.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
         if fingerprints[row.id] in {earlier.fingerprint for earlier in state.earlier_events}:
             latest = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq})
             state = state._replace(latest_event_json=latest.event)
-        known[row.id] = state
-    return known
+        result[row.id] = state
+    return result
 
 
 def read_current_state(connection: Connection, incident_id: str) -> CurrentState | None:
-    """The episode and the latest event of an incident; None where there is no such incident."""
+    """The episode and the latest event of an incident; None if there is no such incident."""
     return _READ_CURRENT_STATE.fetch_first(connection, {"incident": incident_id})
 
 

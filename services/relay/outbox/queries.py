@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select
@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, func, select
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
 from services.relay.outbox.tables import IS_UNSETTLED, DeliveryState, attempts, clean_for_database, deliveries, events
+from shared.http.json_api import format_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class DeliveryPage:
 
     deliveries: list[DeliverySummary]
     before: int | None
-    """Where the next page begins; None where there is none. It stays correct while deliveries are added."""
+    """Where the next page begins; None if there is none. It stays correct while deliveries are added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ async def list_deliveries(
 
 
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
-    """One delivery with its attempts and payload; None where there is none. Raises StoreUnavailableError."""
+    """One delivery with its attempts and payload; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _read_details(connection, delivery_id))
 
 
@@ -293,13 +294,6 @@ def encode_details(details: DeliveryDetails) -> dict[str, Any]:
         ],
         "payload": details.payload,
     }
-
-
-def format_time(seconds: float | None) -> str | None:
-    """Unix seconds → RFC 3339 in UTC with milliseconds."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_time(text: str) -> float:

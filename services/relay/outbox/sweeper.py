@@ -16,7 +16,7 @@ from services.relay.outbox.breaker import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_HELD_BACK, enqueue_fallback, fall_back
+from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqueue_fallback, fall_back
 from services.relay.outbox.merge import DeliveryChanges, lock_incidents
 from services.relay.outbox.requeue import requeue_too_early
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
@@ -30,7 +30,7 @@ _EXPIRED: Final = (
     _delivery.finished_at.is_(None),
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.accepted_at < bindparam("before"),
-    IS_NOT_HELD_BACK,
+    IS_NOT_COMPARING,
     # Otherwise the older one, which may be being sent, would arrive after the newer one was given up.
     ~exists().where(
         _older.c.incident_id == _delivery.incident_id,

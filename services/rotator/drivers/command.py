@@ -24,14 +24,13 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
     too_many_values,
 )
 from shared.config.settings import Duration
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 
 _EXIT_TIMEOUT: Final = 5.0

@@ -27,8 +27,6 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 
-MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
-"""Of a response, at most: a page of a backup has about one megabyte."""
 _MAX_VALUES: Final = 200_000
 """In a response, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""
 _MAX_ERROR_LENGTH: Final = 500

@@ -14,8 +14,7 @@ from sqlalchemy import Connection, Select, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
-from shared.keyring.journal import entries as steps
-from shared.keyring.journal import progress
+from shared.keyring.journal import entries, progress
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.rows import FailureRow, IdleRow, LastEntryRow, StatusCount, fetch
@@ -129,5 +128,9 @@ def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus
 
 def _find_unreadable_rows(connection: Connection) -> Mapping[str, str]:
     defect = f"it cannot be read in the table {journal_entries.name}; correct its columns there"
-    entries = {f"journal entry {number}": defect for number in steps.find_unreadable_entries(connection)}
-    return progress.find_unreadable_rotations(connection) | store.find_unreadable_data_keys(connection) | entries
+    unreadable_entries = {f"journal entry {number}": defect for number in entries.find_unreadable_entries(connection)}
+    return (
+        progress.find_unreadable_rotations(connection)
+        | store.find_unreadable_data_keys(connection)
+        | unreadable_entries
+    )

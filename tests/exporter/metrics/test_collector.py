@@ -78,7 +78,7 @@ def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(
     assert f'kms_operation_duration_seconds_bucket{{le="+Inf",{labels}}} 1.0' in shown
 
 
-def test_a_right_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
+def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
     metrics.add_probe(RIGHT)
     assert value(metrics, "kms_probe_success", **TARGET) == 1
     assert value(metrics, "kms_probes_total", **TARGET) == 1
@@ -198,7 +198,7 @@ def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: 
     assert "ledger-kek" not in text(metrics)
 
 
-def test_what_was_under_way_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
+def test_what_was_in_progress_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
     metrics.configure([], [])
     metrics.changed.clear()
     metrics.add_probe(RIGHT)

@@ -51,7 +51,7 @@ class Key:
         return (ConnectivityPhase("dns", 1.0),)
 
 
-async def test_all_who_ask_while_a_probe_is_under_way_get_its_result_and_it_is_observed_once() -> None:
+async def test_all_who_ask_while_a_probe_is_in_progress_get_its_result_and_it_is_observed_once() -> None:
     key = Key()
     results = await asyncio.gather(key.demand.run(), *(key.demand.run_or_reuse() for _ in range(100)))
     assert len(key.began) == 1
@@ -88,7 +88,7 @@ async def test_the_schedule_always_gets_a_new_one() -> None:
     assert await key.demand.run_or_reuse() is not await key.demand.run()
 
 
-async def test_while_one_is_under_way_who_asks_gets_that_one_and_not_the_last() -> None:
+async def test_while_one_is_in_progress_who_asks_gets_that_one_and_not_the_last() -> None:
     key = Key()
     last = await key.demand.run()
     scheduled = asyncio.create_task(key.demand.run())
@@ -185,7 +185,7 @@ async def test_what_a_probe_raises_everybody_gets_and_the_next_one_is_tried() ->
     assert await key.demand.run_or_reuse() is key.observed[0]
 
 
-async def test_closed_it_ends_what_is_under_way_tells_who_waits_and_begins_nothing() -> None:
+async def test_closed_it_ends_what_is_in_progress_tells_who_waits_and_starts_nothing() -> None:
     before = asyncio.all_tasks()
     key = Key()
     asked = [
@@ -202,7 +202,7 @@ async def test_closed_it_ends_what_is_under_way_tells_who_waits_and_begins_nothi
     assert key.observed == []
 
 
-async def test_ended_it_tells_who_waits_before_what_is_under_way_has_ended() -> None:
+async def test_ended_it_tells_who_waits_before_what_is_in_progress_has_ended() -> None:
     key = Key()
     asked = [asyncio.ensure_future(ask()) for ask in (key.demand.run_or_reuse, key.demand.measure_connectivity)]
     await asyncio.sleep(0.5)

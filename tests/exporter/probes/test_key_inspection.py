@@ -97,7 +97,7 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
         assert snapshot.encrypt_call is not None  # only what it encrypts tells the version
 
 
-async def test_of_a_key_that_is_not_there_no_permission_is_said_to_be_missing(emulator: Emulator) -> None:
+async def test_of_a_key_that_is_not_there_no_permission_is_reported_to_be_missing(emulator: Emulator) -> None:
     absent = connect_key(GcpKeySettings(key=f"{KEY}-absent", endpoint=str(emulator.address), insecure=True))
     snapshot = await KeyInspector("backend", "ledger-kek", absent, TIMEOUT).inspect()
     await absent.close()
@@ -155,7 +155,7 @@ def refused(snapshot: KeyInspection) -> bool:
     return snapshot.wrong_aad_check.failure is None
 
 
-async def test_a_wrong_aad_is_refused_at_each_look_and_costs_one_encryption(lifecycle: KeyInspector) -> None:
+async def test_a_wrong_aad_is_refused_at_each_inspection_and_costs_one_encryption(lifecycle: KeyInspector) -> None:
     first, second = await lifecycle.inspect(), await lifecycle.inspect()
     assert refused(first)
     assert refused(second)

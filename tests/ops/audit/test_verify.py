@@ -9,7 +9,7 @@ from ops.audit.apply import apply_changes
 from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
 from ops.audit.verify import AuditProbe, Clock, verify_logging
-from shared.smoke.check import CheckOutcome, CheckResult
+from shared.check import CheckOutcome, CheckResult
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import CALLER, LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
@@ -21,7 +21,7 @@ Look = Callable[..., list[CheckResult]]
 
 
 @pytest.fixture
-def look(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
+def verify(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
     def look(
         wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60
     ) -> list[CheckResult]:
@@ -71,7 +71,7 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     assert all(todo.endswith(again) for todo in late.values())
 
 
-def test_the_probe_of_an_earlier_run_is_looked_for_and_none_is_sent(
+def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
     set_up: None, look: Look, world: LoggingWorld, stand: Stand
 ) -> None:
     mark = AuditProbe.create(world.now, "1a2b").marker
@@ -84,7 +84,7 @@ def test_the_probe_of_an_earlier_run_is_looked_for_and_none_is_sent(
     assert not any("keyRings" in name for name in stand.names())
 
 
-def test_another_run_s_probe_is_not_taken_for_it(set_up: None, look: Look, world: LoggingWorld) -> None:
+def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, look: Look, world: LoggingWorld) -> None:
     look()
     results = look(sent=AuditProbe.create(world.now, "ffff"), patience=0)
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
@@ -107,7 +107,7 @@ def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
     assert list(outcomes(results).values()).count(CheckOutcome.SKIPPED) == 3
 
 
-def test_who_may_not_read_the_log_is_told_at_once(set_up: None, look: Look, world: LoggingWorld) -> None:
+def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, look: Look, world: LoggingWorld) -> None:
     world.log_readers = False
     assert "ask for roles/logging.privateLogViewer" in failed(look()).hint
 

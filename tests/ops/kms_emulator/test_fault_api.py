@@ -63,7 +63,7 @@ async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulato
         (b'{"kind": "denied", "permission": "nope"}', "permission: expected one of cloudkms.keyRings.create"),
     ],
 )
-async def test_a_body_that_is_no_fault_is_refused_with_its_mistake(
+async def test_a_body_that_is_no_fault_is_refused_with_its_error(
     http: aiohttp.ClientSession, emulator: Emulator, body: bytes, complaint: str
 ) -> None:
     async with http.post("/faults", data=body, headers={"Content-Type": "application/json"}) as answer:

@@ -1,7 +1,6 @@
 import asyncio
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from ops.kms_emulator.emulator import run_emulator
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError
+from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 FREE = ("--listen", "127.0.0.1:0", "--faults", "127.0.0.1:0")
@@ -25,8 +25,8 @@ async def run(*options: str) -> tuple[int | None, str, str]:
 
 async def _start(*options: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "ops.kms_emulator", *options),
+        *forked("ops.kms_emulator"),
+        *options,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -4,11 +4,12 @@ import asyncio
 import re
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import aiohttp
 import pytest
+
+from tests.fork_server import forked
 
 
 @pytest.fixture
@@ -19,9 +20,7 @@ def secrets(tmp_path: Path) -> tuple[str, ...]:
 
 
 async def run(*options: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "ops.demo.stand_ins", *options, stderr=asyncio.subprocess.PIPE
-    )
+    return await asyncio.create_subprocess_exec(*forked("ops.demo.stand_ins"), *options, stderr=asyncio.subprocess.PIPE)
 
 
 async def outcome(*options: str) -> tuple[int | None, str]:

@@ -248,7 +248,7 @@ def test_what_is_no_yaml_is_refused(text: str) -> None:
     ],
     ids=["an alias", "null", "a merge key"],
 )
-def test_what_cannot_be_edited_is_said(text: str) -> None:
+def test_what_cannot_be_edited_is_reported(text: str) -> None:
     assert re.search("write it out$|by hand$", collisions(text)[0])
 
 

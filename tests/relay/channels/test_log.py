@@ -7,11 +7,12 @@ from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.log import build_line
 from services.relay.model import Message
+from tests.iterations import LONG
 from tests.relay.channels.examples import HUGE, RUNBOOK, change, message, messages, with_text
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=200 if LONG else 50)
 def test_no_line_is_cut_by_whoever_collects_it(any_message: Message) -> None:
     note = "Ours. " * 100
     fields = build_line(change(any_message, remark=note, event=replace(any_message.event, remark="")))

@@ -14,6 +14,7 @@ from services.relay.channels.pagerduty import build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
+from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
     ALERTS_URL,
@@ -30,7 +31,7 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
@@ -50,7 +51,7 @@ def size(event: dict[str, object]) -> int:
 
 
 @given(messages())
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=200 if LONG else 50)
 def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
     event = build_event(any_message, "trigger")
     payload = event["payload"]
@@ -217,7 +218,7 @@ async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
 
 
-async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_the_wait_that_pagerduty_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:

@@ -10,10 +10,10 @@ import pytest
 
 from services.relay.channels.webhook import WebhookSettings
 from services.relay.send_error import SendError, SendReason
-from tests.hanging_names import hanging_for
+from tests.hanging_name_server import hanging_for
 from tests.relay.channels.email.mail_server import UNBOUND
 from tests.relay.channels.examples import example, message, settings
-from tests.relay.channels.recorded import send
+from tests.relay.channels.recording_attempt import send
 
 HANGS = "provider.hangs"
 

@@ -46,5 +46,5 @@ def test_a_date_is_compared_with_the_response_s_own_date(name: str, date: str, u
     assert parse_retry_after({name: date, "retry-after": until}, NOW) == seconds
 
 
-def test_a_response_without_the_header_asks_for_no_wait() -> None:
+def test_a_response_without_the_header_requests_no_wait() -> None:
     assert parse_retry_after({}, NOW) is None

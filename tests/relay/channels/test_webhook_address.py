@@ -9,7 +9,7 @@ from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 TARGET = "/services/T0123456789/B-geheim-geheim?key=0123456789abcdef"
 
@@ -92,7 +92,7 @@ async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None
         ("https://u:geheim@hooks.example.org/", SendReason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
     ],
 )
-async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_mended(
+async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fixed(
     content: str | None, reason: SendReason, expected: str, url_file: Path
 ) -> None:
     if content is not None:

@@ -116,7 +116,7 @@ def test_what_an_alert_says_cannot_steer_the_terminal(typed: Typed, fill: Fill) 
         (["an-id", "--state", "dead"], "ID: expected without filters, which are for a list"),
     ],
 )
-def test_a_mistake_exits_with_2_and_one_line(typed: Typed, arguments: list[str], line: str) -> None:
+def test_an_error_exits_with_2_and_one_line(typed: Typed, arguments: list[str], line: str) -> None:
     result = typed("deliveries", *arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(line)

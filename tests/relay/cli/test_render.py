@@ -5,14 +5,14 @@ import email.policy
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests.fork_server import forked
 from tests.relay.cli.conftest import Typed
-from tests.relay.scripted import PAYLOADS, payload
+from tests.relay.served_relay import PAYLOADS, payload
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,7 +54,7 @@ def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, ch
 
 def test_the_first_example_of_its_help_works_when_it_is_typed_in_a_checkout() -> None:
     def typed_there(*arguments: str) -> str:
-        command = [sys.executable, "-m", "services.relay", *arguments]
+        command = [*forked("services.relay"), *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
 
     example = next(

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.tables import DeliveryState, deliveries
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
+from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 
 async def one_of_each(rows: Rows) -> dict[str, str]:
@@ -117,9 +117,7 @@ async def test_a_relay_that_runs_sends_it_within_seconds(
         await post(client, webhook_of())
         await reaches(client, 1, "relay_outbox_deliveries", channel="pager", state="dead")
         command = [
-            sys.executable,
-            "-m",
-            "services.relay",
+            *forked("services.relay"),
             "--config",
             str(configuration),
             "retry",
@@ -139,9 +137,7 @@ async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
         await post(client, webhook_of())
         await reaches(client, 0, "relay_channel_up", channel="pager")
         command = [
-            sys.executable,
-            "-m",
-            "services.relay",
+            *forked("services.relay"),
             "--config",
             str(configuration),
             "retry",

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from tests.fork_server import forked
 
 
 async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess
     }
     file = folder / "relay.yml"
     await asyncio.to_thread(file.write_text, yaml.safe_dump(document))
-    command = [sys.executable, "-m", "services.relay", "--config", str(file), "send-test", "--channel", "one"]
+    command = [*forked("services.relay"), "--config", str(file), "send-test", "--channel", "one"]
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
 
 

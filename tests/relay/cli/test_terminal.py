@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from services.relay.outbox.requeue import BULK_STEP
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
 
@@ -23,7 +23,7 @@ def database(tmp_path: Path) -> DatabaseUrl:
 
 def in_a_terminal(configuration: Path, *arguments: str, columns: int = 80) -> str:
     """What a terminal shows of a command, without colours."""
-    command = [sys.executable, "-m", "services.relay", "--config", str(configuration), *arguments]
+    command = [*forked("services.relay"), "--config", str(configuration), *arguments]
     terminal, end = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
     process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)

@@ -15,12 +15,12 @@ from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
-from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
+from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings
 
 DAY = 86400.0
 
 
-async def test_who_retried_what_is_told_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
+async def test_who_retried_what_is_reported_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
     for name in ("admin", "ben"):
         (tmp_path / name).write_text(f"the-token-of-{name}")
     auth = {

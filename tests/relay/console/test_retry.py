@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.scripted import Scripted, hang, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, hang, post, reaches, served, settings, webhook_of
 
 REFUSED = SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")
 
@@ -128,7 +128,7 @@ async def test_another_web_page_tries_nothing_again(tmp_path: Path, headers: dic
         assert [delivery["id"] for delivery in await listed(client, "state=dead")] == [dead]
 
 
-async def test_a_name_of_its_own_is_fine_for_a_relay_that_asks_for_a_token(tmp_path: Path) -> None:
+async def test_a_name_of_its_own_is_fine_for_a_relay_that_requests_a_token(tmp_path: Path) -> None:
     (tmp_path / "admin").write_text("an-admin-token-of-tests")
     auth = {"admin_token_file": tmp_path / "admin"}
     async with served(settings(tmp_path, {"one": Scripted()}, auth=auth)) as client:

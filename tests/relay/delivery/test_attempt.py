@@ -15,9 +15,9 @@ from services.relay.model import DeliveryTask
 from services.relay.outbox.queries import DeliveryDetails, read_delivery
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
+from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig
 from tests.relay.outbox.actions import claim_one, claim_some
-from tests.relay.scripted import Scripted, ScriptedSettings, until
+from tests.relay.served_relay import Scripted, ScriptedSettings, until
 
 LEASE = 20.0
 NO_LINKS = LinkRules(None, None, allow_hosts=frozenset())

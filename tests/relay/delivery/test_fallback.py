@@ -13,8 +13,8 @@ from services.relay.outbox.fallback import FALLBACK_STEP
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.delivery.rig import LANES, broken, rig
-from tests.relay.scripted import Scripted, hang, until
+from tests.relay.delivery.worker_harness import LANES, broken, rig
+from tests.relay.served_relay import Scripted, hang, until
 
 LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
 NOTE = "Also sent here because channel a is down."

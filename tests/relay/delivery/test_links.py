@@ -16,8 +16,8 @@ from services.relay.text import MAX_URL
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.examples import message as example_message
 from tests.relay.channels.kinds import EVERY_KIND, unused_address
-from tests.relay.delivery.sends import outgoing
-from tests.relay.scripted import at, event_of
+from tests.relay.delivery.sender_tasks import outgoing
+from tests.relay.served_relay import at, event_of
 
 RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}"
 DASHBOARD = "https://grafana.example.org/d/kms?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}"
@@ -92,7 +92,7 @@ def test_a_missing_label_expands_to_nothing() -> None:
     assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#"
 
 
-def test_a_label_cannot_take_the_place_of_a_computed_value() -> None:
+def test_a_label_cannot_replace_a_computed_value() -> None:
     found = build_links(alert({"alertname": "A", "alertname_lower": "b", "to_ms": "0"}), ACCEPTED, RULES)
     assert (found.runbook or "").endswith("#a")
     assert "to=1800001800000" in (found.dashboard or "")

@@ -11,8 +11,8 @@ from services.relay.channels.port import DeliveryLeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, Sender
 from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.scripted_channel import REFUSED
-from tests.relay.delivery.sends import hang_there, never, outgoing, process_of
-from tests.relay.scripted import until
+from tests.relay.delivery.sender_tasks import hang_there, never, outgoing, process_of
+from tests.relay.served_relay import until
 
 
 async def test_a_message_is_made_and_sent_in_another_process(send: Sender) -> None:

@@ -12,8 +12,8 @@ from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
-from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
-from tests.relay.scripted import Scripted, event_of, hang, statuses, until
+from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig
+from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
 
 async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None
     assert (delivery.state, delivery.receipt, delivery.reason) == (DeliveryState.DELIVERED, {"number": "1"}, "ok")
 
 
-async def test_what_waits_is_merged_into_its_successor_and_told_as_one(tmp_path: Path) -> None:
+async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_path: Path) -> None:
     started = asyncio.Event()
 
     async def fail_late() -> None:
@@ -59,16 +59,18 @@ async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -
     assert len({message.task.delivery_id for message in channel.sent}) == 3
 
 
-async def test_one_incident_is_told_one_message_at_a_time_and_many_incidents_a_few_at_a_time(tmp_path: Path) -> None:
+async def test_one_incident_is_reported_one_message_at_a_time_and_many_incidents_a_few_at_a_time(
+    tmp_path: Path,
+) -> None:
     async def slow() -> None:
         await asyncio.sleep(0.05)
 
     all_told = asyncio.Event()
 
-    async def held() -> None:
+    async def hold() -> None:
         await all_told.wait()
 
-    one_incident, many = Scripted(*[slow] * 5), Scripted(*[held] * 2 * LANES)
+    one_incident, many = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
     async with rig(tmp_path, every=one_incident) as it:
         await it.tell(*["firing", "resolved"] * 2, "firing")
         await it.finished("every")
@@ -227,7 +229,7 @@ async def test_a_message_that_takes_its_time_is_made_off_the_event_loop(tmp_path
     assert threading.current_thread() not in hosts.threads
 
 
-async def test_a_large_message_is_the_only_large_one_of_its_channel_in_hand(tmp_path: Path) -> None:
+async def test_a_large_message_is_the_only_large_one_of_its_channel_in_progress(tmp_path: Path) -> None:
     async def slow() -> None:
         await asyncio.sleep(0.05)
 

@@ -27,8 +27,8 @@ from services.relay.outbox.queries import read_delivery
 from services.relay.outbox.tables import DeliveryState, events
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
-from tests.relay.delivery.rig import LANES, QUICK, rig
-from tests.relay.scripted import Scripted, until
+from tests.relay.delivery.worker_harness import LANES, QUICK, rig
+from tests.relay.served_relay import Scripted, until
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of work
@@ -69,7 +69,7 @@ def test_the_log_line_of_a_defect_holds_no_text_of_it() -> None:
     program = """
 import asyncio, pathlib, sys, tempfile
 from shared.process import logs
-from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 class Broken(Scripted):
     async def close(self):

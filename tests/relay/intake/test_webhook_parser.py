@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.relay.intake import webhook_parser
 from services.relay.model import Status
-from tests.relay.scripted import PAYLOADS, payload, webhook_of
+from tests.relay.served_relay import PAYLOADS, payload, webhook_of
 
 
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
@@ -35,7 +35,7 @@ def test_only_a_resolved_alert_has_an_end() -> None:
     assert all((alert.ends_at is not None) == (alert.status is Status.RESOLVED) for alert in alerts)
 
 
-def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_mistake() -> None:
+def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_error() -> None:
     body = webhook_of(notification_reason="new alerts added", routeLabels={"a": "b"}, orgId=1, commonAnnotations=None)
     assert webhook_parser.read_event(body, "").common_annotations == {}
 
@@ -85,7 +85,7 @@ def test_a_reason_repeats_nothing_of_the_body() -> None:
 
 
 @pytest.mark.parametrize("place", ["alerts", "labels", "annotations", "groupLabels"])
-def test_a_body_of_nothing_but_mistakes_costs_a_few_times_its_own_size_and_no_more(place: str) -> None:
+def test_a_body_of_nothing_but_errors_costs_a_few_times_its_own_size_and_no_more(place: str) -> None:
     document = json.loads(webhook_of())
     wrong = dict.fromkeys(map(str, range(300_000)), 0)
     if place in ("labels", "annotations"):

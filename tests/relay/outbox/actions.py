@@ -11,7 +11,7 @@ from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import DeliveryState
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 PAUSES = PauseLimits(initial=1, maximum=300)
 

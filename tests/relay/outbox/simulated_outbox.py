@@ -24,7 +24,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
-from tests.relay.delivery_oracle.stored import check_late_send, check_stand_ins, check_stored
+from tests.relay.delivery_oracle.outbox_invariants import check_late_send, check_stand_ins, check_stored
 from tests.relay.delivery_oracle.verdict import judge
 from tests.relay.outbox.actions import read_event
 from tests.relay.outbox.grouped_events import event_of, group_id
@@ -32,8 +32,8 @@ from tests.relay.outbox.observations import (
     CHANNELS,
     AlertStatuses,
     Deliveries,
-    HeldClaim,
     Observations,
+    OwnedClaim,
     count_superseded,
 )
 from tests.relay.outbox.outcomes import ENDINGS, FALLBACK, PAUSES, UNSURE
@@ -78,7 +78,7 @@ class SimulatedOutbox:
         self.database, self.clock = database, clock
         self.elapsed = 0.0
         self.observed = Observations()
-        self.held: list[HeldClaim] = []
+        self.held: list[OwnedClaim] = []
         self.latest: dict[str, tuple[AlertStatuses, float]] = {}
         """The last webhook of each group, and when it was accepted."""
         self.earlier: dict[str, list[tuple[AlertStatuses, float]]] = {}
@@ -129,12 +129,12 @@ class SimulatedOutbox:
         before = self.rows
         planned: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
 
-        async def together() -> list[AcceptResult]:
+        async def run_concurrently() -> list[AcceptResult]:
             return await asyncio.gather(
                 *(self._accept(*webhook, plans) for webhook, plans in zip(webhooks, planned, strict=True))
             )
 
-        accepted = self.run(together())
+        accepted = self.run(run_concurrently())
         ids = select(events.c.id, events.c.seq)
         seqs = {row.id: row.seq for row in self.run(self.store.read(lambda connection: connection.execute(ids).all()))}
         for (group, alerts, routed), plans, one in zip(webhooks, planned, accepted, strict=True):
@@ -201,7 +201,7 @@ class SimulatedOutbox:
         self.read_and_check()
         assert len(taken.tasks) <= limit
         for each in taken.tasks:
-            held = HeldClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
+            held = OwnedClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
             before = self.observed.live.get(held.place)
             check(
                 check_claim(
@@ -222,14 +222,14 @@ class SimulatedOutbox:
             assert taken.retry_in is not None, "lost: no later claim is planned"
         return taken
 
-    def record(self, ending: Sequence[HeldClaim], how: AttemptOutcome) -> None:
+    def record(self, ending: Sequence[OwnedClaim], how: AttemptOutcome) -> None:
         """Several at once are committed together."""
         before = self.rows
 
-        async def together() -> list[OutcomeResult]:
+        async def run_concurrently() -> list[OutcomeResult]:
             return await asyncio.gather(*(record_outcome(self.store, held.claim, how, PAUSES) for held in ending))
 
-        recorded = self.run(together())
+        recorded = self.run(run_concurrently())
         self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels

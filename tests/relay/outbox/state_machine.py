@@ -12,9 +12,9 @@ from services.relay.outbox.delivery_lease import release_leases, save_progress
 from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.delivery_oracle.evidence import Delivery
-from tests.relay.delivery_oracle.stored import find_heir
+from tests.relay.delivery_oracle.outbox_invariants import find_heir
 from tests.relay.outbox.grouped_events import group_id
-from tests.relay.outbox.observations import AlertStatuses, HeldClaim
+from tests.relay.outbox.observations import AlertStatuses, OwnedClaim
 from tests.relay.outbox.outcomes import ENDINGS
 from tests.relay.outbox.simulated_outbox import DAY, LEASE, MERGING, RATES, SimulatedOutbox
 
@@ -197,20 +197,20 @@ class OutboxMachine(RuleBasedStateMachine):
         """Whether something is still to be delivered."""
         return any(row.is_unfinished for row in self.world.rows.values())
 
-    def _held(self, place: int) -> HeldClaim:
+    def _held(self, place: int) -> OwnedClaim:
         return self.world.held[-1 - place % len(self.world.held)]
 
-    def _arrive(self, held: HeldClaim) -> None:
+    def _arrive(self, held: OwnedClaim) -> None:
         if self.world.elapsed < held.until:
             self.world.observed.arrive(held)
 
-    def _save(self, held: HeldClaim, done: str) -> None:
+    def _save(self, held: OwnedClaim, done: str) -> None:
         kept = self.world.run(save_progress(self.world.store, held.claim, {"done": done}))
         assert kept == (self.world.observed.live.get(held.place) is held)
         if kept:
             self.world.observed.progress[held.claim.delivery_id] = done
 
-    def _end(self, held: HeldClaim, how: str) -> None:
+    def _end(self, held: OwnedClaim, how: str) -> None:
         if how == "delivered":
             self._arrive(held)
         if held.arrived:

@@ -97,7 +97,7 @@ async def test_a_shorter_retry_after_does_not_shorten_a_longer_one(store: Store,
     assert await nothing_due(store)
 
 
-async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_anew(store: Store) -> None:
+async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_again(store: Store) -> None:
     await enqueue(store, 2)
     await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0)
     await commit_allow_trial(store, ["a"])

@@ -24,7 +24,7 @@ from services.relay.outbox.tables import DeliveryState, quarantine
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import Scripted, metric, post, served, settings, until, webhook_of
+from tests.relay.served_relay import Scripted, metric, post, served, settings, until, webhook_of
 
 MIB = 1024 * 1024
 DAY = 86400.0

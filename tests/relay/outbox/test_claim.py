@@ -16,7 +16,7 @@ from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 class Clock:
@@ -198,7 +198,7 @@ async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
     assert len((await claim_some(either, limit=3)).tasks) == 1
 
 
-async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) -> None:
+async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Store) -> None:
     await accept(either, "x")
     await end_attempt(either, await claim_one(either), DeliveryState.RETRYING)
     for number in range(40):

@@ -19,7 +19,7 @@ from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 NOTE = "Also sent here because channel a is down."
 
@@ -75,7 +75,7 @@ async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(stor
     assert await all_of(store, "every") == [("x", 2, 2)]
 
 
-async def test_what_fell_back_is_not_told_again_once_retention_has_pruned_it_there(store: Store) -> None:
+async def test_what_fell_back_is_not_reported_again_once_retention_has_pruned_it_there(store: Store) -> None:
     await accept(store, "x")
     await refuse(store, "a", "every")
     for number in (1, 2, 3):
@@ -90,7 +90,7 @@ async def test_what_fell_back_is_not_told_again_once_retention_has_pruned_it_the
     assert await all_of(store, "every") == [("x", 5, 5)]
 
 
-async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store) -> None:
+async def test_what_another_channel_tells_anyway_is_not_reported_twice(store: Store) -> None:
     await accept(store, "x", "a", "b")
     await accept(store, "x", "a")
     await refuse(store)
@@ -120,7 +120,7 @@ async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
 
 
-async def test_an_end_that_falls_back_where_the_beginning_was_told_is_an_end(store: Store) -> None:
+async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end(store: Store) -> None:
     await accept(store, "x", "a", "b", event=event_of("firing"))
     await end_attempt(store, await claim_one(store, "b"))
     await accept(store, "x", event=event_of("resolved"))
@@ -144,7 +144,7 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
     }
 
 
-async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
+async def test_thousands_are_passed_on_in_steps(store: Store) -> None:
     await enqueue(store, 2 * fallback.FALLBACK_STEP + 2)
     await refuse(store, "a", "b")
     handed_on = []
@@ -170,7 +170,7 @@ async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
         assert await fall_back(store, channel, (other,)) == DeliveryChanges()
 
 
-async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: Store) -> None:
+async def test_what_a_third_one_stands_in_for_twice_is_reported_there_once(store: Store) -> None:
     await accept(store, "x")
     await refuse(store, "a", "b", "c")
     await refuse(store, "b", "a", "c")
@@ -211,7 +211,7 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
     assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
 
 
-async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: Store) -> None:
+async def test_a_message_that_is_refused_itself_is_reported_by_nobody_else(store: Store) -> None:
     await accept(store, "x")
     await end_attempt(store, await claim_one(store), DeliveryState.DEAD, fallback_channels=("b",))
     assert await nothing_due(store, "b")

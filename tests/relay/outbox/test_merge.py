@@ -67,7 +67,9 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
 
 
-async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_told_with_it(store: Store) -> None:
+async def test_what_was_passed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_reported_with_it(
+    store: Store,
+) -> None:
     await accept(store, "x")
     dead = await claim_one(store)
     await end_attempt(store, dead, DeliveryState.DEAD)

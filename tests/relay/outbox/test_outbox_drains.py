@@ -79,7 +79,7 @@ async def test_one_channel_that_does_not_drain_is_enough(store: Store, rows: Row
     assert await draining(store, "slack")
 
 
-async def test_of_what_was_delivered_no_more_than_the_index_is_looked_through(store: Store, rows: Rows) -> None:
+async def test_of_what_was_delivered_no_more_than_the_index_is_searched(store: Store, rows: Rows) -> None:
     await ended(rows, "slack", 1)
 
     def plan(connection: Connection) -> str:

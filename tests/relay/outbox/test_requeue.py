@@ -67,7 +67,7 @@ async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> 
 
 
 @pytest.mark.parametrize("how", ["answer lost", "given back"])
-async def test_what_was_sent_already_and_waits_is_told_anew_with_the_dead_letter(store: Store, how: str) -> None:
+async def test_what_was_sent_already_and_waits_is_reported_again_with_the_dead_letter(store: Store, how: str) -> None:
     dead = await given_up(store)
     await accept(store, "x")
     tried = await claim_one(store)
@@ -141,7 +141,7 @@ async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(s
     assert await requeue_dead(store, "a", 2) == 1
 
 
-async def test_whoever_asks_for_another_try_gets_it_though_the_breaker_holds_the_channel_back(store: Store) -> None:
+async def test_whoever_requests_another_try_gets_it_though_the_breaker_holds_the_channel_back(store: Store) -> None:
     dead = await given_up(store)
     await broken(store)
     assert await requeue(store, dead) is DeliveryState.DEAD

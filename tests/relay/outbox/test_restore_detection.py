@@ -23,7 +23,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.tables import opened
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 Restore = Callable[[], DatabaseUrl]
 
@@ -138,7 +138,7 @@ async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_t
 async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
     shared_postgres: Postgres, postgres_database: DatabaseUrl
 ) -> None:
-    own = await asyncio.to_thread(_without_the_right, shared_postgres, postgres_database)
+    own = await asyncio.to_thread(_open_without_permission, shared_postgres, postgres_database)
     async with open_store(own, lambda: 10_000.0) as store:
         assert not await notice(store)
         await accept(store, "x")
@@ -152,7 +152,7 @@ async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_b
         assert await notice(store)
 
 
-def _without_the_right(server: Postgres, database: DatabaseUrl) -> DatabaseUrl:
+def _open_without_permission(server: Postgres, database: DatabaseUrl) -> DatabaseUrl:
     """The database for a role that may use it, and may not call `pg_control_system`."""
     role = f"relay_{uuid4().hex}"
     with psycopg.connect(
@@ -227,7 +227,7 @@ def _make_outbox_of_revision_0007(file: Path, last_used_at: float) -> None:
             connection.exec_driver_sql(statement)
 
 
-async def test_tables_that_are_made_are_told(empty_database: DatabaseUrl) -> None:
+async def test_tables_that_are_made_are_reported(empty_database: DatabaseUrl) -> None:
     for expected in (["new tables created in an empty database"], []):
         with capture_logs() as logs:
             async with open_store(empty_database, lambda: 10_000.0):

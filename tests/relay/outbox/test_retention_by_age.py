@@ -13,7 +13,7 @@ from services.relay.outbox.retention_by_age import PruneResult, prune_by_age
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 DAY = 86400.0
 MANY = 1_000_000
@@ -62,7 +62,7 @@ async def test_what_is_still_to_be_delivered_stays_however_old_it_is(
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_told_before(
+async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_reported_before(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     told = await rows.delivery(await rows.event(age=99 * DAY))
@@ -84,7 +84,7 @@ async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not
     assert await rows.left() == {made[1], made[4], made[5]}
 
 
-async def test_what_was_given_up_stays_beside_what_its_incident_was_told_before(store: Store, rows: Rows) -> None:
+async def test_what_was_given_up_stays_beside_what_its_incident_was_reported_before(store: Store, rows: Rows) -> None:
     event = await rows.event(age=60, goes_on=False)
     kept = {
         await rows.delivery(event),
@@ -104,7 +104,7 @@ async def test_what_was_given_up_goes_by_its_age(store: Store, rows: Rows) -> No
     assert await rows.left() == {young}
 
 
-async def test_an_open_incident_keeps_where_it_is_told_and_what_to_reply_to(store: Store, rows: Rows) -> None:
+async def test_an_open_incident_keeps_where_it_is_reported_and_what_to_reply_to(store: Store, rows: Rows) -> None:
     before = await rows.event(age=9 * DAY)
     await rows.delivery(before, "slack")
     event = await rows.event(age=8 * DAY, episode=2)
@@ -121,7 +121,7 @@ async def test_an_open_incident_keeps_where_it_is_told_and_what_to_reply_to(stor
 
 
 @pytest.mark.parametrize("state", [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.DEAD])
-async def test_an_incident_whose_end_is_not_told_keeps_what_to_reply_to(
+async def test_an_incident_whose_end_is_not_reported_keeps_what_to_reply_to(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     page = await rows.delivery(await rows.event(age=3 * DAY, goes_on=True))

@@ -82,7 +82,7 @@ async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows
     assert await rows.left() == {kept}
 
 
-async def test_an_end_that_is_accepted_while_a_round_is_under_way_keeps_what_to_reply_to(
+async def test_an_end_that_is_accepted_while_a_round_is_in_progress_keeps_what_to_reply_to(
     store: Store, rows: Rows
 ) -> None:
     page = await rows.delivery(await rows.event(age=3 * DAY))

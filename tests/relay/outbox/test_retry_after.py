@@ -68,7 +68,7 @@ async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clo
     )  # those that failed wait no longer than that
 
 
-async def test_whoever_starts_anew_does_not_shorten_it(store: Store, clock: Clock) -> None:
+async def test_whoever_starts_again_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 4)
     *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in failing:
@@ -118,7 +118,7 @@ DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
 
 
 @pytest.mark.parametrize("then", [ChannelEffect.REACHED, ChannelEffect.FAILED, ChannelEffect.DOWN])
-async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
+async def test_what_was_in_progress_ends_no_pause_that_refuses_the_channel(
     store: Store, clock: Clock, then: ChannelEffect
 ) -> None:
     await enqueue(store, 4)

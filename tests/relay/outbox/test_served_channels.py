@@ -17,7 +17,7 @@ from services.relay.outbox.served_channels import record_served_channels, refres
 from services.relay.outbox.tables import DeliveryState, channels, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.incidents import seeded
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
-from tests.relay.scripted import event_of, until
+from tests.relay.served_relay import event_of, until
 
 CHANNELS = ("a", "b")
 _ONE_WAITS = """

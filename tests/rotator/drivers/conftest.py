@@ -1,7 +1,6 @@
 """A real backend on a real KMS emulator, and the settings of a driver of each kind that leads to its keyring."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from shared.http.server import serve as serving
 from shared.keyring.administration import Administration
 from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
-from tests.long import LONG
+from tests.fork_server import forked
+from tests.iterations import LONG
 
 TOKEN = "a-token-that-nobody-may-see"
 KINDS = tuple(
@@ -52,7 +52,7 @@ class Backend:
 
     @property
     def admin_command(self) -> list[str]:
-        return [sys.executable, "-m", "services.backend", "admin", "--config", str(self.configuration)]
+        return [*forked("services.backend"), "admin", "--config", str(self.configuration)]
 
     def driver(self, kind: str, **overrides: object) -> Any:
         """The settings of a driver to it."""

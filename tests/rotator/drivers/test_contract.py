@@ -108,7 +108,7 @@ async def test_where_nothing_was_rotated_there_is_no_progress(keyring: Administr
     assert await keyring.get_progress() is None
 
 
-async def test_data_keys_are_wrapped_anew_in_batches_and_stay_what_they_are(
+async def test_data_keys_are_re_wrapped_in_batches_and_stay_what_they_are(
     keyring: Administration, backend: Backend, versions: Versions
 ) -> None:
     await backend.put("before", b"kept")
@@ -242,7 +242,9 @@ async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administratio
     assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == ["1"]
 
 
-async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Administration, emulator: Emulator) -> None:
+async def test_what_kms_refuses_is_reported_and_tried_again_by_nobody(
+    keyring: Administration, emulator: Emulator
+) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(KmsFault(kind="denied", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")

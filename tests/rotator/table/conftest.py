@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import URL
 
-from tests import memory_kms, quick
+from tests import memory_kms, ram_disk
 from tests.mariadb import MariaDb
 from tests.rotator.table.tenants import Tenants
 
@@ -20,7 +20,7 @@ _FIXTURES = {"sqlite": "sqlite_url", "postgresql": "postgres_database", "mariadb
 @pytest.fixture(scope="session")
 def shared_mariadb() -> Iterator[MariaDb]:
     """One MariaDB for all tests of this process."""
-    folder = Path(tempfile.mkdtemp(prefix="mariadb-", dir=quick.place()))
+    folder = Path(tempfile.mkdtemp(prefix="mariadb-", dir=ram_disk.find_ram_disk()))
     try:
         server = MariaDb(folder)
         try:

@@ -13,11 +13,11 @@ from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationType
 from shared.keyring.database import Database
 from tests import memory_kms
-from tests.rotator.killed import PROCESSES
+from tests.rotator.killed_rotator import PROCESSES
 from tests.rotator.table.tenants import Tenants
 
 _SECONDS = 120.0
-PROCESSES.set_forkserver_preload(["tests.rotator.killed", __name__])
+PROCESSES.set_forkserver_preload(["tests.rotator.killed_rotator", __name__])
 
 
 async def run_killed(tenants: Tenants, command: str, commits: int, **overrides: Any) -> bool:

@@ -17,7 +17,7 @@ from services.rotator.session import Session, open_session
 from shared.config.settings import load_settings, use_base_folder
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key, validate_key_settings
-from tests.rotator.rotated import Quiet
+from tests.rotator.keyring_to_rotate import Quiet
 
 PREFIX = "keypulse_tenant_keys_dek_ciphertext"
 

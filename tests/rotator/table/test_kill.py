@@ -18,7 +18,7 @@ from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationType
 from tests.faults.summary import KILLS
 from tests.memory_kms import StoredKey
-from tests.rotator.rotated import KEY
+from tests.rotator.keyring_to_rotate import KEY
 from tests.rotator.table.killed import end_lease, run_killed
 from tests.rotator.table.tenants import PREFIX, Tenants, aad
 

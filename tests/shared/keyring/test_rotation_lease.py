@@ -28,28 +28,28 @@ async def _end(database: Database) -> None:
 
 
 async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdministration) -> None:
-    taken = await free.acquire_lease("ci run 7", 60)
+    try_to_acquire = await free.acquire_lease("ci run 7", 60)
     with pytest.raises(RefusedError, match=r"ci run 7 holds the lease until 20\d\d-"):
         await free.acquire_lease("ci run 8", 60)
     with pytest.raises(RefusedError, match="ci run 7 holds the lease"):
         await free.acquire_lease("ci run 8", 60, "a guess")
-    assert taken.holder == "ci run 7"
+    assert try_to_acquire.holder == "ci run 7"
 
 
 async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: LocalAdministration) -> None:
-    taken = await free.acquire_lease("one", 60)
-    kept = await free.acquire_lease("one", 120, taken.token)
-    assert kept.token == taken.token
-    assert kept.expires_at > taken.expires_at
+    try_to_acquire = await free.acquire_lease("one", 60)
+    kept = await free.acquire_lease("one", 120, try_to_acquire.token)
+    assert kept.token == try_to_acquire.token
+    assert kept.expires_at > try_to_acquire.expires_at
 
 
 async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: LocalAdministration) -> None:
-    taken = await free.acquire_lease("one", 60)
+    try_to_acquire = await free.acquire_lease("one", 60)
     await free.release_lease("another token")
     with pytest.raises(RefusedError):
         await free.acquire_lease("two", 60)
-    await free.release_lease(taken.token)
-    assert (await free.acquire_lease("two", 60, taken.token)).token != taken.token
+    await free.release_lease(try_to_acquire.token)
+    assert (await free.acquire_lease("two", 60, try_to_acquire.token)).token != try_to_acquire.token
 
 
 async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, url: URL, keyring: Keyring) -> None:
@@ -70,10 +70,10 @@ async def test_a_lease_is_for_a_bounded_time(free: LocalAdministration, seconds:
 
 
 async def test_the_database_holds_no_token(free: LocalAdministration, keyring: Keyring) -> None:
-    taken = await free.acquire_lease("one", 60)
+    try_to_acquire = await free.acquire_lease("one", 60)
     (row,) = await keyring.database.read(lambda connection: connection.execute(rotation_lease.select()).all())
-    assert taken.token not in str(tuple(row))
-    assert taken.token.encode() not in row.token
+    assert try_to_acquire.token not in str(tuple(row))
+    assert try_to_acquire.token.encode() not in row.token
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -85,16 +85,16 @@ async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machin
         behind = LocalAdministration(database, keyring.wrapping)
         await behind.acquire_lease("dead", 0.3)
 
-        async def taken() -> bool:
+        async def try_to_acquire() -> bool:
             try:
                 await behind.acquire_lease("next", 60)
             except RefusedError:
                 return False
             return True
 
-        assert not await taken()
+        assert not await try_to_acquire()
 
-        await until(taken)
+        await until(try_to_acquire)
     finally:
         await database.close()
 
@@ -173,9 +173,9 @@ async def test_one_that_a_clock_which_was_ahead_took_keeps_nobody_out_once_the_c
     ahead = await free.acquire_lease("ahead", 3600)
     add = rotation_lease.update().values(expires_at=rotation_lease.c.expires_at + 3 * 365 * 86400)
     await keyring.database.write_exclusively(lambda connection: connection.execute(add))
-    taken = await free.acquire_lease("next", 3600)
+    try_to_acquire = await free.acquire_lease("next", 3600)
     with pytest.raises(RefusedError, match="next holds the lease until"):
         await free.acquire_lease("a third", 60)
     with pytest.raises(RefusedError, match="the lease is not yours; next holds the lease"):
         await free.add_journal_entry("r1", ahead.token, entry(JournalStep.RELOAD))
-    await free.add_journal_entry("r1", taken.token, entry(JournalStep.RELOAD))
+    await free.add_journal_entry("r1", try_to_acquire.token, entry(JournalStep.RELOAD))

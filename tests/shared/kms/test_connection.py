@@ -17,7 +17,7 @@ from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from tests.connections import connections
-from tests.shared.kms.scripted import KEY, key_of
+from tests.shared.kms.scripted_kms import KEY, key_of
 
 
 class Firewall:
@@ -153,7 +153,7 @@ async def test_every_checksum_is_sent() -> None:
 
 
 @pytest.mark.parametrize("field", ["verified_plaintext_crc32c", "verified_additional_authenticated_data_crc32c"])
-async def test_a_service_that_did_not_look_at_our_checksums_is_not_believed(field: str) -> None:
+async def test_a_service_that_did_not_check_our_checksums_is_not_believed(field: str) -> None:
     kms = Scripted()
     setattr(kms.encrypt, field, False)
     async with kms.serving() as key:
@@ -175,7 +175,7 @@ async def test_an_answer_without_its_checksum_is_not_believed() -> None:
     assert [encrypting.value.reason, decrypting.value.reason] == [Reason.CRC_MISMATCH, Reason.CRC_MISMATCH]
 
 
-async def test_a_call_under_way_ends_with_an_error_of_the_port_when_the_key_is_closed() -> None:
+async def test_a_call_in_progress_ends_with_an_error_of_the_port_when_the_key_is_closed() -> None:
     kms = Scripted()
     kms.stalls = True
     async with kms.serving() as key:

@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "sample.yml"
 
 
-def _mistakes(config: Path, web: Path | None = None) -> list[str]:
+def _list_errors(config: Path, web: Path | None = None) -> list[str]:
     with pytest.raises(ConfigurationError) as refused:
         prepare_server(Settings, config, web)
     return refused.value.lines
@@ -32,7 +32,7 @@ def _mistakes(config: Path, web: Path | None = None) -> list[str]:
 @pytest.mark.parametrize("listen", NETWORK)
 def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path) -> None:
     file.write_text(f"listen: '{listen}'")
-    (line,) = _mistakes(file)
+    (line,) = _list_errors(file)
     assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
     (file.parent / "token").write_text("a-token-of-the-tests")
     file.write_text(f"listen: '{listen}'\nauth: {{admin_token_file: token}}")
@@ -60,7 +60,7 @@ def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
 )
 def test_a_role_that_there_is_not_and_a_name_that_says_nothing_are_named(auth: str, expected: str, file: Path) -> None:
     file.write_text(f"auth: {auth}")
-    (line,) = _mistakes(file)
+    (line,) = _list_errors(file)
     assert expected in line, line
 
 
@@ -68,7 +68,7 @@ def test_a_role_that_there_is_not_and_a_name_that_says_nothing_are_named(auth: s
 def test_a_user_of_web_yml_is_called_as_no_token_is(name: str, file: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("the-token-of-somebody")
     file.write_text("auth: {tokens: [{name: ci, role: viewer, file: token}]}")
-    (line,) = _mistakes(file, web_yml(tmp_path, users={"alice": HASH, name: HASH}))
+    (line,) = _list_errors(file, web_yml(tmp_path, users={"alice": HASH, name: HASH}))
     expected = "expected another name; another caller has this one in the audit log"
     assert line == f"{tmp_path}/web.yml: basic_auth_users.{name}: {expected}"
 
@@ -103,18 +103,18 @@ def test_on_the_network_users_or_required_certificates_do_too(file: Path, tmp_pa
     tls: dict[str, Any] = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
     assert prepare_server(Settings, file, web_yml(tmp_path, **tls)).web_config_file
     tls["client_auth_type"] = "VerifyClientCertIfGiven"
-    (line,) = _mistakes(file, web_yml(tmp_path, **tls))
+    (line,) = _list_errors(file, web_yml(tmp_path, **tls))
     assert "basic_auth_users or required client certificates" in line
 
 
-def test_the_mistakes_of_both_files_are_named_at_once(file: Path, tmp_path: Path) -> None:
+def test_the_errors_of_both_files_are_named_at_once(file: Path, tmp_path: Path) -> None:
     file.write_text("many: none")
     (tmp_path / "web.yml").write_text("users: 1")
-    assert [line.partition(": ")[0] for line in _mistakes(file, tmp_path / "web.yml")] == [
+    assert [line.partition(": ")[0] for line in _list_errors(file, tmp_path / "web.yml")] == [
         f"{tmp_path}/web.yml",
         str(file),
     ]
-    (line,) = _mistakes(file, web_yml(tmp_path, users={"alice": HASH}))
+    (line,) = _list_errors(file, web_yml(tmp_path, users={"alice": HASH}))
     assert line.startswith(f"{file}: many: ")
 
 

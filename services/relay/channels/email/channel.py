@@ -11,7 +11,7 @@ by which mail programs and servers recognise it.
 import asyncio
 import email.policy
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -20,14 +20,19 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
+from services.relay.channels.email.diagnosis import SmtpDiagnosis
 from services.relay.channels.email.mail import build_mail
 from services.relay.channels.email.recipients import RecipientReplies, format_replies
-from services.relay.channels.email.smtp_session import Envelope, SmtpResult, send_envelope
+from services.relay.channels.email.smtp_session import Envelope, SmtpResult, SmtpRoute, send_envelope
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
+from services.relay.http_session import build_egress_error
 from services.relay.model import Message
+from shared.check import Check
 from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +61,7 @@ Mailbox = Annotated[str, AfterValidator(_check_address)]
 """An address, perhaps with a name before it."""
 
 
-class EmailSettings(ChannelSettings):
+class EmailSettings(EgressSettings, ChannelSettings):
     """A mail server, and the recipients."""
 
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
@@ -99,10 +104,12 @@ class EmailChannel:
     def __init__(self, settings: EmailSettings, timeout: float) -> None:
         self._settings = settings
         self._timeout = timeout
+        self._egress = Egress(settings)
         name, address = parseaddr(settings.sender)
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
+        self._diagnosis: SmtpDiagnosis | None = None
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
@@ -137,11 +144,21 @@ class EmailChannel:
         return self._build_mail(message).content
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the password."""
-        return self._password.read_stamp() if self._password else None
+        """Changes with the file of the password, and those of proxy and authorities."""
+        return self._password.read_stamp() if self._password else None, self._egress.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Connection, TLS, login, sender and recipients, in one session without DATA."""
+        login = (self._settings.username or "", self._password) if self._password else None
+        self._diagnosis = SmtpDiagnosis(
+            self._create_client, self._route, login, self._sender.addr_spec, self._recipients
+        )
+        return self._diagnosis.list_checks(key)
 
     async def close(self) -> None:
-        """Has nothing to close: each send closes its own connection."""
+        """Closes the session of the checks; each send closes its own."""
+        if self._diagnosis:
+            self._diagnosis.close()
 
     def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)
@@ -152,13 +169,25 @@ class EmailChannel:
             return SmtpResult({}, "")
         username = self._settings.username or ""
         password = read_secret(self._password) if self._password else ""
-        client = SMTP(
+        client = self._create_client(username, password)
+        return await send_envelope(client, self._route, call, envelope, (username, password))
+
+    @property
+    def _route(self) -> SmtpRoute:
+        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
+        return SmtpRoute(server, self._egress, self._settings.tls)
+
+    def _create_client(self, username: str = "", password: str = "") -> SMTP:
+        try:
+            trusted = self._egress.load_tls_context()
+        except EgressError as error:
+            raise build_egress_error("the mail server", error) from None
+        return SMTP(
             hostname=self._settings.host,
+            tls_context=trusted,
             username=username or None,
             password=password or None,
             timeout=self._timeout,
             use_tls=self._settings.tls == "implicit",
             start_tls=self._settings.tls == "starttls",
         )
-        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
-        return await send_envelope(client, server, call, envelope, (username, password), self._settings.tls)

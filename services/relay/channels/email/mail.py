@@ -95,8 +95,8 @@ def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:
         f"{text.format_state(message)}: {text.format_headline(event)}",
         " · ".join(filter(None, (text.format_counts(event), level))),
     ]
-    if note := text.format_remark(message):
-        lines += ["", note]
+    if remark := text.format_remark(message):
+        lines += ["", remark]
     for alert in alerts:
         lines += ["", f"* {alert.summary}", f"  {alert.period}"]
         lines += [f"  {line}" for line in alert.description.splitlines()]

@@ -5,9 +5,11 @@ nothing can have arrived.
 """
 
 import asyncio
+import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import aiosmtplib
@@ -15,11 +17,15 @@ from aiosmtplib import SMTP
 
 from services.relay.channels.email.recipients import AUTHENTICATION_REQUIRED, is_any_accepted
 from services.relay.channels.provider_call import ProviderCall, mask_reply
+from services.relay.http_session import build_egress_error
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import truncate
 from shared.config.settings import Address
 from shared.net.connect import connect
+from shared.net.egress import Egress
+from shared.net.proxy import EgressError
 from shared.net.resolver import get_own_name, resolve
+from shared.net.tunnel import open_tunnel
 
 _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it is about the message's size
 _MAX_REASON: Final = 100
@@ -36,6 +42,15 @@ class Envelope(NamedTuple):
     mail: str
 
 
+class SmtpRoute(NamedTuple):
+    """Which server, and how it is reached."""
+
+    server: Address
+    egress: Egress
+    tls: str
+    """The setting, for errors."""
+
+
 class SmtpResult(NamedTuple):
     """The replies of a session that was not broken off."""
 
@@ -46,47 +61,60 @@ class SmtpResult(NamedTuple):
 
 
 async def send_envelope(
-    client: SMTP, server: Address, call: ProviderCall, envelope: Envelope, credentials: tuple[str, str], tls: str
+    client: SMTP, route: SmtpRoute, call: ProviderCall, envelope: Envelope, credentials: tuple[str, str]
 ) -> SmtpResult:
     """Connects, logs in, sends the mail, and closes the connection.
 
     Args:
         client: not connected yet; holds the credentials.
-        server: its address.
+        route: its address, and how it is reached.
         call: records the payload and the replies.
         envelope: for at least one recipient.
         credentials: username and password, to be masked in replies.
-        tls: the setting, for error messages.
 
     Raises:
         SendError: the session failed, or the server refused something other than a recipient.
     """
-    secrets = _list_secret_forms(*credentials)
+    secrets = list_secret_forms(*credentials)
     try:
-        await _connect(client, server)
-        outcome = await _transfer(client, call, envelope, secrets)
-        _quit(client)
-    except aiosmtplib.SMTPResponseException as error:
-        raise _build_reply_error(error, call, secrets) from None
-    except (aiosmtplib.SMTPException, OSError) as error:
-        raise _build_session_error(error, call, tls) from None
+        with translate_smtp_errors(call, secrets, route.tls):
+            await connect_client(client, route)
+            outcome = await _transfer(client, call, envelope, secrets)
+            quit_session(client)
     finally:
         client.close()
     return outcome
 
 
-async def _connect(client: SMTP, server: Address) -> None:
+@contextmanager
+def translate_smtp_errors(call: ProviderCall, secrets: tuple[str, ...], tls: str) -> Iterator[None]:
+    """Turn errors of a session into SendError; arguments as of `send_envelope`, `secrets` as `list_secret_forms`."""
+    try:
+        yield
+    except aiosmtplib.SMTPResponseException as error:
+        raise _build_reply_error(error, call, secrets) from None
+    except (aiosmtplib.SMTPException, OSError) as error:
+        raise _build_session_error(error, call, tls) from None
+
+
+async def connect_client(client: SMTP, route: SmtpRoute) -> None:
     """Resolves with the relay's own resolver: the event loop's has four threads, and names that hang block them all."""
     name = await get_own_name()  # aiosmtplib would use a thread for it at each mail
     try:
-        connection = await connect(await resolve(*server))
+        proxy = route.egress.find_proxy(f"smtp://{route.server}")
+        connection = await (open_tunnel(proxy, route.server) if proxy else _connect_directly(route.server))
     except UnicodeError:
         raise OSError(0, "no host can have such a name") from None
     try:
-        await client.connect(sock=connection, local_hostname=name)
+        # The whole send has a timeout. One here, too, would swallow a cancellation at this moment on Python 3.11.
+        await client.connect(sock=connection, local_hostname=name, timeout=None)
     except BaseException:
         connection.close()
         raise
+
+
+async def _connect_directly(server: Address) -> socket.socket:
+    return await connect(await resolve(*server))
 
 
 async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secrets: tuple[str, ...]) -> SmtpResult:
@@ -107,13 +135,13 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
     return SmtpResult(replies, mask_reply(reply, *secrets))
 
 
-def _quit(client: SMTP) -> None:
+def quit_session(client: SMTP) -> None:
     """Ends a session without waiting for the reply: the mail is accepted, and the time of the send may be over."""
     if isinstance(client.transport, asyncio.WriteTransport):
         client.transport.write(b"QUIT\r\n")  # close() still sends it
 
 
-def _list_secret_forms(username: str, password: str) -> tuple[str, ...]:
+def list_secret_forms(username: str, password: str) -> tuple[str, ...]:
     """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
     if not password:
         return ()
@@ -148,12 +176,18 @@ def _build_reply_error(
 def _build_session_error(error: Exception, call: ProviderCall, tls: str) -> SendError:
     """The error for a session that ended without a code."""
     arrived = call.reply_missing
+    if isinstance(error, EgressError):
+        return build_egress_error("the mail server", error)
     if isinstance(error, TimeoutError):
         detail = "the mail server: no answer in time"
         return SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
     handshake = _find_tls_error(error)
     if isinstance(handshake, ssl.SSLCertVerificationError):
-        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, "the mail server's certificate is not trusted")
+        return SendError(
+            SendReason.MISCONFIGURED,
+            SendScope.CHANNEL,
+            "the mail server's certificate is not trusted; name its authority in `ca_file`",
+        )
     if handshake is not None:
         detail = f"the mail server speaks no TLS that fits `tls: {tls}` ({handshake.reason}); check `port` and `tls`"
         return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)

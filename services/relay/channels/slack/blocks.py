@@ -78,9 +78,9 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     them at every repeat.
     """
     event = message.event
-    notes = [note for note in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if note]
+    relay_remarks = [remark for remark in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if remark]
     blocks = [_build_header(message), _build_counts(event, mention if message.task.first_receipt is None else "none")]
-    blocks += [block for note in notes for block in _build_context([note])]
+    blocks += [block for remark in relay_remarks for block in _build_context([remark])]
     alerts = list_alerts(message)
     contacts = _format_contacts(message)
     contacts_block = _build_context([contacts], MAX_CONTACTS_TEXT)
@@ -98,7 +98,7 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     more_alerts = [f"… and {len(alerts) - alert_count} more"] if alert_count < len(alerts) else []
     blocks += _build_context([*more_alerts, *_format_labels(event.common_labels)])
     blocks += _build_buttons(list_group_links(event))
-    return Post(_build_fallback_text(message, notes, alerts, contacts), [*blocks, *contacts_block])
+    return Post(_build_fallback_text(message, relay_remarks, alerts, contacts), [*blocks, *contacts_block])
 
 
 def _build_header(message: Message) -> Block:

@@ -26,6 +26,7 @@ _MAX_TS: Final = 200
 """Characters of a `ts` that are kept; Slack's have 17."""
 _CHANNELS_PER_PAGE: Final = 999
 """On a page; Slack's limit."""
+CHANNEL_KINDS: Final = ("public_channel", "private_channel")
 _TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
 
 
@@ -127,12 +128,9 @@ async def _search(
 
 async def _find_channel_id(api: SlackApi, name: str) -> str | None:
     """Each type by itself, because a bot may see one and lack the scope for the other."""
-    for kind in ("public_channel", "private_channel"):
-        arguments = {"types": kind, "exclude_archived": True, "limit": _CHANNELS_PER_PAGE}
+    for kind in CHANNEL_KINDS:
         try:
-            found = await _find_first(
-                api, "conversations.list", arguments, "channels", lambda one: one.get("name") == name
-            )
+            found = await find_channel(api, name, kind)
         except SendError as error:
             if error.reason in _TEMPORARY:
                 raise
@@ -140,6 +138,14 @@ async def _find_channel_id(api: SlackApi, name: str) -> str | None:
             if not isinstance(found, NotFound):
                 return str(found.get("id", ""))
     return None
+
+
+async def find_channel(
+    api: SlackApi, name: str, kind: str, *, include_archived: bool = False
+) -> Mapping[str, Any] | NotFound:
+    """The channel of that name among those of one of `CHANNEL_KINDS` that the bot sees. Raises SendError."""
+    arguments = {"types": kind, "exclude_archived": not include_archived, "limit": _CHANNELS_PER_PAGE}
+    return await _find_first(api, "conversations.list", arguments, "channels", lambda one: one.get("name") == name)
 
 
 async def _find_first(

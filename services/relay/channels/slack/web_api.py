@@ -118,6 +118,12 @@ def _build_status_error(status: int, headers: Mapping[str, str], now: float) -> 
     )
 
 
+def _parse_scopes(headers: Mapping[str, str]) -> frozenset[str] | None:
+    """Of `X-OAuth-Scopes`, whatever the case of its letters."""
+    value = next((value for name, value in headers.items() if name.lower() == "x-oauth-scopes"), None)
+    return None if value is None else frozenset(scope.strip() for scope in value.split(",") if scope.strip())
+
+
 _SDK_LOGGER: Final = logging.getLogger(f"{__name__}.sdk")
 # Of its own: slack_sdk puts the lines of level DEBUG together, with all that is sent, unless a logger itself says more.
 _SDK_LOGGER.setLevel(logging.WARNING)
@@ -150,6 +156,11 @@ class SlackApi:
         self._now = now
         self.slack_time: float | None = None
         """Unix seconds by Slack's own clock, as in its last reply; None without one."""
+        self.granted_scopes: frozenset[str] | None = None
+        """The scopes of the token, as in its last reply; None without the header.
+
+        https://docs.slack.dev/authentication/installing-with-oauth#scopes
+        """
 
     async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes something. Raises SendError."""
@@ -172,6 +183,7 @@ class SlackApi:
             raise build_invalid_reply_error()
         self._record_reply(method, answer.data)
         self.slack_time = parse_date(answer.headers)
+        self.granted_scopes = _parse_scopes(answer.headers)
         return answer.data
 
     def _record_reply(self, method: str, reply: object) -> None:

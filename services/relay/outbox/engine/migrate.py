@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 from services.relay.outbox import tables
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.lost_outbox import describe_lost_outbox
+from shared.sql.read_only import describe_empty_database
 
 HEAD: Final = "0008"
 """The newest revision of the tables: the one that `tables` describes."""
@@ -70,13 +71,9 @@ def upgrade_tables(connection: Connection) -> bool:
         with dialect.without_timeouts(connection):
             _create_tables(connection)
         return True
+    _refuse_unknown_revision(revision)
     from services.relay.outbox.engine import migrations  # noqa: PLC0415  # it takes 90 ms and 10 MB, and few starts need it
 
-    if revision not in migrations.list_revisions():
-        raise NewerOutboxSchemaError(
-            f"a newer keypulse wrote it (its tables are of revision {revision}, this program supports up to {HEAD}); "
-            "run that one, or set another `database`"
-        )
     with dialect.without_timeouts(connection):
         migrations.run_migrations(connection, from_revision=revision)
     return False
@@ -116,6 +113,35 @@ def check_revision(connection: Connection) -> None:
         raise UnknownDatabaseError(
             f"its tables are of revision {revision}, and this program reads {HEAD}; run the relay's version of this "
             "program, or start a relay of this version, which migrates them"
+        )
+
+
+def describe_tables(connection: Connection) -> str:
+    """Say what the next start would do with the tables; changes nothing, and waits for nobody who writes.
+
+    Raises:
+        UnknownDatabaseError: the start would refuse them.
+        CheckError: they do not exist, and the user may not create them.
+        DBAPIError: the database failed.
+    """
+    revision = _read_revision(connection)
+    if revision == HEAD:
+        return "its tables are up to date"
+    if revision is None:
+        if problem := describe_lost_outbox(connection.engine.url):
+            raise LostOutboxError(problem)
+        return describe_empty_database(connection)
+    _refuse_unknown_revision(revision)
+    return f"the next start brings its tables from revision {revision} to {HEAD}"
+
+
+def _refuse_unknown_revision(revision: str) -> None:
+    from services.relay.outbox.engine import migrations  # noqa: PLC0415  # 90 ms and 10 MB that few starts need
+
+    if revision not in migrations.list_revisions():
+        raise NewerOutboxSchemaError(
+            f"a newer keypulse wrote it (its tables are of revision {revision}, this program supports up to {HEAD}); "
+            "run that one, or set another `database`"
         )
 
 

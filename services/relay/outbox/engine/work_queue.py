@@ -20,6 +20,9 @@ _MAX_JOBS: Final = 8192
 _MAX_BYTES: Final = 64 * 1024 * 1024
 """Total size of waiting and running jobs, at most: as much as the intake receives at once."""
 
+RETRY_SECONDS: Final = 1.0
+"""How long a caller waits after a StoreUnavailableError before it tries again."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -86,7 +89,7 @@ class WorkQueue:
             return batch
 
     def return_job(self, work: QueuedJob) -> bool:
-        """Puts a running job at the end of the queue; False where that is closed. For the thread."""
+        """Puts a running job at the end of the queue; False if that is closed. For the thread."""
         with self._changed:
             if not self._closed:
                 self._running.remove(work)

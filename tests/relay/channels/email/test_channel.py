@@ -15,7 +15,7 @@ from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(

@@ -9,7 +9,7 @@ from services.relay.channels.port import DeliveryLeaseLostError
 from services.relay.send_error import SendReason, SendScope
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, message
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.slack.blocks import build_post
 from services.relay.model import Message
+from tests.iterations import LONG
 from tests.relay.channels.examples import (
     ALERTS_URL,
     DASHBOARD,
@@ -39,7 +40,7 @@ def urls(blocks: list[dict[str, Any]]) -> list[str]:
 
 
 @given(messages(), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=200 if LONG else 60)
 def test_no_message_passes_slacks_limits(any_message: Message, repeat: bool) -> None:
     post = build_post(any_message, "channel", may_be_a_repeat=repeat)
     json.dumps(post.blocks, ensure_ascii=False).encode()

@@ -13,7 +13,7 @@ from services.relay.channels.slack.web_api import ERROR_MEANINGS
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, change, example, message, rotate, settings
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: str) -> Channel:
@@ -116,7 +116,7 @@ async def test_a_missing_scope_is_named(secret_file: Path, stand_ins: StandIns, 
     await channel.close()
 
 
-async def test_the_wait_that_slack_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_the_wait_that_slack_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:

@@ -7,8 +7,8 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.relay.channels.port import Receipt
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendScope
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import Connect, now, place, posts
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import Connect, locate, now, posts
 
 LOCKED = "restricted_action_thread_locked"
 
@@ -57,7 +57,7 @@ async def test_one_whose_answer_was_lost_then_is_found_and_not_posted_again(
     assert lost.value.maybe_arrived
     receipt = await connect().send(attempt.again(lost.value))
     _, second = posts(stand_ins)
-    assert receipt == place(stand_ins, second)
+    assert receipt == locate(stand_ins, second)
 
 
 async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, stand_ins: StandIns) -> None:

@@ -98,7 +98,7 @@ async def test_backups_are_listed_with_what_they_need_the_oldest_first(keyring: 
         {"needs": json.dumps(["x" * (MAX_VERSION_LENGTH + 1)])},
     ],
 )
-async def test_an_entry_that_another_program_changed_is_counted_and_never_taken_for_a_backup_that_needs_less(
+async def test_an_entry_that_another_program_changed_is_counted_and_never_mistaken_for_a_backup_that_needs_less(
     keyring: Keyring, columns: dict[str, Any]
 ) -> None:
     await _add(keyring, entry(JournalStep.RELOAD), BACKUP)

@@ -116,7 +116,7 @@ async def test_a_pending_data_key_whose_status_another_hand_changed_stops_with_a
     assert (await keyring.statuses())["k000"] is DataKeyStatus.ACTIVE
 
 
-async def test_two_runners_that_begin_the_same_rotation_at_once_make_one_data_key(
+async def test_two_runners_that_start_the_same_rotation_at_once_make_one_data_key(
     keyring: Keyring, meddled: Meddled
 ) -> None:
     meddled.meddle = lambda: keyring.administration.rotate(keyring.request(NEW_DEK))

@@ -6,13 +6,14 @@ from sqlalchemy import URL
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import KmsFault
 from services.backend.local_key_file import LocalKey
+from shared.backend_contract import LOCAL_KEK_VERSION
 from shared.keyring.administration import (
     AdministrationError,
     RefusedError,
     RotationState,
     UnreachableError,
 )
-from shared.keyring.model import LOCAL_KEK, LOCAL_KEK_VERSION, WrappedKey, build_wrapping_aad
+from shared.keyring.model import LOCAL_KEK, WrappedKey, build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, Keyring, Meddled, opened, secret_of
@@ -100,7 +101,7 @@ async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_g
     assert await keyring.fingerprint() == before
 
 
-async def test_an_outage_is_told_apart_since_it_may_be_tried_again(
+async def test_an_outage_is_distinguished_since_it_may_be_tried_again(
     keyring: Keyring, versions: Versions, emulator: Emulator
 ) -> None:
     await keyring.fill(1)
@@ -216,7 +217,7 @@ async def test_a_rotation_that_is_not_finished_keeps_others_away_and_says_which_
     await versions.rotate()
     await keyring.administration.rotate(keyring.request(batch_size=1))
     for type_ in (keyring.request().type, NEW_DEK):
-        with pytest.raises(RefusedError, match=r"rotation r1 \(rewrap-kek, begun by the test\) is not finished"):
+        with pytest.raises(RefusedError, match=r"rotation r1 \(rewrap-kek, started by the test\) is not finished"):
             await keyring.rotate(type_, "r2")
     with pytest.raises(RefusedError, match="r1 is of the type rewrap-kek, not new-dek"):
         await keyring.rotate(NEW_DEK, "r1")

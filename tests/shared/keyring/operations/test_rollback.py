@@ -145,7 +145,7 @@ async def test_a_rotation_that_nobody_knows_is_refused(keyring: Keyring) -> None
         await keyring.rollback("r9")
 
 
-async def test_while_another_rotation_is_under_way_none_is_rolled_back(keyring: Keyring, versions: Versions) -> None:
+async def test_while_another_rotation_is_in_progress_none_is_rolled_back(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(2)
     await keyring.rotate(NEW_DEK, "done")
     await versions.rotate()
@@ -175,7 +175,7 @@ async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
     assert await keyring.keys() == before
 
 
-async def test_a_call_that_was_under_way_while_the_rotation_was_rolled_back_says_nothing_of_its_state(
+async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_says_nothing_of_its_state(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(2)

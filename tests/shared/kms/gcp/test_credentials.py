@@ -72,7 +72,7 @@ async def test_a_lookup_that_outlasts_a_call_is_a_timeout_and_then_says_what_is_
     assert finder.calls == 1
 
 
-async def test_after_a_failure_the_next_call_looks_anew() -> None:
+async def test_after_a_failure_the_next_call_looks_again() -> None:
     finder = Finder()
     finder.go_on.set()
     finder.error = RuntimeError("with a secret in it")

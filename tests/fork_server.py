@@ -1,0 +1,159 @@
+"""Python commands that start in a hundredth of a second, since a server that imported everything forks each of them.
+
+To import what a service needs takes a second of CPU, far longer than most tests of its command line. A command is a
+process of its own nevertheless: with its arguments, folder, environment, standard streams, signals and exit code.
+
+Not for tests of what is imported, of a process's limits or memory, or of SIGSTOP: these take `sys.executable -m`.
+"""
+
+import array
+import atexit
+import gc
+import importlib
+import marshal
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CLIENT = Path(__file__).with_name("fork_client.py")
+_MODULES = (
+    "services.backend",
+    "services.exporter",
+    "services.relay",
+    "services.rotator",
+    "ops.demo.stand_ins",
+    "ops.kms_emulator",
+    "ops.smoke",
+)
+_READY = b"ready\n"
+
+
+def forked(module: str) -> list[str]:
+    """What starts `python -m MODULE`; the arguments follow."""
+    return [sys.executable, "-I", "-S", str(CLIENT), _start(), module]
+
+
+@cache
+def _start() -> str:
+    """The server of this process, which ends with it; gives where it listens."""
+    folder = tempfile.TemporaryDirectory(prefix="fork-")
+    place = f"{folder.name}/server"
+    program = [sys.executable, "-m", "tests.fork_server", place]
+    server = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdout
+    assert server.stdout.readline() == _READY
+    server.stdout.close()
+
+    def end() -> None:
+        server.communicate(timeout=10)
+        folder.cleanup()
+
+    atexit.register(end)
+    return place
+
+
+class _Server:
+    def __init__(self, place: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(place)
+        self._listener.listen(64)
+        self._ended, self._wakeup = socket.socketpair()
+        self._wakeup.settimeout(0)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector = selectors.DefaultSelector()
+        for of in (0, self._listener, self._ended):
+            self._selector.register(of, selectors.EVENT_READ)
+        self._clients: dict[int, socket.socket] = {}
+
+    def serve(self) -> tuple[str, list[str]] | None:
+        """Gives, in each forked process, the module to run and its arguments; None in the server, at its end."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj == 0:
+                    return None
+                if key.fileobj is self._listener:
+                    client, _address = self._listener.accept()
+                    if forked := self._fork(client):
+                        return forked
+                elif key.fileobj is self._ended:
+                    self._ended.recv(4096)
+                    self._reap()
+                else:  # the client is gone: it was killed
+                    self._selector.unregister(key.fileobj)
+                    with suppress(ProcessLookupError):
+                        os.kill(key.data, signal.SIGKILL)
+
+    def _fork(self, client: socket.socket) -> tuple[str, list[str]] | None:
+        data, ancillary, _flags, _address = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+        streams = array.array("i", ancillary[0][2])
+        pid = os.fork()
+        if pid == 0:
+            client.close()
+            self._close()
+            return _become(data, streams)
+        for stream in streams:
+            os.close(stream)
+        client.send(b"%d" % pid)
+        self._clients[pid] = client
+        self._selector.register(client, selectors.EVENT_READ, pid)
+        return None
+
+    def _close(self) -> None:
+        """In a forked process, which must not answer for the server."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for one in (self._listener, self._ended, self._wakeup, *self._clients.values()):
+            one.close()
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                client = self._clients.pop(ended[0])
+                with suppress(KeyError):
+                    self._selector.unregister(client)
+                with suppress(OSError):
+                    client.send(b"%d" % os.waitstatus_to_exitcode(ended[1]))
+                client.close()
+
+
+def _become(data: bytes, streams: "array.array[int]") -> tuple[str, list[str]]:
+    """Makes this forked process the command that `data` describes."""
+    module, arguments, folder, environment = marshal.loads(data)  # noqa: S302  # of a process of ours
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environb.clear()
+    os.environb.update(environment)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), encoding=os.environ.get("PYTHONIOENCODING"))  # type: ignore[union-attr]
+    sys.path[0] = str(Path.cwd())
+    return module, [os.fsdecode(argument) for argument in arguments]
+
+
+def main() -> None:
+    server = _Server(sys.argv[1])
+    for module in _MODULES:
+        importlib.import_module(f"{module}.__main__")
+        del sys.modules[f"{module}.__main__"]
+    gc.collect()
+    gc.freeze()
+    os.write(1, _READY)
+    if forked := server.serve():
+        module, arguments = forked
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
