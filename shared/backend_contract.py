@@ -1,7 +1,7 @@
 """Names that one service writes and another reads.
 
-A metric of the backend that the exporter carries over, and the fields of `/healthz`: both sides import them from
-here, so that neither can drift.
+The metrics of the backend that the exporter exports again, and the fields of `/healthz`: both import them from this
+module, so that they cannot differ.
 """
 
 from enum import StrEnum
@@ -34,7 +34,7 @@ KEYRING_METRIC_LABELS: Final[dict[str, tuple[str, ...]]] = {
     KMS_KEYRING_ROWS_UNREADABLE: (),
     KMS_LOCAL_KEY_MISSING: (),
 }
-"""What a backend tells of its data keys and their rotation, with the labels of each family."""
+"""The metrics of a backend about data keys and their rotation, with the labels of each family."""
 
 
 class CryptoMode(StrEnum):

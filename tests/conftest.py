@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests import quick
+from tests import ram_disk
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
@@ -63,7 +63,7 @@ def postgres_programs() -> Iterator[Path]:
 
 @contextmanager
 def _postgres(programs: Path) -> Iterator[Postgres]:
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=quick.place()))
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=ram_disk.find_ram_disk()))
     try:
         server = Postgres(folder, programs)
         try:

@@ -157,6 +157,9 @@ class MemoryKey:
     async def schedule_destruction(self, version: str, *, timeout: float) -> KeyVersion:  # noqa: ARG002
         return self._key.set_state(version, VersionState.PENDING_DESTRUCTION, time.time() + DESTRUCTION_DELAY)
 
+    async def read_service_clock(self, *, timeout: float) -> float | None:  # noqa: ARG002
+        return None
+
     async def close(self) -> None:
         pass
 

@@ -22,9 +22,9 @@ from ops.audit.plan import UnchangeableError, list_warnings, plan_changes
 from ops.audit.resources import read_part
 from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
+from shared.check import format_line, to_one_line
 from shared.config.settings import parse_duration
 from shared.process.command_line import replace_unencodable_output
-from shared.smoke.check import format_line, to_one_line
 
 _EXAMPLES = """\b
 Examples:

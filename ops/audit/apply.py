@@ -6,7 +6,7 @@ Nothing is stored between runs: the current state shows how far an earlier run c
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ops.audit.google_errors import RUN_AGAIN_HINT, ErrorKind, GoogleError
+from ops.audit.google_errors import RETRY_HINT, ErrorKind, GoogleError
 from ops.audit.model import AuditPart, Change, DesiredState, Resource
 from ops.audit.plan import plan_change
 from ops.audit.resources import GoogleCaller, is_finished, read_part, write_change
@@ -42,7 +42,7 @@ def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[flo
                 break
             if attempt == MAX_ATTEMPTS:
                 raise GoogleError(
-                    ErrorKind.FAILED, f"{part}: somebody changes it again and again; find out who, and {RUN_AGAIN_HINT}"
+                    ErrorKind.FAILED, f"{part}: somebody changes it again and again; find out who, and {RETRY_HINT}"
                 )
             if operation:
                 sleep(_PAUSE)
@@ -69,4 +69,4 @@ def _write_change(api: GoogleCaller, change: Change, desired: DesiredState, slee
         if is_finished(api, operation):
             return
         sleep(_PAUSE)
-    raise GoogleError(ErrorKind.FAILED, f"{change.part}: it is still being enabled; wait a minute and {RUN_AGAIN_HINT}")
+    raise GoogleError(ErrorKind.FAILED, f"{change.part}: it is still being enabled; wait a minute and {RETRY_HINT}")

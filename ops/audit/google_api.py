@@ -16,8 +16,9 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 
-from ops.audit.google_errors import LOGIN_HINT, RUN_AGAIN_HINT, ErrorKind, GoogleError, build_error, is_transient
+from ops.audit.google_errors import LOGIN_HINT, RETRY_HINT, ErrorKind, GoogleError, build_error, is_transient
 from shared import VERSION
+from shared.net.proxy import Proxy, find_environment_proxy
 
 _APIS: Final = {
     "serviceusage": ("v1", ""),
@@ -86,7 +87,7 @@ class GoogleApi:
             except (OSError, httplib2.HttpLib2Error, ValueError, LookupError, TypeError) as error:
                 if attempt == _MAX_ATTEMPTS:
                     what = f"{name} got no answer that can be read ({type(error).__name__})"
-                    todo = f"look whether this machine reaches Google, and {RUN_AGAIN_HINT}"
+                    todo = f"look whether this machine reaches Google, and {RETRY_HINT}"
                     raise GoogleError(ErrorKind.FAILED, f"{what}; {todo}") from None
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")
@@ -101,7 +102,7 @@ class GoogleApi:
     def _get_api(self, name: str) -> Any:
         if name not in self._apis:
             if self._http is None:
-                connection = httplib2.Http(timeout=_TIMEOUT_SECONDS)
+                connection = httplib2.Http(timeout=_TIMEOUT_SECONDS, proxy_info=_EnvironmentProxy)
                 self._http = google_auth_httplib2.AuthorizedHttp(self._load_credentials(), http=connection)
             version, path = _APIS[name]
             options = {"api_endpoint": f"{self._endpoint.rstrip('/')}/{name}/{path}"} if self._endpoint else None
@@ -123,6 +124,30 @@ class GoogleApi:
         except DefaultCredentialsError:
             raise GoogleError(ErrorKind.FAILED, f"there are no credentials for Google; {LOGIN_HINT}") from None
         return credentials
+
+
+class _EnvironmentProxy(httplib2.ProxyInfo):  # type: ignore[misc]
+    """The proxy that the environment names for a host; httplib2's own rules differ from those of the other programs."""
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+        self._proxy: Proxy | None = None
+
+    def isgood(self) -> bool:
+        """Whether to ask the next two."""
+        return True
+
+    def applies_to(self, hostname: str) -> bool:
+        """Whether a proxy leads to a host. Raises EgressError."""
+        self._proxy = find_environment_proxy(f"{self._scheme}://{hostname}")
+        return self._proxy is not None
+
+    def astuple(self) -> tuple[Any, ...]:
+        """That proxy, as httplib2 wants it."""
+        assert self._proxy  # noqa: S101  # by applies_to
+        user, _, password = (self._proxy.login or "").partition(":")
+        http_proxy, name_resolved_there = 3, True
+        return http_proxy, *self._proxy.address, name_resolved_there, user or None, password or None, None
 
 
 def _execute(request: Any, kind: type) -> Any:

@@ -62,7 +62,7 @@ def build_permission_hint(method: str) -> str:
 LOGIN_HINT: Final = (
     "log in with `gcloud auth application-default login`, or name a file in GOOGLE_APPLICATION_CREDENTIALS"
 )
-RUN_AGAIN_HINT: Final = "run this again: it goes on where it stopped"
+RETRY_HINT: Final = "run this again: it goes on where it stopped"
 
 
 class ErrorKind(Enum):
@@ -109,9 +109,7 @@ def build_error(name: str, status: int, google_message: str, reasons: set[str]) 
     if status == 401:
         return GoogleError(kind, f"the credentials are not taken; {LOGIN_HINT}")
     if is_transient(status, reasons):
-        return GoogleError(
-            kind, f"{name} still fails with {status} ({google_message}); wait a minute and {RUN_AGAIN_HINT}"
-        )
+        return GoogleError(kind, f"{name} still fails with {status} ({google_message}); wait a minute and {RETRY_HINT}")
     if "quota project" in google_message:  # a person's credentials need a project that pays for the calls
         todo = "say which with `gcloud auth application-default set-quota-project PROJECT`"
     elif reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:

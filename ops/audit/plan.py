@@ -73,18 +73,20 @@ def list_warnings(state: CurrentState) -> Iterator[str]:
 
 
 def _refuse_unchangeable(part: AuditPart, state: CurrentState, desired: DesiredState) -> None:
-    there = state[part]
-    if part not in {AuditPart.DATASET, AuditPart.BUCKET} or not there:
+    existing = state[part]
+    if part not in {AuditPart.DATASET, AuditPart.BUCKET} or not existing:
         return
     named = f"the dataset {DATASET}" if part is AuditPart.DATASET else f"the bucket {desired.bucket}"
-    if there["location"].lower() != desired.location.lower():
+    if existing["location"].lower() != desired.location.lower():
         raise UnchangeableError(
-            f"{named} is in {there['location']}, and Google moves none; say --location {there['location']}, "
+            f"{named} is in {existing['location']}, and Google moves none; say --location {existing['location']}, "
             "or copy what it holds elsewhere and remove it"
         )
-    if part is AuditPart.BUCKET and f"projects/{there['projectNumber']}" != (state[AuditPart.API] or {}).get("parent"):
+    if part is AuditPart.BUCKET and f"projects/{existing['projectNumber']}" != (state[AuditPart.API] or {}).get(
+        "parent"
+    ):
         raise UnchangeableError(
-            f"{named} belongs to another project, number {there['projectNumber']}; "
+            f"{named} belongs to another project, number {existing['projectNumber']}; "
             "the whole world shares the names of buckets: choose another one"
         )
 
@@ -154,18 +156,18 @@ def _grant_dataset_access(old: Resource, state: CurrentState, _desired: DesiredS
 def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
     new = old or {"name": desired.bucket, "location": desired.location}
     access = {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"}
-    there = old.get("iamConfiguration", {})
-    uniform = there.get("uniformBucketLevelAccess", {}).get("enabled")
-    if not uniform or there.get("publicAccessPrevention") != "enforced":
+    existing = old.get("iamConfiguration", {})
+    uniform = existing.get("uniformBucketLevelAccess", {}).get("enabled")
+    if not uniform or existing.get("publicAccessPrevention") != "enforced":
         others = {
-            key: value for key, value in there.items() if key != "bucketPolicyOnly"
+            key: value for key, value in existing.items() if key != "bucketPolicyOnly"
         }  # an old name of the same switch
         new = new | {"iamConfiguration": others | access}
     rules = old.get("lifecycle", {}).get("rule", [])
-    ours = {"action": {"type": "Delete"}, "condition": {"age": RETENTION_DAYS}}
-    ages = [rule for rule in rules if rule["action"] == ours["action"] and set(rule["condition"]) == {"age"}]
-    if ages != [ours]:
-        new = new | {"lifecycle": {"rule": [*(rule for rule in rules if rule not in ages), ours]}}
+    delete_rule = {"action": {"type": "Delete"}, "condition": {"age": RETENTION_DAYS}}
+    ages = [rule for rule in rules if rule["action"] == delete_rule["action"] and set(rule["condition"]) == {"age"}]
+    if ages != [delete_rule]:
+        new = new | {"lifecycle": {"rule": [*(rule for rule in rules if rule not in ages), delete_rule]}}
     return new
 
 

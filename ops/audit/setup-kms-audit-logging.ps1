@@ -7,8 +7,8 @@ $bin = Join-Path $venv $(if ($env:OS -eq 'Windows_NT') { 'Scripts/python' } else
 $installed = Join-Path $venv (Get-FileHash "$root/requirements/audit.lock").Hash
 
 if (-not (Test-Path $installed)) {
-    $python = if ($env:PYTHON) { $env:PYTHON } elseif (Get-Command python3 -ErrorAction SilentlyContinue) { 'python3' } else { 'python' }
-    & $python -m venv --clear $venv
+    . (Join-Path $root 'ops/tools/find-python.ps1')
+    & $python @options -m venv --clear $venv
     if ($LASTEXITCODE -ne 0) { Write-Error 'keypulse needs Python 3.11 or newer; install it, or name it in PYTHON'; exit 2 }
     & $bin -m pip install --quiet --require-hashes --only-binary :all: -r "$root/requirements/build.lock" -r "$root/requirements/audit.lock"
     if ($LASTEXITCODE -ne 0) { Write-Error 'pip needs to reach a package index this once; look at what it says above'; exit 1 }

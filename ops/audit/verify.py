@@ -12,7 +12,7 @@ from ops.audit.log_search import search_bigquery, search_bucket, search_log
 from ops.audit.model import DesiredState
 from ops.audit.plan import UnchangeableError, plan_changes
 from ops.audit.resources import GoogleCaller, read_part
-from shared.smoke.check import CheckResult, Outcome
+from shared.check import CheckOutcome, CheckResult
 
 _POLL_INTERVAL: Final = 10.0
 """Seconds between two searches; the quota for reading the log is 60 a minute for each project."""
@@ -82,21 +82,21 @@ def verify_logging(
         if all(result.is_ok for result in before):
             waiting |= destinations
         else:
-            why = "not looked at: first comes what failed above"
-            yield from (CheckResult(name, Outcome.SKIPPED, why) for name in destinations)
-    began = clock.seconds()
+            cause = "not looked at: first comes what failed above"
+            yield from (CheckResult(name, CheckOutcome.SKIPPED, cause) for name in destinations)
+    started_at = clock.seconds()
     while waiting:
         for name, (search, late) in list(waiting.items()):
-            result = _search_once(name, search, clock.seconds, began)
-            if result is None and clock.seconds() - began >= timeout:
+            result = _search_once(name, search, clock.seconds, started_at)
+            if result is None and clock.seconds() - started_at >= timeout:
                 result = CheckResult(
-                    name, Outcome.FAILED, f"{probe.marker} has not arrived", late, clock.seconds() - began
+                    name, CheckOutcome.FAILED, f"{probe.marker} has not arrived", late, clock.seconds() - started_at
                 )
             if result:
                 del waiting[name]
                 yield result
         if waiting:
-            clock.sleep(min(_POLL_INTERVAL, max(0.0, timeout - (clock.seconds() - began))))
+            clock.sleep(min(_POLL_INTERVAL, max(0.0, timeout - (clock.seconds() - started_at))))
 
 
 def _check_prerequisites(
@@ -110,12 +110,12 @@ def _check_prerequisites(
 
 def _run_check(name: str, check: Callable[[], tuple[str, str]], seconds: Callable[[], float]) -> CheckResult:
     """Run `check`, which returns a detail and a hint; the hint is empty if it passed."""
-    began = seconds()
+    started_at = seconds()
     try:
         detail, hint = check()
     except (GoogleError, UnchangeableError) as error:
         detail, _, hint = str(error).partition("; ")
-    return CheckResult(name, Outcome.FAILED if hint else Outcome.PASSED, detail, hint, seconds() - began)
+    return CheckResult(name, CheckOutcome.FAILED if hint else CheckOutcome.PASSED, detail, hint, seconds() - started_at)
 
 
 def _check_settings(api: GoogleCaller, desired: DesiredState) -> tuple[str, str]:
@@ -169,5 +169,5 @@ def _search_once(name: str, search: SearchProbe, seconds: Callable[[], float], s
         arrived = search()
     except GoogleError as error:
         detail, _, hint = str(error).partition("; ")
-        return CheckResult(name, Outcome.FAILED, detail, hint, seconds() - started_at)
-    return CheckResult(name, Outcome.PASSED, "it has arrived", seconds=seconds() - started_at) if arrived else None
+        return CheckResult(name, CheckOutcome.FAILED, detail, hint, seconds() - started_at)
+    return CheckResult(name, CheckOutcome.PASSED, "it has arrived", seconds=seconds() - started_at) if arrived else None

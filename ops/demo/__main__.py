@@ -13,11 +13,11 @@ from ops.demo import scenario, shell_environment, stack, timeline
 from ops.demo.ports import Ports
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
+from shared.check import format_line
 from shared.http.server import StartError
 from shared.process.command_line import replace_unencodable_output, run_until_done_or_exit
 from shared.process.shutdown import wait_for_stop_signal
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS
-from shared.smoke.check import format_line
 
 console = Console(highlight=False)
 
@@ -84,6 +84,7 @@ async def _run_smoke_test(ports: Ports) -> bool:
     """Prints the smoke test's lines; whether each check passed."""
     where = Deployment(
         backend=ports.build_url("backend"),
+        environment="demo",
         prometheus=ports.build_url("prometheus"),
         alertmanager=ports.build_url("alertmanager"),
         relay=ports.build_url("relay"),

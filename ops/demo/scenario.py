@@ -46,9 +46,9 @@ async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[lis
     hops: list[Hop] = []
     states: tuple[State, ...] = ("firing", "resolved")
     for state in states:
-        began = time.time()
+        started_at = time.time()
         await _switch_kms(stack, "break" if state == "firing" else "heal")
-        results, missing = await _Phase(stack, state, began, on_hop).wait_for_hops()
+        results, missing = await _Phase(stack, state, started_at, on_hop).wait_for_hops()
         hops += results
         if missing:
             return hops, missing
@@ -142,14 +142,14 @@ class _Phase:
         if not self.is_accepted.is_set():
             return None
         rows = [row for row in await self._list_deliveries() if row["channel"].startswith(channel)]
-        held = await self.stack.get_json("stand_ins", "/api/state") if rows else None
+        received = await self.stack.get_json("stand_ins", "/api/state") if rows else None
         if (
-            held is None
+            received is None
             or len(rows) < _DELIVERIES_PER_CHANNEL[channel]
             or any(row["state"] != "delivered" for row in rows)
         ):
             return None
-        messages = [self._find_message(held, channel, row["receipt"]) for row in rows]
+        messages = [self._find_message(received, channel, row["receipt"]) for row in rows]
         if not all(message and self._has_links(message) for message in messages):
             return None
         return max(float(message["at"]) for message in messages if message)

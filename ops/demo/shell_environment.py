@@ -44,5 +44,6 @@ def build_variables(folder: Path, ports: Ports) -> dict[str, str]:
         "CHANNEL": "slack-critical",
         "DEMO": str(folder),
         "DEMO_PID": str(os.getpid()),
+        "KEYPULSE_SMOKE_ENVIRONMENT": "demo",
         **{f"KEYPULSE_SMOKE_{option}": parts[part] for option, part in smoke.items()},
     }

@@ -11,6 +11,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard
 
 from ops.grafana.variables import DATASOURCE, ENV_SELECTOR, SERVICE_SELECTOR
+from ops.prometheus.build import select_exporter_job
 
 FIRING_ALERTS: Final = (
     f'ALERTS{{alertstate="firing", alertname=~"(KMS|Relay).*", {ENV_SELECTOR}, service=~"$service|"}}'
@@ -22,7 +23,7 @@ class _AnnotationQuery(dashboard.AnnotationQuery):
     """Of Prometheus, with a title and a text in which `{{label}}` stands for the label's value."""
 
     def __init__(self, expr: str, title: str, text: str, *, at_value: bool) -> None:
-        super().__init__(expr=expr)
+        super().__init__(expr=select_exporter_job(expr))
         self._extra_fields: Final = {
             "step": "30s",
             "titleFormat": title,

@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from ops.helm import CHART
 from ops.helm.values_schema import build_values_schema
 from ops.helm.values_table import build_values_table
@@ -25,7 +23,7 @@ def build_files() -> dict[Path, str]:
     copied["alertmanager.yml"] = _OPS / "alertmanager/alertmanager.yml"
     files = {CHART / "files" / name: source.read_text(encoding="utf-8") for name, source in copied.items()}
     values = (CHART / "values.yaml").read_text(encoding="utf-8")
-    files[CHART / "values.schema.json"] = json.dumps(build_values_schema(yaml.safe_load(values)), indent=1) + "\n"
+    files[CHART / "values.schema.json"] = json.dumps(build_values_schema(values), indent=1) + "\n"
     readme = CHART / "README.md"
     prose = readme.read_text(encoding="utf-8").partition(TABLE_MARKER)[0]
     files[readme] = prose + TABLE_MARKER + build_values_table(values)

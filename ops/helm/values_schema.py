@@ -1,17 +1,20 @@
 """values.yaml and the servers' own schemas → the chart's values.schema.json.
 
-The keys of values.yaml may be set, with the types of its values; exceptions are listed here. A part's `config` has the
-schema of its own settings, so a typo is refused before anything is installed.
+The keys of values.yaml may be set, with the types of its values; exceptions are listed here. Its comments explain them.
+A part's `config` has the schema of its own settings, so a typo is refused before anything is installed.
 """
 
+import re
 from typing import Any, Final
 
+import yaml
 from pydantic import BaseModel
 
-from services.backend.config import Settings as Backend
-from services.exporter.config import Settings as Exporter
+from ops.helm.values_table import list_values
+from services.backend.config import BackendSettings as Backend
+from services.exporter.config import ExporterSettings as Exporter
 from services.relay.config import RelaySettings as Relay
-from services.rotator.config import Settings as Rotator
+from services.rotator.config import RotatorSettings as Rotator
 
 Schema = dict[str, Any]
 
@@ -98,26 +101,48 @@ _BY_PATH: Final[dict[str, Schema]] = {
 }
 
 
-def build_values_schema(values: dict[str, Any]) -> Schema:
-    """The whole of it, for values.yaml as it was read."""
+def build_values_schema(text: str) -> Schema:
+    """The whole of it, for the text of values.yaml."""
+    comments = _explain_values({path: comment for path, _, comment in list_values(text)})
     definitions: Schema = {}
     configs = {f"{name}.config": _build_config_schema(name, definitions) for name in _SETTINGS}
-    whole = _build_schema(values, "", _BY_PATH | configs)
+    whole = _build_schema(yaml.safe_load(text), "", _BY_PATH | configs, comments)
     for part in _SETTINGS:  # its Secret is a volume, which has to have a name
-        whole["properties"][part]["properties"]["existingSecret"] = {"type": "string", "minLength": 1}
+        whole["properties"][part]["properties"]["existingSecret"] |= {"minLength": 1}
     # Set by a parent chart: `global`, and `enabled` for the condition of the dependency.
-    whole["properties"] |= {"global": _ANY_OBJECT, "enabled": {"type": "boolean"}}
+    enabled = {"type": "boolean", "description": "The condition of the dependency, in a chart around this one."}
+    whole["properties"] |= {"global": _ANY_OBJECT | {"description": "Of a chart around this one."}, "enabled": enabled}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
 
 
-def _build_schema(value: object, path: str, overrides: dict[str, Schema]) -> Schema:
+def _explain_values(comments: dict[str, str]) -> dict[str, str]:
+    """Replace `As exporter.image.` by that comment. A part's value without one has the meaning of another part's."""
+
+    def explain(path: str) -> str:
+        part, _, key = path.partition(".")
+        alike = [f"{other}.{key}" for other in _SETTINGS] if part in _SETTINGS else []
+        comment = next((comments[each] for each in (path, *alike) if comments.get(each)), "")
+        named = re.fullmatch(r"As ([\w.]+)\.", comment)
+        return explain(named[1]) if named else comment
+
+    return {path: explain(path) for path in comments}
+
+
+def _build_schema(value: object, path: str, overrides: dict[str, Schema], comments: dict[str, str]) -> Schema:
+    schema = _build_type(value, path, overrides, comments)
+    return schema | {"description": comments[path]} if comments.get(path) else schema
+
+
+def _build_type(value: object, path: str, overrides: dict[str, Schema], comments: dict[str, str]) -> Schema:
     if path in overrides:
         return overrides[path]
     name = path.rpartition(".")[2]
     if name in _BY_NAME:
         return _BY_NAME[name]
     if isinstance(value, dict):
-        properties = {key: _build_schema(each, f"{path}.{key}".lstrip("."), overrides) for key, each in value.items()}
+        properties = {
+            key: _build_schema(each, f"{path}.{key}".lstrip("."), overrides, comments) for key, each in value.items()
+        }
         return {"type": "object", "properties": properties, "additionalProperties": False}
     kinds = {bool: "boolean", int: "integer", str: "string", list: "array"}
     return {"type": kinds[type(value)]}

@@ -9,10 +9,10 @@ from google.cloud import kms_v1 as kms
 
 from ops.kms_emulator import ciphertext as crypto
 from ops.kms_emulator import resource_names
-from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.faults import KmsFaults
 from ops.kms_emulator.grpc_errors import failed_precondition, invalid_argument
 from ops.kms_emulator.model import Key
-from ops.kms_emulator.store import Store
+from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.wire_format import compute_crc32c
 
 MAX_BYTES = 64 * 1024
@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024
 class CryptoMethods:
     """The two methods that use key material."""
 
-    def __init__(self, store: Store, faults: Faults) -> None:
+    def __init__(self, store: EmulatorStore, faults: KmsFaults) -> None:
         self._store = store
         self._faults = faults
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 
 from ops.kms_emulator import fault_api, grpc_service
-from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.faults import KmsFaults
 from ops.kms_emulator.grpc_errors import StatusError
-from ops.kms_emulator.store import LockedFolder, Store
+from ops.kms_emulator.store import EmulatorStore, LockedFolder
 from shared.config.settings import Address
 from shared.http.server import StartError, bind_socket, create_registry, serve
 
@@ -30,8 +30,8 @@ class Emulator:
     """The address of gRPC, in plaintext."""
     faults_address: Address
     """The address of HTTP: faults and metrics."""
-    faults: Faults
-    store: Store
+    faults: KmsFaults
+    store: EmulatorStore
 
 
 @asynccontextmanager
@@ -59,14 +59,14 @@ async def run_emulator(
         if data:
             folder = await asyncio.to_thread(LockedFolder, data)
             stack.callback(folder.release)
-        store = await asyncio.to_thread(Store, data, clock)
+        store = await asyncio.to_thread(EmulatorStore, data, clock)
         try:
             await store.create_missing_keys(keys)
         except StatusError as error:
             raise StartError(error.message) from None
         with bind_socket(listen):  # report a taken address before anything starts: gRPC would log several lines
             pass
-        active = Faults(random.random)
+        active = KmsFaults(random.random)
         metrics = create_registry()
         http = fault_api.build_app(active, metrics, remote=not faults.is_loopback)
         faults_address = await stack.enter_async_context(serve(http, faults))

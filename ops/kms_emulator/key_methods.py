@@ -18,8 +18,8 @@ from google.cloud import kms_v1 as kms
 from ops.kms_emulator import resource_names
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.grpc_errors import invalid_argument, unimplemented
-from ops.kms_emulator.model import DEFAULT_DESTROY_SCHEDULED_DURATION, Key, State, Version
-from ops.kms_emulator.store import Store
+from ops.kms_emulator.model import DEFAULT_DESTROY_SCHEDULED_DURATION, EmulatedState, Key, Version
+from ops.kms_emulator.store import EmulatorStore
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -104,14 +104,14 @@ def _to_timedelta(seconds: float | None) -> timedelta | None:
 
 _ENCRYPT_DECRYPT = kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT
 _STATES = kms.CryptoKeyVersion.CryptoKeyVersionState
-_SETTABLE_STATES = {_STATES.ENABLED: State.ENABLED, _STATES.DISABLED: State.DISABLED}
+_SETTABLE_STATES = {_STATES.ENABLED: EmulatedState.ENABLED, _STATES.DISABLED: EmulatedState.DISABLED}
 _HOUR = 3600.0
 
 
 class KeyMethods:
     """The methods that read or change what exists."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: EmulatorStore) -> None:
         self._store = store
 
     async def create_key_ring(self, request: kms.CreateKeyRingRequest) -> kms.KeyRing:
@@ -128,26 +128,26 @@ class KeyMethods:
     async def list_key_rings(self, request: kms.ListKeyRingsRequest) -> kms.ListKeyRingsResponse:
         """The key rings of a location, by name."""
         rings = self._store.list_key_rings(resource_names.parse_location(request.parent))
-        keys_shown, token = paginate(rings, request)
-        found = [build_key_ring(name, self._store.get_key_ring_time(name)) for name in keys_shown]
+        page, token = paginate(rings, request)
+        found = [build_key_ring(name, self._store.get_key_ring_time(name)) for name in page]
         return kms.ListKeyRingsResponse(key_rings=found, next_page_token=token, total_size=len(rings))
 
     async def create_crypto_key(self, request: kms.CreateCryptoKeyRequest) -> kms.CryptoKey:
         """A key, with version 1 as its primary unless the caller wants none."""
         id_ = resource_names.check_new_id(request.crypto_key_id, "crypto_key_id")
         name = f"{resource_names.parse_key_ring(request.parent)}/cryptoKeys/{id_}"
-        wanted = request.crypto_key
-        _check_supported(wanted)
+        requested = request.crypto_key
+        _check_supported(requested)
         now = self._store.clock()
         key = _check_durations(
             Key(
                 name,
                 now,
-                labels=dict(wanted.labels),
-                destroy_scheduled_duration=_to_seconds(wanted.destroy_scheduled_duration)
+                labels=dict(requested.labels),
+                destroy_scheduled_duration=_to_seconds(requested.destroy_scheduled_duration)
                 or DEFAULT_DESTROY_SCHEDULED_DURATION,
-                rotation_period=_to_seconds(wanted.rotation_period),
-                next_rotation=_to_unix_seconds(wanted.next_rotation_time),
+                rotation_period=_to_seconds(requested.rotation_period),
+                next_rotation=_to_unix_seconds(requested.next_rotation_time),
             )
         )
         if not request.skip_initial_version_creation:
@@ -162,13 +162,13 @@ class KeyMethods:
     async def list_crypto_keys(self, request: kms.ListCryptoKeysRequest) -> kms.ListCryptoKeysResponse:
         """The keys of a key ring, by name."""
         keys = await self._store.list_keys(resource_names.parse_key_ring(request.parent))
-        keys_shown, token = paginate(keys, request)
-        found = [build_crypto_key(key) for key in keys_shown]
+        page, token = paginate(keys, request)
+        found = [build_crypto_key(key) for key in page]
         return kms.ListCryptoKeysResponse(crypto_keys=found, next_page_token=token, total_size=len(keys))
 
     async def update_crypto_key(self, request: kms.UpdateCryptoKeyRequest) -> kms.CryptoKey:
         """Update labels and planned rotation by the mask; the plan is stored and shown, never executed."""
-        wanted = request.crypto_key
+        requested = request.crypto_key
         paths = set(request.update_mask.paths)
         unknown = paths - {"labels", "rotation_period", "next_rotation_time"}
         if unknown or not paths:
@@ -177,16 +177,16 @@ class KeyMethods:
             )
 
         def update(key: Key) -> Key:
-            period = _to_seconds(wanted.rotation_period) if "rotation_period" in paths else key.rotation_period
+            period = _to_seconds(requested.rotation_period) if "rotation_period" in paths else key.rotation_period
             next_rotation = (
-                _to_unix_seconds(wanted.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
+                _to_unix_seconds(requested.next_rotation_time) if "next_rotation_time" in paths else key.next_rotation
             )
-            labels = dict(wanted.labels) if "labels" in paths else key.labels
+            labels = dict(requested.labels) if "labels" in paths else key.labels
             return _check_durations(
                 key.with_settings(labels=labels, rotation_period=period, next_rotation=next_rotation)
             )
 
-        return build_crypto_key(await self._store.update_key(resource_names.parse_key_name(wanted.name), update))
+        return build_crypto_key(await self._store.update_key(resource_names.parse_key_name(requested.name), update))
 
     async def update_crypto_key_primary_version(
         self, request: kms.UpdateCryptoKeyPrimaryVersionRequest
@@ -214,8 +214,8 @@ class KeyMethods:
     ) -> kms.ListCryptoKeyVersionsResponse:
         """The versions of a key, by number."""
         key = await self._store.get_key(resource_names.parse_key_name(request.parent))
-        keys_shown, token = paginate(key.versions, request)
-        found = [build_crypto_key_version(key, version) for version in keys_shown]
+        page, token = paginate(key.versions, request)
+        found = [build_crypto_key_version(key, version) for version in page]
         return kms.ListCryptoKeyVersionsResponse(
             crypto_key_versions=found, next_page_token=token, total_size=len(key.versions)
         )

@@ -13,7 +13,7 @@ DEFAULT_DESTROY_SCHEDULED_DURATION = 30 * 86400.0
 """Seconds; `destroy_scheduled_duration` of a key that was created without one."""
 
 
-class State(StrEnum):
+class EmulatedState(StrEnum):
     """The states that a version of the emulator can have, by Google's own names."""
 
     ENABLED = "ENABLED"
@@ -27,7 +27,7 @@ class Version:
     """One version of a key. All times are Unix seconds."""
 
     number: int
-    state: State
+    state: EmulatedState
     created_at: float
     material: bytes | None = field(repr=False)
     """32 bytes of AES-256; None once destroyed."""
@@ -64,7 +64,7 @@ class Key:
     def get_usable_material(self, number: int) -> bytes:
         """The material of an ENABLED version. Raises FAILED_PRECONDITION in every other state."""
         version = self.version(number)
-        if version.state is not State.ENABLED or version.material is None:
+        if version.state is not EmulatedState.ENABLED or version.material is None:
             raise self._build_state_error("is not enabled", version)
         return version.material
 
@@ -80,7 +80,7 @@ class Key:
 
     def with_new_version(self, material: bytes, now: float) -> Self:
         """Add a version, ENABLED; the primary stays the same."""
-        version = Version(len(self.versions) + 1, State.ENABLED, now, material)
+        version = Version(len(self.versions) + 1, EmulatedState.ENABLED, now, material)
         return replace(self, versions=(*self.versions, version))
 
     def with_primary(self, number: int, now: float) -> Self:
@@ -90,27 +90,27 @@ class Key:
             return self
         return replace(self, primary=number, previous_primary=self.primary, primary_changed=now)
 
-    def with_state(self, number: int, state: State) -> Self:
+    def with_state(self, number: int, state: EmulatedState) -> Self:
         """Enables or disables a version; only one that is ENABLED or DISABLED."""
         version = self.version(number)
-        if version.state not in {State.ENABLED, State.DISABLED}:
+        if version.state not in {EmulatedState.ENABLED, EmulatedState.DISABLED}:
             raise self._build_state_error("is neither enabled nor disabled", version)
         return self._with_version(replace(version, state=state))
 
     def with_destruction(self, number: int, now: float) -> Self:
         """Schedules the destruction of a version that is ENABLED or DISABLED."""
         version = self.version(number)
-        if version.state not in {State.ENABLED, State.DISABLED}:
+        if version.state not in {EmulatedState.ENABLED, EmulatedState.DISABLED}:
             raise self._build_state_error("cannot be destroyed", version)
         due = now + self.destroy_scheduled_duration
-        return self._with_version(replace(version, state=State.DESTROY_SCHEDULED, destroy_time=due))
+        return self._with_version(replace(version, state=EmulatedState.DESTROY_SCHEDULED, destroy_time=due))
 
     def with_restored_version(self, number: int) -> Self:
         """Cancel a scheduled destruction: the version is DISABLED afterwards."""
         version = self.version(number)
-        if version.state is not State.DESTROY_SCHEDULED:
+        if version.state is not EmulatedState.DESTROY_SCHEDULED:
             raise self._build_state_error("is not scheduled for destruction", version)
-        return self._with_version(replace(version, state=State.DISABLED, destroy_time=None))
+        return self._with_version(replace(version, state=EmulatedState.DISABLED, destroy_time=None))
 
     def _with_version(self, version: Version) -> Self:
         others = (version if v.number == version.number else v for v in self.versions)
@@ -121,9 +121,17 @@ class Key:
 
 
 def _apply_due_destruction(version: Version, now: float) -> Version:
-    if version.state is not State.DESTROY_SCHEDULED or version.destroy_time is None or now < version.destroy_time:
+    if (
+        version.state is not EmulatedState.DESTROY_SCHEDULED
+        or version.destroy_time is None
+        or now < version.destroy_time
+    ):
         return version
     # Cloud KMS destroys at some time after destroy_time; here it is exactly then.
     return replace(
-        version, state=State.DESTROYED, material=None, destroy_time=None, destroy_event_time=version.destroy_time
+        version,
+        state=EmulatedState.DESTROYED,
+        material=None,
+        destroy_time=None,
+        destroy_event_time=version.destroy_time,
     )

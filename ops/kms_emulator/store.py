@@ -38,8 +38,8 @@ class LockedFolder:
             fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._opened)
-            why = "another emulator uses it" if isinstance(error, BlockingIOError) else error.strerror
-            raise StartError(f"cannot keep state in {path}: {why}; set another --data") from None
+            cause = "another emulator uses it" if isinstance(error, BlockingIOError) else error.strerror
+            raise StartError(f"cannot keep state in {path}: {cause}; set another --data") from None
 
     def release(self) -> None:
         """Others may use it from now on."""
@@ -61,7 +61,7 @@ _FORMAT = 1
 """The only key of the file's mapping: a later layout gets the next number."""
 
 
-class Store:
+class EmulatorStore:
     """The key rings and keys. Safe for concurrent calls on one event loop."""
 
     def __init__(self, folder: Path | None, clock: Callable[[], float]) -> None:

@@ -9,14 +9,17 @@ from typing import Any, Literal, get_args
 
 import click
 
-from ops.smoke.deployment import Deployment, run_checks
+from ops.smoke.deployment import Deployment, Environment, run_checks
 from shared import VERSION
+from shared.check import CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.config.settings import parse_duration
 from shared.config.url import check_base_url
 from shared.process.command_line import replace_unencodable_output
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS, Severity
-from shared.smoke.check import CheckResult, build_document, format_line, render_junit, render_markdown
+from shared.smoke.backend import RecordsMode
+from shared.smoke.http_client import CA_FILE
+from shared.smoke.report import build_document, render_junit, render_markdown
 
 _EXAMPLES = """\b
 Examples:
@@ -25,6 +28,8 @@ Examples:
   keypulse-smoke --base-url http://127.0.0.1:8000 --alertmanager http://127.0.0.1:9093 \\
       --relay http://127.0.0.1:9912 --relay-token-file relay_viewer --test-alert
   keypulse-smoke --base-url http://127.0.0.1:8000 --json --junit smoke.xml
+  keypulse-smoke --base-url http://127.0.0.1:8000 --records off
+  keypulse-smoke --prometheus http://127.0.0.1:9090 --relay http://127.0.0.1:9912
 Each option is also read from the environment: --base-url from KEYPULSE_SMOKE_BASE_URL, and so on.
 """
 
@@ -56,8 +61,20 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
 
 
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "KEYPULSE_SMOKE"})
-@click.option("--base-url", type=_URL, required=True, help="The backend.")
+@click.option("--base-url", type=_URL, help="The backend; may be missing where only keys are watched.")
 @click.option("--token-file", type=_FILE, help="The token that the backend's /v1/records needs: of the role responder.")
+@click.option(
+    "--records",
+    type=click.Choice(get_args(RecordsMode)),
+    default="auto",
+    help="Whether a record is written and read at /v1/records: auto (default) where the backend has it, on, or off.",
+)
+@click.option(
+    "--environment",
+    type=click.Choice(get_args(Environment)),
+    default="production",
+    help="Of the deployment. In production, the default, a placeholder's runbook in the rules is an error.",
+)
 @click.option("--prometheus", type=_URL, help="Check its targets, rules and recordings.")
 @click.option("--alertmanager", type=_URL, help="Check that it is ready.")
 @click.option("--relay", type=_URL, help="Check that it is ready, and that its API answers.")
@@ -78,6 +95,7 @@ _URL, _FILE = _UrlOption(), click.Path(path_type=Path)
     default=TEST_ALERT_TIMEOUT_SECONDS,
     help="Of the test alert, to its last receipt. Default 3m.",
 )
+@click.option("--ca-file", type=_FILE, help="Certificate authorities in PEM, trusted instead of the usual ones.")
 @click.option("--junit", "junit_file", type=_FILE, help="Write JUnit XML to this file, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 @click.option("--verbose", is_flag=True, help="Print details and seconds of passed checks, too.")
@@ -87,14 +105,21 @@ def main(**options: Any) -> None:
 
     Exit codes: 0 all checks passed, 1 one failed, 2 wrong usage.
     """
+    if not any(options[name] for name in ("base_url", "prometheus", "alertmanager", "relay", "grafana")):
+        raise click.UsageError(
+            "Missing option '--base-url', or one of --prometheus, --alertmanager, --relay, --grafana."
+        )
     if options["test_alert"] and not (options["alertmanager"] and options["relay"]):
         raise click.UsageError(
             "--test-alert needs --alertmanager, which it is posted to, and --relay, which delivers it"
         )
     replace_unencodable_output()
+    CA_FILE.set(options["ca_file"])
     where = Deployment(
         backend=options["base_url"],
+        environment=options["environment"],
         backend_token=_open_secret(options["token_file"]),
+        records=options["records"],
         prometheus=options["prometheus"],
         alertmanager=options["alertmanager"],
         relay=options["relay"],

@@ -2,22 +2,27 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ops.prometheus.rule_files import read_rules
+from shared.check import CheckOutcome, CheckResult
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import Severity, check_alertmanager, check_relay, check_test_alert
-from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckResult, Outcome
+from shared.smoke.backend import RecordsMode, check_backend
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import check_prometheus
+
+Environment = Literal["production", "staging", "demo"]
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The base URLs of the parts; None skips a part."""
+    """The base URLs of the parts; None skips a part. In production a placeholder in the rules is an error."""
 
-    backend: str
+    backend: str | None = None
+    environment: Environment = "production"
     backend_token: SecretFile | None = None
+    records: RecordsMode = "auto"
     prometheus: str | None = None
     alertmanager: str | None = None
     relay: str | None = None
@@ -36,9 +41,15 @@ async def run_checks(
         test_alert: of this severity, posted if Alertmanager and the relay passed; None posts none.
         alert_timeout: seconds for the test alert.
     """
-    yield await check_backend(deployment.backend, deployment.backend_token)
+    if deployment.backend:
+        yield await check_backend(deployment.backend, deployment.backend_token, records=deployment.records)
     if deployment.prometheus:
-        yield await check_prometheus(deployment.prometheus, load_rule_names())
+        yield await check_prometheus(
+            deployment.prometheus,
+            load_rule_names(),
+            has_backend=deployment.backend is not None,
+            is_production=deployment.environment == "production",
+        )
     checks: list[CheckResult] = []
     if deployment.alertmanager:
         checks += await check_alertmanager(deployment.alertmanager)
@@ -50,7 +61,7 @@ async def run_checks(
     if test_alert and deployment.alertmanager and deployment.relay:
         bad = next((result for result in checks if not result.is_ok), None)
         if bad:
-            yield [CheckResult("a test alert", Outcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
+            yield [CheckResult("a test alert", CheckOutcome.SKIPPED, f"not posted: it needs '{bad.name}'")]
         else:
             yield await check_test_alert(
                 deployment.alertmanager,

@@ -6,13 +6,16 @@ import click
 
 from services.backend import admin_command
 from services.backend.app import serve
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
+from services.backend.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
+from shared.process.doctor import create_doctor_command
 
 _EXAMPLES = """\b
 Examples:
   keypulse-backend --config backend.yml
   keypulse-backend --config backend.yml --check
+  keypulse-backend doctor --config backend.yml
   keypulse-backend admin --config backend.yml
   keypulse-backend admin abandon --config backend.yml
   curl -X PUT --data-binary @letter.pdf http://127.0.0.1:8000/v1/records/letter
@@ -28,12 +31,14 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
 
     Serves when no command is given.
     """
+    context.obj = options["config"]
     if context.invoked_subcommand is None:
-        run_server(Settings, serve, options)
+        run_server(BackendSettings, serve, options)
 
 
 main.add_command(admin_command.admin)
 admin_command.admin.add_command(admin_command.abandon)
+main.add_command(create_doctor_command(BackendSettings, open_checks, "keypulse-backend"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from services.backend import admin_requests as bodies
 from services.backend.admin_requests import BodyFormat
 from services.backend.lost_data_keys import LostDataKeys
-from services.backend.request_body import RequestRefusedError, build_error_response, read_body
+from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import NamedToken, Role
 from shared.http.audit_log import MAX_TEXT_LENGTH
@@ -44,7 +44,7 @@ _ERROR_STATUSES: Final[dict[type[Exception], int]] = {
     UnreachableError: 503,
     KmsError: 503,
     DatabaseError: 503,
-    AdministrationError: 424,  # what is behind us refuses and goes on refusing, such as KMS
+    AdministrationError: 424,  # what is behind us refuses and continues refusing, such as KMS
 }
 """What an error of the keyring is answered: the first that fits."""
 _JSON: Final = TypeAdapter[Any](Any)
@@ -62,7 +62,7 @@ def build_endpoint(handler: Handler) -> Endpoint:
     async def call(request: Request) -> Response:
         _add_audit_details(request, request.path_params)
         response = await _call_handler(request, handler)
-        if request.method in SAFE_METHODS:  # of all others the guard's line tells
+        if request.method in SAFE_METHODS:  # other requests are logged by the authorizer
             log.info(
                 "admin API call",
                 path=request.url.path[:MAX_TEXT_LENGTH],
@@ -75,7 +75,7 @@ def build_endpoint(handler: Handler) -> Endpoint:
 
 
 def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) -> Handler:
-    """What answers a POST: its body, parsed, is handed to `action`."""
+    """An endpoint for POST that parses the body and passes it to `action`."""
 
     async def answer(request: Request) -> object:
         try:
@@ -89,7 +89,7 @@ def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) 
 
 
 def parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
-    """What `parse` makes of it. Raises RefusedError where it raises ValidationError."""
+    """What `parse` makes of it. Raises RefusedError if it raises ValidationError."""
     try:
         return parse(document)
     except ValidationError as error:
@@ -101,10 +101,10 @@ async def _call_handler(request: Request, handler: Handler) -> Response:
     try:
         document = await handler(request)
     except RequestRefusedError as error:
-        return build_error_response(error.status, str(error))
+        return refuse_request(error.status, str(error))
     except tuple(_ERROR_STATUSES) as error:
         status = next(status for kind, status in _ERROR_STATUSES.items() if isinstance(error, kind))
-        return build_error_response(status, str(error))
+        return refuse_request(status, str(error))
     if document is None:
         return Response(status_code=204)
     return Response(_JSON.dump_json(document), media_type="application/json", headers={"Cache-Control": "no-store"})
@@ -114,8 +114,8 @@ def _add_audit_details(request: Request, details: Mapping[str, object]) -> None:
     claimed = request.headers.get("x-keypulse-caller") or details.get("caller") or details.get("holder")
     about = {"claimed_caller": claimed, **{key: details[key] for key in _LOGGED_FIELDS if key in details}}
     on = next((f"{key} {details[key]}" for key in _LOGGED_FIELDS if key in details), "")
-    shown = {key: None if value is None else str(value) for key, value in about.items()}
-    describe_action(request, on=on, dry_run=details.get("dry_run") is True, **shown)
+    audit_details = {key: None if value is None else str(value) for key, value in about.items()}
+    describe_action(request, on=on, dry_run=details.get("dry_run") is True, **audit_details)
 
 
 ADMIN_PATH = "/admin/crypto/"

@@ -24,18 +24,18 @@ from typing import Any, BinaryIO, Final, Literal
 import click
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.errors import ConfigurationError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import Address
 from shared.http.web_config import read_web_config
+from shared.keyring.administration import MAX_RESPONSE_BYTES
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _MAX_LINE_BYTES: Final = 4 * 1024 * 1024 + 65536
 """Of a request; its body may have as much as the admin API takes."""
-_MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 _RESPONSE_TIMEOUT: Final = 3600.0
-"""Without a byte from the backend; whoever asks has a bound of its own."""
+"""Seconds without a byte from the backend; the caller has a timeout of its own."""
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -62,7 +62,7 @@ class BackendClient:
     def send(self, line: bytes) -> Mapping[str, object]:
         """The answer to a line; whatever goes wrong is an answer, too."""
         try:
-            asked = _RequestLine.model_validate_json(line)
+            request = _RequestLine.model_validate_json(line)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             return _build_refusal(400, ": ".join(["a line", *map(str, first["loc"]), first["msg"]]))
@@ -72,15 +72,15 @@ class BackendClient:
                 return _build_refusal(
                     502, f"admin.token_file {self.token.path}: its first line fits into no HTTP header"
                 )
-            return self._send_request(asked, token)
+            return self._send_request(request, token)
         except SecretUnreadableError as error:
             return _build_refusal(502, f"admin.token_file {error}")
         except (OSError, HTTPException) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            return _build_refusal(502, f"the backend at {self.address} does not answer: {why}; is it running?")
+            cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            return _build_refusal(502, f"the backend at {self.address} does not answer: {cause}; is it running?")
 
     def _send_request(self, request: _RequestLine, token: str) -> Mapping[str, object]:
-        host, port = self.address  # 0.0.0.0 and ::, where it listens everywhere, lead to this machine as well
+        host, port = self.address  # 0.0.0.0 and ::, for all interfaces, also reach this machine
         connection = (
             HTTPSConnection(host, port, timeout=_RESPONSE_TIMEOUT, context=self.tls)
             if self.tls
@@ -91,11 +91,11 @@ class BackendClient:
             body = None if request.body is None else json.dumps(request.body).encode()
             connection.request(request.method, f"/admin/crypto/{request.path}", body, headers)
             response = connection.getresponse()
-            answer = response.read(_MAX_RESPONSE_BYTES + 1)
+            answer = response.read(MAX_RESPONSE_BYTES + 1)
         finally:
             connection.close()
-        if len(answer) > _MAX_RESPONSE_BYTES:
-            return _build_refusal(502, f"the backend's answer is over {_MAX_RESPONSE_BYTES // 1024**2} MiB")
+        if len(answer) > MAX_RESPONSE_BYTES:
+            return _build_refusal(502, f"the backend's answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
         return {"status": response.status, "body": _parse_json(answer)}
 
 
@@ -142,7 +142,7 @@ def add_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(
     "admin",
     invoke_without_command=True,
-    short_help="Carry lines of JSON to the running backend's admin API.",
+    short_help="Forward lines of JSON to the running backend's admin API.",
     epilog=_EXAMPLES,
 )
 @add_options
@@ -155,7 +155,7 @@ def admin(context: click.Context, config: Path | None, web_config: Path | None) 
 
 def connect_to_backend(config: Path | None, web_config: Path | None) -> BackendClient:
     """The backend that runs on this machine by that configuration; exits where it has no admin API."""
-    settings = load_settings_or_exit(Settings, config)
+    settings = load_settings_or_exit(BackendSettings, config)
     if settings.admin.token_file is None:
         click.echo(f"{config}: admin.token_file: expected a file that holds a token; the admin API is off", err=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""What the admin API is asked: the shapes of its requests' bodies, bounded.
+"""The bodies of requests to the admin API, with limits.
 
 A body is read twice: as JSON of which only the fields of its shape are kept, then against the bounds of each.
 """
@@ -22,7 +22,7 @@ from shared.keyring.administration import (
     Text,
     Version,
 )
-from shared.keyring.journal.steps import MAX_DETAIL_LENGTH, MAX_NAME_LENGTH
+from shared.keyring.journal.entries import MAX_DETAIL_LENGTH, MAX_NAME_LENGTH
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -102,7 +102,7 @@ class VerifyRequest(RequestBody):
 
     mode: Literal["sample", "full"] = "sample"
     after: Text | None = Field(None, max_length=200)
-    """Asks for a page; without it, for all at once."""
+    """Requests a page; without it, everything at once."""
 
 
 class RetireRequest(RequestBody):

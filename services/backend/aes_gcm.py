@@ -1,4 +1,4 @@
-"""AES-256-GCM with its nonce in front: a key and bytes go in, sealed bytes come out, and back."""
+"""AES-256-GCM with its nonce in front: encrypts bytes with a key, and decrypts them."""
 
 import os
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class UnwrappedKey:
 
 
 class DecryptionError(ValueError):
-    """The sealed bytes were changed, or belong to another key or to other additional data."""
+    """The ciphertext was changed, or belongs to another key or to other additional data."""
 
 
 def encrypt(key: bytes, plaintext: bytes, aad: bytes) -> bytes:

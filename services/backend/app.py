@@ -1,4 +1,4 @@
-"""The composition root: from settings to a running backend, and everything closed again in the end."""
+"""The backend's composition root: opens everything from the settings, and closes it at the end."""
 
 import asyncio
 import socket
@@ -11,8 +11,8 @@ from typing import Final
 
 from starlette.applications import Starlette
 
-from services.backend import admin_api, metrics, records, records_api
-from services.backend.config import Settings
+from services.backend import admin_api, health, metrics, records, records_api
+from services.backend.config import BackendSettings
 from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
 from services.backend.keyring_snapshot import KeyringPoller
@@ -30,25 +30,25 @@ from shared.keyring.tables import TABLES
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
-from shared.process.runner import ServerRunner
+from shared.process.server_runner import ServerRunner
 
 _FIRST_CHECK_TIMEOUT: Final = 1.5
-"""How long the start waits for the first check of KMS; a KMS that stalls must not keep the port closed."""
+"""Seconds that the start waits for the first check of KMS: a KMS that hangs must not keep the port closed."""
 
-RESTART_SETTINGS: Final = frozenset(Settings.model_fields) - {"auth", "admin"}
-"""A keyring that is begun anew while KMS is out would have lost the keys that the running one keeps in memory."""
+RESTART_SETTINGS: Final = frozenset(BackendSettings.model_fields) - {"auth", "admin"}
+"""They need a restart: a keyring opened again while KMS is down would lose the keys that are in memory now."""
 
 
 @asynccontextmanager
-async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
-    """The backend's application, while its keyring is kept and KMS is checked.
+async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Starlette]:
+    """Runs a backend while the body runs: its keyring, and the checks of KMS.
 
     Args:
-        settings: what to run.
-        clock: unix time.
+        settings: the configuration.
+        clock: unix seconds.
 
     Yields:
-        The application; its `state.apply` takes `auth` and `admin` of other settings. All else needs a restart.
+        The application; its `state.apply` applies `auth` and `admin` of new settings. All others need a restart.
 
     Raises:
         StartError: the database or the local key cannot be used.
@@ -66,61 +66,73 @@ async def run_backend(settings: Settings, *, clock: Callable[[], float] = time.t
         kms = connect_key(settings.kms)
         stack.push_async_callback(kms.close)
         wrapping = KeyWrapper(kms, settings.kms.key, settings.kms_timeout, local)
-        paced = QuotaLimitedKey(kms)  # one for all that nobody waits for: two would be over KMS's quota together
-        keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=paced, clock=clock)
+        background_kms = QuotaLimitedKey(
+            kms
+        )  # shared by all background work, so that together it stays within KMS's quota
+        keyring = Keyring(keys, local, wrapping, heartbeat, background_kms=background_kms, clock=clock)
         checked = asyncio.Event()
-        watching = asyncio.create_task(KmsChecker(keyring).run(settings.kms_check_interval, checked))
-        stack.push_async_callback(_cancel_task, watching)
+        checking = asyncio.create_task(KmsChecker(keyring).run(settings.kms_check_interval, checked))
+        stack.push_async_callback(_cancel_task, checking)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CHECK_TIMEOUT):
                 await checked.wait()
-        look = KeyringPoller(database)
-        await look.poll()
-        looking = asyncio.create_task(look.run(settings.kms_check_interval))
-        stack.push_async_callback(_cancel_task, looking)
-        administration = LocalAdministration(database, replace(wrapping, kms=paced), RECORDS_TABLE, keyring.reload)
-        lost = LostDataKeys(database, wrapping, heartbeat.instance, keyring.reload)
-        shown = create_registry()
-        guard = Authorizer(shown, clock=clock)
-        count = metrics.register_metrics(
-            shown,
+        poller = KeyringPoller(database)
+        await poller.poll()
+        polling = asyncio.create_task(poller.run(settings.kms_check_interval))
+        stack.push_async_callback(_cancel_task, polling)
+        administration = LocalAdministration(
+            database, replace(wrapping, kms=background_kms), RECORDS_TABLE, keyring.reload
+        )
+        lost_data_keys = LostDataKeys(database, wrapping, heartbeat.instance, keyring.reload)
+        registry = create_registry()
+        authorizer = Authorizer(registry, clock=clock)
+        count_decryption_error = metrics.register_metrics(
+            registry,
             get_mode=lambda: keyring.mode,
             is_ready=lambda: keyring.is_ready,
             get_initialised_at=lambda: keyring.initialised_at,
             count_unusable=lambda: len(keyring.unwrap_errors),
             is_local_key_missing=lambda: keyring.is_local_key_missing,
-            get_snapshot=lambda: look.snapshot,
+            get_snapshot=lambda: poller.snapshot,
         )
 
-        def problems() -> list[str]:
-            return keyring.list_problems() + look.list_problems()
+        def list_problems() -> list[str]:
+            return keyring.list_problems() + poller.list_problems()
 
-        def not_ready() -> str | None:
-            if watching.done():
+        def get_unready_reason() -> str | None:
+            if checking.done():
                 return "the checks of KMS have ended; restart"
             return None if keyring.is_ready else keyring.reason
 
-        def answering(settings: Settings) -> Starlette:
-            own = records_api.build_routes(
-                keyring, Records(database), list_problems=problems, count_decryption_error=count
-            )
-            crypto = admin_api.build_access(settings.admin.token_file, settings.admin.tokens)
-            own += admin_api.build_routes(administration, lost, crypto)
-            access = create_access_policy(settings.auth)
+        def build_application(settings: BackendSettings) -> Starlette:
+            routes = [
+                *records_api.build_record_routes(keyring, Records(database), count_decryption_error),
+                health.build_health_route(keyring, list_problems),
+                *admin_api.build_routes(
+                    administration,
+                    lost_data_keys,
+                    admin_api.build_access(settings.admin.token_file, settings.admin.tokens),
+                ),
+            ]
             return create_application(
-                "keypulse backend", shown, own, authorizer=guard, access_policy=access, get_unready_reason=not_ready
+                "keypulse backend",
+                registry,
+                routes,
+                authorizer=authorizer,
+                access_policy=create_access_policy(settings.auth),
+                get_unready_reason=get_unready_reason,
             )
 
-        app = answering(settings)
+        app = build_application(settings)
 
-        async def apply(settings: Settings) -> None:
-            app.router.routes = answering(settings).routes
+        async def apply(settings: BackendSettings) -> None:
+            app.router.routes = build_application(settings).routes
 
         app.state.apply = apply
         yield app
 
 
-async def serve(runner: ServerRunner[Settings]) -> None:
+async def serve(runner: ServerRunner[BackendSettings]) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError."""
     async with run_backend(runner.settings) as app:
         await runner.serve(
@@ -128,7 +140,7 @@ async def serve(runner: ServerRunner[Settings]) -> None:
         )
 
 
-async def _open_database(settings: Settings) -> Database:
+async def _open_database(settings: BackendSettings) -> Database:
     try:
         return await Database.open(settings.database, TABLES, records.TABLES)
     except DatabaseError as error:

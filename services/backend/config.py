@@ -34,7 +34,7 @@ class AdminSettings(Section):
     """Of further callers: a viewer reads, an admin does everything."""
 
 
-class Settings(ServerSettings):
+class BackendSettings(ServerSettings):
     """Every setting of the backend."""
 
     service_name: ClassVar[str] = "backend"
@@ -43,7 +43,7 @@ class Settings(ServerSettings):
     database: DatabaseSetting
     kms: KeySettings
     admin: AdminSettings = AdminSettings()
-    local_key_file: Annotated[FilePath, FileCheck(_check_local_key, "looks itself")]
+    local_key_file: Annotated[FilePath, FileCheck(_check_local_key, "checks later")]
     """Made at the first start, the same for all instances of a database; wraps data keys in `env` mode."""
     kms_check_interval: Duration = 10.0
     kms_timeout: Duration = 2.0

@@ -32,15 +32,15 @@ class UnwrapRetries:
         self._refused: dict[str, WrappedKey] = {}  # what was tried longest ago stands first
 
     def select_due(self, keys: Sequence[DataKey], unusable: Container[str]) -> list[DataKey]:
-        """Those of `keys`, which are not held, to try now: samples, and what is new or changed, or costs no call."""
+        """The keys to unwrap now, of `keys` not in memory: samples, and what is new, changed, or needs no call."""
         by_id = {key.id: key for key in keys}
         due = [key for key in keys if key.wrapped.kek == LOCAL_KEK or not self._is_refused(key, unusable)]
         self._refused = {name: wrapped for name, wrapped in self._refused.items() if name in by_id}
-        begun = {key.id for key in due}
+        selected_ids = {key.id for key in due}
         sampled: Counter[tuple[str, str]] = Counter()
         for name in self._refused:
             version = _get_kek_version(by_id[name])
-            if name not in begun and sampled[version] < SAMPLE_SIZE:
+            if name not in selected_ids and sampled[version] < SAMPLE_SIZE:
                 sampled[version] += 1
                 due.append(by_id[name])
         return due
@@ -66,7 +66,7 @@ def _get_kek_version(key: DataKey) -> tuple[str, str]:
 
 
 _MAX_CONCURRENT_CALLS: Final = 16
-"""Calls of KMS under way, at most."""
+"""Concurrent calls of KMS, at most."""
 MAX_BACKGROUND_CALLS: Final = 8
 """How many of them are for what nobody waits for: what a reader needs never waits for thousands."""
 
@@ -81,17 +81,17 @@ class DataKeyCache:
 
     def __init__(self) -> None:
         self._keys: dict[str, UnwrappedKey] = {}
-        self._rows: dict[str, DataKey] = {}  # of those, as they were stored when they were seen last
+        self._rows: dict[str, DataKey] = {}  # of those keys, as last read from the database
         self._errors: dict[str, str] = {}
         self._in_flight: dict[str, asyncio.Task[KmsError | None]] = {}
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
     def __contains__(self, data_key_id: object) -> bool:
-        """Whether it is held."""
+        """Whether it is in memory."""
         return data_key_id in self._keys
 
     def __getitem__(self, data_key_id: str) -> UnwrappedKey:
-        """One that is held."""
+        """A data key in memory."""
         return self._keys[data_key_id]
 
     @property
@@ -100,7 +100,7 @@ class DataKeyCache:
         return self._errors
 
     def is_resolved(self, data_key_id: str) -> bool:
-        """Whether it is held, or was tried in vain; one that only waits for KMS may be usable by now."""
+        """Whether it is in memory, or cannot be unwrapped; one that only waits for KMS may be usable by now."""
         return data_key_id in self._keys or self._errors.get(data_key_id, _WAITS_FOR_KMS) != _WAITS_FOR_KMS
 
     def add(self, key: UnwrappedKey, row: DataKey) -> None:
@@ -108,9 +108,9 @@ class DataKeyCache:
         self._keys[key.id], self._rows[key.id] = key, row
 
     def find_missing_rows(self, stored: Iterable[DataKey]) -> tuple[DataKey, ...]:
-        """The rows of what is held that are not among those that are stored, as they were."""
+        """The rows of keys in memory that the database no longer contains, as they were."""
         by_id = {key.id: key for key in stored}
-        self._errors = {data_key_id: why for data_key_id, why in self._errors.items() if data_key_id in by_id}
+        self._errors = {data_key_id: error for data_key_id, error in self._errors.items() if data_key_id in by_id}
         self._rows |= {data_key_id: by_id[data_key_id] for data_key_id in self._keys if data_key_id in by_id}
         return tuple(row for data_key_id, row in self._rows.items() if data_key_id not in by_id)
 
@@ -119,7 +119,7 @@ class DataKeyCache:
         self._errors.clear()
 
     async def unwrap(self, key: DataKey, mode: CryptoMode, wrapping: KeyWrapper) -> None:
-        """Unwraps a data key that is not held yet; one that cannot be unwrapped is told once. Raises KmsError."""
+        """Unwraps a data key that is not in memory; logs once if it cannot be unwrapped. Raises KmsError."""
         if key.id in self._keys:
             return
         task = self._in_flight.get(key.id)
@@ -149,7 +149,7 @@ class DataKeyCache:
         return None
 
     def _set_error(self, key: DataKey, error: UnwrapError) -> None:
-        why = str(error)
-        if self._errors.get(key.id) != why:
-            self._errors[key.id] = why
-            log.warning("data key cannot be unwrapped; its records cannot be read", data_key=key.id, error=why)
+        message = str(error)
+        if self._errors.get(key.id) != message:
+            self._errors[key.id] = message
+            log.warning("data key cannot be unwrapped; its records cannot be read", data_key=key.id, error=message)

@@ -3,7 +3,7 @@
 A new active key is created only if the active one cannot be used (there is none yet, or a restart in an outage, or a
 KMS version that is disabled or destroyed), and if KMS is back and the local key wraps the active one: whoever copied
 the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and its
-predecessor is retired: it still decrypts once it can be unwrapped again. No data key is ever removed here.
+predecessor is retired: it still decrypts once it can be unwrapped again. The keyring never removes a data key.
 """
 
 import asyncio
@@ -20,12 +20,11 @@ import structlog
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.data_key_cache import MAX_BACKGROUND_CALLS, DataKeyCache, UnwrapRetries
 from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
-from shared.backend_contract import CryptoMode
+from shared.backend_contract import LOCAL_KEK_VERSION, CryptoMode
 from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.model import (
     KEY_BYTES,
     LOCAL_KEK,
-    LOCAL_KEK_VERSION,
     DataKey,
     DataKeyStatus,
     WrappedKey,
@@ -44,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 class KeyUnavailableError(Exception):
-    """A data key cannot be used right now; the message says why, and holds no key material."""
+    """A data key cannot be used now; the message says why, and contains no key material."""
 
 
 class KeyAbandonedError(KeyUnavailableError):
@@ -89,11 +88,11 @@ class Keyring:
         self._ids_wrapped_locally: frozenset[str] = frozenset()  # ids of what the local key wraps
         self._pending: tuple[str, ...] = ()
         self.lock = asyncio.Lock()
-        """Held while the active key or the mode changes."""
+        """Locked while the active key or the mode changes."""
         self._logged_state: tuple[CryptoMode, bool] | None = None
         self.mode = CryptoMode.ENV
         self.reason: str | None = "KMS has not answered yet"
-        """Why the mode is `env`, no data key can be used, or KMS refuses for its quota; None while all is well."""
+        """Why the mode is `env`, no data key can be used, or KMS is over its quota; None while healthy."""
         self.initialised_at = clock()
         """When mode or readiness last changed, or the start; unix time."""
 
@@ -104,7 +103,7 @@ class Keyring:
 
     @property
     def unwrap_errors(self) -> Mapping[str, str]:
-        """Why data keys cannot be unwrapped here, by their ids."""
+        """Why data keys cannot be unwrapped by this instance, by their ids."""
         return self._cache.errors
 
     @property
@@ -136,7 +135,7 @@ class Keyring:
         return self._active
 
     async def get_key(self, data_key_id: str) -> UnwrappedKey:
-        """The key that a record was encrypted with; one that another instance made since is looked for at once.
+        """The key that a record was encrypted with; one that another instance has created since is read at once.
 
         Raises:
             KeyAbandonedError: it was abandoned.
@@ -147,11 +146,11 @@ class Keyring:
             await self._load_key(data_key_id)
         if data_key_id in self._cache:
             return self._cache[data_key_id]
-        why = self._cache.errors.get(data_key_id)
+        cause = self._cache.errors.get(data_key_id)
         if await self._store.is_abandoned(data_key_id):
             raise KeyAbandonedError(f"its data key {data_key_id} was abandoned with the local key that wrapped it")
-        why = why or "it is not in the keyring"
-        raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {why}")
+        cause = cause or "it is not in the keyring"
+        raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: {cause}")
 
     async def use_kms(self) -> None:
         """One round trip of KMS, then uses the keyring in mode `kms`; the caller holds `lock`.
@@ -208,10 +207,10 @@ class Keyring:
             log.warning("KMS failed while the keyring was reloaded; the next check tries again", error=str(error))
 
     async def unwrap_remaining(self) -> None:
-        """Unwraps what no record has needed yet, and has KMS wrap anew what the local key wrapped.
+        """Unwraps the data keys that no record has needed yet, and re-wraps by KMS those that the local key wraps.
 
         A few at a time, below KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
-        meanwhile decides nothing; the next time goes on from there. Of what KMS refused, a sample is tried again, see
+        meanwhile decides nothing; the next time continues from there. Of what KMS refused, a sample is tried again, see
         `UnwrapRetries`. Raises DatabaseError.
         """
         mode = self.mode
@@ -219,11 +218,11 @@ class Keyring:
         others = [key for key in keys if key.id not in self._cache]
         local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not DataKeyStatus.ACTIVE]
         try:
-            take = partial(self._cache.unwrap, mode=mode, wrapping=self._background_wrapping)
+            unwrap = partial(self._cache.unwrap, mode=mode, wrapping=self._background_wrapping)
             due = self._retries.select_due(others, self._cache.errors)
-            await run_concurrently(due, take, _ignore_results, MAX_BACKGROUND_CALLS)
+            await run_concurrently(due, unwrap, _ignore_results, MAX_BACKGROUND_CALLS)
             following = self._retries.select_recovered(others, due, {key.id for key in due if key.id in self._cache})
-            await run_concurrently(following, take, _ignore_results, MAX_BACKGROUND_CALLS)
+            await run_concurrently(following, unwrap, _ignore_results, MAX_BACKGROUND_CALLS)
             if mode is CryptoMode.KMS:
                 await run_concurrently(
                     [key for key in local if key.id in self._cache], self._rewrap, _ignore_results, MAX_BACKGROUND_CALLS
@@ -255,7 +254,7 @@ class Keyring:
         ):
             self._active = self._cache[stored.id]
         elif mode is CryptoMode.ENV and self._active:
-            pass  # what is held goes on: to depose another instance's key, which KMS guards, would help nobody
+            pass  # keep the key in memory: replacing another instance's key, which KMS wraps, would help nobody
         elif not await self._create_active_key(mode, predecessor=stored):
             await self._use_keys(mode)  # another process was faster: use its key
 
@@ -296,7 +295,7 @@ class Keyring:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
 
     async def _create_active_key(self, mode: CryptoMode, *, predecessor: DataKey | None) -> bool:
-        """Stores an active data key before it is used; False where `predecessor` is no longer active."""
+        """Stores an active data key before it is used; False if `predecessor` is no longer active."""
         new = UnwrappedKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)

@@ -22,7 +22,7 @@ class KeyringPoller:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.snapshot: KeyringMetrics | None = None
-        """None where the database could not be read: nothing is shown rather than what was."""
+        """None if the database could not be read: nothing is shown rather than what was."""
 
     async def poll(self) -> None:
         """Reads it now."""
@@ -49,7 +49,7 @@ class KeyringPoller:
                 f"the database lacks {_format_count(missing, 'data key')} that records need: {_format_ids(missing)}"
             )
         if unreadable:
-            named = _format_ids([f"{row_id} ({why})" for row_id, why in unreadable.items()])
+            named = _format_ids([f"{row_id} ({error})" for row_id, error in unreadable.items()])
             found.append(f"{_format_count(unreadable, 'row')} of the keyring cannot be read: {named}")
         return found
 
@@ -62,9 +62,9 @@ class KeyringPoller:
 
 def _log_new_problems(previous: KeyringMetrics | None, current: KeyringMetrics) -> None:
     """Logs what is new since the last poll."""
-    for row_id, why in current.unreadable_rows.items():
+    for row_id, error in current.unreadable_rows.items():
         if previous is None or row_id not in previous.unreadable_rows:
-            log.error("keyring row cannot be read", row_id=row_id, error=why)
+            log.error("keyring row cannot be read", row_id=row_id, error=error)
     for data_key_id in current.missing_data_keys:
         if previous is None or data_key_id not in previous.missing_data_keys:
             log.error("data key that records need is missing in the database", data_key=data_key_id)

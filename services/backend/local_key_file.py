@@ -31,7 +31,7 @@ class LocalKeyError(Exception):
 
 
 class LocalKeyMissingError(LocalKeyError):
-    """The file is not there, and may not be made anew."""
+    """The file is missing, and must not be created again."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(f"local_key_file {file}: is missing; put it back, from another instance or a backup")
@@ -47,11 +47,11 @@ class LocalKey:
 
     @property
     def fingerprint(self) -> bytes:
-        """32 bytes that tell this local key from every other, and nothing else about it."""
+        """32 bytes that identify this local key, and reveal nothing else about it."""
         return compute_fingerprint(self._key)
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
-        """`plaintext`, sealed and bound to `aad`."""
+        """Encrypts `plaintext`, bound to `aad`."""
         return encrypt(self._key, plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
@@ -72,7 +72,7 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
         LocalKeyError: it cannot be made, others may read it, or it is no key.
     """
     try:
-        made = may_create and not file.exists() and create_file(file, os.urandom(KEY_BYTES))
+        created = may_create and not file.exists() and create_file(file, os.urandom(KEY_BYTES))
         with file.open("rb") as opened:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
@@ -92,7 +92,7 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
         raise LocalKeyError(
             f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup, or move it away"
         )
-    return LocalKey(key, is_new=made)
+    return LocalKey(key, is_new=created)
 
 
 log = structlog.get_logger(__name__)
@@ -117,17 +117,17 @@ class InstanceLocalKey:
 
     @property
     def fingerprint(self) -> bytes | None:
-        """Of the local key; None where there is none."""
+        """Of the local key; None if there is none."""
         return self._key.fingerprint if self._key else None
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
-        """`plaintext`, sealed and bound to `aad`. Raises LocalKeyError."""
+        """Encrypts `plaintext`, bound to `aad`. Raises LocalKeyError."""
         if self._key is None:
             raise LocalKeyError(f"no data key can be made, {self.missing_reason}")
         return self._key.wrap(plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises DecryptionError, and UnwrapError where there is no local key."""
+        """What `wrap` was given. Raises DecryptionError, and UnwrapError if there is no local key."""
         if self._key is None:
             raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
         return self._key.unwrap(ciphertext, aad)
@@ -152,7 +152,7 @@ class InstanceLocalKey:
         except OtherLocalKeyError:
             raise LocalKeyError(
                 f"local_key_file {self._file}: the other instances of this database have another local key; copy their "
-                "file here, or, where it is lost, move this one away"
+                "file here, or, if it is lost, move this one away"
             ) from None
         else:
             self._key, self.missing_reason = key, None
@@ -172,7 +172,7 @@ class InstanceLocalKey:
             raise LocalKeyMissingError(self._file) from None
 
     async def reopen_if_missing(self) -> None:
-        """Opens it where there was none: somebody may have put it back. Raises DatabaseError."""
+        """Opens it if there was none: somebody may have put it back. Raises DatabaseError."""
         if self._key is None:
             try:
                 await self.open()
@@ -180,7 +180,7 @@ class InstanceLocalKey:
                 self._set_missing(str(error))
 
     def reject(self) -> None:
-        """The database knows another one: this one wraps nothing any more until `look_again` finds it right."""
+        """The database names another local key: this one wraps nothing until `reopen_if_missing` finds that one."""
         self._key = None
         self._set_missing(
             f"local_key_file {self._file}: the other instances have another local key; copy their file here"

@@ -71,10 +71,10 @@ class LostDataKeys:
                 raise RefusedError(
                     f"data key {data_key_id} is not lost: only data keys that no key unwraps can be abandoned"
                 )
-        needed = sum(found[data_key_id][1].record_count for data_key_id in set(data_key_ids))
-        if needed != confirmed_record_count:
+        record_count = sum(found[data_key_id][1].record_count for data_key_id in set(data_key_ids))
+        if record_count != confirmed_record_count:
             raise RefusedError(
-                f"{needed} records need them, not {confirmed_record_count}; confirm that number if you mean it"
+                f"{record_count} records need them, not {confirmed_record_count}; confirm that number if you mean it"
             )
         keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
         number = await self._database.write_exclusively(

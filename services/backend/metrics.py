@@ -35,7 +35,7 @@ def register_metrics(
     is_local_key_missing: Callable[[], bool],
     get_snapshot: Callable[[], KeyringMetrics | None],
 ) -> Callable[[], None]:
-    """Registers every metric; the functions are asked at each scrape.
+    """Registers every metric; the functions are called at each scrape.
 
     Returns:
         What to call at each failed decryption of a record.
@@ -67,41 +67,43 @@ def register_metrics(
 
 
 class _KeyringCollector(Collector):
-    """The keyring as it was seen last; nothing where it was not."""
+    """The keyring's metrics as last read; nothing if it could not be read."""
 
     def __init__(self, get_snapshot: Callable[[], KeyringMetrics | None]) -> None:
         self._get_snapshot = get_snapshot
 
     def collect(self) -> Iterator[Metric]:
-        seen = self._get_snapshot()
-        if seen is None:
+        snapshot = self._get_snapshot()
+        if snapshot is None:
             return
         keys = GaugeMetricFamily(
             KMS_DATA_KEYS, "Data keys by version of the KMS key; 0: the local key.", labels=["kek_version", "status"]
         )
-        for (version, status), number in sorted(seen.data_keys.items()):
+        for (version, status), number in sorted(snapshot.data_keys.items()):
             keys.add_metric([version or "unreadable", status], number)
         success = GaugeMetricFamily(
             KMS_ROTATION_LAST_SUCCESS, "When a rotation last succeeded; unix time.", labels=["type"]
         )
-        for type_, at in seen.last_success.items():
+        for type_, at in snapshot.last_success.items():
             success.add_metric([type_], at)
         failures = CounterMetricFamily(KMS_ROTATION_FAILURES, "What failed in rotations, by step.", labels=["step"])
-        for step, number in seen.failures_by_step.items():
+        for step, number in snapshot.failures_by_step.items():
             failures.add_metric([step], number)
         yield from (keys, success, failures)
         yield GaugeMetricFamily(
-            KMS_DATA_KEYS_MISSING, "Data keys that records need and the database lacks.", len(seen.missing_data_keys)
+            KMS_DATA_KEYS_MISSING,
+            "Data keys that records need and the database lacks.",
+            len(snapshot.missing_data_keys),
         )
         yield GaugeMetricFamily(
             KMS_KEYRING_ROWS_UNREADABLE,
             "Rows of the keyring that another program got wrong.",
-            len(seen.unreadable_rows),
+            len(snapshot.unreadable_rows),
         )
         yield GaugeMetricFamily(
-            KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, or was left in the middle.", seen.is_in_progress
+            KMS_ROTATION_IN_PROGRESS, "1 while a rotation runs, or is unfinished.", snapshot.is_in_progress
         )
-        if seen.last_failure is not None:
+        if snapshot.last_failure is not None:
             yield GaugeMetricFamily(
-                KMS_ROTATION_LAST_FAILURE, "When a step of a rotation last failed; unix time.", seen.last_failure
+                KMS_ROTATION_LAST_FAILURE, "When a step of a rotation last failed; unix time.", snapshot.last_failure
             )

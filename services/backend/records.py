@@ -1,12 +1,12 @@
-"""The records: an id, a data key and bytes go in, sealed rows come out.
+"""The records: encrypts bytes with a data key into rows, and decrypts them.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
 another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
-as well, and one that is removed is not missed. Whoever takes this as an example, and must notice that, keeps a counter
+as well, and one that is removed is not missed. A service that must notice that keeps a counter
 for each record where those who can write the database cannot, and adds it to that data.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -25,7 +25,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, encrypt
 from shared.keyring.column_types import Id, to_printable_text
 from shared.keyring.database import Database
-from shared.keyring.records import Record, RecordsTable
+from shared.keyring.records_table import Record, RecordsTable
+from shared.keyring.rows import fetch_first, select_rows
 from shared.keyring.tables import data_keys
 
 TABLES: Final = MetaData()
@@ -38,6 +39,18 @@ _records: Final = Table(
 )
 # What a rotation counts, and pages through.
 Index("records_of_data_key", _records.c.data_key_id, _records.c.id)
+
+
+class _RecordRow(NamedTuple):
+    """Of `records`, whole."""
+
+    id: str
+    data_key_id: str | bytes
+    """Bytes where another program wrote what is no text."""
+    sealed: bytes
+
+
+_SELECT_RECORDS: Final = select_rows(_records, _RecordRow)
 
 
 class CorruptRecordError(ValueError):
@@ -58,8 +71,8 @@ class Records:
         """
 
         def upsert(connection: Connection) -> bool:
-            sealed = encrypt(key.secret, plaintext, _build_aad(record_id, key.id))
-            row = {"id": record_id, "data_key_id": key.id, "sealed": sealed}
+            ciphertext = encrypt(key.secret, plaintext, _build_aad(record_id, key.id))
+            row = {"id": record_id, "data_key_id": key.id, "sealed": ciphertext}
             values = [literal(value, _records.c[name].type) for name, value in row.items()]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             new = dialect.insert(_records).from_select([*row], select(*values).where(_is_data_key_stored(key.id)))
@@ -72,11 +85,11 @@ class Records:
     async def find(self, record_id: str) -> Record | None:
         """The record as it is stored, or None."""
 
-        def select(connection: Connection) -> Record | None:
-            row = connection.execute(_records.select().where(_records.c.id == record_id)).one_or_none()
+        def select_record(connection: Connection) -> Record | None:
+            row = fetch_first(connection, _SELECT_RECORDS.where(_records.c.id == record_id), _RecordRow)
             return Record(row.id, to_printable_text(row.data_key_id), row.sealed) if row else None
 
-        return await self._database.read(select)
+        return await self._database.read(select_record)
 
 
 def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:

@@ -1,6 +1,7 @@
-"""HTTP in, records and health out: `PUT` and `GET /v1/records/{id}`, `GET /healthz`.
+"""The records over HTTP: `PUT` and `GET /v1/records/{id}`.
 
-Every answer but a record's own bytes is JSON; a refusal is `{"error": one sentence}`. Nothing here holds key material.
+Every response but a record's own bytes is JSON; an error is `{"error": one sentence}`. No response contains key
+material.
 """
 
 import re
@@ -9,14 +10,15 @@ from typing import Final
 
 import structlog
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
 from services.backend.records import CorruptRecordError, Records, decrypt_record
-from services.backend.request_body import RequestRefusedError, build_error_response, read_body
+from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.json_api import build_error_response
 from shared.keyring.database import DatabaseError
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
@@ -26,20 +28,15 @@ _RECORD_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 log = structlog.get_logger(__name__)
 
 
-def build_routes(
-    keyring: Keyring,
-    records: Records,
-    *,
-    list_problems: Callable[[], list[str]],
-    count_decryption_error: Callable[[], None],
+def build_record_routes(
+    keyring: Keyring, records: Records, count_decryption_error: Callable[[], None]
 ) -> list[ProtectedRoute]:
-    """The backend's own routes.
+    """The routes of the records.
 
     Args:
-        keyring: gives the keys, and what `/healthz` says.
-        records: where they are stored.
-        list_problems: what `/healthz` says beside it, where not all records can be read.
-        count_decryption_error: called at each read that fails for its key or its ciphertext.
+        keyring: gives the data keys.
+        records: stores the records.
+        count_decryption_error: called when a read fails because of its data key or its ciphertext.
     """
 
     async def put(request: Request) -> Response:
@@ -57,11 +54,11 @@ def build_routes(
             plaintext = decrypt_record(record, await keyring.get_key(record.data_key_id))
         except KeyAbandonedError as error:
             raise RequestRefusedError(
-                410, f"record {record_id} cannot be decrypted any more: {error}; write it anew"
+                410, f"record {record_id} cannot be decrypted any more: {error}; write it again"
             ) from None
         except KeyUnavailableError as error:
             count_decryption_error()
-            raise RequestRefusedError(503, f"record {record_id} cannot be decrypted right now: {error}") from None
+            raise RequestRefusedError(503, f"record {record_id} cannot be decrypted now: {error}") from None
         except CorruptRecordError:
             count_decryption_error()
             log.error("record is corrupt", record=record_id, data_key=record.data_key_id)  # noqa: TRY400 - a trace adds nothing
@@ -77,24 +74,11 @@ def build_routes(
     async def record(request: Request) -> Response:
         return await (put if request.method == "PUT" else get)(request)
 
-    async def healthz(_request: Request) -> Response:
-        wrong = list_problems()
-        health = {
-            "status": ("degraded" if wrong else "ok") if keyring.is_ready else "not ready",
-            "crypto_mode": keyring.mode.value,
-            "crypto_ready": keyring.is_ready,
-            "data_keys_unusable": len(keyring.unwrap_errors),
-            "reason": keyring.reason,
-            **({"problems": wrong} if wrong else {}),
-        }
-        return JSONResponse(health, status_code=200 if keyring.is_ready else 503, headers={"Cache-Control": "no-store"})
-
     return [
         # `path`, so that an id with a slash in it is refused with a reason.
         ProtectedRoute(
             "/v1/records/{id:path}", _handle_errors(record), RouteRequirements(Role.RESPONDER), ["GET", "PUT"]
         ),
-        ProtectedRoute("/healthz", healthz, RouteRequirements(Role.VIEWER, is_public=True)),
     ]
 
 
@@ -115,12 +99,12 @@ def _handle_errors(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except RequestRefusedError as error:
-            return build_error_response(error.status, str(error))
+            return refuse_request(error.status, str(error))
         except KeyUnavailableError as error:
-            return JSONResponse({"error": f"nothing is stored: {error}"}, status_code=503)
+            return build_error_response(503, f"nothing is stored: {error}")
         except DatabaseError as error:
             log.warning("database failed a request", method=request.method, error=str(error))
-            return JSONResponse({"error": f"the database cannot be used, try again: {error}"}, status_code=503)
+            return build_error_response(503, f"the database cannot be used, try again: {error}")
 
     return answer
 

@@ -4,9 +4,10 @@ from contextlib import suppress
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from shared.http.body_limits import BodyBudgetExhaustedError, BodyBudgets, BodyReader, BodyTooLargeError, SlowBodyError
+from shared.http.json_api import build_error_response
 
 _MEMORY_BUDGET: Final = BodyBudgets(8 * 1024 * 1024, 8 * 1024 * 1024)
 """For the bodies that are being read at once."""
@@ -20,10 +21,12 @@ class RequestRefusedError(Exception):
         self.status = status
 
 
-def build_error_response(status: int, message: str) -> Response:
-    """The answer; after one that comes before the end of a body, nothing more of that is read."""
-    headers = {"Connection": "close"} if status in {408, 413, 503} else {}
-    return JSONResponse({"error": message}, status_code=status, headers=headers)
+def refuse_request(status: int, message: str) -> Response:
+    """The error response; one that may come before the end of the body closes the connection."""
+    response = build_error_response(status, message)
+    if status in {408, 413, 503}:
+        response.headers["Connection"] = "close"
+    return response
 
 
 async def read_body(request: Request, max_bytes: int, content_name: str) -> bytes:
@@ -35,7 +38,7 @@ async def read_body(request: Request, max_bytes: int, content_name: str) -> byte
         content_name: what may have so many, for the sentence.
 
     Raises:
-        RefusedError: it is too large, or did not arrive whole in time.
+        RequestRefusedError: it is too large, or did not arrive whole in time.
     """
     too_large = RequestRefusedError(413, f"{content_name} may have up to {max_bytes} bytes")
     declared = request.headers.get("content-length", "")

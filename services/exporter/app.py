@@ -1,4 +1,4 @@
-"""The composition root: settings in, a running exporter out. The only room that knows all the others."""
+"""The exporter's composition root: the only module that imports all the others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,24 +7,24 @@ from random import Random
 
 from starlette.applications import Starlette
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from services.exporter.jobs import Connect, RunningJobs, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from services.exporter.web import probe_endpoint
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.http.authentication import create_access_policy
 from shared.http.authorization import Authorizer
 from shared.http.server import create_application, create_registry
 from shared.kms.registry import connect_key
 from shared.process.hot_reload import ReloadableApp
-from shared.process.runner import ServerRunner
+from shared.process.server_runner import ServerRunner
 
 
 @asynccontextmanager
 async def run_exporter(
-    settings: Settings, *, connect: Connect = connect_key, random: Random | None = None
+    settings: ExporterSettings, *, connect: Connect = connect_key, random: Random | None = None
 ) -> AsyncIterator[Starlette]:
     """Probes and reads in the background while the body runs.
 
@@ -38,7 +38,7 @@ async def run_exporter(
         answers whoever waits for a probe.
     """
     record, process = Results(), create_registry()
-    guard = Authorizer(process)
+    authorizer = Authorizer(process)
     exposition = Exposition(record.metrics.get_sources, process)
     random = random or Random()  # noqa: S311  jitter, no secret
     async with AsyncExitStack() as stack:
@@ -49,9 +49,9 @@ async def run_exporter(
             return reloadable.error or ("a schedule has ended; restart" if ended else None)
 
         @asynccontextmanager
-        async def start_app(settings: Settings) -> AsyncIterator[Starlette]:
+        async def start_app(settings: ExporterSettings) -> AsyncIterator[Starlette]:
             stale_after = 3 * max(settings.probe.interval, MAX_BACKOFF)
-            pages = Pages(
+            pages = BoardPages(
                 record.history,
                 result_max_age=stale_after,
                 success_max_age=settings.probe.success_max_age,
@@ -62,7 +62,7 @@ async def run_exporter(
                     "keypulse exporter",
                     process,
                     [*pages.build_routes(), probe_endpoint.build_route(lambda: watch.probes)],
-                    authorizer=guard,
+                    authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: not_ready(watch),
                     handle_metrics=exposition.respond,
@@ -76,8 +76,8 @@ async def run_exporter(
         yield app
 
 
-async def serve(runner: ServerRunner[Settings]) -> None:
-    """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
+async def serve(runner: ServerRunner[ExporterSettings]) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError if it cannot listen."""
     async with run_exporter(runner.settings) as app:
         await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 

@@ -4,8 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +19,9 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails
 
+from services.exporter.backends.settings import Backend, Name
 from services.exporter.probes.canaries import DISK_TIMEOUT
+from services.exporter.probes.success_expiry import compute_success_max_age
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
 from shared.config.url import HttpUrl
@@ -33,9 +34,6 @@ def _refuse_fragment(url: str) -> str:
     if "#" in url:
         raise ValueError("expected a URL without #; the board adds the section")
     return url
-
-
-Name = Annotated[str, Field(min_length=1)]
 
 
 class ProbeSettings(Section):
@@ -57,11 +55,8 @@ class ProbeSettings(Section):
 
     @property
     def success_max_age(self) -> float:
-        """Seconds after which a round trip is no success any more: two intervals.
-
-        Or longer, where a round trip that is in time may take longer: a beat with its jitter, and two calls.
-        """
-        return max(2 * self.interval, 1.1 * self.interval + 2 * self.timeout)
+        """Seconds after which a round trip no longer counts as a success."""
+        return compute_success_max_age(self.interval, self.timeout)
 
 
 class Target(Section):
@@ -120,32 +115,14 @@ def _merge_properties(own: dict[str, Any], required: list[str], kms: dict[str, A
     }
 
 
-class Backend(Section):
-    """A process whose crypto state is read."""
-
-    service: Name = ""
-    """The label `service`; the one at the top where it is not set."""
-    health_url: HttpUrl
-    metrics_url: HttpUrl | None = None
-    """Without it, the time of initialisation and the decryption errors are not exported."""
-    resolve: Literal["all"] | None = None
-    """`all`: each address behind the URLs' name is read by itself, with the label `replica`."""
-
-    @model_validator(mode="after")
-    def _check_single_host(self) -> Self:
-        urls = [url for url in (self.health_url, self.metrics_url) if url]
-        if self.resolve and len({urlsplit(url).hostname for url in urls}) > 1:
-            raise ValueError("expected `health_url` and `metrics_url` with the same host, where `resolve` is set")
-        return self
-
-
 ServiceEntry = TypeVar("ServiceEntry", Target, Backend)
 
 
-class Settings(ServerSettings):
+class ExporterSettings(ServerSettings):
     """The whole configuration; once it is valid, every target and backend has its `service`."""
 
     service_name: ClassVar[str] = "exporter"
+    first_configuration: ClassVar[str] = "`keypulse-exporter init --target KEY > exporter.yml` writes one to begin with"
 
     listen: ListenAddress = Address("127.0.0.1", 9911)
     service: Name | None = None
@@ -153,7 +130,7 @@ class Settings(ServerSettings):
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
     runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment)] | None = None
-    """Where people here read docs/KMS_OPERATIONS.md; the board links to its sections."""
+    """The URL of docs/KMS_OPERATIONS.md inside the organisation; the board links to its sections."""
 
     @field_validator("targets", mode="after")
     @classmethod
@@ -177,16 +154,17 @@ class Settings(ServerSettings):
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """A missing folder prevents no probe: it may be mounted later, and until then each inspection reports it."""
-        there = {
-            folder: _is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
+        is_usable = {
+            folder: is_folder_usable(folder) for folder in {target.canary_dir for target in self.targets} if folder
         }
         for n, target in enumerate(self.targets):
-            if target.canary_dir and not there[target.canary_dir]:
+            if target.canary_dir and not is_usable[target.canary_dir]:
                 expected = f"expected a folder that this user may read and write, got {str(target.canary_dir)!r}"
                 yield f"targets.{n}.canary_dir", f"{expected}; until it is there canaries are in memory only"
 
 
-def _is_folder_usable(folder: Path) -> bool:
+def is_folder_usable(folder: Path) -> bool:
+    """Whether this user can read and write in the folder; False, too, where its disk does not answer. Blocks."""
     try:
         return start_in_thread("canary folder", lambda: _has_access(folder)).result(DISK_TIMEOUT)
     except TimeoutError:

@@ -32,7 +32,7 @@ class FailureSpan:
     """Failures of one kind in a row; while KMS is away for a night it is one, not a thousand."""
 
     first_at: float
-    """Unix seconds, as are all times here."""
+    """Unix seconds, as are all times in this module."""
     last_at: float
     count: int
     operation: Operation
@@ -40,7 +40,7 @@ class FailureSpan:
     detail: str
     """Of the last one: a service's text may differ at each call."""
     connectivity: tuple[ConnectivityPhase, ...]
-    """As it was measured last; empty where it was not."""
+    """As it was measured last; empty if it was not."""
 
 
 class RoundTrips:
@@ -49,7 +49,7 @@ class RoundTrips:
     def __init__(self) -> None:
         self.ended_at = array("d")
         self.encrypt = array("f")
-        """Seconds of what succeeded or timed out; NaN where the call was not made or failed in another way."""
+        """Seconds of what succeeded or timed out; NaN if the call was not made or failed for another reason."""
         self.decrypt = array("f")
         self.succeeded = array("b")
 
@@ -60,14 +60,14 @@ class RoundTrips:
 
     def add(self, result: ProbeResult) -> None:
         """Takes one more, and drops what is older than an hour by its time."""
-        took = {
+        seconds = {
             call.operation: call.seconds
             for call in result.calls
             if call.failure is None or call.failure.reason is Reason.TIMEOUT
         }
         self.ended_at.append(result.ended_at)
-        self.encrypt.append(took.get(Operation.ENCRYPT, math.nan))
-        self.decrypt.append(took.get(Operation.DECRYPT, math.nan))
+        self.encrypt.append(seconds.get(Operation.ENCRYPT, math.nan))
+        self.decrypt.append(seconds.get(Operation.DECRYPT, math.nan))
         self.succeeded.append(result.failed_call is None)
         # A clock that was set back leaves times out of order; then the number alone bounds them until the hour is over.
         old = max(bisect_left(self.ended_at, result.ended_at - ROUND_TRIP_WINDOW), len(self.ended_at) - MAX_ROUND_TRIPS)
@@ -84,8 +84,8 @@ class RoundTrips:
 
 def compute_quantile(seconds: Iterable[float], q: float) -> float | None:
     """The smallest value that a part `q` of them does not exceed (nearest rank); NaNs do not count; None of none."""
-    known = sorted(value for value in seconds if not math.isnan(value))
-    return known[max(0, math.ceil(q * len(known)) - 1)] if known else None
+    values = sorted(value for value in seconds if not math.isnan(value))
+    return values[max(0, math.ceil(q * len(values)) - 1)] if values else None
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class TargetHistory:
     """Of the history, when this record changed last."""
     last_result: ProbeResult | None = None
     status_since: float | None = None
-    """When the round trips began to be right, or wrong, as they are now; None before the first."""
+    """Since when the round trips succeed, or fail, as the last one did; None before the first."""
     last_success: float | None = None
     first_success: float | None = None
     round_trips: RoundTrips = field(default_factory=RoundTrips)
@@ -110,8 +110,8 @@ class TargetHistory:
 
     def add_probe(self, result: ProbeResult) -> None:
         """Takes a round trip."""
-        call, known = result.failed_call, self.last_result
-        continues = known is not None and (known.failed_call is None) == (call is None)
+        call, previous = result.failed_call, self.last_result
+        continues = previous is not None and (previous.failed_call is None) == (call is None)
         if not continues:
             self.status_since = result.ended_at
         self.last_result = result
@@ -138,7 +138,7 @@ class TargetHistory:
 
     @property
     def last_failure(self) -> FailureSpan | None:
-        """The last of its failures, but for those of a start that went well in the end: they are history."""
+        """Its last failure, except those of a start that succeeded in the end."""
         span = self.failure_spans[-1] if self.failure_spans else None
         of_the_start = span and self.first_success is not None and span.last_at < self.first_success
         return None if of_the_start else span
@@ -205,12 +205,14 @@ class History:
             targets: service and name of each.
             services: of each backend.
         """
-        wanted = {name: service for service, name in targets}
+        services_by_target = {name: service for service, name in targets}
         self._services = frozenset(services)
-        known = {name: record for name, record in self.targets.items() if wanted.get(name) == record.service}
+        remaining = {
+            name: record for name, record in self.targets.items() if services_by_target.get(name) == record.service
+        }
         self.targets = {
-            name: known.get(name) or TargetHistory(service, name, self._next_version())
-            for name, service in wanted.items()
+            name: remaining.get(name) or TargetHistory(service, name, self._next_version())
+            for name, service in services_by_target.items()
         }
         self.backends = {key: record for key, record in self.backends.items() if key[0] in self._services}
         for service in self._services - {service for service, _ in self.backends}:
@@ -248,11 +250,11 @@ class History:
         record.version = self._next_version()
 
     def remove_replica(self, service: str, replica: str | None) -> None:
-        """A replica is gone: its address stands behind the name no more."""
+        """A replica is gone: its address stands behind the name no longer."""
         if self.backends.pop((service, replica), None) is None:
             return
         version = self._next_version()
-        if all(known != service for known, _ in self.backends):
+        if all(each != service for each, _ in self.backends):
             self.backends[service, None] = BackendHistory(service, None, version)
 
     def _next_version(self) -> int:

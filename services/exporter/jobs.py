@@ -1,6 +1,6 @@
-"""The jobs of one configuration: probes, key inspections and reads of backends, for as long as the body runs.
+"""Starts the jobs of one configuration: probes, key inspections and reads of backends.
 
-A reload ends them and starts those of the new settings, over the same results.
+A reload stops them and starts those of the new settings; both write to the same `Results`.
 """
 
 import asyncio
@@ -14,20 +14,23 @@ from operator import itemgetter
 from random import Random
 from urllib.parse import urlsplit
 
-import aiohttp
-
+from services.exporter.backends.credentials import BackendCredentials
+from services.exporter.backends.documents import OWN_NAMES
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.replicas import ReplicaReader
-from services.exporter.config import Backend, Settings, Target
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, Target
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
 from services.exporter.probes.key_inspection import KeyInspector, compute_interval, sync_nothing
 from services.exporter.probes.round_trip import Prober
+from services.exporter.probes.success_expiry import SuccessExpiry
 from services.exporter.results import Results
-from services.exporter.scheduler import Job, NextRun, run_jobs
+from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.port import KmsKey
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
+from shared.net.egress import DIRECT, Egress, EgressSettings
 
 Connect = Callable[[ProviderSettings], KmsKey]
 ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
@@ -35,47 +38,50 @@ ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
 
 @dataclass(frozen=True, slots=True)
 class RunningJobs:
-    """The jobs that run."""
+    """The jobs of one configuration while they run."""
 
     probes: Mapping[str, CoalescedProbe]
     """By the name of the target."""
     tasks: Sequence[asyncio.Task[None]]
-    """None of them ends by itself."""
+    """They run until they are cancelled."""
 
     def cancel_probes(self) -> None:
-        """Before the end: whoever waits for a probe is answered at once."""
+        """Cancels the probes, so that everybody who waits for one gets an answer at once."""
         for probe in self.probes.values():
             probe.cancel()
 
 
 @asynccontextmanager
 async def start_jobs(
-    settings: Settings, results: Results, connect: Connect, random: Random
+    settings: ExporterSettings, results: Results, connect: Connect, random: Random
 ) -> AsyncIterator[RunningJobs]:
-    """Runs the jobs of `settings` while the body runs; after it nothing is left running or open.
+    """Runs the jobs of `settings` while the body runs; then stops them and closes their connections.
 
     Args:
-        settings: what to watch.
-        results: takes what is found.
-        connect: from a key's settings to the key behind the port.
-        random: where the schedule's jitter comes from.
+        settings: the targets and backends.
+        results: receives every result.
+        connect: opens a key from its settings.
+        random: for the schedule's jitter.
     """
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(open_http_client())
-        # By service: a KMS that hangs does not block the keys of another one.
+        # One semaphore for each KMS: one that hangs does not block the keys of another.
         create_semaphore = partial(asyncio.Semaphore, settings.probe.concurrency)
         probe_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
         inspection_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
         probes: dict[str, CoalescedProbe] = {}
-        ended = dict.fromkeys((target.name for target in settings.targets), asyncio.get_running_loop().time())
-        probe_jobs: list[tuple[float, Job]] = []
-        inspection_jobs: defaultdict[str, list[tuple[float, Job]]] = defaultdict(list)
+        expiry = SuccessExpiry(
+            ((target.service, target.name) for target in settings.targets),
+            settings.probe.success_max_age,
+            results.expire_success,
+        )
+        probe_jobs: list[tuple[float, ScheduledJob]] = []
+        inspection_jobs: defaultdict[str, list[tuple[float, ScheduledJob]]] = defaultdict(list)
         for target in settings.targets:
             probed_at, inspected_at = results.get_last_times(target)
             service = target.kms.provider, target.kms.service_address
             key = connect(target.kms)
             stack.push_async_callback(key.close)
-            probe = _build_probe(target, settings, key, partial(_add_probe, results, ended), probe_semaphores[service])
+            probe = _build_probe(target, settings, key, partial(_add_probe, results, expiry), probe_semaphores[service])
             stack.push_async_callback(probe.close)
             probes[target.name] = probe
             probe_jobs.append((probed_at, _build_probe_job(probe)))
@@ -85,17 +91,17 @@ async def start_jobs(
             inspection_jobs[target.kms.provider].append((inspected_at, inspection))
         reads = [
             _build_backend_job(
-                backend.service, _build_backend_reader(backend, settings.probe.timeout, session, stack), results
+                backend.service, await build_backend_reader(backend, settings.probe.timeout, stack), results
             )
             for backend in settings.backends
         ]
-        # Schedules of their own: a KMS that hangs never delays what is known of the backends.
-        schedule, every = partial(run_jobs, random=random), len(settings.targets)
+        # Separate schedules: a KMS that hangs does not delay the reads of the backends.
+        schedule, every = partial(run_schedule, random=random), len(settings.targets)
         interval = settings.probe.interval
         profiles = {target.kms.provider: target.kms.profile for target in settings.targets}
         schedules = [
             *([schedule(_sort_by_last_run(probe_jobs), interval=interval, concurrency=every)] if probe_jobs else []),
-            *([_expire_successes(settings, results, ended)] if probe_jobs else []),
+            *([expiry.run()] if probe_jobs else []),
             *(
                 schedule(
                     _sort_by_last_run(jobs),
@@ -107,42 +113,25 @@ async def start_jobs(
             ),
             *([schedule(reads, interval=interval, concurrency=settings.probe.concurrency)] if reads else []),
         ]
-        results.configure(settings)  # not before it is certain that this will be watched: it forgets the rest
+        results.configure(settings)  # after everything that can fail: it removes the results of other targets
         tasks = [asyncio.create_task(each) for each in schedules]
         stack.push_async_callback(_cancel_tasks, tasks)
         yield RunningJobs(probes, tasks)
 
 
-def _add_probe(results: Results, last_ended: dict[str, float], result: ProbeResult) -> None:
-    last_ended[result.target] = asyncio.get_running_loop().time()
+def _add_probe(results: Results, expiry: SuccessExpiry, result: ProbeResult) -> None:
+    expiry.record_round_trip(result.service, result.target)
     results.add_probe(result)
 
 
-async def _expire_successes(settings: Settings, results: Results, last_ended: Mapping[str, float]) -> None:
-    """While others hang in all places, a key is not probed: what its last round trip found is no success for ever.
-
-    Args:
-        settings: what is watched, and how often.
-        results: is told.
-        last_ended: when the last round trip of each target ended, by the loop's clock; the start, where there was none.
-    """
-    after = settings.probe.success_max_age
-    while True:
-        await asyncio.sleep(min(1.0, after / 4))
-        late = asyncio.get_running_loop().time() - after
-        for target in settings.targets:
-            if last_ended[target.name] < late:
-                results.expire_success(target.service, target.name)
-
-
-def _sort_by_last_run(jobs: Sequence[tuple[float, Job]]) -> list[Job]:
-    """By when they ran last: however often a reload begins anew, each has its turn."""
+def _sort_by_last_run(jobs: Sequence[tuple[float, ScheduledJob]]) -> list[ScheduledJob]:
+    """The jobs, least recently run first: however often the configuration is reloaded, each job runs."""
     return [job for _, job in sorted(jobs, key=itemgetter(0))]
 
 
 def _build_probe(
     target: Target,
-    settings: Settings,
+    settings: ExporterSettings,
     key: KmsKey,
     add_result: Callable[[ProbeResult], None],
     semaphore: asyncio.Semaphore,
@@ -160,11 +149,11 @@ def _build_probe(
     )
 
 
-def _build_probe_job(probe: CoalescedProbe) -> Job:
+def _build_probe_job(probe: CoalescedProbe) -> ScheduledJob:
     async def run() -> NextRun:
         try:
             call = (await probe.run()).failed_call
-        except ProbeClosedError:  # everything ends
+        except ProbeClosedError:  # the jobs are being stopped
             return NextRun.ON_GRID
         return (
             NextRun.BACK_OFF
@@ -172,13 +161,13 @@ def _build_probe_job(probe: CoalescedProbe) -> Job:
             else NextRun.ON_GRID
         )
 
-    return Job(f"probe of {probe.target}", run)
+    return ScheduledJob(f"probe of {probe.target}", run)
 
 
 def _build_inspection_job(
     target: Target, timeout: float, connect: Connect, results: Results, semaphore: asyncio.Semaphore
-) -> Job:
-    # A connection of its own: one that an inspection finds dead is closed, and must not end a probe.
+) -> ScheduledJob:
+    # A separate connection: an inspection closes a broken one, which must not end a probe.
     key = connect(target.kms)
     folder = target.canary_dir
     sync = results.canary_files.get_file(folder, target.name, target.kms.key).sync if folder else sync_nothing
@@ -189,18 +178,36 @@ def _build_inspection_job(
             async with semaphore:
                 results.add_inspection(await inspector.inspect())
         finally:
-            await key.close()  # a thousand idle connections would cost more than one that is opened each minute
+            await key.close()  # a thousand idle connections cost more than opening one each minute
         return NextRun.ON_GRID
 
-    return Job(f"key inspection of {target.name}", run)
+    return ScheduledJob(f"key inspection of {target.name}", run)
 
 
-def _build_backend_reader(
-    backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack
-) -> ReadBackend:
+async def build_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> ReadBackend:
+    """What reads a backend, each of its replicas, once.
+
+    Args:
+        backend: its settings.
+        timeout: seconds for each document.
+        stack: ends what the reader needs.
+    """
+    # Replicas are reached by their addresses, which no proxy has to know.
+    egress = EgressSettings(proxy=DIRECT) if backend.resolve == "all" else backend
+    session = await stack.enter_async_context(open_http_client(Egress(egress)))
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
-    reader = BackendReader(backend.service, backend.health_url, backend.metrics_url, session, parser, timeout)
+    reader = BackendReader(
+        backend.service,
+        backend.health_url,
+        backend.metrics_url,
+        session,
+        parser,
+        timeout,
+        backend.health,
+        {backend.metrics.get(name, name): name for name in OWN_NAMES},
+        BackendCredentials(backend),
+    )
     if backend.resolve == "all":
         return ReplicaReader(backend.service, urlsplit(backend.health_url).hostname or "", reader.read, timeout).read
 
@@ -210,19 +217,18 @@ def _build_backend_reader(
     return read
 
 
-def _build_backend_job(service: str, read: ReadBackend, results: Results) -> Job:
+def _build_backend_job(service: str, read: ReadBackend, results: Results) -> ScheduledJob:
     async def run() -> NextRun:
         try:
             states = await read()
-        except BaseException:  # a library's CancelledError, too
-            results.metrics.set_backend_states(
-                BackendState(service, None)
-            )  # what is shown is never older than the last read
+        except BaseException:  # CancelledError of a library too
+            # The metrics never show a state that is older than the last read.
+            results.metrics.set_backend_states(BackendState(service, None))
             raise
         results.add_backend_states(states)
         return NextRun.ON_GRID
 
-    return Job(f"read of {service}", run)
+    return ScheduledJob(f"read of {service}", run)
 
 
 async def _cancel_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:

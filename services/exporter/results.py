@@ -1,10 +1,13 @@
-"""Where every result goes: to Prometheus, to the board and to the log, which has one line for each change."""
+"""Receives every result, and passes it to the metrics, to the board's history and to the log.
+
+The log gets one line for each change, not for each result.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 
 import structlog
 
-from services.exporter.config import Settings, Target
+from services.exporter.config import ExporterSettings, Target
 from services.exporter.history import History
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import BackendState, KeyInspection, ProbeResult
@@ -15,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class ChangeLog:
-    """Remembers what the log already says. At first everything is taken to be well."""
+    """Logs changes: it remembers what it logged last of each target and backend. At first there is no problem."""
 
     def __init__(self) -> None:
         self._failures: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -23,32 +26,36 @@ class ChangeLog:
         self._backend_problems: dict[tuple[str, str | None], tuple[str, ...]] = {}
 
     def configure(self, targets: Collection[tuple[str, str]], services: Collection[str]) -> None:
-        """Forgets all others.
+        """Forgets all targets and backends but these.
 
         Args:
             targets: service and name of each.
-            services: those with a backend.
+            services: the services that have a backend.
         """
-        self._failures = {key: told for key, told in self._failures.items() if key in targets}
-        self._inspection_problems = {key: told for key, told in self._inspection_problems.items() if key in targets}
-        self._backend_problems = {key: told for key, told in self._backend_problems.items() if key[0] in services}
+        self._failures = {key: failure for key, failure in self._failures.items() if key in targets}
+        self._inspection_problems = {
+            key: problems for key, problems in self._inspection_problems.items() if key in targets
+        }
+        self._backend_problems = {
+            key: problems for key, problems in self._backend_problems.items() if key[0] in services
+        }
 
     def log_probe(self, result: ProbeResult) -> None:
-        """Tells of a probe that begins to fail, fails in another way, or is right again."""
+        """Logs a probe that starts to fail, fails for another reason, or succeeds again."""
         call = result.failed_call
         failure = call.failure if call else None
-        now: tuple[str, ...] = ()
+        current: tuple[str, ...] = ()
         if call and failure:
-            # Of a defect of our own each kind is told, with its trace; a service's text may differ at each call.
-            now = (call.operation, failure.reason, failure.detail if failure.reason is Reason.INTERNAL else "")
-        watched = result.service, result.target
-        known = self._failures.get(watched, ())
-        self._failures[watched] = now
-        if now == known:
+            # Each different defect of keypulse is logged, with its trace; a service's text may differ at each call.
+            current = (call.operation, failure.reason, failure.detail if failure.reason is Reason.INTERNAL else "")
+        target = result.service, result.target
+        previous = self._failures.get(target, ())
+        self._failures[target] = current
+        if current == previous:
             return
-        told = log.bind(watched_service=result.service, target=result.target)
+        target_log = log.bind(watched_service=result.service, target=result.target)
         if call and failure:
-            told.warning(
+            target_log.warning(
                 "probe failed",
                 operation=call.operation,
                 reason=failure.reason,
@@ -56,51 +63,51 @@ class ChangeLog:
                 exc_info=failure.exception,
             )
         else:
-            told.info("probe succeeded again")
+            target_log.info("probe succeeded again")
 
     def log_expired_success(self, service: str, target: str) -> None:
-        """Tells of a key whose round trip did not end in time; the next one that is right ends it."""
-        self._failures[service, target] = ("overdue",)
+        """Logs that no round trip of a key ended in time; its next result is logged as a change."""
+        self._failures[service, target] = ("expired",)
         log.warning("no probe finished in time", watched_service=service, target=target)
 
     def log_inspection(self, inspection: KeyInspection) -> None:
-        """Tells of a look at a key that finds something else to be wrong than the last one did."""
+        """Logs a key inspection that finds other problems than the previous one."""
         problems = tuple(_list_problems(inspection))
-        # What stands behind the reason is a service's text, which may differ at each call.
-        now = tuple(": ".join(problem.split(": ")[:2]) for problem in problems)
-        watched = inspection.service, inspection.target
-        known = self._inspection_problems.get(watched, ())
-        self._inspection_problems[watched] = now
-        if now == known:
+        # The part after the reason is a service's text, which may differ at each call.
+        current = tuple(": ".join(problem.split(": ")[:2]) for problem in problems)
+        target = inspection.service, inspection.target
+        previous = self._inspection_problems.get(target, ())
+        self._inspection_problems[target] = current
+        if current == previous:
             return
-        told = log.bind(watched_service=inspection.service, target=inspection.target)
-        if now:
-            told.warning("key inspection found problems", error="; ".join(problems))
+        target_log = log.bind(watched_service=inspection.service, target=inspection.target)
+        if current:
+            target_log.warning("key inspection found problems", error="; ".join(problems))
         else:
-            told.info("key inspection finds no problems any more")
+            target_log.info("key inspection finds no problems any more")
 
     def log_backend(self, states: Sequence[BackendState]) -> None:
-        """Tells of a backend's replicas that cannot be read, in whole or in part, or that can be read again."""
+        """Logs the replicas of a backend that can no longer be read, or only in part, or that can be read again."""
         service, replicas = states[0].service, {state.replica for state in states}
-        for key in [(known, replica) for known, replica in self._backend_problems if known == service]:
-            if key[1] not in replicas:
+        for key in list(self._backend_problems):
+            if key[0] == service and key[1] not in replicas:
                 del self._backend_problems[key]
         for state in states:
             self._log_replica(state)
 
     def _log_replica(self, state: BackendState) -> None:
-        known = self._backend_problems.get((state.service, state.replica), ())
+        previous = self._backend_problems.get((state.service, state.replica), ())
         self._backend_problems[state.service, state.replica] = state.problems
-        if state.problems == known:
+        if state.problems == previous:
             return
-        told = log.bind(watched_service=state.service, up=state.health is not None)
+        backend_log = log.bind(watched_service=state.service, up=state.health is not None)
         if state.replica:
-            told = told.bind(replica=state.replica)
+            backend_log = backend_log.bind(replica=state.replica)
         if state.problems:
-            what = "backend is down" if state.health is None else "backend can be read only in part"
-            told.warning(what, error="; ".join(state.problems))
+            message = "backend is down" if state.health is None else "backend can be read only in part"
+            backend_log.warning(message, error="; ".join(state.problems))
         else:
-            told.info("backend can be read again")
+            backend_log.info("backend can be read again")
 
 
 def _list_problems(inspection: KeyInspection) -> Iterator[str]:
@@ -116,7 +123,7 @@ def _list_problems(inspection: KeyInspection) -> Iterator[str]:
 
 
 class Results:
-    """What is known of all that is watched; it outlives a reload."""
+    """The results of all targets and backends. A reload keeps them."""
 
     def __init__(self) -> None:
         self.metrics = ExporterMetrics([], [])
@@ -125,15 +132,15 @@ class Results:
         self._change_log = ChangeLog()
         self._key_names: dict[tuple[str, str], str] = {}
 
-    def configure(self, settings: Settings) -> None:
-        """From now on this is watched: what is gone is forgotten, what is new is unknown, the rest goes on.
+    def configure(self, settings: ExporterSettings) -> None:
+        """Applies a configuration: removes the results of other targets and backends, and adds new ones without result.
 
-        A target that has another key than before is a new one.
+        A target with another key than before counts as new.
         """
         keys = {(target.service, target.name): target.kms.key for target in settings.targets}
         services = [backend.service for backend in settings.backends]
         self.canary_files.configure({(name, key) for (_, name), key in keys.items()})
-        for targets in ([both for both, key in keys.items() if self._key_names.get(both) == key], list(keys)):
+        for targets in ([target for target, key in keys.items() if self._key_names.get(target) == key], list(keys)):
             self.metrics.configure(targets, services)
             self.history.configure(targets, services)
             self._change_log.configure(targets, services)
@@ -141,38 +148,38 @@ class Results:
         self._key_names = keys
 
     def get_last_times(self, target: Target) -> tuple[float, float]:
-        """When its key was probed last, and when it was looked at; unix seconds, 0 where it never was."""
-        known = self.history.targets.get(target.name)
-        if known is None or self._key_names.get((target.service, target.name)) != target.kms.key:
+        """When the target's key was last probed, and last inspected; unix seconds, 0 for never."""
+        record = self.history.targets.get(target.name)
+        if record is None or self._key_names.get((target.service, target.name)) != target.kms.key:
             return 0.0, 0.0
         return (
-            known.last_result.ended_at if known.last_result else 0.0,
-            known.inspection.inspected_at if known.inspection else 0.0,
+            record.last_result.ended_at if record.last_result else 0.0,
+            record.inspection.inspected_at if record.inspection else 0.0,
         )
 
     def add_probe(self, result: ProbeResult) -> None:
-        """A round trip."""
+        """Adds the result of a round trip."""
         self.metrics.add_probe(result)
         self.history.add_probe(result)
         self._change_log.log_probe(result)
 
     def expire_success(self, service: str, target: str) -> None:
-        """The last round trip is too long ago to be a success. The board sees that by itself."""
+        """The target's last round trip is older than `success_max_age`. The board computes that itself."""
         if self.metrics.expire_success(service, target):
             self._change_log.log_expired_success(service, target)
 
     def add_inspection(self, inspection: KeyInspection) -> None:
-        """A look at a key."""
+        """Adds the result of a key inspection."""
         self.metrics.add_inspection(inspection)
         self.history.add_inspection(inspection)
         self._change_log.log_inspection(inspection)
 
     def add_backend_states(self, states: Sequence[BackendState]) -> None:
-        """The backend of one service, by all its replicas; one that is not among them is gone."""
+        """Adds the states of all replicas of one service's backend, and removes its other replicas."""
         service, replicas = states[0].service, {state.replica for state in states}
         self.metrics.set_backend_states(*states)
-        for known, replica in list(self.history.backends):
-            if known == service and replica not in replicas:
+        for each_service, replica in list(self.history.backends):
+            if each_service == service and replica not in replicas:
                 self.history.remove_replica(service, replica)
         for state in states:
             self.history.add_backend_state(state)

@@ -15,7 +15,7 @@ import structlog
 from shared.process.concurrency import is_task_cancelled
 
 START_SPACING = 0.1
-"""Seconds between the first runs of two jobs, so that they do not all begin in the same moment."""
+"""Seconds between the first runs of two jobs, so that they do not all begin at the same moment."""
 JITTER_FRACTION = 0.1
 """How late a run may come, as a part of the interval, so that many exporters do not stay in step with one another."""
 MAX_BACKOFF = 60.0
@@ -34,15 +34,20 @@ class NextRun(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ScheduledJob:
     """Something to do again and again."""
 
     name: str
     run: Callable[[], Awaitable[NextRun]]
 
 
-async def run_jobs(
-    jobs: Sequence[Job], *, interval: float, concurrency: int, random: Random, start_spacing: float = START_SPACING
+async def run_schedule(
+    jobs: Sequence[ScheduledJob],
+    *,
+    interval: float,
+    concurrency: int,
+    random: Random,
+    start_spacing: float = START_SPACING,
 ) -> None:
     """Runs every job at each tick of its own grid: first run + n * `interval`, plus a jitter that never adds up.
 
@@ -97,7 +102,7 @@ class _Grid:
         return int((now - self._first) // self._interval)
 
 
-async def _repeat_job(job: Job, grid: _Grid, semaphore: asyncio.Semaphore) -> None:
+async def _repeat_job(job: ScheduledJob, grid: _Grid, semaphore: asyncio.Semaphore) -> None:
     loop = asyncio.get_running_loop()
     logged_error: str | None = None
     while True:
@@ -107,12 +112,12 @@ async def _repeat_job(job: Job, grid: _Grid, semaphore: asyncio.Semaphore) -> No
         grid.advance(next_run, loop.time())
 
 
-async def _run_once(job: Job, logged_error: str | None) -> tuple[NextRun, str | None]:
+async def _run_once(job: ScheduledJob, logged_error: str | None) -> tuple[NextRun, str | None]:
     """Runs the job. Returns when it wants to run again, and its error or None; `logged_error` is not logged again."""
     try:
         return await job.run(), None
     except asyncio.CancelledError as error:
-        # A library may raise it although nobody cancelled us; let through, it would end this job without a word.
+        # A library may raise it although nobody cancelled this task; not caught, it would end the job silently.
         if is_task_cancelled():
             raise
         return NextRun.ON_GRID, _log_failure(job, error, logged_error)
@@ -120,7 +125,7 @@ async def _run_once(job: Job, logged_error: str | None) -> tuple[NextRun, str | 
         return NextRun.ON_GRID, _log_failure(job, error, logged_error)
 
 
-def _log_failure(job: Job, error: BaseException, logged_error: str | None) -> str:
+def _log_failure(job: ScheduledJob, error: BaseException, logged_error: str | None) -> str:
     described = repr(error)
     if described != logged_error:
         log.error("job failed unexpectedly; it runs again at its next time", job=job.name, exc_info=error)

@@ -8,15 +8,19 @@ import structlog
 import uvloop
 
 from services.relay.app import serve
-from services.relay.cli import deliveries, mark_restored, render, retry, send_test
+from services.relay.cli import alertmanager, deliveries, init, mark_restored, render, retry, send_test
 from services.relay.config import RelaySettings
+from services.relay.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
+from shared.process.doctor import create_doctor_command
 
 _EXAMPLES: Final = """\b
 Examples:
+  keypulse-relay init --slack '#security-ops' > relay.yml
   keypulse-relay --config relay.yml
   keypulse-relay --config relay.yml --check
   keypulse-relay --print-schema > relay.schema.json
+  keypulse-relay doctor --config relay.yml
   keypulse-relay --config relay.yml send-test --channel slack-critical
   keypulse-relay --config relay.yml deliveries --state dead"""
 
@@ -36,8 +40,9 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-for module in (deliveries, retry, mark_restored, render, send_test):
+for module in (deliveries, init, retry, mark_restored, render, send_test, alertmanager):
     main.add_command(module.command)
+main.add_command(create_doctor_command(RelaySettings, open_checks, "keypulse-relay"))
 
 
 if __name__ == "__main__":

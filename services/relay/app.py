@@ -1,4 +1,4 @@
-"""The relay's composition root: the only module that knows all the others."""
+"""The relay's composition root: the only module that imports all the others."""
 
 import asyncio
 import gc
@@ -31,9 +31,9 @@ from services.relay.outbox.engine.store import Store, StoreUnusableError, open_s
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.restore_detection import COMPARE_DELAY
 from services.relay.outbox.retention import run_retention
-from services.relay.outbox.tables import UNFINISHED, UNSETTLED, State
+from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
 from services.relay.outbox.watchdogs import read_last_seen
-from services.relay.send_error import Reason
+from services.relay.send_error import SendReason
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http.authentication import AccessPolicy, Token, create_access_policy
@@ -41,9 +41,9 @@ from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequireme
 from shared.http.connection_limits import AdmissionQueue
 from shared.http.server import StartError, create_application, create_registry
 from shared.process.hot_reload import ReloadableApp
-from shared.process.runner import ServerRunner
+from shared.process.server_runner import ServerRunner
 
-_FINAL_STATES: Final = (State.DELIVERED, State.SUPERSEDED, State.DEAD)
+_FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
 
 log = structlog.get_logger(__name__)
 
@@ -71,13 +71,13 @@ async def run_relay(
             store = await stack.enter_async_context(open_store(settings.database, clock, settings.unmerged_channels))
         except StoreUnusableError as error:
             raise StartError(str(error)) from None
-        shown, able = create_registry(), IntakeUptime(time.monotonic)
-        guard = Authorizer(shown, OutboxAudit(store), clock=clock)
-        metrics = Metrics(shown, (), _FINAL_STATES, Reason)
+        registry, uptime = create_registry(), IntakeUptime(time.monotonic)
+        authorizer = Authorizer(registry, OutboxAudit(store), clock=clock)
+        metrics = Metrics(registry, (), _FINAL_STATES, SendReason)
         limit = ByteLimit()
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
-        shown.register(gauges)
+        registry.register(gauges)
 
         @asynccontextmanager
         async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
@@ -87,17 +87,17 @@ async def run_relay(
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
             bearer = TokenFile(settings.auth.bearer_token_file)
-            async with run_intake_and_delivery(settings, store, metrics, limit, able, open_sender) as (intake, wake):
+            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
                 app = create_application(
                     "keypulse relay",
-                    shown,
+                    registry,
                     [
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
                         *api.build_routes(store, settings.channels, wake),
                     ],
-                    authorizer=guard,
+                    authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: (
                         reloadable.error
@@ -121,7 +121,7 @@ async def run_relay(
 
 async def serve(runner: ServerRunner[RelaySettings]) -> None:
     """Runs the relay until SIGTERM. Raises StartError."""
-    # What exists by now stays; collecting it again and again took a seventh of the time of a storm.
+    # Objects that exist by now stay until the end; collecting them repeatedly took a seventh of the time of a storm.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     async with run_relay(runner.settings) as app:
@@ -130,7 +130,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             app.state.apply,
             restart_keys=("listen", "database"),
             self_authenticated_paths=("/alerts",),
-            on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - that of the settings that apply then
+            on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the settings that apply by then
             admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
 
@@ -144,21 +144,26 @@ async def run_intake_and_delivery(
     uptime: IntakeUptime,
     open_sender: OpenSender,
 ) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
-    """Takes in, delivers and watches while the body runs; gives the intake, and what wakes channels."""
+    """Runs delivery, monitors and retention while the body runs; yields the intake, and what wakes channels."""
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
         def route(event: Event) -> Sequence[str]:
-            place = find_route(event, rules.routes)
-            return rules.default_channels if place is None else rules.routes[place].channels
+            index = find_route(event, rules.routes)
+            return rules.default_channels if index is None else rules.routes[index].channels
 
-        watching = Monitors(
+        monitors = Monitors(
             AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime
         )
-        retention, young = settings.retention, settings.delivery.duplicate_window
-        kept = run_retention(store, retention.max_age, retention.max_deliveries, byte_limit, min_age=young)
-        async with run_beside(watching.run(), kept):
-            yield Intake(store, rules, metrics, wake, watching.record_heartbeats, byte_limit), wake
+        retention = run_retention(
+            store,
+            settings.retention.max_age,
+            settings.retention.max_deliveries,
+            byte_limit,
+            min_age=settings.delivery.duplicate_window,
+        )
+        async with run_beside(monitors.run(), retention):
+            yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
 
 
 @asynccontextmanager
@@ -190,7 +195,7 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
     """What the configuration says about delivery."""
     delivery = settings.delivery
     return DeliveryRules(
-        sender=SenderSettings(settings.channels, settings.links.build_rules(), settings.contacts, delivery.timeout),
+        sender=SenderSettings(settings.channels, settings.link_rules, settings.contacts, delivery.timeout),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,
         fallback_channels=settings.default_channels,
@@ -214,14 +219,20 @@ def build_intake_rules(settings: RelaySettings) -> IntakeRules:
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
     """What the configuration says about the monitors."""
     watchdogs = [
-        Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file) for each in settings.watchdogs
+        Watchdog(each.name, each.expect_every, each.channels, each.ping_url_file, each) for each in settings.watchdogs
     ]
     alertmanager = settings.alertmanager
-    return MonitorSettings(watchdogs, settings.default_channels, alertmanager.urls, alertmanager.token_file)
+    return MonitorSettings(
+        watchdogs,
+        settings.default_channels,
+        alertmanager.urls,
+        alertmanager.token_file,
+        alertmanager_egress=alertmanager,
+    )
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:
-    """What the gauges show; None where the outbox cannot be read or cannot commit."""
+    """What the gauges show; None if the outbox cannot be read or cannot commit."""
     if store.error is not None:
         return None  # values that can still be read would hide that nothing is committed
     try:

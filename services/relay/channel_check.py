@@ -14,9 +14,9 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
-from services.relay.intake.webhook import MalformedWebhookError, TooManyTextsError, read_event
+from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 
 
 async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
@@ -25,12 +25,12 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
     channel = settings.channels[channel_name].connect(timeout)
     try:
         async with asyncio.timeout(2 * timeout):
-            message = _build_test_message(channel_name, datetime.now(UTC), settings.links.build_rules())
+            message = _build_test_message(channel_name, datetime.now(UTC), settings.link_rules)
             receipt = await channel.send(_UnrecordedAttempt(message))
             resolve = _build_test_resolve(message, receipt, datetime.now(UTC))
             return [receipt, await channel.send(_UnrecordedAttempt(resolve))]
     except TimeoutError:
-        raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
+        raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
         await close_channel(channel_name, channel)
 
@@ -39,7 +39,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
     """The payload that a channel would send for a webhook, the first of its incident. Sends nothing.
 
     Raises:
-        ValueError: the body is no webhook of Alertmanager; says where.
+        ValueError: the body is no webhook of Alertmanager; the message says where.
     """
     try:
         event = limit_size(read_event(body, ""))
@@ -53,7 +53,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
 
 
 def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:
-    now, rules = datetime.now(UTC), settings.links.build_rules()
+    now, rules = datetime.now(UTC), settings.link_rules
     event = remove_foreign_links(event, rules)
     task = DeliveryTask(
         delivery_id="0" * 32,

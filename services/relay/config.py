@@ -18,12 +18,15 @@ from services.relay.channels.registry import AnyChannel
 from services.relay.delivery.links import LinkRules, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
+from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings
 from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
-from shared.config.url import BaseUrl, check_secret_url
+from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
+P = TypeVar("P", bound=Section)
 R = TypeVar("R", "RouteSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
@@ -78,6 +81,25 @@ def _check_contact(address: str, info: ValidationInfo) -> str:
     return address
 
 
+def _check_placeholders(section: P, info: ValidationInfo) -> P:
+    found = [
+        type(section).model_fields[key].alias or key
+        for key, value in section
+        for text in (value if isinstance(value, tuple) else (value,))
+        if isinstance(text, str) and _is_placeholder_address(key, text)
+    ]
+    if found and info.data.get("environment") == "production":
+        names = ", ".join(dict.fromkeys(found))
+        raise ValueError(f"{names}: a placeholder is not allowed in production; expected an address of your own")
+    return section
+
+
+def _is_placeholder_address(key: str, text: str) -> bool:
+    if "://" in text:
+        return is_placeholder_url(text)
+    return is_placeholder_mailbox(text) if "@" in text else key == "host" and is_placeholder_host(text)
+
+
 def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["WatchdogSettings", ...]:
     names = [watchdog.name for watchdog in watchdogs]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -115,7 +137,7 @@ ContactAddress = Annotated[
     BeforeValidator(parse_contact, json_schema_input_type=str | None),
     AfterValidator(_check_contact),
 ]
-KnownChannel = Annotated[str, AfterValidator(_check_channel)]
+ConfiguredChannel = Annotated[str, AfterValidator(_check_channel)]
 
 
 class RelayAuthSettings(AuthSettings):
@@ -127,7 +149,7 @@ class RelayAuthSettings(AuthSettings):
     """Networks that may send alerts; empty lets every address try."""
 
 
-class AlertmanagerSettings(Section):
+class AlertmanagerSettings(EgressSettings):
     """With which open incidents are compared: Alertmanager sends no resolve for an alert that is silenced by then."""
 
     urls: tuple[BaseUrl, ...] = ()
@@ -146,12 +168,17 @@ class LinkSettings(Section):
 
     runbook: Template | None = None
     dashboard: Template | None = None
+    prefer: Literal["template", "annotation"] = "template"
+    """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url` of its own."""
     allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
-    def build_rules(self) -> LinkRules:
-        """The rules by which delivery builds links."""
-        return LinkRules(self.runbook, self.dashboard, frozenset(self.allow_hosts))
+
+class MessageSettings(Section):
+    """What messages contain beside the alert."""
+
+    board_url: BaseUrl | None = None
+    """The exporter's board; each alert links to its key or its service there."""
 
 
 class RouteSettings(Section):
@@ -203,14 +230,14 @@ class RetentionSettings(Section):
     """Of everything in the outbox, the quarantine included."""
 
 
-class WatchdogSettings(Section):
+class WatchdogSettings(EgressSettings):
     """An alert that always fires. It counts as a heartbeat, and its absence is an alert."""
 
     matchers: Annotated[tuple[ParsedMatcher, ...], AfterValidator(_require_one)]
     expect_every: Duration
     """The longest time between two heartbeats; longer means that Prometheus or Alertmanager is gone."""
     channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
-    ping_url_file: SecretPath | None = None
+    ping_url_file: UrlFilePath | None = None
     """Contains the URL of a dead man's switch, pinged at each heartbeat while the outbox drains."""
 
     @property
@@ -227,14 +254,16 @@ class RelaySettings(ServerSettings):
     """The relay's configuration."""
 
     service_name: ClassVar[str] = "relay"
+    first_configuration: ClassVar[str] = "`keypulse-relay init > relay.yml` writes one to begin with"
 
     listen: ListenAddress = Address("127.0.0.1", 9912)
     auth: RelayAuthSettings
     database: DatabaseSetting = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
     alertmanager: AlertmanagerSettings = AlertmanagerSettings()
-    links: LinkSettings = LinkSettings()
-    # Before the contacts, which may be placeholders everywhere but in production.
+    # Before whatever may be a placeholder everywhere but in production.
     environment: Literal["production", "staging", "demo"] = "production"
+    links: Annotated[LinkSettings, AfterValidator(_check_placeholders)] = LinkSettings()
+    messages: Annotated[MessageSettings, AfterValidator(_check_placeholders)] = MessageSettings()
     contacts: dict[ContactRole, ContactAddress] = Field({}, max_length=MAX_CONTACTS)
     """The address of each role; shown in each critical message that fires."""
     intake: IntakeSettings = IntakeSettings()
@@ -243,12 +272,26 @@ class RelaySettings(ServerSettings):
     # After the intake, against which it is checked.
     retention: Annotated[RetentionSettings, AfterValidator(_check_max_bytes)] = RetentionSettings()
     # Before the routes, which are checked against it.
-    channels: Annotated[dict[ChannelName, AnyChannel], AfterValidator(_require_one)]
+    channels: Annotated[
+        dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
+    ]
     routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
-    default_channels: Annotated[tuple[KnownChannel, ...], AfterValidator(_require_one)]
+    default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
+
+    @property
+    def link_rules(self) -> LinkRules:
+        """The rules by which delivery builds links."""
+        links = self.links
+        return LinkRules(
+            links.runbook,
+            links.dashboard,
+            self.messages.board_url,
+            links.prefer == "annotation",
+            frozenset(links.allow_hosts),
+        )
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
@@ -257,6 +300,6 @@ class RelaySettings(ServerSettings):
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which are errors only in production."""
-        for role, how in self.contacts.items():
-            if is_placeholder(how):
+        for role, address in self.contacts.items():
+            if is_placeholder(address):
                 yield f"contacts.{role}", "is a placeholder; production does not allow it"

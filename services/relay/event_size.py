@@ -1,7 +1,7 @@
 """Limits the size of an event, whatever its webhook contains. Pure.
 
 The outbox stores the limited event beside the whole webhook, so that merging, comparing and delivering never need more
-than about a megabyte for one event. What is cut off here no channel would show: each has narrower limits.
+than about a megabyte for one event. No channel would show what is cut off: each has narrower limits.
 """
 
 from collections.abc import Mapping
@@ -36,10 +36,10 @@ def limit_size(event: Event) -> Event:
     by_urgency = sorted(
         alerts, key=lambda alert: (alert.status is Status.RESOLVED, alert.labels.get("severity") != "critical")
     )
-    left, fit = MAX_ALERTS_SIZE, 0
+    size_left, fit = MAX_ALERTS_SIZE, 0
     for alert in by_urgency:
-        left -= _measure_alert(alert)
-        if left < 0 and fit:
+        size_left -= _measure_alert(alert)
+        if size_left < 0 and fit:
             break
         fit += 1
     unlisted: dict[Status, list[bytes]] = {Status.FIRING: [], Status.RESOLVED: []}
@@ -83,14 +83,14 @@ def _measure_pairs(pairs: Mapping[str, str]) -> int:
 def _limit_pairs(pairs: Mapping[str, str]) -> Mapping[str, str]:
     if _measure_pairs(pairs) <= MAX_TEXT:
         return pairs
-    kept: dict[str, str] = {}
-    left = MAX_PAIRS
+    limited: dict[str, str] = {}
+    size_left = MAX_PAIRS
     for key in sorted(pairs, key=lambda key: key not in _IMPORTANT_KEYS):
-        left -= min(len(key), MAX_TEXT) + min(len(pairs[key]), MAX_TEXT)
-        if left < 0:
+        size_left -= min(len(key), MAX_TEXT) + min(len(pairs[key]), MAX_TEXT)
+        if size_left < 0:
             break
-        kept[_truncate(key)] = _truncate(pairs[key])
-    return kept
+        limited[_truncate(key)] = _truncate(pairs[key])
+    return limited
 
 
 def _truncate(text: str) -> str:

@@ -124,7 +124,7 @@ class OutboxGauges(Collector):
         watchdogs: likewise.
         states: those that are counted.
         unfinished_states: which of them are still to be sent.
-        read_state: reads the outbox; None where it cannot.
+        read_state: reads the outbox; None if it cannot.
     """
 
     def __init__(
@@ -151,26 +151,26 @@ class OutboxGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families with the current values."""
-        deliveries, oldest, up, last_seen = _build_families()
+        deliveries, oldest, up, heartbeats = _build_families()
         state = self._read_state()
         if state is None:
             return
         values = {(channel, each): 0 for channel in self._channels for each in self._states}
-        waiting: dict[str, float] = {}
+        oldest_waiting: dict[str, float] = {}
         for channel, each, number, accepted_at in state.counts:
             values[channel, each] = number
             if each in self._unfinished_states:
-                waiting[channel] = min(accepted_at, waiting.get(channel, accepted_at))
+                oldest_waiting[channel] = min(accepted_at, oldest_waiting.get(channel, accepted_at))
         for labels, number in values.items():
             deliveries.add_metric(labels, number)
-        for channel, accepted_at in waiting.items():
+        for channel, accepted_at in oldest_waiting.items():
             oldest.add_metric([channel], accepted_at)
         for channel in self._channels:
             up.add_metric([channel], channel not in state.down_channels)
-        for watchdog, seen_at in state.watchdogs_last_seen.items():
+        for watchdog, last_seen_at in state.watchdogs_last_seen.items():
             if watchdog in self._watchdogs:
-                last_seen.add_metric([watchdog], seen_at)
-        yield from (deliveries, oldest, up, last_seen)
+                heartbeats.add_metric([watchdog], last_seen_at)
+        yield from (deliveries, oldest, up, heartbeats)
 
 
 def _build_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:

@@ -54,7 +54,7 @@ class Event:
     """One webhook: the state of one group at one moment."""
 
     source: str
-    """Which of several independent Alertmanagers sent it; empty where there is one."""
+    """Which of several independent Alertmanagers sent it; empty if there is one."""
     receiver: str
     group_key: str
     status: Status
@@ -86,14 +86,16 @@ def collect_digests(event: Event) -> frozenset[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Where a person goes from an alert; each is http(s), or None where there is none."""
+    """Where a person goes from an alert; each is http(s), or None if there is none."""
 
     runbook: str | None
     dashboard: str | None
+    board: str | None = None
+    """The exporter's board at the key or the service of the alert."""
 
 
 class DeliveryTask(NamedTuple):
-    """One delivery on its way from the claim to the provider.
+    """One claimed delivery, until the provider has it.
 
     The claim fills in what the outbox holds. Before an attempt, `event_json` becomes all its events merged into one,
     and the fields from `keep_open` on are set. It then crosses to the sending process as it is: a named tuple, since
@@ -104,7 +106,7 @@ class DeliveryTask(NamedTuple):
     incident_id: str
     """A hash of source, receiver and groupKey: the same for every event of the group, for ever."""
     episode: int
-    """How many times the incident has begun; a firing event accepted after a resolved one begins the next episode."""
+    """How many times the incident has started; a firing event accepted after a resolved one begins the next episode."""
     channel: str
     accepted_at: datetime
     event_json: bytes = b""
@@ -114,9 +116,9 @@ class DeliveryTask(NamedTuple):
     first_receipt: Mapping[str, str] | None = None
     """The receipt of this episode's first delivery on this channel, which a reply can refer to."""
     firing_undelivered: bool = False
-    """Whether the incident is over, and this channel never got a message that it had begun."""
+    """Whether the incident is over, and this channel never got a message of its start."""
     remark: str = ""
-    """What the relay itself adds for the reader, such as why the message comes here; usually empty."""
+    """What the relay itself adds for the reader, such as why this channel gets the message; usually empty."""
     age: float = 0.0
     """Seconds since `accepted_at`, by the clock that set it, which may differ from a provider's."""
     attempt_number: int = 1
@@ -175,7 +177,7 @@ def hash_alerts(event: Event) -> int:
 
 
 def find_alertname(event: Event) -> str:
-    """What a person calls it; empty where the alerts of the group have several names and none is its own."""
+    """What a person calls it; empty if the alerts of the group have several names and none is its own."""
     return event.group_labels.get("alertname") or event.common_labels.get("alertname", "")
 
 
@@ -193,5 +195,5 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(event_json: bytes) -> Event:
-    """The event that `encode_event` wrote. Raises ValueError where it is not one."""
+    """The event that `encode_event` wrote. Raises ValueError if it is not one."""
     return untrusted_json.decode_json(_DECODER, event_json)

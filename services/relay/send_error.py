@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 
-class Reason(StrEnum):
+class SendReason(StrEnum):
     """How one attempt ended: the label `reason` of `relay_delivery_attempts_total`."""
 
     OK = "ok"
@@ -24,7 +24,7 @@ class Reason(StrEnum):
     """A defect of the relay."""
 
 
-class Scope(StrEnum):
+class SendScope(StrEnum):
     """What an error is about; it decides what follows."""
 
     ATTEMPT = "attempt"
@@ -40,8 +40,8 @@ class SendError(Exception):
 
     def __init__(
         self,
-        reason: Reason,
-        scope: Scope,
+        reason: SendReason,
+        scope: SendScope,
         detail: str,
         *,
         retry_after: float | None = None,

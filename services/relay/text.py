@@ -18,13 +18,16 @@ from services.relay.model import DIGEST_BYTES, Alert, Event, Links, Message, Sta
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f"  # control characters, tab and newline excepted
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they turn the direction: https://trojansource.codes
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the direction: https://trojansource.codes
     "\ud800-\udfff\ufeff]"  # half a character, which no encoding takes
 )
-# Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three must fit into one
-# message.
+# Slack takes 3,000 for a button, PagerDuty and browsers at least 2,000; three long and three short ones must fit into
+# one message.
 MAX_URL = 1_900
+MAX_SHORT_URL = 650
+"""For links that keypulse builds itself, from a few labels."""
 MAX_REMARK = 500
+_LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 _IMPORTANT_LABELS = ("alertname", "env", "service", "severity")
 
 
@@ -90,7 +93,7 @@ def format_state(message: Message) -> str:
 
 
 def format_remark(message: Message) -> str:
-    """The relay's own remarks on one line; empty where there are none."""
+    """The relay's own remarks on one line; empty if there are none."""
     return truncate(" ".join(filter(None, map(clean_line, (message.task.remark, message.event.remark)))), MAX_REMARK)
 
 
@@ -101,9 +104,9 @@ def format_headline(event: Event) -> str:
     """
     labels = event.group_labels
     name = labels.get("alertname") or event.receiver
-    where = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
+    location = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
     others = [f"{key}={value}" for key, value in sort_labels(labels) if key not in _IMPORTANT_LABELS]
-    return " · ".join(clean_line(part) for part in (name, where, *others) if part)
+    return " · ".join(clean_line(part) for part in (name, location, *others) if part)
 
 
 def format_counts(event: Event) -> str:
@@ -112,11 +115,11 @@ def format_counts(event: Event) -> str:
     resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // DIGEST_BYTES
     firing += len(event.unlisted_firing) // DIGEST_BYTES
     numbers = (firing, "firing"), (resolved, "resolved"), (event.truncated_alerts, "not listed")
-    return ", ".join(f"{number} {word}" for number, word in numbers if number) or "no alerts"
+    return ", ".join(f"{number} {label}" for number, label in numbers if number) or "no alerts"
 
 
 def find_worst_severity(event: Event) -> Severity | None:
-    """The worst severity of the alerts that still fire, else of all; None where none of them is a usual word."""
+    """The worst severity of the alerts that still fire, else of all; None if none of them is a usual value."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     found = {_SEVERITIES.get(alert.labels.get("severity", "").lower()) for alert in firing or event.alerts}
     return next((level for level in _WORST_FIRST if level in found), None)
@@ -126,7 +129,7 @@ def select_contacts(message: Message) -> dict[str, str]:
     """The contacts by role while a critical alert fires; otherwise none."""
     if is_resolved(message.event) or find_worst_severity(message.event) is not Severity.CRITICAL:
         return {}
-    return {clean_line(role): clean_line(how) for role, how in message.contacts.items()}
+    return {clean_line(role): clean_line(address) for role, address in message.contacts.items()}
 
 
 def format_summary(alert: Alert) -> str:
@@ -173,25 +176,53 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     listed: set[Link] = set()
     result = []
     for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
-        new = [link for link in _build_links(alert, links) if link not in listed]
+        new = [link for link in _list_links(alert, links) if link not in listed]
         listed.update(new)
         result.append((alert, new))
     return result
 
 
-def build_alertmanager_link(event: Event) -> Link | None:
-    """The page of the Alertmanager that sent it, at the alerts of its receiver."""
-    url = sanitize_url(
-        f"{event.external_url.rstrip('/')}/#/alerts?receiver={quote(clean_text(event.receiver), safe='')}"
-    )
-    return Link("Alertmanager", url) if url else None
+def list_group_links(event: Event) -> list[Link]:
+    """The Alertmanager that sent it, at the alerts of the group, and its silence form with the group's labels.
+
+    If the group has no labels, or one that cannot be written as a matcher, the first link shows all alerts of the
+    receiver, and there is no second one: it would silence more than the group.
+    """
+    alerts = f"{event.external_url.rstrip('/')}/#/alerts?receiver={_quote(clean_text(event.receiver))}"
+    if matchers := _format_matchers(event.group_labels):
+        filled = _quote("{" + matchers + "}")
+        at_group = _sanitize_short_url(f"{alerts}&filter={filled}")
+        silence = _sanitize_short_url(f"{event.external_url.rstrip('/')}/#/silences/new?filter={filled}")
+        if at_group and silence:
+            return [Link("Alertmanager", at_group), Link("Silence", silence)]
+    url = sanitize_url(alerts)
+    return [Link("Alertmanager", url)] if url else []
+
+
+def _format_matchers(labels: Mapping[str, str]) -> str:
+    """The labels as Alertmanager's page reads them from its address; empty if it would not read the same."""
+    if any(
+        not _LABEL_NAME.fullmatch(key) or not value.isprintable() or set('"\\') & set(value)
+        for key, value in labels.items()
+    ):
+        return ""
+    return ",".join(f'{key}="{value}"' for key, value in sort_labels(labels))
+
+
+def _quote(text: str) -> str:
+    return quote(text, safe="", errors="replace")
+
+
+def _sanitize_short_url(url: str) -> str | None:
+    sanitized = sanitize_url(url)
+    return sanitized if sanitized and len(sanitized) <= MAX_SHORT_URL else None
 
 
 @lru_cache(maxsize=256)
 def sanitize_url(url: str | None) -> str | None:
     """An http(s) URL in which nothing ends a link in any medium.
 
-    None where it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
+    None if it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
     longer than media take.
     """
     if not url or len(url) > MAX_URL or re.search(r"[\s\\]", url) or url != clean_text(url):
@@ -202,13 +233,26 @@ def sanitize_url(url: str | None) -> str | None:
         return None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         return None
-    quoted = quote(url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    return quote_url(url)
+
+
+def quote_url(url: str) -> str | None:
+    """The URL with everything percent-encoded that has no meaning in one (RFC 3986); None if it is then too long.
+
+    Raises ValueError for half a surrogate pair.
+    """
+    quoted = quote(url, safe="%/:?#[]@!$&'()*+,;=~-._")
     return quoted if len(quoted) <= MAX_URL else None
 
 
-def _build_links(alert: Alert, links: Links) -> list[Link]:
-    found = ("Runbook", links.runbook), ("Dashboard", links.dashboard), ("Prometheus", alert.generator_url)
-    return [Link(text, url) for text, given in found if (url := sanitize_url(given))]
+def _list_links(alert: Alert, links: Links) -> list[Link]:
+    found = (
+        ("Runbook", links.runbook),
+        ("Dashboard", links.dashboard),
+        ("Board", links.board),
+        ("Prometheus", alert.generator_url),
+    )
+    return [Link(text, url) for text, candidate in found if (url := sanitize_url(candidate))]
 
 
 def _format_time(moment: datetime) -> str:

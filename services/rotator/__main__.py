@@ -1,5 +1,7 @@
 """`keypulse-rotator`: rotates data keys and re-wraps them, and reports what it did."""
 
+import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,16 +12,23 @@ import click
 
 from services.rotator import inspection
 from services.rotator.app import SessionCommand, run_and_report
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
+from services.rotator.conformance import INTRODUCTION, run_conformance
+from services.rotator.doctor import open_checks
+from services.rotator.model import RotatorError
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
 from shared import VERSION
-from shared.keyring.administration import RotationType
+from shared.check import format_line
+from shared.keyring.administration import AdministrationError, RotationType
 from shared.process.command_line import load_settings_or_exit
+from shared.process.doctor import create_doctor_command
+from shared.smoke.report import build_document
 
 _EXAMPLES: Final = """\b
 Examples:
+  keypulse-rotator doctor --config rotator.yml
   keypulse-rotator plan --config rotator.yml
   keypulse-rotator run --type rewrap-kek --config rotator.yml --dry-run
   keypulse-rotator run --type new-dek --config rotator.yml
@@ -27,7 +36,8 @@ Examples:
   keypulse-rotator rollback --config rotator.yml
   keypulse-rotator census --config rotator.yml --json
   keypulse-rotator restore-check latest --config rotator.yml
-  keypulse-rotator retire 1 --confirm 1 --config rotator.yml"""
+  keypulse-rotator retire 1 --confirm 1 --config rotator.yml
+  keypulse-rotator conformance --config rotator.yml"""
 
 Command = Callable[..., Any]
 _TYPES: Final = click.Choice([str(each) for each in RotationType])
@@ -46,21 +56,21 @@ def _add_options(command: Command) -> Command:
     """What every command takes."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-        click.option("--config", required=True, type=click.Path(path_type=Path), help="The YAML file."),
+        click.option("--config", type=click.Path(path_type=Path), help="The YAML file."),
     ):
         command = option(command)
     return command
 
 
-def _run_command(name: str, config: Path, as_json: bool, command: SessionCommand) -> None:
-    settings = load_settings_or_exit(Settings, config)
-    sys.exit(run_and_report(name, settings, str(config), command, os.environ, as_json=as_json))
+def _run_command(name: str, config: Path | None, as_json: bool, command: SessionCommand) -> None:
+    settings = load_settings_or_exit(RotatorSettings, config)
+    sys.exit(run_and_report(name, settings, str(config or "rotator.yml"), command, os.environ, as_json=as_json))
 
 
 @main.command()
 @_add_options
 @click.option("--type", "type_", type=_TYPES, help="Of one type only.")
-def plan(config: Path, *, as_json: bool, type_: str | None) -> None:
+def plan(config: Path | None, *, as_json: bool, type_: str | None) -> None:
     """Say what a run would do. Changes nothing."""
     types = (RotationType(type_),) if type_ else tuple(RotationType)
     _run_command("plan", config, as_json, lambda session: inspection.show_plans(session, types))
@@ -70,43 +80,43 @@ def plan(config: Path, *, as_json: bool, type_: str | None) -> None:
 @_add_options
 @click.option("--type", "type_", type=_TYPES, required=True, help="What is rotated.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-def run_(config: Path, *, as_json: bool, type_: str, dry_run: bool) -> None:
-    """Rotate, where there is something to do; never asks."""
-    wanted = RotationType(type_)
+def run_(config: Path | None, *, as_json: bool, type_: str, dry_run: bool) -> None:
+    """Rotate, if there is something to do; never prompts."""
+    rotation_type = RotationType(type_)
     if dry_run:
         _run_command(
             "plan",
             config,
             as_json,
-            lambda session: inspection.show_plans(session, (wanted,), f"run --type {wanted} --dry-run"),
+            lambda session: inspection.show_plans(session, (rotation_type,), f"run --type {rotation_type} --dry-run"),
         )
-    _run_command("run", config, as_json, lambda session: run(session, wanted))
+    _run_command("run", config, as_json, lambda session: run(session, rotation_type))
 
 
 @main.command("resume")
 @_add_options
-def resume_(config: Path, *, as_json: bool) -> None:
+def resume_(config: Path | None, *, as_json: bool) -> None:
     """Finish a rotation that was left in the middle."""
     _run_command("resume", config, as_json, resume)
 
 
 @main.command("rollback")
 @_add_options
-def rollback_(config: Path, *, as_json: bool) -> None:
+def rollback_(config: Path | None, *, as_json: bool) -> None:
     """Undo the latest rotation by its journal."""
     _run_command("rollback", config, as_json, rollback)
 
 
 @main.command()
 @_add_options
-def status(config: Path, *, as_json: bool) -> None:
+def status(config: Path | None, *, as_json: bool) -> None:
     """Show the latest rotation."""
     _run_command("status", config, as_json, inspection.show_status)
 
 
 @main.command()
 @_add_options
-def census(config: Path, *, as_json: bool) -> None:
+def census(config: Path | None, *, as_json: bool) -> None:
     """Count which data keys and records need which version."""
     _run_command("census", config, as_json, inspection.show_key_usage)
 
@@ -114,7 +124,7 @@ def census(config: Path, *, as_json: bool) -> None:
 @main.command()
 @_add_options
 @click.option("--full", is_flag=True, help="Read every record, not some of each data key's.")
-def verify(config: Path, *, as_json: bool, full: bool) -> None:
+def verify(config: Path | None, *, as_json: bool, full: bool) -> None:
     """Read everything, and say what cannot be read."""
     _run_command("verify", config, as_json, lambda session: inspection.run_verification(session, full=full))
 
@@ -122,7 +132,7 @@ def verify(config: Path, *, as_json: bool, full: bool) -> None:
 @main.command("restore-check")
 @click.argument("file", metavar="FILE|latest")
 @_add_options
-def restore_check(config: Path, file: str, *, as_json: bool) -> None:
+def restore_check(config: Path | None, file: str, *, as_json: bool) -> None:
     """Read a backup whole, compare it with the keyring, and try a data key of each version."""
     _run_command("restore-check", config, as_json, lambda session: inspection.check_backup(session, file))
 
@@ -130,7 +140,7 @@ def restore_check(config: Path, file: str, *, as_json: bool) -> None:
 @main.command("restore")
 @click.argument("file", metavar="FILE|latest")
 @_add_options
-def restore_(config: Path, file: str, *, as_json: bool) -> None:
+def restore_(config: Path | None, file: str, *, as_json: bool) -> None:
     """Put a backup back, for data keys that are damaged or gone; a rotation is undone by `rollback`."""
     _run_command("restore", config, as_json, lambda session: restore_backup(session, file))
 
@@ -162,7 +172,7 @@ def _check_confirmation(version: str, confirm: str) -> None:
 @main.command("retire")
 @_add_options
 @_add_confirmation
-def retire_(config: Path, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
+def retire_(config: Path | None, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
     """Disable a version of the KMS key that nothing needs any more."""
     _check_confirmation(version, confirm)
     _run_command("retire", config, as_json, lambda session: retire_version(session, version, confirmed_backups))
@@ -171,10 +181,31 @@ def retire_(config: Path, *, as_json: bool, version: str, confirm: str, confirme
 @main.command("destroy")
 @_add_options
 @_add_confirmation
-def destroy_(config: Path, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
+def destroy_(config: Path | None, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
     """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
     _check_confirmation(version, confirm)
     _run_command("destroy", config, as_json, lambda session: destroy_version(session, version, confirmed_backups))
+
+
+@main.command("conformance")
+@_add_options
+def conformance_(config: Path, *, as_json: bool) -> None:
+    """Check a service's admin API. Re-wraps one data key at most, and rolls that back."""
+    settings = load_settings_or_exit(RotatorSettings, config)
+    try:
+        if not as_json:
+            click.echo(f"{settings.driver.location}: {INTRODUCTION}\n", err=True)
+        results = asyncio.run(run_conformance(settings))
+    except (RotatorError, AdministrationError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    document = build_document(results)
+    lines = "\n".join(format_line(result, verbose=True) for result in results)
+    click.echo(json.dumps(document, indent=2) if as_json else lines)
+    sys.exit(0 if document["ok"] else 1)
+
+
+main.add_command(create_doctor_command(RotatorSettings, open_checks, "keypulse-rotator"))
 
 
 if __name__ == "__main__":

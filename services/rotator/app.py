@@ -15,10 +15,10 @@ from typing import Final
 import click
 
 from services.rotator.backups.backup_file import BackupError
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from services.rotator.progress_display import open_progress
-from services.rotator.report import Outcome, Report, format_markdown
+from services.rotator.report import CommandOutcome, Report, format_markdown
 from services.rotator.session import Session, open_session
 from shared.keyring.administration import AdministrationError, RefusedError
 
@@ -29,7 +29,13 @@ SessionCommand = Callable[[Session], Awaitable[Report]]
 
 
 def run_and_report(
-    command: str, settings: Settings, config: str, run: SessionCommand, environ: Mapping[str, str], *, as_json: bool
+    command: str,
+    settings: RotatorSettings,
+    config: str,
+    run: SessionCommand,
+    environ: Mapping[str, str],
+    *,
+    as_json: bool,
 ) -> int:
     """Does `run` and shows its report; gives the exit code.
 
@@ -41,8 +47,8 @@ def run_and_report(
         environ: of the process.
         as_json: whether a program reads it.
     """
-    with open_progress() as tell:
-        report = asyncio.run(run_to_report(command, settings, run, tell))
+    with open_progress() as report_progress:
+        report = asyncio.run(run_to_report(command, settings, run, report_progress))
     text = format_markdown(report, config)
     click.echo(report.model_dump_json(indent=2, exclude_none=True) if as_json else text, nl=not text.endswith("\n"))
     if command in _COMMANDS_WITH_REPORT:
@@ -52,7 +58,7 @@ def run_and_report(
         )
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
         _append_to_file(Path(summary), text)
-    return 1 if report.outcome is Outcome.FAILED else 0
+    return 1 if report.outcome is CommandOutcome.FAILED else 0
 
 
 def _append_to_file(file: Path, text: str) -> None:
@@ -65,14 +71,16 @@ def _append_to_file(file: Path, text: str) -> None:
         click.echo(f"{file}: the report cannot be written: {error.strerror}", err=True)
 
 
-async def run_to_report(command: str, settings: Settings, run: SessionCommand, progress: ProgressReporter) -> Report:
+async def run_to_report(
+    command: str, settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter
+) -> Report:
     """The report of `run`, whatever it raises; arguments as of `run_and_report`."""
-    took: list[StepResult] = []
-    working = asyncio.ensure_future(_run_in_session(settings, run, progress, took))
+    steps: list[StepResult] = []
+    running = asyncio.ensure_future(_run_in_session(settings, run, progress, steps))
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     try:
-        report = await working
+        report = await running
     except asyncio.CancelledError:
         report = _build_failure_report(command, "it was stopped by a signal; what was done stays", "status")
     except RotatorError as error:
@@ -82,19 +90,19 @@ async def run_to_report(command: str, settings: Settings, run: SessionCommand, p
     except (AdministrationError, BackupError) as error:
         report = _build_failure_report(command, str(error), "status")
     except Exception as error:  # noqa: BLE001  # a defect, or a row that another program got wrong
-        # Without its words: those of a value that was not expected may hold the value.
+        # Without its text, which may contain an unexpected value.
         at = traceback.extract_tb(error.__traceback__)[-1]
-        why = f"it met what it does not expect, {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
-        report = _build_failure_report(command, f"{why}; what was done stays", "status", "verify")
-    return report.model_copy(update={"steps": tuple(took)})
+        cause = f"it met what it does not expect, {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+        report = _build_failure_report(command, f"{cause}; what was done stays", "status", "verify")
+    return report.model_copy(update={"steps": tuple(steps)})
 
 
 def _build_failure_report(command: str, error: str, *next_commands: str) -> Report:
-    return Report(command=command, outcome=Outcome.FAILED, summary=error, next_commands=next_commands)
+    return Report(command=command, outcome=CommandOutcome.FAILED, summary=error, next_commands=next_commands)
 
 
 async def _run_in_session(
-    settings: Settings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]
+    settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]
 ) -> Report:
     async with open_session(settings, progress, steps, time.time) as session:
         return await run(session)

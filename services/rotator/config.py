@@ -1,16 +1,24 @@
 """What a person may set of the rotator."""
 
-from typing import ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from services.rotator.drivers.registry import DriverSettings
+from shared.config.file_checks import FileCheck, check_writable_folder
 from shared.config.settings import CommandSettings, Duration, FilePath
 from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.kms.registry import KeySettings
 
 
-class Settings(CommandSettings):
+def _check_state_folder(folder: Path) -> tuple[()]:
+    """Open the folder, or the one in which a run makes it."""
+    check_writable_folder(next(each for each in (folder, *folder.parents) if each.exists()))
+    return ()
+
+
+class RotatorSettings(CommandSettings):
     """Every setting of the rotator."""
 
     service_name: ClassVar[str] = "rotator"
@@ -18,8 +26,8 @@ class Settings(CommandSettings):
     driver: DriverSettings
     kms: KeySettings
     other_keyrings: tuple[DriverSettings, ...] | None = None
-    """Further keyrings that the same KMS key wraps; None where nobody has said whether there are any."""
-    state_dir: FilePath
+    """Further keyrings that the same KMS key wraps; None if nobody has said whether there are any."""
+    state_dir: Annotated[FilePath, FileCheck(_check_state_folder, "checks later")]
     """Encrypted backups and reports; made if missing."""
     kms_timeout: Duration = 5.0
     """Of one call."""

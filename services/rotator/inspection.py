@@ -6,42 +6,43 @@ from services.rotator import other_keyrings
 from services.rotator.backups import folder
 from services.rotator.model import StepProgress
 from services.rotator.plan import build_plan, describe_unfinished, get_next_commands, is_unfinished
-from services.rotator.preflight import get_usable_primary
-from services.rotator.report import BackupReport, Outcome, Report
+from services.rotator.primary_version import get_usable_primary
+from services.rotator.report import BackupReport, CommandOutcome, Report
 from services.rotator.session import Session
 from services.rotator.verification import find_own_problems, verify_with_retries
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import Problem, RotationType
 
 
 async def show_plans(session: Session, types: tuple[RotationType, ...], command: str = "plan") -> Report:
     """What a run of each of these types would do. Raises RotatorError, AdministrationError."""
     settings, administration = session.settings, session.administration
+    types = tuple(each for each in types if each in settings.driver.rotation_types)
     primary = await get_usable_primary(session.kms, settings.kms_timeout, command)
-    census, latest = await administration.count_key_usage(), await administration.get_progress()
-    wanted = tuple(
+    usage, latest = await administration.count_key_usage(), await administration.get_progress()
+    plans = tuple(
         build_plan(
             type_,
-            census,
+            usage,
             key=settings.kms.key,
             primary=primary,
             min_age=settings.new_dek_min_age,
         )
         for type_ in types
     )
-    tried = [await administration.dry_run(each.type, primary) for each in wanted if each.data_keys]
-    due = [f"run --type {each.type}" for each in wanted if each.data_keys]
-    then = tuple(due)
+    dry_runs = [await administration.dry_run(each.type, primary) for each in plans if each.data_keys]
+    due = [f"run --type {each.type}" for each in plans if each.data_keys]
+    next_commands = tuple(due)
     sentence = "nothing was changed"
     if latest is not None and is_unfinished(latest):
-        sentence, then = describe_unfinished(latest), get_next_commands(latest)
+        sentence, next_commands = describe_unfinished(latest), get_next_commands(latest)
     return Report(
         command=command,
-        outcome=Outcome.DONE if due else Outcome.NOTHING_TO_DO,
+        outcome=CommandOutcome.DONE if due else CommandOutcome.NOTHING_TO_DO,
         summary=sentence,
-        next_commands=then,
-        plans=wanted,
+        next_commands=next_commands,
+        plans=plans,
         other_keyrings=await other_keyrings.count_usage(session),
-        problems=tuple(problem for progress in tried for problem in progress.problems),
+        problems=tuple(problem for progress in dry_runs for problem in progress.problems),
     )
 
 
@@ -50,12 +51,12 @@ async def show_status(session: Session) -> Report:
     latest = await session.administration.get_progress()
     if latest is None:
         return Report(
-            command="status", outcome=Outcome.DONE, summary="there was no rotation yet", next_commands=("plan",)
+            command="status", outcome=CommandOutcome.DONE, summary="there was no rotation yet", next_commands=("plan",)
         )
     open_ = is_unfinished(latest)
     return Report(
         command="status",
-        outcome=Outcome.DONE,
+        outcome=CommandOutcome.DONE,
         summary=describe_unfinished(latest) if open_ else f"rotation {latest.rotation_id} is {latest.state}",
         next_commands=get_next_commands(latest) if open_ else (),
         rotation=latest,
@@ -64,14 +65,14 @@ async def show_status(session: Session) -> Report:
 
 
 async def show_key_usage(session: Session) -> Report:
-    """Which data keys and how many records need which version, here and elsewhere. Raises AdministrationError."""
+    """Which data keys and how many records need which version, in all keyrings. Raises AdministrationError."""
     counted, elsewhere = await session.administration.count_key_usage(), await other_keyrings.count_usage(session)
     keys, records = (sum(getattr(each, of) for each in counted.versions) for of in ("data_keys", "records"))
     sentence = f"{keys} data keys, {records} records"
     if session.settings.other_keyrings is None:
         sentence += "; which other keyrings this KMS key wraps is not known: set `other_keyrings`"
-    known = [("", counted), *((f" in {each.name}", each.census) for each in elsewhere if each.census)]
-    for where, its in known:
+    usages = [("", counted), *((f" in {each.name}", each.census) for each in elsewhere if each.census)]
+    for where, its in usages:
         if its.unknown_usage:
             sentence += f"; {its.unknown_usage}{where} may need any version"
     silent = [each.name for each in elsewhere if each.census is None]
@@ -79,7 +80,7 @@ async def show_key_usage(session: Session) -> Report:
         sentence += f"; what {', '.join(silent)} needs is not known"
     return Report(
         command="census",
-        outcome=Outcome.FAILED if silent else Outcome.DONE,
+        outcome=CommandOutcome.FAILED if silent else CommandOutcome.DONE,
         summary=sentence,
         next_commands=("census",) if silent else (),
         census=counted,
@@ -95,12 +96,12 @@ async def run_verification(session: Session, *, full: bool) -> Report:
         "full" if full else session.settings.verify_mode,
         lambda done: session.progress.report_progress(StepProgress("verify", done, total, done, max(done, total))),
     )
-    wrong = find_own_problems(found)
+    problems = find_own_problems(found)
     return Report(
         command="verify",
-        outcome=Outcome.FAILED if wrong else Outcome.DONE,
-        summary=f"{len(wrong)} cannot be read; they are named below" if wrong else "everything can be read",
-        next_commands=("status", "verify") if wrong else (),
+        outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
+        summary=f"{len(problems)} cannot be read; they are named below" if problems else "everything can be read",
+        next_commands=("status", "verify") if problems else (),
         verification=found,
         problems=found.problems,
     )
@@ -112,15 +113,18 @@ async def check_backup(session: Session, name: str) -> Report:
     latest = await session.administration.get_progress()
     file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
     summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
-    wrong = [
-        *await folder.compare_with_keyring(file, session.administration, session.kms, timeout=timeout),
+    differing: list[Problem] = []
+    if session.settings.driver.has_own_keys:
+        differing = await folder.compare_with_keyring(file, session.administration, session.kms, timeout=timeout)
+    problems = [
+        *differing,
         *await folder.find_unwrap_failures(file, session.kms, timeout=timeout),
     ]
     return Report(
         command="restore-check",
-        outcome=Outcome.FAILED if wrong else Outcome.DONE,
-        summary="the backup can be read, and differs as named below" if wrong else "the backup can be restored",
-        next_commands=("verify", "status") if wrong else (),
+        outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
+        summary="the backup can be read, and differs as named below" if problems else "the backup can be restored",
+        next_commands=("verify", "status") if problems else (),
         backup=BackupReport(file=str(file), **summary.model_dump()),
-        problems=tuple(wrong),
+        problems=tuple(problems),
     )

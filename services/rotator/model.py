@@ -14,7 +14,7 @@ class RotatorError(Exception):
 
     Args:
         message: one sentence for a person.
-        next_commands: what to type next, most likely first, such as `resume`; words after the program's name.
+        next_commands: what to type next, the most likely first, such as `resume`; without the program's name.
     """
 
     def __init__(self, message: str, *next_commands: str) -> None:
@@ -29,7 +29,7 @@ class StepResult(BaseModel):
     step: JournalStep
     outcome: StepOutcome
     detail: str
-    """Its result in a few words."""
+    """A short description of its result."""
     seconds: float
 
 
@@ -54,5 +54,5 @@ class ProgressReporter(Protocol):
         ...
 
     def report_progress(self, progress: StepProgress) -> None:
-        """A step goes on."""
+        """A step continues."""
         ...

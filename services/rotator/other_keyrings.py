@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from services.rotator.drivers.registry import DriverSettings, open_driver
-from services.rotator.lease import run_with_lease
+from services.rotator.lease_renewal import run_with_lease
 from services.rotator.model import RotatorError
 from services.rotator.plan import describe_unfinished, is_unfinished
 from services.rotator.report import OtherKeyringUsage
@@ -32,7 +32,7 @@ async def _count_keyring_usage(session: Session, driver: DriverSettings) -> Othe
 
 
 async def count_with_leases(session: Session, run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]]) -> T:
-    """What `run` returns, which gets the other keyrings and runs while the lease of each is held.
+    """Calls `run` with the other keyrings while it holds the lease of each, and returns its result.
 
     Raises:
         RotatorError: nobody has said which there are, or one cannot be reached, is being changed, or has a rotation
@@ -55,22 +55,22 @@ async def _lease_remaining(
 ) -> T:
     if not drivers:
         return await run(usages)
-    answered = False
+    has_run = False
 
     async def count_next(_lease: Lease) -> T:
-        nonlocal answered
+        nonlocal has_run
         other = await _count_if_idle(administration, drivers[0].location)
-        answered = True
+        has_run = True
         return await _lease_remaining(session, drivers[1:], (*usages, other), run)
 
     try:
         async with open_driver(drivers[0], session.settings.kms, caller=session.caller) as administration:
             return await run_with_lease(administration, session.settings.lease, count_next, session.caller)
     except AdministrationError as error:
-        if answered:  # then it is of another one
+        if has_run:  # then it is of another one
             raise
         raise RotatorError(
-            f"the other keyring {drivers[0].location} cannot be asked, so it may need any version: {error}; nothing "
+            f"the other keyring {drivers[0].location} cannot be read, so it may need any version: {error}; nothing "
             "was changed",
             "census",
         ) from None

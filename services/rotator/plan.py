@@ -25,14 +25,14 @@ class Plan(BaseModel):
     type: RotationType
     target_version: str
     data_keys: int
-    """How many would be made, or wrapped anew; 0 where there is nothing to do."""
+    """How many data keys would be created or re-wrapped; 0 if there is nothing to do."""
     summary: str
     excluded: tuple[str, ...] = ()
     """What no rotation touches, each in one sentence."""
 
 
 def is_unfinished(latest: RotationProgress | None) -> bool:
-    """Whether a rotation was left in the middle: under way, or done and not verified by its runner since."""
+    """Whether a rotation is unfinished: it runs or was interrupted, or its runner has not verified it."""
     if latest is None:
         return False
     return latest.state is RotationState.RUNNING or (
@@ -49,7 +49,7 @@ def can_resume(latest: RotationProgress) -> bool:
 
 
 def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
-    """How its runner's latest verification ended; None where none came to its end since the last change."""
+    """How its runner's latest verification ended; None if none came to its end since the last change."""
     for entry in reversed(latest.journal):
         if entry.outcome not in (StepOutcome.SUCCEEDED, StepOutcome.PROBLEMS):
             continue
@@ -62,15 +62,15 @@ def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
 
 def describe_unfinished(latest: RotationProgress) -> str:
     """Says so, of a rotation that is `is_unfinished`, and how far it is."""
-    what = "the rollback of rotation" if latest.is_rolling_back else "rotation"
+    subject = "the rollback of rotation" if latest.is_rolling_back else "rotation"
     return (
-        f"{what} {latest.rotation_id}, begun by {latest.caller}, is not finished: {latest.done} of {latest.total} data "
-        "keys are done"
+        f"{subject} {latest.rotation_id}, started by {latest.caller}, is not finished: {latest.done} of {latest.total} "
+        "data keys are done"
     )
 
 
 def refuse_unfinished(latest: RotationProgress | None) -> None:
-    """Raises RotatorError, with the ways on, where a rotation was left in the middle."""
+    """Raises RotatorError, with the commands to continue, if a rotation is unfinished."""
     if latest is not None and is_unfinished(latest):
         raise RotatorError(describe_unfinished(latest), *get_next_commands(latest))
 
@@ -82,7 +82,7 @@ def get_next_commands(latest: RotationProgress) -> tuple[str, ...]:
 
 def build_plan(
     type_: RotationType,
-    census: KeyUsage,
+    usage: KeyUsage,
     *,
     key: str,
     primary: str,
@@ -92,50 +92,52 @@ def build_plan(
 
     Args:
         type_: what is rotated.
-        census: of the keyring.
+        usage: key usage of the keyring.
         key: full name of the KMS key.
         primary: its primary version.
         min_age: seconds; a data key that a rotation made more recently than that is not replaced.
     """
     if type_ is RotationType.NEW_DEK:
-        count, sentence = _plan_new_dek(census, primary, min_age)
+        count, sentence = _plan_new_dek(usage, primary, min_age)
     else:
-        count, sentence = _plan_rewrap(census, key, primary)
+        count, sentence = _plan_rewrap(usage, key, primary)
     return Plan(
         type=type_,
         target_version=primary,
         data_keys=count,
         summary=sentence,
-        excluded=tuple(_list_excluded(census, key)),
+        excluded=tuple(_list_excluded(usage, key)),
     )
 
 
-def _plan_new_dek(census: KeyUsage, primary: str, min_age: float) -> tuple[int, str]:
-    made, now = census.new_dek_at, census.counted_at
-    if made and now and abs(now - made) < timedelta(seconds=min_age):  # later ones are of a clock that was ahead
-        active = f"the active data key {census.active} was made by a rotation at {made:%Y-%m-%d %H:%M:%S} UTC"
+def _plan_new_dek(usage: KeyUsage, primary: str, min_age: float) -> tuple[int, str]:
+    newest_dek_at, now = usage.new_dek_at, usage.counted_at
+    if (
+        newest_dek_at and now and abs(now - newest_dek_at) < timedelta(seconds=min_age)
+    ):  # later ones are of a clock that was ahead
+        active = f"the active data key {usage.active} was made by a rotation at {newest_dek_at:%Y-%m-%d %H:%M:%S} UTC"
         return 0, f"nothing to do: {active}; {_HINT}"
-    instead = f"; {census.active} stays for reading" if census.active else ""
+    instead = f"; {usage.active} stays for reading" if usage.active else ""
     return 1, f"1 new data key, wrapped by version {primary} of the KMS key, becomes the active one{instead}"
 
 
-def _plan_rewrap(census: KeyUsage, key: str, primary: str) -> tuple[int, str]:
-    ours = [count for count in census.versions if count.kek == key]
-    due = [count for count in ours if count.kek_version != primary and count.data_keys]
+def _plan_rewrap(usage: KeyUsage, key: str, primary: str) -> tuple[int, str]:
+    counts = [count for count in usage.versions if count.kek == key]
+    due = [count for count in counts if count.kek_version != primary and count.data_keys]
     total = sum(count.data_keys for count in due)
     if not total:
-        held = sum(count.data_keys for count in ours)
-        return 0, f"nothing to do: all {held} data keys of the KMS key are wrapped by its primary version {primary}"
+        wrapped = sum(count.data_keys for count in counts)
+        return 0, f"nothing to do: all {wrapped} data keys of the KMS key are wrapped by its primary version {primary}"
     by = ", ".join(f"{count.data_keys} by version {count.kek_version or 'unreadable'}" for count in due)
-    return total, f"{total} data keys ({by}) are wrapped anew by version {primary} of the KMS key"
+    return total, f"{total} data keys ({by}) are re-wrapped by version {primary} of the KMS key"
 
 
-def _list_excluded(census: KeyUsage, key: str) -> list[str]:
+def _list_excluded(usage: KeyUsage, key: str) -> list[str]:
     excluded = []
-    for count in census.versions:
+    for count in usage.versions:
         if count.kek == LOCAL_KEK:
             excluded.append(
-                f"{count.data_keys} data keys are wrapped by the local fallback key; the service wraps them anew by "
+                f"{count.data_keys} data keys are wrapped by the local fallback key; the service re-wraps them by "
                 "itself once it reaches KMS"
             )
         elif count.kek != key:

@@ -1,4 +1,4 @@
-"""Tells a person who waits: a bar with counts and the time left on a terminal, plain lines elsewhere."""
+"""Shows the progress of a command: a bar with counts and the time left on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator

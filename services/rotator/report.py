@@ -14,7 +14,7 @@ from shared.keyring.administration import KeyUsage, Problem, RotationProgress, V
 from shared.keyring.model import get_version_sort_key
 
 
-class Outcome(StrEnum):
+class CommandOutcome(StrEnum):
     """How it ended."""
 
     DONE = "done"
@@ -34,7 +34,7 @@ class OtherKeyringUsage(BaseModel):
     name: str
     """Where it is."""
     census: KeyUsage | None = None
-    """None where it did not answer."""
+    """None if it did not answer."""
     error: str | None = None
     """Why it did not."""
 
@@ -43,7 +43,7 @@ class Report(BaseModel):
     """The result of one command."""
 
     command: str
-    outcome: Outcome
+    outcome: CommandOutcome
     summary: str
     next_commands: tuple[str, ...] = ()
     """What to type next, most likely first."""
@@ -60,7 +60,7 @@ class Report(BaseModel):
 
 _MAX_JOURNAL_ENTRIES: Final = 30
 """Steps of a rotation that are shown, the latest last."""
-_OUTCOME_SYMBOLS: Final = {Outcome.DONE: "✓", Outcome.NOTHING_TO_DO: "-", Outcome.FAILED: "✗"}
+_OUTCOME_SYMBOLS: Final = {CommandOutcome.DONE: "✓", CommandOutcome.NOTHING_TO_DO: "-", CommandOutcome.FAILED: "✗"}
 
 
 def format_markdown(report: Report, config: str) -> str:
@@ -74,14 +74,14 @@ def format_markdown(report: Report, config: str) -> str:
         lines += [
             "",
             f"**{plan.type}**: {_escape_cell(plan.summary)}",
-            *(f"- left out: {_escape_cell(left)}" for left in plan.excluded),
+            *(f"- left out: {_escape_cell(excluded)}" for excluded in plan.excluded),
         ]
     if rotation := report.rotation:
         lines += ["", *_format_list(_format_rotation(rotation))]
     if backup := report.backup:
         lines += ["", *_format_list({"backup": backup.file, "data keys": backup.data_keys, "SHA-256": backup.sha256})]
-    if census := report.census:
-        lines += ["", *_format_key_usage(census)]
+    if usage := report.census:
+        lines += ["", *_format_key_usage(usage)]
     lines += _format_other_keyrings(report.other_keyrings)
     if found := report.verification:
         read = f"{found.data_keys} data keys and {found.records} records read"
@@ -99,7 +99,7 @@ def format_markdown(report: Report, config: str) -> str:
             "",
             "Next:",
             "",
-            *(f"    {PROGRAM} {words} --config {shlex.quote(config)}" for words in report.next_commands),
+            *(f"    {PROGRAM} {command} --config {shlex.quote(config)}" for command in report.next_commands),
         ]
     return "\n".join(lines) + "\n"
 
@@ -117,13 +117,13 @@ def _format_rotation(rotation: RotationProgress) -> dict[str, object]:
     }
 
 
-def _format_key_usage(census: KeyUsage) -> Iterable[str]:
-    retired = {each.kek_version: f"{each.retired_at:%Y-%m-%d}" for each in census.retired_versions}
+def _format_key_usage(usage: KeyUsage) -> Iterable[str]:
+    retired = {each.kek_version: f"{each.retired_at:%Y-%m-%d}" for each in usage.retired_versions}
     rows = (
         (each.kek, each.kek_version or "unreadable", each.data_keys, each.records, retired.get(each.kek_version, ""))
-        for each in census.versions
+        for each in usage.versions
     )
-    yield from _format_list({"active data key": census.active, "since": census.active_since})
+    yield from _format_list({"active data key": usage.active, "since": usage.active_since})
     yield ""
     yield from _format_table(("key", "version", "data keys", "records", "retired"), rows)
 

@@ -5,7 +5,7 @@ import asyncio
 from services.rotator.backups import backup_file, folder
 from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import BackupReport, Outcome, Report
+from services.rotator.report import BackupReport, CommandOutcome, Report
 from services.rotator.session import Session
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import AdministrationError, Lease, Problem, RefusedError, UnreachableError
@@ -32,28 +32,28 @@ async def _restore_with_lease(session: Session, lease: Lease, name: str) -> Repo
     timeout = session.settings.kms_timeout
     file = await asyncio.to_thread(session.backups.find, name, latest.backups if latest else ())
     summary = await folder.read_whole_backup(file, session.kms, timeout=timeout)
-    changed, left = 0, list[Problem]()
+    changed, left_out = 0, list[Problem]()
     async for rows in backup_file.read_pages(file, session.kms, backup_file.SummaryBuilder(), timeout=timeout):
         try:
             changed += await session.administration.restore(rows, lease.token)
         except (RefusedError, UnreachableError) as error:
             raise RotatorError(str(error), "status", f"restore {name}") from None
         except AdministrationError as error:  # of some rows; the others are back
-            left.append(Problem(id=f"from {rows[0].id} on", error=str(error)))
+            left_out.append(Problem(id=f"from {rows[0].id} on", error=str(error)))
     await session.administration.reload_instances()
     found = await verify_with_retries(session, session.settings.verify_mode)
-    wrong = (*left, *find_own_problems(found))
+    problems = (*left_out, *find_own_problems(found))
     what = f"{changed} data keys are as in the backup again" if changed else "all was as in the backup"
-    if left:  # of a page with one that is left out it is not known how many were changed
+    if left_out:  # of a page with one that is left out it is not known how many were changed
         sentence = "what can be put back is as in the backup; what is named below is not"
     else:
-        sentence = f"{what}; {'what is named below cannot be read' if wrong else 'everything can be read'}"
+        sentence = f"{what}; {'what is named below cannot be read' if problems else 'everything can be read'}"
     return Report(
         command="restore",
-        outcome=Outcome.FAILED if wrong else Outcome.DONE,
+        outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary=sentence,
-        next_commands=("verify", "status") if wrong else (),
+        next_commands=("verify", "status") if problems else (),
         backup=BackupReport(file=str(file), **summary.model_dump()),
         verification=found,
-        problems=wrong,
+        problems=problems,
     )

@@ -15,7 +15,7 @@ from typing import Final
 from services.rotator.model import RotatorError
 from services.rotator.other_keyrings import count_with_leases
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import OtherKeyringUsage, Outcome, Report
+from services.rotator.report import CommandOutcome, OtherKeyringUsage, Report
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, KeyUsage, Lease
 from shared.keyring.model import UNREADABLE_VERSION
@@ -66,7 +66,7 @@ async def _run_with_all_leases(
         sentence = await session.run_with_lease(alone)
     except KmsError as error:
         raise RotatorError(f"KMS: {error}", _format_command(command, version)) from None
-    return Report(command=command, outcome=Outcome.DONE, summary=sentence, next_commands=("census",))
+    return Report(command=command, outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
 
 
 async def _disable_and_record(
@@ -86,18 +86,18 @@ async def _disable_and_record(
     since = await _get_retirement_time(session, version)
     if since and not was_enabled:
         return f"version {version} is retired since {since:%Y-%m-%d}, and disabled; nothing was changed"
-    # Disabled before it is written down: the days that `destroy_version` counts must be days without it.
+    # Disabled before it is recorded: the days that `destroy_version` counts must be days without it.
     try:
         if was_enabled:
             await session.kms.set_version_enabled(version, is_enabled=False, timeout=timeout)
         await session.administration.retire_version(version, lease.token)
     except (KmsError, AdministrationError, asyncio.CancelledError) as error:  # a call without an answer may be done
-        left = await _undo_disable(session, version, was_enabled=was_enabled)
+        remaining = await _undo_disable(session, version, was_enabled=was_enabled)
         if isinstance(error, asyncio.CancelledError):
-            session.progress.report_step("retire", left)
+            session.progress.report_step("retire", remaining)
             raise
         raise RotatorError(
-            f"version {version} is not retired: {error}; {left}", _format_command("retire", version)
+            f"version {version} is not retired: {error}; {remaining}", _format_command("retire", version)
         ) from None
     return (
         f"version {version} is disabled, and nothing can be wrapped by it any more; in {MIN_DISABLED_DAYS} days it can "
@@ -139,26 +139,31 @@ async def _schedule_destruction(
         )
     await _refuse_if_used(session, key, "destroy", version, confirmed_backups, other_keyrings)
     scheduled = await session.kms.schedule_destruction(version, timeout=timeout)
-    at = datetime.fromtimestamp(scheduled.destroy_at or 0.0, UTC)
+    if scheduled.destroy_at is None:
+        until = f"is {scheduled.state_label}; KMS gives no date until which it can be restored"
+    else:
+        at = datetime.fromtimestamp(scheduled.destroy_at, UTC)
+        until = f"will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it"
     return (
-        f"version {version} will be destroyed at {at:%Y-%m-%d %H:%M} UTC; until then KMS can restore it. An older "
-        f"backup of the database, from before {since:%Y-%m-%d}, may hold data keys that only this version unwraps: "
-        "then nobody can read its records any more"
+        f"version {version} {until}. An older backup of the database, from before {since:%Y-%m-%d}, may hold data "
+        "keys that only this version unwraps: then nobody can read its records any more"
     )
 
 
 def _check_version_state(
     key: KeyDescription, version: str, command: str, expected: tuple[VersionState, ...]
 ) -> VersionState:
-    """The version's state in KMS. Raises RotatorError where it is none of those `expected`."""
+    """The version's state in KMS. Raises RotatorError if it is none of those `expected`."""
     found = key.find_version(version)
     if found is None:
         raise RotatorError(f"the KMS key has no version {version}", "census")
     if found.state not in expected:
         is_usable = found.state in {VersionState.USABLE, VersionState.DECRYPT_ONLY}
-        then = _format_command("retire", version) if command == "destroy" and is_usable else "census"
+        next_command = _format_command("retire", version) if command == "destroy" and is_usable else "census"
         states = " or ".join(state.replace("_", " ") for state in expected)
-        raise RotatorError(f"version {version} is {found.state_label}, expected {states}; nothing was changed", then)
+        raise RotatorError(
+            f"version {version} is {found.state_label}, expected {states}; nothing was changed", next_command
+        )
     return found.state
 
 
@@ -170,24 +175,28 @@ async def _refuse_if_used(
     confirmed_backups: int,
     other_keyrings: Sequence[OtherKeyringUsage],
 ) -> None:
-    """Raises RotatorError where a data key, a record, a kept backup or an unconfirmed backup needs the version."""
+    """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup needs the version."""
     kek = session.settings.kms.key
-    census = await session.administration.count_key_usage()
-    _refuse_if_used_by_keyring(census, kek, key, version, "", "run --type rewrap-kek")
+    usage = await session.administration.count_key_usage()
+    _refuse_if_used_by_keyring(usage, kek, key, version, "", "run --type rewrap-kek")
     elsewhere = [(other.name, other.census) for other in other_keyrings if other.census]
     for keyring, its in elsewhere:
         _refuse_if_used_by_keyring(its, kek, key, version, f"in the other keyring {keyring} ", "census")
-    kept = await asyncio.to_thread(session.backups.list_backups)
-    for file, header in kept:
-        if header.kek == kek and header.may_need(version):
+    local_backups = await asyncio.to_thread(session.backups.list_backups)
+    for file, header in local_backups:
+        if header.kek == kek and (header.may_need(version) or _has_other_version(key, header.needs)):
             raise RotatorError(
                 f"version {version} is needed by the backup {file}; nothing was changed; remove that file once nobody "
                 "wants to restore it",
                 "census",
             )
-    here = {file.name for file, _ in kept}
-    known = [each for its in (census, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
-    away = [each.name for each in known if each.name not in here and each.may_need(version)]
+    existing = {file.name for file, _ in local_backups}
+    recorded_backups = [each for its in (usage, *(its for _, its in elsewhere)) for each in reversed(its.backups)]
+    away = [
+        each.name
+        for each in recorded_backups
+        if each.name not in existing and (each.may_need(version) or _has_other_version(key, each.needs or ()))
+    ]
     if len(away) != confirmed_backups:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
@@ -197,14 +206,19 @@ async def _refuse_if_used(
         )
 
 
+def _has_other_version(key: KeyDescription, needs: Sequence[str]) -> bool:
+    """Whether one of `needs` is no version of the key: what it stands for may be any of them."""
+    return any(key.find_version(each) is None for each in needs)
+
+
 def _refuse_if_used_by_keyring(
-    census: KeyUsage, kek: str, key: KeyDescription, version: str, prefix: str, next_command: str
+    usage: KeyUsage, kek: str, key: KeyDescription, version: str, prefix: str, next_command: str
 ) -> None:
-    """Raises RotatorError where a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
-    versions = census.versions
+    """Raises RotatorError if a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
+    versions = usage.versions
     if not any(each.kek == kek for each in versions):
         raise RotatorError(
-            f"{prefix}no data key is wrapped by {kek}, so who needs its versions is not known here; nothing was "
+            f"{prefix}no data key is wrapped by {kek}, so it is unknown who needs its versions; nothing was "
             "changed; expected the service's own key in `kms.key`, and in `other_keyrings` those that it wraps",
             "census",
         )
@@ -218,18 +232,18 @@ def _refuse_if_used_by_keyring(
         if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
             raise RotatorError(
                 f"{prefix}version {version} may be needed by {each.data_keys} data keys whose version cannot be read; "
-                "nothing was changed; a re-wrap writes it anew",
+                "nothing was changed; re-wrap them",
                 next_command,
             )
         if each.kek == kek and each.data_keys and key.find_version(each.kek_version) is None:
             raise RotatorError(
                 f"{prefix}version {version} may be needed by {each.data_keys} data keys of version "
-                f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; a re-wrap writes it anew",
+                f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; re-wrap them",
                 next_command,
             )
-    if census.unknown_usage:
+    if usage.unknown_usage:
         raise RotatorError(
-            f"{prefix}version {version} may be needed by {census.unknown_usage}; nothing was changed; each "
+            f"{prefix}version {version} may be needed by {usage.unknown_usage}; nothing was changed; each "
             "has to be corrected or put back first: verify names data keys, the service's health check all rows",
             "verify" if not prefix else next_command,
         )

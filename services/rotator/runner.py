@@ -21,7 +21,7 @@ from services.rotator.plan import (
     is_unfinished,
     refuse_unfinished,
 )
-from services.rotator.report import BackupReport, Outcome, Report
+from services.rotator.report import BackupReport, CommandOutcome, Report
 from services.rotator.session import Session
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import (
@@ -37,6 +37,10 @@ from shared.keyring.administration import (
 
 async def run(session: Session, type_: RotationType) -> Report:
     """Rotates, where there is something to do. Raises RotatorError, AdministrationError, BackupError."""
+    driver = session.settings.driver
+    if type_ not in driver.rotation_types:
+        expected = [f"run --type {each}" for each in driver.rotation_types]
+        raise RotatorError(f"the driver {driver.kind} makes no new data keys; nothing was changed", *expected)
     return await session.run_with_lease(lambda lease: _rotate_with_lease(session, lease, type_))
 
 
@@ -53,23 +57,25 @@ async def rollback(session: Session) -> Report:
 async def _rotate_with_lease(session: Session, lease: Lease, type_: RotationType) -> Report:
     latest = await session.administration.get_progress()
     refuse_unfinished(latest)
-    again, now = f"run --type {type_}", session.get_database_time(lease)
-    steps = RotationSteps(session, lease.token, type_, f"{type_}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", again)
+    same_command, now = f"run --type {type_}", session.get_database_time(lease)
+    steps = RotationSteps(
+        session, lease.token, type_, f"{type_}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", same_command
+    )
     version = await steps.get_target_version()
     await steps.run_smoke_test()
-    census, settings = await session.administration.count_key_usage(), session.settings
-    wanted = build_plan(
+    usage, settings = await session.administration.count_key_usage(), session.settings
+    plan = build_plan(
         type_,
-        census,
+        usage,
         key=settings.kms.key,
         primary=version,
         min_age=settings.new_dek_min_age,
     )
-    if not wanted.data_keys:
+    if not plan.data_keys:
         if latest is None or not can_resume(latest):
             await steps.record_nothing_to_do()
-        return Report(command="run", outcome=Outcome.NOTHING_TO_DO, summary=wanted.summary, plans=(wanted,))
-    with _add_next_commands(again):
+        return Report(command="run", outcome=CommandOutcome.NOTHING_TO_DO, summary=plan.summary, plans=(plan,))
+    with _add_next_commands(same_command):
         file, summary = await steps.create_backup()
         await steps.wait_for_primary(version)
     with _add_next_commands("resume", "rollback"):
@@ -80,9 +86,9 @@ async def _rotate_with_lease(session: Session, lease: Lease, type_: RotationType
 async def _resume_with_lease(session: Session, lease: Lease) -> Report:
     latest = await session.administration.get_progress()
     if latest is None or not can_resume(latest):
-        why = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
-        nothing = f"nothing to do: {why}"
-        return Report(command="resume", outcome=Outcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
+        cause = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
+        nothing = f"nothing to do: {cause}"
+        return Report(command="resume", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
     if latest.is_rolling_back:
         raise RotatorError(describe_unfinished(latest), *get_next_commands(latest))
     steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "resume")
@@ -92,7 +98,7 @@ async def _resume_with_lease(session: Session, lease: Lease) -> Report:
     if overtaken and latest.state is RotationState.FAILED:  # what it could do is done, and a run does the rest
         return Report(
             command="resume",
-            outcome=Outcome.NOTHING_TO_DO,
+            outcome=CommandOutcome.NOTHING_TO_DO,
             summary=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of the "
             f"KMS key, whose primary version is {version} by now; another run tries what is left",
             next_commands=(f"run --type {latest.type}",),
@@ -116,43 +122,43 @@ async def _build_report(
     backup_summary: BackupSummary,
 ) -> Report:
     await steps.reload()
-    found, wrong = await steps.verify(file)
+    found, problems = await steps.verify(file)
     latest = await session.administration.get_progress(rotation.rotation_id) or rotation
-    failed = latest.state is not RotationState.DONE or bool(wrong)
-    what = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
+    failed = latest.state is not RotationState.DONE or bool(problems)
+    summary = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
     return Report(
         command=command,
-        outcome=Outcome.FAILED if failed else Outcome.DONE,
-        summary=f"{what}, and what is named below is not" if failed else f"{what}; everything can be read",
+        outcome=CommandOutcome.FAILED if failed else CommandOutcome.DONE,
+        summary=f"{summary}, and what is named below is not" if failed else f"{summary}; everything can be read",
         next_commands=("resume", "rollback") if failed else (),
         rotation=latest,
         backup=BackupReport(file=str(file), **backup_summary.model_dump()),
         verification=found,
-        problems=_deduplicate_problems((*latest.problems, *wrong)),
+        problems=_deduplicate_problems((*latest.problems, *problems)),
     )
 
 
 async def _rollback_with_lease(session: Session, lease: Lease) -> Report:
     latest = await session.administration.get_progress()
     if latest is None or (latest.state is RotationState.ROLLED_BACK and not is_unfinished(latest)):
-        why = f"rotation {latest.rotation_id} is rolled back" if latest else "there was no rotation"
-        nothing = f"nothing to do: {why}"
-        return Report(command="rollback", outcome=Outcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
+        cause = f"rotation {latest.rotation_id} is rolled back" if latest else "there was no rotation"
+        nothing = f"nothing to do: {cause}"
+        return Report(command="rollback", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
     steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "rollback")
     with _add_next_commands("rollback"):
         rotation = await steps.rollback()
         await steps.reload()
         found, unreadable = await steps.verify()
-    wrong = _deduplicate_problems((*rotation.problems, *unreadable))
-    what = f"rotation {rotation.rotation_id} is rolled back"
+    problems = _deduplicate_problems((*rotation.problems, *unreadable))
+    summary = f"rotation {rotation.rotation_id} is rolled back"
     return Report(
         command="rollback",
-        outcome=Outcome.FAILED if wrong else Outcome.DONE,
-        summary=f"{what}, but for what is named below" if wrong else f"{what}; everything can be read",
-        next_commands=("verify", "status") if wrong else (),
+        outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
+        summary=f"{summary}, but for what is named below" if problems else f"{summary}; everything can be read",
+        next_commands=("verify", "status") if problems else (),
         rotation=await session.administration.get_progress(rotation.rotation_id),
         verification=found,
-        problems=wrong,
+        problems=problems,
     )
 
 

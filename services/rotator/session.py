@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from services.rotator.backups.folder import BackupFolder
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import open_driver as connect_keyring
-from services.rotator.lease import describe_holder, run_with_lease
+from services.rotator.lease_renewal import describe_holder, run_with_lease
 from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from shared.keyring.administration import Administration, Lease
 from shared.kms.port import KmsKeyAdmin
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Session:
     """What a command uses."""
 
-    settings: Settings
+    settings: RotatorSettings
     administration: Administration
     kms: KmsKeyAdmin
     backups: BackupFolder
@@ -48,14 +48,14 @@ class Session:
         return lease.expires_at - timedelta(seconds=self.settings.lease)
 
     async def run_with_lease(self, run: Callable[[Lease], Awaitable[T]]) -> T:
-        """What `run` returns, done while the lease is held. Raises RotatorError, and as `lease.holding` does.
+        """Calls `run` under the lease, and returns its result. Raises RotatorError, and what `run_with_lease` raises.
 
-        Every command that changes anything passes here: one key must not be retired by the census of another.
+        Every command that changes something uses it: the usage of one KMS key must not decide about another.
         """
         kek, key = (await self.administration.count_key_usage()).kek, self.settings.kms.key
         if kek != key:
             raise RotatorError(
-                f"the service wraps its data keys by {kek or 'a KMS key that it does not tell'}, and `kms.key` is {key}"
+                f"the service wraps its data keys by {kek or 'an unknown KMS key'}, and `kms.key` is {key}"
                 "; expected the same key; nothing was changed",
                 "census",
             )
@@ -64,7 +64,7 @@ class Session:
 
 @asynccontextmanager
 async def open_session(
-    settings: Settings, progress: ProgressReporter, steps: list[StepResult], clock: Callable[[], float]
+    settings: RotatorSettings, progress: ProgressReporter, steps: list[StepResult], clock: Callable[[], float]
 ) -> AsyncIterator[Session]:
     """Everything is closed when the body is left.
 

@@ -1,7 +1,7 @@
 """The steps of a rotation; `run`, `resume` and `rollback` put them in their order.
 
-Each is shown, timed, and written into the keyring's journal, so that the next runner, on whatever machine, knows what
-was done, and what failed.
+Each step is shown, timed, and recorded in the keyring's journal, so that the next runner, on any machine, knows what
+was done and what failed.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from services.rotator import preflight
+from services.rotator import primary_version
 from services.rotator.backups import backup_file, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.model import RotatorError, StepProgress, StepResult
-from services.rotator.preflight import run_smoke_test
 from services.rotator.session import Session
+from services.rotator.smoke_test import run_smoke_test
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import (
     AdministrationError,
@@ -30,19 +30,19 @@ from shared.keyring.administration import (
     StepOutcome,
     VerificationResult,
 )
+from shared.keyring.journal.entries import MAX_DETAIL_LENGTH
 from shared.keyring.model import get_version_sort_key
 
-_MAX_DETAIL_LENGTH: Final = 1000
 _CALLS_PER_DATA_KEY: Final = {JournalStep.ROTATE: 3, JournalStep.ROLLBACK: 1, JournalStep.VERIFY: 1}
-"""Of KMS, for each data key: they take the time, so the bar counts them."""
+"""Calls of KMS for each data key: they take most of the time, so the progress bar counts them."""
 _MAX_STALLED_CALLS: Final = 10
-"""Calls in a row that change nothing: it would never end."""
+"""Calls in a row that change nothing, at most: it would never end."""
 
 T = TypeVar("T")
 
 
 class _Result(NamedTuple):
-    """What a step that came to its end writes into the journal."""
+    """What a finished step records in the journal."""
 
     detail: str
     outcome: StepOutcome = StepOutcome.SUCCEEDED
@@ -71,11 +71,11 @@ class RotationSteps:
 
     async def get_target_version(self) -> str:
         """The version that everything is to be wrapped by: the primary one, which is usable."""
-        primary = preflight.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
+        primary = primary_version.get_usable_primary(self._session.kms, self._settings.kms_timeout, self._next_command)
         return await self._run_step(JournalStep.PRIMARY_VERSION, primary, lambda version: _Result(f"version {version}"))
 
     async def create_backup(self, earlier: Sequence[JournalBackup] = ()) -> tuple[Path, BackupSummary]:
-        """The backup of this rotation: the first of its `earlier` ones that is here and whole; else a new one."""
+        """The backup of this rotation: the first of its `earlier` ones that is intact; otherwise a new one."""
         for backup in earlier:
             file = self._session.backups.folder / backup.name
             try:
@@ -87,17 +87,17 @@ class RotationSteps:
         return await self._run_step(JournalStep.BACKUP, self._write_backup(), _describe_backup)
 
     async def _write_backup(self) -> tuple[Path, BackupSummary]:
-        census = await self._administration.count_key_usage()
-        now = census.counted_at or self._session.now_utc  # the keyring's clock, the same on whatever machine
+        usage = await self._administration.count_key_usage()
+        now = usage.counted_at or self._session.now_utc  # the keyring's clock, the same on whatever machine
         file, timeout = self._session.backups.get_new_path(self._id, now), self._settings.kms_timeout
         key = self._settings.kms.key
-        made = await backup_file.write_backup(
+        summary = await backup_file.write_backup(
             file,
             self._administration,
             self._session.kms,
             rotation_id=self._id,
             kek=key,
-            needs={each.kek_version for each in census.versions if each.kek == key and each.data_keys},
+            needs={each.kek_version for each in usage.versions if each.kek == key and each.data_keys},
             now=now,
             timeout=timeout,
         )
@@ -106,12 +106,12 @@ class RotationSteps:
         except BackupError:
             file.unlink(missing_ok=True)
             raise
-        return file, made
+        return file, summary
 
     async def wait_for_primary(self, version: str) -> None:
         """Waits until Encrypt uses `version`."""
         settings = self._settings
-        in_use = preflight.wait_for_primary(
+        in_use = primary_version.wait_for_primary(
             self._session.kms,
             version,
             self._next_command,
@@ -125,7 +125,7 @@ class RotationSteps:
     async def rotate(self, version: str, *, retarget: bool = False) -> RotationProgress:
         """Begins where the keyring does not know the rotation yet, and goes on to its end, batch by batch.
 
-        With `retarget` it goes on with `version`, whatever it was begun for.
+        With `retarget` it continues with `version`, whatever its first target was.
         """
         request = RotateRequest(
             rotation_id=self._id,
@@ -193,7 +193,7 @@ class RotationSteps:
 
         async def read_all() -> tuple[VerificationResult, list[Problem]]:
             differing: list[Problem] = []
-            if file:
+            if file and self._settings.driver.has_own_keys:
                 kms, timeout = self._session.kms, self._settings.kms_timeout
                 differing = await folder.compare_with_keyring(file, self._administration, kms, timeout=timeout)
             total = await self._count_data_keys()
@@ -212,7 +212,7 @@ class RotationSteps:
 
     async def _run_step(self, step: JournalStep, action: Awaitable[T], describe: Callable[[T], _Result]) -> T:
         now = asyncio.get_running_loop().time
-        began = now()
+        started_at = now()
         self._session.progress.report_step(step)
         try:
             value = await action
@@ -221,7 +221,7 @@ class RotationSteps:
                 await self._add_journal_entry(step, _Result(str(error), StepOutcome.FAILED))
             raise
         result = describe(value)
-        seconds = now() - began
+        seconds = now() - started_at
         self._session.steps.append(StepResult(step=step, outcome=result.outcome, detail=result.detail, seconds=seconds))
         self._session.progress.report_step(step, result.detail)
         await self._add_journal_entry(step, result)
@@ -236,7 +236,7 @@ class RotationSteps:
             backup_name=backup and backup.name,
             sha256=backup and backup.sha256,
             needs=backup and backup.needs,
-            detail=result.detail.replace("\0", " ")[:_MAX_DETAIL_LENGTH],
+            detail=result.detail.replace("\0", " ")[:MAX_DETAIL_LENGTH],
         )
         await self._administration.add_journal_entry(self._id, self._token, entry)
 

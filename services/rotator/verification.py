@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal
 
 from services.rotator.session import Session
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
-
-_MAX_PROBLEMS: Final = 100
-"""Of a verification, at most."""
+from shared.keyring.journal.progress import MAX_PROBLEMS
 
 Mode = Literal["sample", "full"]
 ReportCount = Callable[[int], None]
@@ -37,15 +35,16 @@ async def verify_by_pages(
     administration: Administration, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
     """All of it page by page, so that no call lasts as long as the keyring is large."""
-    whole = await administration.verify(mode, "")
-    while (last := whole.next) is not None:
-        report_count(whole.data_keys)
-        part = await administration.verify(mode, last)
-        if part.next is not None and part.next <= last:
+    result = await administration.verify(mode, "")
+    seen = set[str]()
+    while (last := result.next) is not None:
+        if last in seen:
             raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
-        whole = _merge_verifications(whole, part)
-    report_count(whole.data_keys)
-    return whole
+        seen.add(last)
+        report_count(result.data_keys)
+        result = _merge_verifications(result, await administration.verify(mode, last))
+    report_count(result.data_keys)
+    return result
 
 
 def find_own_problems(found: VerificationResult) -> list[Problem]:
@@ -58,7 +57,7 @@ def _merge_verifications(whole: VerificationResult, part: VerificationResult) ->
     return VerificationResult(
         data_keys=whole.data_keys + part.data_keys,
         records=whole.records + part.records,
-        problems=tuple(problems[:_MAX_PROBLEMS]),
+        problems=tuple(problems[:MAX_PROBLEMS]),
         fingerprint=part.fingerprint,
         next=part.next,
     )

@@ -1,15 +1,18 @@
 """Formats configuration errors, one line each, that a person can act on: `FILE: KEY: what was expected, got VALUE`."""
 
+import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-UNKNOWN_KEY = "unknown key; see --print-schema for those that exist"
+UNKNOWN_KEY: Final = "unknown key; see --print-schema for those that exist"
+_CUT_OFF: Final = "YAML takes # and what follows it for a comment; expected the value in quotes"
 
 Loc = tuple[int | str, ...]
 
@@ -41,7 +44,13 @@ class ConfigurationError(Exception):
         self.lines = lines
 
 
-def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, error: ErrorDetails) -> str:
+def format_error(
+    model: type[BaseModel],
+    env_prefix: str,
+    file: Path | None,
+    error: ErrorDetails,
+    cut_off: AbstractSet[Loc] = frozenset(),
+) -> str:
     """Format one error. Secrets live in files of their own, so the quoted value is not one.
 
     Args:
@@ -49,13 +58,18 @@ def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, err
         env_prefix: of their environment variables; empty if none are read.
         file: the source of all other values.
         error: pydantic's.
+        cut_off: where the file has a value that a `#` cuts off.
     """
     loc = tuple(_strip_union_members(model.model_json_schema(), error["loc"]))
     key = ".".join(str(part) for part in loc)
     source = (env_prefix and _find_variable(env_prefix, loc)) or str(file or "environment")
     kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden":
-        message = UNKNOWN_KEY
+    if loc in cut_off:
+        message = _CUT_OFF
+    elif kind == "extra_forbidden":
+        message = describe_unknown_key(
+            str(loc[-1]), _list_keys(model.model_json_schema(by_alias=True), error["loc"][:-1])
+        )
     elif kind in {"union_tag_not_found", "union_tag_invalid"}:
         context = error["ctx"]
         key += "." + context["discriminator"].strip("'")
@@ -77,9 +91,34 @@ def format_error(model: type[BaseModel], env_prefix: str, file: Path | None, err
     return ": ".join(part for part in (source, key, message) if part)
 
 
+def describe_unknown_key(key: str, existing: Iterable[str]) -> str:
+    """The error for a key that does not exist, with the existing one that it resembles."""
+    similar = difflib.get_close_matches(key, set(existing) - {key}, 1)  # which may exist in another kind
+    return f"unknown key; did you mean {similar[0]}?" if similar else UNKNOWN_KEY
+
+
+def _list_keys(schema: dict[str, Any], loc: Loc) -> Iterator[str]:
+    """The keys that exist at a location, which may have union members."""
+    node = schema
+    for part in loc:
+        node = _enter(_resolve_reference(schema, node), part)
+    node = _resolve_reference(schema, node)
+    for each in (node, *node.get("oneOf", ()), *node.get("anyOf", ())):
+        yield from _resolve_reference(schema, each).get("properties", {})
+
+
+def _enter(node: dict[str, Any], part: int | str) -> dict[str, Any]:
+    """The schema of a child; of the member of a union, where `part` names one."""
+    member = node.get("discriminator", {}).get("mapping", {}).get(part)
+    if member is not None:
+        return {"$ref": member}
+    inside = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
+    return inside if isinstance(inside, dict) else {}
+
+
 def _may_contain_secret(loc: Loc, value: object) -> bool:
-    """Whether the value is a password, or a URL, which may contain a password or a token."""
-    if "basic_auth_users" in loc:
+    """Whether the value is a password, a header, or a URL, which may contain a password or a token."""
+    if {"basic_auth_users", "headers"} & set(loc):
         return True
     name = next((part for part in reversed(loc) if isinstance(part, str)), "")
     return re.search("(^|_)(database|urls?)$", name) is not None or re.search("@|://", str(value)) is not None
@@ -90,13 +129,9 @@ def _strip_union_members(schema: dict[str, Any], loc: Loc) -> Iterator[int | str
     node = schema
     for part in loc:
         node = _resolve_reference(schema, node)
-        member = node.get("discriminator", {}).get("mapping", {}).get(part)
-        if member is not None:
-            node = {"$ref": member}
-            continue
-        yield part
-        inside = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
-        node = inside if isinstance(inside, dict) else {}
+        if part not in node.get("discriminator", {}).get("mapping", {}):
+            yield part
+        node = _enter(node, part)
 
 
 def _resolve_reference(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

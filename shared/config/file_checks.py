@@ -46,21 +46,24 @@ class FileProblem(NamedTuple):
 
 def check_files(settings: BaseModel) -> Iterator[FileProblem]:
     """Open everything that the settings name, and yield the problems. Blocks."""
-    for key, check, value in _iterate_checks(settings):
-        try:
-            for file in check.check(value):
-                if (mode := stat.S_IMODE(file.stat().st_mode)) & _WORLD_READABLE and not _is_on_read_only_mount(file):
-                    yield FileProblem(
-                        key, f"{file}: others may read it (mode {mode:04o}); run: chmod o-rwx {file}", None
-                    )
-        except FileCheckError as error:
-            yield FileProblem(key, str(error), check.startup_policy)
-        except OSError as error:
-            yield FileProblem(key, f"{error.filename}: {error.strerror}", check.startup_policy)
+    for key, check, value in iterate_file_checks(settings):
+        yield from check_value(key, check, value)
+
+
+def check_value(key: str, check: FileCheck, value: object) -> Iterator[FileProblem]:
+    """Open what one value names, and yield the problems. Blocks."""
+    try:
+        for file in check.check(value):
+            if (mode := stat.S_IMODE(file.stat().st_mode)) & _WORLD_READABLE and not _is_on_read_only_mount(file):
+                yield FileProblem(key, f"{file}: others may read it (mode {mode:04o}); run: chmod o-rwx {file}", None)
+    except FileCheckError as error:
+        yield FileProblem(key, str(error), check.startup_policy)
+    except OSError as error:
+        yield FileProblem(key, f"{error.filename}: {error.strerror}", check.startup_policy)
 
 
 def _is_on_read_only_mount(file: Path) -> bool:
-    """Whether its mode cannot be changed here, as in a pod: the mount's owner decides who reads it."""
+    """Whether this user cannot change its mode, as in a pod: the mount's owner decides who reads it."""
     return bool(os.statvfs(file).f_flag & os.ST_RDONLY)
 
 
@@ -81,35 +84,49 @@ def check_writable_folder(folder: Path) -> None:
         raise FileCheckError(f"the folder {folder}: expected one in which this user may read and write")
 
 
-def _create_secret_check(kind: type[SecretFile], expected: str) -> Callable[[Path], Iterable[Path]]:
+def create_secret_check(
+    kind: type[SecretFile], expected: str, validate: Callable[[str], object] = lambda _secret: None
+) -> Callable[[Path], Iterable[Path]]:
+    """Return a check of a secret's file.
+
+    Args:
+        kind: how the file is read.
+        expected: what the file should contain, for the error of one that cannot be read.
+        validate: checks the shape of each secret. Raises ValueError with what is wrong and what was expected, without
+            the secret.
+    """
+
     def check(file: Path) -> Iterable[Path]:
         try:
-            kind(file).read_values()
+            for secret in kind(file).read_values():
+                validate(secret)
         except SecretUnreadableError as error:
             raise FileCheckError(f"{error}; {expected}") from None
+        except ValueError as error:
+            raise FileCheckError(f"{file}: {error}") from None
         return [file]
 
     return check
 
 
 TOKEN_FILE_CHECK: Final = FileCheck(
-    _create_secret_check(
+    create_secret_check(
         TokenFile, f"expected a file with tokens of at least {MIN_TOKEN_LENGTH} characters, one a line"
     ),
     "refuses",
 )
 """Tokens that the server checks."""
 SECRET_FILE_CHECK: Final = FileCheck(
-    _create_secret_check(SecretFile, "expected a file with the secret on its first line")
+    create_secret_check(SecretFile, "expected a file with the secret on its first line")
 )
 """A secret that the server sends to others."""
 PASSWORD_FILE_CHECK: Final = FileCheck(
-    _create_secret_check(PasswordFile, "expected a file with the password on its first line")
+    create_secret_check(PasswordFile, "expected a file with the password on its first line")
 )
 """A password that the server sends to others."""
 
 
-def _iterate_checks(settings: BaseModel, path: str = "") -> Iterator[tuple[str, FileCheck, Any]]:
+def iterate_file_checks(settings: BaseModel, path: str = "") -> Iterator[tuple[str, FileCheck, Any]]:
     """Yield each value that names a file, with its dotted key and its check."""
     for name, field in type(settings).model_fields.items():
         value, key = getattr(settings, name), path + name
@@ -122,7 +139,7 @@ def _iterate_checks(settings: BaseModel, path: str = "") -> Iterator[tuple[str, 
             children = [(f"{key}.{n}", child) for n, child in enumerate(value)]
         for child_key, child in children:
             if isinstance(child, BaseModel):
-                yield from _iterate_checks(child, f"{child_key}.")
+                yield from iterate_file_checks(child, f"{child_key}.")
 
 
 def _find_checks(types: Iterable[Any]) -> Iterator[FileCheck]:

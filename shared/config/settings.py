@@ -33,7 +33,7 @@ from pydantic_settings import (
 )
 
 from shared.config import yaml_file
-from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_error
+from shared.config.errors import ConfigurationError, describe_unknown_key, format_error
 from shared.config.file_checks import PASSWORD_FILE_CHECK, SECRET_FILE_CHECK, TOKEN_FILE_CHECK
 
 _base_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
@@ -131,6 +131,8 @@ class CommandSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_nested_delimiter="__")
     service_name: ClassVar[str]
+    first_configuration: ClassVar[str] = "docs/configuration.md has one to begin with"
+    """Where to get a first configuration, for who gives none."""
 
     @classmethod
     def settings_customise_sources(
@@ -166,11 +168,16 @@ def load_settings(model: type[S], file: Path | None) -> S:
     """
     with use_base_folder(file.parent.resolve() if file else Path.cwd()):
         document = yaml_file.read_yaml(file) if file else {}
-        errors = [f"{name}: {UNKNOWN_KEY}" for name in _unknown_variables(model)]
+        errors = [_format_unknown_variable(model, name) for name in _unknown_variables(model)]
         try:
             settings = model(**document)
         except ValidationError as error:
-            errors += [format_error(model, get_env_prefix(model), file, e) for e in error.errors()]
+            if file is None and not _list_variables(model):
+                raise ConfigurationError(
+                    [f"no configuration; expected --config FILE; {model.first_configuration}"]
+                ) from None
+            cut_off = yaml_file.find_cut_off_values(file) if file else frozenset()
+            errors += [format_error(model, get_env_prefix(model), file, e, cut_off) for e in error.errors()]
         except SettingsError as error:
             # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
             field = str(error).partition('"')[2].partition('"')[0]
@@ -180,11 +187,22 @@ def load_settings(model: type[S], file: Path | None) -> S:
         return settings
 
 
+def _list_variables(model: type[CommandSettings]) -> list[str]:
+    """The environment variables with the command's prefix."""
+    return [name for name in os.environ if name.upper().startswith(get_env_prefix(model))]
+
+
 def _unknown_variables(model: type[CommandSettings]) -> list[str]:
-    """Environment variables with the command's prefix that set nothing; pydantic-settings passes over them."""
-    prefix = get_env_prefix(model)
-    names = [name for name in os.environ if name.upper().startswith(prefix)]
-    return [name for name in names if name[len(prefix) :].lower().partition("__")[0] not in model.model_fields]
+    """Those that set nothing; pydantic-settings passes over them."""
+    return [name for name in _list_variables(model) if _get_field_name(model, name) not in model.model_fields]
+
+
+def _get_field_name(model: type[CommandSettings], variable: str) -> str:
+    return variable[len(get_env_prefix(model)) :].lower().partition("__")[0]
+
+
+def _format_unknown_variable(model: type[CommandSettings], variable: str) -> str:
+    return f"{variable}: {describe_unknown_key(_get_field_name(model, variable), model.model_fields)}"
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 Errors never repeat the URL: it may hold a password or a token.
 """
 
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator
 
-from shared.config.settings import Address
+from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.secret_file import SecretFile
+from shared.config.settings import Address, FilePath
 
 
 def check_http_url(url: str) -> str:
@@ -28,7 +30,7 @@ def check_base_url(url: str, *, allow_user: bool = False) -> str:
 
 
 def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
-    """Return the URL if secrets stay secret on their way to it: https, or http on this machine.
+    """Return the URL if secrets are safe in transit: https, or http on this machine.
 
     Args:
         url: it may hold a secret in its path or query, but no user.
@@ -64,6 +66,9 @@ def _split(url: str, expected: str) -> SplitResult:
     return parts
 
 
+_EXPECTED_URL_FILE: Final = "expected a file with the URL on its first line"
+UrlFilePath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_URL_FILE, check_http_url))]
+"""A file with the URL of an HTTP server, which is a secret itself; `--check` checks its shape."""
 HttpUrl = Annotated[str, AfterValidator(check_http_url)]
 """Any URL of an HTTP server."""
 BaseUrl = Annotated[str, AfterValidator(check_base_url)]

@@ -1,11 +1,16 @@
-"""A YAML file → a mapping. A duplicate key is an error, not a silent loss of the first value."""
+"""YAML in a file or a text → a mapping. A duplicate key is an error, not a silent loss of the first value."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import yaml
 
 from shared.config.errors import ConfigurationError
+
+_CUT_OFF: Final = re.compile(r"[ \t]+#\S")
+"""What cuts a value off; a comment has a space after its `#`."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,17 +29,35 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in the file; an empty file is an empty mapping. Raises ConfigurationError."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
+    except ValueError as error:
         raise ConfigurationError([f"{file}: is not usable YAML: {_describe_yaml_error(error)}"]) from None
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping in the text; an empty text is an empty mapping.
+
+    Args:
+        text: a YAML document.
+        source: where it comes from, for errors.
+
+    Raises:
+        ConfigurationError: it is no mapping in YAML.
+    """
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # PyYAML's own errors of a bad scalar, too
+        hint = _find_cut_off_line(text, error)
+        raise ConfigurationError([f"{source}: is not usable YAML: {_describe_yaml_error(error)}{hint}"]) from None
     except RecursionError:
-        raise ConfigurationError([f"{file}: is nested too deeply"]) from None
+        raise ConfigurationError([f"{source}: is nested too deeply"]) from None
     if document is None:
         return {}
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise ConfigurationError([f"{file}: expected a mapping of keys to values"])
+        raise ConfigurationError([f"{source}: expected a mapping of keys to values"])
     return cast("dict[str, Any]", document)
 
 
@@ -43,3 +66,41 @@ def _describe_yaml_error(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
+
+
+def _find_cut_off_line(text: str, error: Exception) -> str:
+    """The hint for brackets that never close because a `#` cuts off the rest of their line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.context_mark is None or error.problem_mark is None:
+        return ""
+    lines = text.splitlines()
+    for number in range(error.context_mark.line, min(error.problem_mark.line + 1, len(lines))):
+        if re.search(r"[:,\[{][ \t]+#\S", lines[number]):
+            return f"; line {number + 1}: YAML takes # and what follows it for a comment; put the value in quotes"
+    return ""
+
+
+def find_cut_off_values(file: Path) -> frozenset[tuple[int | str, ...]]:
+    """Where the file has a value of which a `#` cuts off the rest, or all of it, as in `channel: #ops`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return frozenset()
+    return frozenset(_iterate_cut_off(node, text.splitlines(), ()))
+
+
+def _iterate_cut_off(
+    node: yaml.Node | None, lines: list[str], loc: tuple[int | str, ...]
+) -> Iterator[tuple[int | str, ...]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _iterate_cut_off(value, lines, (*loc, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for n, value in enumerate(node.value):
+            yield from _iterate_cut_off(value, lines, (*loc, n))
+    elif isinstance(node, yaml.ScalarNode) and node.style is None and _is_cut_off(lines, node.end_mark):
+        yield loc
+
+
+def _is_cut_off(lines: list[str], end: yaml.Mark) -> bool:
+    return end.line < len(lines) and _CUT_OFF.match(lines[end.line][end.column :]) is not None

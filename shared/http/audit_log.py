@@ -4,22 +4,20 @@ The relay stores them in its outbox. Other servers keep the last ones in memory,
 """
 
 import itertools
-import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.http.json_api import build_error_response, format_cursor, format_time, parse_page
+
 MAX_TEXT_LENGTH: Final = 200
 """Characters that are stored of a caller's text."""
 _MAX_ENTRIES: Final = 1000
 """Entries in memory."""
-_DEFAULT_LIMIT: Final = 100
-_MAX_LIMIT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +74,19 @@ class InMemoryAuditLog:
 
 async def handle_audit_request(audit_log: AuditLog, request: Request) -> Response:
     """`GET /api/audit`: `?limit=` and `?cursor=`."""
-    limit, cursor = request.query_params.get("limit", str(_DEFAULT_LIMIT)), request.query_params.get("cursor")
-    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
-        return JSONResponse({"error": f"limit: expected a number from 1 to {_MAX_LIMIT}"}, status_code=400)
-    if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
-        return JSONResponse({"error": "cursor: expected the next_cursor of an earlier answer"}, status_code=400)
     try:
-        entries, following = await audit_log.list_entries(int(limit), None if cursor is None else int(cursor, 16))
+        entries, before = await audit_log.list_entries(*parse_page(request.query_params))
+    except ValueError as error:
+        return build_error_response(400, str(error))
     except AuditUnavailableError as error:
-        return JSONResponse({"error": f"the audit cannot be read now, try again: {error}"}, status_code=503)
+        return build_error_response(503, f"the audit cannot be read now, try again: {error}")
     listed = [
-        {"at": _format_time(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
+        {"at": format_time(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
         for each in entries
     ]
-    return JSONResponse({"audit": listed, "next_cursor": None if following is None else f"{following:x}"})
+    return JSONResponse({"audit": listed, "next_cursor": format_cursor(before)})
 
 
 def escape_text(text: str) -> str:
     """Return a caller's text for a log or an entry: printable ASCII, shortened."""
     return text[:MAX_TEXT_LENGTH].encode("unicode_escape").decode()[:MAX_TEXT_LENGTH]
-
-
-def _format_time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -287,7 +287,7 @@ class Authorizer:
             return RefusalReason.CROSS_ORIGIN
         user = USER_SCOPE_KEY in request.scope and not access_policy.bearer_only
         if not (access_policy.tokens or user or access_policy.disabled_reason):
-            # A page that points its own name here has neither the server's certificate nor a user's password.
+            # A page that points its own name to this server has neither its certificate nor a user's password.
             needs_own_host = acts or not requirements.is_public
             if (
                 requirements.role
@@ -376,6 +376,6 @@ _REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
     RefusalReason.CROSS_ORIGIN: (403, "another web page may not do this"),
     RefusalReason.UNKNOWN_HOST: (
         403,
-        "without credentials, only names of this machine are answered: ask for 127.0.0.1, or set auth.admin_token_file",
+        "without credentials, only names of this machine are answered: use 127.0.0.1, or set auth.admin_token_file",
     ),
 }

@@ -1,11 +1,11 @@
 """Limits how many bytes of request bodies are in memory at once, and how long a body may take to arrive.
 
-A reader waits until its budget has room, in order of arrival. While it waits, nothing is read: uvicorn buffers at most
+A reader waits until its budget has space, in order of arrival. While it waits, nothing is read: uvicorn buffers at most
 64 KiB for a connection that nobody reads.
 
-A body takes no room before its first byte. Up to `SMALL_BODY_BYTES` it counts against the small budget. A larger body
-then needs its whole size from the large budget at once, so no two bodies wait for each other. A sender that holds room
-while others wait, and is too slow to finish in time, loses it.
+A body takes no budget before its first byte. Up to `SMALL_BODY_BYTES` it counts against the small budget. A larger body
+then needs its whole size from the large budget at once, so no two bodies wait for each other. A sender that occupies
+budget while others wait, and is too slow to finish in time, loses it.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class BodyTooLargeError(Exception):
 
 
 class BodyBudgetExhaustedError(Exception):
-    """The budget had no room in time."""
+    """The budget had no space in time."""
 
 
 class SlowBodyError(Exception):
@@ -194,7 +194,7 @@ class BodyReader:
         self._budget, self._reserved = None, 0
 
     def release_after(self, work: "asyncio.Future[Any]") -> None:
-        """Others may have its room once `work` is done, which still holds the body though nobody waits for it."""
+        """Releases its part of the budget once `work` is done, which still references the body though nobody waits."""
         budget, reserved = self._budget, self._reserved
         self._budget, self._reserved = None, 0
         if budget is not None:
@@ -210,7 +210,7 @@ class BodyReader:
 
     async def _acquire(self, budget: ByteBudget, size: int, deadline: asyncio.Timeout) -> None:
         now, when = asyncio.get_running_loop().time, deadline.when() or 0.0
-        began, self._is_waiting, self._is_evicted = now(), True, False
+        started_at, self._is_waiting, self._is_evicted = now(), True, False
         deadline.reschedule(None)
         try:
             await budget.acquire(size, min(BUDGET_WAIT_SECONDS, self._deadline - DISCARD_SECONDS - now()))
@@ -221,7 +221,7 @@ class BodyReader:
         self.release()  # what it has of the small budget
         self._budget, self._reserved = budget, size
         self._measured_at, self._measured_bytes = now(), len(self.body)
-        deadline.reschedule(when + now() - began)
+        deadline.reschedule(when + now() - started_at)
 
     def _check_progress(self, deadline: asyncio.Timeout) -> None:
         loop = asyncio.get_running_loop()

@@ -57,7 +57,7 @@ class _HeadTimeoutProtocol(asyncio.Protocol):
 
 
 class _CoalescingTransport:
-    """A transport that sends a response's head together with what is written right after it.
+    """A transport that sends a response's head in one packet with what is written directly after it.
 
     uvloop, unlike asyncio, sends each write at once, and two cost twice as much.
     """
@@ -105,13 +105,13 @@ except ImportError:
 else:
 
     class _LimitedHttptoolsProtocol(_HeadTimeoutProtocol, HttpToolsProtocol):
-        _kept = 0
+        _buffered = 0
         """Bytes since the last complete head or part of a body."""
 
         def data_received(self, data: bytes) -> None:
-            self._kept += len(data)
+            self._buffered += len(data)
             super().data_received(data)
-            if self._kept > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self._buffered > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"Over {MAX_HEAD_BYTES} bytes of headers.")
 
         def on_message_begin(self) -> None:
@@ -120,15 +120,15 @@ else:
                 self._received_at = self.loop.time()
 
         def on_headers_complete(self) -> None:
-            self._kept = 0
+            self._buffered = 0
             if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
-                raise ValueError("too many requests at once")  # any exception here becomes a 400
+                raise ValueError("too many requests at once")  # uvicorn turns any exception into a 400
             super().on_headers_complete()
             self.cycle.scope[RECEIVED_AT], self._received_at = self._received_at, None
             self.cycle.transport = _CoalescingTransport(self.transport, self.loop)
 
         def on_body(self, body: bytes) -> None:
-            self._kept = 0
+            self._buffered = 0
             super().on_body(body)
 
     HttpProtocol = _LimitedHttptoolsProtocol

@@ -59,8 +59,10 @@ def check_server(address: Address, tls: TlsSettings | None = None) -> str | None
     except ssl.SSLError as error:
         return f"{address} speaks no TLS: {error.reason}"
     except (OSError, HTTPException) as error:
-        why = "no answer in time" if isinstance(error, TimeoutError) else getattr(error, "strerror", None)
-        return f"{address} does not answer: {why or type(error).__name__}; is the server running, and listening there?"
+        cause = "no answer in time" if isinstance(error, TimeoutError) else getattr(error, "strerror", None)
+        return (
+            f"{address} does not answer: {cause or type(error).__name__}; is the server running, and listening there?"
+        )
     finally:
         connection.close()
     return None if status == 200 else f"{address} answered {PATH} with {status}"

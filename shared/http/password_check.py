@@ -44,7 +44,7 @@ class PasswordChecker:
         self._padding_hashes = {cost: b"$2b$%02d$" % cost + salt + b"." * 31 for cost in range(4, self._max_cost + 1)}
         self._key = secrets.token_bytes(32)
         self._verified_digests: dict[str, bytes] = {}  # at most one for each user, so it needs no other bound
-        self._executor = ThreadPoolExecutor(1, "bcrypt")  # no other's work can keep a right password waiting
+        self._executor = ThreadPoolExecutor(1, "bcrypt")  # no other work delays a correct password
         self._is_running = False
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -99,16 +99,16 @@ class PasswordChecker:
         network = _parse_client_network(peer)
         if sum(map(len, self._queues.values())) >= MAX_WAITING_CHECKS:
             self._evict_waiting(len(self._queues.get(network, ())))
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(network, deque()).append(mine)
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(network, deque()).append(ticket)
         try:
-            await mine
+            await ticket
         except asyncio.CancelledError:
-            if not mine.cancelled():  # at the same moment it was started or evicted
-                if mine.exception() is None:
+            if not ticket.cancelled():  # at the same moment it was started or evicted
+                if ticket.exception() is None:
                     self._release_slot()
-            elif mine in (own := self._queues.get(network, deque())):
-                own.remove(mine)
+            elif ticket in (own := self._queues.get(network, deque())):
+                own.remove(ticket)
                 if not own:
                     del self._queues[network]
             raise
@@ -119,10 +119,10 @@ class PasswordChecker:
         Raises:
             TooManyPasswordChecksError: no address has more.
         """
-        most = max(self._queues.values(), key=len)
-        if len(most) <= waiting_count + 1:
+        longest = max(self._queues.values(), key=len)
+        if len(longest) <= waiting_count + 1:
             raise TooManyPasswordChecksError
-        youngest = most.pop()
+        youngest = longest.pop()
         if not youngest.done():
             youngest.set_exception(TooManyPasswordChecksError())
 
@@ -133,7 +133,7 @@ class PasswordChecker:
             following = own.popleft()
             if own:
                 self._queues[network] = own
-            if not following.done():  # it was not cancelled in the same moment
+            if not following.done():  # it was not cancelled at the same moment
                 following.set_result(None)
                 return
         self._is_running = False

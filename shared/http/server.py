@@ -77,12 +77,16 @@ def create_application(
         name: the title of the page at `/`, unless `routes` has one.
         metrics: exposed at `/metrics`.
         routes: the server's own; a ProtectedRoute has its requirements, any other is for admins.
-        authorizer: protects every route, and is the application's `state.guard`; None creates one.
+        authorizer: protects every route, and is the application's `state.authorizer`; None creates one.
         access_policy: who may call; None allows everybody on this machine.
         get_unready_reason: why the server cannot serve now, or None; the text of a 503 of `/-/ready`.
         handle_metrics: answers `/metrics` instead, if `metrics` takes long to encode; called off the event loop.
     """
-    own, authorizer, who = list(routes), authorizer or Authorizer(metrics), access_policy or AccessPolicy()
+    all_routes, authorizer, default_policy = (
+        list(routes),
+        authorizer or Authorizer(metrics),
+        access_policy or AccessPolicy(),
+    )
 
     def metrics_endpoint(request: Request) -> Response:  # not async: Starlette encodes it off the event loop
         encode, content_type = select_encoder(request.headers.get("accept", ""))
@@ -96,7 +100,7 @@ def create_application(
         return PlainTextResponse(f"{reason}\n", status_code=503) if reason else PlainTextResponse("ready\n")
 
     async def landing(_request: Request) -> Response:
-        routes = [route for route in [*common, *own] if isinstance(route, Route) and "{" not in route.path]
+        routes = [route for route in [*common, *all_routes] if isinstance(route, Route) and "{" not in route.path]
         paths = sorted(route.path for route in routes if "GET" in (route.methods or ()))
         items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
         return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
@@ -113,9 +117,11 @@ def create_application(
     page = ProtectedRoute(
         "/", landing, RouteRequirements(Role.VIEWER, challenges_browser=True, allows_cross_site_link=True)
     )
-    app = Starlette(routes=[authorizer.protect(route, lambda: who) for route in (*own, *common, page)])
+    app = Starlette(
+        routes=[authorizer.protect(route, lambda: default_policy) for route in (*all_routes, *common, page)]
+    )
     app.router.redirect_slashes = False  # a redirect would repeat a forged `Host`
-    app.state.guard = authorizer
+    app.state.authorizer = authorizer
     return app
 
 

@@ -37,18 +37,18 @@ def create_server_context(web_config_path: Path, settings: TlsSettings) -> ssl.S
     context.maximum_version = _VERSIONS[settings.max_version]
     context.set_alpn_protocols(["http/1.1"])
     _check_readable_files(web_config_path, settings)
-    where = f"{web_config_path}: tls_server_config"
+    location = f"{web_config_path}: tls_server_config"
     try:
         # OpenSSL would prompt for an encrypted key's password on the terminal.
         context.load_cert_chain(settings.cert_file, settings.key_file, password=lambda: "")
     except (OSError, ValueError) as error:  # ssl.SSLError, too
-        raise ConfigurationError([f"{where}: {_explain_key_pair_error(settings, error)}"]) from None
+        raise ConfigurationError([f"{location}: {_explain_key_pair_error(settings, error)}"]) from None
     if settings.client_ca_file:
         try:
             context.load_verify_locations(settings.client_ca_file)
         except OSError:  # ssl.SSLError, too
             file = settings.client_ca_file
-            raise ConfigurationError([f"{where}.client_ca_file: {file}: expected certificates in PEM"]) from None
+            raise ConfigurationError([f"{location}.client_ca_file: {file}: expected certificates in PEM"]) from None
     context.verify_mode = _VERIFY_MODES[settings.client_auth_type]
     if settings.client_allowed_sans:
         context.sslobject_class = _restrict_clients(frozenset(settings.client_allowed_sans))

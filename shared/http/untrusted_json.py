@@ -57,8 +57,8 @@ def decode_json(
     except UnicodeDecodeError:
         raise UntrustedJsonError(path, "invalid JSON: it is not UTF-8") from None
     except msgspec.DecodeError as error:
-        why = _SHORT_MESSAGES.get(str(error)) or str(error).partition(": ")[2]
-        raise UntrustedJsonError(path, f"invalid JSON: {why}") from None
+        cause = _SHORT_MESSAGES.get(str(error)) or str(error).partition(": ")[2]
+        raise UntrustedJsonError(path, f"invalid JSON: {cause}") from None
     except RecursionError:
         raise UntrustedJsonError(path, "invalid JSON: it is nested too deeply") from None
 

@@ -159,5 +159,5 @@ def read_web_config(file: Path) -> WebConfig:
 def _explain_unsupported_key(error: str) -> str:
     """Name the reason in the error of a key that exporter-toolkit has and this server does not support."""
     for key, reason in _UNSUPPORTED_KEYS.items():
-        error = error.replace(f": {key}: {UNKNOWN_KEY}", f": {key}: {reason}")
+        error = re.sub(f": {key}: unknown key; .*", f": {key}: {reason}", error)
     return error.replace(UNKNOWN_KEY, "unknown key; see docs/configuration.md for those that exist")

@@ -26,10 +26,14 @@ from shared.http.authorization import (
     get_peer,
     get_requirements,
 )
+from shared.http.connection_limits import RECEIVED_AT
 from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
 from shared.http.web_config_reload import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
+PASSWORD_CHECK_SECONDS: Final = 8.0
+"""From a request's first byte to the end of its password check; then it is answered 503. Sixty checks before it may
+take longer than Alertmanager waits for the answer to a webhook."""
 _MAX_BUFFERED_BYTES: Final = 16 * 1024
 """Bytes of a body that are read while a password check waits: only reading shows that the client has disconnected."""
 _DEFAULT_REQUIREMENTS: Final = RouteRequirements(None, challenges_browser=True)
@@ -96,13 +100,15 @@ class WebConfigMiddleware:
         except SecretUnreadableError:
             unreadable = True
         name, password = parse_basic_credentials(request)
+        began = request.scope.get(RECEIVED_AT, asyncio.get_running_loop().time())
         try:
-            if name and await buffered.run_until_disconnect(
-                users.check_password(name, password, get_peer(request) or "")
-            ):
-                request.scope[USER_SCOPE_KEY] = name
-                return None
-        except TooManyPasswordChecksError:
+            async with asyncio.timeout_at(began + PASSWORD_CHECK_SECONDS):
+                if name and await buffered.run_until_disconnect(
+                    users.check_password(name, password, get_peer(request) or "")
+                ):
+                    request.scope[USER_SCOPE_KEY] = name
+                    return None
+        except (TooManyPasswordChecksError, TimeoutError):
             return self._refuse(request, RefusalReason.BUSY)
         path = request.url.path
         if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._self_authenticated_paths):
@@ -130,7 +136,7 @@ class _ClientDisconnectedError(Exception):
 
 
 class _BufferedReceive:
-    """Buffers messages of `receive` that were read before the application asks for them."""
+    """Buffers messages of `receive` that were read before the application calls it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

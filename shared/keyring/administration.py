@@ -13,11 +13,14 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus
+from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus, build_wrapping_aad
 from shared.kms.port import MAX_VERSION_LENGTH
 
 MAX_PAGE_SIZE: int = 1000
 """Data keys in one page, at most: a hundred thousand of them never stand in memory at once."""
+
+MAX_RESPONSE_BYTES: int = 16 * 1024 * 1024
+"""Bytes of a response of the admin API, at most: a page of a backup has about one megabyte."""
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL has no text with a NUL in it."""
@@ -48,14 +51,14 @@ class RotationType(StrEnum):
     NEW_DEK = "new-dek"
     """A new active data key; the old one stays for reading."""
     REWRAP_KEK = "rewrap-kek"
-    """Every data key wrapped anew under the KMS key's current primary version. Does not contain a leaked data key."""
+    """Re-wraps every data key by the KMS key's current primary version. Does not help against a leaked data key."""
 
 
 class RotationState(StrEnum):
     """How far a rotation is."""
 
     RUNNING = "running"
-    """Under way, or left in the middle: `rotate` with the same id goes on."""
+    """Running or interrupted: `rotate` with the same id continues it."""
     DONE = "done"
     FAILED = "failed"
     """All that could be done is; `problems` names what could not. `rotate` with the same id tries those again."""
@@ -66,7 +69,7 @@ class JournalStep(StrEnum):
     """A step of a rotation, in the order in which a runner does them."""
 
     PLAN = "plan"
-    """Whether there is something to do; written where there is not."""
+    """Whether there is something to do; recorded if there is not."""
     PRIMARY_VERSION = "primary_version"
     """Reads the primary version of the KMS key, which must be enabled."""
     SMOKE = "smoke"
@@ -113,11 +116,11 @@ class JournalBackup(_WireModel):
     """Of its file, without a folder."""
     sha256: str
     needs: tuple[StoredVersion, ...] | None
-    """Versions of the KMS key without which it cannot be read and restored; None where that was not written."""
+    """Versions of the KMS key without which it cannot be read and restored; None if that was not recorded."""
 
     def may_need(self, version: str) -> bool:
         """Whether the version may be one of them."""
-        return self.needs is None or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
+        return not self.needs or not {version, UNREADABLE_VERSION}.isdisjoint(self.needs)
 
 
 class JournalEntry(_WireModel):
@@ -132,7 +135,7 @@ class JournalEntry(_WireModel):
     needs: tuple[StoredVersion, ...] | None = None
     """See `JournalBackup`."""
     detail: str = ""
-    """A few words for a person; no program reads them."""
+    """A short text for people; no program parses it."""
     created_at: datetime | None = None
     """By the database's clock."""
 
@@ -164,6 +167,13 @@ class StoredKey(KeyInfo):
 
     wrapped: str
     """Base64."""
+    aad: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
+    """The additional authenticated data of its wrap, hexadecimal after `0x`; None: that of keypulse's own keyrings."""
+
+    @property
+    def wrapping_aad(self) -> bytes:
+        """What its wrap is bound to. Raises ValueError where it is damaged."""
+        return build_wrapping_aad(self.id) if self.aad is None else bytes.fromhex(self.aad.removeprefix("0x"))
 
 
 class VersionUsage(_WireModel):
@@ -194,17 +204,18 @@ class KeyUsage(_WireModel):
     retired_versions: tuple[RetiredVersion, ...] = ()
     """Of `kek`."""
     kek: str | None = None
-    """Full resource name of the KMS key that new data keys are wrapped by; None where the service does not tell."""
+    """Full resource name of the KMS key that wraps new data keys; None if the service does not report it."""
     new_dek_at: datetime | None = None
     """When a rotation last made a data key the active one, by the database's clock."""
     backups: tuple[JournalBackup, ...] = ()
     """The backups that runners made, of all rotations, the oldest first."""
     counted_at: datetime | None = None
-    """By the same clock; None where the service does not tell."""
+    """By the same clock; None if the service does not report it."""
     unreadable: int = 0
     """Data keys whose rows cannot be read, of each column a hundred at most: they may need any version."""
-    unreadable_entries: tuple[int, ...] = ()
-    """Numbers of journal entries that cannot be read, the first hundred: each may be of a backup, of any version."""
+    unreadable_entries: tuple[int, ...] | None = None
+    """Numbers of journal entries that cannot be read, the first hundred: each may be of a backup, of any version. None
+    where the service does not tell."""
     missing: int = 0
     """Data keys that records need and the keyring lacks, a hundred at most: a snapshot or a memory may have them."""
 
@@ -213,7 +224,9 @@ class KeyUsage(_WireModel):
         """What may need any version, for a sentence; None where nothing does."""
         found = [f"{self.unreadable} rows of data keys that cannot be read"] if self.unreadable else []
         found += [f"{self.missing} data keys that records need and the database lacks"] if self.missing else []
-        if self.unreadable_entries:
+        if self.unreadable_entries is None:  # an older service leaves out of `backups` what it cannot read
+            found += ["backups in a journal whose unreadable entries this version of the service does not count"]
+        elif self.unreadable_entries:
             rows = ", ".join(map(str, self.unreadable_entries[:3]))
             found += [f"{len(self.unreadable_entries)} journal entries that cannot be read (number {rows})"]
         return " and ".join(found) or None
@@ -247,7 +260,7 @@ class RotationProgress(_WireModel):
     journal: tuple[JournalEntry, ...] = ()
     """The steps of its runner, in their order."""
     is_rolling_back: bool = False
-    """A rollback has begun: it is `rollback` that goes on, `rotate` no longer."""
+    """A rollback has started: `rollback` continues it, `rotate` no longer can."""
 
     @property
     def backups(self) -> tuple[JournalBackup, ...]:
@@ -260,7 +273,7 @@ class VerificationResult(_WireModel):
 
     data_keys: int
     records: int
-    """How many were looked at."""
+    """How many were checked."""
     problems: tuple[Problem, ...]
     fingerprint: str
     """Of all data keys by id, hexadecimal; a re-wrap leaves it as it is. Empty before the last page."""
@@ -289,7 +302,7 @@ class RotateRequest(_WireModel):
     target_version: Version | None = None
     """The version that Encrypt is known to use by now; a wrap under another one is refused."""
     allows_retarget: bool = False
-    """Whether a rotation that was begun for another version goes on with this one; else it is refused."""
+    """Whether a rotation with another target version continues with this one; otherwise it is refused."""
     batch_size: int = Field(100, ge=1, le=MAX_PAGE_SIZE)
     """Data keys in this call, at most."""
 
@@ -299,11 +312,11 @@ class AdministrationError(Exception):
 
 
 class RefusedError(AdministrationError):
-    """What was asked must not be done, such as a rotation while another runner holds the lease."""
+    """The request must not be done, such as a rotation while another runner holds the lease."""
 
 
 class UnreachableError(AdministrationError):
-    """Nobody answered, or nobody that can be understood. It may be tried again; what was asked may have been done."""
+    """No valid response. The request may have been done, and may be sent again."""
 
 
 class Administration(Protocol):

@@ -77,7 +77,7 @@ class LenientText(TypeDecorator[str]):
 
 
 class LenientTimestamp(TypeDecorator[float]):
-    """Unix seconds. Read as 0 where they are no moment."""
+    """Unix seconds. Read as 0 if they are no moment."""
 
     impl = Float
     cache_ok = True
@@ -149,7 +149,7 @@ def _find_undecodable_text(connection: Connection, table: Table) -> dict[str, st
 
 
 def _may_be_undecodable(connection: Connection, column: Column[Any]) -> ColumnElement[bool]:
-    """What has other characters than ASCII's is looked at more closely: no database says whether it is UTF-8."""
+    """Text with other characters than ASCII is checked again: no database says whether it is UTF-8."""
     if connection.dialect.name == "sqlite":
         return column.op("GLOB", is_comparison=True)("*[^ -~]*") | (func.typeof(column) != "text")
     return column.op("~", is_comparison=True)("[^ -~]")

@@ -1,25 +1,27 @@
-"""The keyring's database, an SQLite file or PostgreSQL, behind asyncio: functions on a connection in, results out.
+"""The keyring's database, SQLite, PostgreSQL or MariaDB, behind asyncio: functions on a connection in, results out.
 
 Writes of this process wait for each other on one thread; reads have connections of their own and never wait for a
-write. What `write` and `write_exclusively` return is committed, and durable. Both stores differ in transactions, locks
+write. What `write` and `write_exclusively` return is committed, and durable. The stores differ in transactions, locks
 and errors; the first part of this module hides that.
 """
 
 import asyncio
+import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final, Self, TypeVar
 
 import structlog
-from sqlalchemy import URL, Connection, Engine, MetaData, event, exc, func, inspect, select, text
+from sqlalchemy import URL, Connection, Engine, Executable, MetaData, event, exc, func, inspect, select, text
 
 from shared.keyring import migrations
 from shared.keyring.column_types import decode_text
-from shared.keyring.tables import TABLES
+from shared.keyring.tables import TABLES, schema
 from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.engine import create_postgresql_engine, create_sqlite_engine, is_retryable, open_transaction
+from shared.sql.mariadb_engine import create_mariadb_engine, describe_mariadb_error
 from shared.sql.sqlite_file import LOCK_SECONDS, FileLostError, SqliteFile
 
 READER_COUNT: Final = 2
@@ -39,10 +41,13 @@ def create_engines(url: URL) -> tuple[Engine, Engine]:
     if url.drivername == "sqlite":
         file = SqliteFile(url)
         both = create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"), create_sqlite_engine(file, READER_COUNT, "BEGIN")
+    elif url.drivername == "mariadb":
+        both = _create_mariadb_engine(url, 1), _create_mariadb_engine(url, READER_COUNT)
     else:
         both = _create_postgresql_engine(url, 1), _create_postgresql_engine(url, READER_COUNT)
-    for engine in both:
-        event.listen(engine, "connect", _accept_any_text)
+    if url.drivername != "mariadb":  # which keeps no text that is none
+        for engine in both:
+            event.listen(engine, "connect", _accept_any_text)
     return both
 
 
@@ -53,9 +58,11 @@ def create_file(url: URL) -> None:
 
 
 def lock_keyring(connection: Connection) -> None:
-    """Keeps all others from here until this transaction ends. SQLite has one writer at a time anyway."""
+    """Blocks all other writers until this transaction ends. SQLite has one writer at a time anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _KEYRING_LOCK_ID})
+    elif connection.dialect.name == "mariadb":
+        connection.execute(select(schema.c.version).with_for_update())
 
 
 def extend_statement_timeout(connection: Connection, seconds: float) -> None:
@@ -64,6 +71,8 @@ def extend_statement_timeout(connection: Connection, seconds: float) -> None:
         connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
         driver: Any = connection.connection.driver_connection
         driver.answer_timeout.seconds = seconds + 0.5
+    elif connection.dialect.name == "mariadb":
+        connection.execute(text(f"SET SESSION max_statement_time = {seconds:g}"))
 
 
 def reset_statement_timeout(connection: Connection) -> None:
@@ -71,11 +80,15 @@ def reset_statement_timeout(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         driver: Any = connection.connection.driver_connection
         driver.answer_timeout.seconds = STATEMENT_TIMEOUT_SECONDS + 0.5
+    elif connection.dialect.name == "mariadb":
+        connection.execute(text(f"SET SESSION max_statement_time = {STATEMENT_TIMEOUT_SECONDS:g}"))
 
 
 def describe_database_error(error: exc.SQLAlchemyError) -> str:
-    """What the database says, on one line; of PostgreSQL's messages the part that holds no row."""
+    """What the database says, on one line; of PostgreSQL's and MariaDB's messages the part that holds no row."""
     own: Any = getattr(error, "orig", None) or error
+    if type(own).__module__.startswith("pymysql"):
+        return describe_mariadb_error(own)
     primary = getattr(getattr(own, "diag", None), "message_primary", None)
     return " ".join(str(primary or own).split())
 
@@ -110,10 +123,19 @@ def _create_postgresql_engine(url: URL, connections: int) -> Engine:
     return engine.execution_options(isolation_level="READ COMMITTED")
 
 
+def _create_mariadb_engine(url: URL, connections: int) -> Engine:
+    return create_mariadb_engine(
+        url, connections, lock_seconds=LOCK_SECONDS, statement_seconds=STATEMENT_TIMEOUT_SECONDS
+    )
+
+
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
 """How long a caller waits, the wait for other writers included."""
 _MAX_TRIES: Final = 3
-_CLOCK_QUERY: Final = select(func.extract("epoch", func.clock_timestamp()))
+_CLOCK_QUERIES: Final[dict[str, Executable]] = {
+    "postgresql": select(func.extract("epoch", func.clock_timestamp())),
+    "mariadb": text("SELECT UNIX_TIMESTAMP(SYSDATE(6))"),
+}
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -127,13 +149,19 @@ class Database:
     """An open database. `close` it.
 
     Args:
-        url: of SQLite or PostgreSQL; see `shared.sql.database_url.parse_database_url`.
-        clock: unix seconds by this machine, which is SQLite's clock too; PostgreSQL has its own.
+        url: of SQLite, PostgreSQL or MariaDB; see `shared.sql.database_url.parse_database_url`.
+        clock: unix seconds by this machine, which is SQLite's clock too; the others have their own.
+        table_names: what the keyring's tables are called there, as SQL has it, where they have other names.
     """
 
-    def __init__(self, url: URL, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, url: URL, clock: Callable[[], float] = time.time, table_names: Mapping[str, str] | None = None
+    ) -> None:
         self._clock = clock
         self._write_engine, self._read_engine = create_engines(url)
+        for engine in (self._write_engine, self._read_engine):
+            if table_names:
+                event.listen(engine, "before_cursor_execute", _build_renaming(table_names), retval=True)
         self._write_thread = ThreadPoolExecutor(1, "database-writer")
         self._read_threads = ThreadPoolExecutor(READER_COUNT, "database-reader")
 
@@ -187,8 +215,8 @@ class Database:
             finally:
                 reset_statement_timeout(connection)
 
-        patient = seconds > ANSWER_TIMEOUT_SECONDS
-        return await self._run(self._read_threads, self._read_engine, unhurried if patient else work, seconds)
+        may_be_slow = seconds > ANSWER_TIMEOUT_SECONDS
+        return await self._run(self._read_threads, self._read_engine, unhurried if may_be_slow else work, seconds)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, once it is committed; an exception of `work` rolls it back.
@@ -212,11 +240,11 @@ class Database:
         return (
             self._clock()
             if connection.dialect.name == "sqlite"
-            else float(connection.execute(_CLOCK_QUERY).scalar_one())
+            else float(connection.execute(_CLOCK_QUERIES[connection.dialect.name]).scalar_one())
         )
 
     async def close(self) -> None:
-        """Waits for the statements under way, each of which is bounded, and closes all connections."""
+        """Waits for running statements, each of which has a timeout, and closes all connections."""
         for threads in (self._write_thread, self._read_threads):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
         for some in (self._write_engine, self._read_engine):
@@ -236,6 +264,16 @@ class Database:
             raise DatabaseError(f"no answer within {seconds:g} s") from None
 
 
+def _build_renaming(table_names: Mapping[str, str]) -> Callable[..., tuple[str, Any]]:
+    """Has each statement name the tables as the database does; values are never part of a statement."""
+    known = re.compile(rf"\b(?:{'|'.join(map(re.escape, table_names))})\b")
+
+    def rename(_connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> tuple[str, Any]:
+        return known.sub(lambda found: table_names[found[0]], statement), values
+
+    return rename
+
+
 def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left: int = _MAX_TRIES) -> T:
     try:
         with open_transaction(engine) as connection:
@@ -251,7 +289,7 @@ def _run_transaction(engine: Engine, work: Callable[[Connection], T], tries_left
 def _migrate(connection: Connection) -> None:
     try:
         migrations.migrate(connection)
-    except migrations.NewerSchemaError as error:
+    except migrations.NewerKeyringSchemaError as error:
         raise DatabaseError(str(error)) from None
 
 

@@ -34,7 +34,7 @@ class InstanceHeartbeat:
     instance: str
     """Names one process, to the database and to people."""
     interval: float
-    """Seconds from one beat to the next."""
+    """Seconds from one heartbeat to the next."""
 
     async def send(self, pending: Collection[str]) -> None:
         """Says that it is alive, and holds these data keys of status pending; each `interval` at least."""
@@ -59,14 +59,14 @@ async def wait_for_all_instances(database: Database, data_key_id: str) -> None:
     """Returns once every instance that is alive holds the pending data key.
 
     Raises:
-        RefusedError: one does not, after three of its intervals, or two minutes where those are longer.
+        RefusedError: one does not, after three of its intervals, or two minutes if those are longer.
     """
-    began = asyncio.get_running_loop().time()
+    started_at = asyncio.get_running_loop().time()
     while lacking := await database.read(
         lambda connection: _find_lacking_instances(connection, database.read_clock(connection), data_key_id)
     ):
         name, alive = lacking[0]
-        if asyncio.get_running_loop().time() - began > min(alive, _MAX_WAIT_SECONDS):
+        if asyncio.get_running_loop().time() - started_at > min(alive, _MAX_WAIT_SECONDS):
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise RefusedError(
                 f"{name}{more} of the service's instances cannot use the new data key {data_key_id} yet, so it was not "
@@ -82,7 +82,7 @@ def are_others_alive(connection: Connection, now: float, instance: str) -> bool:
 
 
 def _get_liveness_seconds(row: InstanceRow) -> float:
-    """How long after its last beat an instance is taken to be alive."""
+    """Seconds after its last heartbeat in which an instance counts as alive."""
     return max(_MISSED_INTERVALS * float(row.interval), _MIN_LIVENESS_SECONDS)
 
 

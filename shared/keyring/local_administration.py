@@ -1,4 +1,4 @@
-"""The administration of a keyring, carried out over its database and KMS: in the service itself, or beside it."""
+"""The administration of a keyring in its database and with KMS: in the service itself, or beside it."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection
 
-from shared.keyring import lease, store, usage
+from shared.keyring import rotation_lease, usage
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     AdministrationError,
@@ -23,17 +23,17 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
-from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.journal import progress, steps
-from shared.keyring.lease import run_under_lease
+from shared.keyring.journal import entries, progress
+from shared.keyring.key_table import KeyTable, OwnKeyTable
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.operations import restore
 from shared.keyring.operations.rotation import RotationRunner
 from shared.keyring.operations.verification import RECORD_QUERY_SECONDS, KeyringVerifier
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
-from shared.keyring.tables import data_keys, retired_versions
+from shared.keyring.tables import retired_versions
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.port import KmsError
 
@@ -49,9 +49,10 @@ class LocalAdministration:
 
     Args:
         database: open, with `tables.TABLES`.
-        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key where it is at hand.
+        wrapping: KMS, limited as by `QuotaLimitedKey`, and the service's local key if it is available.
         records: the service's table of records, in the same database; None counts none.
         notify_instances: has every instance of the service that can be reached read the keyring again.
+        keys: the rows of the data keys, where they are not the keyring's own.
     """
 
     def __init__(
@@ -60,22 +61,24 @@ class LocalAdministration:
         wrapping: KeyWrapper,
         records: RecordsTable | None = None,
         notify_instances: Callable[[], Awaitable[None]] = _notify_nobody,
+        keys: KeyTable | None = None,
     ) -> None:
         self._database = database
         self._wrapping = wrapping
         self._records = records
         self._notify_instances = notify_instances
-        self._rotations = RotationRunner(database, wrapping, notify_instances)
+        self._keys = keys or OwnKeyTable(wrapping.kek)
+        self._rotations = RotationRunner(database, self._keys, wrapping, notify_instances)
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
-        """See `Administration`, here and below."""
+        """See `Administration`, as for the other methods."""
         return [KeyInfo.model_validate(row.model_dump()) for row in await self.list_backup_rows(after, limit)]
 
     async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
         """One page of rows."""
-        wanted = max(1, min(limit, MAX_PAGE_SIZE))
-        async with _translate_errors():
-            keys = await self._database.read(lambda connection: store.list_data_keys(connection, after, wanted))
+        page_size = max(1, min(limit, MAX_PAGE_SIZE))
+        async with translate_errors():
+            keys = await self._database.read(lambda connection: self._keys.list_page(connection, after, page_size))
         return [restore.create_backup_row(key) for key in keys]
 
     async def count_key_usage(self) -> KeyUsage:
@@ -83,69 +86,72 @@ class LocalAdministration:
 
         def count(connection: Connection) -> KeyUsage:
             return usage.count_key_usage(
-                connection, self._database.read_clock(connection), self._wrapping.kek, self._records
+                connection, self._database.read_clock(connection), self._wrapping.kek, self._keys, self._records
             )
 
-        async with _translate_errors():
+        async with translate_errors():
             return await self._database.read(count, seconds=RECORD_QUERY_SECONDS)
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
         """For `LONGEST_SECONDS` at most."""
 
         def take(connection: Connection) -> Lease:
-            return lease.acquire_lease(connection, self._database.read_clock(connection), holder[:200], seconds, token)
+            return rotation_lease.acquire_lease(
+                connection, self._database.read_clock(connection), holder[:200], seconds, token
+            )
 
-        async with _translate_errors():
+        async with translate_errors():
             return await self._database.write_exclusively(take)
 
     async def release_lease(self, token: str) -> None:
         """Gives up one's own lease."""
-        async with _translate_errors():
-            await self._database.write_exclusively(lambda connection: lease.release_lease(connection, token))
+        async with translate_errors():
+            await self._database.write_exclusively(lambda connection: rotation_lease.release_lease(connection, token))
 
     async def rotate(self, request: RotateRequest) -> RotationProgress:
         """One batch."""
-        async with _translate_errors():
+        async with translate_errors():
             await self._rotations.rotate(request)
         return await self._require_progress(request.rotation_id)
 
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """Changes nothing."""
-        async with _translate_errors():
+        async with translate_errors():
             return await self._rotations.dry_run(type_, target_version)
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
         """From the journal."""
-        async with _translate_errors():
+        async with translate_errors():
             return await self._database.read(lambda connection: progress.read_progress(connection, rotation_id))
 
     async def add_journal_entry(self, rotation_id: str, token: str, entry: JournalEntry) -> None:
         """May come before the rotation itself."""
         if not _ROTATION_ID.fullmatch(rotation_id):
             raise RefusedError("expected a rotation's id: up to 64 letters, digits, dots, dashes and underscores")
-        steps.refuse_defective_entry(entry)
+        entries.refuse_defective_entry(entry)
 
         def write(connection: Connection, now: float) -> None:
-            steps.add_journal_entry(connection, now, rotation_id, entry)
+            entries.add_journal_entry(connection, now, rotation_id, entry)
 
-        async with _translate_errors():
+        async with translate_errors():
             await run_under_lease(self._database, token, write)
 
     async def rollback(self, rotation_id: str, token: str) -> RotationProgress:
         """One batch."""
-        async with _translate_errors():
+        async with translate_errors():
             await self._rotations.rollback(rotation_id, token)
         return await self._require_progress(rotation_id)
 
     async def restore(self, rows: Sequence[StoredKey], token: str) -> int:
         """A page of rows at most."""
-        async with _translate_errors():
-            return await restore.restore_data_keys(self._database, self._wrapping, rows, token)
+        async with translate_errors():
+            return await restore.restore_data_keys(self._database, self._keys, self._wrapping, rows, token)
 
     async def verify(self, mode: Literal["sample", "full"], after: str | None = None) -> VerificationResult:
         """One call of KMS for each data key: of a hundred thousand it takes minutes, of a page seconds."""
-        async with _translate_errors():
-            return await KeyringVerifier(self._database, self._wrapping, self._records, mode == "full").verify(after)
+        async with translate_errors():
+            verifier = KeyringVerifier(self._database, self._keys, self._wrapping, self._records, mode == "full")
+            return await verifier.verify(after)
 
     async def retire_version(self, kek_version: str, token: str) -> None:
         """Of the KMS key that is configured."""
@@ -153,23 +159,23 @@ class LocalAdministration:
 
         def retire(connection: Connection, now: float) -> None:
             progress.refuse_while_running(connection)
-            by = data_keys.c.kek_version
-            needed = (by == kek_version) | build_unreadable_version_condition(connection, by)
-            if first := store.list_data_keys(connection, "", 1, (data_keys.c.kek == kek) & needed):
-                unread = " perhaps" if first[0].wrapped.kek_version == UNREADABLE_VERSION else ""
+            if first := self._keys.find_needing(connection, kek_version):
+                perhaps = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
-                    f"data key {first[0].id} is still wrapped{unread} by version {kek_version} of {kek}; rotate with "
+                    f"data key {first.id} is still wrapped{perhaps} by version {kek_version} of {kek}; rotate with "
                     "--type rewrap-kek, then retire it"
                 )
-            same = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
-            connection.execute(retired_versions.delete().where(same))  # whoever retires it again begins the days anew
+            condition = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
+            connection.execute(
+                retired_versions.delete().where(condition)
+            )  # retiring it again restarts the days until it may be destroyed
             values = {"kek": kek, "kek_version": kek_version, "retired_at": now}
             connection.execute(retired_versions.insert().values(**values))
 
         usage = await self.count_key_usage()
         if unknown := usage.unknown_usage:
             raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; correct them first")
-        async with _translate_errors():
+        async with translate_errors():
             described = await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)
             for each in usage.versions:
                 if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
@@ -181,7 +187,7 @@ class LocalAdministration:
             await run_under_lease(self._database, token, retire)
 
     async def reload_instances(self) -> None:
-        """Asks the service, where it can be reached."""
+        """Notifies the service's instances, if they can be reached."""
         await self._notify_instances()
 
     async def _require_progress(self, rotation_id: str) -> RotationProgress:
@@ -192,7 +198,7 @@ class LocalAdministration:
 
 
 @asynccontextmanager
-async def _translate_errors() -> AsyncIterator[None]:
+async def translate_errors() -> AsyncIterator[None]:
     """Translates the errors of the modules below into those of the port."""
     try:
         yield

@@ -23,16 +23,16 @@ def list_locally_wrapped_keys(connection: Connection, limit: int = MAX_PAGE_SIZE
 
 def may_replace_local_key(connection: Connection, now: float, instance: str) -> bool:
     """Whether a new local key may take the place of the one that is known: nothing and nobody needs that."""
-    known = read_local_key_fingerprint(connection)
+    fingerprint_in_use = read_local_key_fingerprint(connection)
     return not list_locally_wrapped_keys(connection, 1) and (
-        known is None or not are_others_alive(connection, now, instance)
+        fingerprint_in_use is None or not are_others_alive(connection, now, instance)
     )
 
 
 def register_local_key(connection: Connection, now: float, heartbeat: InstanceHeartbeat, fingerprint: bytes) -> None:
     """Stores the fingerprint of an instance's local key, which is alive from then on. Raises OtherLocalKeyError."""
-    known = read_local_key_fingerprint(connection)
-    if known not in (None, fingerprint) and not may_replace_local_key(connection, now, heartbeat.instance):
+    registered = read_local_key_fingerprint(connection)
+    if registered not in (None, fingerprint) and not may_replace_local_key(connection, now, heartbeat.instance):
         raise OtherLocalKeyError
     connection.execute(local_key.delete())
     connection.execute(local_key.insert().values(singleton=1, fingerprint=fingerprint))
@@ -58,8 +58,8 @@ def abandon_data_keys(connection: Connection, now: float, instance: str, keys: S
 
 
 def _abandon_data_key(connection: Connection, now: float, key: DataKey) -> bool:
-    same = (data_keys.c.id == key.id) & (data_keys.c.wrapped == key.wrapped.ciphertext)
-    if connection.execute(select(data_keys.c.id).where(same)).first() is None:
+    condition = (data_keys.c.id == key.id) & (data_keys.c.wrapped == key.wrapped.ciphertext)
+    if connection.execute(select(data_keys.c.id).where(condition)).first() is None:
         return False
     connection.execute(abandoned_data_keys.delete().where(abandoned_data_keys.c.id == key.id))
     values = {
@@ -73,5 +73,5 @@ def _abandon_data_key(connection: Connection, now: float, key: DataKey) -> bool:
         "abandoned_at": now,
     }
     connection.execute(abandoned_data_keys.insert().values(**values))
-    connection.execute(data_keys.delete().where(same))
+    connection.execute(data_keys.delete().where(condition))
     return True

@@ -10,8 +10,8 @@ from typing import Final
 from sqlalchemy import Connection, Integer, Table, inspect, select, text
 
 from shared.keyring.column_types import LenientVersion, to_printable_text
+from shared.keyring.journal.entries import to_columns
 from shared.keyring.journal.legacy_text import parse_legacy_text
-from shared.keyring.journal.steps import to_columns
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.tables import TABLES, data_keys, journal_entries, rewraps, schema
 
@@ -37,7 +37,7 @@ _MAX_NUMBER: Final = 2**31 - 1
 _INDEXES_BEFORE_1: Final = ("keyring_journal_of_rotation", "ix_keyring_notes_rotation_id")
 
 
-class NewerSchemaError(Exception):
+class NewerKeyringSchemaError(Exception):
     """A newer keypulse made these tables; the message says what to do."""
 
 
@@ -54,13 +54,19 @@ def is_current(connection: Connection) -> bool:
     return existing.issuperset(TABLES.tables) and read_version(connection) == VERSION
 
 
-def migrate(connection: Connection) -> None:
-    """Does the steps that are left; the caller holds the keyring's lock. Raises NewerSchemaError."""
+def check_version(connection: Connection) -> int:
+    """Return the version of the tables. Raises NewerKeyringSchemaError."""
     done = read_version(connection)
     if done > VERSION:
-        raise NewerSchemaError(
+        raise NewerKeyringSchemaError(
             f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}; start a newer one"
         )
+    return done
+
+
+def migrate(connection: Connection) -> None:
+    """Runs the pending migrations; the caller holds the keyring's lock. Raises NewerKeyringSchemaError."""
+    done = check_version(connection)
     if done == VERSION:
         return
     if _has_table(connection, data_keys.name):  # else the database is new
@@ -88,8 +94,8 @@ def _rename(connection: Connection) -> None:
 
 def _split_journal_text(connection: Connection) -> None:
     """What one text said is in columns; a text that cannot be read stays, as an entry that blocks."""
-    there = _list_columns(connection, journal_entries.name)
-    if not there or "outcome" in there:
+    columns = _list_columns(connection, journal_entries.name)
+    if not columns or "outcome" in columns:
         return
     connection.execute(
         text(f"ALTER TABLE {journal_entries.name} ADD COLUMN outcome VARCHAR NOT NULL DEFAULT 'unreadable'")
@@ -149,7 +155,7 @@ def _rebuild_with_text_versions(connection: Connection, table: Table, versions: 
 
 
 def _name_needs_by_text(needs: str) -> str | None:
-    """The versions that a backup needs, as texts; None where they are no list of numbers."""
+    """The versions that a backup needs, as texts; None if they are no list of numbers."""
     try:
         numbers = json.loads(needs)
     except ValueError:

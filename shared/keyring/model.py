@@ -9,14 +9,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-LOCAL_KEK: Final = "local"
-"""`DataKey.kek` of a key that is wrapped by the service's own local key; no KMS resource has such a name."""
+from shared.kms.port import LOCAL_KEY_NAME
+
+LOCAL_KEK: Final = LOCAL_KEY_NAME
+"""`DataKey.kek` of a key that is wrapped by the service's own local key."""
 ALGORITHM: Final = "AES-256-GCM"
 """What a data key is used with."""
 KEY_BYTES: Final = 32
 """Of a data key."""
-LOCAL_KEK_VERSION: Final = "0"
-"""`WrappedKey.kek_version` of the local key, which has no versions."""
 UNREADABLE_VERSION: Final = ""
 """What a version reads as where another program wrote something else there: it may be any. No version has this name."""
 
@@ -61,10 +61,17 @@ class DataKey:
     created_at: datetime
     """Aware, in UTC."""
     algorithm: str = ALGORITHM
+    aad: bytes | None = None
+    """The additional authenticated data of its wrap; None: `build_wrapping_aad` of its id."""
+
+    @property
+    def wrapping_aad(self) -> bytes:
+        """What its wrap is bound to."""
+        return build_wrapping_aad(self.id) if self.aad is None else self.aad
 
 
 def get_version_sort_key(version: str) -> tuple[tuple[int, str], ...]:
-    """Orders versions for people: `2` before `10`. What it says of age is not known here."""
+    """Orders versions for people: `2` before `10`. The order may not be that of their creation."""
     parts = re.split(r"(\d+)", version)
     return tuple((int(part), part) if part.isdecimal() else (0, part) for part in parts)
 
@@ -75,7 +82,7 @@ def build_wrapping_aad(data_key_id: str) -> bytes:
 
 
 def compute_fingerprint(secret: bytes) -> bytes:
-    """32 bytes that tell one data key from every other, and nothing else about it."""
+    """32 bytes that identify the data key, and reveal nothing else about it."""
     return hmac.digest(secret, b"keypulse data key fingerprint", "sha256")
 
 

@@ -19,7 +19,7 @@ class DataKeyRow(NamedTuple):
     algorithm: str
     fingerprint: bytes
     created_at: float
-    """Unix seconds, here as in every row."""
+    """Unix seconds, as in every row."""
 
 
 class RotationRow(NamedTuple):
@@ -161,6 +161,6 @@ def fetch(connection: Connection, query: Select[tuple[object, ...]], row_type: t
 
 
 def fetch_first(connection: Connection, query: Select[tuple[object, ...]], row_type: type[R]) -> R | None:
-    """The first row of `query`, as `fetch` gives it; None where there is none."""
+    """The first row of `query`, as `fetch` gives it; None if there is none."""
     row = connection.execute(query).first()
     return None if row is None else row_type(*row)

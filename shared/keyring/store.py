@@ -1,7 +1,7 @@
 """The data keys in their table. Every change names what it expects to find, so that two runners never undo each other.
 
-A change that finds something else does nothing and says so (compare-and-swap); its caller reads again and decides anew.
-The functions work on a connection, in whatever transaction the caller has begun: a rotation writes its journal in the
+A change that finds another row does nothing and returns so (compare-and-swap); the caller reads and decides again.
+The functions work on a connection, in the caller's transaction: a rotation writes its journal in the
 same one. `DataKeyStore` is what the service itself needs of them.
 """
 
@@ -36,10 +36,10 @@ def list_data_keys(
     connection: Connection, after: str, limit: int, condition: ColumnElement[bool] | None = None
 ) -> tuple[DataKey, ...]:
     """Those whose id comes after `after`, in the order of their ids."""
-    these = select_rows(data_keys, DataKeyRow).where(_columns.id > after).order_by(_columns.id)
+    query = select_rows(data_keys, DataKeyRow).where(_columns.id > after).order_by(_columns.id)
     if condition is not None:
-        these = these.where(condition)
-    rows = column_types.read_page(connection, these, DataKeyRow, limit)
+        query = query.where(condition)
+    rows = column_types.read_page(connection, query, DataKeyRow, limit)
     return tuple(_parse_data_key(row) for row in rows)
 
 
@@ -59,7 +59,7 @@ def find_active_data_key(connection: Connection) -> DataKey | None:
 def insert_data_key(connection: Connection, key: DataKey) -> None:
     """Stores a new one, or one that was abandoned.
 
-    Raises IntegrityError where its id is there or another is active, and RetiredVersionError.
+    Raises IntegrityError if its id is there or another is active, and RetiredVersionError.
     """
     refuse_retired_version(connection, key.wrapped)
     values = {
@@ -87,7 +87,7 @@ def replace_wrap(connection: Connection, data_key_id: str, expected: WrappedKey,
 
 
 def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
-    """Raises RetiredVersionError where nothing may be wrapped by this version any more."""
+    """Raises RetiredVersionError if nothing may be wrapped by this version any more."""
     if wrapped.kek_version in list_retired_versions(connection, wrapped.kek):
         raise RetiredVersionError(
             f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it; "
@@ -98,12 +98,12 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
 def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
     """The versions of `kek` that nothing may be wrapped by any more, and since when (unix seconds)."""
     columns = retired_versions.c
-    these = select_rows(retired_versions, RetiredVersionRow).where(columns.kek == kek).order_by(columns.kek_version)
-    return {row.kek_version: row.retired_at for row in fetch(connection, these, RetiredVersionRow)}
+    query = select_rows(retired_versions, RetiredVersionRow).where(columns.kek == kek).order_by(columns.kek_version)
+    return {row.kek_version: row.retired_at for row in fetch(connection, query, RetiredVersionRow)}
 
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
-    """The fingerprint of the service's local key; None where none is stored."""
+    """The fingerprint of the service's local key; None if none is stored."""
     return connection.execute(select(local_key.c.fingerprint)).scalar_one_or_none()
 
 
@@ -136,8 +136,8 @@ class DataKeyStore:
     async def is_abandoned(self, data_key_id: str) -> bool:
         """Whether nobody waits for a data key any more; false where its row was copied back."""
         is_stored = exists(select(_columns.id).where(_columns.id == data_key_id))
-        these = select(abandoned_data_keys.c.id).where(abandoned_data_keys.c.id == data_key_id, ~is_stored)
-        return await self._database.read(lambda connection: connection.execute(these).first() is not None)
+        query = select(abandoned_data_keys.c.id).where(abandoned_data_keys.c.id == data_key_id, ~is_stored)
+        return await self._database.read(lambda connection: connection.execute(query).first() is not None)
 
     async def activate(
         self, new: DataKey, *, expected_active: DataKey | None, local_fingerprint: bytes | None = None
@@ -146,7 +146,7 @@ class DataKeyStore:
 
         Args:
             new: a key that is not stored yet; its own status does not matter.
-            expected_active: the key that is expected to be active, or None where none is.
+            expected_active: the key that is expected to be active, or None if none is.
             local_fingerprint: fingerprint of the local key, where that wraps `new`.
 
         Returns:

@@ -1,37 +1,33 @@
 """Which data keys and records need which version of the KMS key: what is left to rotate."""
 
 from datetime import UTC, datetime
-from typing import Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
-from shared.keyring import store
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
-from shared.keyring.journal import steps
+from shared.keyring.journal import entries
+from shared.keyring.key_table import KeyTable
 from shared.keyring.model import get_version_sort_key
-from shared.keyring.records import RecordsTable
-from shared.keyring.rows import VersionCount, fetch
-from shared.keyring.tables import data_keys, rotations
-
-_columns: Final = data_keys.c
+from shared.keyring.records_table import RecordsTable
+from shared.keyring.tables import rotations
 
 
-def count_key_usage(connection: Connection, now: float, kek: str, records: RecordsTable | None) -> KeyUsage:
+def count_key_usage(
+    connection: Connection, now: float, kek: str, keys: KeyTable, records: RecordsTable | None
+) -> KeyUsage:
     """Of the whole keyring at `now`, unix seconds; `kek` is the KMS key that it is wrapped by now."""
-    counted = select(_columns.kek, _columns.kek_version, func.count()).group_by(_columns.kek, _columns.kek_version)
-    data_key_counts = sorted(
-        fetch(connection, counted, VersionCount), key=lambda row: (row.kek, get_version_sort_key(row.kek_version))
-    )
+    counts = keys.count(connection)
+    data_key_counts = sorted(counts.versions, key=lambda row: (row.kek, get_version_sort_key(row.kek_version)))
     of_records = records.count_by_version(connection) if records else {}
-    active = store.find_active_data_key(connection)
+    active = keys.find_active(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
     latest = select(rotations.c.updated_at).where(new_dek).order_by(rotations.c.number.desc()).limit(1)
     new_dek_at = connection.execute(latest).scalar()  # by its number: an earlier one's clock may have been ahead
     return KeyUsage(
         kek=kek,
         new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
-        backups=steps.list_backups(connection),
-        unreadable_entries=steps.find_unreadable_entries(connection),
+        backups=entries.list_backups(connection),
+        unreadable_entries=entries.find_unreadable_entries(connection),
         counted_at=datetime.fromtimestamp(now, UTC),
         versions=tuple(
             VersionUsage(
@@ -47,9 +43,9 @@ def count_key_usage(connection: Connection, now: float, kek: str, records: Recor
         retired_versions=tuple(
             RetiredVersion(kek_version=version, retired_at=datetime.fromtimestamp(at, UTC))
             for version, at in sorted(
-                store.list_retired_versions(connection, kek).items(), key=lambda item: get_version_sort_key(item[0])
+                keys.list_retired_versions(connection).items(), key=lambda item: get_version_sort_key(item[0])
             )
         ),
-        unreadable=len(store.find_unreadable_data_keys(connection)),
+        unreadable=len(counts.unreadable),
         missing=len(records.count_orphans(connection)) if records else 0,
     )

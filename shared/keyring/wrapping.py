@@ -17,10 +17,12 @@ from shared.kms.reason import Reason, Scope
 class UnwrapError(Exception):
     """This data key cannot be unwrapped, whatever holds for others; the message says why, and holds no key material."""
 
-    def __init__(self, message: str, *, is_foreign: bool = False) -> None:
+    def __init__(self, message: str, *, is_foreign: bool = False, is_of_version: bool = False) -> None:
         super().__init__(message)
         self.is_foreign = is_foreign
         """Whether only a key that is not ours could unwrap it."""
+        self.is_of_version = is_of_version
+        """Whether it could be unwrapped if its version were enabled."""
 
 
 class LocalKeyWrapper(Protocol):
@@ -43,12 +45,15 @@ class KeyWrapper:
     local_wrapper: LocalKeyWrapper | None = None
 
     async def wrap(self, data_key_id: str, secret: bytes) -> WrappedKey:
+        """`wrap_with_aad`, bound to the id of the data key."""
+        return await self.wrap_with_aad(build_wrapping_aad(data_key_id), secret)
+
+    async def wrap_with_aad(self, aad: bytes, secret: bytes) -> WrappedKey:
         """Wraps by KMS, and unwraps again: a wrap that does not give the key back must never replace one that does.
 
         Raises:
             KmsError: KMS did not do it, or not rightly.
         """
-        aad = build_wrapping_aad(data_key_id)
         encrypted = await self.kms.encrypt(secret, aad, timeout=self.timeout)
         decrypted = await self.kms.decrypt(encrypted.ciphertext, aad, timeout=self.timeout)
         if not hmac.compare_digest(decrypted.plaintext, secret):
@@ -64,10 +69,13 @@ class KeyWrapper:
         """
         if refusal := self.explain_refusal(key.wrapped):
             raise refusal
-        secret = await self._decrypt(key.wrapped, build_wrapping_aad(key.id))
-        if secret is None or not hmac.compare_digest(compute_fingerprint(secret), key.fingerprint):
+        secret = await self._decrypt(key.wrapped, key.wrapping_aad)
+        if secret is None or not self._matches_fingerprint(secret, key):
             raise UnwrapError("what it unwraps to is not the key that was stored")
         return secret
+
+    def _matches_fingerprint(self, secret: bytes, key: DataKey) -> bool:
+        return hmac.compare_digest(compute_fingerprint(secret), key.fingerprint)
 
     def explain_refusal(self, wrapped: WrappedKey) -> UnwrapError | None:
         """Why it is not even tried."""
@@ -87,5 +95,7 @@ class KeyWrapper:
         except KmsError as error:
             # A lasting failure of one version or ciphertext is of this data key; any other one is of KMS as a whole.
             if error.reason.scope in {Scope.VERSION, Scope.CIPHERTEXT} and not error.reason.transient:
-                raise UnwrapError(f"KMS: {error.reason} (version {wrapped.kek_version})") from None
+                is_of_version = error.reason.scope is Scope.VERSION
+                message = f"KMS: {error.reason} (version {wrapped.kek_version or 'unknown'})"
+                raise UnwrapError(message, is_of_version=is_of_version) from None
             raise

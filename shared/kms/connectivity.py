@@ -1,6 +1,7 @@
-"""The way to a service, measured step by step on a connection of its own: is it the network, or the service?
+"""Measures the connection to a service, phase by phase, on a connection of its own: is it the network, or the service?
 
-DNS, TCP and TLS come one after the other; the first that fails says so in one sentence and ends the measurement.
+DNS, TCP, perhaps a proxy, and TLS come one after the other; the first that fails says so in one sentence and ends the
+measurement. By a proxy, DNS and TCP are those of the proxy.
 """
 
 import asyncio
@@ -9,14 +10,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Final
 
 from shared.config.settings import Address
 from shared.kms.port import ConnectivityPhase
 from shared.net.connect import connect
+from shared.net.proxy import EgressError, Proxy
 from shared.net.resolver import ResolvedAddress, resolve
-
-_HTTP2: Final = "h2"
+from shared.net.tunnel import request_tunnel
 
 
 class _PhaseError(Exception):
@@ -24,14 +24,21 @@ class _PhaseError(Exception):
 
 
 async def measure_connectivity(
-    address: Address, *, create_trust_context: Callable[[], ssl.SSLContext] | None, timeout: float
+    address: Address,
+    *,
+    create_trust_context: Callable[[], ssl.SSLContext] | None,
+    timeout: float,
+    alpn: str | None = None,
+    proxy: Proxy | None = None,
 ) -> tuple[ConnectivityPhase, ...]:
-    """Walks the way once. Raises nothing but cancellation, and leaves nothing open.
+    """Connects once and measures each phase. Raises only CancelledError, and closes the connection.
 
     Args:
         address: the service.
         create_trust_context: returns the TLS context; called in a thread, because it may read files. None: no TLS.
-        timeout: seconds for all phases together.
+        timeout: seconds for all phases.
+        alpn: the protocol that the service has to agree to in TLS, such as `h2`; None: any.
+        proxy: that leads to the service; None: the connection is direct.
     """
     phases: list[ConnectivityPhase] = []
     loop = asyncio.get_running_loop()
@@ -45,7 +52,7 @@ async def measure_connectivity(
             async with asyncio.timeout_at(deadline):
                 yield
         except TimeoutError:
-            failure = f"{name} to {address} had not ended when the {timeout:g} s for the whole way were over"
+            failure = f"{name} to {address} did not end within the {timeout:g} s for all phases"
         except _PhaseError as error:
             failure = str(error)
         phases.append(ConnectivityPhase(name, loop.time() - begin, failure))
@@ -55,12 +62,15 @@ async def measure_connectivity(
     with ExitStack() as sockets:
         try:
             async with phase("dns"):
-                addresses = await _resolve(address)
+                addresses = await _resolve(proxy.address if proxy else address)
             async with phase("tcp"):
-                connection = sockets.enter_context(await _connect(addresses))
+                connection = sockets.enter_context(await _connect(addresses, proxy))
+            if proxy:
+                async with phase("proxy"):
+                    await _request_tunnel(connection, proxy, address)
             if create_trust_context:
                 async with phase("tls"):
-                    await _start_tls(connection, address, create_trust_context)
+                    await _start_tls(connection, address, create_trust_context, alpn)
         except _PhaseError:
             pass  # its phase says it
     return tuple(phases)
@@ -70,26 +80,35 @@ async def _resolve(to: Address) -> list[ResolvedAddress]:
     try:
         return await resolve(*to)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
-        raise _PhaseError(f"the name {to.host} cannot be resolved: {why}") from None
+        cause = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+        raise _PhaseError(f"the name {to.host} cannot be resolved: {cause}") from None
 
 
-async def _connect(addresses: list[ResolvedAddress]) -> socket.socket:
+async def _connect(addresses: list[ResolvedAddress], proxy: Proxy | None) -> socket.socket:
     try:
         return await connect(addresses)
     except OSError as error:
         cause = os.strerror(error.errno) if error.errno else str(error)
         first = Address(*addresses[0][1][:2])
         others = f" and {len(addresses) - 1} more" if addresses[1:] else ""
-        raise _PhaseError(f"no connection: {cause} ({first}{others})") from None
+        target = f" to {proxy}" if proxy else ""
+        raise _PhaseError(f"no connection{target}: {cause} ({first}{others})") from None
+
+
+async def _request_tunnel(connection: socket.socket, proxy: Proxy, to: Address) -> None:
+    try:
+        await request_tunnel(connection, proxy, to)
+    except EgressError as error:
+        raise _PhaseError(error.strerror) from None
 
 
 async def _start_tls(
-    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext]
+    connection: socket.socket, to: Address, create_trust_context: Callable[[], ssl.SSLContext], alpn: str | None
 ) -> None:
     try:
         context = await asyncio.to_thread(create_trust_context)
-        context.set_alpn_protocols([_HTTP2])
+        if alpn:
+            context.set_alpn_protocols([alpn])
         transport, _ = await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, ssl=context, sock=connection, server_hostname=to.host
         )
@@ -97,7 +116,7 @@ async def _start_tls(
         raise _PhaseError(f"the certificate of {to} is not trusted: {error.verify_message}") from None
     except OSError as error:
         raise _PhaseError(f"no TLS with {to}: {error.strerror or error or type(error).__name__}") from None
-    spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+    agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
     transport.abort()
-    if spoken != _HTTP2:  # gRPC, too, then refuses: https://github.com/grpc/grpc/issues/36119
-        raise _PhaseError(f"{to} speaks TLS, but not HTTP/2, which gRPC needs")
+    if alpn and agreed != alpn:
+        raise _PhaseError(f"{to} speaks TLS, but not the protocol {alpn}, which this KMS needs")

@@ -13,6 +13,8 @@ from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
 MAX_VERSION_LENGTH: Final = 128
+LOCAL_KEY_NAME: Final = "local"
+"""No key of a KMS has this name: a keyring writes it where a service's own local key wraps."""
 
 
 def is_version(value: object) -> bool:
@@ -56,7 +58,7 @@ class EncryptResult:
     protection_level: str
     """`SOFTWARE`, `HSM`, `EXTERNAL`, …"""
     version_number: int | None = None
-    """The number of the version, for a metric; None where the provider does not number versions."""
+    """The number of the version, for a metric; None if the provider does not number versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,15 @@ class KeyVersion:
     state: VersionState
     protection_level: str
     destroy_at: float | None
-    """Unix seconds; None where no destruction is scheduled."""
+    """Unix seconds; None if no destruction is scheduled."""
     destroyed_at: float | None = None
     """Unix seconds; None while it is not destroyed."""
     provider_state: str = ""
-    """The state in the provider's own words, such as `ENABLED`; empty where `state` says it."""
+    """The state as the provider names it, such as `ENABLED`; empty if `state` says it."""
     display_name: str = ""
-    """For people; empty where the id is readable itself."""
+    """For people; empty if the id is readable itself."""
     number: int | None = None
-    """For a metric; None where the provider does not number versions."""
+    """For a metric; None if the provider does not number versions."""
 
     @property
     def label(self) -> str:
@@ -103,26 +105,26 @@ class KeyDescription:
     """A key and all its versions, as they were read."""
 
     primary_version: str | None
-    """The version that encrypts; None where there is none."""
+    """The version that encrypts; None if there is none."""
     next_rotation_at: float | None
-    """Unix seconds; None where none is planned."""
+    """Unix seconds; None if none is scheduled."""
     versions: tuple[KeyVersion, ...]
     """All of them, the oldest first."""
     call_count: int
     """How many calls this took: a long list comes in pages."""
 
     def find_version(self, version: str | None) -> KeyVersion | None:
-        """The version of that id; None where the key has none."""
-        return next((known for known in self.versions if known.id == version), None)
+        """The version of that id; None if the key has none."""
+        return next((each for each in self.versions if each.id == version), None)
 
     def get_label(self, version: str) -> str:
         """How a person is shown the version of that id."""
-        known = self.find_version(version)
-        return known.label if known else version
+        found = self.find_version(version)
+        return found.label if found else version
 
     def list_older_versions(self) -> tuple[KeyVersion, ...]:
-        """Those that are older than the primary version, the oldest first; all where there is none."""
-        ids = [known.id for known in self.versions]
+        """Those that are older than the primary version, the oldest first; all if there is none."""
+        ids = [each.id for each in self.versions]
         return self.versions[: ids.index(self.primary_version)] if self.primary_version in ids else self.versions
 
 
@@ -131,10 +133,10 @@ class ConnectivityPhase:
     """One phase of a connection to the service."""
 
     name: str
-    """`dns`, `tcp` or `tls`; or `proxy` alone, where a proxy is used and nothing is measured."""
+    """`dns`, `tcp`, `proxy` or `tls`; the first two are those of the proxy, where one is used."""
     seconds: float
     error: str | None = None
-    """What went wrong, or which proxy it is, in one sentence; later phases are missing then."""
+    """What went wrong, in one sentence; later phases are missing then."""
 
 
 class KmsError(Exception):
@@ -180,7 +182,14 @@ class KmsKey(Protocol):
         ...
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
-        """Connects to the service anew and measures each phase, within `timeout` seconds. Never raises."""
+        """Opens a new connection to the service and measures each phase, within `timeout` seconds. Never raises."""
+        ...
+
+    async def read_service_clock(self, *, timeout: float) -> float | None:
+        """The time by the service's clock, to the second, in unix seconds, within `timeout` seconds. Never raises.
+
+        None if the service does not tell it, or does not answer.
+        """
         ...
 
     async def close(self) -> None:

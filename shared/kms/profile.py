@@ -1,6 +1,6 @@
 """What is particular to one provider, as data: permissions, quotas and advice. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,7 +15,7 @@ GENERIC_ADVICE: Final[Mapping[Reason, str]] = {
     Reason.KEY_NOT_FOUND: "Compare the key in the configuration with the keys that the KMS lists.",
     Reason.KEY_DISABLED: "Enable the version that is needed.",
     Reason.KEY_DESTROYED: "Restore the version now, while that is possible: after its date it is gone for good.",
-    Reason.CRC_MISMATCH: "Bytes changed on the way: stop writing, and escalate.",
+    Reason.CRC_MISMATCH: "Bytes changed in transit: stop writing, and escalate.",
     Reason.PLAINTEXT_MISMATCH: "Stop writing, and escalate: what is encrypted may not come back.",
     Reason.INVALID_REQUEST: "The error names the call; roll the last change back.",
     Reason.INTERNAL: "A defect of keypulse: its log has the trace; the key may be healthy.",
@@ -29,9 +29,9 @@ class KmsProfile:
     service_name: str
     """As its users call it, such as `Cloud KMS`."""
     probe_permissions: tuple[str, ...]
-    """The permissions on a key that the exporter needs, in the provider's own words; empty where it has none."""
+    """The permissions on a key that the exporter needs, as the provider names them; empty if it has none."""
     reads_per_minute: float
-    """How many reads of keys all targets together may make, with a reserve for people and other programs."""
+    """How many reads of keys all targets may make in total, with a reserve for people and other programs."""
     reads_per_inspection: int
     """Reads of one key inspection: the key, its versions, its permissions."""
     calls_per_minute: float
@@ -44,8 +44,10 @@ class KmsProfile:
     """What to do where a permission is missing."""
     rotation_advice: str = "The KMS shows the rotation schedule of the key."
     """What to do where a scheduled rotation did not happen."""
+    parse_version: Callable[[bytes], str | None] = lambda _ciphertext: None
+    """The version that made a ciphertext; None where its format, as documented, does not tell."""
     propagation: str = "minutes"
-    """How long a new primary version, or a disabled one, takes to be used everywhere, in words."""
+    """How long a new primary version, or a disabled one, takes to take effect everywhere, as text."""
 
     def advise(self, reason: Reason) -> str:
         """What a person does about a failure."""

@@ -15,7 +15,7 @@ _FIRST_PAUSE: Final = 1.0
 _SHORTEST_WAIT: Final = 0.001
 """Seconds: an event loop's clock is not finer."""
 _LONGEST_PAUSE: Final = 32.0
-"""Seconds. All pauses together are a little over the minute that the quota is of."""
+"""Seconds. The sum of all pauses is a little over the minute of the quota."""
 
 T = TypeVar("T")
 
@@ -29,12 +29,9 @@ class QuotaLimitedKey:
         self._next_call_at = float("-inf")
         """When the next call is due; by the event loop's clock, as the next one."""
         self._paused_until = float("-inf")
-        self.describe_key, self.check_permissions, self.measure_connectivity, self.close = (
-            kms.describe_key,
-            kms.check_permissions,
-            kms.measure_connectivity,
-            kms.close,
-        )
+        self.describe_key, self.check_permissions = kms.describe_key, kms.check_permissions
+        self.measure_connectivity, self.read_service_clock = kms.measure_connectivity, kms.read_service_clock
+        self.close = kms.close
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """See `KmsKey`; `timeout` begins when the call is made."""

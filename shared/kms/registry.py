@@ -38,7 +38,7 @@ def validate_key_settings(value: object) -> ProviderSettings:
     name = value.get("provider", DEFAULT_PROVIDER)
     settings = providers.get(name) if isinstance(name, str) else None
     if settings is None:
-        expected = ", ".join(repr(known) for known in providers)
+        expected = ", ".join(repr(each) for each in providers)
         context = {"discriminator": "'provider'", "tag": str(name), "expected_tags": expected}
         raise PydanticKnownError("union_tag_invalid", context)
     return settings.model_validate(value)

@@ -2,8 +2,10 @@
 
 from abc import abstractmethod
 
+from pydantic import field_validator
+
 from shared.config.settings import Section
-from shared.kms.port import KmsKeyAdmin
+from shared.kms.port import LOCAL_KEY_NAME, KmsKeyAdmin
 from shared.kms.profile import KmsProfile
 
 
@@ -14,6 +16,15 @@ class ProviderSettings(Section):
     key: str
     """The name of the key, unique within the provider."""
 
+    @field_validator("key", mode="after")
+    @classmethod
+    def _check_name(cls, key: str) -> str:
+        if key in {"", LOCAL_KEY_NAME}:  # a keyring would take what the KMS wrapped for what the local key did
+            raise ValueError(
+                f"expected the name of a key, and not '{LOCAL_KEY_NAME}', which stands for a service's own local key"
+            )
+        return key
+
     @property
     @abstractmethod
     def profile(self) -> KmsProfile:
@@ -22,7 +33,7 @@ class ProviderSettings(Section):
     @property
     @abstractmethod
     def service_address(self) -> str:
-        """What answers for this key: keys of one address fail together, and share a limit of concurrent probes."""
+        """The address of the service: its keys fail at the same time, and share a limit of concurrent probes."""
 
     @abstractmethod
     def connect(self) -> KmsKeyAdmin:

@@ -14,16 +14,18 @@ from typing import Any, TypedDict, TypeVar, get_args
 
 import click
 import structlog
+import yaml
+from pydantic import ValidationError
 
 from shared import VERSION
-from shared.config.errors import ConfigurationError
+from shared.config.errors import ConfigurationError, format_error
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, CommandSettings, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
 from shared.http.server import StartError
 from shared.process import logs, memory
 from shared.process.hot_reload import block_sighup
-from shared.process.runner import ServerRunner, prepare_server
+from shared.process.server_runner import ServerRunner, prepare_server
 from shared.process.shutdown import run_until_stop_signal
 
 C = TypeVar("C", bound=CommandSettings)
@@ -66,7 +68,7 @@ def add_server_options(command: Command) -> Command:
             help="The lowest level that is logged.",
         ),
         click.option(
-            "--healthcheck", is_flag=True, help="Ask the running server whether it is healthy; exit with 0 or 1."
+            "--healthcheck", is_flag=True, help="Check whether the running server is healthy; exit with 0 or 1."
         ),
         click.option("--print-schema", is_flag=True, help="Print the configuration's JSON Schema and exit."),
         click.option(
@@ -88,13 +90,13 @@ def add_server_options(command: Command) -> Command:
 
 
 def parse_listen_option_or_exit(option: str, value: str, *, allow_remote_insecure: bool) -> Address:
-    """Return the address of a server that asks nobody for credentials: loopback, unless the option allows others."""
+    """Return the address of a server that needs no credentials: loopback, unless the option allows others."""
 
     def parse(text: str) -> Address:
         address = parse_address(text)
         if not (address.is_loopback or allow_remote_insecure):
             raise ValueError(
-                f"expected a loopback address such as 127.0.0.1:{address.port}, because nobody is asked for "
+                f"expected a loopback address such as 127.0.0.1:{address.port}, because the server needs no "
                 "credentials, or --allow-remote-insecure"
             )
         return address
@@ -120,6 +122,17 @@ def parse_option_or_exit(option: str, parse: Callable[[G], T], value: G) -> T:
 def load_settings_or_exit(model: type[C], config: Path | None) -> C:
     """Return the settings; on errors, print one line for each to standard error and exit with 2."""
     return _exit_on_configuration_error(lambda: load_settings(model, config))
+
+
+def print_configuration_or_exit(model: type[C], text: str) -> None:
+    """Print a configuration that was built from options; where these are wrong, a line for each error, exit 2."""
+    try:
+        model(**yaml.safe_load(text))
+    except ValidationError as error:
+        for each in error.errors():
+            click.echo(format_error(model, "", Path("options"), each), err=True)
+        sys.exit(2)
+    click.echo(text, nl=False)
 
 
 def run_server(
@@ -162,8 +175,8 @@ def run_server(
 
 def _raise_open_file_limit() -> None:
     """Allow one connection for each of thousands of keys; systemd's default is 1,024 open files."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
 def _exit_on_configuration_error(read: Callable[[], T]) -> T:

@@ -82,16 +82,16 @@ async def run_concurrently(
                 failures.append(error)
                 raise
 
-    left = [(item, asyncio.create_task(start(item))) for item in items]
-    tasks = [task for _, task in left]
+    remaining = [(item, asyncio.create_task(start(item))) for item in items]
+    tasks = [task for _, task in remaining]
     try:
-        while left:
-            some = left[:_BATCH_SIZE]
+        while remaining:
+            some = remaining[:_BATCH_SIZE]
             await asyncio.wait([task for _, task in some])
             if failures:
-                some = left
+                some = remaining
                 await asyncio.wait(tasks)
-            left = left[len(some) :]
+            remaining = remaining[len(some) :]
             await handle_batch(
                 [(item, task.result()) for item, task in some if not task.cancelled() and not task.exception()]
             )

@@ -203,9 +203,9 @@ class ReloadableApp(Generic[S]):
 
     async def apply(self, settings: S) -> None:
         """Restart the parts with these settings. If that fails, restart them with the old ones and raise the error."""
-        ending, self._exit_stack = self._exit_stack, AsyncExitStack()
+        previous_stack, self._exit_stack = self._exit_stack, AsyncExitStack()
         try:
-            await ending.aclose()
+            await previous_stack.aclose()
             await self._start_app(settings)
         except Exception:
             self.error = "a reload failed, and the previous configuration could not be started either; restart"

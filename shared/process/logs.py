@@ -51,8 +51,8 @@ def configure(service: str, level: Level = "info", line_format: Format = "json")
     root.handlers = [handler]
     # A library's debug lines may show what was sent, secrets too: they are never written.
     root.setLevel(max(logging.INFO, _LEVEL_NUMBERS[level]))
-    for own in _OWN_PACKAGES:
-        logging.getLogger(own).setLevel(_LEVEL_NUMBERS[level])
+    for package in _OWN_PACKAGES:
+        logging.getLogger(package).setLevel(_LEVEL_NUMBERS[level])
     logging.captureWarnings(capture=True)
     # Each request in a log line would bury the lines that matter.
     for noisy in ("uvicorn.access", "slack_sdk", "grpc", "google"):
@@ -60,7 +60,7 @@ def configure(service: str, level: Level = "info", line_format: Format = "json")
 
 
 def get_configuration() -> tuple[str, Level, Format] | None:
-    """Return the arguments of `configure`, for a child process that logs the same way; None before it was called."""
+    """Return the arguments of `configure`, for a child process that logs the same; None before it was called."""
     return _configuration[0] if _configuration else None
 
 
@@ -75,7 +75,10 @@ def _escape_invisible(line: str) -> str:
     """Escape line ends, changes of the writing direction and invisible characters; json.dumps would leave DEL."""
     if line.isprintable():
         return line
-    return "".join(one if one.isprintable() else json.dumps(one)[1:-1].replace("\x7f", "\\u007f") for one in line)
+    return "".join(
+        character if character.isprintable() else json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
+        for character in line
+    )
 
 
 def _dump_visible_json(event: object, **options: Any) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
+from shared.check import Check, CheckError, CheckOutcome, CheckResult, run_checks
 from shared.config.secret_file import SecretFile
-from shared.smoke.check import Check, CheckError, CheckResult, Outcome, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, check_ready, open_client
 
 
@@ -175,9 +175,9 @@ class _TestAlert:
                 firing = [row for row in rows if row["status"] == "firing"]
                 for row in firing:
                     if self.service in ((await self._get_json(f"/api/deliveries/{row['id']}"))["payload"] or ""):
-                        ours = [other for other in firing if other["event_id"] == row["event_id"]]
-                        self.deliveries = {other["channel"]: other["id"] for other in ours}
-                        return f"{len(ours)} channels"
+                        deliveries = [other for other in firing if other["event_id"] == row["event_id"]]
+                        self.deliveries = {other["channel"]: other["id"] for other in deliveries}
+                        return f"{len(deliveries)} channels"
             except CheckError as failure:  # it may be restarted just now
                 unclear = f" ({failure.error})"
             await asyncio.sleep(_POLL_SECONDS)
@@ -189,13 +189,13 @@ class _TestAlert:
     async def wait_for_receipt(self, channel: str) -> CheckResult:
         """Wait until there is a receipt, or until the relay gives up."""
         name = f"delivered on {channel}"
-        began = time.monotonic()
+        started_at = time.monotonic()
         row: dict[str, Any] = {"state": "unknown", "reason": None}
 
         def failed(found: str, row: dict[str, Any]) -> CheckResult:
             found += f"; its last attempt ended with {row['reason'] or 'nothing: there was none'}"
             todo = f"see `keypulse-relay deliveries --channel {channel}`, and that reason in docs/KMS_OPERATIONS.md"
-            return CheckResult(name, Outcome.FAILED, found, todo, time.monotonic() - began)
+            return CheckResult(name, CheckOutcome.FAILED, found, todo, time.monotonic() - started_at)
 
         while True:
             with suppress(CheckError):  # likewise
@@ -204,7 +204,9 @@ class _TestAlert:
                 self.deliveries[channel] = row["superseded_by"]
             if row["state"] == "delivered":
                 receipt = " ".join(f"{key}={value}" for key, value in (row["receipt"] or {}).items())
-                return CheckResult(name, Outcome.PASSED, receipt or "delivered", seconds=time.monotonic() - began)
+                return CheckResult(
+                    name, CheckOutcome.PASSED, receipt or "delivered", seconds=time.monotonic() - started_at
+                )
             if row["state"] == "dead":
                 return failed("the relay gave up", row)
             if time.monotonic() >= self.deadline:

@@ -4,7 +4,8 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Literal
 
 from shared.backend_contract import (
     CRYPTO_DECRYPTION_ERRORS,
@@ -13,8 +14,8 @@ from shared.backend_contract import (
     CRYPTO_READY,
     CryptoMode,
 )
+from shared.check import Check, CheckError, CheckNotApplicable, CheckResult, run_checks
 from shared.config.secret_file import SecretFile
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, HttpResponse, open_client
 
 RECORD_ID: Final = "keypulse-smoke"
@@ -22,13 +23,19 @@ RECORD_ID: Final = "keypulse-smoke"
 _METRIC_NAMES: Final = (CRYPTO_MODE, CRYPTO_READY, CRYPTO_INIT_TIMESTAMP, CRYPTO_DECRYPTION_ERRORS)
 _RECORD_PREFIX: Final = b"keypulse smoke test "
 _MAX_TRIES: Final = 5
-_CREDENTIALS_HINT: Final = "give a token that may use /v1/records: --token-file"
+_CREDENTIALS_HINT: Final = "give a token that may use /v1/records: --token-file; or --records off, if it has none"
+_ABSENT_STATUSES: Final = {404, 405, 501}
+"""How a server answers a path that it does not have."""
+
+RecordsMode = Literal["auto", "on", "off"]
+"""Whether a record is written and read: where the backend keeps records, in any case, or never."""
 
 
 async def check_backend(
     base_url: str,
     token: SecretFile | None = None,
     *,
+    records: RecordsMode = "auto",
     timeout: float = TIMEOUT_SECONDS,
     random_hex: Callable[[int], str] = secrets.token_hex,
 ) -> list[CheckResult]:
@@ -37,6 +44,7 @@ async def check_backend(
     Args:
         base_url: such as `http://127.0.0.1:8000`.
         token: what `/v1/records` needs, if anything.
+        records: whether a record is written and read.
         timeout: seconds for each response.
         random_hex: returns that many bytes in hexadecimal.
 
@@ -71,10 +79,10 @@ async def check_backend(
             Check("backend is ready", ready, depends_on="backend answers"),
             Check("backend uses KMS", mode, depends_on="backend answers"),
             Check("backend's metrics", lambda: _check_metrics(server), depends_on="backend answers"),
-            Check(
-                "a record is written and read", lambda: _check_record(server, random_hex), depends_on="backend is ready"
-            ),
         ]
+        if records != "off":
+            check = partial(_check_record, server, random_hex, is_required=records == "on")
+            checks.append(Check("a record is written and read", check, depends_on="backend is ready"))
         return await run_checks(checks, time.monotonic)
 
 
@@ -98,17 +106,19 @@ async def _check_metrics(server: HttpClient) -> str:
     if missing:
         raise CheckError(
             f"GET /metrics has no {', '.join(missing)}",
-            "the exporter carries these over: expose them, or update the backend",
+            "the exporter needs them: expose them, or update the backend",
         )
     return f"{len(_METRIC_NAMES)} families"
 
 
-async def _check_record(server: HttpClient, random: Callable[[int], str]) -> str:
+async def _check_record(server: HttpClient, random: Callable[[int], str], *, is_required: bool) -> str:
     """Write and read a record, and compare; try again if another smoke test wrote in between."""
     path = f"/v1/records/{RECORD_ID}"
     for _ in range(_MAX_TRIES):
         content = _RECORD_PREFIX + random(16).encode()
         answer = await server.put(path, content)
+        if answer.status in _ABSENT_STATUSES and not is_required:
+            raise CheckNotApplicable("the backend keeps no records at /v1/records; --records on demands them")
         if answer.status != 204:
             raise _create_status_error("writing a record", answer, _choose_hint(answer))
         answer = await server.get(path)
@@ -124,7 +134,7 @@ async def _check_record(server: HttpClient, random: Callable[[int], str]) -> str
 
 
 def _choose_hint(answer: HttpResponse) -> str:
-    return _CREDENTIALS_HINT if answer.status in {401, 403} else "look at the backend's log"
+    return _CREDENTIALS_HINT if answer.status in {401, 403} else "check the backend's log"
 
 
 def _create_status_error(request: str, answer: HttpResponse, hint: str) -> CheckError:

@@ -3,8 +3,8 @@
 import time
 from typing import Final
 
+from shared.check import Check, CheckError, CheckResult, run_checks
 from shared.config.secret_file import SecretFile
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
 from shared.smoke.http_client import TIMEOUT_SECONDS, open_client
 
 DASHBOARD_UID: Final = "kms-crypto-health"
@@ -34,7 +34,7 @@ async def check_grafana(
             status = answer.status
             if status in {401, 403}:
                 raise CheckError(
-                    f"it does not let us look (HTTP {status})",
+                    f"it refuses to be read (HTTP {status})",
                     "give the token of a service account: --grafana-token-file",
                 )
             if status == 404:

@@ -3,19 +3,26 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 from yarl import URL
 
+from shared.check import CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.url import check_base_url
-from shared.smoke.check import CheckError
+from shared.net.aiohttp_connector import Connector
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError
 
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Of one answer: the rules of a large Prometheus are some megabytes."""
 TIMEOUT_SECONDS: Final = 10.0
+CA_FILE: Final[ContextVar[Path | None]] = ContextVar("ca_file", default=None)
+"""The certificate authorities that every client opened in this context trusts; None: the usual ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class HttpResponse:
         except (ValueError, RecursionError):
             raise CheckError(
                 f"{source} answers with something that is not JSON (HTTP {self.status})",
-                "look at what its URL leads to",
+                "check where its URL leads",
             ) from None
 
 
@@ -56,13 +63,13 @@ class HttpClient:
         """Likewise."""
         return await self._request("POST", path, json=document)
 
-    async def _request(self, method: str, path: str, **rest: Any) -> HttpResponse:
-        where = self.url.joinpath(path.lstrip("/"))
-        url_text = where.with_user(None)
+    async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:
+        url = self.url.joinpath(path.lstrip("/"))
+        url_text = url.with_user(None)
         body = bytearray()
         try:
             async with self.session.request(
-                method, where, headers=self._build_headers(), allow_redirects=False, **rest
+                method, url, headers=self._build_headers(), allow_redirects=False, **options
             ) as response:
                 if 300 <= response.status < 400:
                     raise CheckError(
@@ -74,16 +81,25 @@ class HttpClient:
                     if len(body) > MAX_RESPONSE_BYTES:
                         raise CheckError(
                             f"{url_text} answers with more than {MAX_RESPONSE_BYTES // 1024 // 1024} MiB",
-                            "look at what it leads to",
+                            "check where it leads",
                         )
         except TimeoutError:
             raise CheckError(
                 f"{url_text} gives no complete answer within {self.session.timeout.total:g} s",
                 "see its log, and whether it is overloaded",
             ) from None
+        except EgressError as error:
+            raise CheckError(
+                f"{url_text} cannot be reached: {error.strerror}", "correct HTTPS_PROXY, NO_PROXY or --ca-file"
+            ) from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise CheckError(
+                f"{url_text}: its certificate is not trusted: {error.certificate_error}",
+                "give the file of its authority: --ca-file",
+            ) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise CheckError(
-                f"{url_text} does not answer with HTTP: {error.message[:200]}", "look at what listens there"
+                f"{url_text} does not answer with HTTP: {error.message[:200]}", "check what listens there"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise CheckError(
@@ -115,7 +131,11 @@ async def open_client(
     limit = aiohttp.ClientTimeout(total=timeout)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-smoke"}
     async with aiohttp.ClientSession(
-        timeout=limit, headers=headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        connector=Connector(Egress(EgressSettings(ca_file=CA_FILE.get()))),
+        timeout=limit,
+        headers=headers,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         yield HttpClient(URL(check_base_url(url, allow_user=True)), session, token)
 

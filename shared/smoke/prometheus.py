@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from shared.smoke.check import Check, CheckError, CheckResult, run_checks
+from shared.check import Check, CheckError, CheckResult, run_checks
+from shared.config.placeholders import is_placeholder_url
 from shared.smoke.http_client import TIMEOUT_SECONDS, HttpClient, check_ready, open_client
 
 EXPORTER_JOB: Final = "keypulse-exporter"
 HEALTH_RECORDING: Final = "kms:crypto_health_status"
-RECORDINGS: Final = (HEALTH_RECORDING, "kms:decryption_error_rate_5m", "kms:uptime_since_last_crypto_init")
+BACKEND_RECORDINGS: Final = ("kms:decryption_error_rate_5m", "kms:uptime_since_last_crypto_init")
+"""Those that have data where a backend's metrics are read."""
+RECORDINGS: Final = (HEALTH_RECORDING, *BACKEND_RECORDINGS)
 """Those that always have data; the others have some only while something is wrong."""
 
 
@@ -18,6 +21,8 @@ async def check_prometheus(
     url: str,
     rules: Mapping[str, Sequence[str]],
     *,
+    has_backend: bool = True,
+    is_production: bool = True,
     timeout: float = TIMEOUT_SECONDS,
 ) -> list[CheckResult]:
     """Check one Prometheus.
@@ -25,6 +30,8 @@ async def check_prometheus(
     Args:
         url: its base address.
         rules: the names of the alerts and recordings that it must have, by the file that they are in.
+        has_backend: whether the exporter reads a backend's metrics, or only probes keys.
+        is_production: whether a runbook at a placeholder's address is an error.
         timeout: seconds for each response.
 
     Raises:
@@ -35,6 +42,11 @@ async def check_prometheus(
             Check("Prometheus answers", lambda: check_ready(server)),
             Check("Prometheus scrapes the exporter", lambda: _check_scraping(server), depends_on="Prometheus answers"),
             Check("rules are loaded", lambda: _check_rules(server, rules), depends_on="Prometheus answers"),
+            *(
+                [Check("rules lead to your runbook", lambda: _check_runbooks(server, rules), "rules are loaded")]
+                if is_production
+                else []
+            ),
             Check(
                 "Prometheus knows an Alertmanager",
                 lambda: _check_alertmanagers(server),
@@ -46,7 +58,7 @@ async def check_prometheus(
                     partial(_check_recording, server, name),
                     depends_on="Prometheus scrapes the exporter",
                 )
-                for name in RECORDINGS
+                for name in (RECORDINGS if has_backend else (HEALTH_RECORDING,))
             ),
         ]
         return await run_checks(checks, time.monotonic)
@@ -74,20 +86,40 @@ async def _check_scraping(server: HttpClient) -> str:
 
 
 async def _check_rules(server: HttpClient, rules: Mapping[str, Sequence[str]]) -> str:
-    loaded = [rule for group in (await _query_api(server, "rules"))["groups"] for rule in group["rules"]]
+    loaded = await _read_rules(server)
     if broken := [rule for rule in loaded if rule["health"] == "err"]:
         raise CheckError(
             f"{broken[0]['name']} cannot be evaluated: {broken[0].get('lastError', '')[:200]}",
-            "look at its expression and at what it reads",
+            "check its expression and its input",
         )
     names = {rule["name"] for rule in loaded}
-    for file, wanted in rules.items():
-        if missing := [name for name in wanted if name not in names]:
+    for file, expected in rules.items():
+        if missing := [name for name in expected if name not in names]:
             raise CheckError(
                 f"{len(missing)} rules of {file} are not loaded, such as {missing[0]}",
                 f"add {file} to rule_files, as ops/prometheus/prometheus.yml has it, and reload Prometheus",
             )
     return f"{sum(map(len, rules.values()))} rules"
+
+
+async def _check_runbooks(server: HttpClient, rules: Mapping[str, Sequence[str]]) -> str:
+    expected = {name for names in rules.values() for name in names}
+    runbooks = {
+        rule["name"]: rule["annotations"]["runbook_url"]
+        for rule in await _read_rules(server)
+        if rule["name"] in expected and "runbook_url" in rule.get("annotations", {})
+    }
+    if placeholders := [name for name, url in runbooks.items() if is_placeholder_url(url)]:
+        first = placeholders[0]
+        raise CheckError(
+            f"{len(placeholders)} of {len(runbooks)} lead to a placeholder, such as {first} to {runbooks[first][:200]}",
+            "replace the beginning of each runbook_url by the address of your own runbook, and reload Prometheus",
+        )
+    return f"{len(runbooks)} links"
+
+
+async def _read_rules(server: HttpClient) -> list[dict[str, Any]]:
+    return [rule for group in (await _query_api(server, "rules"))["groups"] for rule in group["rules"]]
 
 
 async def _check_alertmanagers(server: HttpClient) -> str:
@@ -103,12 +135,12 @@ async def _check_recording(server: HttpClient, recording: str) -> str:
     if not (series := (await _query_api(server, "query", {"query": recording}))["result"]):
         raise CheckError(
             "it returns nothing",
-            "look whether its rule is loaded, and whether the exporter reads a backend and its metrics_url",
+            "check whether its rule is loaded, and whether the exporter reads a backend and its metrics_url",
         )
     if recording == HEALTH_RECORDING and all(float(one["value"][1]) == 0 for one in series):
         raise CheckError(
             "it is 0 for every service: what the exporter reads is not healthy, or no longer read",
-            "look at the exporter's board, and see KMSHealthChecksFailing in docs/KMS_OPERATIONS.md",
+            "check the exporter's board, and see KMSHealthChecksFailing in docs/KMS_OPERATIONS.md",
         )
     return f"{len(series)} series"
 
@@ -120,6 +152,6 @@ async def _query_api(server: HttpClient, endpoint: str, params: Mapping[str, str
     if answer.status != 200 or not isinstance(document, dict) or document.get("status") != "success":
         raise CheckError(
             f"/api/v1/{endpoint} answers with HTTP {answer.status}",
-            "look at Prometheus's log, and whether the address is its own",
+            "check Prometheus's log, and whether the address is its own",
         )
     return document["data"]

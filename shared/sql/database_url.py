@@ -1,6 +1,7 @@
 """The URL of a database: parsed, checked, and as a type of settings."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,6 +22,12 @@ _EXPECTED: Final = (
     "expected sqlite:///FILE, with four slashes for an absolute path, or postgresql://USER@HOST/NAME, whose password "
     "may stand in a file: ?passfile=/run/secrets/pgpass"
 )
+_EXPECTED_MARIADB: Final = (
+    "or mariadb://USER@HOST/NAME, whose password may stand in an option file: ?read_default_file=/run/secrets/my.cnf"
+)
+MARIADB_FILE_PARAMETERS: Final = ("read_default_file", "ssl_ca", "ssl_cert", "ssl_key")
+"""The keys of a MariaDB URL whose values are paths."""
+_MARIADB_PARAMETERS: Final = {*MARIADB_FILE_PARAMETERS, "unix_socket"}
 _ADDRESS_PARAMETERS: Final = {"host", "hostaddr", "port"}
 """The keys that may be repeated: one server is the standby of another."""
 _NUMERIC_PARAMETERS: Final = {"connect_timeout", "tcp_user_timeout"} | {
@@ -37,15 +44,18 @@ def create_sqlite_url(file: Path) -> DatabaseUrl:
     return URL.create("sqlite", database=str(file))
 
 
-def parse_database_url(text: str) -> DatabaseUrl:
+def parse_database_url(text: str, *, allows_mariadb: bool = False) -> DatabaseUrl:
     """Parse a URL. Raises ValueError with what was expected, without `text`, which may contain a password."""
+    expected = f"{_EXPECTED}; {_EXPECTED_MARIADB}" if allows_mariadb else _EXPECTED
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise ValueError(_EXPECTED) from None
-    fit = {"sqlite": not url.host and "?" not in text, "postgresql": True}
+        raise ValueError(expected) from None
+    fit = {"sqlite": not url.host and "?" not in text, "postgresql": True, "mariadb": allows_mariadb}
     if not fit.get(url.drivername) or not url.database:
-        raise ValueError(_EXPECTED)
+        raise ValueError(expected)
+    if url.drivername == "mariadb" and (unknown := set(url.query) - _MARIADB_PARAMETERS):
+        raise ValueError(f"{min(unknown)} is no parameter; expected one of {', '.join(sorted(_MARIADB_PARAMETERS))}")
     if url.drivername == "postgresql":
         _check_parameters(url)
     return url
@@ -83,15 +93,15 @@ def _check_parameters(url: DatabaseUrl) -> None:
         raise ValueError(f"{message.partition(':')[0]}; {_PARAMETERS_HINT}")  # as in: invalid sslmode value: "x"
 
 
-_SECRET_PARAMETERS: Final = {"passfile", "sslkey"}
+_SECRET_PARAMETERS: Final = {"passfile", "sslkey", "read_default_file", "ssl_key"}
 _NO_FILE_VALUES: Final = {"", "system"}  # libpq's values for none, and for the operating system's certificates
 
 
-def _parse_setting(value: object) -> DatabaseUrl:
-    url = parse_database_url(value if isinstance(value, str) else "")
+def _parse_setting(value: object, *, allows_mariadb: bool = False) -> DatabaseUrl:
+    url = parse_database_url(value if isinstance(value, str) else "", allows_mariadb=allows_mariadb)
     if url.drivername == "sqlite":
         return create_sqlite_url(resolve_path(Path(url.database or "")))
-    paths = {key: url.query.get(key) for key in FILE_PARAMETERS}
+    paths = {key: url.query.get(key) for key in (*FILE_PARAMETERS, *MARIADB_FILE_PARAMETERS)}
     files = {
         key: resolve_path(Path(name))
         for key, name in paths.items()
@@ -107,7 +117,9 @@ def _check_database_files(url: DatabaseUrl) -> list[Path]:
         check_writable_folder(file.parent)
         return [_check_usable(file)] if file.exists() else []
     files = {
-        key: Path(str(url.query[key])) for key in FILE_PARAMETERS if url.query.get(key) not in {None, *_NO_FILE_VALUES}
+        key: Path(str(url.query[key]))
+        for key in (*FILE_PARAMETERS, *MARIADB_FILE_PARAMETERS)
+        if url.query.get(key) not in {None, *_NO_FILE_VALUES}
     }
     for file in files.values():
         check_readable(file)
@@ -132,3 +144,11 @@ DatabaseSetting = Annotated[
     FileCheck(_check_database_files, "checks later"),
 ]
 """Of an SQLite file, `sqlite:///FILE`, or of PostgreSQL, `postgresql://USER@HOST/NAME`."""
+TableDatabaseSetting = Annotated[
+    DatabaseUrl,
+    NoDecode,
+    PlainValidator(partial(_parse_setting, allows_mariadb=True), json_schema_input_type=str),
+    PlainSerializer(str),
+    FileCheck(_check_database_files, "checks later"),
+]
+"""Likewise, or of MariaDB, `mariadb://USER@HOST/NAME`."""

@@ -39,6 +39,7 @@ _HAS_TRANSACTION_TIMEOUT: Final = 17
 """PostgreSQL's first version with that setting (its release notes); an older one gets one row after the other."""
 _RETRYABLE_STATES: Final = {"40001", "40P01"}
 """Serialization failure, deadlock: the same transaction may succeed now (PostgreSQL, appendix A)."""
+_MARIADB_DEADLOCK: Final = 1213
 _CONNECTION_DEFAULTS: Final = {
     "client_encoding": "utf8",  # a database made without a locale is in SQL_ASCII, and its text would come as bytes
     "connect_timeout": 3,
@@ -65,7 +66,7 @@ def create_sqlite_engine(file: SqliteFile, connections: int, begin_statement: st
 
     def check_out(connection: FileConnection, *_ours: object) -> None:
         if file.is_replaced(connection):
-            raise exc.DisconnectionError  # the pool connects anew
+            raise exc.DisconnectionError  # the pool reconnects
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkout", check_out)
@@ -166,4 +167,5 @@ def _read_password(parameters: dict[str, Any]) -> dict[str, str]:
 
 def is_retryable(error: exc.SQLAlchemyError) -> bool:
     """Whether a transaction failed only because of a conflict with another one, and can be retried."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) in _RETRYABLE_STATES
+    own = getattr(error, "orig", None)
+    return getattr(own, "sqlstate", None) in _RETRYABLE_STATES or getattr(own, "args", ())[:1] == (_MARIADB_DEADLOCK,)

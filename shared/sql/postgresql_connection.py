@@ -20,21 +20,21 @@ class TimeoutConnection(Connection[Any]):
 
     answer_timeout = AnswerTimeout()
 
-    def wait(self, gen: Generator[Any, Any, Any], *how: Any, **also: Any) -> Any:
-        """The wait of psycopg itself, which every exchange goes through."""
-        return super().wait(self._enforce_timeout(gen), *how, **also)
+    def wait(self, gen: Generator[Any, Any, Any], *arguments: Any, **also: Any) -> Any:
+        """The wait of psycopg itself, which all communication goes through."""
+        return super().wait(self._enforce_timeout(gen), *arguments, **also)
 
-    def _enforce_timeout(self, exchange: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        began = time.monotonic()
+    def _enforce_timeout(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        started_at = time.monotonic()
         ready = None
         while True:
             try:
-                wanted = exchange.send(ready)
+                wanted = generator.send(ready)
             except StopIteration as end:
                 return end.value
             ready = yield wanted
             seconds = self.answer_timeout.seconds
-            if ready == Ready.NONE and seconds is not None and time.monotonic() - began > seconds:
+            if ready == Ready.NONE and seconds is not None and time.monotonic() - started_at > seconds:
                 self.close()
                 raise OperationalError(f"PostgreSQL gave no answer within {seconds:g} s")
 
@@ -46,7 +46,7 @@ class RowByRowCursor(Cursor[Any]):
     """
 
     def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
-        """Executes the query for each row. `returning` is unused here."""
+        """Executes the query for each row. `returning` is unused."""
         if returning:
             raise NotImplementedError("returning=True")
         for params in params_seq:

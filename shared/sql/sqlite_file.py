@@ -21,7 +21,7 @@ from sqlalchemy import URL
 LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
 _WAL_BYTES: Final = 16 * 1024 * 1024
-"""To which the -wal shrinks when it begins anew."""
+"""The size to which the -wal shrinks when it starts again."""
 
 
 class FileLostError(Exception):
@@ -90,8 +90,8 @@ class SqliteFile:
             FileLostError: there was one.
             OSError: it cannot be created.
         """
-        if lost := self._describe_loss(self._locate_wal()):
-            raise FileLostError(lost)
+        if problem := self._describe_loss(self._locate_wal()):
+            raise FileLostError(problem)
         if not self.path.exists():
             self.path.touch(mode=0o600)
 
@@ -189,7 +189,7 @@ class SqliteFile:
             return None
         return (
             f"{self.path} is gone or empty, but {wal.name} beside it holds what was committed last; "
-            f"put {self.path.name} back, or move {wal.name} away to begin anew"
+            f"put {self.path.name} back, or move {wal.name} away to start with an empty database"
         )
 
     def _refuse_emptied(self, names: _FileIdentity, wal: Path) -> None:
@@ -206,8 +206,8 @@ class SqliteFile:
         for other in self.connections:
             if other.identity.file == names.file and other.identity.wal != names.wal:
                 raise _create_wal_lost_error(wal)
-        if lost := self._describe_loss(wal):
-            raise _create_cannot_open_error(lost)
+        if problem := self._describe_loss(wal):
+            raise _create_cannot_open_error(problem)
         left = self._abandoned
         if left is not None and names.wal is not None and names.wal == left.wal and names.file != left.file:
             raise _create_cannot_open_error(
@@ -240,5 +240,5 @@ def _create_wal_lost_error(wal: Path) -> sqlite3.OperationalError:
 def _create_cannot_open_error(sentence: str) -> sqlite3.OperationalError:
     error: Any = sqlite3.OperationalError(sentence)
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN  # as SQLite's own errors have one
-    own: sqlite3.OperationalError = error
-    return own
+    sqlite_error: sqlite3.OperationalError = error
+    return sqlite_error

@@ -32,7 +32,7 @@ def anchors(file: Path) -> set[str]:
     return found
 
 
-def mistake(file: Path, target: str) -> str | None:
+def describe_broken_link(file: Path, target: str) -> str | None:
     """What is wrong with a link of this file; None where it leads somewhere."""
     parts = urlsplit(target)
     if parts.scheme in {"http", "https", "mailto"}:
@@ -52,7 +52,7 @@ def mistake(file: Path, target: str) -> str | None:
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_link_leads_somewhere(file: Path) -> None:
     targets = [inline or reference for inline, reference in _LINK.findall(prose(file))]
-    assert {target: why for target in targets if (why := mistake(file, target))} == {}
+    assert {target: why for target in targets if (why := describe_broken_link(file, target))} == {}
 
 
 def test_the_links_of_the_documents_are_found() -> None:
@@ -75,7 +75,7 @@ def test_the_links_of_the_documents_are_found() -> None:
         ("https://example.org/x#y", None),
     ],
 )
-def test_a_link_that_leads_nowhere_is_a_mistake(target: str, why: str | None, tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_is_an_error(target: str, why: str | None, tmp_path: Path) -> None:
     file = tmp_path / "one.md"
     file.write_text("# An `alert`!\n## Twice\n## Twice\n\n```sh\n# a comment\n```\n")
-    assert mistake(file, target) == why
+    assert describe_broken_link(file, target) == why

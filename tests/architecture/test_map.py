@@ -35,9 +35,9 @@ def test_each_table_of_the_keyring_is_explained_once() -> None:
 
 
 def test_each_state_of_a_delivery_is_explained_and_drawn() -> None:
-    assert read_column("States of a delivery") == list(map(str, outbox.State))
+    assert read_column("States of a delivery") == list(map(str, outbox.DeliveryState))
     (diagram,) = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", MAP, re.DOTALL)
-    assert {*re.findall(r"\w+", diagram)} >= {*map(str, outbox.State)}
+    assert {*re.findall(r"\w+", diagram)} >= {*map(str, outbox.DeliveryState)}
 
 
 def test_the_words_of_the_glossary_are_in_order() -> None:

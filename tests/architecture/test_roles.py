@@ -18,11 +18,11 @@ from starlette.types import ASGIApp
 
 from ops.demo.stand_ins import app as stand_ins
 from ops.kms_emulator import emulator, fault_api
-from ops.kms_emulator.faults import Faults
+from ops.kms_emulator.faults import KmsFaults
 from services.backend import app as backend
-from services.backend.config import Settings as BackendSettings
+from services.backend.config import BackendSettings
 from services.exporter import app as exporter
-from services.exporter.config import Settings as ExporterSettings
+from services.exporter.config import ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
@@ -30,7 +30,7 @@ from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware
-from shared.process.runner import ServerRunner
+from shared.process.server_runner import ServerRunner
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -108,6 +108,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /api/kms/heal": Role.ADMIN,
         "GET /slack/api/{method}": OPEN,  # they ask for tokens of their own
         "POST /slack/api/{method}": OPEN,
+        "POST /slack/services/{team}/{app}/{secret}": OPEN,  # the secret is in the path
         "POST /pagerduty/v2/enqueue": OPEN,
     },
 }
@@ -115,6 +116,7 @@ UNRECORDED = {
     "PUT /v1/records/{id}": "an application's data",
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
+    "POST /slack/services/{team}/{app}/{secret}": "a message",
     "POST /pagerduty/v2/enqueue": "an event",
 }
 """What changes something and is no action of somebody's on the server."""
@@ -267,7 +269,7 @@ STARTS: Mapping[str, Callable[..., AbstractAsyncContextManager[tuple[Any, Starle
 async def serving(name: str, folder: Path, *, closed: bool = True, users: bool = False) -> AsyncIterator[Server]:
     """A server as `ServerRunner` serves it."""
     if name == "emulator":
-        app = fault_api.build_app(Faults(lambda: 0.5), CollectorRegistry(), remote=False)
+        app = fault_api.build_app(KmsFaults(lambda: 0.5), CollectorRegistry(), remote=False)
         yield Server(app, app, [])
         return
     if name == "stand-ins":
@@ -280,7 +282,7 @@ async def serving(name: str, folder: Path, *, closed: bool = True, users: bool =
             hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
             (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": dict.fromkeys(USERS, hashed)}))
             web = WebConfigFile(folder / "web.yml")
-        reloading = ReloadMiddleware(app, settings, lambda: settings, None, (), app.state.guard)
+        reloading = ReloadMiddleware(app, settings, lambda: settings, None, (), app.state.authorizer)
         served = ServerRunner(settings, None, web).add_middleware(app, reloading, own_credentials)
         yield Server(app, served, [reloading.route])
 

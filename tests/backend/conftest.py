@@ -14,7 +14,7 @@ from grpc.aio import insecure_channel
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend import records as records_module
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
 from services.backend.local_key_file import InstanceLocalKey
@@ -118,6 +118,6 @@ def configuration(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def settings(configuration: Callable[..., Path]) -> Callable[..., Settings]:
+def settings(configuration: Callable[..., Path]) -> Callable[..., BackendSettings]:
     """A backend's settings, read from a file as the command reads them."""
-    return lambda kms, **overrides: load_settings(Settings, configuration(kms, **overrides))
+    return lambda kms, **overrides: load_settings(BackendSettings, configuration(kms, **overrides))

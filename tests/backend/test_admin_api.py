@@ -15,9 +15,9 @@ from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.http.authentication import USER_SCOPE_KEY
 from shared.kms.port import DecryptResult
 from shared.kms.quota import QuotaLimitedKey
@@ -41,7 +41,7 @@ def token(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def app(emulator: Emulator, settings: Callable[..., Settings], empty_database: URL) -> AsyncIterator[Any]:
+async def app(emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL) -> AsyncIterator[Any]:
     database = empty_database.render_as_string(hide_password=False)
     slow = settings(str(emulator.address), admin=ADMIN, database=database, kms_check_interval="1h")
     async with run_backend(slow) as app:
@@ -71,7 +71,7 @@ async def test_no_path_lets_anybody_in_without_the_token(app: Any) -> None:
 
 
 async def test_without_a_token_file_it_is_off_and_says_how_to_set_it(
-    emulator: Emulator, settings: Callable[..., Settings]
+    emulator: Emulator, settings: Callable[..., BackendSettings]
 ) -> None:
     async with run_backend(settings(str(emulator.address))) as app, client(app, **OURS) as anybody:
         for answer in (await anybody.get("census"), await anybody.post("lease", json={})):
@@ -79,7 +79,7 @@ async def test_without_a_token_file_it_is_off_and_says_how_to_set_it(
             assert "admin.token_file" in answer.json()["error"]
 
 
-async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_said(app: Any, token: Path) -> None:
+async def test_both_tokens_count_while_they_are_rotated_and_a_lost_file_is_reported(app: Any, token: Path) -> None:
     await asyncio.to_thread(token.write_text, "a-new-admin-token\nthe-admin-token-of-tests\n")
     for sent, status in (("a-new-admin-token", 200), (TOKEN, 200), ("other", 401)):
         async with client(app, Authorization=f"Bearer {sent}") as caller:
@@ -155,7 +155,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
 """A path, and a value that no database can hold."""
 
 
-async def test_what_no_database_can_hold_is_the_callers_mistake_and_is_named(
+async def test_what_no_database_can_hold_is_the_callers_error_and_is_named(
     admin: httpx2.AsyncClient, lease: str
 ) -> None:
     well = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "me", "holder": "me", "seconds": 60}
@@ -183,7 +183,9 @@ async def test_a_body_over_the_limit_is_refused(admin: httpx2.AsyncClient) -> No
     assert (answer.status_code, answer.json()) == (413, {"error": "a request may have up to 4194304 bytes"})
 
 
-async def test_every_call_is_told_and_neither_token_nor_key_is(app: Any, admin: httpx2.AsyncClient, lease: str) -> None:
+async def test_every_call_is_reported_and_neither_token_nor_key_is(
+    app: Any, admin: httpx2.AsyncClient, lease: str
+) -> None:
     hostile = "by header\n{\u202e" + "x" * 300
     with capture_logs() as logs:
         asked = {"rotation_id": "r", "type": "new-dek", "token": lease, "caller": "by body"}
@@ -218,10 +220,10 @@ async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str
     assert (await admin.get("rotations/latest")).json() == {"error": "no rotation was ever made"}
     answer = await admin.post("rotate", json={**asked, "token": "another's"})
     assert answer.status_code == 409
-    emulator.faults.add(Fault(kind="denied", operation="Encrypt", count=1))
+    emulator.faults.add(KmsFault(kind="denied", operation="Encrypt", count=1))
     answer = await admin.post("rotate", json=asked)
     assert (answer.status_code, "permission_denied" in answer.json()["error"]) == (424, True)
-    emulator.faults.add(Fault(kind="status", operation="Encrypt", count=1))
+    emulator.faults.add(KmsFault(kind="status", operation="Encrypt", count=1))
     assert (await admin.post("rotate", json=asked)).status_code == 503
     assert (await admin.post("release", json={"token": lease})).status_code == 204
 
@@ -230,7 +232,7 @@ async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
     admin: httpx2.AsyncClient,
     lease: str,
     emulator: Emulator,
-    settings: Callable[..., Settings],
+    settings: Callable[..., BackendSettings],
     empty_database: URL,
     until: Until,
 ) -> None:
@@ -268,8 +270,12 @@ async def test_an_upload_that_is_too_large_is_not_read_to_its_end(admin: httpx2.
     assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
 
 
-async def test_what_runs_in_the_background_and_what_an_admin_asks_for_share_one_pace(
-    emulator: Emulator, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, until: Until, tmp_path: Path
+async def test_what_runs_in_the_background_and_what_an_admin_requests_share_one_pace(
+    emulator: Emulator,
+    settings: Callable[..., BackendSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    until: Until,
+    tmp_path: Path,
 ) -> None:
     called: list[QuotaLimitedKey] = []
     decrypt = QuotaLimitedKey.decrypt

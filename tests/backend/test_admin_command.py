@@ -12,7 +12,7 @@ import pytest
 
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
 from tests.fork_server import forked
@@ -26,7 +26,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [*forked("services.backend"), "admin", *map(str, arguments)]
 
 
-async def said(*arguments: str | Path, lines: bytes) -> list[dict[str, Any]]:
+async def run_admin(*arguments: str | Path, lines: bytes) -> list[dict[str, Any]]:
     """What it answers to `lines`; it ends with them."""
     done = await asyncio.to_thread(
         subprocess.run, command(*arguments), input=lines, capture_output=True, timeout=60, check=True
@@ -47,7 +47,7 @@ def configured(configuration: Callable[..., Path], emulator: Emulator) -> Callab
 
 
 async def test_each_line_is_answered_by_one_and_a_bad_one_spoils_no_other(
-    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
+    settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator
 ) -> None:
     lines = b"""{"method": "GET", "path": "census", "caller": "a test"}
 what?
@@ -61,7 +61,7 @@ what?
         run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
         serve(app, Address("127.0.0.1", 0)) as address,
     ):
-        answers = await said("--config", configured(address), lines=lines)
+        answers = await run_admin("--config", configured(address), lines=lines)
     assert [answer["status"] for answer in answers] == [200, 400, 400, 400, 404, 404, 200]
     assert answers[0]["body"]["versions"][0]["data_keys"] == 1
     assert answers[4]["body"] is None
@@ -70,19 +70,19 @@ what?
 
 
 async def test_what_listens_everywhere_is_reached_here(
-    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator
+    settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator
 ) -> None:
     async with (
         run_backend(settings(str(emulator.address), admin=ADMIN)) as app,
         serve(app, Address("127.0.0.1", 0)) as address,
     ):
         everywhere = configured(Address("0.0.0.0", address.port))
-        (answer,) = await said("--config", everywhere, lines=b'{"method": "GET", "path": "keys"}\n')
+        (answer,) = await run_admin("--config", everywhere, lines=b'{"method": "GET", "path": "keys"}\n')
     assert answer["status"] == 200
 
 
 async def test_by_tls_only_the_backends_own_certificate_is_trusted(
-    settings: Callable[..., Settings], configured: Callable[[Address], Path], emulator: Emulator, tmp_path: Path
+    settings: Callable[..., BackendSettings], configured: Callable[[Address], Path], emulator: Emulator, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server")  # for no name at all
@@ -95,9 +95,9 @@ async def test_by_tls_only_the_backends_own_certificate_is_trusted(
         serve(app, Address("127.0.0.1", 0), tls) as address,
     ):
         arguments = ("--config", configured(address), "--web.config.file", yml)
-        assert [answer["status"] for answer in await said(*arguments, lines=line)] == [200]
+        assert [answer["status"] for answer in await run_admin(*arguments, lines=line)] == [200]
         authority.sign("server")  # another one, which the backend does not have
-        (refused,) = await said(*arguments, lines=line)
+        (refused,) = await run_admin(*arguments, lines=line)
     assert refused["status"] == 502
     assert "does not answer" in refused["body"]["error"]
 
@@ -111,7 +111,7 @@ async def test_what_is_in_the_way_is_an_answer(
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, content)
     config = configured(Address("127.0.0.1", 1))
-    (answer,) = await said("--config", config, lines=b'{"method": "GET", "path": "keys"}\n')
+    (answer,) = await run_admin("--config", config, lines=b'{"method": "GET", "path": "keys"}\n')
     assert (answer["status"], sentence in answer["body"]["error"]) == (502, True), answer
 
 

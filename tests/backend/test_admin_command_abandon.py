@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx2
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
 from tests.fork_server import forked
@@ -24,13 +24,13 @@ async def _typed(*arguments: str | Path) -> tuple[int, str, str]:
 
 async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_names_and_the_number_of_records(
     emulator: Emulator,
-    settings: Callable[..., Settings],
+    settings: Callable[..., BackendSettings],
     configuration: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, "the-admin-token-of-a-test")
     configured = settings(str(emulator.address), admin={"token_file": "token"})
-    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
     async with run_backend(configured) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -8,7 +8,7 @@ from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, enc
 
 
 @given(plaintext=st.binary(max_size=4096), aad=st.binary(max_size=64))
-def test_what_is_sealed_is_unsealed(plaintext: bytes, aad: bytes) -> None:
+def test_what_is_encrypted_is_unsealed(plaintext: bytes, aad: bytes) -> None:
     key = os.urandom(32)
     assert decrypt(key, encrypt(key, plaintext, aad), aad) == plaintext
 
@@ -23,7 +23,7 @@ def test_any_flipped_bit_breaks_the_seal(plaintext: bytes, position: int, bit: i
 
 
 @pytest.mark.parametrize("length", [0, 1, 11, 12, 27])
-def test_sealed_bytes_that_were_cut_off_are_broken(length: int) -> None:
+def test_encrypted_bytes_that_were_cut_off_are_broken(length: int) -> None:
     key = os.urandom(32)
     with pytest.raises(DecryptionError):
         decrypt(key, encrypt(key, b"plaintext", b"")[:length], b"")
@@ -37,7 +37,7 @@ def test_another_key_or_other_additional_data_do_not_open_it() -> None:
             decrypt(other_key, sealed, other_aad)
 
 
-def test_the_same_plaintext_is_never_sealed_alike() -> None:
+def test_the_same_plaintext_is_never_encrypted_alike() -> None:
     key = os.urandom(32)
     assert len({encrypt(key, b"plaintext", b"") for _ in range(100)}) == 100
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import RESERVED_NAMES
 from shared.config.settings import Address, load_settings
@@ -23,7 +23,7 @@ kms: {provider: gcp, key: projects/demo/locations/global/keyRings/app/cryptoKeys
 admin: {token_file: /run/secrets/admin_token}
 local_key_file: /var/lib/keypulse/local.key
 """)  # noqa: E501 - as the contract has it
-    settings = load_settings(Settings, file)
+    settings = load_settings(BackendSettings, file)
     assert settings.listen == Address("127.0.0.1", 8000)
     assert settings.database == create_sqlite_url(Path("/var/lib/keypulse/backend.db"))
     assert settings.admin.token_file == Path("/run/secrets/admin_token")
@@ -46,28 +46,28 @@ def test_the_documents_backend_lets_the_documents_rotator_in() -> None:
 )
 def test_who_may_call_the_admin_api_is_called_as_nobody_else_is(auth: object, configuration: Configuration) -> None:
     admin = {"tokens": [{"name": "ci", "role": "viewer", "file": "token"}]}
-    assert load_settings(Settings, configuration("127.0.0.1:9010", admin=admin)).list_reserved_names() == [
+    assert load_settings(BackendSettings, configuration("127.0.0.1:9010", admin=admin)).list_reserved_names() == [
         *RESERVED_NAMES,
         "ci",
     ]
     with pytest.raises(ConfigurationError, match=r"admin: expected each name once, .*; ci is there again"):
-        load_settings(Settings, configuration("127.0.0.1:9010", admin=admin, auth=auth))
+        load_settings(BackendSettings, configuration("127.0.0.1:9010", admin=admin, auth=auth))
 
 
 def test_the_admin_token_file_is_read(configuration: Configuration) -> None:
-    settings = load_settings(Settings, configuration("127.0.0.1:9010", admin={"token_file": "token"}))
+    settings = load_settings(BackendSettings, configuration("127.0.0.1:9010", admin={"token_file": "token"}))
     assert settings.admin.token_file is not None
 
 
 def test_a_relative_database_starts_at_the_configurations_folder(configuration: Configuration) -> None:
     file = configuration("127.0.0.1:9010", database="sqlite:///data/backend.db")
-    assert load_settings(Settings, file).database == create_sqlite_url(file.parent / "data" / "backend.db")
+    assert load_settings(BackendSettings, file).database == create_sqlite_url(file.parent / "data" / "backend.db")
 
 
 def test_postgresql_is_the_other_database_and_its_password_stands_in_a_file(configuration: Configuration) -> None:
     url = "postgresql://keypulse@db.example.org/backend?passfile=pgpass"
     file = configuration("127.0.0.1:9010", database=url)
-    database = load_settings(Settings, file).database
+    database = load_settings(BackendSettings, file).database
     assert (database.drivername, database.host, database.database) == ("postgresql", "db.example.org", "backend")
     assert database.query["passfile"] == str(file.parent / "pgpass")
 
@@ -78,14 +78,16 @@ def test_postgresql_is_the_other_database_and_its_password_stands_in_a_file(conf
 )
 def test_another_database_is_refused_with_the_form_that_was_expected(url: str, configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        load_settings(Settings, configuration("127.0.0.1:9010", database=url))
+        load_settings(BackendSettings, configuration("127.0.0.1:9010", database=url))
     (line,) = refused.value.lines
     assert "database: expected sqlite:///FILE, with four slashes for an absolute path, or postgresql://" in line
 
 
 def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        load_settings(Settings, configuration("127.0.0.1:9010", database="mysql://me:hunter2@db.example.org/backend"))
+        load_settings(
+            BackendSettings, configuration("127.0.0.1:9010", database="mysql://me:hunter2@db.example.org/backend")
+        )
     assert "hunter2" not in str(refused.value)
 
 
@@ -98,8 +100,8 @@ def test_a_password_in_a_refused_database_is_not_repeated(configuration: Configu
         ({"local_key_file": None}, "local_key_file: "),
     ],
 )
-def test_a_mistake_is_named_in_one_line(overrides: dict[str, Any], expected: str, configuration: Configuration) -> None:
+def test_an_error_is_named_in_one_line(overrides: dict[str, Any], expected: str, configuration: Configuration) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        load_settings(Settings, configuration("127.0.0.1:9010", **overrides))
+        load_settings(BackendSettings, configuration("127.0.0.1:9010", **overrides))
     (line,) = refused.value.lines
     assert expected in line

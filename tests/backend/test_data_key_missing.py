@@ -18,13 +18,13 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from tests.conftest import Until
 from tests.postgres import Postgres
 
-OUTAGE = Fault(kind="status", status="UNAVAILABLE")
+OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
 TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 MANY = 20
 
@@ -69,8 +69,8 @@ async def snapshots(empty_database: URL, tmp_path: Path, request: pytest.Fixture
 
 @pytest.fixture
 def configured(
-    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
-) -> Callable[..., Settings]:
+    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL, tmp_path: Path
+) -> Callable[..., BackendSettings]:
     (tmp_path / "token").write_text("the-token-of-a-test")
     url = empty_database.render_as_string(hide_password=False)
     return lambda interval: settings(
@@ -79,7 +79,7 @@ def configured(
 
 
 @asynccontextmanager
-async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+async def _served(settings: BackendSettings) -> AsyncIterator[httpx2.AsyncClient]:
     async with run_backend(settings) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
@@ -104,7 +104,7 @@ def _execute(url: URL, sql: str) -> None:
 
 
 async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_readable_after_a_restart(
-    configured: Callable[..., Settings], snapshots: Snapshots
+    configured: Callable[..., BackendSettings], snapshots: Snapshots
 ) -> None:
     rare = configured("1h")
     async with _served(rare) as client:
@@ -125,7 +125,7 @@ async def test_what_is_acknowledged_after_an_older_snapshot_was_put_back_is_read
 
 
 async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_active_one_as_before(
-    configured: Callable[..., Settings], empty_database: URL, until: Until
+    configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     async with _served(configured("50ms")) as client:
         (before,) = (await client.get("/admin/crypto/keys")).json()
@@ -138,10 +138,10 @@ async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_
         await until(is_back)
 
 
-async def test_records_whose_data_key_the_database_lacks_are_told_until_an_instance_that_holds_it_puts_it_back(
-    configured: Callable[..., Settings], empty_database: URL, until: Until
+async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_holds_it_puts_it_back(
+    configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
-    async def shown(client: httpx2.AsyncClient) -> tuple[str, bool]:
+    async def read_health(client: httpx2.AsyncClient) -> tuple[str, bool]:
         health = (await client.get("/healthz")).json()
         metrics = (await client.get("/metrics")).text
         (line,) = [line for line in metrics.splitlines() if line.startswith("kms_data_keys_missing ")]
@@ -153,13 +153,13 @@ async def test_records_whose_data_key_the_database_lacks_are_told_until_an_insta
         await asyncio.to_thread(_execute, empty_database, "DELETE FROM data_keys")
         async with _served(configured("50ms")) as client:
 
-            async def told() -> bool:
-                return await shown(client) == ("degraded", True)
+            async def is_degraded() -> bool:
+                return await read_health(client) == ("degraded", True)
 
             async def over() -> bool:
-                return await shown(client) == ("ok", False)
+                return await read_health(client) == ("ok", False)
 
-            await until(told)
+            await until(is_degraded)
             health = await client.get("/healthz")
             assert (health.status_code, health.json()["problems"]) == (
                 200,
@@ -173,8 +173,8 @@ async def test_records_whose_data_key_the_database_lacks_are_told_until_an_insta
             assert (await client.get("/v1/records/r")).content == b"kept"
 
 
-async def test_a_data_key_that_is_put_back_is_wrapped_anew_where_its_version_was_retired(
-    emulator: Emulator, versions: Any, configured: Callable[..., Settings], empty_database: URL, until: Until
+async def test_a_data_key_that_is_put_back_is_re_wrapped_where_its_version_was_retired(
+    emulator: Emulator, versions: Any, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     async with _served(configured("1h")) as client:
         await client.put("/v1/records/r", content=b"kept")
@@ -192,7 +192,7 @@ async def test_a_data_key_that_is_put_back_is_wrapped_anew_where_its_version_was
 
 
 async def test_a_row_that_went_missing_in_an_outage_is_put_back_and_the_end_of_the_outage_is_noticed(
-    emulator: Emulator, configured: Callable[..., Settings], empty_database: URL, until: Until
+    emulator: Emulator, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with _served(configured("1h")) as client:
@@ -213,7 +213,7 @@ async def test_a_row_that_went_missing_in_an_outage_is_put_back_and_the_end_of_t
 
 
 async def test_a_row_that_the_known_local_key_does_not_wrap_is_not_put_back_before_kms_wraps_it(
-    emulator: Emulator, configured: Callable[..., Settings], empty_database: URL, until: Until
+    emulator: Emulator, configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with _served(configured("50ms")) as client:

@@ -12,9 +12,9 @@ from sqlalchemy import URL, Connection, create_engine, text
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from services.backend.local_key_file import InstanceLocalKey, read_or_create
 from shared.http.server import StartError
 from shared.keyring.database import Database
@@ -22,18 +22,18 @@ from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.tables import TABLES
 from tests.conftest import Until
 
-OUTAGE = Fault(kind="status", status="UNAVAILABLE")
+OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
 TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 
 
 @pytest.fixture
 def configured(
-    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
-) -> Callable[..., Settings]:
+    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL, tmp_path: Path
+) -> Callable[..., BackendSettings]:
     (tmp_path / "token").write_text("the-token-of-a-test")
     url = empty_database.render_as_string(hide_password=False)
 
-    def make(local_key: str = "local.key", interval: str = "50ms") -> Settings:
+    def make(local_key: str = "local.key", interval: str = "50ms") -> BackendSettings:
         overrides: dict[str, Any] = {"local_key_file": local_key, "kms_check_interval": interval}
         return settings(str(emulator.address), admin={"token_file": "token"}, database=url, **overrides)
 
@@ -41,7 +41,7 @@ def configured(
 
 
 @asynccontextmanager
-async def _served(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+async def _served(settings: BackendSettings) -> AsyncIterator[httpx2.AsyncClient]:
     async with run_backend(settings) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=TOKEN) as client:
@@ -66,7 +66,7 @@ async def _metric(client: httpx2.AsyncClient, name: str) -> float:
 
 
 async def test_two_instances_that_start_at_once_on_disks_of_their_own_both_serve_and_one_local_key_stays(
-    configured: Callable[..., Settings], tmp_path: Path
+    configured: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
     asked, both = 0, asyncio.Event()
 
@@ -97,7 +97,7 @@ async def test_two_instances_that_start_at_once_on_disks_of_their_own_both_serve
 
 
 async def test_a_second_instance_with_another_local_key_is_refused_and_deposes_nothing(
-    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path
+    configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with _served(configured()) as client:
@@ -116,7 +116,7 @@ async def test_a_second_instance_with_another_local_key_is_refused_and_deposes_n
 
 
 async def test_an_instance_that_lacks_the_file_makes_none_beside_another_and_finds_it_once_it_is_copied(
-    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path, until: Until
+    configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
     async with _served(configured()) as one, _served(configured("copied.key")) as other:
         assert not (tmp_path / "copied.key").exists()
@@ -131,15 +131,15 @@ async def test_an_instance_that_lacks_the_file_makes_none_beside_another_and_fin
         (tmp_path / "new.key").chmod(0o600)
         (tmp_path / "new.key").rename(tmp_path / "copied.key")
 
-        async def is_well() -> bool:
+        async def is_healthy() -> bool:
             return bool((await _health(other))["status"] == "ok")
 
-        await until(is_well)
+        await until(is_healthy)
         assert await _metric(other, "kms_local_key_missing") == 0
 
 
 async def test_a_local_key_that_nobody_needs_may_be_replaced_once_its_instances_have_ended(
-    configured: Callable[..., Settings], tmp_path: Path
+    configured: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
     async with _served(configured()) as client:
         await client.put("/v1/records/r", content=b"kept")
@@ -152,7 +152,7 @@ async def test_a_local_key_that_nobody_needs_may_be_replaced_once_its_instances_
 
 
 async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_given_up_by_name_and_number(
-    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path, until: Until
+    configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
     async with _served(configured()) as client:
         await client.put("/v1/records/good", content=b"kept")
@@ -166,13 +166,13 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
 
     async with _served(configured()) as client:
 
-        async def told() -> bool:
+        async def reports_problems() -> bool:
             return len((await _health(client)).get("problems", [])) == 2
 
-        async def is_well() -> bool:
+        async def is_healthy() -> bool:
             return bool((await _health(client))["status"] == "ok")
 
-        await until(told)
+        await until(reports_problems)
         health = await _health(client)
         assert (health["status"], health["crypto_mode"]) == ("degraded", "kms")
         assert "1 of the data keys are wrapped by a local key that is lost" in health["problems"][1]
@@ -194,7 +194,7 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
             done = await client.post("/admin/crypto/abandon", json={"data_keys": [lost], "records": 2})
         assert (done.status_code, done.json()) == (200, {"abandoned": 1})
         assert [line["data_keys"] for line in lines if line["event"] == "data keys abandoned"] == [[lost]]
-        await until(is_well)
+        await until(is_healthy)
         assert await _metric(client, "kms_local_key_missing") == 0
         assert await _metric(client, "kms_data_keys_missing") == 0
         errors = await _metric(client, "crypto_decryption_errors_total")
@@ -208,7 +208,7 @@ async def test_with_a_lost_local_key_the_rest_is_served_and_its_data_keys_are_gi
 
 
 async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_the_local_key(
-    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path
+    configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with _served(configured()) as holder:
@@ -231,7 +231,7 @@ async def test_nothing_is_given_up_while_another_instance_lives_that_may_have_th
 
 
 async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_the_next_outage(
-    configured: Callable[..., Settings], emulator: Emulator, empty_database: URL, tmp_path: Path, until: Until
+    configured: Callable[..., BackendSettings], emulator: Emulator, empty_database: URL, tmp_path: Path, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with _served(configured()) as client:
@@ -264,18 +264,18 @@ async def test_what_was_given_up_and_is_copied_back_is_lost_no_more_not_even_in_
         gone = f"DELETE FROM data_keys WHERE id = '{lost['id']}'"  # noqa: S608
         await asyncio.to_thread(_execute, empty_database, gone)
 
-        async def told() -> bool:
+        async def reports_problems() -> bool:
             return await _metric(client, "kms_data_keys_missing") == 1
 
-        await until(told)
+        await until(reports_problems)
         assert (await client.get("/v1/records/r")).status_code == 503
         emulator.faults.clear()
         verified = await client.post("/admin/crypto/verify", json={"mode": "sample"})
         assert [problem["id"] for problem in verified.json()["problems"]] == [lost["id"]]
 
 
-async def test_an_outage_without_a_local_key_is_told_and_ends_by_itself(
-    configured: Callable[..., Settings], emulator: Emulator, tmp_path: Path, until: Until
+async def test_an_outage_without_a_local_key_is_reported_and_ends_by_itself(
+    configured: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path, until: Until
 ) -> None:
     emulator.faults.add(OUTAGE)
     async with _served(configured()) as client:
@@ -283,13 +283,13 @@ async def test_an_outage_without_a_local_key_is_told_and_ends_by_itself(
     (tmp_path / "local.key").rename(tmp_path / "elsewhere.key")
     async with _served(configured()) as client:
 
-        async def has_told() -> bool:
+        async def reports_reason() -> bool:
             return "no data key can be made" in str((await _health(client))["reason"])
 
         async def reads() -> bool:
             return (await client.get("/v1/records/r")).content == b"kept"
 
-        await until(has_told)
+        await until(reports_reason)
         assert (await client.get("/healthz")).status_code == 503
         await asyncio.to_thread((tmp_path / "elsewhere.key").rename, tmp_path / "local.key")
         await until(reads)

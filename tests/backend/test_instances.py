@@ -9,9 +9,9 @@ import httpx2
 from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 
 TOKEN = {"Authorization": "Bearer a-token-of-this-test"}
 
@@ -30,7 +30,7 @@ def _rows(database: URL, sql: str) -> list[Any]:
 
 
 async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_instance_though_kms_is_out(
-    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL, tmp_path: Path
+    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL, tmp_path: Path
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, "a-token-of-this-test")
     database = empty_database.render_as_string(hide_password=False)
@@ -47,7 +47,7 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
         await b.post("/admin/crypto/reload")
         async with asyncio.timeout(10):
             assert (await promoting).json()["state"] == "done"
-        emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
+        emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
         await a.post("/admin/crypto/reload")
         assert (await a.put("/v1/records/x", content=b"kept")).status_code == 204
         active = (await a.get("/admin/crypto/census")).json()["active"]
@@ -57,7 +57,7 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
 
 
 async def test_an_instance_that_ends_leaves_no_row_to_wait_for(
-    emulator: Emulator, settings: Callable[..., Settings], empty_database: URL
+    emulator: Emulator, settings: Callable[..., BackendSettings], empty_database: URL
 ) -> None:
     database = empty_database.render_as_string(hide_password=False)
     every = "SELECT id FROM keyring_instances"

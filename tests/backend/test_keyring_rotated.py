@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.keyring import KeyUnavailableError
 from shared.backend_contract import CryptoMode
 from shared.keyring.administration import RotateRequest, RotationType
@@ -62,7 +62,7 @@ async def test_kms_that_is_out_when_a_data_key_is_met_says_so_and_is_asked_again
         await _new_dek(other)
         await other.keyring.reload()
         await other.put("r", b"kept")
-        emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", count=2))
+        emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", count=2))
         with pytest.raises(KeyUnavailableError, match="KMS: unavailable"):
             await one.get("r")
         await one.keyring.reload()  # it meets the fault, and leaves mode and keys as they are
@@ -99,7 +99,7 @@ async def test_a_check_and_many_reloads_at_once_agree(emulator: Emulator, open_b
         assert len(await backend.store.list_all()) == 2
 
 
-async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_told(
+async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_reported(
     emulator: Emulator, versions: Any, open_backend: Any, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:

@@ -13,27 +13,27 @@ import pytest
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from services.backend.keyring_snapshot import KeyringPoller
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-OUTAGE = Fault(kind="status", status="UNAVAILABLE")
+OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
 
-async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reason(
+async def test_a_locked_database_does_not_end_the_checks_and_is_reported_as_the_reason(
     emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
 ) -> None:
     async def locked() -> bool:
         return str(backend.keyring.reason) == "the keyring's database cannot be used: database is locked"
 
-    async def well() -> bool:
+    async def is_healthy() -> bool:
         return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
@@ -43,7 +43,7 @@ async def test_a_locked_database_does_not_end_the_checks_and_is_told_as_the_reas
             await until(locked)
             assert not backend.keyring.is_ready
             other.execute("ROLLBACK")
-        await until(well)
+        await until(is_healthy)
         watching.cancel()
 
 
@@ -68,7 +68,7 @@ class _Defective:
 async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
     raised: BaseException, emulator: Emulator, open_backend: Open, tmp_path: Path, until: Any
 ) -> None:
-    async def well() -> bool:
+    async def is_healthy() -> bool:
         return (backend.keyring.is_ready, backend.keyring.mode) == (True, CryptoMode.KMS)
 
     async with open_backend(tmp_path, str(emulator.address)) as backend:
@@ -76,7 +76,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
         backend.keyring._wrapping = replace(wrapping, kms=_Defective(wrapping.kms, raised))
         with capture_logs() as lines:
             watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
-            await until(well)
+            await until(is_healthy)
             watching.cancel()
     assert [line["event"] for line in lines if line.get("exc_info")] == [
         "KMS check failed unexpectedly; it is tried again"
@@ -86,7 +86,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
 async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
-    emulator.faults.add(Fault(kind="stall", count=1))
+    emulator.faults.add(KmsFault(kind="stall", count=1))
     async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
         watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
         async with asyncio.timeout(10):
@@ -98,7 +98,9 @@ async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
                 await watching
 
 
-async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, settings: Callable[..., Settings]) -> None:
+async def test_a_backend_whose_checks_have_ended_says_so(
+    emulator: Emulator, settings: Callable[..., BackendSettings]
+) -> None:
     before = asyncio.all_tasks()
     async with run_backend(settings(str(emulator.address))) as app:
         transport = httpx2.ASGITransport(app=app)
@@ -112,7 +114,7 @@ async def test_a_backend_whose_checks_have_ended_says_so(emulator: Emulator, set
 
 
 async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_and_names_them(
-    emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path, until: Any
+    emulator: Emulator, settings: Callable[..., BackendSettings], tmp_path: Path, until: Any
 ) -> None:
     slow = settings(str(emulator.address), kms_check_interval="20ms")
     async with run_backend(slow) as app, _client(app) as client:
@@ -132,7 +134,7 @@ async def test_a_backend_starts_and_reads_though_rows_of_its_keyring_are_wrong_a
 
 
 async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_the_rest_and_says_so_everywhere(
-    emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path
+    emulator: Emulator, settings: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
     rare = settings(str(emulator.address), kms_check_interval="1h")
     async with run_backend(rare) as app, _client(app) as client:

@@ -38,7 +38,7 @@ def test_many_that_start_at_once_read_one_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
-def test_a_key_that_others_may_read_is_refused_with_the_command_that_mends_it(mode: int, tmp_path: Path) -> None:
+def test_a_key_that_others_may_read_is_refused_with_the_command_that_fixes_it(mode: int, tmp_path: Path) -> None:
     file = tmp_path / "local.key"
     read_or_create(file, may_create=True)
     file.chmod(mode)
@@ -55,7 +55,7 @@ def test_a_key_of_another_length_is_refused(length: int, tmp_path: Path) -> None
         read_or_create(file, may_create=True)
 
 
-def test_a_missing_key_that_is_needed_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_missing_key_that_is_needed_is_not_created_again(tmp_path: Path) -> None:
     file = tmp_path / "local.key"
     with pytest.raises(LocalKeyError, match="is missing; put it back, from another instance or a backup"):
         read_or_create(file, may_create=False)
@@ -67,6 +67,6 @@ def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path
         read_or_create(tmp_path / "gone" / "local.key", may_create=True)
 
 
-def test_a_folder_in_the_place_of_the_key_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_instead_of_the_key_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(LocalKeyError, match="Is a directory"):
         read_or_create(tmp_path, may_create=True)

@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.fork_server import forked
@@ -43,7 +43,7 @@ def test_help_names_the_options_and_shows_an_example() -> None:
         assert text in shown.stdout
 
 
-def test_a_wrong_configuration_exits_2_with_one_line_for_each_mistake(configuration: Configuration) -> None:
+def test_a_wrong_configuration_exits_2_with_one_line_for_each_error(configuration: Configuration) -> None:
     file = configuration("127.0.0.1:9010", listen="everywhere", kms_timeout=-1, local_key_file="local\0.key")
     refused = _run("--config", file)
     assert refused.returncode == 2
@@ -180,7 +180,7 @@ def test_a_full_disk_refuses_a_put_with_a_sentence_and_the_service_stays_up(conf
 async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
     emulator: Emulator, configuration: Configuration
 ) -> None:
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     file = configuration(str(emulator.address), kms_timeout="60s")
 
     def start_and_stop() -> dict[str, Any]:
@@ -196,7 +196,7 @@ async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
     assert health["reason"] == "KMS has not answered yet"
 
 
-def _written(folder: Path) -> bytes:
+def _read_database(folder: Path) -> bytes:
     return b"".join(part.read_bytes() for part in folder.glob("backend.db*"))
 
 
@@ -220,7 +220,7 @@ async def test_through_every_change_of_kms_all_records_are_read_and_nothing_secr
             await asyncio.sleep(0.05)
         for path in ("/healthz", "/metrics", "/"):
             seen += (await asyncio.to_thread(client.get, path)).content
-        seen += _written(tmp_path)
+        seen += _read_database(tmp_path)
 
     async def put(client: httpx2.Client, record_id: str) -> None:
         answer = await asyncio.to_thread(client.put, f"/v1/records/{record_id}", content=plaintexts[record_id])

@@ -13,7 +13,7 @@ from shared.keyring import store
 from shared.keyring import tables as keyring
 from shared.keyring.database import Database
 from shared.keyring.model import DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.records import Record
+from shared.keyring.records_table import Record
 from shared.sql.database_url import create_sqlite_url
 
 KEY = UnwrappedKey("k1", os.urandom(32))

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from services.backend.request_body import RequestRefusedError, read_body
 from shared.config.settings import Address
 from shared.http.server import serve
@@ -30,7 +30,7 @@ def _client(app: Starlette) -> httpx2.AsyncClient:
 
 
 @pytest.fixture
-async def client(emulator: Emulator, settings: Callable[..., Settings]) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(emulator: Emulator, settings: Callable[..., BackendSettings]) -> AsyncIterator[httpx2.AsyncClient]:
     async with run_backend(settings(str(emulator.address))) as app, _client(app) as opened:
         yield opened
 
@@ -56,7 +56,7 @@ async def test_a_record_of_exactly_the_limit_is_kept_and_an_empty_one_too(client
 
 
 async def test_a_record_that_declares_more_than_the_limit_is_refused_before_its_body_is_sent(
-    emulator: Emulator, settings: Callable[..., Settings]
+    emulator: Emulator, settings: Callable[..., BackendSettings]
 ) -> None:
     async with run_backend(settings(str(emulator.address))) as app, serve(app, Address("127.0.0.1", 0)) as address:
         reader, writer = await asyncio.open_connection(*address)
@@ -79,7 +79,7 @@ async def test_a_body_that_does_not_arrive_is_waited_for_within_a_bound() -> Non
 
 
 @pytest.mark.looptime
-async def test_bodies_that_hardly_begin_keep_no_other_waiting() -> None:
+async def test_bodies_that_hardly_start_keep_no_other_waiting() -> None:
     def request(*chunks: bytes) -> Request:
         left = list(chunks)
 
@@ -173,7 +173,7 @@ def _tamper(tmp_path: Path, statement: str) -> None:
     ],
     ids=["tampered", "emptied", "swapped"],
 )
-async def test_a_corrupt_record_is_told_and_counted_and_its_neighbour_is_well(
+async def test_a_corrupt_record_is_reported_and_counted_and_its_neighbour_is_healthy(
     statement: str, client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
     await client.put("/v1/records/a", content=b"one")
@@ -187,12 +187,12 @@ async def test_a_corrupt_record_is_told_and_counted_and_its_neighbour_is_well(
 
 
 async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until_kms_is_back(
-    emulator: Emulator, settings: Callable[..., Settings], until: Any
+    emulator: Emulator, settings: Callable[..., BackendSettings], until: Any
 ) -> None:
     configured = settings(str(emulator.address))
     async with run_backend(configured) as app, _client(app) as client:
         await client.put("/v1/records/r", content=b"kept")
-    emulator.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
+    emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
     async with run_backend(configured) as app, _client(app) as client:
         answer = await client.get("/v1/records/r")
         assert answer.status_code == 503
@@ -214,8 +214,8 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
         await until(readable)
 
 
-async def test_data_keys_whose_version_was_taken_away_are_told_by_health_and_metrics_until_it_is_back(
-    emulator: Emulator, settings: Callable[..., Settings], versions: Versions, until: Any
+async def test_data_keys_whose_version_was_taken_away_are_reported_by_health_and_metrics_until_it_is_back(
+    emulator: Emulator, settings: Callable[..., BackendSettings], versions: Versions, until: Any
 ) -> None:
     configured = settings(str(emulator.address))
     async with run_backend(configured) as app, _client(app) as client:
@@ -248,7 +248,7 @@ async def test_data_keys_whose_version_was_taken_away_are_told_by_health_and_met
 
 
 async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_why(
-    emulator: Emulator, settings: Callable[..., Settings]
+    emulator: Emulator, settings: Callable[..., BackendSettings]
 ) -> None:
     read = []
 
@@ -256,7 +256,7 @@ async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_w
         read.append("a part")
         yield b"x"
 
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     async with run_backend(settings(str(emulator.address), kms_timeout="60s")) as app, _client(app) as client:
         put = await client.put("/v1/records/r", content=body())
         health = await client.get("/healthz")
@@ -288,7 +288,7 @@ async def test_a_locked_database_refuses_a_put_within_its_bound_and_is_written_t
 
 
 async def test_with_an_admin_token_records_need_it_and_the_health_check_does_not(
-    emulator: Emulator, settings: Callable[..., Settings], tmp_path: Path
+    emulator: Emulator, settings: Callable[..., BackendSettings], tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("a-secret-of-the-tests\n")
     configured = settings(str(emulator.address), auth={"admin_token_file": "token"})

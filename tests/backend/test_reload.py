@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry
 
 from ops.kms_emulator.emulator import Emulator
 from services.backend.app import RESTART_SETTINGS, run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.http.authorization import Authorizer
 from shared.process.hot_reload import ReloadMiddleware
 
 
 async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
-    settings: Callable[..., Settings], emulator: Emulator, tmp_path: Path
+    settings: Callable[..., BackendSettings], emulator: Emulator, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("a-secret-of-the-tests")
     kms = str(emulator.address)
@@ -33,8 +33,8 @@ async def test_another_token_counts_at_once_and_the_keys_stay_in_memory(
             assert initialised[0] in (await client.get("/metrics")).text
 
 
-async def test_every_other_key_needs_a_restart(settings: Callable[..., Settings]) -> None:
-    async def apply(_settings: Settings) -> None:
+async def test_every_other_key_needs_a_restart(settings: Callable[..., BackendSettings]) -> None:
+    async def apply(_settings: BackendSettings) -> None:
         raise AssertionError
 
     now, then = settings("127.0.0.1:1"), settings("127.0.0.1:2", kms_timeout="1s", local_key_file="other.key")

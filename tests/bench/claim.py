@@ -21,7 +21,7 @@ from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.receipt import AttemptOutcome, record_outcome
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.http.server import StartError
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -33,7 +33,15 @@ TIMES: Final = 100
 _HOUR: Final = 3600.0
 _WANTED: Final = ClaimRequest(CHANNEL, limit=1, lease_owner="bench", lease_seconds=60.0, rate=None)
 _SENT: Final = AttemptOutcome(
-    State.DELIVERED, 0.0, 0.1, "ok", "", ChannelEffect.REACHED, receipt={"ts": "1"}, maybe_sent=True, payload=b"{}"
+    DeliveryState.DELIVERED,
+    0.0,
+    0.1,
+    "ok",
+    "",
+    ChannelEffect.REACHED,
+    receipt={"ts": "1"},
+    maybe_sent=True,
+    payload=b"{}",
 )
 _PAUSES: Final = PauseLimits(1.0, 300.0)
 T = TypeVar("T")
@@ -45,7 +53,7 @@ class Others:
 
     name: str
     number: int
-    state: State = State.QUEUED
+    state: DeliveryState = DeliveryState.QUEUED
     due_in: float = 0.0
 
 
@@ -77,7 +85,7 @@ async def claims(disk: Path, waiting: int, rounds: int) -> None:
 
 async def _compare(store: str, new: Callable[[], DatabaseUrl], waiting: int, rounds: int) -> None:
     empty = Others("beside none", 0)
-    cases = (empty, Others("due as well", waiting), Others("retrying later", waiting, State.RETRYING, _HOUR))
+    cases = (empty, Others("due as well", waiting), Others("retrying later", waiting, DeliveryState.RETRYING, _HOUR))
     runs: dict[Others, list[Costs]] = {others: [] for others in cases}
     for _ in range(rounds):
         for others, costs in runs.items():

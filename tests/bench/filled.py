@@ -9,7 +9,7 @@ from sqlalchemy import insert, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.tables import UNFINISHED, State, deliveries, events, incidents
+from services.relay.outbox.tables import UNFINISHED, DeliveryState, deliveries, events, incidents
 from tests.bench.alerts import webhook
 
 CHANNEL: Final = "slack"
@@ -17,7 +17,7 @@ _BATCH: Final = 1000
 _NEW_EVENTS: Final = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
 
 
-async def fill(store: Store, number: int, state: State = State.QUEUED, due_in: float = 0.0) -> None:
+async def fill(store: Store, number: int, state: DeliveryState = DeliveryState.QUEUED, due_in: float = 0.0) -> None:
     """Adds deliveries for `CHANNEL`, each of an incident of its own, due in so many seconds."""
     for first in range(0, number, _BATCH):
         size = min(_BATCH, number - first)
@@ -30,7 +30,7 @@ async def put_off(store: Store, seconds: float) -> None:
     await store.run(lambda transaction: transaction.connection.execute(later))
 
 
-def _add(transaction: Transaction, number: int, state: State, due_in: float) -> None:
+def _add(transaction: Transaction, number: int, state: DeliveryState, due_in: float) -> None:
     connection, now, written = transaction.connection, transaction.now, webhook(0)
     names = [uuid4().hex for _ in range(number)]
     told = {"receiver": "bench", "alertname": "KMSCryptoNotReady", "status": "firing", "accepted_at": now}
@@ -44,7 +44,12 @@ def _add(transaction: Transaction, number: int, state: State, due_in: float) -> 
             for name, seq in zip(names, seqs, strict=True)
         ],
     )
-    waits = {"state": state, "attempts": int(state is State.RETRYING), "due_at": now + due_in, "accepted_at": now}
+    waits = {
+        "state": state,
+        "attempts": int(state is DeliveryState.RETRYING),
+        "due_at": now + due_in,
+        "accepted_at": now,
+    }
     waits["finished_at"] = None if state in UNFINISHED else now
     connection.execute(
         insert(deliveries),

@@ -40,13 +40,13 @@ async def hanging(disk: Path, webhooks: int, rounds: int) -> None:
     for number in range(1, rounds + 1):
         async with stage(disk) as place:
             runs.append(await _run(place, webhooks))
-        click.echo(f"  round {number}  {_told(runs[-1].intake.percentile, runs[-1].mail, runs[-1].pages)}")
+        click.echo(f"  round {number}  {_format_result(runs[-1].intake.percentile, runs[-1].mail, runs[-1].pages)}")
 
     def median_percentile(percent: int) -> float:
         return statistics.median(run.intake.percentile(percent) for run in runs)
 
     mail, pages = statistics.median(run.mail for run in runs), statistics.median(run.pages for run in runs)
-    click.echo(f"  medians  {_told(median_percentile, mail, pages)}")
+    click.echo(f"  medians  {_format_result(median_percentile, mail, pages)}")
     click.echo(
         f"  of the aims: p99 {median_percentile(99) / 100:.2f} of 100 ms, all {max(mail, pages) / 10:.2f} of 10 s"
     )
@@ -92,7 +92,7 @@ def _first(messages: dict[float, str]) -> dict[str, float]:
     return first
 
 
-def _told(percentile: Callable[[int], float], mail: float, pages: float) -> str:
+def _format_result(percentile: Callable[[int], float], mail: float, pages: float) -> str:
     return (
         f"intake p50 {percentile(50):6.1f} ms  p99 {percentile(99):6.1f} ms  "
         f"all mails {mail:5.2f} s  all pages {pages:5.2f} s"

@@ -15,7 +15,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from grpc.aio import insecure_channel
 from sqlalchemy import URL, Connection, text
 
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import run
 from shared.config.settings import Address
 from shared.keyring.administration import JournalStep, RotationType
@@ -25,7 +25,7 @@ from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.profile import GCP_PROFILE
 from tests.bench.stage import BenchError, Stage, free_port, stage
 from tests.key_versions import Versions
-from tests.rotator.rotated import KEY, Rotated, data_key_id, secret
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id, secret
 
 _CALLS: Final = 4
 """Of KMS for each data key: to unwrap, to wrap, to unwrap that again, and to verify."""
@@ -50,7 +50,7 @@ async def rotation(disk: Path, keys: int, latency: float) -> None:
             report = await run(session, RotationType.REWRAP_KEK)
             seconds = time.monotonic() - began
             steps = {step.step: step.seconds for step in session.steps}
-    if report.outcome is not Outcome.DONE:
+    if report.outcome is not CommandOutcome.DONE:
         raise BenchError(f"the rotation failed: {report.summary}")
     least = max(0.0, (_CALLS * keys - GCP_PROFILE.burst_calls) * 60 / GCP_PROFILE.calls_per_minute)
     took = ", ".join(f"{step} {steps[step]:.1f} s" for step in (JournalStep.ROTATE, JournalStep.VERIFY))

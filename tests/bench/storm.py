@@ -56,7 +56,7 @@ async def storm(disk: Path, groups: int, rounds: int) -> None:
         for name, runs, with_relay in (("Alertmanager's own", own, False), ("with the relay", relayed, True)):
             async with stage(disk) as place:
                 runs.append(await _run(place, groups, with_relay=with_relay))
-            click.echo(f"  round {number}, {name:18}  {_told(runs[-1], groups)}")
+            click.echo(f"  round {number}, {name:18}  {_format_result(runs[-1], groups)}")
     ours, theirs = (statistics.median(run.seconds for run in runs) for runs in (relayed, own))
     click.echo(f"  medians: relay {ours:.2f} s, Alertmanager {theirs:.2f} s: {ours / theirs:.2f} times as long")
 
@@ -92,7 +92,7 @@ async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
     )
 
 
-def _told(run: Run, groups: int) -> str:
+def _format_result(run: Run, groups: int) -> str:
     repeated = run.messages - 2 * groups
     return "  ".join(
         (

@@ -66,7 +66,7 @@ async def targets(disk: Path, counts: Sequence[int], interval: float, intervals:
     for count in counts:
         async with stage(disk) as place:
             runs[count] = await _run(place, count, interval, intervals, scrapes)
-        click.echo(f"  {count:4} targets  {_told(runs[count])}")
+        click.echo(f"  {count:4} targets  {_format_result(runs[count])}")
     least, most = runs[min(counts)], runs[max(counts)]
     p99 = ", ".join(f"{encoding} {most.stalled[EXPORTER, encoding].percentile(99) / AIM:.2f}" for encoding in ENCODINGS)
     click.echo(
@@ -185,7 +185,7 @@ async def _scrape(http: aiohttp.ClientSession, server: Running, encoding: str) -
     return time.perf_counter() - began, body
 
 
-def _told(run: Run) -> str:
+def _format_result(run: Run) -> str:
     return (
         f"{run.missed} of {run.probes} probes missed, at most {run.longest:.1f} s apart  "
         f"CPU {run.cpu:.1f} s a minute  peak {run.memory_mb:.0f} MB  {run.size_mb:.2f} MB a scrape\n"

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
 from tests.browser.senders import Senders
-from tests.browser.watched import Watched, watched
+from tests.browser.served_board import Watched, watched
 
 FLAGS = [
     "--no-sandbox",  # the tests may run as root, where Chromium's own sandbox does not start

@@ -8,7 +8,7 @@ from playwright.async_api import ViewportSize, async_playwright
 
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.scenes import NOW, SCENES
-from tests.browser.watched import shown
+from tests.browser.served_board import shown
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
 SIZES = {

@@ -12,8 +12,8 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW, SCENES, degraded, failing
+from tests.browser.served_board import shown
 from tests.browser.test_accessibility import CONTRASTS, FOCUS
-from tests.browser.watched import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -29,7 +29,7 @@ async def board(chromium: Browser, history: History, complaints: list[str]) -> A
         yield page
 
 
-async def look_at_the_failures(page: Page, target: str) -> None:
+async def open_failures(page: Page, target: str) -> None:
     await page.goto(f"{page.url}history?target={target}")
     await page.evaluate("window.sameDocument = true")  # the board was meant to be left
 
@@ -46,7 +46,7 @@ async def test_all_text_has_enough_contrast(chromium: Browser, complaints: list[
                 found = await page.evaluate(CONTRASTS)
                 assert len(found) > 80
                 assert [entry for entry in found if entry[0] < 4.5] == []
-        await look_at_the_failures(page, "vault-kek")
+        await open_failures(page, "vault-kek")
         for scheme in SCHEMES:
             await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
             assert [entry for entry in await page.evaluate(CONTRASTS) if entry[0] < 4.5] == []
@@ -112,7 +112,7 @@ async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: l
             node.getBoundingClientRect().right > node.closest(".card").getBoundingClientRect().right + 1)
           .map((node) => node.outerHTML)"""
         assert await page.evaluate(spilling) == []
-        await look_at_the_failures(page, long)
+        await open_failures(page, long)
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -168,7 +168,7 @@ async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(chromium: B
             assert all(below - above <= 1 for above, below in pairwise(levels))
             assert await page.locator("html").get_attribute("lang") == "en"
             if page.url.endswith("/"):
-                await look_at_the_failures(page, "vault-kek")
+                await open_failures(page, "vault-kek")
 
 
 async def test_without_javascript_everything_is_there(chromium: Browser) -> None:

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, expect
 from services.exporter.history import History
 from services.exporter.model import Call, Operation, ProbeResult
 from tests.browser.scenes import NOW, failing
-from tests.browser.watched import shown
+from tests.browser.served_board import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

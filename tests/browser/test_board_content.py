@@ -22,8 +22,8 @@ from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, Versi
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
+from tests.browser.served_board import shown
 from tests.browser.test_hostile_content import HOSTILE, nothing_ran
-from tests.browser.watched import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

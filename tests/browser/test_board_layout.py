@@ -8,7 +8,7 @@ from services.exporter.model import BackendState, Call, Health, Operation, Probe
 from shared.backend_contract import CryptoMode
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
-from tests.browser.watched import shown
+from tests.browser.served_board import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 

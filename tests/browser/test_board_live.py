@@ -3,12 +3,12 @@
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from tests.browser.scenes import NOW, failing, healthy
-from tests.browser.watched import Watched, key_name, shown
+from tests.browser.served_board import Watched, key_name, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -25,7 +25,7 @@ def card(page: Page, name: str) -> Locator:
 
 
 async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message: str = "no role") -> None:
-    watch.kms.faults.add(Fault(kind="status", status=kind, message=message, key=key_name(LEDGER)))
+    watch.kms.faults.add(KmsFault(kind="status", status=kind, message=message, key=key_name(LEDGER)))
     await watch.probe(LEDGER)
 
 
@@ -116,7 +116,7 @@ async def test_a_backend_turns_too_and_a_reload_brings_and_takes_cards(board: Pa
     await expect(card(board, "other 10.0.0.7").locator(".state")).to_have_text("Healthy")
 
 
-async def test_a_lost_connection_is_said_and_ends_when_it_is_back(chromium: Browser, watch: Watched) -> None:
+async def test_a_lost_connection_is_reported_and_ends_when_it_is_back(chromium: Browser, watch: Watched) -> None:
     page = await chromium.new_page()  # this one may complain: it is cut off
     await page.goto(watch.url)
     live = page.get_by_role("status")

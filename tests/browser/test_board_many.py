@@ -11,8 +11,8 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
+from tests.browser.served_board import shown
 from tests.browser.test_board_live import HEARD, card
-from tests.browser.watched import shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -56,7 +56,7 @@ async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(many: Pa
     await many.evaluate("window.sameDocument = true")  # the first page was meant to be left
 
 
-async def test_a_key_that_fails_comes_to_the_first_page_and_is_told(many: Page, hour: History) -> None:
+async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(many: Page, hour: History) -> None:
     await expect(card(many, "key-0").locator(".state")).to_have_text("Healthy")
     await many.evaluate(HEARD)
     probe(hour, "key-777", 1, Reason.KEY_DISABLED)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.browser.pictures import IMAGES, take
 
 
-def test_the_pictures_can_be_made_anew(tmp_path: Path) -> None:
+def test_the_pictures_can_be_created_again(tmp_path: Path) -> None:
     asyncio.run(take(tmp_path, every=False))
     made = {picture.name for picture in tmp_path.iterdir()}
     assert made == {"board-healthy.png", "board-failing.png", "board-degraded.png"}

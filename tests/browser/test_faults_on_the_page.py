@@ -5,7 +5,7 @@ from playwright.async_api import Browser, Page, expect
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from tests.browser.senders import Senders
 
 TITLE = "🔴 Firing: KMSCryptoModeNotKMS"
@@ -26,7 +26,7 @@ async def test_the_buttons_break_and_heal_kms(page: Page, kms: emulator.Emulator
 
 
 async def test_what_somebody_else_broke_is_shown(page: Page, kms: emulator.Emulator) -> None:
-    kms.faults.add(Fault(kind="wrong_plaintext"))
+    kms.faults.add(KmsFault(kind="wrong_plaintext"))
     await expect(page.locator("#kms-now")).to_have_text("KMS is broken: several faults")
 
 
@@ -51,7 +51,7 @@ async def test_the_page_comes_back_when_the_connection_does(chromium: Browser, s
     await page.close()
 
 
-async def test_a_state_that_could_not_be_read_is_asked_for_again(chromium: Browser, senders: Senders) -> None:
+async def test_a_state_that_could_not_be_read_is_requested_again(chromium: Browser, senders: Senders) -> None:
     page = await chromium.new_page()  # this one may complain: its request is cut
     await page.goto(f"http://{senders.stand_ins.http}/")
     await page.locator("body.settled").wait_for()
@@ -63,7 +63,7 @@ async def test_a_state_that_could_not_be_read_is_asked_for_again(chromium: Brows
     await page.close()
 
 
-async def test_an_absent_emulator_is_told_in_one_sentence(chromium: Browser) -> None:
+async def test_an_absent_emulator_is_reported_in_one_sentence(chromium: Browser) -> None:
     async with run_stand_ins() as stand_ins:
         page = await chromium.new_page()
         await page.goto(f"http://{stand_ins.http}/")

@@ -66,12 +66,12 @@ class Engine:
             return
         stopping = threading.Event()
 
-        def look() -> None:
+        def watch() -> None:
             while not stopping.wait(0.5):
                 for container in self.run("ps", "--quiet", "--filter", f"label={label}").stdout.split():
                     self.run("healthcheck", "run", container)
 
-        thread = threading.Thread(target=look)
+        thread = threading.Thread(target=watch)
         thread.start()
         try:
             yield

@@ -16,7 +16,7 @@ from ops.demo.processes import Processes
 from ops.demo.stack import Stack
 from ops.demo.timeline import Hop
 from tests.containers import storm
-from tests.containers.composed import Composed, composed
+from tests.containers.compose_stack import Composed, composed
 from tests.containers.engine import Engine
 
 OURS = ("emulator", "backend", "exporter", "relay", "stand-ins")
@@ -47,7 +47,7 @@ def admin_token(project: Composed) -> str:
     return str(shown.stdout.split()[-1])
 
 
-async def looked_at(project: Composed, stack: AsyncExitStack, folder: Path) -> Demo:
+async def inspect(project: Composed, stack: AsyncExitStack, folder: Path) -> Demo:
     headers = {"Authorization": f"Bearer {await asyncio.to_thread(admin_token, project)}"}
     session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), headers=headers)
     http = await stack.enter_async_context(session)
@@ -109,7 +109,7 @@ async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheu
 ) -> None:
     hops: list[Hop] = []
     async with AsyncExitStack() as stack:
-        seen = await looked_at(demo, stack, tmp_path)
+        seen = await inspect(demo, stack, tmp_path)
         await until_calm(seen)
         for state, action in (("firing", "break"), ("resolved", "heal")):
             began = time.time()

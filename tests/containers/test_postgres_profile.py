@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import storm
-from tests.containers.composed import Composed, composed
+from tests.containers.compose_stack import Composed, composed
 from tests.containers.engine import Engine, privileges
 
 STORM = 400
@@ -36,7 +36,7 @@ async def test_two_relays_share_a_storm_and_one_that_is_killed_loses_nothing(bot
     assert both.pid(KILLED) != pid
 
 
-def test_postgresql_gives_up_what_it_begins_with(both: Composed) -> None:
+def test_postgresql_gives_up_what_it_starts_with(both: Composed) -> None:
     first = both.pid("postgres")
     serving = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
     servers = [may for may in map(privileges, serving) if may["Name"] == "postgres"]

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ops.demo.ports import Ports
-from tests.containers.composed import USER
+from tests.containers.compose_stack import USER
 from tests.containers.engine import ROOT, Engine
 
 NAME = f"keypulse-test-{os.getpid()}-sidecar"
@@ -64,7 +64,7 @@ def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
         done = engine.run(*files, *arguments, command=engine.compose, timeout=300, **environment)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    def asked() -> str:
+    def request_metrics() -> str:
         request = urllib.request.Request(f"http://127.0.0.1:{ports.exporter}/metrics")
         request.add_header("Authorization", f"Basic {b64encode(f'anybody:{TOKEN}'.encode()).decode()}")
         try:
@@ -77,7 +77,7 @@ def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
         stack.enter_context(engine.looking_after(LABEL))
         stack.callback(compose, "down", "--volumes", "--timeout", "15")
         compose("up", "--detach")
-        yield asked
+        yield request_metrics
 
 
 def test_the_exporter_sees_the_service_whose_network_it_shares_and_sees_it_again_after_its_death(
@@ -86,20 +86,20 @@ def test_the_exporter_sees_the_service_whose_network_it_shares_and_sees_it_again
     well = {'crypto_mode{service="ledger"} 1.0', 'kms_probe_success{service="ledger",target="ledger-kek"} 1.0'}
     down = {'crypto_backend_up{service="ledger"} 0.0'}
 
-    def shown(lines: set[str]) -> Callable[[], bool]:
+    def is_exposed(lines: set[str]) -> Callable[[], bool]:
         return lambda: lines <= set(metrics().splitlines())
 
-    _until(shown(well))
+    _until(is_exposed(well))
     of_ledger = f"label={LABEL}", "--filter", "label=com.docker.compose.service=ledger"
     service = engine.out("ps", "--quiet", "--filter", *of_ledger)
     engine.out("stop", service)  # and not killed: what comes back within a second, nobody sees go
-    _until(shown(down))
+    _until(is_exposed(down))
     engine.out("start", service)
-    _until(shown(well))
+    _until(is_exposed(well))
     before = _initialised(metrics())
     os.kill(engine.inspected(service)["State"]["Pid"], signal.SIGKILL)
     _until(lambda: _initialised(metrics()) > before)  # by the process that took its place
-    _until(shown(well))
+    _until(is_exposed(well))
 
 
 def _initialised(metrics: str) -> float:

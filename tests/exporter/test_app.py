@@ -9,12 +9,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from services.exporter.config import Backend, ProbeSettings, Settings
+from ops.kms_emulator.faults import KmsFault
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, ProbeSettings
 from shared.http.server import serve
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import EncryptResult
-from tests.exporter.scraped import FREE, configured, scraped, target
+from tests.exporter.running_exporter import FREE, configured, scraped, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
@@ -37,10 +38,10 @@ class Health:
 
 
 async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, until: Until) -> None:
-    emulator.faults.add(Fault(kind="stall", count=16))
+    emulator.faults.add(KmsFault(kind="stall", count=16))
     targets = tuple(target(emulator, f"kek-{n}") for n in range(20))
     probe = ProbeSettings(interval=60, timeout=60, concurrency=16)
-    async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
+    async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
 
         async def all_hang() -> bool:
             return not emulator.faults.list_active()  # it has met its 16 calls, and holds them all
@@ -59,9 +60,9 @@ async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_boar
 ) -> None:
     targets = tuple(target(emulator, f"kek-{n}") for n in range(8))
     probe = ProbeSettings(interval=0.5, timeout=0.5, concurrency=1)
-    async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
+    async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
 
-        async def all_right() -> bool:
+        async def all_succeed() -> bool:
             values = await scrape.values()
             return all(values.get(f"kms_probe_success backend {one.name}") == 1 for one in targets)
 
@@ -71,19 +72,19 @@ async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_boar
             late = [one.name for one in targets if values[f"kms_probe_success backend {one.name}"] == 0]
             return any(name not in failed for name in late) and "no round trip in time" in board
 
-        await until(all_right)
-        emulator.faults.add(Fault(kind="stall"))
+        await until(all_succeed)
+        emulator.faults.add(KmsFault(kind="stall"))
         await until(some_wait_in_vain)
 
 
 async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, until: Until) -> None:
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     health = Health()
     async with serve(health.app(), FREE) as address:
         backend = Backend(service="backend", health_url=f"http://{address}/healthz")
         probe = ProbeSettings(interval=30, timeout=30, concurrency=1)
         targets = (target(emulator, "a"), target(emulator, "b"))
-        settings = Settings(listen=FREE, probe=probe, targets=targets, backends=(backend,))
+        settings = ExporterSettings(listen=FREE, probe=probe, targets=targets, backends=(backend,))
         async with scraped(settings) as scrape:
 
             async def read() -> bool:
@@ -98,7 +99,7 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
         urls = {"health_url": f"http://{address}/healthz", "metrics_url": f"http://{address}/metrics"}
         async with scraped(configured(backends=(Backend(service="backend", **urls),))) as scrape:
 
-            async def shown() -> dict[str, float]:
+            async def read_metrics() -> dict[str, float]:
                 return {name: value for name, value in (await scrape.values()).items() if name.startswith("crypto_")}
 
             whole = {
@@ -110,10 +111,10 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
             }
 
             async def is_whole() -> bool:
-                return await shown() == whole
+                return await read_metrics() == whole
 
             async def only_down() -> bool:
-                return await shown() == {"crypto_backend_up backend": 0}
+                return await read_metrics() == {"crypto_backend_up backend": 0}
 
             await until(is_whole)
             health.document = ["junk"]

@@ -11,7 +11,8 @@ import pytest
 from services.exporter import jobs
 from services.exporter.app import run_exporter
 from services.exporter.backends.reader import BackendReader, open_http_client
-from services.exporter.config import Backend, Settings
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings
 from services.exporter.model import BackendState, Health
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode
@@ -41,7 +42,7 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
     kind: type[BackendReader], raised: type[BaseException], parser: Executor
 ) -> None:
     record = Results()
-    record.configure(Settings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
+    record.configure(ExporterSettings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
     record.add_backend_states([BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0)])
     async with open_http_client() as session:
         reader = kind("backend", "http://127.0.0.1:1/", None, session, parser, 1)
@@ -60,7 +61,7 @@ async def test_a_schedule_that_ends_makes_the_server_unready_and_ends_the_stop_w
         def uniform(self, a: float, b: float) -> float:
             raise ZeroDivisionError(a, b)
 
-    settings = Settings(listen=FREE, backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),))
+    settings = ExporterSettings(listen=FREE, backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),))
 
     async def run_until_unready() -> None:
         async with (

@@ -11,9 +11,10 @@ import httpx2
 from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.exporter.app import run_exporter
-from services.exporter.config import Backend, ProbeSettings, Settings, Target
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
 from shared.config.settings import Address
 from shared.http.server import serve
 from shared.kms.gcp.settings import GcpKeySettings
@@ -28,14 +29,14 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
     """A probe and a look at the key hang, and somebody waits at `/probe`."""
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     target = Target(
         name="ledger-kek",
         service="backend",
         kms=GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True),
         canary_dir=tmp_path,
     )
-    settings = Settings(
+    settings = ExporterSettings(
         listen=FREE,
         probe=ProbeSettings(interval=30, timeout=30),
         targets=(target,),
@@ -43,7 +44,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     )
     before = asyncio.all_tasks()
 
-    async def gone() -> bool:
+    async def is_disconnected() -> bool:
         return connections(emulator.address) == 0
 
     async with httpx2.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
@@ -62,7 +63,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
         assert (await asked).status_code == 503
     left = {task for task in asyncio.all_tasks() - before if "services.exporter" in str(task.get_coro())}
     assert left == set()
-    await until(gone)
+    await until(is_disconnected)
 
 
 async def test_when_it_stops_no_thread_of_a_parser_is_left(until: Until, backend: Callable[..., Any]) -> None:
@@ -80,6 +81,6 @@ async def test_when_it_stops_no_thread_of_a_parser_is_left(until: Until, backend
 
     async with backend(answer) as url:
         entry = Backend(service="backend", health_url=url, metrics_url=url)
-        async with run_exporter(Settings(listen=FREE, backends=(entry,))):
+        async with run_exporter(ExporterSettings(listen=FREE, backends=(entry,))):
             await until(one_has_begun)
     await until(all_have_ended)

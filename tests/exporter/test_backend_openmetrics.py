@@ -43,7 +43,7 @@ async def test_what_a_real_client_shows_is_the_same_in_both_formats(read: Read, 
     assert (text.decryption_errors, text.init_timestamp, text.problems) == (7, 1_700_000_000.25, ())
 
 
-async def test_prometheus_own_format_is_asked_for_first(read: Read) -> None:
+async def test_prometheus_own_format_is_requested_first(read: Read) -> None:
     accepted = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -79,7 +79,7 @@ async def test_somebody_elses_broken_line_costs_nothing_here_either(read: Read) 
 
 
 @pytest.mark.parametrize("content_type", ["", ";;;", "text", "application/openmetrics-textual", "\t/\t", "a/b;version"])
-async def test_a_content_type_that_makes_no_sense_is_taken_for_prometheus_own_format(
+async def test_a_content_type_that_makes_no_sense_is_mistaken_for_prometheus_own_format(
     read: Read, content_type: str
 ) -> None:
     state = await read(answering(OURS, content_type))

@@ -64,7 +64,7 @@ async def test_health_does_not_wait_for_metrics_that_hang(read: Read) -> None:
     assert state.problems == ("metrics: no complete answer within 1 s",)
 
 
-async def _well(request: web.BaseRequest) -> web.Response:
+async def _respond_healthy(request: web.BaseRequest) -> web.Response:
     if request.path == "/metrics":
         return web.Response(text="crypto_decryption_errors_total 17\n")
     return web.json_response(HEALTHY)
@@ -86,7 +86,7 @@ async def test_metrics_that_are_not_parsed_in_time_are_a_problem_and_health_is_k
 ) -> None:
     begin = time.monotonic()
     with _busy(parser):
-        state = await read(_well)
+        state = await read(_respond_healthy)
     assert time.monotonic() - begin < 2 * TIMEOUT
     assert state.health == Health(CryptoMode.KMS, ready=True)
     assert state.problems == ("metrics: no complete answer within 1 s",)
@@ -96,7 +96,7 @@ async def test_what_hangs_in_the_event_loops_own_threads_delays_no_metrics(read:
     threads = ThreadPoolExecutor(1)
     asyncio.get_running_loop().set_default_executor(threads)
     with _busy(threads):
-        state = await read(_well)
+        state = await read(_respond_healthy)
     assert (state.decryption_errors, state.problems) == (17, ())
 
 

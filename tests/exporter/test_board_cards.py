@@ -80,7 +80,7 @@ def advice(reason: Reason) -> findings.Advice:
     return findings.Advice(GCP_PROFILE.advise(reason), reason)
 
 
-def told(shown: Card) -> list[tuple[HealthStatus, str, str]]:
+def list_findings(shown: Card) -> list[tuple[HealthStatus, str, str]]:
     return [(finding.status, finding.title, finding.text) for finding in shown.findings]
 
 
@@ -97,24 +97,24 @@ def test_nothing_known_is_no_news_and_no_alarm() -> None:
     assert (Key().head().status, Key().head().findings) == (HealthStatus.UNKNOWN, ())
 
 
-def test_a_right_round_trip_is_well() -> None:
+def test_a_successful_round_trip_is_healthy() -> None:
     assert (Key().probe().head().status, Key().probe().head().findings) == (HealthStatus.HEALTHY, ())
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     shown = Key().fails(reason).head()
-    assert told(shown) == [(HealthStatus.FAILING, f"{reason} at encrypt", "said")]
+    assert list_findings(shown) == [(HealthStatus.FAILING, f"{reason} at encrypt", "said")]
     assert shown.findings[0].advice == advice(reason)
     assert shown.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
-def test_news_that_are_old_are_said_to_be_whatever_they_are() -> None:
+def test_news_that_are_old_are_reported_to_be_whatever_they_are() -> None:
     for key, light in ((Key().probe(), HealthStatus.DEGRADED), (Key().fails(Reason.TIMEOUT), HealthStatus.FAILING)):
-        assert all(title != "no recent result" for _, title, _ in told(key.head(NOW + STALE)))
+        assert all(title != "no recent result" for _, title, _ in list_findings(key.head(NOW + STALE)))
         shown = key.head(NOW + STALE + 1)
         assert shown.status is light
-        assert "no recent result" in [title for _, title, _ in told(shown)]
+        assert "no recent result" in [title for _, title, _ in list_findings(shown)]
 
 
 def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not() -> None:
@@ -134,18 +134,26 @@ def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not
     assert measured.connectivity is None
 
 
-def test_behind_a_proxy_nobody_is_blamed() -> None:
-    (found,) = (
-        Key().fails(Reason.TIMEOUT, ConnectivityPhase("proxy", 0.0, "it leads through proxy:3128")).head().findings
+def test_a_proxy_is_a_part_of_the_network() -> None:
+    dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004)
+    refusal = ConnectivityPhase("proxy", 0.001, "the proxy p:3128 (HTTPS_PROXY) refuses kms:443 (HTTP 403)")
+    (refused,) = Key().fails(Reason.UNAVAILABLE, dns, tcp, refusal).head().findings
+    assert refused.connectivity == (
+        "It is the network, at PROXY: the proxy p:3128 (HTTPS_PROXY) refuses kms:443 (HTTP 403) "
+        "(before it: DNS 2 ms, TCP 4 ms)"
     )
-    assert found.connectivity == "Not known whether it is the network or KMS: it leads through proxy:3128"
-    assert found.advice == advice(Reason.TIMEOUT)
+    assert refused.advice is findings.NETWORK_ADVICE
+    phases = (dns, tcp, ConnectivityPhase("proxy", 0.005), ConnectivityPhase("tls", 0.03))
+    (passed,) = Key().fails(Reason.TIMEOUT, *phases).head().findings
+    assert passed.connectivity == (
+        "The network works (DNS 2 ms, TCP 4 ms, PROXY 5 ms, TLS 30 ms): it is KMS that does not answer."
+    )
 
 
 def test_lost_canaries_are_one_finding_for_each_reason() -> None:
     kept = tuple(lost(str(n), Reason.KEY_DISABLED) for n in range(9, 1, -1))
     shown = Key().probe().read(kept=(*kept, lost("1", Reason.UNAVAILABLE), CanaryResult("10", WELL))).head()
-    assert told(shown) == [
+    assert list_findings(shown) == [
         (
             HealthStatus.FAILING,
             "canary lost, key_disabled",
@@ -166,7 +174,7 @@ def test_lost_canaries_are_one_finding_for_each_reason() -> None:
 
 def test_a_wrong_aad_that_is_not_refused_is_a_failure() -> None:
     call = Call(Operation.DECRYPT, 0.01, Failure(Reason.PLAINTEXT_MISMATCH, "not refused"))
-    assert told(Key().probe().read(wrong_aad=call).head()) == [
+    assert list_findings(Key().probe().read(wrong_aad=call).head()) == [
         (HealthStatus.FAILING, "wrong AAD accepted", "not refused")
     ]
     assert Key().probe().read(wrong_aad=WELL).head().status is HealthStatus.HEALTHY
@@ -189,7 +197,7 @@ def test_missing_permissions_an_overdue_rotation_and_what_could_not_be_read_need
         .read(KeyDescription("1", NOW - 1, (), 1), {"a.get": True, "a.use": False}, problems=("one", "two"))
         .head()
     )
-    assert told(shown) == [
+    assert list_findings(shown) == [
         (HealthStatus.DEGRADED, "permission missing", "The account lacks a.use."),
         (
             HealthStatus.DEGRADED,
@@ -204,7 +212,7 @@ def test_missing_permissions_an_overdue_rotation_and_what_could_not_be_read_need
 
 def test_the_worst_finding_comes_first() -> None:
     described = KeyDescription("1", NOW - 1, (), 1)
-    lights = [light for light, _, _ in told(Key().fails(Reason.TIMEOUT).read(described).head())]
+    lights = [light for light, _, _ in list_findings(Key().fails(Reason.TIMEOUT).read(described).head())]
     assert lights == [HealthStatus.FAILING, HealthStatus.DEGRADED]
 
 
@@ -235,10 +243,10 @@ def test_no_sentence_is_endless() -> None:
     long = "x" * 100_000
     key = Key().probe(Call(Operation.ENCRYPT, 0.01, Failure(Reason.INTERNAL, long)))
     shown = key.read(kept=(lost("1" * 9, Reason.TIMEOUT),), problems=(long,) * 50).head()
-    assert max(len(sentence) for _, _, sentence in told(shown)) <= 501
+    assert max(len(sentence) for _, _, sentence in list_findings(shown)) <= 501
 
 
-def test_the_lists_begin_with_what_is_wrong_then_with_the_newest() -> None:
+def test_the_lists_start_with_what_is_wrong_then_with_the_newest() -> None:
     described = KeyDescription("11", None, tuple(version(n, 5.0 if n == 3 else None) for n in (1, 2, 3, 10, 11)), 2)
     kept = (CanaryResult("2", WELL), lost("1", Reason.TIMEOUT), CanaryResult("10", WELL))
     key = Key().read(described, kept=kept)
@@ -265,14 +273,17 @@ def test_two_that_share_a_name_have_ids_of_their_own() -> None:
     assert all(re.fullmatch(r"(key|backend)-[0-9a-f]{16}", known) for known in ids)
 
 
-def test_a_right_round_trip_that_is_too_long_ago_is_no_success() -> None:
+def test_a_successful_round_trip_that_is_too_long_ago_is_no_success() -> None:
     max_age = MaxAges(STALE, OVERDUE)
     right, wrong = Key().probe(), Key().fails(Reason.TIMEOUT)
     assert build_card(right.record, NOW + OVERDUE, max_age).status is HealthStatus.HEALTHY
     shown = build_card(right.record, NOW + OVERDUE + 1, max_age)
-    assert (shown.status, [title for _, title, _ in told(shown)]) == (HealthStatus.FAILING, ["no round trip in time"])
+    assert (shown.status, [title for _, title, _ in list_findings(shown)]) == (
+        HealthStatus.FAILING,
+        ["no round trip in time"],
+    )
     assert "1970-01-01 02:46:40 UTC" in shown.findings[0].text
-    assert [title for _, title, _ in told(build_card(wrong.record, NOW + OVERDUE + 1, max_age))] == [
+    assert [title for _, title, _ in list_findings(build_card(wrong.record, NOW + OVERDUE + 1, max_age))] == [
         "timeout at encrypt"
     ]
 

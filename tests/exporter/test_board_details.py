@@ -20,7 +20,7 @@ from services.exporter.model import (
     Samples,
 )
 from services.exporter.web.board import MAX_LISTED_VERSIONS
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.http.server import create_application, create_registry
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
@@ -42,14 +42,14 @@ async def text(history: History) -> str:
     app = create_application(
         "keypulse exporter",
         create_registry(),
-        Pages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
+        BoardPages(history, result_max_age=180, clock=lambda: NOW).build_routes(),
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         html = (await client.get("/")).text
     return re.sub(r"[\s|]*\|[\s|]*", "|", re.sub(r"<[^>]+>", "|", html)).replace("\n", " ")
 
 
-def look(
+def build_inspection(
     description: KeyDescription | None = None,
     permissions: dict[str, bool] | None = None,
     canaries: tuple[CanaryResult, ...] = (),
@@ -64,7 +64,7 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
         KeyVersion("2", VersionState.PENDING_DESTRUCTION, "HSM", NOW + 5 * 86_400),
         KeyVersion("3", VersionState.USABLE, "HSM", None),
     )
-    history.add_inspection(look(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
+    history.add_inspection(build_inspection(KeyDescription("3", NOW + 50 * 86_400, versions, 2)))
     shown = await text(history)
     assert "|As read|20 s ago|." in shown
     assert "|2|pending destruction|HSM|2026-01-20 09:30:00 UTC (|in 5 days|)|" in shown
@@ -76,7 +76,7 @@ async def test_versions_have_their_state_and_their_dates(history: History) -> No
 
 
 async def test_a_key_without_plan_and_primary_version_says_so(history: History) -> None:
-    history.add_inspection(look(KeyDescription(None, None, (), 1)))
+    history.add_inspection(build_inspection(KeyDescription(None, None, (), 1)))
     shown = await text(history)
     assert "|Next rotation|not planned|" in shown
     assert "|Primary version|none|" in shown
@@ -87,7 +87,9 @@ async def test_a_key_without_plan_and_primary_version_says_so(history: History) 
 async def test_permissions_and_canaries_are_listed(history: History) -> None:
     lost = CanaryResult("2", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DISABLED, "said")))
     accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "accepted"))
-    history.add_inspection(look(None, {"a.use": False, "a.get": True}, (CanaryResult("3", WELL), lost), accepted))
+    history.add_inspection(
+        build_inspection(None, {"a.use": False, "a.get": True}, (CanaryResult("3", WELL), lost), accepted)
+    )
     shown = await text(history)
     assert "|Permissions|a.get: granted|a.use: missing|Canaries|" in shown
     assert "|Canaries|version 2: key_disabled|version 3: decrypted in 24 ms|" in shown
@@ -96,11 +98,13 @@ async def test_permissions_and_canaries_are_listed(history: History) -> None:
 
 async def test_versions_that_no_canary_watches_are_named_without_a_reproach(history: History) -> None:
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 4, (Call(Operation.ENCRYPT, 0.0042),), None))
-    history.add_inspection(replace(look(), versions_without_canary=("2", "1")))
+    history.add_inspection(replace(build_inspection(), versions_without_canary=("2", "1")))
     shown = await text(history)
     assert "|No canary of versions 2, 1: ciphertexts of these versions are not checked.|" in shown
     assert "1 of 2 degraded" not in shown
-    history.add_inspection(replace(look(canaries=(CanaryResult("2", WELL),)), versions_without_canary=("1",)))
+    history.add_inspection(
+        replace(build_inspection(canaries=(CanaryResult("2", WELL),)), versions_without_canary=("1",))
+    )
     assert "|version 2: decrypted in 24 ms|No canary of version 1: ciphertexts of this version are not checked.|" in (
         await text(history)
     )
@@ -110,7 +114,9 @@ async def test_long_lists_are_cut_and_say_so(history: History) -> None:
     numbers = [str(n) for n in range(1, MAX_LISTED_VERSIONS + 4)]
     versions = tuple(KeyVersion(number, VersionState.USABLE, "HSM", None) for number in numbers)
     history.add_inspection(
-        look(KeyDescription("1", None, versions, 2), canaries=tuple(CanaryResult(number, WELL) for number in numbers))
+        build_inspection(
+            KeyDescription("1", None, versions, 2), canaries=tuple(CanaryResult(number, WELL) for number in numbers)
+        )
     )
     shown = await text(history)
     assert shown.count("|and 3 older ones|") == 2
@@ -137,7 +143,29 @@ async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: His
     assert "|Last failure|2026-01-15 09:29:56 UTC (|4 s ago|): refused; late|" in shown
 
 
-async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_well(history: History) -> None:
+async def test_where_no_mode_is_expected_none_is_missing(history: History) -> None:
+    history.add_backend_state(BackendState("ledger", Health(None, ready=True)))
+    shown = await text(history)
+    assert "|Mode|not reported|Ready|yes|" in shown
+    assert "mode is" not in shown
+    assert "|Failing|" not in shown
+    history.add_backend_state(BackendState("ledger", Health(None, ready=False)))
+    shown = await text(history)
+    assert "|not ready|Its health check says that it can neither encrypt nor decrypt.|" in shown
+    assert "mode is" not in shown
+
+
+async def test_a_mode_that_is_unknown_fails_and_says_which_words_are_known(history: History) -> None:
+    problem = "/crypto/mode: expected 'KMS' or 'local'"
+    health = Health(None, ready=True, mode_problem=problem)
+    history.add_backend_state(BackendState("ledger", health, problems=(f"health check: {problem}",)))
+    shown = await text(history)
+    assert "|Mode|unknown|Ready|yes|" in shown
+    assert "|mode is unknown|health check: /crypto/mode: expected &#39;KMS&#39; or &#39;local&#39;|" in shown
+    assert "not all could be read" not in shown
+
+
+async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is_healthy(history: History) -> None:
     history.add_backend_state(BackendState("ledger", None, problems=("health check: refused",)))
     failed = Call(Operation.ENCRYPT, 0.01, Failure(Reason.UNAVAILABLE, "refused"))
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 90, (failed,), None))

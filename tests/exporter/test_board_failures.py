@@ -7,7 +7,7 @@ import httpx2
 
 from services.exporter.history import MAX_FAILURE_SPANS, History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.http.server import create_application, create_registry
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
@@ -30,7 +30,7 @@ def started() -> History:
 
 async def page(history: History) -> str:
     """The page that the board links to."""
-    pages = Pages(history, result_max_age=180, runbook_url="https://example.org/r", clock=lambda: NOW)
+    pages = BoardPages(history, result_max_age=180, runbook_url="https://example.org/r", clock=lambda: NOW)
     app = create_application("keypulse exporter", create_registry(), pages.build_routes())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         links = re.findall(r'href="(/history[^"]+)"', (await client.get("/")).text)
@@ -85,7 +85,9 @@ async def test_no_more_are_shown_than_are_kept() -> None:
 
 async def all_of_them(history: History) -> str:
     """The page without a target."""
-    app = create_application("keypulse exporter", create_registry(), Pages(history, result_max_age=180).build_routes())
+    app = create_application(
+        "keypulse exporter", create_registry(), BoardPages(history, result_max_age=180).build_routes()
+    )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
         answer = await client.get("/history")
     assert answer.status_code == 200

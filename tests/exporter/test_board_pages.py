@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web.pages import Pages
+from services.exporter.web.pages import BoardPages
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
@@ -25,7 +25,7 @@ NOW: Final = 1_768_469_400.0
 
 
 @asynccontextmanager
-async def asking(
+async def board_client(
     admin: Path | None = None, *, base: str = LOOPBACK, user: str | None = None
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a whole exporter's server that knows one key, `ledger-kek`, which fails."""
@@ -35,7 +35,7 @@ async def asking(
     history.add_probe(ProbeResult("ledger", "ledger-kek", NOW - 9, (Call(Operation.ENCRYPT, 0.01, failure),), None))
     tokens = [Token("admin", Role.ADMIN, TokenFile(admin))] if admin else []
     access = AccessPolicy(tokens, {user: Role.VIEWER} if user else {})
-    pages = Pages(history, result_max_age=180, clock=lambda: NOW)
+    pages = BoardPages(history, result_max_age=180, clock=lambda: NOW)
     app: ASGIApp = create_application(
         "keypulse exporter", create_registry(), pages.build_routes(), access_policy=access
     )
@@ -57,7 +57,7 @@ def token(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_token_that_is_set_is_needed_for_every_page(path: str, token: Path) -> None:
-    async with asking(token) as client:
+    async with board_client(token) as client:
         answer = await client.get(path)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Basic")  # a browser asks for it
@@ -68,14 +68,14 @@ async def test_a_token_that_is_set_is_needed_for_every_page(path: str, token: Pa
 
 
 async def test_a_token_file_that_cannot_be_read_opens_nothing(tmp_path: Path) -> None:
-    async with asking(tmp_path / "missing") as client:
+    async with board_client(tmp_path / "missing") as client:
         assert {(await client.get(path, auth=("anybody", ""))).status_code for path in PATHS} == {503}
 
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_page_of_another_site_reads_nothing(path: str, token: Path) -> None:
     for admin in (None, token):
-        async with asking(admin) as client:
+        async with board_client(admin) as client:
             for headers in (
                 {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"},
                 {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"},
@@ -89,7 +89,7 @@ async def test_a_page_of_another_site_reads_nothing(path: str, token: Path) -> N
 
 async def test_a_link_of_another_site_leads_to_the_pages_and_not_to_their_data() -> None:
     followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
-    async with asking() as client:
+    async with board_client() as client:
         codes = [(await client.get(path, headers=followed)).status_code for path in PATHS]
     assert codes == [200, 200, 403, 403]
 
@@ -97,26 +97,26 @@ async def test_a_link_of_another_site_leads_to_the_pages_and_not_to_their_data()
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_name_that_somebody_pointed_here_reads_nothing_without_credentials(path: str, token: Path) -> None:
     elsewhere = "http://rebound.example.org:9911"
-    async with asking(base=elsewhere) as client:
+    async with board_client(base=elsewhere) as client:
         answer = await client.get(path)
         assert answer.status_code == 403
         assert "set auth.admin_token_file" in answer.text
         assert "ledger-kek" not in answer.text
-    async with asking(token, base=elsewhere) as client:
+    async with board_client(token, base=elsewhere) as client:
         assert (await client.get(path, auth=("anybody", "a-secret-of-16-and-more"))).status_code == 200
-    async with asking(base="http://localhost:9911") as client:
+    async with board_client(base="http://localhost:9911") as client:
         assert (await client.get(path)).status_code == 200
 
 
 async def test_a_user_of_web_yml_needs_no_token_and_may_use_any_name(token: Path) -> None:
     for admin in (None, token):
-        async with asking(admin, base="http://exporter.example.org", user="alice") as client:
+        async with board_client(admin, base="http://exporter.example.org", user="alice") as client:
             assert {(await client.get(path)).status_code for path in PATHS} == {200}
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/history", "/board/nothing"])
 async def test_every_answer_has_the_headers_that_fence_it(path: str, token: Path) -> None:
-    async with asking(token) as client:
+    async with board_client(token) as client:
         policies = []
         for answer in (await client.get(path), await client.get(path, auth=("", "a-secret-of-16-and-more"))):
             policy = answer.headers["content-security-policy"]
@@ -135,7 +135,7 @@ async def test_every_answer_has_the_headers_that_fence_it(path: str, token: Path
 
 
 async def test_metrics_and_the_two_probes_stay_open(token: Path) -> None:
-    async with asking(token, base="http://exporter.example.org") as client:
+    async with board_client(token, base="http://exporter.example.org") as client:
         for path in ("/metrics", "/-/healthy", "/-/ready"):
             assert (await client.get(path)).status_code == 200
 
@@ -151,7 +151,7 @@ async def test_metrics_and_the_two_probes_stay_open(token: Path) -> None:
     ],
 )
 async def test_a_wrong_question_is_answered_in_a_sentence(path: str, code: int, words: str) -> None:
-    async with asking() as client:
+    async with board_client() as client:
         answer = await client.get(path)
     assert answer.status_code == code
     assert words in answer.text
@@ -160,7 +160,7 @@ async def test_a_wrong_question_is_answered_in_a_sentence(path: str, code: int, 
 
 async def test_the_pages_hold_no_script_and_no_style_of_their_own() -> None:
     """What the Content-Security-Policy would refuse is not even there."""
-    async with asking() as client:
+    async with board_client() as client:
         for path in PATHS[:2]:
             html = (await client.get(path)).text
             assert re.findall(r"<script(?! type=\"module\" src=\"/board/board.js\"></script>)", html) == []
@@ -169,6 +169,6 @@ async def test_the_pages_hold_no_script_and_no_style_of_their_own() -> None:
 
 
 async def test_without_a_runbooks_address_its_file_and_section_are_named() -> None:
-    async with asking() as client:
+    async with board_client() as client:
         for path in PATHS[:2]:
             assert "<code>docs/KMS_OPERATIONS.md#permission_denied</code>" in (await client.get(path)).text

@@ -103,7 +103,7 @@ async def test_a_file_of_no_use_at_the_start_is_replaced_by_what_comes(
     [replace(ONE, version=version) for version in ("", "x" * 129, "a\nb", "\u202e1")]
     + [replace(ONE, plaintext_sha256=b"short")],
 )
-async def test_a_canary_that_no_exporter_wrote_is_not_taken_for_one(tmp_path: Path, no_canary: Canary) -> None:
+async def test_a_canary_that_no_exporter_wrote_is_not_mistaken_for_one(tmp_path: Path, no_canary: Canary) -> None:
     await canary_file(tmp_path).sync(no_canary)
     canaries, (problem,) = await canary_file(tmp_path).sync()
     assert canaries == ()

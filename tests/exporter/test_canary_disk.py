@@ -34,15 +34,15 @@ def at_work() -> int:
     return sum(thread.name == "canaries" and thread.daemon for thread in threading.enumerate())
 
 
-async def test_a_lost_file_is_said_and_written_anew(tmp_path: Path) -> None:
+async def test_a_lost_file_is_reported_and_written_again(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     await file.sync(ONE)
     file.path.unlink()
-    assert await file.sync() == ((ONE,), (f"{file.path} was lost; the canaries in memory are written anew",))
+    assert await file.sync() == ((ONE,), (f"{file.path} was lost; the canaries in memory are written again",))
     assert await canary_file(tmp_path).sync() == ((ONE,), ())
 
 
-async def test_a_missing_folder_is_said_at_each_look_until_it_is_there(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_reported_at_each_inspection_until_it_is_there(tmp_path: Path) -> None:
     file = canary_file(tmp_path / "missing")
     for _ in range(2):
         canaries, (problem,) = await file.sync(ONE)
@@ -54,7 +54,7 @@ async def test_a_missing_folder_is_said_at_each_look_until_it_is_there(tmp_path:
     assert await canary_file(tmp_path / "missing").sync() == ((ONE,), ())
 
 
-async def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+async def test_a_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     canaries, (problem,) = await canary_file(tmp_path / "file").sync(ONE)
     assert canaries == (ONE,)
@@ -110,7 +110,7 @@ async def test_a_file_that_may_not_be_read_is_left_as_it_is(folder_of_nobody: Pa
     assert [path.name for path in folder_of_nobody.iterdir()] == [file.path.name]  # noqa: ASYNC240
 
 
-async def test_a_folder_that_may_only_be_read_is_said(folder_of_nobody: Path) -> None:
+async def test_a_folder_that_may_only_be_read_is_reported(folder_of_nobody: Path) -> None:
     file = canary_file(folder_of_nobody)
     await file.sync(ONE)
     os.chmod(folder_of_nobody, 0o500)  # noqa: PTH101  no matter for a loop
@@ -135,7 +135,7 @@ async def test_a_file_that_cannot_be_opened_for_now_is_left_as_it_is(tmp_path: P
     assert await file.sync() == ((ONE, TWO), ())
 
 
-async def test_a_disk_that_hangs_is_said_in_time_has_one_thread_and_loses_nothing(
+async def test_a_disk_that_hangs_is_reported_in_time_has_one_thread_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await canary_file(tmp_path).sync(ONE)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.config.errors import ConfigurationError
 from shared.config.settings import Address, load_settings
 
@@ -24,13 +24,13 @@ backends:
 """
 
 
-def settings(tmp_path: Path, text: str) -> Settings:
+def settings(tmp_path: Path, text: str) -> ExporterSettings:
     file = tmp_path / "exporter.yml"
     file.write_text(text)
-    return load_settings(Settings, file)
+    return load_settings(ExporterSettings, file)
 
 
-def mistakes(tmp_path: Path, text: str) -> list[str]:
+def list_errors(tmp_path: Path, text: str) -> list[str]:
     with pytest.raises(ConfigurationError) as raised:
         settings(tmp_path, text)
     return [line.removeprefix(f"{tmp_path / 'exporter.yml'}: ") for line in raised.value.lines]
@@ -150,10 +150,10 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
         (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: expected text that is longer, got ''"),
     ],
 )
-def test_each_mistake_is_one_line_with_what_was_expected(tmp_path: Path, text: str, mistake: str) -> None:
-    assert mistakes(tmp_path, text) == [mistake]
+def test_each_error_is_one_line_with_what_was_expected(tmp_path: Path, text: str, mistake: str) -> None:
+    assert list_errors(tmp_path, text) == [mistake]
 
 
-def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_named_at_once(tmp_path: Path) -> None:
     text = CONTRACT.replace("5s", "1h").replace("ledger-kek", "''").replace("http://127.0.0.1:8000/healthz", "x")
-    assert len(mistakes(tmp_path, text)) == 3
+    assert len(list_errors(tmp_path, text)) == 3

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import Key, State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter import app
-from services.exporter.config import ProbeSettings, Settings, Target
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
 from services.exporter.model import Operation, ProbeResult
 from services.exporter.results import Results
 from shared.config.settings import Address
 from shared.http.server import bind_socket
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.reason import Reason
-from tests.exporter.scraped import FREE, scraped
+from tests.exporter.running_exporter import FREE, scraped
 from tests.faults import summary
 
 INTERVAL = 2.0
@@ -47,7 +47,7 @@ def fault(name: str, seen_at: Operation, reason: Reason, **how: object) -> Row:
     row: Row
 
     async def breaks(emulator: Emulator) -> None:
-        ids.append(emulator.faults.add(Fault.model_validate({"key": row.key, **how})))
+        ids.append(emulator.faults.add(KmsFault.model_validate({"key": row.key, **how})))
 
     async def heals(emulator: Emulator) -> None:
         emulator.faults.remove(ids.pop())
@@ -75,7 +75,7 @@ def version(name: str, reason: Reason, breaks: Callable[[Key], Key], heals: Call
 
 
 def enabled(key: Key) -> Key:
-    return key.with_state(1, State.ENABLED)
+    return key.with_state(1, EmulatedState.ENABLED)
 
 
 ENCRYPT, DECRYPT = Operation.ENCRYPT, Operation.DECRYPT
@@ -97,7 +97,7 @@ ROWS = (
     status("RESOURCE_EXHAUSTED", Reason.QUOTA_EXHAUSTED),
     status("NOT_FOUND", Reason.KEY_NOT_FOUND),
     status("INVALID_ARGUMENT", Reason.INVALID_REQUEST),
-    version("disabled version", Reason.KEY_DISABLED, lambda key: key.with_state(1, State.DISABLED), enabled),
+    version("disabled version", Reason.KEY_DISABLED, lambda key: key.with_state(1, EmulatedState.DISABLED), enabled),
     version(
         "version scheduled for destruction",
         Reason.KEY_DESTROYED,
@@ -150,7 +150,7 @@ async def test_each_fault_is_seen_under_its_reason_and_over_within_two_intervals
         for row in ROWS
     )
     probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT, concurrency=len(ROWS))
-    async with scraped(Settings(listen=FREE, probe=probe, targets=targets)) as scrape:
+    async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
         shown: dict[str, float] = {}
 
         async def keep_looking() -> None:
@@ -213,7 +213,7 @@ async def test_a_service_that_cannot_be_reached_is_unavailable_until_it_is_there
     target = Target(name="ledger-kek", service="backend", kms=settings)
     probe = ProbeSettings(interval=INTERVAL, timeout=TIMEOUT)
     async with AsyncExitStack() as stack:
-        scrape = await stack.enter_async_context(scraped(Settings(listen=FREE, probe=probe, targets=(target,))))
+        scrape = await stack.enter_async_context(scraped(ExporterSettings(listen=FREE, probe=probe, targets=(target,))))
 
         async def unavailable() -> bool:
             failures = (await scrape.values()).get("kms_probe_failures_total encrypt unavailable backend ledger-kek", 0)

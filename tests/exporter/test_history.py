@@ -20,7 +20,7 @@ from shared.kms.reason import Reason
 DENIED = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied")
 
 
-def right(at: float, *, target: str = "ledger-kek", encrypt: float = 0.004, decrypt: float = 0.006) -> ProbeResult:
+def succeeded(at: float, *, target: str = "ledger-kek", encrypt: float = 0.004, decrypt: float = 0.006) -> ProbeResult:
     calls = (Call(Operation.ENCRYPT, encrypt), Call(Operation.DECRYPT, decrypt))
     return ProbeResult("backend", target, at, calls, "v/1")
 
@@ -48,12 +48,12 @@ def ledger(history: History) -> TargetHistory:
 def test_since_when_is_the_first_result_of_its_kind(history: History, ledger: TargetHistory) -> None:
     assert (ledger.status_since, ledger.last_success) == (None, None)
     for at in (10, 40):
-        history.add_probe(right(at))
+        history.add_probe(succeeded(at))
     assert (ledger.status_since, ledger.last_success) == (10, 40)
     for at in (70, 100):
         history.add_probe(wrong(at))
     assert (ledger.status_since, ledger.last_success) == (70, 40)
-    history.add_probe(right(130))
+    history.add_probe(succeeded(130))
     assert (ledger.status_since, ledger.last_success) == (130, 130)
 
 
@@ -63,7 +63,7 @@ def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
     history.add_probe(wrong(10, Failure(Reason.UNAVAILABLE, "first")))
     history.add_probe(wrong(40, Failure(Reason.UNAVAILABLE, "second")))
     history.add_probe(wrong(70, Failure(Reason.TIMEOUT, "third")))
-    history.add_probe(right(100))
+    history.add_probe(succeeded(100))
     history.add_probe(wrong(130, Failure(Reason.TIMEOUT, "fourth")))
     spans = [(span.first_at, span.last_at, span.count, span.reason, span.detail) for span in ledger.failure_spans]
     assert spans == [
@@ -82,8 +82,8 @@ def test_the_way_that_was_measured_once_stays_with_its_failures(history: History
 
 def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetHistory) -> None:
     history.add_probe(wrong(0))
-    history.add_probe(right(30))
-    history.add_probe(right(31 + ROUND_TRIP_WINDOW))
+    history.add_probe(succeeded(30))
+    history.add_probe(succeeded(31 + ROUND_TRIP_WINDOW))
     assert list(ledger.round_trips.ended_at) == [31 + ROUND_TRIP_WINDOW]
     assert len(ledger.failure_spans) == 1
 
@@ -91,7 +91,7 @@ def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, le
 def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: History, ledger: TargetHistory) -> None:
     for n in range(MAX_FAILURE_SPANS + 20):
         history.add_probe(wrong(2 * n, Failure(Reason.UNAVAILABLE, "x" * 100_000)))
-        history.add_probe(right(2 * n + 1))
+        history.add_probe(succeeded(2 * n + 1))
     assert len(ledger.failure_spans) == MAX_FAILURE_SPANS
     assert ledger.failure_spans[0].first_at == 40
     assert {len(span.detail) for span in ledger.failure_spans} == {500}
@@ -99,7 +99,7 @@ def test_only_the_last_failures_are_kept_and_no_sentence_is_endless(history: His
 
 def test_the_quantiles_are_of_what_succeeded_or_timed_out(history: History, ledger: TargetHistory) -> None:
     for n in range(98):
-        history.add_probe(right(n, encrypt=0.001))
+        history.add_probe(succeeded(n, encrypt=0.001))
     history.add_probe(wrong(98, seconds=100.0))
     for at in (99, 100):
         history.add_probe(wrong(at, Failure(Reason.TIMEOUT, "late"), seconds=5.0))
@@ -119,9 +119,9 @@ def test_a_quantile_is_the_nearest_rank() -> None:
 
 def test_a_clock_that_is_set_back_breaks_no_bound(history: History, ledger: TargetHistory) -> None:
     for n in range(2 * MAX_ROUND_TRIPS):
-        history.add_probe(right(1_000_000 - n))
+        history.add_probe(succeeded(1_000_000 - n))
     assert {len(column) for column in ledger.round_trips.columns} == {MAX_ROUND_TRIPS}
-    history.add_probe(right(1_000_000 + ROUND_TRIP_WINDOW + 1))
+    history.add_probe(succeeded(1_000_000 + ROUND_TRIP_WINDOW + 1))
     assert len(ledger.round_trips.ended_at) == 1
 
 
@@ -131,7 +131,7 @@ def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes
     history.configure([("backend", name) for name in names], [])
     for name in names:
         for n in range(240):
-            history.add_probe(right(30.0 * n, target=name))
+            history.add_probe(succeeded(30.0 * n, target=name))
     held = [column for record in history.targets.values() for column in record.round_trips.columns]
     assert {len(column) for column in held} == {121}
     assert sum(column.__sizeof__() for column in held) < 4_000_000  # of 20 MB; the rest is for the sentences
@@ -147,7 +147,7 @@ def test_a_copy_does_not_change_with_its_original(history: History, ledger: Targ
 
 def test_a_copy_holds_no_round_trip_that_is_older_than_an_hour_by_then(history: History, ledger: TargetHistory) -> None:
     for at in (0, 10):
-        history.add_probe(right(at))
+        history.add_probe(succeeded(at))
     assert list(ledger.copy(10.0).round_trips.ended_at) == [0, 10]
     assert list(ledger.copy(5 + ROUND_TRIP_WINDOW).round_trips.ended_at) == [10]
     assert [len(column) for column in ledger.copy(11 + ROUND_TRIP_WINDOW).round_trips.columns] == [0, 0, 0, 0]
@@ -155,7 +155,7 @@ def test_a_copy_holds_no_round_trip_that_is_older_than_an_hour_by_then(history: 
 
 
 def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: History, ledger: TargetHistory) -> None:
-    history.add_probe(right(1))
+    history.add_probe(succeeded(1))
     history.add_backend_state(BackendState("backend", None, problems=("refused",)))
     history.configure([("backend", "ledger-kek"), ("other", "second")], ["backend", "other"])
     assert history.targets["ledger-kek"] is ledger
@@ -171,7 +171,7 @@ def test_what_a_reload_took_out_is_forgotten_and_what_it_left_is_kept(history: H
 
 def test_what_is_not_configured_leaves_no_trace(history: History) -> None:
     version = history.version
-    history.add_probe(right(1, target="gone"))
+    history.add_probe(succeeded(1, target="gone"))
     history.add_inspection(KeyInspection("backend", "gone", 1.0, None, None, (), None, {}))
     history.add_backend_state(BackendState("gone", None))
     history.remove_replica("backend", "10.0.0.9")
@@ -205,7 +205,7 @@ def test_a_backend_has_its_state_since_when_and_its_last_failure(history: Histor
     assert record.last_failure == (4, ("metrics: HTTP 500",))
 
 
-def test_replicas_are_told_apart_and_take_the_place_of_the_backend_without_one(history: History) -> None:
+def test_replicas_are_distinguished_and_replace_the_backend_without_one(history: History) -> None:
     for replica in ("10.0.0.1", "10.0.0.2"):
         history.add_backend_state(BackendState("backend", None, replica=replica))
     assert list(history.backends) == [("backend", "10.0.0.1"), ("backend", "10.0.0.2")]
@@ -217,7 +217,7 @@ def test_replicas_are_told_apart_and_take_the_place_of_the_backend_without_one(h
 
 def test_every_change_has_a_higher_number(history: History, ledger: TargetHistory) -> None:
     numbers = [history.version]
-    history.add_probe(right(1))
+    history.add_probe(succeeded(1))
     numbers.append(ledger.version)
     history.add_backend_state(BackendState("backend", None))
     numbers.append(history.backends["backend", None].version)

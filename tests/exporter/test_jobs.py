@@ -7,20 +7,20 @@ from random import Random
 
 import pytest
 
-from services.exporter.config import Backend
+from services.exporter.backends.settings import Backend
 from services.exporter.jobs import start_jobs
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from tests.exporter.scraped import configured
-from tests.exporter.watched import Kms, named, watched
+from tests.exporter.recording_keys import Kms, named, watched
+from tests.exporter.running_exporter import configured
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 @pytest.mark.looptime
-async def test_a_hundred_keys_are_looked_at_one_after_the_other_and_seldom_enough_for_the_quota() -> None:
+async def test_a_hundred_keys_are_inspected_one_after_the_other_and_seldom_enough_for_the_quota() -> None:
     kms = Kms()
     names = [f"key-{n}" for n in range(100)]
     async with watched(kms, *map(named, names)):
@@ -126,7 +126,7 @@ async def test_a_backend_with_resolve_all_is_read_by_its_addresses_and_another_b
 
 
 @pytest.mark.looptime
-async def test_however_often_a_reload_begins_anew_each_key_is_probed_and_looked_at() -> None:
+async def test_however_often_a_reload_starts_again_each_key_is_probed_and_inspected() -> None:
     kms, record = Kms(), Results()
     names = [f"key-{n}" for n in range(40)]
     for _ in range(8):
@@ -141,7 +141,7 @@ async def test_however_often_a_reload_begins_anew_each_key_is_probed_and_looked_
 
 
 @pytest.mark.looptime
-async def test_a_target_that_has_another_key_now_is_looked_at_first() -> None:
+async def test_a_target_that_has_another_key_now_is_inspected_first() -> None:
     kms, record = Kms(), Results()
     async with watched(kms, named("one"), named("two"), record=record):
         await asyncio.sleep(5)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -100,7 +100,7 @@ def test_a_missing_folder_of_canaries_is_named_by_check_and_at_the_start_and_sto
     assert (first["level"], first["key"], first["error"]) == ("warning", "targets.0.canary_dir", told)
 
 
-def test_a_wrong_configuration_is_one_line_for_each_mistake_and_exit_2(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_one_line_for_each_error_and_exit_2(tmp_path: Path) -> None:
     file = tmp_path / "exporter.yml"
     file.write_text(f"probe: {{interval: 1s, timeout: 2s}}\ntargets: [{{name: a, key: {KEY}, colour: red}}]\n")
     done = run("--config", file)
@@ -136,7 +136,7 @@ def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path)
 
 
 async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path: Path, emulator: Emulator) -> None:
-    emulator.faults.add(Fault(kind="stall", count=1))
+    emulator.faults.add(KmsFault(kind="stall", count=1))
 
     def stop() -> tuple[float, int, bytes]:
         with started(config(tmp_path, str(emulator.address))) as (process, address):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import Prober
 from shared.kms.gcp.client import GcpKmsKey
@@ -20,7 +20,7 @@ def probe(key: KmsKey) -> Awaitable[object]:
     return Prober("backend", "ledger-kek", key, 30).probe()
 
 
-def look(key: KmsKey) -> Awaitable[object]:
+def inspect(key: KmsKey) -> Awaitable[object]:
     return KeyInspector("backend", "ledger-kek", key, 30).inspect()
 
 
@@ -42,12 +42,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("work", [probe, look])
+@pytest.mark.parametrize("work", [probe, inspect])
 @pytest.mark.parametrize(
-    "fault", [Fault(kind="stall"), Fault(kind="stall", operation="Decrypt"), Fault(kind="latency", seconds=20)]
+    "fault", [KmsFault(kind="stall"), KmsFault(kind="stall", operation="Decrypt"), KmsFault(kind="latency", seconds=20)]
 )
 async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channel(
-    emulator: Emulator, work: Callable[[KmsKey], Awaitable[object]], fault: Fault
+    emulator: Emulator, work: Callable[[KmsKey], Awaitable[object]], fault: KmsFault
 ) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     tasks_before, sockets_before = tasks(), sockets()
@@ -64,7 +64,7 @@ async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channe
     await until(lambda: sockets() == sockets_before)
 
 
-@pytest.mark.parametrize("work", [probe, look])
+@pytest.mark.parametrize("work", [probe, inspect])
 async def test_cancelled_before_it_is_connected_it_leaves_nothing_either(
     work: Callable[[KmsKey], Awaitable[object]],
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as text
 
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.probes.round_trip import Prober
 from shared.config.secret_file import TokenFile
@@ -13,7 +13,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import ConnectivityPhase
 from shared.kms.reason import Reason
 from shared.kms.registry import connect_key
-from tests.exporter.probed import KEY, probed
+from tests.exporter.probe_server import KEY, probed
 
 STEPS = "?target=ledger-kek&debug=true"
 
@@ -31,7 +31,7 @@ def lines(body: str) -> dict[str, str]:
     return {line.split("  ")[1]: line for line in steps if line.startswith("  ")}
 
 
-async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too() -> None:
+async def test_the_steps_of_a_successful_probe_are_reported_and_its_way_is_measured_too() -> None:
     async with probed() as page:
         answer = await page.get(STEPS)
     steps = lines(answer.body)
@@ -51,28 +51,28 @@ async def test_the_steps_of_a_right_probe_are_told_and_its_way_is_measured_too()
     assert "probe_phase_duration_seconds" in metrics
 
 
-async def test_a_scrape_measures_no_way_while_all_is_well() -> None:
-    ways = 0
+async def test_a_scrape_measures_no_way_while_all_is_healthy() -> None:
+    measurements = 0
 
-    async def way() -> tuple[ConnectivityPhase, ...]:
-        nonlocal ways
-        ways += 1
+    async def measure() -> tuple[ConnectivityPhase, ...]:
+        nonlocal measurements
+        measurements += 1
         return (ConnectivityPhase("dns", 0.001),)
 
-    async with probed(measure_connectivity=way) as page:
+    async with probed(measure_connectivity=measure) as page:
         await page.get("?target=ledger-kek")
-        assert ways == 0
+        assert measurements == 0
         await page.get(STEPS)
-        assert ways == 1
+        assert measurements == 1
 
 
 async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
     async with probed() as page:
-        page.emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", message="try again later"))
+        page.emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", message="try again later"))
         of_kms = (await page.get(STEPS)).body
     assert "unavailable: try again later" in lines(of_kms)["encrypt"]
     assert "The network works" in of_kms
-    assert "Look at https://status.cloud.google.com" in of_kms
+    assert "Check https://status.cloud.google.com" in of_kms
     key = connect_key(GcpKeySettings(key=KEY, endpoint="127.0.0.1:1", insecure=True))  # where nobody listens
     async with probed(probe=Prober("backend", "ledger-kek", key, 0.5).probe) as page:
         of_the_network = (await page.get(STEPS)).body
@@ -83,7 +83,7 @@ async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
 
 async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
     async with probed() as page:
-        page.emulator.faults.add(Fault(kind="stall"))
+        page.emulator.faults.add(KmsFault(kind="stall"))
         answer = await page.get(STEPS, {"X-Prometheus-Scrape-Timeout-Seconds": "0.6"})
     assert "It had not ended after 0.1 s: timeout. It continues and will be counted at /metrics." in answer.body
     assert "not measured: no time was left" in answer.body
@@ -105,7 +105,7 @@ async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> Non
     assert "probe_success 0.0" in body
 
 
-async def test_only_true_asks_for_the_steps() -> None:
+async def test_only_true_requests_the_steps() -> None:
     async with probed() as page:
         for value in ("", "1", "false", "TRUE"):
             assert (await page.get(f"?target=ledger-kek&debug={value}")).body.startswith("# HELP")

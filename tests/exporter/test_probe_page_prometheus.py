@@ -10,10 +10,10 @@ import aiohttp
 import yaml
 
 from ops.demo.processes import run_processes
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.config.settings import Address
 from shared.http.server import bind_socket
-from tests.exporter.probed import Probed, probed
+from tests.exporter.probe_server import Probed, probed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -41,7 +41,7 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
         await children.start("prometheus", (*command, f"--config.file={file}"))
 
         def holds(query: str) -> Callable[[], Awaitable[bool]]:
-            async def asked() -> bool:
+            async def count_requests() -> bool:
                 children.check()
                 url = f"http://{address}/api/v1/query"
                 try:
@@ -50,19 +50,19 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
                 except aiohttp.ClientConnectionError:
                     return False
 
-            return asked
+            return count_requests
 
         await until(holds('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
-        page.emulator.faults.add(Fault(kind="denied"))
+        page.emulator.faults.add(KmsFault(kind="denied"))
         await until(holds('probe_failure_reason{target="ledger-kek",reason="permission_denied"} == 1'))
         page.emulator.faults.clear()
-        page.emulator.faults.add(Fault(kind="stall"))
+        page.emulator.faults.add(KmsFault(kind="stall"))
         await until(holds('probe_failure_reason{target="ledger-kek",reason="timeout"} == 1 and on(target) up == 1'))
 
 
 async def test_promtool_has_nothing_to_say_of_a_probe() -> None:
     async with probed() as page:
-        page.emulator.faults.add(Fault(kind="status"))
+        page.emulator.faults.add(KmsFault(kind="status"))
         shown = (await page.get("?target=ledger-kek")).body
     check = ["promtool", "check", "metrics"]
     found = await asyncio.to_thread(

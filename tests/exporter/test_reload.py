@@ -12,7 +12,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import ProviderSettings
-from tests.exporter.scraped import FREE, KEY, Scrape, configured, target
+from tests.exporter.running_exporter import FREE, KEY, Scrape, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

@@ -16,12 +16,12 @@ from shared.http.server import StartError
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key
 from shared.kms.settings import ProviderSettings
-from tests.exporter.scraped import KEY, configured, target
+from tests.exporter.running_exporter import KEY, configured, target
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
-def kept_in(emulator: Emulator, folder: Path | None) -> Target:
+def with_canary_dir(emulator: Emulator, folder: Path | None) -> Target:
     return target(emulator).model_copy(update={"canary_dir": folder})
 
 
@@ -29,15 +29,15 @@ async def reloaded(record: Results, until: Until, *targets: Target) -> dict[str,
     """The first look at each key of a generation, which has ended by then."""
     for known in record.history.targets.values():
         known.inspection = None
-    looks: dict[str, KeyInspection] = {}
+    inspections: dict[str, KeyInspection] = {}
     async with start_jobs(configured(targets=targets, timeout=1), record, connect_key, Random(1)):  # noqa: S311  jitter
 
-        async def all_looked_at() -> bool:
-            looks.update({name: one.inspection for name, one in record.history.targets.items() if one.inspection})
-            return looks.keys() == {each.name for each in targets}
+        async def all_inspected() -> bool:
+            inspections.update({name: one.inspection for name, one in record.history.targets.items() if one.inspection})
+            return inspections.keys() == {each.name for each in targets}
 
-        await until(all_looked_at)
-    return looks
+        await until(all_inspected)
+    return inspections
 
 
 async def rotated(emulator: Emulator, version: int) -> None:
@@ -48,7 +48,7 @@ def versions(look: dict[str, KeyInspection]) -> list[str]:
     return [canary.version for canary in look["ledger-kek"].canaries]
 
 
-def written(folder: Path) -> list[str]:
+def read_canaries(folder: Path) -> list[str]:
     (file,) = folder.glob("*.json")
     return [entry["canary"]["version"] for entry in json.loads(file.read_text())[KEY]]
 
@@ -62,39 +62,39 @@ async def test_what_only_memory_holds_goes_into_the_folder_that_a_reload_brings(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
     record = Results()
-    await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))
+    await reloaded(record, until, with_canary_dir(emulator, tmp_path / "missing"))
     await rotated(emulator, 2)
-    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))) == ["1"]
-    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
-    assert written(tmp_path) == ["1", "2"]
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path / "missing"))) == ["1"]
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path))) == ["1"]
+    assert read_canaries(tmp_path) == ["1", "2"]
 
 
 async def test_a_reload_without_a_folder_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
     record = Results()
-    await reloaded(record, until, kept_in(emulator, tmp_path / "missing"))
+    await reloaded(record, until, with_canary_dir(emulator, tmp_path / "missing"))
     await rotated(emulator, 2)
-    assert versions(await reloaded(record, until, kept_in(emulator, None))) == []
-    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, None))) == []
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path))) == ["1"]
 
 
 async def test_what_a_person_took_out_of_the_file_stays_out_over_a_reload(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
     record = Results()
-    await reloaded(record, until, kept_in(emulator, tmp_path))
+    await reloaded(record, until, with_canary_dir(emulator, tmp_path))
     await rotated(emulator, 2)
-    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == ["1"]
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path))) == ["1"]
     take_out_the_first(tmp_path)
-    assert versions(await reloaded(record, until, kept_in(emulator, tmp_path))) == []
-    assert written(tmp_path) == ["2"]
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, tmp_path))) == []
+    assert read_canaries(tmp_path) == ["2"]
 
 
 async def test_the_canaries_of_a_target_that_is_gone_are_gone(emulator: Emulator, until: Until, tmp_path: Path) -> None:
     record, missing = Results(), tmp_path / "missing"
-    await reloaded(record, until, kept_in(emulator, missing))
+    await reloaded(record, until, with_canary_dir(emulator, missing))
     await rotated(emulator, 2)
     await reloaded(record, until, target(emulator, "other-kek"))
-    assert versions(await reloaded(record, until, kept_in(emulator, missing))) == []
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, missing))) == []
 
 
 async def test_a_reload_that_fails_forgets_nothing(emulator: Emulator, until: Until, tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ async def test_a_reload_that_fails_forgets_nothing(emulator: Emulator, until: Un
         raise StartError("this key cannot be connected")
 
     record, missing = Results(), tmp_path / "missing"
-    await reloaded(record, until, kept_in(emulator, missing))
+    await reloaded(record, until, with_canary_dir(emulator, missing))
     await rotated(emulator, 2)
     with pytest.raises(StartError):
         async with start_jobs(configured(targets=(target(emulator, "other"),)), record, refused, Random(1)):  # noqa: S311
             pass
-    assert versions(await reloaded(record, until, kept_in(emulator, missing))) == ["1"]
+    assert versions(await reloaded(record, until, with_canary_dir(emulator, missing))) == ["1"]

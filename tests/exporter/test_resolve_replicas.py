@@ -89,7 +89,7 @@ async def test_each_process_is_read_and_keeps_the_name_in_its_host_header(reader
 async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is_down(reader: Reader) -> None:
     metrics = ExporterMetrics([], ["backend"])
 
-    def shown() -> dict[str, dict[str, float]]:
+    def list_samples() -> dict[str, dict[str, float]]:
         families = {family.name: family.samples for family in metrics.collect() if family.samples}
         return {name: {s.labels["replica"]: s.value for s in samples} for name, samples in families.items()}
 
@@ -97,12 +97,12 @@ async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is
         name = f"http://backend.test:{running.port}"
         whole = reader(f"{name}/healthz", f"{name}/metrics", timeout=15)
         metrics.set_backend_states(*await behind(whole, ONE, TWO).read())
-        assert shown()["crypto_decryption_errors"] == {ONE: 1, TWO: 2}
+        assert list_samples()["crypto_decryption_errors"] == {ONE: 1, TWO: 2}
         metrics.set_backend_states(*await behind(whole, TWO).read())
-        assert {frozenset(by_replica) for by_replica in shown().values()} == {frozenset({TWO})}
+        assert {frozenset(by_replica) for by_replica in list_samples().values()} == {frozenset({TWO})}
         metrics.set_backend_states(*await behind(whole, TWO, "127.0.0.3").read())  # nobody listens there
-    assert shown()["crypto_backend_up"] == {TWO: 1, "127.0.0.3": 0}
-    assert shown()["crypto_mode"] == {TWO: 1}
+    assert list_samples()["crypto_backend_up"] == {TWO: 1, "127.0.0.3": 0}
+    assert list_samples()["crypto_mode"] == {TWO: 1}
 
 
 async def test_a_process_that_hangs_is_down_and_the_others_are_not(reader: Reader) -> None:

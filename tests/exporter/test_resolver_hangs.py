@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from services.exporter.backends.replicas import ReplicaReader
-from tests.hanging_names import hanging_for
+from tests.hanging_name_server import hanging_for
 
 HANGS = "backend.hangs"
 
@@ -28,7 +28,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hanging")
-async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_well(
+async def test_backends_whose_names_hang_are_down_and_one_beside_them_is_healthy(
     backend: Callable[..., Any], reader: Callable[..., Any]
 ) -> None:
     async def healthy(_request: web.BaseRequest) -> web.Response:

@@ -61,7 +61,7 @@ def test_a_services_changing_text_is_no_change() -> None:
     assert len(logs) == 1
 
 
-def test_an_internal_failure_is_told_once_with_its_trace_until_it_changes() -> None:
+def test_an_internal_failure_is_reported_once_with_its_trace_until_it_changes() -> None:
     changes = ChangeLog()
     first, second = ZeroDivisionError("a"), KeyError("b")
     with capture_logs() as logs:
@@ -91,7 +91,7 @@ def test_a_backend_is_told_of_when_it_goes_and_when_it_is_back() -> None:
     assert logs[0]["error"] == "health check: refused"
 
 
-def test_replicas_are_told_apart_and_one_that_is_gone_is_forgotten() -> None:
+def test_replicas_are_distinguished_and_one_that_is_gone_is_forgotten() -> None:
     changes = ChangeLog()
     a, b = replace(DOWN, replica="127.0.0.1"), replace(UP, replica="127.0.0.2")
     with capture_logs() as logs:
@@ -100,7 +100,7 @@ def test_replicas_are_told_apart_and_one_that_is_gone_is_forgotten() -> None:
     assert [(line["event"], line["replica"]) for line in logs] == [("backend is down", "127.0.0.1")] * 2
 
 
-def look(*problems: str, canary: Failure | None = None, wrong_aad: Failure | None = None) -> KeyInspection:
+def build_inspection(*problems: str, canary: Failure | None = None, wrong_aad: Failure | None = None) -> KeyInspection:
     return KeyInspection(
         "backend",
         "ledger-kek",
@@ -114,16 +114,16 @@ def look(*problems: str, canary: Failure | None = None, wrong_aad: Failure | Non
     )
 
 
-def test_a_look_at_a_key_is_told_of_when_it_finds_something_else() -> None:
+def test_a_check_a_key_is_told_of_when_it_finds_something_else() -> None:
     changes = ChangeLog()
     disabled = Failure(Reason.KEY_DISABLED, "ledger/cryptoKeyVersions/3 is not enabled")
     accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")
     with capture_logs() as logs:
-        changes.log_inspection(look())
-        changes.log_inspection(look("the key cannot be read: unavailable: connection 1 refused"))
-        changes.log_inspection(look("the key cannot be read: unavailable: connection 2 refused"))
-        changes.log_inspection(look(canary=disabled, wrong_aad=accepted))
-        changes.log_inspection(look())
+        changes.log_inspection(build_inspection())
+        changes.log_inspection(build_inspection("the key cannot be read: unavailable: connection 1 refused"))
+        changes.log_inspection(build_inspection("the key cannot be read: unavailable: connection 2 refused"))
+        changes.log_inspection(build_inspection(canary=disabled, wrong_aad=accepted))
+        changes.log_inspection(build_inspection())
     assert [line.get("error") for line in logs] == [
         "the key cannot be read: unavailable: connection 1 refused; permission missing: cloudkms.cryptoKeys.get",
         f"what version 3 encrypted cannot be decrypted: key_disabled; {accepted.detail}",
@@ -137,7 +137,7 @@ def test_what_is_no_longer_watched_is_forgotten() -> None:
     with capture_logs() as logs:
         for _ in range(2):
             changes.log_probe(result(Failure(Reason.TIMEOUT, "no answer")))
-            changes.log_inspection(look("the key cannot be read: timeout: no answer"))
+            changes.log_inspection(build_inspection("the key cannot be read: timeout: no answer"))
             changes.log_backend([DOWN])
             changes.configure([], [])
     assert len(logs) == 6

@@ -2,13 +2,13 @@
 
 import pytest
 
-from services.exporter.config import Backend
+from services.exporter.backends.settings import Backend
 from services.exporter.model import BackendState, Call, Health, KeyInspection, Operation, ProbeResult
 from services.exporter.results import Results
 from shared.backend_contract import CryptoMode
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
-from tests.exporter.scraped import configured
-from tests.exporter.watched import named
+from tests.exporter.recording_keys import named
+from tests.exporter.running_exporter import configured
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def read(*replicas: str) -> list[BackendState]:
     return [BackendState("backend", health, replica=replica) for replica in replicas]
 
 
-def shown(record: Results) -> set[str]:
+def read_samples(record: Results) -> set[str]:
     return {
         sample.labels["replica"]
         for family in record.metrics.collect()
@@ -37,7 +37,7 @@ def test_a_replica_that_is_gone_is_forgotten_on_the_board_too(record: Results) -
     assert record.history.backends.keys() == {("backend", "10.0.0.1"), ("backend", "10.0.0.2")}
     record.add_backend_states(read("10.0.0.2", "10.0.0.3"))
     assert record.history.backends.keys() == {("backend", "10.0.0.2"), ("backend", "10.0.0.3")}
-    assert shown(record) == {"10.0.0.2", "10.0.0.3"}
+    assert read_samples(record) == {"10.0.0.2", "10.0.0.3"}
 
 
 def test_a_target_that_has_another_key_is_a_new_one_and_one_that_has_the_same_goes_on() -> None:

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from services.exporter.scheduler import JITTER_FRACTION, START_SPACING, Job, NextRun, run_jobs
+from services.exporter.scheduler import JITTER_FRACTION, START_SPACING, NextRun, ScheduledJob, run_schedule
 
 pytestmark = pytest.mark.looptime
 
@@ -36,10 +36,10 @@ class Diary:
 async def run_for(
     seconds: float, *runs: Callable[[], Awaitable[NextRun]], interval: float, concurrency: int = 16
 ) -> None:
-    jobs = [Job(f"job {n}", run) for n, run in enumerate(runs)]
+    jobs = [ScheduledJob(f"job {n}", run) for n, run in enumerate(runs)]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await run_jobs(jobs, interval=interval, concurrency=concurrency, random=RANDOM)
+            await run_schedule(jobs, interval=interval, concurrency=concurrency, random=RANDOM)
 
 
 async def test_a_job_does_not_drift_over_a_day() -> None:
@@ -170,8 +170,8 @@ async def test_a_library_that_raises_cancelled_error_does_not_end_the_job() -> N
 async def test_cancelled_in_the_middle_of_its_jobs_it_leaves_no_task_behind() -> None:
     before = asyncio.all_tasks()
     diaries = [Diary(seconds=100) for _ in range(20)]
-    jobs = [Job(str(n), diary.run) for n, diary in enumerate(diaries)]
-    task = asyncio.create_task(run_jobs(jobs, interval=10, concurrency=3, random=RANDOM))
+    jobs = [ScheduledJob(str(n), diary.run) for n, diary in enumerate(diaries)]
+    task = asyncio.create_task(run_schedule(jobs, interval=10, concurrency=3, random=RANDOM))
     await asyncio.sleep(5)
     assert sum(len(diary.begun) for diary in diaries) == 3
     task.cancel()
@@ -182,4 +182,4 @@ async def test_cancelled_in_the_middle_of_its_jobs_it_leaves_no_task_behind() ->
 
 
 async def test_without_jobs_there_is_nothing_to_wait_for() -> None:
-    await run_jobs([], interval=10, concurrency=1, random=RANDOM)
+    await run_schedule([], interval=10, concurrency=1, random=RANDOM)

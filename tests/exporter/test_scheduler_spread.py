@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import Job, NextRun, run_jobs
+from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 
 pytestmark = pytest.mark.looptime
 
@@ -28,8 +28,8 @@ async def begins(jobs: int, seconds: float, *, interval: float, spacing: float) 
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
-            await run_jobs(
-                [Job("job", run)] * jobs,
+            await run_schedule(
+                [ScheduledJob("job", run)] * jobs,
                 interval=interval,
                 concurrency=16,
                 random=Random(1),  # noqa: S311  jitter, no secret

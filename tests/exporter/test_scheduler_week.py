@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from services.exporter.scheduler import JITTER_FRACTION, Job, NextRun, run_jobs
+from services.exporter.scheduler import JITTER_FRACTION, NextRun, ScheduledJob, run_schedule
 
 pytestmark = pytest.mark.looptime
 
@@ -17,7 +17,7 @@ HOUR = 3600.0
 WEEK_BEATS = 10_080
 
 
-def kept() -> tuple[int, int, int]:
+def count_objects() -> tuple[int, int, int]:
     """Tasks, timers of the loop, and all objects that the collector knows."""
     loop = asyncio.get_running_loop()
     gc.collect()
@@ -39,11 +39,13 @@ async def test_a_week_stays_on_the_grid_and_leaves_nothing_behind() -> None:
         await asyncio.sleep(1.3)
         return NextRun.ON_GRID
 
-    task = asyncio.create_task(run_jobs([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM))
+    task = asyncio.create_task(
+        run_schedule([ScheduledJob("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
+    )
     await asyncio.sleep(HOUR)
-    after_an_hour = kept()
+    after_an_hour = count_objects()
     await asyncio.sleep(WEEK_BEATS * INTERVAL - HOUR - 1)
-    after_a_week = kept()
+    after_a_week = count_objects()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -66,7 +68,7 @@ async def test_a_wall_clock_that_jumps_moves_no_beat(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(100 * INTERVAL):
-            await run_jobs([Job("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
+            await run_schedule([ScheduledJob("job", run)], interval=INTERVAL, concurrency=1, random=RANDOM)
     late = [at - begun[0] - n * INTERVAL for n, at in enumerate(begun)]
     assert len(begun) in {100, 101}
     assert min(late) >= -0.001

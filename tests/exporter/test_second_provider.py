@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.config.errors import ConfigurationError
 from shared.config.settings import load_settings
 from shared.kms.port import VersionState
 from tests import memory_kms
-from tests.exporter.scraped import Scrape, scraped
+from tests.exporter.running_exporter import Scrape, scraped
 
 CONFIGURATION = """
 listen: 127.0.0.1:0
@@ -29,10 +29,10 @@ def ledger() -> Iterator[memory_kms.StoredKey]:
         yield memory_kms.create_key("ledger", "spring", "autumn")
 
 
-def read_settings(folder: Path, text: str = CONFIGURATION) -> Settings:
+def read_settings(folder: Path, text: str = CONFIGURATION) -> ExporterSettings:
     file = folder / "exporter.yml"
     file.write_text(text.replace("FOLDER", str(folder)), encoding="utf-8")
-    return load_settings(Settings, file)
+    return load_settings(ExporterSettings, file)
 
 
 async def wait_for(scrape: Scrape, sample: str, value: float) -> dict[str, float]:
@@ -94,7 +94,7 @@ def test_its_settings_are_checked_and_stand_in_the_schema(ledger: memory_kms.Sto
     assert [line.partition(".yml: ")[2] for line in unknown.value.lines] == [
         "targets.0.provider: expected one of 'gcp', 'memory'"
     ]
-    target = Settings.model_json_schema()["$defs"]["Target"]
+    target = ExporterSettings.model_json_schema()["$defs"]["Target"]
     assert [member["properties"]["provider"]["const"] for member in target["oneOf"]] == ["gcp", "memory"]
     assert [set(member["properties"]) >= {"name", "key", "canary_dir"} for member in target["oneOf"]] == [True, True]
 

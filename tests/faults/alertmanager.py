@@ -8,7 +8,7 @@ from random import Random
 import aiohttp
 
 from tests.faults.incidents import Webhook
-from tests.relay.scripted import TOKEN
+from tests.relay.served_relay import TOKEN
 
 RETRY_SECONDS = 0.1
 PLAY_SECONDS = 600.0

@@ -15,7 +15,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.faults import summary
 from tests.faults.relay import ROUTING_KEY, SLACK_TOKEN
 from tests.faults.scenario import Scenario
-from tests.long import LONG
+from tests.iterations import LONG
 
 Scenarios = Callable[[DatabaseUrl], Scenario]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from tests.relay.scripted import PAYLOADS
+from tests.relay.served_relay import PAYLOADS
 
 MIB: Final = 1024 * 1024
 _HEAD: Final = '{"version":"4","receiver":"r","groupKey":"k","status":"firing",'

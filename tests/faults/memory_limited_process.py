@@ -64,7 +64,7 @@ class Limited:
 
     def _watch(self) -> None:
         while self.process.poll() is None:
-            held = sum(map(_held, _tree(self.process.pid)))
+            held = sum(map(_read_private_bytes, _tree(self.process.pid)))
             self.peak = max(self.peak, held)
             if held > self.limit:
                 self.over = True
@@ -129,7 +129,7 @@ def _tree(pid: int) -> list[int]:
     return pids
 
 
-def _held(pid: int) -> int:
+def _read_private_bytes(pid: int) -> int:
     """Bytes of memory that are its own; what is mapped from files is shared, and can be dropped."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

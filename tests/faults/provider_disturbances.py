@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, Faults
+from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
 from tests.faults.incidents import read_alerts, read_group
 from tests.faults.relay import CHANNELS
 from tests.relay.delivery_oracle.evidence import Message
@@ -46,7 +46,7 @@ DEADLY = (
 """These kill the message that they meet."""
 
 
-async def disturb(faults: Faults, random: Random, *, every: float = 0.3) -> None:
+async def disturb(faults: ProviderFaults, random: Random, *, every: float = 0.3) -> None:
     """Breaks and heals the providers until it is cancelled; leaves them as they are then.
 
     Args:
@@ -60,7 +60,7 @@ async def disturb(faults: Faults, random: Random, *, every: float = 0.3) -> None
             faults.clear()
         else:
             fault = random.choice(DEADLY if random.random() < 0.03 else PASSING)
-            faults.add(Fault.model_validate({**fault, "count": random.randint(1, 4)}))
+            faults.add(ProviderFault.model_validate({**fault, "count": random.randint(1, 4)}))
 
 
 def read_messages(providers: StandIns) -> list[Message]:

@@ -16,9 +16,9 @@ import yaml
 from ops.demo.processes import build_parent_death_hook
 from ops.demo.stand_ins.app import StandIns
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.delivery.sends import sending_processes
+from tests.relay.delivery.sender_tasks import sending_processes
 from tests.relay.delivery_oracle.evidence import Channel
-from tests.relay.scripted import TOKEN, until
+from tests.relay.served_relay import TOKEN, until
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -60,6 +60,7 @@ def configuration(
             },
             "pagerduty": {"kind": "pagerduty", "routing_key_file": "key", "url": providers.pagerduty_url},
         },
+        "environment": "staging",
         "default_channels": list(CHANNELS),
         **changes,
     }

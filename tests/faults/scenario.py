@@ -18,7 +18,7 @@ from tests.faults.provider_disturbances import read_messages
 from tests.faults.relay import CHANNELS, Relay, configuration, relay
 from tests.relay.delivery_oracle.evidence import History, Message
 from tests.relay.delivery_oracle.verdict import Verdict, judge
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 DRAIN_SECONDS = 45.0
 
@@ -135,7 +135,7 @@ class Scenario:
             "done to it": ", ".join(f"{count} {what}" for what, count in self.done.items()),
             **{state: str(verdict.states[state]) for state in ("delivered", "superseded", "dead")},
             "duplicates": ", ".join(f"{channel} {count}" for channel, count in sorted(verdict.duplicates.items())),
-            "lost": str(lost),
+            "leases lost": str(lost),
             "late": str(len(verdict.late)),
             "violations": str(len(verdict.violations)),
             "seconds": f"{time.monotonic() - self._begun:.1f}",

@@ -13,7 +13,7 @@ from aiohttp import web
 from ops.demo.stand_ins.app import run_stand_ins as start_stand_ins
 from ops.kms_emulator.emulator import Emulator
 from tests.faults.memory_limited_process import Limited, limited
-from tests.relay.scripted import until, webhook_of
+from tests.relay.served_relay import until, webhook_of
 
 KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TOKEN: Final = "a-token-of-twenty-characters"
@@ -96,11 +96,11 @@ async def accepted(served: Served, body: bytes, source: str) -> None:
     """Sends as Alertmanager does: again after a 503."""
     answers: list[int] = []
 
-    async def taken() -> bool:
+    async def post_all() -> bool:
         answers.append((await served.post(f"/alerts?source={source}", body))[0])
         return answers[-1] != 503
 
-    await until(taken, 120)
+    await until(post_all, 120)
     assert answers[-1] in (200, 202), answers
 
 
@@ -109,12 +109,12 @@ async def delivers_a_usual_one(served: Served, source: str) -> None:
     await accepted(served, webhook_of(group=source), source)
     deliveries: list[dict[str, str]] = []
 
-    async def all_told() -> bool:
+    async def all_delivered() -> bool:
         async with served.client.get("/api/deliveries?limit=200") as answer:
             deliveries[:] = (await answer.json())["deliveries"]
         return not {each["state"] for each in deliveries} & {"queued", "sending", "retrying"}
 
-    await until(all_told, 60)
+    await until(all_delivered, 60)
     assert {each["channel"] for each in deliveries} == set(CHANNELS)
     assert {each["state"] for each in deliveries} <= {"delivered", "superseded"}, deliveries
 

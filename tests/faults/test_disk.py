@@ -14,7 +14,7 @@ from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.disk import Disk, Quota, tmpfs
 from tests.faults.scenario import Scenario, meanwhile
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 PRIVILEGE = "-dac_override,-dac_read_search"
 

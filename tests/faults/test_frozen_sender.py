@@ -10,8 +10,8 @@ from tests.faults.conftest import Scenarios
 from tests.faults.incidents import Webhook
 from tests.faults.relay import go_on
 from tests.faults.scenario import Scenario
-from tests.relay.delivery.sends import is_gone
-from tests.relay.scripted import until
+from tests.relay.delivery.sender_tasks import has_exited
+from tests.relay.served_relay import until
 
 
 async def test_a_sender_that_is_stopped_right_before_its_request(
@@ -32,7 +32,7 @@ async def test_a_sender_that_is_stopped_right_before_its_request(
         await alertmanager.play([[webhook] for webhook in ends])
         await trial.drained()
         go_on(sender)
-        await until(lambda: is_gone(sender))
+        await until(lambda: has_exited(sender))
         verdict = await trial.concluded(alertmanager)
         await relay.stop()
     assert [incident.status for incident in trial.providers.pagerduty.incidents] == ["resolved"] * len(begins)

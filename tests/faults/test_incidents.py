@@ -1,6 +1,6 @@
 import json
 
-from services.relay.intake import webhook
+from services.relay.intake import webhook_parser
 from tests.faults.incidents import ALERTS, Alert, history, read_alerts, seeded
 from tests.relay.delivery_oracle.evidence import AlertState
 
@@ -12,7 +12,7 @@ def test_the_same_seed_makes_the_same_incidents() -> None:
 
 def test_the_relay_reads_them_as_alertmanagers() -> None:
     for number, sent in enumerate(history(seeded(1), 3, 30), start=1):
-        event = webhook.read_event(sent.body, "")
+        event = webhook_parser.read_event(sent.body, "")
         stands = read_alerts("\n".join(alert.annotations["summary"] for alert in event.alerts))
         assert len(stands) == len(event.alerts)
         assert {alert for alert, _ in stands} <= {Alert(3, number) for number in range(ALERTS)}
@@ -21,12 +21,12 @@ def test_the_relay_reads_them_as_alertmanagers() -> None:
         assert (event.status == "resolved") == all(what.state == "resolved" for _, what in stands)
 
 
-def test_an_alert_that_is_over_is_told_once() -> None:
+def test_an_alert_that_is_over_is_reported_once() -> None:
     ends = [a for sent in history(seeded(1), 1, 50) for a in json.loads(sent.body)["alerts"] if a["endsAt"] > "0002"]
     assert len({(alert["fingerprint"], alert["endsAt"]) for alert in ends}) == len(ends) > 10
 
 
-def test_groups_end_and_begin_again() -> None:
+def test_groups_end_and_start_again() -> None:
     statuses = [json.loads(sent.body)["status"] for sent in history(seeded(1), 1, 50)]
     assert statuses.count("resolved") > 3
     assert "resolved, firing" in ", ".join(statuses)

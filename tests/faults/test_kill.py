@@ -16,8 +16,8 @@ from tests.faults.conftest import Scenarios
 from tests.faults.provider_disturbances import disturb
 from tests.faults.relay import Relay, go_on
 from tests.faults.scenario import Scenario, meanwhile
-from tests.long import LONG
-from tests.relay.delivery.sends import sending_processes
+from tests.iterations import LONG
+from tests.relay.delivery.sender_tasks import sending_processes
 
 ROUNDS = 4 if LONG else 1
 

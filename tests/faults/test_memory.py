@@ -12,7 +12,7 @@ from aiohttp import web
 from ops.kms_emulator.emulator import run_emulator as emulator
 from tests.faults import servers
 from tests.faults.hostile import MIB, REFUSED, VALID, filled
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 _FEW: Final = ("lists", "many names", "a hundred thousand alerts")
 

@@ -9,7 +9,7 @@ from tests.faults.conftest import Scenarios
 from tests.faults.proxy import Cut
 from tests.faults.scenario import meanwhile
 from tests.postgres import Postgres
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 
 async def test_postgresql_stopped_and_started(own_postgres: Postgres, scenario: Scenarios) -> None:

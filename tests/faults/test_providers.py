@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.faults import stored_deliveries
@@ -14,7 +14,7 @@ from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.relay import CHANNELS, SLACK_TOKEN, Relay, set_ahead
 from tests.faults.scenario import Scenario
-from tests.relay.scripted import metric, reaches, until
+from tests.relay.served_relay import metric, reaches, until
 
 AT_ONCE = 3.0
 """Seconds within which a channel that works delivers, on a busy machine."""
@@ -46,7 +46,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
     """Everything arrives, and nobody is told so: Slack is asked, and the others know a repeat by its key."""
     trial = scenario(database_url.create_sqlite_url(tmp_path / "relay.db"))
     for provider in Provider:
-        trial.providers.faults.add(Fault(provider=provider, kind=FaultKind.LOST_ANSWER, count=5))
+        trial.providers.faults.add(ProviderFault(provider=provider, kind=FaultKind.LOST_ANSWER, count=5))
     async with trial.relay() as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"), repeats=0)
         await alertmanager.play(trial.histories(groups=5, length=1))
@@ -115,7 +115,9 @@ async def _refused_more(relay: Relay, before: float) -> None:
 
 
 def _break(trial: Scenario, **fault: Any) -> None:
-    trial.providers.faults.add(Fault.model_validate({"provider": "slack", "target": "#security-critical", **fault}))
+    trial.providers.faults.add(
+        ProviderFault.model_validate({"provider": "slack", "target": "#security-critical", **fault})
+    )
 
 
 async def _all_but_slack_deliver(database: DatabaseUrl) -> None:

@@ -11,10 +11,10 @@ from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.provider_disturbances import disturb
-from tests.faults.proxy import Held
+from tests.faults.proxy import HeldConnection
 from tests.faults.relay import Relay
 from tests.faults.scenario import Scenario, meanwhile
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 pytestmark = pytest.mark.played
 CLOCK_STEP = 30.0
@@ -58,7 +58,7 @@ async def test_a_send_that_outlasts_its_lease(postgres_database: DatabaseUrl, sc
             stack.enter_async_context(trial.relay(name="stopped", slack_api_url=slack)), _replica(stack, trial, 1)
         )
         alertmanager = Alertmanager([stopped.url], trial.random("alertmanager"), repeats=0)
-        door.hold(Held.REQUEST, b"chat.postMessage")
+        door.hold(HeldConnection.REQUEST, b"chat.postMessage")
         other.freeze()  # so that it is not this one that sends
         await alertmanager.play([islice(first, 1), islice(second, 1)])
         await until(lambda: door.held == 2)
@@ -88,7 +88,7 @@ async def test_a_lease_that_ends_before_the_send(postgres_database: DatabaseUrl,
             stack.enter_async_context(trial.relay(name="stopped", database=address)), _replica(stack, trial, 1)
         )
         alertmanager = Alertmanager([stopped.url], trial.random("alertmanager"), repeats=0)
-        door.hold(Held.ANSWER, CLAIMS, b"COMMIT")
+        door.hold(HeldConnection.ANSWER, CLAIMS, b"COMMIT")
         other.freeze()
         await alertmanager.play([islice(history, 1)])
         await until(lambda: door.held > 0)

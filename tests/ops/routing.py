@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 FILE = Path(__file__).parents[2] / "ops/alertmanager/alertmanager.yml"
+FRAGMENT = FILE.with_name("fragment.yml")
 
 
 def uncommented(text: str) -> str:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from ops.prometheus.build import EXPORTER_SELECTOR, select_exporter_job
 from tests.ops.rules import ALERTS, RECORDINGS, TESTS, promtool
 
 Mistake = tuple[str, ...]
+JOB = f"{{{EXPORTER_SELECTOR}}}"
+"""How an expression selects the exporter's job."""
 
 
 def one_of(mistakes: Iterable[Mistake]) -> list[pytest.ParameterSet]:
@@ -23,8 +26,13 @@ def one_of(mistakes: Iterable[Mistake]) -> list[pytest.ParameterSet]:
 
 
 def mistaken(folder: Path, name: str, right: str, wrong: str) -> bool:
-    """Whether it is noticed that a rule's expression has `wrong` wherever it should have `right`."""
+    """Whether it is noticed that a rule's expression has `wrong` wherever it should have `right`.
+
+    Both are written without the selector of the exporter's job, unless they are about it.
+    """
     expression = {**RECORDINGS, **ALERTS}[name]["expr"]
+    if JOB not in right:
+        right, wrong = select_exporter_job(right), select_exporter_job(wrong)
     assert right in expression
     return noticed(folder, name, {"expr": expression.replace(right, wrong)})
 

@@ -96,7 +96,7 @@ async def prometheus(start: Start, arguments: list[str]) -> str:
 
 
 @pytest.fixture
-async def ask(prometheus: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+async def query_api(prometheus: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """The `data` of an answer of Prometheus's API."""
     async with aiohttp.ClientSession(prometheus, timeout=aiohttp.ClientTimeout(total=10)) as session:
 

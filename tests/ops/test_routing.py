@@ -1,12 +1,14 @@
 """The routing file, judged by amtool and against the contract."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.ops.routing import FILE, uncommented
+from services.relay.alertmanager_file.merge import Destination, merge
+from tests.ops.routing import FILE, FRAGMENT, uncommented
 
 CONFIG = yaml.safe_load(FILE.read_text())
 
@@ -77,13 +79,15 @@ def test_an_alert_goes_to_one_receiver(labels: list[str], receiver: str) -> None
 
 def test_the_waits_are_the_contracts() -> None:
     waits = ("group_wait", "group_interval", "repeat_interval")
-    watchdog, _relay, kms = CONFIG["route"]["routes"]
+    watchdog, relay, kms = CONFIG["route"]["routes"]
     (critical,) = kms["routes"]
     (slow_to_repair,) = critical["routes"]
     assert CONFIG["route"]["group_by"] == ["alertname", "env", "service"]
     assert [CONFIG["route"][wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [kms[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert [critical[wait] for wait in waits] == ["10s", "2m", "30m"]
+    assert all(route["group_by"] == CONFIG["route"]["group_by"] for route in (watchdog, relay, kms))
+    assert [relay[wait] for wait in waits] == ["30s", "5m", "2h"]
     assert slow_to_repair == {
         "matchers": ['alertname=~"KMSCryptoModeNotKMS|KMSCryptoNotReady"'],
         "repeat_interval": "2h",
@@ -95,3 +99,21 @@ def test_nobody_is_told_of_the_end_of_a_heartbeat() -> None:
     receivers = yaml.safe_load(uncommented(FILE.read_text()))["receivers"]
     (watchdog,) = [receiver for receiver in receivers if receiver["name"] == "watchdog"]
     assert [webhook["send_resolved"] for webhook in watchdog["webhook_configs"]] == [False, False]
+
+
+@pytest.mark.parametrize("put_into_force", [str, uncommented], ids=["as it is", "uncommented"])
+def test_the_fragment_is_the_file_without_its_globals_and_its_root_route(put_into_force: Callable[[str], str]) -> None:
+    file, fragment = (yaml.safe_load(put_into_force(each.read_text())) for each in (FILE, FRAGMENT))
+    if put_into_force is uncommented:  # `direct` has more to choose from in the file
+        for document in (file, fragment):
+            document["receivers"] = [each for each in document["receivers"] if each["name"] != "direct"]
+    assert fragment == {
+        "route": {"routes": file["route"]["routes"]},
+        "inhibit_rules": file["inhibit_rules"],
+        "receivers": file["receivers"],
+    }
+
+
+def test_a_merge_into_the_file_itself_changes_nothing() -> None:
+    text = FILE.read_text()
+    assert merge(text, Destination("http://127.0.0.1:9912/alerts", "/run/secrets/relay_token")) == text

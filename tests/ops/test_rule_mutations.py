@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mutations import mistaken, noticed, one_of
+from tests.ops.rule_mutations import JOB, mistaken, noticed, one_of
 from tests.ops.rules import ALERTS, RECORDINGS
 
 HEALTH = "kms:crypto_health_status"
@@ -15,7 +15,29 @@ UPTIME = "kms:uptime_since_last_crypto_init"
 MISTAKES = [
     (HEALTH, "* min by (env, service) (crypto_backend_up)", ""),
     (HEALTH, "* min by (env, service) (crypto_ready)", ""),
-    (HEALTH, "min by (env, service) (crypto_mode)", "max by (env, service) (crypto_mode)"),
+    (HEALTH, "min by (env, service) (crypto_mode or", "max by (env, service) (crypto_mode or"),
+    (HEALTH, " or 0 * crypto_mode_unknown", ""),
+    (HEALTH, "0 * crypto_mode_unknown", "crypto_mode_unknown"),
+    (HEALTH, " or crypto_ready)", ")"),
+    (HEALTH, "or\nmin by (env, service) (kms_probe_success)\n", ""),
+    (HEALTH, "min by (env, service) (kms_probe_success)", "max by (env, service) (kms_probe_success)"),
+    (HEALTH, "min by (env, service) (kms_probe_success)", "min by (env, service, target) (kms_probe_success)"),
+    (HEALTH, "last_over_time(kms_probe_success[1d])", "kms_probe_success"),
+    (HEALTH, "kms_probe_success[1d]", "kms_probe_success[12h]"),
+    (HEALTH, "kms_probe_success[1d]", "kms_probe_success[2d]"),
+    (HEALTH, "0 * min by (env, service) (last_over_time(kms_p", "min by (env, service) (last_over_time(kms_p"),
+    ("KMSCryptoModeNotKMS", " or -crypto_mode_unknown", ""),
+    ("KMSCryptoModeNotKMS", "-crypto_mode_unknown", "crypto_mode_unknown"),
+    ("KMSCryptoModeNotKMS", "-crypto_mode_unknown", "0 * crypto_mode_unknown"),
+    *[
+        (rule, JOB, "")
+        for rule in (
+            *(HEALTH, RATE, UPTIME, "KMSCryptoModeNotKMS", "KMSCryptoNotReady", "KMSCryptoModeFlapping"),
+            *("KMSHighLatency", "KMSDecryptionErrorsBurst", "KMSBackendOnEnvWhileKMSHealthy", "KMSDataKeysUnusable"),
+            *("KMSDataKeysMissing", "KMSKeyringRowsUnreadable", "KMSLocalKeyMissing"),
+        )
+    ],
+    (RATE, JOB, JOB.replace("|", "")),
     (HEALTH, "last_over_time(crypto_backend_up[1d])", "crypto_backend_up"),
     (HEALTH, "[1d]", "[12h]"),
     (HEALTH, "[1d]", "[2d]"),
@@ -101,12 +123,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("rule", one_of((rule,) for rule in [*RECORDINGS, *ALERTS]))
-def test_a_rule_without_a_mistake_passes_its_tests(rule: str, tmp_path: Path) -> None:
+def test_a_rule_without_an_error_passes_its_tests(rule: str, tmp_path: Path) -> None:
     assert not noticed(tmp_path, rule, {})
 
 
 @pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
-def test_a_mistake_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)
 
 

@@ -15,8 +15,9 @@ MISTAKES = [
     ("max by (env, service)", "max by (env)"),
     ("> 0", "> 1"),
     ("> 0", ">= 0"),
-    ("== 1", "== 0"),
-    ("== 1", ">= 0"),
+    ("== 0", "== 1"),
+    ("== 0", ">= 0"),
+    ("unless", "and"),
     (JOINED, "on (service, instance, replica)"),
     (JOINED, "on (env, instance, replica)"),
     (JOINED, "on (env, service, replica)"),
@@ -39,7 +40,7 @@ OF_AILING = [
 
 
 @pytest.mark.parametrize(("alert", "right", "wrong"), one_of((ALERT, *mistake) for mistake in MISTAKES))
-def test_a_mistake_in_the_expression_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_an_error_in_the_expression_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, alert, right, wrong)
 
 

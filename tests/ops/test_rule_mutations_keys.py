@@ -149,12 +149,12 @@ MISLEADING = [
 
 
 @pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
-def test_a_mistake_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)
 
 
 @pytest.mark.parametrize(("alert", "right", "wrong"), one_of(MISLEADING))
-def test_a_mistake_in_a_message_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_an_error_in_a_message_fails_a_promtool_test(alert: str, right: str, wrong: str, tmp_path: Path) -> None:
     annotations = ALERTS[alert]["annotations"]
     assert right in annotations["description"]
     change = {**annotations, "description": annotations["description"].replace(right, wrong)}

@@ -102,5 +102,5 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
-def test_a_mistake_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
+def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)

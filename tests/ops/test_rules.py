@@ -7,7 +7,8 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
-from tests.ops import exposed
+from ops.prometheus.build import build_files, select_exporter_job
+from tests.ops import exposed_metrics
 from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, TESTS, promtool
 
 SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
@@ -100,8 +101,8 @@ def test_an_alert_is_tested_both_firing_and_silent(alert: str) -> None:
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[Metric]:
-    relay = exposed.by_a_relay(tmp_path_factory.mktemp("relay"))
-    return [*exposed.by_the_exporter(), *relay, *exposed.by_every_server()]
+    relay = exposed_metrics.by_a_relay(tmp_path_factory.mktemp("relay"))
+    return [*exposed_metrics.by_the_exporter(), *relay, *exposed_metrics.by_every_server()]
 
 
 NAME = r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b"
@@ -123,14 +124,14 @@ def metrics_in(expression: str) -> set[str]:
 def test_a_rule_reads_only_what_is_exposed_or_a_rule_records(rule: str, metrics: list[Metric]) -> None:
     names = metrics_in({**RECORDINGS, **ALERTS}[rule]["expr"])
     assert names, "no metric found in the expression"
-    assert names <= exposed.names(metrics) | RECORDINGS.keys() | ALERTS.keys() | {"up"}
+    assert names <= exposed_metrics.names(metrics) | RECORDINGS.keys() | ALERTS.keys() | {"up"}
 
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_message_looks_up_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
     description = ALERTS[alert]["annotations"]["description"]
     looked_up = {name for query in re.findall(r"`([^`]*)`", description) for name in re.findall(NAME, query)}
-    assert looked_up <= exposed.names(metrics) | RECORDINGS.keys()
+    assert looked_up <= exposed_metrics.names(metrics) | RECORDINGS.keys()
 
 
 def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric]) -> None:
@@ -151,6 +152,14 @@ def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric])
         for name, label, value in selected
         if value not in {labels.get(label) for labels in exposed_labels[name]}
     ] == []
+
+
+def test_what_a_service_may_expose_itself_selects_the_exporter_s_job_everywhere() -> None:
+    assert build_files() == {file: file.read_text(encoding="utf-8") for file in FILES}
+    assert select_exporter_job('sum(rate(kms_data_keys{job=~"another|", status="x"}[5m]))') == (
+        'sum(rate(kms_data_keys{job=~"keypulse-exporter|", status="x"}[5m]))'
+    )
+    assert select_exporter_job("kms_data_keys_ratio and kms:crypto_mode") == "kms_data_keys_ratio and kms:crypto_mode"
 
 
 def test_the_job_that_a_rule_selects_is_scraped() -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from services.relay import send_error
 from shared.kms.reason import Reason
-from tests.ops import exposed
+from tests.ops import exposed_metrics
 from tests.ops.rehearsal.document import ALERT_PARTS, blocks, read_parts
 from tests.ops.routing import FILE as ALERTMANAGER
 from tests.ops.rules import ALERT_PAGES, ALERTS, RECORDINGS, ROOT, RUNBOOK, RUNBOOKS
@@ -53,7 +53,7 @@ TEXT = "".join(file.read_text() for file in RUNBOOKS)
 ROLES = [row[0] for row in rows(SECTIONS["Contacts"], "role")]
 
 
-def test_the_general_part_has_its_sections_in_the_order_in_which_they_are_looked_for() -> None:
+def test_the_general_part_has_its_sections_in_the_order_in_which_they_are_searched_for() -> None:
     assert list(SECTIONS) == GENERAL
     without = {"Monitoring and alerts", "Escalation", "Alerts"}
     assert {name for name in GENERAL if "```" not in SECTIONS[name]} == without
@@ -164,11 +164,15 @@ def _names(matchers: list[str]) -> set[str]:
 def test_the_runbook_names_only_metrics_that_exist(tmp_path: Path) -> None:
     named = set(re.findall(r"\b(?:crypto|kms|relay)_[a-z_]+\b|\b(?:kms|relay):[a-z0-9_]+\b", TEXT))
     named -= {"relay_token"}  # a file
-    families = [*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path), *exposed.by_every_server()]
-    assert named <= exposed.names(families) | RECORDINGS.keys()
+    families = [
+        *exposed_metrics.by_the_exporter(),
+        *exposed_metrics.by_a_relay(tmp_path),
+        *exposed_metrics.by_every_server(),
+    ]
+    assert named <= exposed_metrics.names(families) | RECORDINGS.keys()
 
 
-def test_the_runbook_looks_for_lines_of_the_log_that_are_written() -> None:
+def test_the_runbook_searches_for_lines_of_the_log_that_are_written() -> None:
     looked_for = re.findall(r"kubectl[^\n]* logs [^\n]*\| grep '\"?([^'\"]+)", TEXT)
     assert len(looked_for) > 5
     code = "".join(file.read_text() for part in ("services", "shared") for file in (ROOT / part).rglob("*.py"))
@@ -186,7 +190,7 @@ def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> 
 def test_the_runbook_explains_every_reason_of_a_channel() -> None:
     explained = rows(sections(SECTIONS["Troubleshooting"], 3)["What a channel's reason means"], "reason")
     assert {name for row in explained for name in re.findall(r"`(\w+)`", row[0])} == set(
-        map(str, send_error.Reason)
+        map(str, send_error.SendReason)
     ) - {"ok"}
 
 

@@ -15,10 +15,10 @@ from services.relay.delivery.attempt import open_local_sender
 from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.server import StartError, create_registry
 from tests.relay.outbox.store_jobs import blocked
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     PAYLOADS,
     Scripted,
     hang,
@@ -36,7 +36,7 @@ from tests.relay.scripted import (
 REPEATS = {"02-firing-1.json", "06-firing-1.json", "08-firing-1.json"}
 
 
-async def test_every_webhook_of_a_real_alertmanager_is_told_on_every_channel(tmp_path: Path) -> None:
+async def test_every_webhook_of_a_real_alertmanager_is_reported_on_every_channel(tmp_path: Path) -> None:
     one, two = Scripted(), Scripted()
     async with served(settings(tmp_path, {"one": one, "two": two})) as client:
         for file in PAYLOADS:
@@ -69,7 +69,7 @@ async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monke
 
 
 async def test_a_repeat_is_news_where_the_first_was_given_up(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, payload(1))
         await until(lambda: len(channel.tried) == 1)
@@ -99,7 +99,7 @@ async def test_a_further_event_reaches_the_channels_on_which_the_incident_is_ope
     assert len({message.task.incident_id for message in critical.sent}) == 1
 
 
-async def test_a_stop_finishes_what_is_in_hand_and_refuses_the_rest(tmp_path: Path) -> None:
+async def test_a_stop_finishes_what_is_in_progress_and_refuses_the_rest(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 
     async def wait() -> None:
@@ -149,7 +149,7 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
 async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()})
-    metrics = Metrics(create_registry(), configuration.channels, (), Reason)
+    metrics = Metrics(create_registry(), configuration.channels, (), SendReason)
     with capture_logs() as logs:
         async with open_store(configuration.database, time.time) as store, AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -165,7 +165,7 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
     assert said["error"] == "the outbox does not answer"
 
 
-async def test_what_waits_for_a_channel_that_is_gone_is_said_at_the_start_and_kept(
+async def test_what_waits_for_a_channel_that_is_gone_is_reported_at_the_start_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
@@ -200,7 +200,7 @@ async def test_nobody_else_on_the_machine_may_read_the_outbox(tmp_path: Path) ->
     ],
     ids=["folder missing", "not a database", "a folder"],
 )
-async def test_a_database_that_cannot_be_used_is_said_in_one_sentence(
+async def test_a_database_that_cannot_be_used_is_reported_in_one_sentence(
     tmp_path: Path, prepare: object, expected: str
 ) -> None:
     (tmp_path / "data").mkdir()

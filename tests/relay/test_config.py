@@ -16,6 +16,7 @@ CONTRACT = """
 database: sqlite:////var/lib/keypulse/relay.db
 auth: {bearer_token_file: /run/secrets/relay_token, admin_token_file: /run/secrets/relay_admin, allow_from: []}
 alertmanager: {urls: [], token_file: null}
+environment: staging   # the addresses are placeholders
 links:
   runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}
   dashboard: https://grafana.example.org/d/kms-crypto-health?var-env={env}&from={from_ms}&to={to_ms}
@@ -48,7 +49,7 @@ def read(folder: Path, text: str) -> RelaySettings:
     return load_settings(RelaySettings, file)
 
 
-def mistakes(folder: Path, **changes: Any) -> list[str]:
+def list_errors(folder: Path, **changes: Any) -> list[str]:
     document = yaml.safe_load(CONTRACT) | changes
     with pytest.raises(ConfigurationError) as raised:
         read(folder, yaml.safe_dump(document))
@@ -62,16 +63,16 @@ def test_a_size_is_written_in_words_or_as_bytes(tmp_path: Path, size: str | int,
     assert read(tmp_path, yaml.safe_dump(document)).retention.max_bytes == expected
 
 
-def test_a_size_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+def test_a_size_that_is_none_is_an_error(tmp_path: Path) -> None:
     sizes: tuple[object, ...] = ("much", "-1MiB", [])
     for size in sizes:
-        (line,) = mistakes(tmp_path, retention={"max_bytes": size})
+        (line,) = list_errors(tmp_path, retention={"max_bytes": size})
         assert line.startswith("retention.max_bytes: expected a size such as 512KiB, 16MiB or 1GiB")
     assert read(tmp_path, CONTRACT).retention.max_bytes == 1024**3
 
 
-def test_an_outbox_that_cannot_hold_one_webhook_is_a_mistake(tmp_path: Path) -> None:
-    assert mistakes(tmp_path, retention={"max_bytes": "16MiB"}) == [
+def test_an_outbox_that_cannot_hold_one_webhook_is_an_error(tmp_path: Path) -> None:
+    assert list_errors(tmp_path, retention={"max_bytes": "16MiB"}) == [
         "retention: max_bytes: expected at least 38452338 bytes, to hold a webhook of intake.max_body"
     ]
     document = yaml.safe_load(CONTRACT) | {"retention": {"max_bytes": "16MiB"}, "intake": {"max_body": "6MiB"}}
@@ -168,10 +169,10 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
         ({"unknown": 1}, "unknown: unknown key"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_key_and_what_was_expected(
+def test_an_error_is_one_line_with_its_key_and_what_was_expected(
     tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
-    lines = mistakes(tmp_path, **changes)
+    lines = list_errors(tmp_path, **changes)
     assert any(line.startswith(expected) for line in lines), lines
 
 
@@ -188,17 +189,17 @@ def test_a_mistake_is_one_line_with_its_key_and_what_was_expected(
         ({"kind": "webhook", "url": "hooks.example.org/T0/geheim"}, "url: expected a URL such as https://HOST/PATH"),
     ],
 )
-def test_a_mistake_in_a_channel_is_said_in_the_words_of_the_documentation(
+def test_an_error_in_a_channel_is_reported_in_the_words_of_the_documentation(
     tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
-    lines = mistakes(tmp_path, channels={"one": changes}, default_channels=["one"], routes=[])
+    lines = list_errors(tmp_path, channels={"one": changes}, default_channels=["one"], routes=[])
     assert any(line.startswith(f"channels.one.{expected}") for line in lines), lines
     assert not any("geheim" in line or "nput should" in line for line in lines)
 
 
-def test_several_mistakes_are_named_at_once(tmp_path: Path) -> None:
+def test_several_errors_are_named_at_once(tmp_path: Path) -> None:
     routes = [{"channels": ["nowhere"]}, {"channels": ["pagerduty"], "matchers": ["a", "b"]}]
-    lines = mistakes(tmp_path, routes=routes, default_channels=["x", "y"], database="x")
+    lines = list_errors(tmp_path, routes=routes, default_channels=["x", "y"], database="x")
     assert len(lines) == 6
 
 
@@ -226,7 +227,7 @@ def test_the_password_of_a_database_is_shown_nowhere(tmp_path: Path) -> None:
         "postgresql://a:geheim@db/relay: 1",
     ],
 )
-def test_nor_does_a_mistake_in_its_address_show_it(tmp_path: Path, database: str) -> None:
+def test_nor_does_an_error_in_its_address_show_it(tmp_path: Path, database: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path, CONTRACT.replace("sqlite:////var/lib/keypulse/relay.db", database))
     (line,) = raised.value.lines

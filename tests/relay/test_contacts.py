@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parents[2] / "ops/relay/relay.yml"
 PLACEHOLDERS = ["<telephone>", "<>", "", " ", None]
 
 
-def written(folder: Path, **keys: Any) -> Path:
+def write_configuration(folder: Path, **keys: Any) -> Path:
     document = {
         "database": "sqlite:///relay.db",
         "auth": {"bearer_token_file": "token"},
@@ -29,9 +29,9 @@ def written(folder: Path, **keys: Any) -> Path:
     return file
 
 
-def mistakes(folder: Path, **keys: Any) -> list[str]:
+def list_errors(folder: Path, **keys: Any) -> list[str]:
     with pytest.raises(ConfigurationError) as raised:
-        load_settings(RelaySettings, written(folder, **keys))
+        load_settings(RelaySettings, write_configuration(folder, **keys))
     return [line.removeprefix(f"{folder / 'relay.yml'}: ") for line in raised.value.lines]
 
 
@@ -43,36 +43,37 @@ def relay(file: Path, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("how", PLACEHOLDERS)
 @pytest.mark.parametrize("named", [{}, {"environment": "production"}])
-def test_a_placeholder_is_a_mistake_in_production_and_everywhere_else_a_doubt(
+def test_a_placeholder_is_an_error_in_production_and_everywhere_else_a_doubt(
     tmp_path: Path, how: str | None, named: dict[str, str]
 ) -> None:
     contacts = {"owner": how, "lead": "Ada <ada@example.org>"}
-    (line,) = mistakes(tmp_path, contacts=contacts, **named)
+    (line,) = list_errors(tmp_path, contacts=contacts, **named)
     assert line.startswith("contacts.owner: a placeholder is not allowed in production; expected ")
     for environment in ("staging", "demo"):
         doubts = load_settings(
-            RelaySettings, written(tmp_path, contacts=contacts, environment=environment)
+            RelaySettings, write_configuration(tmp_path, contacts=contacts, environment=environment)
         ).find_warnings()
         assert [key for key, _ in doubts] == ["contacts.owner"]
 
 
 def test_check_and_start_refuse_it_and_elsewhere_check_only_names_it(tmp_path: Path) -> None:
-    file = written(tmp_path, contacts={"owner": "<channel>"})
+    file = write_configuration(tmp_path, contacts={"owner": "<channel>"})
     (tmp_path / "token").touch(mode=0o600)
     (tmp_path / "token").write_text("a-token-of-alertmanager")
     for arguments in (["--check"], []):
         code, said = relay(file, *arguments)
         assert (code, said.count("\n")) == (2, 1)
         assert said.startswith(f"{file}: contacts.owner: a placeholder ")
-    code, said = relay(written(tmp_path, contacts={"owner": "<channel>"}, environment="staging"), "--check")
+    code, said = relay(write_configuration(tmp_path, contacts={"owner": "<channel>"}, environment="staging"), "--check")
     assert (code, said) == (0, f"{file}: contacts.owner: is a placeholder; production does not allow it\n")
 
 
-def test_the_shipped_configuration_lacks_nothing_but_contacts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_configuration_lacks_nothing_but_contacts_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as raised:
         load_settings(RelaySettings, SHIPPED)
     roles = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["contacts"]
-    assert [line.split(": ")[1] for line in raised.value.lines] == [f"contacts.{role}" for role in roles]
+    lacks = ["links", *(f"contacts.{role}" for role in roles), "channels.email-secops"]
+    assert [line.split(": ")[1] for line in raised.value.lines] == lacks
     monkeypatch.setenv("KEYPULSE_RELAY__ENVIRONMENT", "staging")
     assert len(list(load_settings(RelaySettings, SHIPPED).find_warnings())) == len(roles)
 
@@ -93,6 +94,6 @@ def test_the_shipped_configuration_lacks_nothing_but_contacts(monkeypatch: pytes
         ),
     ],
 )
-def test_a_mistake_in_them_is_one_line(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
-    (line,) = mistakes(tmp_path, **keys)
+def test_an_error_in_them_is_one_line(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
+    (line,) = list_errors(tmp_path, **keys)
     assert line.startswith(expected)

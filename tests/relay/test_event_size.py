@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 
 from services.relay.event_size import MAX_ALERTS_SIZE, MAX_TEXT, limit_size
-from services.relay.intake import webhook
+from services.relay.intake import webhook_parser
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, parse_matcher
-from services.relay.intake.webhook import parse_webhook
+from services.relay.intake.webhook_parser import parse_webhook
 from services.relay.model import Status, build_fingerprint, collect_digests
-from tests.relay.scripted import PAYLOADS, event_of, payload, webhook_of
+from tests.relay.served_relay import PAYLOADS, event_of, payload, webhook_of
 
 
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
 def test_what_alertmanager_sends_is_within_them(file: object) -> None:
-    event = webhook.read_event(file.read_bytes(), "")  # type: ignore[attr-defined]
+    event = webhook_parser.read_event(file.read_bytes(), "")  # type: ignore[attr-defined]
     assert limit_size(event) == event
 
 
@@ -44,13 +44,13 @@ def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
     alerts[2_900] |= {"labels": {"severity": "page"}}
     alerts[2_950] |= {"labels": {"alertname": "Watchdog"}}
     body = webhook_of(alerts=alerts)
-    assert len(list(webhook.iterate_parts(body, ""))) > 2
+    assert len(list(webhook_parser.iterate_parts(body, ""))) > 2
     rules = [Route(None, (parse_matcher(f"severity={name}"),), (name,)) for name in ("info", "page", "critical")]
     heartbeats = [HeartbeatMatcher("dog", (parse_matcher("alertname=Watchdog"),))]
     taken = parse_webhook(body, "", heartbeats, rules)
     assert taken.incoming is not None
     assert (taken.heartbeats, taken.route) == (frozenset({"dog"}), rules[1])
-    whole = webhook.read_event(body, "")
+    whole = webhook_parser.read_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
     assert collect_digests(taken.incoming.event) == collect_digests(rest)
     assert taken.incoming.fingerprint == build_fingerprint(rest)

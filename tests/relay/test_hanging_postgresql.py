@@ -12,7 +12,7 @@ from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen_postgresql import frozen
-from tests.relay.scripted import TOKEN, Scripted, payload, post, served, settings, until, webhook_of
+from tests.relay.served_relay import TOKEN, Scripted, payload, post, served, settings, until, webhook_of
 from tests.relay.test_process import listens_at, relay_process
 
 NOBODY = "http://127.0.0.1:9/"

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from services.relay.app import run_relay
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.metrics import OutboxGauges, OutboxState
-from services.relay.send_error import Reason, Scope, SendError
-from tests.relay.scripted import Scripted, hang, metric, post, reaches, served, settings, webhook_of
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.served_relay import Scripted, hang, metric, post, reaches, served, settings, webhook_of
 
 
 async def test_every_label_value_exists_from_the_start(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ async def test_every_label_value_exists_from_the_start(tmp_path: Path) -> None:
             assert await metric(client, "relay_outbox_oldest_timestamp_seconds", channel=channel) is None
             for outcome in ("delivered", "superseded", "dead"):
                 assert await metric(client, "relay_deliveries_total", channel=channel, outcome=outcome) == 0
-            for reason in Reason:
+            for reason in SendReason:
                 assert await metric(client, "relay_delivery_attempts_total", channel=channel, reason=reason) == 0
             for state in ("queued", "sending", "retrying", "dead"):
                 assert await metric(client, "relay_outbox_deliveries", channel=channel, state=state) == 0
@@ -65,8 +65,8 @@ def test_the_oldest_of_all_that_waits_counts_whichever_state_it_is_in(times: tup
 
 
 async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(tmp_path: Path) -> None:
-    revoked = Scripted(SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked"), hang)
-    slow = Scripted(SendError(Reason.TIMEOUT, Scope.ATTEMPT, "no answer", retry_after=300))
+    revoked = Scripted(SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "token_revoked"), hang)
+    slow = Scripted(SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, "no answer", retry_after=300))
     channels = {"revoked": revoked, "slow": slow}
     async with served(settings(tmp_path, channels)) as client:
         await post(client, webhook_of())

@@ -9,10 +9,10 @@ import aiohttp
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.config import RelaySettings
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.scripted import TOKEN, payload, post, served, until
+from tests.relay.served_relay import TOKEN, payload, post, served, until
 
 KEY = "0" * 32
 
@@ -56,7 +56,7 @@ def actions(providers: StandIns) -> list[str]:
     return [event["event_action"] for event in providers.pagerduty.events]
 
 
-async def told(client: aiohttp.ClientSession, body: bytes, deliveries: int) -> None:
+async def deliver(client: aiohttp.ClientSession, body: bytes, deliveries: int) -> None:
     """Accepts a webhook, and waits until as many deliveries are over."""
     assert (await post(client, body))[0] == 202
 
@@ -71,13 +71,13 @@ async def told(client: aiohttp.ClientSession, body: bytes, deliveries: int) -> N
 async def test_the_end_of_one_resolves_nothing_that_another_one_needs(
     client: aiohttp.ClientSession, providers: StandIns, other: str
 ) -> None:
-    await told(client, webhook("kms-critical", A="firing"), 1)
-    await told(client, webhook(other, A="firing", B="firing"), 2)
-    await told(client, webhook("kms-critical", A="resolved"), 3)
+    await deliver(client, webhook("kms-critical", A="firing"), 1)
+    await deliver(client, webhook(other, A="firing", B="firing"), 2)
+    await deliver(client, webhook("kms-critical", A="resolved"), 3)
     assert actions(providers) == ["trigger", "trigger"]
     async with client.get("/api/deliveries?state=delivered&limit=1") as answer:
         assert "another incident" in (await answer.json())["deliveries"][0]["receipt"]["status"]
-    await told(client, webhook(other, A="resolved", B="resolved"), 4)
+    await deliver(client, webhook(other, A="resolved", B="resolved"), 4)
     assert actions(providers) == ["trigger", "trigger", "resolve"]
     (incident,) = providers.pagerduty.incidents
     assert incident.status == "resolved"
@@ -86,19 +86,19 @@ async def test_the_end_of_one_resolves_nothing_that_another_one_needs(
 async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothing_open(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
-    await told(client, webhook("old-name", A="firing", B="firing"), 1)
-    await told(client, webhook("new-name", A="firing", B="firing"), 2)
-    await told(client, webhook("new-name", A="resolved", B="firing"), 3)
-    await told(client, webhook("new-name", B="resolved"), 4)
+    await deliver(client, webhook("old-name", A="firing", B="firing"), 1)
+    await deliver(client, webhook("new-name", A="firing", B="firing"), 2)
+    await deliver(client, webhook("new-name", A="resolved", B="firing"), 3)
+    await deliver(client, webhook("new-name", B="resolved"), 4)
     assert actions(providers) == ["trigger", "trigger", "trigger", "resolve"]
 
 
 async def test_one_that_nobody_ends_holds_nothing_open_however_much_the_other_tells_since(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
-    await told(client, webhook("old-name", A="firing"), 1)
-    await told(client, webhook("new-name", A="firing"), 2)
-    await told(client, webhook("new-name", A="resolved"), 3)
+    await deliver(client, webhook("old-name", A="firing"), 1)
+    await deliver(client, webhook("new-name", A="firing"), 2)
+    await deliver(client, webhook("new-name", A="resolved"), 3)
     many = [f"C{number}" for number in range(25)]
     for most in range(1, 26):
         await post(client, webhook("new-name", **dict.fromkeys(many[:most], "firing")))
@@ -113,17 +113,17 @@ async def test_one_that_nobody_ends_holds_nothing_open_however_much_the_other_te
 
 
 async def test_one_that_goes_elsewhere_needs_no_key(client: aiohttp.ClientSession, providers: StandIns) -> None:
-    await told(client, webhook("kms-critical", A="firing"), 1)
-    await told(client, webhook("to-the-log", B="firing"), 2)
-    await told(client, webhook("kms-critical", A="resolved"), 3)
+    await deliver(client, webhook("kms-critical", A="firing"), 1)
+    await deliver(client, webhook("to-the-log", B="firing"), 2)
+    await deliver(client, webhook("kms-critical", A="resolved"), 3)
     assert actions(providers) == ["trigger", "resolve"]
 
 
 async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_open(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
-    await told(client, webhook("other", B="firing"), 1)
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
+    await deliver(client, webhook("other", B="firing"), 1)
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
     await post(client, webhook("kms-critical", A="firing"))
     await post(client, webhook("kms-critical", A="resolved"))
 
@@ -141,12 +141,12 @@ async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_
     assert actions(providers) == ["trigger", "trigger"]
 
 
-async def test_one_that_begins_while_a_resolve_is_under_way_is_triggered_after_it(
+async def test_one_that_starts_while_a_resolve_is_in_progress_is_triggered_after_it(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
-    await told(client, webhook("kms-critical", A="firing"), 1)
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.SLOW_ANSWER, seconds=0.5, count=1))
+    await deliver(client, webhook("kms-critical", A="firing"), 1)
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.SLOW_ANSWER, seconds=0.5, count=1))
     await post(client, webhook("kms-critical", A="resolved"))
     await until(lambda: actions(providers) == ["trigger", "resolve"])
-    await told(client, webhook("other", B="firing"), 4)  # it, the resolve, and it once more
+    await deliver(client, webhook("other", B="firing"), 4)  # it, the resolve, and it once more
     assert actions(providers) == ["trigger", "resolve", "trigger", "trigger"]

@@ -14,7 +14,7 @@ import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins as stand_ins
 from tests.fork_server import forked
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     TOKEN,
     payload,
     until,
@@ -207,7 +207,7 @@ async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_
     database.close()
 
 
-def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_mistake(tmp_path: Path) -> None:
+def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_error(tmp_path: Path) -> None:
     (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
     result = subprocess.run(
         [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")],

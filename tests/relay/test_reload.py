@@ -18,7 +18,7 @@ from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     TOKEN,
     Scripted,
     ScriptedSettings,
@@ -201,7 +201,7 @@ async def test_where_not_even_the_old_one_starts_again_it_is_not_ready_and_still
         await until(lambda: len(channel.sent) == 1)
 
 
-async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_said_and_kept(
+async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_reported_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)

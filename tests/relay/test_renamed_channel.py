@@ -8,13 +8,13 @@ import aiohttp
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.relay.scripted import TOKEN, post, until, webhook_of
+from tests.relay.served_relay import TOKEN, post, until, webhook_of
 
 KEY = "0" * 32
 
@@ -53,7 +53,7 @@ async def test_it_is_triggered_once_and_then_resolved(tmp_path: Path, providers:
         aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
     ):
         if waits:
-            providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
+            providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
         assert (await post(client, webhook_of("firing")))[0] == 202
         await until(lambda: waits or actions() == ["trigger"])
         await app.state.apply(settings(tmp_path, providers, "new"))

@@ -16,7 +16,7 @@ import yaml
 from aiohttp import web
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.app import build_delivery_rules
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
@@ -24,11 +24,11 @@ from services.relay.delivery.worker import run_delivery
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.restore_detection import COMPARE_DELAY, mark_restored
-from services.relay.send_error import Reason
+from services.relay.send_error import SendReason
 from shared.http.server import create_registry
 from tests.fork_server import forked
 from tests.relay.outbox.actions import accept, claim_some
-from tests.relay.scripted import TOKEN, Scripted, post, served, settings, until, webhook_of
+from tests.relay.served_relay import TOKEN, Scripted, post, served, settings, until, webhook_of
 
 KEY = "0" * 32
 
@@ -84,7 +84,7 @@ async def test_it_triggers_nothing_that_is_over(
     def actions() -> list[str]:
         return [event["event_action"] for event in providers.pagerduty.events]
 
-    providers.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
+    providers.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=500))
     async with served(RelaySettings(**keys)) as client:
         await post(client, webhook_of("firing"))
         if over:
@@ -118,7 +118,7 @@ async def test_it_triggers_nothing_that_is_over(
 
 async def _started(given: RelaySettings) -> None:
     async with served(given) as client:
-        await until(lambda: _told(client))
+        await until(lambda: _list_delivered(client))
 
 
 async def _started_while_it_is_locked(given: RelaySettings) -> None:
@@ -129,19 +129,19 @@ async def _started_while_it_is_locked(given: RelaySettings) -> None:
             held = "SELECT 1 FROM deliveries WHERE maybe_delivered_up_to IS NOT NULL"
             await until(lambda: other.execute(held).fetchone() is not None)
             await post(client, webhook_of("resolved"))
-            await until(lambda: _told(client))
+            await until(lambda: _list_delivered(client))
 
 
-async def _told(client: aiohttp.ClientSession) -> bool:
+async def _list_delivered(client: aiohttp.ClientSession) -> bool:
     async with client.get("/api/deliveries?state=delivered") as answer:
         return bool((await answer.json())["deliveries"])
 
 
-async def test_what_is_said_to_be_restored_stays_held_back_though_the_relay_is_stopped_before_it_looks(
+async def test_what_is_reported_to_be_restored_stays_held_back_though_the_relay_is_stopped_before_it_looks(
     tmp_path: Path,
 ) -> None:
     given = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": ["http://127.0.0.1:1"]})
-    metrics = Metrics(create_registry(), given.channels, (), Reason)
+    metrics = Metrics(create_registry(), given.channels, (), SendReason)
     async with open_store(given.database, time.time) as store:
         async with run_delivery(build_delivery_rules(given), store, metrics, open_local_sender):
             await accept(store, "x", "elsewhere")

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from services.relay.model import Links, Status
 from services.relay.text import (
     MAX_REMARK,
     MAX_URL,
+    Link,
     Severity,
     clean_text,
     find_worst_severity,
@@ -19,9 +21,10 @@ from services.relay.text import (
     format_state,
     is_resolved,
     list_alerts,
+    list_group_links,
     sanitize_url,
 )
-from tests.relay.channels.examples import message, strange
+from tests.relay.channels.examples import ALERTS_URL, SILENCE_URL, message, strange
 
 
 @given(strange)
@@ -78,7 +81,7 @@ def test_a_link_survives_unchanged_or_is_safe_everywhere(text: str) -> None:
 
 @given(strange)
 def test_every_link_that_enrichment_makes_is_shown_as_it_is(path: str) -> None:
-    rules = LinkRules("https://example.org/{given}", None, frozenset())
+    rules = LinkRules("https://example.org/{given}", None, allow_hosts=frozenset())
     annotations = {"runbook_url": f"https://example.org/{path}"}
     (alert,) = message().event.alerts
     for given_to in (alert, replace(alert, annotations=annotations, labels={"given": path})):
@@ -92,7 +95,7 @@ def test_the_longest_link_that_enrichment_makes_is_shown() -> None:
     made = build_links(
         replace(alert, annotations={"runbook_url": longest}),
         message().task.accepted_at,
-        LinkRules(None, None, frozenset()),
+        LinkRules(None, None, allow_hosts=frozenset()),
     )
     assert made.runbook == sanitize_url(longest) == longest
 
@@ -106,7 +109,7 @@ def test_a_cut_list_of_alerts_is_never_over() -> None:
     assert format_counts(cut) == "1 resolved, 1 not listed"
 
 
-def test_what_nobody_heard_of_before_it_was_over_is_told_as_both() -> None:
+def test_what_nobody_heard_of_before_it_was_over_is_reported_as_both() -> None:
     assert format_state(message("03-resolved-1", firing_undelivered=True)) == "Fired and resolved"
     assert format_state(message("03-resolved-1")) == "Resolved"
     assert format_state(message("01-firing-1", firing_undelivered=True)) == "Firing"
@@ -145,6 +148,25 @@ def test_an_alert_with_a_runbook_of_its_own_shows_it() -> None:
     assert runbooks == ["https://a.example.org/", "https://b.example.org/"]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [{}, {"alertname": 'a"b'}, {"alertname": "a\\b"}, {"alertname": "a\nb"}, {"job.name": "x"}, {"a": "x" * 600}],
+)
+def test_a_group_that_alertmanagers_page_would_misread_has_no_link_to_a_silence(labels: dict[str, str]) -> None:
+    event = replace(message("01-firing-1").event, group_labels=labels)
+    assert list_group_links(event) == [
+        Link("Alertmanager", "http://alertmanager:9093/#/alerts?receiver=kms-critical")
+    ], "a silence of more than the group would hide other alerts"
+
+
+def test_a_group_leads_to_its_alerts_and_to_a_silence_of_exactly_its_labels() -> None:
+    links = list_group_links(message("01-firing-1").event)
+    assert links == [Link("Alertmanager", ALERTS_URL), Link("Silence", SILENCE_URL)]
+    matchers = parse_qs(urlsplit(SILENCE_URL).fragment.partition("?")[2])["filter"]
+    assert matchers == ['{alertname="KMSCryptoModeNotKMS",env="production",service="backend"}']
+    assert list_group_links(replace(message("01-firing-1").event, external_url="javascript:x")) == []
+
+
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     (alert,) = message("03-resolved-1").event.alerts
     assert format_period(alert) == "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
@@ -152,7 +174,7 @@ def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     assert format_period(alert) == "firing since 2026-11-24 22:46:10 UTC"
 
 
-def test_a_resolved_alert_without_an_end_is_not_told_as_firing() -> None:
+def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
     (alert,) = message("03-resolved-1").event.alerts
     assert format_period(replace(alert, ends_at=None)) == "resolved; fired from 2026-11-24 22:46:10 UTC"
 
@@ -161,7 +183,7 @@ def test_a_resolved_alert_without_an_end_is_not_told_as_firing() -> None:
     ("seconds", "said"),
     [(-5, "0 s"), (0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "25 h 1 min 1 s")],
 )
-def test_a_span_is_told_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
+def test_a_span_is_reported_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
     start = datetime(2026, 11, 24, tzinfo=UTC)
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))

@@ -11,7 +11,7 @@ from sqlalchemy import URL
 
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 
 Another = Callable[[], Awaitable[Rotated]]
 

@@ -1,7 +1,7 @@
 from services.rotator.app import run_to_report
-from services.rotator.report import Outcome, Report
+from services.rotator.report import CommandOutcome, Report
 from services.rotator.session import Session
-from tests.rotator.rotated import Quiet, Rotated
+from tests.rotator.keyring_to_rotate import Quiet, Rotated
 
 
 async def test_what_nobody_expected_is_a_report_without_the_value_that_it_is_about(in_a_file: Rotated) -> None:
@@ -9,7 +9,7 @@ async def test_what_nobody_expected_is_a_report_without_the_value_that_it_is_abo
         raise ValueError(f"{session.caller} cannot read 'a value'")
 
     report = await run_to_report("verify", in_a_file.settings(), work, Quiet())
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert "ValueError in test_app.py, line " in report.summary
     assert "a value" not in report.summary
     assert report.next_commands == ("status", "verify")

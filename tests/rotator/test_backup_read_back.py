@@ -8,8 +8,8 @@ from services.rotator.backups import encrypted_pages
 from services.rotator.model import RotatorError
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType, StoredKey
-from tests.rotator.backups.test_backup_file import read, written
-from tests.rotator.rotated import Rotated
+from tests.rotator.backups.test_backup_file import read, write
+from tests.rotator.keyring_to_rotate import Rotated
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -23,7 +23,7 @@ async def test_whatever_another_hand_wrote_into_a_row_can_be_backed_up_and_read(
             return [row for row in rows if row.id > after]
 
         session.administration.list_backup_rows = odd  # type: ignore[method-assign,assignment]
-        file, _ = await written(session)
+        file, _ = await write(session)
         assert await read(session, file) == rows
 
 

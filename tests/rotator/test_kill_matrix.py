@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.model import DataKey, DataKeyStatus
 from tests.faults.summary import KILLS
-from tests.rotator.killed import killed
-from tests.rotator.rotated import Rotated
+from tests.rotator.keyring_to_rotate import Rotated
+from tests.rotator.killed_rotator import killed
 from tests.rotator.test_resume import left_in_the_middle
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -75,16 +75,16 @@ async def test_a_resume_for_a_later_primary_version_that_is_killed_after_any_com
 async def _resumed(rotated: Rotated, type_: RotationType) -> None:
     async with rotated.session() as session:
         resumed = await resume(session)
-        if resumed.outcome is Outcome.NOTHING_TO_DO:  # it had not begun, or was done
+        if resumed.outcome is CommandOutcome.NOTHING_TO_DO:  # it had not begun, or was done
             resumed = await run(session, type_)
-        assert resumed.outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}
-        assert (await run(session, type_)).outcome is Outcome.NOTHING_TO_DO
+        assert resumed.outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}
+        assert (await run(session, type_)).outcome is CommandOutcome.NOTHING_TO_DO
 
 
 async def _rolled_back(rotated: Rotated) -> None:
     async with rotated.session() as session:
-        assert (await rollback(session)).outcome in {Outcome.DONE, Outcome.NOTHING_TO_DO}
-        assert (await rollback(session)).outcome is Outcome.NOTHING_TO_DO
+        assert (await rollback(session)).outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}
+        assert (await rollback(session)).outcome is CommandOutcome.NOTHING_TO_DO
         latest = await session.administration.get_progress()
         assert latest is None or latest.state is RotationState.ROLLED_BACK
 

@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from tests.fork_server import forked
-from tests.rotator.rotated import Rotated, secret
+from tests.rotator.keyring_to_rotate import Rotated, secret
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -53,7 +53,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     await new_version()
     planned = await rotator("plan", "--config", config)
     assert planned.code == 0
-    assert "3 data keys (3 by version 1) are wrapped anew by version 2" in planned.out
+    assert "3 data keys (3 by version 1) are re-wrapped by version 2" in planned.out
     assert f"keypulse-rotator run --type rewrap-kek --config {config}" in planned.out
     dry = await rotator("run", "--type", "rewrap-kek", "--dry-run", "--config", config)
     assert (dry.code, "nothing was changed" in dry.out) == (0, True)
@@ -105,7 +105,7 @@ async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one
         (("retire", "1", "--config", "{config}"), "Missing option '--confirm'"),
         (("destroy", "1", "--confirm", "2", "--config", "{config}"), "--confirm: expected the same version, 1, got 2"),
         (("plan", "--config", "{config}.not"), "No such file"),
-        (("plan",), "Missing option '--config'"),
+        (("plan",), "no configuration; expected --config FILE; docs/configuration.md has one to begin with"),
     ],
 )
 async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tuple[str, ...], sentence: str) -> None:
@@ -115,11 +115,11 @@ async def test_wrong_usage_is_one_sentence_and_2(in_a_file: Rotated, words: tupl
     assert sentence in ended.err
 
 
-async def test_a_mistake_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
+async def test_an_error_in_the_configuration_is_one_line_and_2(in_a_file: Rotated) -> None:
     ended = await rotator("plan", "--config", str(in_a_file.configuration(batch_size=0)), KEYPULSE_ROTATOR__LEAS="1s")
     assert ended.code == 2
     assert ended.err.splitlines() == [
-        "KEYPULSE_ROTATOR__LEAS: unknown key; see --print-schema for those that exist",
+        "KEYPULSE_ROTATOR__LEAS: unknown key; did you mean lease?",
         f"{in_a_file.folder / 'rotator.yml'}: batch_size: expected at least 1, got 0",
     ]
 
@@ -129,7 +129,7 @@ async def test_a_failure_is_one_sentence_and_1_and_says_what_to_type(
 ) -> None:
     config = str(in_a_file.configuration())
     await new_version()
-    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
+    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
     ended = await rotator("run", "--type", "rewrap-kek", "--config", config)
     assert ended.code == 1
     assert "the smoke test failed, nothing was changed: ✗ KMS" in ended.out
@@ -157,7 +157,7 @@ async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     config = str(in_a_file.configuration(primary_timeout="60s"))
-    emulator.faults.add(Fault(kind="slow_primary", seconds=3600))
+    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600))
     await new_version()
     process = await started("run", "--type", "rewrap-kek", "--config", config)
     assert process.stderr

@@ -7,15 +7,15 @@ import pytest
 from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.model import State
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.inspection import show_key_usage, show_plans
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome, format_markdown
+from services.rotator.report import CommandOutcome, format_markdown
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.config.errors import ConfigurationError
 from shared.keyring.administration import RotationType
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import NewVersion, forgotten, passed, rewrapped, state
 
 REWRAP = RotationType.REWRAP_KEK
@@ -51,7 +51,7 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     await rewrapped(rotated, new_version)
     why = (await refused(rotated, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 is needed by 2 data keys and 4 records" in why
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     async with payments.session() as session:
         await run(session, REWRAP)
     away = await refused(rotated, retire_version, others(payments))
@@ -59,14 +59,14 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     assert away.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
     await forgotten(payments)
     async with rotated.session(**others(payments)) as session:
-        assert (await retire_version(session, "1")).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
     await passed(rotated, 31)
     back = text("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")  # as a restored database has it
     async with payments.database() as database:
         await database.write(lambda connection: connection.execute(back))
     why = (await refused(rotated, destroy_version, others(payments))).message
     assert "version 1 is needed by 1 data keys and 2 records" in why
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
 async def test_a_data_key_that_another_keyrings_database_lost_blocks(
@@ -82,7 +82,7 @@ async def test_a_data_key_that_another_keyrings_database_lost_blocks(
         )
     why = (await refused(in_a_file, retire_version, others(payments))).message
     assert f"in the other keyring {payments.url} version 1 may be needed by 1 data keys that records need and " in why
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     async with in_a_file.session(**others(payments)) as session:
         assert f"the database lacks in {payments.url} may need any version" in (await show_key_usage(session)).summary
 
@@ -94,7 +94,7 @@ async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_ot
     for command in (retire_version, destroy_version):
         why = (await refused(in_a_file, command, {"other_keyrings": None})).message
         assert "add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     async with in_a_file.session(other_keyrings=None) as session:
         assert "which other keyrings this KMS key wraps is not known" in (await show_key_usage(session)).summary
 
@@ -105,12 +105,12 @@ async def test_a_keyring_that_cannot_be_reached_blocks(
     await rewrapped(in_a_file, new_version)
     (payments.folder / "keyring.db").unlink()
     why = (await refused(in_a_file, retire_version, others(payments))).message
-    assert f"the other keyring {payments.url} cannot be asked, so it may need any version: " in why
+    assert f"the other keyring {payments.url} cannot be read, so it may need any version: " in why
     assert "there is no such file" in why
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     async with in_a_file.session(**others(payments)) as session:
         counted, planned = await show_key_usage(session), await show_plans(session, (REWRAP,))
-    assert (counted.outcome, planned.outcome) == (Outcome.FAILED, Outcome.NOTHING_TO_DO)
+    assert (counted.outcome, planned.outcome) == (CommandOutcome.FAILED, CommandOutcome.NOTHING_TO_DO)
     for report in (counted, planned):
         assert "it may need any: database sqlite:" in format_markdown(report, "rotator.yml")
 
@@ -121,7 +121,7 @@ async def test_so_does_a_service_that_does_not_answer(in_a_file: Rotated, new_ve
     token.write_text("the-token-of-payments\n")
     listed = {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": str(token)}
     why = (await refused(in_a_file, retire_version, {"other_keyrings": [listed]})).message
-    assert "the other keyring http://127.0.0.1:1 cannot be asked, so it may need any version: " in why
+    assert "the other keyring http://127.0.0.1:1 cannot be read, so it may need any version: " in why
 
 
 async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
@@ -139,7 +139,7 @@ async def test_a_keyring_that_is_being_rotated_or_was_left_in_the_middle_blocks(
         await database.write(lambda connection: connection.execute(gone))
     refusal = await refused(in_a_file, retire_version, others(payments))
     assert ("is not finished" in refusal.message, refusal.next_commands) == (True, ("census",))
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_plan_and_census_count_what_each_keyring_needs(

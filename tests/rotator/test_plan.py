@@ -146,6 +146,6 @@ def test_what_failed_can_be_tried_again(latest: RotationProgress, expected: bool
     assert can_resume(latest) is expected
 
 
-def test_a_rollback_that_has_begun_can_only_be_finished() -> None:
+def test_a_rollback_that_has_started_can_only_be_finished() -> None:
     assert get_next_commands(rotation(state=RotationState.RUNNING, rolling_back=True)) == ("rollback",)
     assert get_next_commands(rotation(state=RotationState.RUNNING)) == ("resume", "rollback")

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from services.rotator.model import StepProgress
 from services.rotator.plan import Plan
 from services.rotator.progress_display import LineReporter, open_progress
-from services.rotator.report import Outcome, Report, format_markdown
+from services.rotator.report import CommandOutcome, Report, format_markdown
 from shared.keyring.administration import (
     JournalEntry,
     JournalStep,
@@ -34,7 +34,7 @@ def hostile() -> Report:
     problem = Problem(id=HOSTILE, error=HOSTILE)
     return Report(
         command="run",
-        outcome=Outcome.FAILED,
+        outcome=CommandOutcome.FAILED,
         summary=HOSTILE,
         next_commands=("resume", "rollback"),
         plans=(Plan(type=RotationType.NEW_DEK, target_version="1", data_keys=1, summary=HOSTILE, excluded=(HOSTILE,)),),
@@ -76,7 +76,7 @@ def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reas
     noted = {"journal": (smoke, backup)}
     rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
     text = format_markdown(
-        Report(command="status", outcome=Outcome.DONE, summary="s", rotation=rotation), "rotator.yml"
+        Report(command="status", outcome=CommandOutcome.DONE, summary="s", rotation=rotation), "rotator.yml"
     )
     assert text.endswith("| smoke | succeeded | all checks passed |\n| backup | failed | the disk is full |\n")
 

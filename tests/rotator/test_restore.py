@@ -7,17 +7,17 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.rotator.backups import backup_file
 from services.rotator.backups.backup_file import BackupError
 from services.rotator.inspection import check_backup
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -36,7 +36,7 @@ async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
         report = await restore_backup(session, "latest")
     after = await rotated.keys()
     assert (report.outcome, report.summary) == (
-        Outcome.DONE,
+        CommandOutcome.DONE,
         "2 data keys are as in the backup again; everything can be read",
     )
     assert {id_: after[id_].wrapped for id_ in before} == {id_: key.wrapped for id_, key in before.items()}
@@ -63,7 +63,7 @@ async def test_what_cannot_be_put_back_is_named(in_a_file: Rotated) -> None:
         await sql(in_a_file, "UPDATE data_keys SET wrapped = :other WHERE id = :id", other=b"other", id=data_key_id(0))
         report = await restore_backup(session, "latest")
     assert (report.outcome, report.summary) == (
-        Outcome.FAILED,
+        CommandOutcome.FAILED,
         "what can be put back is as in the backup; what is named below is not",
     )
     assert data_key_id(0) in report.problems[0].error
@@ -74,7 +74,7 @@ async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
 ) -> None:
     await new_version()
     async with in_a_file.session(batch_size=1) as session:
-        denied = Fault(kind="denied", operation="Encrypt")
+        denied = KmsFault(kind="denied", operation="Encrypt")
         session.progress.report_progress = lambda *_: emulator.faults.add(denied)  # type: ignore[method-assign,assignment]
         with pytest.raises(RotatorError):
             await run(session, RotationType.REWRAP_KEK)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from services.rotator.backups import backup_file
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from services.rotator.session import Session
 from shared.keyring.administration import (
@@ -24,8 +24,8 @@ from shared.keyring.administration import (
 )
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.killed import killed
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+from tests.rotator.killed_rotator import killed
 
 NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -62,12 +62,12 @@ async def test_a_backup_that_is_there_and_whole_is_kept(rotated: Rotated, new_ve
         report = await resume(session)
         assert [kept for kept, _ in session.backups.list_backups()] == [file]
     assert report.backup
-    assert (report.outcome, report.backup.file) == (Outcome.DONE, str(file))
+    assert (report.outcome, report.backup.file) == (CommandOutcome.DONE, str(file))
     assert "backup" not in [step.step for step in report.steps]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "another"])
-async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
+async def test_a_backup_that_is_not_the_one_of_the_journal_is_created_again(
     in_a_file: Rotated, new_version: NewVersion, damage: str
 ) -> None:
     await new_version()
@@ -81,7 +81,7 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_made_anew(
         if damage == "another":
             async with in_a_file.session(state_dir=str(in_a_file.folder / "other")) as other:
                 await run_another(other, file)
-        assert (await resume(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.DONE
         newest = session.backups.find("latest")
         assert newest != file
         assert session.steps[2].step == "backup"
@@ -120,8 +120,8 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
         session.administration.verify = verify  # type: ignore[method-assign]
         with pytest.raises(RotatorError, match="is not finished"):
             await run(session, REWRAP)
-        assert (await resume(session)).outcome is Outcome.DONE
-        assert (await resume(session)).outcome is Outcome.NOTHING_TO_DO
+        assert (await resume(session)).outcome is CommandOutcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.NOTHING_TO_DO
     async with in_a_file.database() as database:
         assert (await database.read(read_keyring_metrics)).failures_by_step["verify"] == 1
 
@@ -137,10 +137,10 @@ async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Ro
             return found if tries == 3 else found.model_copy(update={"problems": (Problem(id="x", error="not yet"),)})
 
         session.administration.verify = late  # type: ignore[method-assign]
-        assert (await run(session, NEW)).outcome is Outcome.DONE
+        assert (await run(session, NEW)).outcome is CommandOutcome.DONE
         tries = 4
         report = await rollback(session)
-        assert (report.outcome, [each.id for each in report.problems]) == (Outcome.FAILED, ["x"])
+        assert (report.outcome, [each.id for each in report.problems]) == (CommandOutcome.FAILED, ["x"])
 
 
 async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_named(in_a_file: Rotated) -> None:
@@ -148,17 +148,17 @@ async def test_a_data_key_that_was_backed_up_and_is_gone_after_the_rotation_is_n
         reload = session.administration.reload_instances
 
         async def loses() -> None:
-            def gone(connection: Connection) -> None:  # with its records, so that nothing else misses it
+            def delete_record(connection: Connection) -> None:  # with its records, so that nothing else misses it
                 connection.execute(text("DELETE FROM records WHERE data_key_id = :id"), {"id": data_key_id(0)})
                 connection.execute(text("DELETE FROM data_keys WHERE id = :id"), {"id": data_key_id(0)})
 
             async with in_a_file.database() as database:
-                await database.write(gone)
+                await database.write(delete_record)
             await reload()
 
         session.administration.reload_instances = loses  # type: ignore[method-assign]
         report = await run(session, NEW)
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert [(each.id, each.error) for each in report.problems] == [
         (data_key_id(0), "it is in the backup, and no longer in the keyring")
     ]

@@ -6,14 +6,14 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.model import State
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import JournalStep, RotationProgress, RotationType
 from shared.keyring.model import DataKeyStatus
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.test_resume import left_in_the_middle
 
 NewVersion = Callable[[], Awaitable[None]]
@@ -48,15 +48,15 @@ async def test_what_was_wrapped_for_the_version_before_is_wrapped_once_more(
         report = await resume(session)
         assert [kept for kept, _ in session.backups.list_backups()] == [file]
         steps = [step.step for step in session.steps]
-    assert (report.outcome, await versions(rotated), await rotated.broken()) == (Outcome.DONE, {"3"}, [])
+    assert (report.outcome, await versions(rotated), await rotated.broken()) == (CommandOutcome.DONE, {"3"}, [])
     assert report.rotation
     assert (report.rotation.target_version, report.rotation.done, report.rotation.total) == ("3", 3, 3)
     assert "from version 2 to version 3" in retargets(report.rotation)
     assert steps == ["primary_version", "smoke", "primary_in_use", "rotate", "reload", "verify"]
     assert await entries(rotated) == [("1", "3")] * 3
     async with rotated.session() as session:
-        assert (await resume(session)).outcome is Outcome.NOTHING_TO_DO
-        assert (await rollback(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.NOTHING_TO_DO
+        assert (await rollback(session)).outcome is CommandOutcome.DONE
     assert await rotated.keys() == before
 
 
@@ -69,10 +69,10 @@ async def test_a_rollback_goes_back_to_before_the_rotation_though_the_version_in
     await new_version()
     async with in_a_file.session() as session:
         await resume(session)
-        await emulator.store.update_key(KEY, lambda key: key.with_state(2, State.DISABLED))
+        await emulator.store.update_key(KEY, lambda key: key.with_state(2, EmulatedState.DISABLED))
         for file, _ in session.backups.list_backups():
             file.unlink()  # version 2 encrypts it
-        assert (await rollback(session)).outcome is Outcome.DONE
+        assert (await rollback(session)).outcome is CommandOutcome.DONE
     assert await in_a_file.keys() == before
 
 
@@ -84,7 +84,7 @@ async def test_the_primary_may_change_again_and_again(in_a_file: Rotated, new_ve
         await left_by(in_a_file, resume)
     await new_version()
     async with in_a_file.session() as session:
-        assert (await resume(session)).outcome is Outcome.DONE
+        assert (await resume(session)).outcome is CommandOutcome.DONE
     assert (await versions(in_a_file), await entries(in_a_file)) == ({"5"}, [("1", "5")] * 3)
 
 
@@ -111,10 +111,10 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
     rotate = RotationSteps.rotate
 
     async def killed(self: RotationSteps, version: str, *, retarget: bool = False) -> RotationProgress:
-        async def gone() -> None:
+        async def fail() -> None:
             raise RotatorError("it is gone")
 
-        self._administration.reload_instances = gone  # type: ignore[method-assign]  # between the two commits
+        self._administration.reload_instances = fail  # type: ignore[method-assign]  # between the two commits
         return await rotate(self, version, retarget=retarget)
 
     monkeypatch.setattr(RotationSteps, "rotate", killed)
@@ -125,7 +125,7 @@ async def test_a_new_data_key_becomes_active_wrapped_by_the_new_primary_version(
     await new_version()
     async with in_a_file.session() as session:
         report = await resume(session)
-    assert report.outcome is Outcome.DONE
+    assert report.outcome is CommandOutcome.DONE
     assert report.rotation
     assert "from version 1 to version 2" in retargets(report.rotation)
     active = [

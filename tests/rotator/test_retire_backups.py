@@ -4,14 +4,14 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.model import State
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import JournalBackup, RotationType
 from shared.keyring.model import UNREADABLE_VERSION
-from tests.rotator.rotated import Rotated
+from tests.rotator.keyring_to_rotate import Rotated
 from tests.rotator.versions import NewVersion, passed, refusal, rewrapped, state
 
 
@@ -21,7 +21,7 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     await rewrapped(in_a_file, new_version)
     await new_version()
     async with in_a_file.session() as session:
-        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
         ((file, _),) = session.backups.list_backups()
         (backup,) = (await session.administration.count_key_usage()).backups
         assert (backup.name, backup.needs) == (file.name, ("2", "3"))  # 2 for its data keys, 3 for the file itself
@@ -29,20 +29,20 @@ async def test_a_version_that_a_backup_elsewhere_needs_is_retired_and_destroyed_
     refused = await refusal(in_a_file, retire_version, 2)
     assert f"needed by 1 backups that are not in {file.parent}, the latest {file.name}" in refused.message
     assert refused.next_commands == ("retire 2 --confirm 2 --confirm-backups 1",)
-    assert await state(emulator, 2) is State.ENABLED
+    assert await state(emulator, 2) is EmulatedState.ENABLED
     async with in_a_file.session() as session:
         with pytest.raises(RotatorError, match="needed by 1 backups that are not in"):
             await retire_version(session, "2", 2)  # somebody has another number in mind
         await retire_version(session, "1")  # no backup that is known of needs it
         await retire_version(session, "2", 1)
-    assert await state(emulator, 2) is State.DISABLED
+    assert await state(emulator, 2) is EmulatedState.DISABLED
     await passed(in_a_file, 31)
     assert (await refusal(in_a_file, destroy_version, 2)).next_commands == (
         "destroy 2 --confirm 2 --confirm-backups 1",
     )
     async with in_a_file.session() as session:
         await destroy_version(session, "2", 1)
-    assert await state(emulator, 2) is State.DESTROY_SCHEDULED
+    assert await state(emulator, 2) is EmulatedState.DESTROY_SCHEDULED
 
 
 async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_none_is_retired(
@@ -56,9 +56,9 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
     refused = await refusal(in_a_file, retire_version, 1)
     assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.message
     assert refused.next_commands == ("run --type rewrap-kek",)
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     async with in_a_file.session() as session:
-        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
         ((file, header),) = session.backups.list_backups()
         assert header.needs == ("", "2")
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
@@ -78,7 +78,27 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
             await database.write(lambda connection: connection.execute(bare))
         ((_file, _),) = session.backups.list_backups()
         assert (await session.administration.count_key_usage()).backups[0].needs is None
-        assert (await retire_version(session, "1")).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+
+
+async def test_a_backup_that_needs_a_version_which_the_key_does_not_have_may_need_any(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    async with in_a_file.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        ((file, _),) = session.backups.list_backups()
+    file.unlink()
+    async with in_a_file.database() as database:
+        typed = text("UPDATE keyring_journal_entries SET needs = :needs WHERE step = 'backup'")
+        await database.write(lambda connection: connection.execute(typed, {"needs": '["v1", "2"]'}))
+    refused = await refusal(in_a_file, retire_version, 1)
+    assert refused.next_commands == ("retire 1 --confirm 1 --confirm-backups 1",)
+    assert await state(emulator, 1) is EmulatedState.ENABLED
+    async with in_a_file.database() as database:
+        await database.write(lambda connection: connection.execute(typed, {"needs": '["2"]'}))
+    async with in_a_file.session() as session:
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
 
 
 @pytest.mark.parametrize(
@@ -87,7 +107,7 @@ async def test_what_a_backup_that_is_here_needs_is_what_it_says_itself(
         (None, {"1", "2", "11"}),
         (("2", "11"), {"2", "11"}),
         ((UNREADABLE_VERSION, "2"), {"1", "2", "11"}),
-        ((), set()),
+        ((), {"1", "2", "11"}),  # each backup is encrypted by a version
     ],
 )
 def test_a_backup_whose_needs_were_not_written_may_need_every_version(

@@ -5,23 +5,23 @@ import asyncio
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
 from services.rotator.retirement import retire_version
 from services.rotator.session import Session
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
 from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import NewVersion, refusal, rewrapped, state
 
 
-async def test_a_refusal_of_kms_is_told_and_nothing_is_written_down(
+async def test_a_refusal_of_kms_is_reported_and_nothing_is_written_down(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
+    emulator.faults.add(KmsFault(kind="denied", operation="UpdateCryptoKeyVersion"))
     refused = await refusal(in_a_file, retire_version, 1)
     assert "PERMISSION_DENIED" in refused.message.upper()
     assert refused.next_commands == ("retire 1 --confirm 1",)
@@ -48,7 +48,7 @@ async def test_a_version_that_the_keyring_does_not_retire_is_enabled_again(
         with pytest.raises(RotatorError, match="a data key needs it since; it is enabled again") as failed:
             await retire_version(session, "1")
     assert failed.value.next_commands == ("retire 1 --confirm 1",)
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_version_is_enabled_again_where_the_command_is_stopped(
@@ -59,7 +59,7 @@ async def test_a_version_is_enabled_again_where_the_command_is_stopped(
         does_not_retire(session, asyncio.CancelledError())
         with pytest.raises(asyncio.CancelledError):
             await retire_version(session, "1")
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 @pytest.mark.parametrize("ends", [KmsError(Reason.TIMEOUT, "no answer"), asyncio.CancelledError()])
@@ -80,33 +80,33 @@ async def test_a_version_is_enabled_again_where_kms_disables_it_and_nobody_hears
         with pytest.raises((RotatorError, asyncio.CancelledError)):
             await retire_version(session, "1")
         assert (await session.administration.count_key_usage()).retired_versions == ()
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_version_that_somebody_had_disabled_stays_so(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     async with in_a_file.session() as session:
         does_not_retire(session, RefusedError("a data key needs it since"))
         with pytest.raises(RotatorError, match="it is disabled in KMS, as it was before"):
             await retire_version(session, "1")
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
-async def test_a_version_that_kms_does_not_enable_again_is_said_to_be_disabled(
+async def test_a_version_that_kms_does_not_enable_again_is_reported_to_be_disabled(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
     async with in_a_file.session() as session:
 
         async def dies(kek_version: str, token: str) -> None:
-            emulator.faults.add(Fault(kind="denied", operation="UpdateCryptoKeyVersion"))
+            emulator.faults.add(KmsFault(kind="denied", operation="UpdateCryptoKeyVersion"))
             raise UnreachableError("nobody answers")
 
         session.administration.retire_version = dies  # type: ignore[method-assign]
         with pytest.raises(RotatorError, match="nobody answers; it may be left disabled in KMS") as failed:
             await retire_version(session, "1")
     assert failed.value.next_commands == ("retire 1 --confirm 1",)
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED

@@ -4,13 +4,13 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.model import State
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.inspection import show_key_usage
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
 
 
@@ -36,10 +36,10 @@ async def test_a_row_that_cannot_be_read_may_need_any_version_and_blocks_retire_
         True,
         ("verify",),
     )
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     await retired_before(in_a_file, emulator)
     assert "may be needed by 1 rows" in (await refusal(in_a_file, destroy_version, 1)).message
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
 async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks_retire_and_destroy(
@@ -56,10 +56,10 @@ async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks
     await forgotten(rotated)
     refused = await refusal(rotated, retire_version, 1)
     assert "may be needed by 1 data keys that records need and the database lacks" in refused.message
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     await retired_before(rotated, emulator)
     assert "may be needed by 1 data keys" in (await refusal(rotated, destroy_version, 1)).message
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,8 @@ async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks
         "UPDATE keyring_journal_entries SET sha256 = NULL WHERE step = 'backup'",
         "UPDATE keyring_journal_entries SET step = 'backups' WHERE step = 'backup'",
         "UPDATE keyring_journal_entries SET outcome = 'unreadable' WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET outcome = 'failed' WHERE step = 'backup'",
+        "UPDATE keyring_journal_entries SET needs = '[]' WHERE step = 'backup'",
     ],
 )
 async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(
@@ -83,20 +85,20 @@ async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(
         await database.write(lambda connection: connection.execute(text(spoil)))
     sentence = "version 1 may be needed by 1 journal entries that cannot be read"
     assert sentence in (await refusal(rotated, retire_version, 1)).message
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
     await retired_before(rotated, emulator)
     assert sentence in (await refusal(rotated, destroy_version, 1)).message
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
     async with rotated.database() as database:
         remove = text("DELETE FROM keyring_journal_entries WHERE step LIKE 'backup%'")
         await database.write(lambda connection: connection.execute(remove))
     async with rotated.session() as session:
-        assert (await destroy_version(session, "1")).outcome is Outcome.DONE
+        assert (await destroy_version(session, "1")).outcome is CommandOutcome.DONE
 
 
 async def retired_before(rotated: Rotated, emulator: Emulator) -> None:
     """As if version 1 had been retired a month ago, before anything was lost."""
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     insert = text("INSERT INTO keyring_retired_versions (kek, kek_version, retired_at) VALUES (:kek, 1, :at)")
     async with rotated.database() as database:
         at = emulator.store.clock() - 31 * DAY

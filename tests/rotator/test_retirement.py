@@ -7,15 +7,15 @@ import pytest
 from sqlalchemy import URL, text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.model import State
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.backups import backup_file
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
 from shared.keyring.administration import KeyUsage, RotationType
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 from tests.rotator.versions import DAY, NewVersion, passed, refusal, rewrapped, state
 
 
@@ -24,20 +24,20 @@ async def test_a_version_that_nothing_needs_is_disabled_and_destroyed_after_its_
 ) -> None:
     await rewrapped(rotated, new_version)
     async with rotated.session() as session:
-        assert (await retire_version(session, "1")).outcome is Outcome.DONE
-    assert await state(emulator, 1) is State.DISABLED
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
+    assert await state(emulator, 1) is EmulatedState.DISABLED
     await passed(rotated, 29.9)
     assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
     await passed(rotated, 0.2)
     async with rotated.session() as session:
         report = await destroy_version(session, "1")
     assert "An older backup of the database" in report.summary
-    assert await state(emulator, 1) is State.DESTROY_SCHEDULED
+    assert await state(emulator, 1) is EmulatedState.DESTROY_SCHEDULED
     assert await rotated.broken() == []
 
 
-async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
+async def test_the_month_starts_again_where_the_version_was_enabled_meanwhile(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(rotated, new_version)
@@ -48,13 +48,13 @@ async def test_the_month_begins_again_where_the_version_was_enabled_meanwhile(
         report = await retire_version(session, "1")  # it is disabled all the time: these days count
         (before,) = (await session.administration.count_key_usage()).retired_versions
     assert "is retired since" in report.summary
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.ENABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.ENABLED))
     async with rotated.session() as session:
-        assert (await retire_version(session, "1")).outcome is Outcome.DONE
+        assert (await retire_version(session, "1")).outcome is CommandOutcome.DONE
         (after,) = (await session.administration.count_key_usage()).retired_versions
     assert after.retired_at - before.retired_at > timedelta(days=30.9)
     assert "after 30 days" in (await refusal(rotated, destroy_version, 1)).message
-    assert await state(emulator, 1) is State.DISABLED
+    assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
 async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone_is_not_verified(
@@ -66,7 +66,7 @@ async def test_no_version_is_retired_while_a_rotation_that_may_have_to_be_undone
         await database.write(lambda connection: connection.execute(gone))
     refused = await refusal(in_a_file, retire_version, 1)
     assert ("is not finished" in refused.message, refused.next_commands) == (True, ("resume", "rollback"))
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_wrong_clock_of_this_machine_destroys_nothing_early(
@@ -87,7 +87,7 @@ async def test_a_version_is_not_retired_while_a_data_key_needs_it(
     refused = await refusal(in_a_file, retire_version, 1)
     assert "needed by 3 data keys and 6 records" in refused.message
     assert refused.next_commands == ("run --type rewrap-kek",)
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_version_is_not_retired_while_a_data_key_without_any_record_needs_it(
@@ -97,7 +97,7 @@ async def test_a_version_is_not_retired_while_a_data_key_without_any_record_need
     await keyring.fill(1, records=0)
     await new_version()
     assert "needed by 1 data keys and 0 records" in (await refusal(keyring, retire_version, 1)).message
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
@@ -109,7 +109,7 @@ async def test_a_version_is_not_retired_while_a_kept_backup_needs_it(
         ((file, header),) = session.backups.list_backups()
     assert (header.kek_version, header.needs) == ("2", ("1",))
     assert f"needed by the backup {file}" in (await refusal(in_a_file, retire_version, 1)).message
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_version_by_which_a_backup_itself_is_encrypted_is_not_retired(
@@ -158,13 +158,13 @@ async def test_a_key_whose_users_the_census_does_not_know_is_neither_rotated_nor
 
             session.administration.count_key_usage = census  # type: ignore[method-assign]
             for command in commands:
-                with pytest.raises(RotatorError, match=f"by .*{kek or 'does not tell'}.*`kms.key` is {KEY}"):
+                with pytest.raises(RotatorError, match=f"by .*{kek or 'an unknown KMS key'}.*`kms.key` is {KEY}"):
                     await command(session)
 
         await of("another/key")
         await of(None)
     assert await in_a_file.keys() == before
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_a_key_that_wraps_nothing_of_the_keyring_is_not_retired(
@@ -174,7 +174,7 @@ async def test_a_key_that_wraps_nothing_of_the_keyring_is_not_retired(
     async with in_a_file.database() as database:
         await database.write(lambda connection: connection.execute(text("UPDATE data_keys SET kek = 'another/key'")))
     assert f"no data key is wrapped by {KEY}" in (await refusal(in_a_file, retire_version, 1)).message
-    assert await state(emulator, 1) is State.ENABLED
+    assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
 async def test_the_primary_version_is_not_retired(in_a_file: Rotated, new_version: NewVersion) -> None:
@@ -189,10 +189,10 @@ async def test_only_a_version_that_was_retired_and_is_still_disabled_is_destroye
     await rewrapped(in_a_file, new_version)
     refused = await refusal(in_a_file, destroy_version, 1)
     assert ("is ENABLED" in refused.message, refused.next_commands) == (True, ("retire 1 --confirm 1",))
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     assert "is not retired" in (await refusal(in_a_file, destroy_version, 1)).message
     async with in_a_file.session() as session:
         await retire_version(session, "1")
     await passed(in_a_file, 31)
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.ENABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.ENABLED))
     assert "is ENABLED" in (await refusal(in_a_file, destroy_version, 1)).message

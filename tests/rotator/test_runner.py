@@ -5,16 +5,16 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.rotator.inspection import run_verification, show_plans
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationState, RotationType
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.operations import verification
-from tests.rotator.rotated import Rotated, data_key_id
+from tests.rotator.keyring_to_rotate import Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 
@@ -27,7 +27,7 @@ async def test_a_rewrap_leaves_every_data_key_what_it_was_and_wraps_it_by_the_pr
     async with rotated.session() as session:
         report = await run(session, RotationType.REWRAP_KEK)
     after = await rotated.keys()
-    assert report.outcome is Outcome.DONE
+    assert report.outcome is CommandOutcome.DONE
     assert report.rotation
     assert (report.rotation.state, report.rotation.done, report.rotation.total) == (RotationState.DONE, 3, 3)
     assert {key.wrapped.kek_version for key in after.values()} == {"2"}
@@ -40,7 +40,7 @@ async def test_a_new_data_key_becomes_the_active_one_and_the_old_one_still_reads
     async with rotated.session() as session:
         report = await run(session, RotationType.NEW_DEK)
     after = await rotated.keys()
-    assert report.outcome is Outcome.DONE
+    assert report.outcome is CommandOutcome.DONE
     assert len(after) == 4
     (active,) = (key.id for key in after.values() if key.status is DataKeyStatus.ACTIVE)
     assert active not in before
@@ -53,11 +53,11 @@ async def test_a_second_run_is_told_to_have_nothing_to_do_and_changes_no_key(
     await new_version()
     for type_ in (RotationType.REWRAP_KEK, RotationType.NEW_DEK):
         async with rotated.session() as session:
-            assert (await run(session, type_)).outcome is Outcome.DONE
+            assert (await run(session, type_)).outcome is CommandOutcome.DONE
         before = await rotated.keys()
         async with rotated.session() as session:
             report = await run(session, type_)
-        assert report.outcome is Outcome.NOTHING_TO_DO
+        assert report.outcome is CommandOutcome.NOTHING_TO_DO
         assert report.summary.startswith("nothing to do")
         assert await rotated.keys() == before
 
@@ -69,11 +69,11 @@ async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do
     async with in_a_file.session() as session:
         if type_ is RotationType.NEW_DEK:
             await run(session, type_)
-        emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
+        emulator.faults.add(KmsFault(kind="denied", operation="Encrypt"))
         with pytest.raises(RotatorError, match="smoke test failed"):
             await run(session, type_)
         emulator.faults.clear()
-        assert (await run(session, type_)).outcome is Outcome.NOTHING_TO_DO
+        assert (await run(session, type_)).outcome is CommandOutcome.NOTHING_TO_DO
     async with in_a_file.database() as database:
         found = await database.read(read_keyring_metrics)
     assert found.last_failure
@@ -89,8 +89,8 @@ async def test_a_failed_rotation_is_not_over_because_another_type_has_nothing_to
         async with in_a_file.database() as database:
             junk = text("UPDATE data_keys SET wrapped = :junk WHERE id = :id")
             await database.write(lambda c: c.execute(junk, {"junk": b"junk", "id": data_key_id(0)}))
-        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.FAILED
-        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.FAILED
+        assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.NOTHING_TO_DO
     async with in_a_file.database() as database:
         found = await database.read(read_keyring_metrics)
     assert found.last_failure
@@ -104,21 +104,21 @@ async def test_a_new_data_key_is_not_replaced_within_its_day_whatever_was_rotate
         await run(session, RotationType.NEW_DEK)
         await new_version()
         await run(session, RotationType.REWRAP_KEK)
-        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.NOTHING_TO_DO
+        assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.NOTHING_TO_DO
     async with rotated.session(new_dek_min_age="1ms") as session:
-        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.DONE
+        assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.DONE
         await rollback(session)
     assert len(await rotated.keys()) == 5
 
 
-async def test_what_a_plan_says_is_due_is_not_told_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
+async def test_what_a_plan_says_is_due_is_not_reported_by_the_clock_of_this_machine(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         await run(session, RotationType.NEW_DEK)
     ahead = datetime.now(UTC).timestamp() + 3 * 365 * 86400
     async with in_a_file.session(now=[ahead]) as session:
-        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.NOTHING_TO_DO
+        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is CommandOutcome.NOTHING_TO_DO
         await rollback(session)
-        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is Outcome.DONE
+        assert (await show_plans(session, (RotationType.NEW_DEK,))).outcome is CommandOutcome.DONE
 
 
 async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_included(

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import text
 
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from services.rotator.inspection import run_verification, show_key_usage
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome, format_markdown
+from services.rotator.report import CommandOutcome, format_markdown
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
 from services.rotator.session import Session, open_session
 from shared.config.settings import load_settings
 from shared.keyring.administration import RotationType
-from shared.kms.port import VersionState
+from shared.kms.port import KeyVersion, VersionState
 from shared.sql.database_url import create_sqlite_url
 from tests import memory_kms
-from tests.rotator.rotated import Quiet
+from tests.rotator.keyring_to_rotate import Quiet
 from tests.shared.keyring.keyring import Keyring, opened
 
 
@@ -44,7 +45,7 @@ class Rotated:
             "verify_interval": "10ms",
         }
         file.write_text(yaml.safe_dump(document), encoding="utf-8")
-        async with open_session(load_settings(Settings, file), Quiet(), [], lambda: self.now) as session:
+        async with open_session(load_settings(RotatorSettings, file), Quiet(), [], lambda: self.now) as session:
             yield session
 
 
@@ -64,19 +65,19 @@ async def test_all_data_keys_are_wrapped_by_the_new_version_and_back(rotated: Ro
     rotated.stored.add_version("autumn")
     async with rotated.session() as session:
         report = await run(session, RotationType.REWRAP_KEK)
-        assert (report.outcome, report.rotation and report.rotation.target_version) == (Outcome.DONE, "autumn")
+        assert (report.outcome, report.rotation and report.rotation.target_version) == (CommandOutcome.DONE, "autumn")
         assert set((await rotated.keyring.versions()).values()) == {"autumn"}
         ((_, header),) = session.backups.list_backups()
         assert (header.kek, header.kek_version, header.needs) == ("ledger", "autumn", ("spring",))
-        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.NOTHING_TO_DO
-        assert (await rollback(session)).outcome is Outcome.DONE
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.NOTHING_TO_DO
+        assert (await rollback(session)).outcome is CommandOutcome.DONE
     assert await rotated.keyring.keys() == before
 
 
 async def test_a_new_data_key_is_wrapped_by_the_new_version(rotated: Rotated) -> None:
     rotated.stored.add_version("autumn")
     async with rotated.session() as session:
-        assert (await run(session, RotationType.NEW_DEK)).outcome is Outcome.DONE
+        assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.DONE
     assert sorted((await rotated.keyring.versions()).values()) == ["autumn", "spring", "spring", "spring"]
 
 
@@ -96,10 +97,30 @@ async def test_a_version_is_retired_once_nothing_needs_it_and_destroyed_a_month_
         with pytest.raises(RotatorError, match="is needed by 1 backups that are not in") as refused:
             await retire_version(session, "spring")
         assert refused.value.next_commands == ("retire spring --confirm spring --confirm-backups 1",)
-        assert (await retire_version(session, "spring", 1)).outcome is Outcome.DONE
+        assert (await retire_version(session, "spring", 1)).outcome is CommandOutcome.DONE
         assert rotated.stored.versions["spring"].state is VersionState.DISABLED
         with pytest.raises(RotatorError, match="it can be destroyed from"):
             await destroy_version(session, "spring", 1)
+
+
+async def test_a_version_that_is_destroyed_at_once_gets_no_date(
+    rotated: Rotated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def destroy_at_once(key: memory_kms.MemoryKey, version: str, *, timeout: float) -> KeyVersion:
+        return key._key.set_state(version, VersionState.DESTROYED)
+
+    monkeypatch.setattr(memory_kms.MemoryKey, "schedule_destruction", destroy_at_once)
+    rotated.stored.add_version("autumn")
+    month_ago = text("UPDATE keyring_retired_versions SET retired_at = retired_at - 31 * 86400")
+    async with rotated.session() as session:
+        await run(session, RotationType.REWRAP_KEK)
+        for file, _ in session.backups.list_backups():
+            file.unlink()
+        await retire_version(session, "spring", 1)
+        await rotated.keyring.database.write(lambda connection: connection.execute(month_ago))
+        report = await destroy_version(session, "spring", 1)
+    assert report.summary.startswith("version spring is destroyed; KMS gives no date until which it can be restored")
+    assert "1970" not in report.summary
 
 
 async def test_a_damaged_data_key_is_restored_from_a_backup(rotated: Rotated) -> None:
@@ -108,8 +129,8 @@ async def test_a_damaged_data_key_is_restored_from_a_backup(rotated: Rotated) ->
         await run(session, RotationType.REWRAP_KEK)
         damaged = await rotated.keyring.key("k001")
         await rotated.keyring.replace(damaged, type(damaged.wrapped)(b"damaged", "ledger", "autumn"))
-        assert (await run_verification(session, full=True)).outcome is Outcome.FAILED
-        assert (await restore_backup(session, "latest")).outcome is Outcome.DONE
-        assert (await run_verification(session, full=True)).outcome is Outcome.DONE
+        assert (await run_verification(session, full=True)).outcome is CommandOutcome.FAILED
+        assert (await restore_backup(session, "latest")).outcome is CommandOutcome.DONE
+        assert (await run_verification(session, full=True)).outcome is CommandOutcome.DONE
         report = format_markdown(await show_key_usage(session), "rotator.yml")
     assert "| ledger | spring | 3 |" in report  # a backup is put back whole

@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.model import State
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.runner import run
 from shared.keyring.administration import RotationType
-from tests.rotator.rotated import KEY, Rotated
+from tests.rotator.keyring_to_rotate import KEY, Rotated
 
 NewVersion = Callable[[], Awaitable[None]]
 DAY = 86400
@@ -21,7 +21,7 @@ async def rewrapped(rotated: Rotated, new_version: NewVersion) -> None:
     """All is wrapped by version 2, and no backup is kept that needs version 1."""
     await new_version()
     async with rotated.session() as session:
-        assert (await run(session, RotationType.REWRAP_KEK)).outcome is Outcome.DONE
+        assert (await run(session, RotationType.REWRAP_KEK)).outcome is CommandOutcome.DONE
         for file, _ in session.backups.list_backups():
             file.unlink()
     await forgotten(rotated)
@@ -34,7 +34,7 @@ async def forgotten(rotated: Rotated) -> None:
         await database.write(lambda connection: connection.execute(those))
 
 
-async def state(emulator: Emulator, number: int) -> State:
+async def state(emulator: Emulator, number: int) -> EmulatedState:
     return (await emulator.store.get_key(KEY)).version(number).state
 
 

@@ -36,7 +36,7 @@ def engine(own_postgres: Postgres) -> Connect:
     return engine
 
 
-def asked(engine: Engine) -> int:
+def connect(engine: Engine) -> int:
     with engine.connect() as connection:
         answer: int = connection.execute(text("SELECT 1")).scalar_one()
     engine.dispose()
@@ -50,26 +50,26 @@ def test_it_is_read_again_for_each_connection(engine: Connect, tmp_path: Path, m
     connects = engine()
     monkeypatch.delenv(PASSWORD_FILE_VARIABLE, raising=False)
     with pytest.raises(exc.OperationalError, match="no password supplied"):
-        asked(connects)
+        connect(connects)
     monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(file))
-    assert asked(connects) == 1
+    assert connect(connects) == 1
     file.chmod(0o640)
     file.write_text("another one\n")
     with pytest.raises(exc.OperationalError, match="password authentication failed"):
-        asked(connects)
+        connect(connects)
     file.unlink()
     with pytest.raises(exc.OperationalError, match=f"{PASSWORD_FILE_VARIABLE}: {file}: No such file"):
-        asked(connects)
+        connect(connects)
 
 
-def test_a_password_may_begin_as_a_comment_does(
+def test_a_password_may_start_as_a_comment_does(
     engine: Connect, own_postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connects = engine()
     own_postgres._execute("ALTER ROLE relay PASSWORD '#first'")
     (tmp_path / "password").write_text("#first\n")
     monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(tmp_path / "password"))
-    assert asked(connects) == 1
+    assert connect(connects) == 1
 
 
 def test_a_file_of_libpqs_that_the_url_names_wins(
@@ -78,4 +78,4 @@ def test_a_file_of_libpqs_that_the_url_names_wins(
     (tmp_path / "pgpass").write_text("*:*:*:*:first\n")
     (tmp_path / "pgpass").chmod(0o600)
     monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(tmp_path / "none"))
-    assert asked(engine(passfile=str(tmp_path / "pgpass"))) == 1
+    assert connect(engine(passfile=str(tmp_path / "pgpass"))) == 1

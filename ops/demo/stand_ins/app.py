@@ -15,9 +15,9 @@ from ops.demo.stand_ins.kms_faults import KmsFaults
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.monitoring_links import MonitoringLinks
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.pages import PAGE_HEADERS, Pages
-from ops.demo.stand_ins.provider_faults import Faults
-from ops.demo.stand_ins.slack import Slack
+from ops.demo.stand_ins.pages import PAGE_HEADERS, StandInPages
+from ops.demo.stand_ins.provider_faults import ProviderFaults
+from ops.demo.stand_ins.slack import WEBHOOK_APP, WEBHOOK_SECRET, Slack
 from shared.config.settings import Address
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.server import create_application, create_registry, serve
@@ -35,13 +35,17 @@ class StandIns:
     slack: Slack
     pagerduty: PagerDuty
     mailbox: MailServer
-    faults: Faults
+    faults: ProviderFaults
     changes: ChangeFeed
 
     @property
     def slack_api_url(self) -> str:
         """The base URL for a Slack client."""
         return f"http://{self.http}/slack/api/"
+
+    def build_slack_webhook_url(self, secret: str = WEBHOOK_SECRET) -> str:
+        """The URL of an incoming webhook, which posts into the first channel."""
+        return f"http://{self.http}/slack/services/{'/'.join(WEBHOOK_APP)}/{secret}"
 
     @property
     def pagerduty_url(self) -> str:
@@ -56,6 +60,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     smtp: Address = FREE_PORT,
     slack_tokens: Iterable[str] = ("xoxb-test",),
     pagerduty_keys: Iterable[str] = ("0" * 32,),
+    slack_webhook_secrets: Iterable[str] = (WEBHOOK_SECRET,),
     slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
     emulator_faults: str | None = None,
     docs: Path | None = None,
@@ -69,6 +74,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         http: the address of Slack, PagerDuty, the page and its API; port 0 picks a free one.
         smtp: the address of the mail server.
         slack_tokens: Slack's valid bot tokens.
+        slack_webhook_secrets: the last parts of the URLs of Slack's incoming webhooks.
         pagerduty_keys: PagerDuty's valid routing keys, 32 characters each.
         slack_channels: the channels of the bot.
         emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
@@ -81,8 +87,8 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         StartError: an address is taken.
     """
     changes = ChangeFeed()
-    faults = Faults(changes)
-    slack = Slack(slack_tokens, slack_channels, faults, changes, clock)
+    faults = ProviderFaults(changes)
+    slack = Slack(slack_tokens, slack_channels, faults, changes, clock, slack_webhook_secrets)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
     api = ControlApi(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
@@ -91,10 +97,13 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
             "/slack/api/{method}", slack.handle_call, RouteRequirements(None), ["GET", "POST"]
         ),  # they want tokens of their own,
         ProtectedRoute(
+            "/slack/services/{team}/{app}/{secret}", slack.handle_webhook, RouteRequirements(None), ["POST"]
+        ),  # the secret is in their path,
+        ProtectedRoute(
             "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
         ),  # and are asked by any name
         *api.build_routes(),
-        *Pages(mailbox, docs).build_routes(),
+        *StandInPages(mailbox, docs).build_routes(),
         *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
     ]
     app = create_application("keypulse stand-ins", create_registry(), routes)

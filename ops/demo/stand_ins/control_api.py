@@ -12,7 +12,7 @@ from ops.demo.stand_ins.change_feed import ChangeFeed
 from ops.demo.stand_ins.kms_faults import FAULTS_BY_NAME, EmulatorError, KmsFaults
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.pagerduty import PagerDuty
-from ops.demo.stand_ins.provider_faults import Fault, Faults
+from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
 from ops.demo.stand_ins.slack import Slack
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
@@ -30,7 +30,7 @@ class ControlApi:
         slack: Slack,
         pagerduty: PagerDuty,
         mailbox: MailServer,
-        faults: Faults,
+        faults: ProviderFaults,
         kms: KmsFaults,
         changes: ChangeFeed,
     ) -> None:
@@ -86,7 +86,7 @@ class ControlApi:
     async def add_fault(self, request: Request) -> Response:
         """Add a provider's fault: 201 with its id, 400 with what was expected."""
         try:
-            fault = Fault.model_validate_json(await read_body(request.stream(), MAX_BYTES))
+            fault = ProviderFault.model_validate_json(await read_body(request.stream(), MAX_BYTES))
         except ValidationError as error:
             found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors()]
             return JSONResponse({"error": "; ".join(found)}, status_code=400)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.provider_faults import ENDLESS_SECONDS, Fault, FaultKind, Faults, Provider
+from ops.demo.stand_ins.provider_faults import ENDLESS_SECONDS, FaultKind, Provider, ProviderFault, ProviderFaults
 from shared.config.settings import Address
 from shared.http.server import bind_socket
 
@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"[^@\s<>]+@[^@\s<>]+")
 
 
 @dataclass(frozen=True)
-class Mail:
+class ReceivedMail:
     """One mail. `to` are the envelope's recipients, who receive it whatever the headers have."""
 
     id: int
@@ -44,18 +44,18 @@ class Mail:
 class MailServer:
     """Accepts mail for every address, and stores the last ones."""
 
-    def __init__(self, faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
+    def __init__(self, faults: ProviderFaults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
         self._faults = faults
         self._changes = changes
         self._clock = clock
         self._count = 0
-        self.mails: deque[Mail] = deque(maxlen=MAX_STORED)
+        self.mails: deque[ReceivedMail] = deque(maxlen=MAX_STORED)
 
     def get_state(self) -> list[dict[str, Any]]:
         """The mails, oldest first, as JSON."""
         return [{**asdict(mail), "from": mail.sender} for mail in self.mails]
 
-    def find(self, number: int) -> Mail | None:
+    def find(self, number: int) -> ReceivedMail | None:
         """Return the mail with this id, or None if it is no longer stored."""
         return next((mail for mail in self.mails if mail.id == number), None)
 
@@ -113,7 +113,7 @@ class MailServer:
                 return f"550 5.7.1 Messages missing a valid {name} header are not accepted"
         self._count += 1
         self.mails.append(
-            Mail(
+            ReceivedMail(
                 id=self._count,
                 at=self._clock(),
                 to=[str(address) for address in envelope.rcpt_tos],
@@ -168,7 +168,7 @@ def _get_part(mail: EmailMessage, kind: Literal["plain", "html"]) -> str:
         return "(this part cannot be decoded)"
 
 
-def _build_refusal(fault: Fault) -> str:
+def _build_refusal(fault: ProviderFault) -> str:
     if fault.kind is FaultKind.RATE_LIMIT:
         return "450 4.7.1 Too many messages, try again later"
     status = fault.status or 451

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ops.demo.stand_ins.change_feed import ChangeFeed
-from ops.demo.stand_ins.provider_faults import Faults, Provider, respond_with_fault
+from ops.demo.stand_ins.provider_faults import Provider, ProviderFaults, respond_with_fault
 from shared.http.body_limits import BodyTooLargeError, read_body
 
 MAX_BYTES = 512 * 1024
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 @dataclass
-class Incident:
+class PagerDutyIncident:
     """An incident as a person on call sees it; `log` has its events, oldest first."""
 
     dedup_key: str
@@ -50,12 +50,14 @@ class Incident:
 class PagerDuty:
     """One account: its routing keys, its incidents, and every accepted event."""
 
-    def __init__(self, keys: Iterable[str], faults: Faults, changes: ChangeFeed, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, keys: Iterable[str], faults: ProviderFaults, changes: ChangeFeed, clock: Callable[[], float]
+    ) -> None:
         self._keys = frozenset(keys)
         self._faults = faults
         self._changes = changes
         self._clock = clock
-        self.incidents: deque[Incident] = deque(maxlen=MAX_STORED)
+        self.incidents: deque[PagerDutyIncident] = deque(maxlen=MAX_STORED)
         self.events: deque[Json] = deque(maxlen=MAX_STORED)
 
     def get_state(self) -> Json:
@@ -105,7 +107,7 @@ class PagerDuty:
         if incident is None:
             if action != "trigger":
                 return  # an acknowledge or resolve without an open alert is accepted and dropped
-            incident = Incident(
+            incident = PagerDutyIncident(
                 dedup_key=dedup_key,
                 status="triggered",
                 summary=payload["summary"],
@@ -125,7 +127,7 @@ class PagerDuty:
         # A trigger for an open alert is one more line in its log and changes nothing else.
         incident.log.append({"at": now, "event_action": action, "summary": payload.get("summary")})
 
-    def _find_open(self, dedup_key: str) -> Incident | None:
+    def _find_open(self, dedup_key: str) -> PagerDutyIncident | None:
         found = (i for i in reversed(self.incidents) if i.dedup_key == dedup_key and i.status != "resolved")
         return next(found, None)
 

@@ -50,7 +50,7 @@ KINDS_AFTER_STORING = frozenset({FaultKind.LOST_ANSWER, FaultKind.SLOW_ANSWER})
 """The kinds of fault after which the request is stored."""
 
 
-class Fault(BaseModel):
+class ProviderFault(BaseModel):
     """One fault, for the next `count` requests that it fits, or until it is healed."""
 
     model_config = ConfigDict(extra="forbid")
@@ -79,16 +79,16 @@ class Fault(BaseModel):
         return self
 
 
-class Faults:
+class ProviderFaults:
     """The faults in force."""
 
     def __init__(self, changes: ChangeFeed) -> None:
         self._changes = changes
-        self._active: dict[int, Fault] = {}
+        self._active: dict[int, ProviderFault] = {}
         self._ids = itertools.count(1)
         self._healed = asyncio.Event()
 
-    def add(self, fault: Fault) -> int:
+    def add(self, fault: ProviderFault) -> int:
         """Add a fault; return its id."""
         number = next(self._ids)
         self._active[number] = fault.model_copy()
@@ -106,7 +106,7 @@ class Faults:
         """The faults in force, as JSON."""
         return [{"id": number, **fault.model_dump(exclude_none=True)} for number, fault in self._active.items()]
 
-    def match(self, provider: Provider, is_match: Callable[[Fault], bool]) -> Fault | None:
+    def match(self, provider: Provider, is_match: Callable[[ProviderFault], bool]) -> ProviderFault | None:
         """Return the oldest matching fault, counted as applied, or None."""
         for number, fault in self._active.items():
             if fault.provider is provider and is_match(fault):
@@ -127,8 +127,8 @@ class Faults:
 
 
 async def respond_with_fault(
-    faults: Faults,
-    fault: Fault | None,
+    faults: ProviderFaults,
+    fault: ProviderFault | None,
     respond: Callable[[], Response],
     *,
     build_error: Callable[[str], Response],

@@ -162,7 +162,7 @@ def _check_url(url: Any, pointer: str) -> Iterator[BlockError]:
 MAX_BYTES = 1024 * 1024
 
 
-class SlackError(Exception):
+class SlackRefusedError(Exception):
     """Slack's `ok: false`; `details` go into the answer beside the error's name."""
 
     def __init__(self, error: str, **details: Any) -> None:
@@ -171,19 +171,19 @@ class SlackError(Exception):
 
 
 async def read_arguments(request: Request) -> Json:
-    """The arguments of a call, the token among them. Raises SlackError."""
+    """The arguments of a call, the token among them. Raises SlackRefusedError."""
     try:
         raw = await read_body(request.stream(), MAX_BYTES)
     except BodyTooLargeError:
-        raise SlackError("request_too_large") from None
+        raise SlackRefusedError("request_too_large") from None
     arguments: Json = dict(request.query_params)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         try:
             given = json.loads(raw)
         except ValueError:
-            raise SlackError("invalid_json") from None
+            raise SlackRefusedError("invalid_json") from None
         if not isinstance(given, dict):
-            raise SlackError("json_not_object")
+            raise SlackRefusedError("json_not_object")
         arguments |= given
     else:
         arguments |= dict(parse_qsl(raw.decode(errors="replace")))
@@ -192,38 +192,38 @@ async def read_arguments(request: Request) -> Json:
 
 
 def parse_content(arguments: Json) -> tuple[str, list[Json]]:
-    """Text and blocks, checked. Raises SlackError."""
+    """Text and blocks, checked. Raises SlackRefusedError."""
     text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
     if isinstance(blocks, str):  # a form carries blocks as JSON in a string
         try:
             blocks = json.loads(blocks)
         except ValueError:
-            raise SlackError("invalid_blocks_format") from None
+            raise SlackRefusedError("invalid_blocks_format") from None
     if not isinstance(text, str) or not isinstance(blocks, list):
-        raise SlackError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
+        raise SlackRefusedError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
     if not text and not blocks:
-        raise SlackError("no_text")
+        raise SlackRefusedError("no_text")
     if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in find_block_errors(blocks)]:
         messages = [f"[ERROR] {error}" for error in found]
-        raise SlackError("invalid_blocks", errors=found, response_metadata={"messages": messages})
+        raise SlackRefusedError("invalid_blocks", errors=found, response_metadata={"messages": messages})
     if count_text(blocks) > MAX_BLOCKS_TEXT:
-        raise SlackError("msg_blocks_too_long")
+        raise SlackRefusedError("msg_blocks_too_long")
     return text, blocks
 
 
 def parse_metadata(value: Any) -> Json | None:
-    """A message's metadata, checked. Raises SlackError."""
+    """A message's metadata, checked. Raises SlackRefusedError."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
-            raise SlackError("invalid_metadata_format") from None
+            raise SlackRefusedError("invalid_metadata_format") from None
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("event_type"), str):
-        raise SlackError("invalid_metadata_format")
+        raise SlackRefusedError("invalid_metadata_format")
     if not isinstance(value.get("event_payload"), dict):
-        raise SlackError("invalid_metadata_format")
+        raise SlackRefusedError("invalid_metadata_format")
     return value
 
 

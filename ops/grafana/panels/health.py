@@ -42,7 +42,8 @@ def build_panels() -> list[Builder[Panel]]:
         build_stat(
             "Health",
             "Green: KMS wraps the data keys, the service is ready, and its health check answers. Red: one of them is "
-            "not so, or nothing reports on a service that was there within a day. Of replicas the worst counts.",
+            "not so, or nothing reports on a service that was there within a day. Of replicas the worst counts. Where "
+            "only keys are probed: whether the last round trip of each succeeded.",
             RED_GREEN,
         )
         .with_target(query_instant(_HEALTH_QUERY, _LEGEND))
@@ -59,7 +60,7 @@ def build_panels() -> list[Builder[Panel]]:
         build_stat(
             "Crypto mode",
             "What wraps the service's data keys: kms, or env, a local key out of the reach of KMS and its audit log. "
-            "Absent while the service cannot be read.",
+            "Absent while the service cannot be read, and where its health check names no mode.",
             RED_GREEN,
         )
         .with_target(query_instant(_MODE_QUERY, _LEGEND))

@@ -48,6 +48,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
 from ops.grafana.links import Link
+from ops.prometheus.build import select_exporter_job
 
 ThresholdColors = Mapping[float, str]
 ValueLabels = Mapping[str, tuple[str, str | None]]
@@ -100,7 +101,7 @@ def query_buckets(expr: str) -> Dataquery:
 
 
 def _build_query(expr: str, ref: str = "A") -> Dataquery:
-    return Dataquery().ref_id(ref).editor_mode(QueryEditorMode.CODE).expr(expr)
+    return Dataquery().ref_id(ref).editor_mode(QueryEditorMode.CODE).expr(select_exporter_job(expr))
 
 
 def build_stat(title: str, description: str, colors: ThresholdColors) -> Stat:

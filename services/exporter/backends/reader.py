@@ -5,19 +5,29 @@ read is a problem with a sentence, never an exception.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Container, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeVar
 
 import aiohttp
 from yarl import URL
 
-from services.exporter.backends.documents import UnreadableError, parse_health, parse_metrics, parse_openmetrics
+from services.exporter.backends.credentials import BackendCredentials, UnusableCredentialsError
+from services.exporter.backends.documents import (
+    OWN_NAMES,
+    UnreadableError,
+    parse_health,
+    parse_metrics,
+    parse_openmetrics,
+)
+from services.exporter.backends.health_mapping import HealthMapping
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
-from shared.net.aiohttp_resolver import AiohttpResolver
+from shared.net.aiohttp_connector import Connector
+from shared.net.egress import Egress
+from shared.net.proxy import EgressError
 from shared.process.concurrency import run_in_thread_if_large
 
 MAX_HEALTH_BYTES = 1024 * 1024
@@ -26,17 +36,26 @@ _OPENMETRICS: Final = "application/openmetrics-text"
 _ACCEPTED_METRICS: Final = f"text/plain;version=0.0.4,{_OPENMETRICS};version=1.0.0;q=0.5"
 _INVALID_URL: Final = "its URL cannot be used; correct it in the configuration"
 
+_HEALTH_STATUSES: Final = {*range(200, 300), *range(500, 600)}
+"""Of a health document of somebody else's: another status says that the request was wrong, not how the backend is."""
+
 T = TypeVar("T")
 
 
+class _Answer(NamedTuple):
+    status: int
+    media_type: str
+    body: bytes
+
+
 @asynccontextmanager
-async def open_http_client() -> AsyncIterator[aiohttp.ClientSession]:
-    """The client for all backends.
+async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """The client of a backend; without `egress`, by the proxy of the environment.
 
     Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
     is decompressed, so an answer cannot grow after it was measured.
     """
-    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=AiohttpResolver())
+    connector = Connector(egress, force_close=True, limit=0)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
     async with aiohttp.ClientSession(
         connector=connector,
@@ -60,9 +79,14 @@ class BackendReader:
     """Where metrics are parsed; no other backend's, so that one with slow metrics delays itself alone."""
     timeout: float
     """Seconds for each of the two documents, which are read side by side."""
+    health: HealthMapping | None = None
+    """Where its health document is another one than ours."""
+    metric_names: Mapping[str, str] = field(default_factory=lambda: OWN_NAMES)
+    """Our name of each family, by the backend's."""
+    credentials: BackendCredentials | None = None
 
     async def read(self, address: str | None = None) -> BackendState:
-        """The state right now. Whatever the backend answers or does not answer is a state, never an exception.
+        """Reads the current state. Whatever the backend responds, or fails to, is a state, never an exception.
 
         Args:
             address: the one to read, of those that the URLs' name has; `Host` and TLS keep the name. None leaves the
@@ -77,13 +101,15 @@ class BackendReader:
         problems = tuple(found for found in (health, metrics) if isinstance(found, str))
         if isinstance(health, str):
             return BackendState(self.service, None, problems=problems, replica=address)
-        carried = {} if isinstance(metrics, str) else metrics
+        if health.mode_problem:
+            problems = (f"health check: {health.mode_problem}", *problems)
+        families = {} if isinstance(metrics, str) else metrics
         return BackendState(
             self.service,
             health,
-            init_timestamp=carried.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
-            decryption_errors=carried.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
-            keyring={name: series for name, series in carried.items() if name in KEYRING_METRIC_LABELS},
+            init_timestamp=families.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
+            decryption_errors=families.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
+            keyring={name: series for name, series in families.items() if name in KEYRING_METRIC_LABELS},
             problems=problems,
             replica=address,
         )
@@ -95,25 +121,32 @@ class BackendReader:
                 return await document
         except TimeoutError:
             return f"{subject}: no complete answer within {self.timeout:g} s"
-        except UnreadableError as error:
+        except (UnreadableError, UnusableCredentialsError) as error:
             return f"{subject}: {error}"
 
     async def _read_health(self, address: str | None) -> Health:
-        _, body = await self._get(self.health_url, address, "application/json", MAX_HEALTH_BYTES, statuses={200, 503})
-        return await run_in_thread_if_large(len(body), lambda: parse_health(body))
+        if (health := self.health) is None:
+            answer = await self._get(self.health_url, address, "application/json", MAX_HEALTH_BYTES, {200, 503})
+            return await run_in_thread_if_large(len(answer.body), lambda: parse_health(answer.body))
+        max_bytes = MAX_HEALTH_BYTES if health.needs_document else None
+        answer = await self._get(self.health_url, address, "application/json, */*;q=0.1", max_bytes, _HEALTH_STATUSES)
+        return await run_in_thread_if_large(len(answer.body), lambda: health.read(answer.status, answer.body))
 
     async def _read_metrics(self, address: str | None) -> dict[str, Samples]:
         if self.metrics_url is None:
             return {}
-        kind, body = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, statuses={200})
-        parse = parse_openmetrics if kind == _OPENMETRICS else parse_metrics
-        return await asyncio.get_running_loop().run_in_executor(self.parser_executor, parse, body)
+        answer = await self._get(self.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, {200})
+        parse = parse_openmetrics if answer.media_type == _OPENMETRICS else parse_metrics
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.parser_executor, parse, answer.body, self.metric_names)
 
     async def _get(
-        self, url: str, address: str | None, accept: str, max_bytes: int, *, statuses: set[int]
-    ) -> tuple[str, bytes]:
-        """The media type and the body."""
+        self, url: str, address: str | None, accept: str, max_bytes: int | None, statuses: Container[int]
+    ) -> _Answer:
+        """The answer; without its body where `max_bytes` is None."""
         body = bytearray()
+        credentials = self.credentials
+        headers = credentials.build_headers() if credentials else {}
         try:
             named = URL(url)
             at = named.with_host(address) if address else named
@@ -122,21 +155,26 @@ class BackendReader:
         try:
             async with self.session.get(
                 at,
-                headers={"Accept": accept, "Host": named.host_port_subcomponent or ""},
-                server_hostname=named.raw_host,
+                headers={**headers, "Accept": accept, "Host": named.host_port_subcomponent or ""},
+                ssl=(credentials and credentials.get_tls_context()) or True,
+                server_hostname=(credentials and credentials.server_name) or named.raw_host,
                 allow_redirects=False,
             ) as response:
                 if response.status not in statuses:
                     hint = "; a redirect is not followed, set the final URL" if 300 <= response.status < 400 else ""
                     raise UnreadableError(f"answered with HTTP {response.status}{hint}")
+                if max_bytes is None:
+                    return _Answer(response.status, response.content_type, b"")
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > max_bytes:
                         raise UnreadableError(f"the answer is over {max_bytes // 1024} KiB")
         except (aiohttp.InvalidURL, UnicodeError):  # likewise
             raise UnreadableError(_INVALID_URL) from None
+        except EgressError as error:
+            raise UnreadableError(error.strerror) from None
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise UnreadableError(str(error)[:200] or type(error).__name__) from None
-        return response.content_type, bytes(body)
+        return _Answer(response.status, response.content_type, bytes(body))

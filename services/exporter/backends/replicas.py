@@ -42,17 +42,17 @@ class ReplicaReader:
     async def read(self) -> tuple[BackendState, ...]:
         """Reads every replica. Returns one state of the service alone, down, where no address is known.
 
-        A replica that is not among the states is gone. The first state carries the problems of DNS. A replica that
+        A replica without a state is gone. The first state contains the problems of DNS. A replica that
         hangs delays the result by the timeout of `read_replica`; more than `MAX_CONCURRENT_READS` of them by a
         multiple of it.
         """
         problems = await self._resolve_host()
         if not self._addresses:
             return (BackendState(self.service, None, problems=problems),)
-        places = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        semaphore = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
         async def read(address: str) -> BackendState:
-            async with places:
+            async with semaphore:
                 return await self.read_replica(address)
 
         async with asyncio.TaskGroup() as group:

@@ -1,1 +1,1 @@
-"""The Prometheus families of targets and backends, encoded before a scrape asks for them."""
+"""The Prometheus families of targets and backends, encoded before the scrape."""

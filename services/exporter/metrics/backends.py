@@ -26,10 +26,11 @@ from shared.backend_contract import (
 )
 
 CRYPTO_BACKEND_UP = "crypto_backend_up"
+CRYPTO_MODE_UNKNOWN = "crypto_mode_unknown"
 
 
 class BackendMetrics:
-    """The families are built anew from the last states, so that none of them can be stale."""
+    """Builds the families from the last states each time, so that none of them can be stale."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -45,6 +46,7 @@ class BackendMetrics:
         """One sample of a family for each replica that has it; none before the first read."""
         up = GaugeMetricFamily(CRYPTO_BACKEND_UP, "1 if the health check could be read in time.")
         mode = GaugeMetricFamily(CRYPTO_MODE, "What wraps the data keys: 0 env, 1 kms.")
+        unknown = GaugeMetricFamily(CRYPTO_MODE_UNKNOWN, "1 while the health document names a mode that is unknown.")
         ready = GaugeMetricFamily(CRYPTO_READY, "1 if the backend can encrypt and decrypt.")
         init = GaugeMetricFamily(CRYPTO_INIT_TIMESTAMP, "Unix time of the backend's last initialisation.")
         errors = CounterMetricFamily(CRYPTO_DECRYPTION_ERRORS, "Decryption failures, as the backend counts them.")
@@ -56,7 +58,7 @@ class BackendMetrics:
                 KMS_ROTATION_LAST_FAILURE, "Unix time of the last failure of a rotation, as the backend says."
             ),
             KMS_ROTATION_IN_PROGRESS: GaugeMetricFamily(
-                KMS_ROTATION_IN_PROGRESS, "1 while a rotation is under way, as the backend says."
+                KMS_ROTATION_IN_PROGRESS, "1 while a rotation runs, as the backend reports."
             ),
             KMS_ROTATION_FAILURES: CounterMetricFamily(
                 KMS_ROTATION_FAILURES, "Failures of rotations, as the backend counts them."
@@ -79,7 +81,10 @@ class BackendMetrics:
             labels = {"service": state.service} | ({"replica": state.replica} if state.replica else {})
             up.add_sample(CRYPTO_BACKEND_UP, labels, state.health is not None)
             if state.health is not None:
-                mode.add_sample(CRYPTO_MODE, labels, state.health.mode.metric_value)
+                if state.health.mode is not None:
+                    mode.add_sample(CRYPTO_MODE, labels, state.health.mode.metric_value)
+                if state.health.mode is not None or state.health.mode_problem:
+                    unknown.add_sample(CRYPTO_MODE_UNKNOWN, labels, state.health.mode is None)
                 ready.add_sample(CRYPTO_READY, labels, state.health.ready)
             if state.init_timestamp is not None:
                 init.add_sample(CRYPTO_INIT_TIMESTAMP, labels, state.init_timestamp)
@@ -89,4 +94,4 @@ class BackendMetrics:
                 for values, value in series.items():
                     own = dict(zip(KEYRING_METRIC_LABELS[name], values, strict=True))
                     keyring[name].add_sample(name, labels | own, value)
-        yield from (up, mode, ready, init, errors, *keyring.values())
+        yield from (up, mode, unknown, ready, init, errors, *keyring.values())

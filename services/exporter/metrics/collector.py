@@ -45,8 +45,8 @@ class ExporterMetrics(Collector):
 
     def expire_success(self, service: str, target: str) -> bool:
         """The last round trip is too long ago to be a success. Returns whether that is a change."""
-        known = self._targets.get((service, target))
-        if known is None or not known.expire_success():
+        metrics = self._targets.get((service, target))
+        if metrics is None or not metrics.expire_success():
             return False
         self.changed.set()
         return True
@@ -72,8 +72,8 @@ class ExporterMetrics(Collector):
         families: dict[str, Metric] = {}
         for part in self.get_sources():
             for family in part.collect():
-                if shown := families.get(family.name):
-                    shown.samples.extend(family.samples)
+                if merged := families.get(family.name):
+                    merged.samples.extend(family.samples)
                 else:
                     families[family.name] = family
         yield from families.values()

@@ -60,7 +60,7 @@ class Exposition:
         """Encodes nothing yet.
 
         Args:
-            get_sources: returns all sources that exist right now.
+            get_sources: returns all current sources.
             process_registry: metrics of the process; small, encoded at each scrape.
             clock: monotonic seconds.
         """
@@ -72,7 +72,7 @@ class Exposition:
         self._encodes_ahead = False
 
     async def encode_continuously(self, changed: asyncio.Event) -> None:
-        """Encodes after each change, for as long as it is not cancelled. Without it, a scrape encodes by itself."""
+        """Encodes after each change, until it is cancelled. Without it, a scrape encodes by itself."""
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "exposition")  # its own, so that encoding waits for nobody
         self._encodes_ahead = True
@@ -114,7 +114,7 @@ class _EncodedBody:
     plain: bytes
     compressed: bytes
     compressor: "zlib._Compress"
-    """As it is after `plain`; a copy of it goes on with what a scrape adds."""
+    """As it is after `plain`; a copy of it continues with what a scrape adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +155,15 @@ class _Format:
     def encode(self, parts: Sequence[MetricSource]) -> _EncodedBody:
         """The body as the parts are now."""
         with self._lock:
-            known = {part: self._encode_families(part) for part in parts}
+            encoded = {part: self._encode_families(part) for part in parts}
             lines: dict[str, list[bytes]] = {}
-            for _, families in known.values():
+            for _, families in encoded.values():
                 for name, family in families.items():
                     lines.setdefault(name, [family.head]).append(family.samples)
             plain = b"".join(line for family in lines.values() for line in family)
             compressor = zlib.compressobj(level=1, wbits=31)  # 31: a gzip stream
             compressed = compressor.compress(plain) + compressor.flush(zlib.Z_SYNC_FLUSH)
-            self._encoded = known
+            self._encoded = encoded
             self.body = body = _EncodedBody(plain, compressed, compressor)
             return body
 
@@ -174,13 +174,13 @@ class _Format:
 
     def _encode_families(self, part: MetricSource) -> tuple[int, dict[str, _EncodedFamily]]:
         version = part.version  # before it is read: a change in the middle leads to another encoding
-        known = self._encoded.get(part)
-        if known and known[0] == version:
-            return known
+        previous = self._encoded.get(part)
+        if previous and previous[0] == version:
+            return previous
         try:
             return version, {family.name: _EncodedFamily.encode(family, self.generate) for family in part.collect()}
         except Exception:
-            if known is None or known[1]:
+            if previous is None or previous[1]:
                 log.exception("encoding metrics failed unexpectedly", source=repr(part))
             return version, {}
 

@@ -138,7 +138,7 @@ class TargetMetrics:
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_key_next_rotation_timestamp_seconds",
-                "Unix time of the next planned rotation; absent where none is planned.",
+                "Unix time of the next scheduled rotation; absent if none is scheduled.",
             ),
             _build_optional_sample(key.next_rotation_at if key else None),
         )

@@ -1,7 +1,7 @@
 """Stores canaries: one JSON file for each target and key, replaced as a whole or not at all.
 
 `sync` merges memory and file, and returns all canaries with a sentence for each problem. Memory restores what a lost or
-bad file held; what a person removed from a good file stays removed. Nothing here knows a key management service.
+bad file contained; what a person removed from a good file stays removed. This module does not depend on a KMS.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ CanariesByVersion = dict[str, Canary]
 class _FileEntry:
     canary: Canary
     sha256: bytes
-    """Of `canary`: a byte that changed on the disk would look like a version that cannot decrypt any more."""
+    """Of `canary`: a byte changed on disk would look like a version that can no longer decrypt."""
 
 
 _FILE: Final = TypeAdapter(dict[str, list[_FileEntry]], config=_ADAPTER_CONFIG)
@@ -55,7 +55,7 @@ _CANARY: Final = TypeAdapter(tuple[Canary], config=_ADAPTER_CONFIG)
 class _MergeResult:
     canaries: CanariesByVersion
     versions_on_disk: frozenset[str] | None
-    """The versions that the file has now; None where that is not known."""
+    """The versions that the file has now; None if that is not known."""
     problems: tuple[str, ...]
 
 
@@ -69,7 +69,7 @@ class CanaryFile:
             folder: where the file is; it has to exist.
             target: any name; the file's name begins with what is harmless of it.
             key: the full resource name of the target's key. With another one the target has another file.
-            canaries: what is in memory already, to be written.
+            canaries: those in memory, to be written.
         """
         digest = hashlib.sha256(f"{target}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         self.path = folder / f"{re.sub('[^A-Za-z0-9_-]', '_', target)[:64]}-{digest[:16]}.json"
@@ -82,7 +82,7 @@ class CanaryFile:
     async def sync(
         self, add: Canary | None = None, remove: Collection[str] = ()
     ) -> tuple[tuple[Canary, ...], tuple[str, ...]]:
-        """Brings memory and file together, within `DISK_TIMEOUT`.
+        """Merges memory and file, within `DISK_TIMEOUT`.
 
         Args:
             add: a new canary; one that the file has of its version already stays instead.
@@ -91,13 +91,13 @@ class CanaryFile:
         Returns:
             every canary that is known now, the newest last, and a sentence for each thing that is broken.
         """
-        known = {version: kept for version, kept in self.canaries.items() if version not in remove}
+        canaries = {version: canary for version, canary in self.canaries.items() if version not in remove}
         if add:
-            known[add.version] = add
-        self.canaries = known
+            canaries[add.version] = add
+        self.canaries = canaries
         problems: tuple[str, ...] = (f"{self.path.parent} did not answer within {DISK_TIMEOUT:g} s; see to its disk",)
         if self._pending_merge is None or self._pending_merge.done():  # a second thread would hang beside the first
-            self._pending_merge = start_in_thread("canaries", lambda: self._merge(known, remove))
+            self._pending_merge = start_in_thread("canaries", lambda: self._merge(canaries, remove))
             try:
                 async with asyncio.timeout(DISK_TIMEOUT):
                     merged = await asyncio.wrap_future(self._pending_merge)
@@ -114,21 +114,25 @@ class CanaryFile:
     def _merge(self, canaries: CanariesByVersion, remove: Collection[str]) -> _MergeResult:
         problems: list[str] = []
         on_disk: CanariesByVersion = {}
-        seen: Collection[str] = ()
+        previous_versions: Collection[str] = ()
         try:
             on_disk = self._read()
-            seen = self._versions_on_disk or ()
+            previous_versions = self._versions_on_disk or ()
         except FileNotFoundError:
             if self._versions_on_disk:
-                problems.append(f"{self.path} was lost; the canaries in memory are written anew")
+                problems.append(f"{self.path} was lost; the canaries in memory are written again")
         except _BadFileError as error:
             problems.append(f"{self.path} {error}; {self._rename_bad_file()}")
         except OSError as error:
             # It may be whole: to replace it could lose canaries that nobody can make again.
-            told = f"{self.path} cannot be read: {error.strerror}; canaries are in memory only until it can"
-            return _MergeResult(canaries, self._versions_on_disk, (told,))
-        new = {version: kept for version, kept in canaries.items() if version not in on_disk and version not in seen}
-        merged = {version: kept for version, kept in (on_disk | new).items() if version not in remove}
+            problem = f"{self.path} cannot be read: {error.strerror}; canaries are in memory only until it can"
+            return _MergeResult(canaries, self._versions_on_disk, (problem,))
+        new = {
+            version: canary
+            for version, canary in canaries.items()
+            if version not in on_disk and version not in previous_versions
+        }
+        merged = {version: canary for version, canary in (on_disk | new).items() if version not in remove}
         merged = dict(list(merged.items())[-MAX_CANARIES:])
         if merged != on_disk:
             try:
@@ -147,7 +151,7 @@ class CanaryFile:
         )
 
     def _read(self) -> CanariesByVersion:
-        """Raises _BadFileError where the file is of no use, FileNotFoundError and other OSError."""
+        """Raises _BadFileError if the file is of no use, FileNotFoundError and other OSError."""
         try:
             found = _FILE.validate_json(_read_bounded(self.path))
         except ValidationError as error:  # never shown: it would quote the file
@@ -183,14 +187,14 @@ class CanaryFiles:
 
     def get_file(self, folder: Path, target: str, key: str) -> CanaryFile:
         """The one of a target, in this folder from now on; see CanaryFile."""
-        known = self._files.get((target, key))
-        if known is None or known.path.parent != folder:
-            known = self._files[target, key] = CanaryFile(folder, target, key, known.canaries if known else {})
-        return known
+        file = self._files.get((target, key))
+        if file is None or file.path.parent != folder:
+            file = self._files[target, key] = CanaryFile(folder, target, key, file.canaries if file else {})
+        return file
 
 
 class _BadFileError(Exception):
-    """The file cannot be used. The message goes on where the file's name ends."""
+    """The file cannot be used. The message continues where the file's name ends."""
 
 
 def _compute_digest(canary: Canary) -> bytes:

@@ -29,7 +29,7 @@ class CoalescedProbe:
         service: the label.
         target: its name.
         probe: one round trip; bounds itself.
-        measure_connectivity: measures the way to the service anew; bounds itself.
+        measure_connectivity: measures the connection to the service; has its own timeout.
         add_result: takes each result, once.
         semaphore: one for each probe that may run at the same time, of all targets of one endpoint.
         min_interval: seconds for which the last result is reused.
@@ -66,7 +66,7 @@ class CoalescedProbe:
         self._connectivity = _CoalescedCall(measure_connectivity, min_interval)
 
     async def run(self) -> ProbeResult:
-        """For the schedule: the probe that is under way, or else a new one. Raises ProbeClosedError."""
+        """For the schedule: joins the running probe, or starts one. Raises ProbeClosedError."""
         return await self._probe.run()
 
     async def run_or_reuse(self) -> ProbeResult:
@@ -74,11 +74,11 @@ class CoalescedProbe:
         return await self._probe.run_or_reuse()
 
     async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:
-        """The way to the service, measured as seldom as `recent` probes. Raises ProbeClosedError."""
+        """Measures the connectivity, at most as often as `recent` probes. Raises ProbeClosedError."""
         return await self._connectivity.run_or_reuse()
 
     def cancel(self) -> None:
-        """Ends what is under way, so that nobody waits for it any more; from then on nothing begins."""
+        """Cancels the running probe, so that nobody waits for it any more; no other one starts."""
         self._probe.cancel()
         self._connectivity.cancel()
 
@@ -89,7 +89,7 @@ class CoalescedProbe:
 
 
 class _CoalescedCall(Generic[T]):
-    """Something that is done once for all who ask for it meanwhile; what it raises, each of them gets."""
+    """Runs a function once for all who call it meanwhile; all of them get its result or its exception."""
 
     def __init__(self, call: Callable[[], Awaitable[T]], min_interval: float) -> None:
         self._work = call

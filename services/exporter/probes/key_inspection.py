@@ -25,7 +25,7 @@ MIN_INTERVAL: Final = 60.0
 MAX_CONCURRENT_DECRYPTIONS: Final = 10
 """Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
 DESTROYED_CANARY_MAX_AGE: Final = 86400.0
-"""How long a canary goes on failing after its version was destroyed: a day to see that it was no mistake."""
+"""How long a canary continues failing after its version was destroyed: a day to see that it was no mistake."""
 
 T = TypeVar("T")
 
@@ -96,19 +96,19 @@ class KeyInspector:
                 lambda: self.key.check_permissions(permissions, timeout=self.timeout),
                 problems,
             )
-        kept = await self._sync_canaries(problems)
+        stored = await self._sync_canaries(problems)
         primary = description.primary_version if description else None
-        present = next((one for one in (*kept, self._latest_canary.canary) if one and one.version == primary), None)
+        present = next((one for one in (*stored, self._latest_canary.canary) if one and one.version == primary), None)
         encrypt = None
         if present is None:
             encrypt, present = await self._create_canary(problems)
             self._latest_canary.canary = present
-        await self._update_stored_canaries(kept, present, self._find_expired_versions(description), problems)
-        newest = primary or next((one.version for one in (present, *reversed(kept)) if one), None)
+        await self._update_stored_canaries(stored, present, self._find_expired_versions(description), problems)
+        newest = primary or next((one.version for one in (present, *reversed(stored)) if one), None)
         return KeyInspection(
             self.service,
             self.target,
-            canaries=await self._decrypt_canaries([one for one in kept if one.version != newest]),
+            canaries=await self._decrypt_canaries([one for one in stored if one.version != newest]),
             wrong_aad_check=await self._check_wrong_aad(present, problems) if present else None,
             inspected_at=self.wall_clock(),
             description=description,
@@ -117,7 +117,7 @@ class KeyInspector:
             problems=tuple(dict.fromkeys(problems)),
             encrypt_call=encrypt,
             versions_without_canary=self._find_versions_without_canary(
-                [one.version for one in (*kept, present) if one], description
+                [one.version for one in (*stored, present) if one], description
             ),
         )
 
@@ -126,14 +126,14 @@ class KeyInspector:
     ) -> tuple[str, ...] | None:
         if description is None or self.sync_canaries is sync_nothing:
             return None
-        needed = [one.id for one in description.list_older_versions() if one.state.may_have_ciphertexts]
-        return tuple(version for version in reversed(needed) if version not in versions_with_canary)
+        version_ids = [one.id for one in description.list_older_versions() if one.state.may_have_ciphertexts]
+        return tuple(version for version in reversed(version_ids) if version not in versions_with_canary)
 
     def _find_expired_versions(self, description: KeyDescription | None) -> frozenset[str]:
         """The versions that have been destroyed for so long that their canaries end."""
-        then = self.wall_clock() - DESTROYED_CANARY_MAX_AGE
+        oldest = self.wall_clock() - DESTROYED_CANARY_MAX_AGE
         versions = description.versions if description else ()
-        return frozenset(one.id for one in versions if one.destroyed_at is not None and one.destroyed_at < then)
+        return frozenset(one.id for one in versions if one.destroyed_at is not None and one.destroyed_at < oldest)
 
     async def _create_canary(self, problems: list[str]) -> tuple[Call, Canary | None]:
         plaintext, aad = self.random_bytes(PLAINTEXT_BYTES), self.random_bytes(AAD_BYTES)
@@ -173,17 +173,17 @@ class KeyInspector:
             return CanaryResult(canary.version, Call(Operation.CANARY_DECRYPT, seconds, failure))
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(decrypted(kept)) for kept in older]
+            tasks = [group.create_task(decrypted(older_canary)) for older_canary in older]
         return tuple(task.result() for task in tasks)
 
     async def _check_wrong_aad(self, canary: Canary, problems: list[str]) -> Call | None:
-        wrong = canary.aad + b"\0"
+        other_aad = canary.aad + b"\0"
         seconds, failure, answer = await self._time_call(
-            lambda: self.key.decrypt(canary.ciphertext, wrong, timeout=self.timeout)
+            lambda: self.key.decrypt(canary.ciphertext, other_aad, timeout=self.timeout)
         )
         if failure and failure.reason is Reason.INVALID_REQUEST:
             return Call(Operation.DECRYPT, seconds)
-        # A checksum is looked at when there is a plaintext.
+        # A checksum is verified only if there is a plaintext.
         if answer or (failure and failure.reason is Reason.CRC_MISMATCH):
             accepted = Failure(Reason.PLAINTEXT_MISMATCH, "decrypt accepted another AAD than was encrypted with")
             return Call(Operation.DECRYPT, seconds, accepted)
@@ -196,9 +196,9 @@ class KeyInspector:
         _, answer = await self._try_read(
             "the canaries cannot be used", lambda: self.sync_canaries(add, remove), problems
         )
-        kept, broken = answer or ((), ())
+        canaries, broken = answer or ((), ())
         problems.extend(broken)
-        return kept
+        return canaries
 
     async def _try_read(
         self, problem: str, call: Callable[[], Awaitable[T]], problems: list[str]

@@ -1,6 +1,6 @@
 """The board: one card with status and findings for each target and backend. Pure.
 
-A query selects the cards of a page and their order; a cursor tells which of them have changed since the last request.
+A query selects the cards of a page and their order; a cursor says which of them have changed since the last request.
 """
 
 import re
@@ -40,7 +40,7 @@ class MaxAges:
     result: float
     """After these it says nothing any more."""
     success: float
-    """After these a right round trip is no success any more."""
+    """Seconds after which a successful round trip no longer counts as a success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +56,22 @@ class Card:
     """The worst first."""
     history: TargetOrBackendHistory
     search_text: str
-    """What a filter looks into."""
+    """The text that a filter searches."""
     sort_key: tuple[HealthStatus, list[tuple[int, str]]]
     """The worst first, then by name, `key-2` before `key-10`."""
 
     @property
     def status_label(self) -> str:
-        """The status in words."""
+        """The status as text."""
         return STATUS_LABELS[self.status]
 
     @property
     def since_label(self) -> str:
-        """What the record's `since` is about: the light, or only the part of it that probes and reads tell."""
+        """What the record's `since` is about: the status, or only the part of it that comes from probes and reads."""
         if isinstance(self.history, BackendHistory):
             return "health as it is since" if self.status is HealthStatus.DEGRADED else "since"
-        right = self.history.last_result is None or self.history.last_result.failed_call is None
-        return "round trips succeed since" if right and self.status is not HealthStatus.HEALTHY else "since"
+        has_succeeded = self.history.last_result is None or self.history.last_result.failed_call is None
+        return "round trips succeed since" if has_succeeded and self.status is not HealthStatus.HEALTHY else "since"
 
     @property
     def announcement(self) -> str:
@@ -93,10 +93,10 @@ def build_card(history: TargetOrBackendHistory, now: float, max_ages: MaxAges) -
 
 
 def compute_expiry(history: TargetOrBackendHistory, now: float, max_ages: MaxAges) -> tuple[bool, bool, bool]:
-    """What time alone makes of a record: whether its news are old, a round trip is overdue, a rotation is."""
+    """What changes of a record with time alone: its result is old, its success has expired, its rotation is overdue."""
     if isinstance(history, BackendHistory):
         return history.read_at is not None and history.read_at + max_ages.result < now, False, False
-    planned = (
+    next_rotation_at = (
         history.inspection.description.next_rotation_at
         if history.inspection and history.inspection.description
         else None
@@ -104,7 +104,7 @@ def compute_expiry(history: TargetOrBackendHistory, now: float, max_ages: MaxAge
     return (
         _is_stale(history, now, max_ages),
         _is_success_expired(history, now, max_ages),
-        planned is not None and planned < now,
+        next_rotation_at is not None and next_rotation_at < now,
     )
 
 
@@ -155,10 +155,10 @@ def _assemble_card(
 ) -> Card:
     worst_first = tuple(sorted(findings, key=lambda finding: finding.status))
     status = min([status, *(finding.status for finding in worst_first)])
-    known_by = sha256(f"{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    card_id = sha256(f"{service}\0{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     text = "\n".join([name, service, STATUS_LABELS[status], *(finding.title for finding in worst_first)]).casefold()
     return Card(
-        f"{kind}-{known_by}", name, service, status, worst_first, history, text, (status, _natural_sort_key(name))
+        f"{kind}-{card_id}", name, service, status, worst_first, history, text, (status, _natural_sort_key(name))
     )
 
 
@@ -204,7 +204,7 @@ def get_version_label(inspection: KeyInspection, version: str) -> str:
 
 
 def format_data_keys(state: BackendState) -> str | None:
-    """How many data keys each version wraps, the version of most of them first; None where the backend does not say."""
+    """How many data keys each version wraps, the version of most of them first; None if the backend does not say."""
     wrapped: dict[str, float] = {}
     for (version, _status), number in state.keyring.get(KMS_DATA_KEYS, {}).items():
         wrapped[version] = wrapped.get(version, 0.0) + number
@@ -218,7 +218,7 @@ def format_data_keys(state: BackendState) -> str | None:
 
 
 def get_last_rotation_time(state: BackendState) -> float | None:
-    """When a rotation of whatever type last succeeded, Unix seconds; None where the backend does not say."""
+    """When a rotation of whatever type last succeeded, Unix seconds; None if the backend does not say."""
     return max(state.keyring.get(KMS_ROTATION_LAST_SUCCESS, {}).values(), default=None)
 
 
@@ -251,14 +251,14 @@ class BoardQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class BoardSection:
     """The cards of one kind."""
 
     kind: str
     card_ids: tuple[str, ...]
     """The ids of those shown."""
     changed_cards: tuple[Card, ...]
-    """Those of them that are not as they were at the last look, or all; their records are copies."""
+    """The cards that changed since the last view, or all; their records are copies."""
     total: int
     """How many match, on all pages."""
     page: int
@@ -267,27 +267,27 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One look at everything."""
+    """One view of everything."""
 
     created_at: float
     """Unix seconds."""
     history_version: int
     """Of the history."""
     status_counts: Mapping[HealthStatus, int]
-    """How many have each light, whatever is asked for."""
-    sections: tuple[Section, ...]
+    """How many cards have each status, whatever the query."""
+    sections: tuple[BoardSection, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BoardCursor:
-    """When and at what a page looked."""
+    """When a page was viewed, and what it showed."""
 
     version: int
     viewed_at: float
 
 
 class CardCache:
-    """The head of each record, made anew only where the record has changed, or time has turned it."""
+    """The card of each record, built again only if the record changed, or its status changed with time."""
 
     def __init__(self, max_ages: MaxAges) -> None:
         """`max_age`: for how long what was found last counts."""
@@ -296,15 +296,15 @@ class CardCache:
 
     def build_all(self, history: History, now: float) -> dict[str, list[Card]]:
         """By kind. Those of records that are forgotten are forgotten, too."""
-        known, self._cards = self._cards, {}
+        previous_cards, self._cards = self._cards, {}
 
         def one(key: Hashable, history: TargetOrBackendHistory) -> Card:
             state = history.version, compute_expiry(history, now, self._max_age)
-            made = known.get(key)
-            if made is None or made[0] != state:
-                made = state, build_card(history, now, self._max_age)
-            self._cards[key] = made
-            return made[1]
+            cached = previous_cards.get(key)
+            if cached is None or cached[0] != state:
+                cached = state, build_card(history, now, self._max_age)
+            self._cards[key] = cached
+            return cached[1]
 
         return {
             "backends": [one(("backends", *name), record) for name, record in history.backends.items()],
@@ -312,36 +312,36 @@ class CardCache:
         }
 
     def has_changed(self, card: Card, now: float, cursor: BoardCursor) -> bool:
-        """Whether it is not as it was at the last look."""
+        """Whether it changed since the last view."""
         record = card.history
-        turns = (compute_expiry(record, at, self._max_age) for at in (now, cursor.viewed_at))
-        return record.version > cursor.version or next(turns) != next(turns)
+        expiries = (compute_expiry(record, at, self._max_age) for at in (now, cursor.viewed_at))
+        return record.version > cursor.version or next(expiries) != next(expiries)
 
 
 def build_board(
     history: History, cards: CardCache, query: BoardQuery, now: float, cursor: BoardCursor | None = None
 ) -> Board:
-    """The board right now.
+    """The current board.
 
     Args:
         history: what is known.
-        cards: the same at every look.
+        cards: the same cache for every view.
         query: what is wanted of it.
         now: Unix seconds.
-        cursor: the look before, if there was one.
+        cursor: the previous view, if there was one.
     """
 
-    def build_section(kind: str, all_cards: list[Card]) -> Section:
+    def build_section(kind: str, all_cards: list[Card]) -> BoardSection:
         status_counts.update(card.status for card in all_cards)
         text = query.filter_text.casefold()
         matching = sorted((card for card in all_cards if text in card.search_text), key=lambda card: card.sort_key)
         pages = max(1, -(-len(matching) // CARDS_PER_PAGE))
         page = min(query.pages.get(kind, 1), pages)
-        shown = matching[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
-        changed = [card for card in shown if cursor is None or cards.has_changed(card, now, cursor)]
-        return Section(
+        page_cards = matching[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
+        changed = [card for card in page_cards if cursor is None or cards.has_changed(card, now, cursor)]
+        return BoardSection(
             kind,
-            tuple(card.id for card in shown),
+            tuple(card.id for card in page_cards),
             tuple(replace(card, history=card.history.copy(now)) for card in changed),
             len(matching),
             page,

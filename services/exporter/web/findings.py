@@ -31,10 +31,10 @@ class Advice:
 
 
 NETWORK_ADVICE: Final = Advice(
-    "Look at what is between here and KMS: name servers, routes, firewalls, proxies.", "unavailable"
+    "Check what is between the exporter and KMS: name servers, routes, firewalls, proxies.", "unavailable"
 )
 SUCCESS_EXPIRED_ADVICE: Final = Advice(
-    "Find the keys that time out: they take the places of probe.concurrency. Else raise it.", "KMSProbeFailing"
+    "Find the keys that time out: they use up probe.concurrency. Otherwise raise it.", "KMSProbeFailing"
 )
 DESTRUCTION_ADVICE: Final = Advice(
     "Restore it if anything was ever encrypted under it and not again since.", "KMSKeyVersionDestroyScheduled"
@@ -45,32 +45,37 @@ CANARY_LOST_ADVICE: Final = Advice(
 WRONG_AAD_ADVICE: Final = Advice(
     "Stop writing, and escalate: nothing binds a ciphertext to its record.", "KMSWrongAADAccepted"
 )
-BACKEND_DOWN_ADVICE: Final = Advice("Ask its health check yourself, and see whether it runs.", "KMSHealthChecksFailing")
-NOT_KMS_ADVICE: Final = Advice(
-    "Its /healthz says why; once that is fixed, it returns to KMS by itself.", "KMSCryptoModeNotKMS"
+BACKEND_DOWN_ADVICE: Final = Advice(
+    "Check whether it runs, and request its health URL yourself.", "KMSHealthChecksFailing"
 )
-NOT_READY_ADVICE: Final = Advice("Its /healthz says what it waits for.", "KMSCryptoNotReady")
-_NETWORK_PHASES: Final = ("dns", "tcp", "tls")
+NOT_KMS_ADVICE: Final = Advice(
+    "Its health check says why; once that is fixed, it returns to KMS by itself.", "KMSCryptoModeNotKMS"
+)
+UNKNOWN_MODE_ADVICE: Final = Advice(
+    "Ask its health check yourself; put a word that is missing into `health.values` of this backend.",
+    "KMSCryptoModeNotKMS",
+)
+NOT_READY_ADVICE: Final = Advice("Its health check says what it waits for.", "KMSCryptoNotReady")
 
 
 def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase], profile: KmsProfile) -> Advice:
     """What to do about a failed call."""
-    is_network = any(phase.error for phase in connectivity if phase.name in _NETWORK_PHASES)
+    is_network = any(phase.error for phase in connectivity)
     return NETWORK_ADVICE if is_network else Advice(profile.advise(reason), reason)
 
 
 def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
-    """Whether it is the network or KMS, in a sentence; None where nothing was measured."""
+    """Whether it is the network or KMS, in a sentence; None if nothing was measured."""
     if not connectivity:
         return None
-    took = ", ".join(f"{phase.name.upper()} {phase.seconds * 1000:.0f} ms" for phase in connectivity if not phase.error)
+    durations = ", ".join(
+        f"{phase.name.upper()} {phase.seconds * 1000:.0f} ms" for phase in connectivity if not phase.error
+    )
     for phase in connectivity:
-        if phase.name == "proxy":
-            return f"Not known whether it is the network or KMS: {phase.error}"
         if phase.error:
-            before = f" (before it: {took})" if took else ""
+            before = f" (before it: {durations})" if durations else ""
             return f"It is the network, at {phase.name.upper()}: {phase.error}{before}"
-    return f"The network works ({took}): it is KMS that does not answer."
+    return f"The network works ({durations}): it is KMS that does not answer."
 
 
 _MAX_NAMED_VERSIONS: Final = 5
@@ -100,7 +105,7 @@ class Finding:
 
     status: HealthStatus
     title: str
-    """A reason, or a few words."""
+    """A reason, or a short phrase."""
     text: str
     advice: Advice | None = None
     connectivity: str | None = None
@@ -133,8 +138,8 @@ def find_key_problems(inspection: KeyInspection, now: float, profile: KmsProfile
     yield from _find_canary_problems(inspection, profile)
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
         yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), WRONG_AAD_ADVICE)
-    known = inspection.description.versions if inspection.description else ()
-    if doomed := {version.label: version.destroy_at for version in known if version.destroy_at is not None}:
+    versions = inspection.description.versions if inspection.description else ()
+    if doomed := {version.label: version.destroy_at for version in versions if version.destroy_at is not None}:
         first = min(doomed.values())
         sentence = f"{format_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
         yield Finding(HealthStatus.DEGRADED, "destruction scheduled", sentence, DESTRUCTION_ADVICE, due_at=first)
@@ -142,9 +147,9 @@ def find_key_problems(inspection: KeyInspection, now: float, profile: KmsProfile
         sentence = f"The account lacks {', '.join(missing)}."
         advice = Advice(profile.permission_advice, "KMSPermissionMissing")
         yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice)
-    planned = inspection.description.next_rotation_at if inspection.description else None
-    if planned is not None and planned < now:
-        sentence = f"The key was to be rotated at {format_time(planned)}; {profile.rotation_advice}"
+    next_rotation_at = inspection.description.next_rotation_at if inspection.description else None
+    if next_rotation_at is not None and next_rotation_at < now:
+        sentence = f"The key was to be rotated at {format_time(next_rotation_at)}; {profile.rotation_advice}"
         yield Finding(HealthStatus.DEGRADED, "rotation overdue", sentence)
     if inspection.problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(inspection.problems)))
@@ -158,12 +163,12 @@ def _find_canary_problems(inspection: KeyInspection, profile: KmsProfile) -> Ite
             label = inspection.description.get_label(canary.version) if inspection.description else canary.version
             failed.setdefault(failure.reason, {})[label] = failure.detail
     for reason, details in failed.items():
-        what = f"What {format_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
+        title = f"What {format_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
         if reason.concerns_data:  # as the alert KMSCanaryLost
-            yield Finding(HealthStatus.FAILING, f"canary lost, {reason}", _truncate(what), CANARY_LOST_ADVICE)
+            yield Finding(HealthStatus.FAILING, f"canary lost, {reason}", _truncate(title), CANARY_LOST_ADVICE)
         else:
             advice = Advice(profile.advise(reason), reason)
-            yield Finding(HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(what), advice)
+            yield Finding(HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(title), advice)
 
 
 def find_backend_problems(state: BackendState) -> Iterator[Finding]:
@@ -172,11 +177,19 @@ def find_backend_problems(state: BackendState) -> Iterator[Finding]:
     if state.health is None:
         yield Finding(HealthStatus.FAILING, "down", problems, BACKEND_DOWN_ADVICE)
         return
-    if state.health.mode is not CryptoMode.KMS:
+    if state.health.mode_problem:
+        yield Finding(HealthStatus.FAILING, "mode is unknown", problems, UNKNOWN_MODE_ADVICE)
+        problems = ""
+    if state.health.mode is CryptoMode.ENV:
         sentence = "New data keys are wrapped by a key on its own disk, not by KMS."
         yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, NOT_KMS_ADVICE)
     if not state.health.ready:
-        yield Finding(HealthStatus.FAILING, "not ready", "It can neither encrypt nor decrypt.", NOT_READY_ADVICE)
+        yield Finding(
+            HealthStatus.FAILING,
+            "not ready",
+            "Its health check says that it can neither encrypt nor decrypt.",
+            NOT_READY_ADVICE,
+        )
     if problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read", problems)
 

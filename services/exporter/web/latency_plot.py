@@ -15,7 +15,7 @@ HEIGHT = 60
 POINTS = 120
 """Points of a line, half a minute each; of several round trips in one the slowest is shown."""
 MIN_SECONDS = 0.0001
-"""Seconds; what is faster is drawn here."""
+"""Seconds; faster calls are drawn at this value."""
 _DECADE_STEPS = (1, 2, 5)
 
 
@@ -38,7 +38,7 @@ class Plot:
     failures: tuple[float, ...]
     """Where a round trip failed: x."""
     min_seconds: float | None
-    """Seconds of the fastest call that is drawn; None where no call has a length."""
+    """Seconds of the fastest call that is drawn; None if no call has a length."""
     max_seconds: float | None
     """Seconds of the slowest."""
     ticks: tuple[Tick, ...]
@@ -46,7 +46,7 @@ class Plot:
 
 
 def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
-    """The plot of the hour before `now`; None where nothing was tried in it."""
+    """The plot of the hour before `now`; None if nothing was tried in it."""
     steps = [_compute_point(at, now) for at in round_trips.ended_at]
     if not any(0 <= step < POINTS for step in steps):
         return None
@@ -54,10 +54,12 @@ def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
     lengths = [*encrypt.values(), *decrypt.values()]
     marks = _build_scale(min(lengths), max(lengths)) if lengths else []
     failed = {step for step, ok in zip(steps, round_trips.succeeded, strict=True) if not ok and 0 <= step < POINTS}
-    tried = sorted({step for step in steps if 0 <= step < POINTS})
+    steps_in_view = sorted({step for step in steps if 0 <= step < POINTS})
 
     def lines(values: dict[int, float]) -> tuple[str, ...]:
-        return tuple(_build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, tried))
+        return tuple(
+            _build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, steps_in_view)
+        )
 
     return Plot(
         lines(encrypt),
@@ -70,19 +72,19 @@ def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
 
 
 def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
-    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like news."""
+    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like a change."""
     min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
     first = math.floor(math.log10(min_seconds))
-    known = [
+    marks = [
         step * 10.0**power for power in range(first, math.ceil(math.log10(max_seconds)) + 2) for step in _DECADE_STEPS
     ]
-    low = max((n for n, mark in enumerate(known) if mark <= min_seconds * (1 + 1e-6)), default=0)
-    high = next(n for n, mark in enumerate(known) if mark >= max_seconds * (1 - 1e-6))
-    return known[low : max(high, low + len(_DECADE_STEPS)) + 1]
+    low = max((n for n, mark in enumerate(marks) if mark <= min_seconds * (1 + 1e-6)), default=0)
+    high = next(n for n, mark in enumerate(marks) if mark >= max_seconds * (1 - 1e-6))
+    return marks[low : max(high, low + len(_DECADE_STEPS)) + 1]
 
 
 def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
-    """Only 1, 10, 100 where two of them are there: there is no room for more."""
+    """Only 1, 10, 100 where two of them are there: more would not fit."""
     decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
     return decades if len(decades) > 1 else marks
 

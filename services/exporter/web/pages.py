@@ -1,4 +1,4 @@
-"""The pages of the board, the endpoint that its script polls, and its files. All HTML is rendered here.
+"""The pages of the board, the endpoint that its script polls, and its static files. This module renders all HTML.
 
 A board is built on the event loop, where the history lives; its HTML is rendered in a thread.
 """
@@ -63,14 +63,14 @@ SECURITY_HEADERS: Final = {
 }
 
 
-class Pages:
+class BoardPages:
     """The routes of the board.
 
     Args:
         history: what is shown.
         result_max_age: seconds without news after which the last ones are said to be old.
-        success_max_age: seconds after which a right round trip is no success any more.
-        runbook_url: the URL of docs/KMS_OPERATIONS.md as people here read it; without it, sections are named only.
+        success_max_age: seconds after which a round trip no longer counts as a success.
+        runbook_url: the URL of docs/KMS_OPERATIONS.md inside the organisation; without it, sections are named only.
         clock: Unix seconds.
     """
 
@@ -87,7 +87,7 @@ class Pages:
         self._max_ages = MaxAges(result_max_age, success_max_age)
         self._cards = CardCache(self._max_ages)
         self._clock = clock
-        self._process_id = token_hex(8)  # a number of an earlier process's history says nothing here
+        self._process_id = token_hex(8)  # version numbers of an earlier process's history have no meaning in this one
         self._templates = Environment(
             loader=FileSystemLoader(_ASSET_FOLDER),
             autoescape=True,
@@ -145,7 +145,7 @@ class Pages:
         return HTMLResponse(await run_in_threadpool(self._render_board, board, query))
 
     async def _get_board_changes(self, request: Request) -> Response:
-        """What is new for a page that looked before, as HTML by the id of its card."""
+        """The HTML of cards that changed since a page's last request, by the id of the card."""
         query = BoardQuery.parse(request.query_params)
         last = self._parse_cursor(request.query_params.get("cursor", ""))
         board = build_board(self._history, self._cards, query, self._clock(), last)
@@ -210,7 +210,7 @@ class Pages:
         return f"{self._process_id}.{board.history_version}.{board.created_at!r}"
 
     def _parse_cursor(self, cursor: str) -> BoardCursor | None:
-        """The look that a cursor stands for; None where it is none of ours."""
+        """The view that a cursor stands for; None if it is not from this process."""
         boot, _, rest = cursor.partition(".")
         version, _, at = rest.partition(".")
         try:

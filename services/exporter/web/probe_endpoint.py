@@ -41,8 +41,8 @@ def format_probe(
 
     Args:
         probe: whose they are.
-        result: None where it had not come after `waited_seconds` seconds.
-        connectivity: empty where it was not measured.
+        result: None if it had not come after `waited_seconds` seconds.
+        connectivity: empty if it was not measured.
         waited_seconds: seconds.
     """
     return "\n".join(_format_lines(probe, result, connectivity, waited_seconds))
@@ -74,7 +74,7 @@ def _format_lines(
     for phase in connectivity:
         yield _format_step(phase.name, phase.seconds, make_printable(phase.error or "ok"))
     if not connectivity:
-        yield "  not measured: no time was left"
+        yield "  not measured: no time was left, or this provider measures nothing"
     if result is not None:
         yield _format_step("first call", result.calls[0].seconds, "on the connection of the probes")
         yield from _format_advice(result, connectivity, probe.profile)
@@ -140,32 +140,36 @@ async def _respond(request: Request, probes: Mapping[str, CoalescedProbe], *, de
     names = request.query_params.getlist("target")
     if len(names) != 1 or not names[0]:
         return PlainTextResponse("say which target, once: /probe?target=NAME\n", status_code=400)
-    demand = probes.get(names[0])
-    if demand is None:
-        told = f"there is no target {make_printable(names[0], 100)}; the board at / lists all of them\n"
-        return PlainTextResponse(told, status_code=404)
+    probe = probes.get(names[0])
+    if probe is None:
+        message = f"there is no target {make_printable(names[0], 100)}; the board at / lists all of them\n"
+        return PlainTextResponse(message, status_code=404)
     seconds = _parse_timeout(request.headers.get(SCRAPE_TIMEOUT_HEADER, ""))
     if seconds <= 0:
-        told = f"{SCRAPE_TIMEOUT_HEADER} has to be over {TIMEOUT_OFFSET:g}: set a longer scrape_timeout in Prometheus\n"
-        return PlainTextResponse(told, status_code=400)
+        message = (
+            f"{SCRAPE_TIMEOUT_HEADER} has to be over {TIMEOUT_OFFSET:g}: set a longer scrape_timeout in Prometheus\n"
+        )
+        return PlainTextResponse(message, status_code=400)
     try:
-        probed = await _ProbeMetrics.wait_for(demand, seconds, debug=debug)
+        probe_metrics = await _ProbeMetrics.wait_for(probe, seconds, debug=debug)
     except (ProbeClosedError, _BusyError) as error:
         return PlainTextResponse(f"{error}\n", status_code=503)
     if debug:
-        metrics = generate_latest(probed).decode()
-        return PlainTextResponse(f"{format_probe(demand, probed.result, probed.connectivity, seconds)}\n{metrics}")
+        metrics = generate_latest(probe_metrics).decode()
+        return PlainTextResponse(
+            f"{format_probe(probe, probe_metrics.result, probe_metrics.connectivity, seconds)}\n{metrics}"
+        )
     encode, content_type = select_encoder(request.headers.get("accept", ""))
-    return Response(encode(probed), headers={"content-type": content_type})
+    return Response(encode(probe_metrics), headers={"content-type": content_type})
 
 
 def _parse_timeout(header: str) -> float:
     """How long the caller can be let wait; a header that is no number counts as missing."""
     try:
-        given = float(header)
+        seconds = float(header)
     except ValueError:
         return MAX_TIMEOUT
-    return min(given - TIMEOUT_OFFSET, MAX_TIMEOUT) if math.isfinite(given) else MAX_TIMEOUT
+    return min(seconds - TIMEOUT_OFFSET, MAX_TIMEOUT) if math.isfinite(seconds) else MAX_TIMEOUT
 
 
 class _BusyError(Exception):
@@ -192,21 +196,21 @@ class _ProbeMetrics(Collector):
     async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
         """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
 
-        Raises ProbeClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
+        Raises ProbeClosedError, or _BusyError if the probe was given its place too late to say anything of KMS.
         """
-        late = asyncio.get_running_loop().time() + seconds / 2
+        start_deadline = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None
-        way: tuple[ConnectivityPhase, ...] = ()
+        connectivity: tuple[ConnectivityPhase, ...] = ()
         try:
             async with asyncio.timeout(seconds):
                 result = await probe.run_or_reuse()
-                way = result.connectivity
-                if debug and not way:
-                    way = await probe.measure_connectivity()
+                connectivity = result.connectivity
+                if debug and not connectivity:
+                    connectivity = await probe.measure_connectivity()
         except TimeoutError:  # what is missing says it
-            if result is None and (probe.started_at is None or probe.started_at > late):
+            if result is None and (probe.started_at is None or probe.started_at > start_deadline):
                 raise _BusyError(seconds) from None
-        return cls(result, way, seconds)
+        return cls(result, connectivity, seconds)
 
     def collect(self) -> Iterable[Metric]:
         """The families; those of which nothing is known have no sample."""
@@ -221,8 +225,8 @@ class _ProbeMetrics(Collector):
             sum(call.seconds for call in calls) if result else self._waited,
         )
         reasons = GaugeMetricFamily("probe_failure_reason", "1 for the reason why it failed.", labels=["reason"])
-        for known in Reason:
-            reasons.add_metric([known], float(known is reason))
+        for each in Reason:
+            reasons.add_metric([each], float(each is reason))
         yield reasons
         operations = GaugeMetricFamily(
             "probe_operation_duration_seconds", "Duration of each call that was made.", labels=["operation"]

@@ -6,7 +6,7 @@ each of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do 
 """
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import structlog
@@ -25,6 +25,7 @@ from services.relay.text import (
     sort_labels,
     truncate,
 )
+from shared.check import Check
 
 # Container engines cut a line at 16 KiB. As JSON in ASCII a character takes up to 12.
 MAX_ALERTS_SIZE = 10_000
@@ -73,6 +74,10 @@ class LogChannel:
         """It has none."""
         return None
 
+    def list_checks(self, key: str) -> Sequence[Check]:  # noqa: ARG002  # the port's
+        """There is nothing to try."""
+        return ()
+
     async def close(self) -> None:
         """Has nothing to close."""
 
@@ -84,11 +89,11 @@ def build_line(message: Message) -> dict[str, Any]:
     alerts: list[dict[str, Any]] = []
     left = MAX_ALERTS_SIZE
     for alert, links in pairs:
-        shown = _build_alert(alert, links)
-        left -= len(json.dumps(shown))
+        entry = _build_alert(alert, links)
+        left -= len(json.dumps(entry))
         if left < 0:
             break
-        alerts.append(shown)
+        alerts.append(entry)
     missing = len(pairs) - len(alerts) + event.unlisted_count
     fields: dict[str, Any] = {
         "delivery_id": message.task.delivery_id,

@@ -16,10 +16,12 @@ An event that PagerDuty calls invalid is an error of the message, unless PagerDu
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
+from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     MASK,
@@ -31,17 +33,11 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.status_error import build_status_error
-from services.relay.http_client import (
-    HttpSession,
-    encode_json,
-    read_text,
-    translate_connection_errors,
-)
+from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Alert, Event, Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import (
     Severity,
-    build_alertmanager_link,
     clean_line,
     find_worst_severity,
     format_counts,
@@ -53,11 +49,15 @@ from services.relay.text import (
     is_resolved,
     limit_labels,
     list_alerts,
+    list_group_links,
     select_contacts,
     truncate,
 )
+from shared.check import Check, CheckError
+from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
-from shared.config.settings import SecretPath
+from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
 
 Action = Literal["trigger", "resolve"]
 
@@ -73,14 +73,27 @@ _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse che
 """No incident has such a key, and PagerDuty drops a resolve where nothing is open."""
 
 
-class PagerDutySettings(ChannelSettings):
+def _check_routing_key(secret: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9]{32}", secret):
+        raise ValueError(
+            f"expected 32 letters and digits, and it has {len(secret)} characters; copy the integration key of an "
+            "integration `Events API V2`"
+        )
+
+
+_EXPECTED_KEY: Final = "expected a file with the integration key of an integration `Events API V2`"
+RoutingKeyPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_KEY, _check_routing_key))]
+"""A file with a routing key, whose shape `--check` checks."""
+
+
+class PagerDutySettings(EgressSettings, ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
     provider_rate: ClassVar[MessageRate | None] = MessageRate(120 / 60)
 
     kind: Literal["pagerduty"]
-    routing_key_file: SecretPath
+    routing_key_file: RoutingKeyPath
     url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
     page_resolved: bool = True
     """Whether somebody is called for an incident that is resolved before its firing was delivered."""
@@ -108,7 +121,7 @@ class PagerDutyChannel:
         self._timeout = timeout
         self._clock = clock
         self._routing_key = SecretFile(settings.routing_key_file)
-        self._session = HttpSession("PagerDuty", check_current_lease)
+        self._session = HttpSession("PagerDuty", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
@@ -123,12 +136,26 @@ class PagerDutyChannel:
 
     def render_payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
-        written = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
-        return "\n".join(_add_routing_key(MASK, each) for each in written)
+        payloads = (encode_json(build_event(message, action)) for action in self._list_actions(message, {}))
+        return "\n".join(_add_routing_key(MASK, each) for each in payloads)
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the routing key."""
-        return self._routing_key.read_stamp()
+        """Changes with the file of the routing key, and those of proxy and authorities."""
+        return self._routing_key.read_stamp(), self._session.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Whether the Events API answers; nothing but an event shows whether PagerDuty knows the routing key."""
+        return [Check(f"{key} Events API", self._check_api)]
+
+    async def _check_api(self) -> str:
+        with report_send_errors(), translate_connection_errors("PagerDuty"):
+            async with self._session.open().post(self._settings.url, json={}) as response:  # the empty object: no event
+                answer = _Reply(response.status, response.headers, await read_text(response))
+        if answer.status != 400 or not _parse_reply(answer.text):
+            raise CheckError(
+                f"what answers is not PagerDuty's Events API (HTTP {answer.status})", "correct `url`, or leave it out"
+            )
+        return "answers; only send-test shows whether PagerDuty knows the routing key"
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -145,16 +172,16 @@ class PagerDutyChannel:
 
     async def _send_event(self, call: ProviderCall, message: Message, action: Action) -> Receipt:
         event = await build_in_thread_if_large(message, lambda: build_event(message, action))
-        key, written = read_secret(self._routing_key), encode_json(event)
-        call.before_request(_add_routing_key(MASK, written))
-        answer = await self._post_event(key, written)
+        key, payload = read_secret(self._routing_key), encode_json(event)
+        call.before_request(_add_routing_key(MASK, payload))
+        answer = await self._post_event(key, payload)
         call.record_reply(f"HTTP {answer.status} {answer.text}", key)
         reply = _parse_reply(answer.text)
         if answer.status == 202:
             return {"dedup_key": event["dedup_key"], "status": mask_reply(str(reply.get("status", "")), key)}
         detail, about_the_key = _explain_rejection(answer.status, reply, key)
         if about_the_key and await self._is_key_invalid(key):
-            raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
+            raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
         raise build_status_error(answer.status, answer.headers, detail, self._clock())
 
     async def _is_key_invalid(self, key: str) -> bool:
@@ -163,7 +190,7 @@ class PagerDutyChannel:
         The rejection of a whole event cannot decide that: it may quote an alert.
 
         Raises:
-            SendError: PagerDuty answers neither way.
+            SendError: PagerDuty answers neither.
         """
         answer = await self._post_event(key, encode_json(_KEY_CHECK_EVENT))
         if answer.status == 202:
@@ -185,10 +212,10 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
     event = message.event
     alerts = list_alerts(message)
     several = format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
-    late = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
-    aside = ", ".join(filter(None, (several, late)))
+    late_resolve = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
+    aside = ", ".join(filter(None, (several, late_resolve)))
     first = format_summary(alerts[0][0]) if alerts else format_counts(event)
-    page = build_alertmanager_link(event)
+    group_links = list_group_links(event)
     remark, contacts = format_remark(message), select_contacts(message)
     links = [link for _, found in alerts for link in found]
 
@@ -214,10 +241,10 @@ def build_event(message: Message, action: Action) -> dict[str, Any]:
                 **_build_details([alert for alert, _ in alerts]),
             },
         },
-        "links": [{"href": link.url, "text": link.text} for link in links[:MAX_LINKS]],
+        "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 1], *group_links[1:])],
     }
-    if page:
-        rendered["client_url"] = page.url
+    if group_links:
+        rendered["client_url"] = group_links[0].url
     return rendered
 
 
@@ -251,7 +278,7 @@ def _add_routing_key(key: str, event_json: str) -> str:
 
 
 def _parse_reply(text: str) -> dict[str, Any]:
-    """The answer as an object; empty where it is none: the status alone decides then."""
+    """The answer as an object; empty if it is none: the status alone decides then."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
@@ -262,7 +289,7 @@ def _parse_reply(text: str) -> dict[str, Any]:
 def _explain_rejection(status: int, reply: dict[str, Any], key: str) -> tuple[str, bool]:
     """What PagerDuty has against an event, in one sentence, and whether it is the routing key."""
     errors = reply.get("errors")
-    why = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
-    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(why, key)}" if why else "")
+    cause = "; ".join(map(str, errors)) if isinstance(errors, list) and errors else str(reply.get("message", ""))
+    detail = f"PagerDuty answered HTTP {status}" + (f": {mask_reply(cause, key)}" if cause else "")
     # PagerDuty replies: Invalid routing key. Or: Length of 'routing_key' is incorrect (should be 32 characters).
-    return detail, status == 400 and "routing" in why.lower() and "key" in why.lower()
+    return detail, status == 400 and "routing" in cause.lower() and "key" in cause.lower()

@@ -2,13 +2,14 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from services.relay.model import Message
+from shared.check import Check
 from shared.config.settings import Section
 from shared.config.url import check_secret_url
 
@@ -50,7 +51,7 @@ Progress = Mapping[str, str]
 """What a channel has done of a delivery already, such as which recipients have the mail."""
 
 
-class LeaseLostError(Exception):
+class DeliveryLeaseLostError(Exception):
     """The lease expired before the message was sent: another process may send it, so this attempt must not."""
 
 
@@ -73,13 +74,13 @@ class Attempt(Protocol):
         ...
 
     def before_request(self, payload: str) -> None:
-        """Call it right before each request that sends the message.
+        """Call it directly before each request that sends the message.
 
         Args:
             payload: what is sent, to be stored; without credentials.
 
         Raises:
-            LeaseLostError: nothing may be sent any more; do not catch it.
+            DeliveryLeaseLostError: nothing may be sent any more; do not catch it.
         """
         ...
 
@@ -87,7 +88,7 @@ class Attempt(Protocol):
         """Call it again when the request is connected: connecting may have taken longer than the lease.
 
         Raises:
-            LeaseLostError: nothing may be sent any more, and of this request nothing was; do not catch it.
+            DeliveryLeaseLostError: nothing may be sent any more, and of this request nothing was; do not catch it.
         """
         ...
 
@@ -99,7 +100,7 @@ class Attempt(Protocol):
         """Commits progress for the next attempt, whatever happens to this one.
 
         Raises:
-            LeaseLostError: nothing may be sent any more; do not catch it.
+            DeliveryLeaseLostError: nothing may be sent any more; do not catch it.
         """
         ...
 
@@ -108,7 +109,7 @@ class Channel(Protocol):
     """An open channel. `send` may be called concurrently for messages of different incidents."""
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Delivers, or raises SendError or LeaseLostError.
+        """Delivers, or raises SendError or DeliveryLeaseLostError.
 
         It has a time-out of its own; the caller may cancel it earlier.
         """
@@ -120,6 +121,14 @@ class Channel(Protocol):
 
     def read_secret_versions(self) -> Hashable:
         """A value that changes when one of its secrets does. Reads files, so call it in a thread."""
+        ...
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """What the command `doctor` tries: the provider, the credentials, the destination. Nothing is sent or changed.
+
+        Args:
+            key: of the channel in the configuration, such as `channels.slack`; the names of the checks begin with it.
+        """
         ...
 
     async def close(self) -> None:
@@ -147,6 +156,11 @@ class ChannelSettings(Section):
         Equal for channels that lead to the same place.
         """
         return None
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """What this channel cannot do and others of its kind can, a short text for each; empty for most."""
+        return ()
 
     @abstractmethod
     def connect(self, timeout: float) -> Channel:

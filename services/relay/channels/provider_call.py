@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from services.relay.channels.port import Attempt
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import clean_line, truncate
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.process.concurrency import run_in_thread_if_large
@@ -35,7 +35,7 @@ class ProviderCall:
         """Whether the message was sent, and its reply has not come yet."""
 
     def before_request(self, payload: str) -> None:
-        """Call it right before each request that sends the message. Raises LeaseLostError.
+        """Call it directly before each request that sends the message. Raises DeliveryLeaseLostError.
 
         Args:
             payload: what is sent, without credentials.
@@ -68,7 +68,7 @@ async def call_provider(attempt: Attempt, provider: str, timeout: float) -> Asyn
     except TimeoutError:
         arrived = call.reply_missing or call.maybe_sent
         detail = f"{provider}: no answer within {timeout:g} s"
-        raise SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=arrived) from None
+        raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=arrived) from None
     except SendError as error:
         error.maybe_arrived = error.maybe_arrived or call.maybe_sent
         raise
@@ -77,7 +77,7 @@ async def call_provider(attempt: Attempt, provider: str, timeout: float) -> Asyn
 
 
 def check_current_lease() -> None:
-    """Checks the lease of the attempt that runs in this task. Raises LeaseLostError."""
+    """Checks the lease of the attempt that runs in this task. Raises DeliveryLeaseLostError."""
     attempt = _CURRENT_ATTEMPT.get(None)  # outside of any attempt no lease is needed
     if attempt is not None:
         attempt.check_lease()
@@ -91,9 +91,11 @@ def read_secret(file: SecretFile) -> str:
     try:
         value = file.read_value()
     except SecretUnreadableError as error:
-        raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, str(error)) from None
-    if not value.isprintable():  # no header and no SMTP command can carry it
-        raise SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, f"{file.path}: its first line holds control characters")
+        raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, str(error)) from None
+    if not value.isprintable():  # no header and no SMTP command may contain it
+        raise SendError(
+            SendReason.UNAUTHORIZED, SendScope.CHANNEL, f"{file.path}: its first line holds control characters"
+        )
     return value
 
 

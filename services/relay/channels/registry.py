@@ -13,4 +13,4 @@ from services.relay.channels.webhook import WebhookSettings
 AnyChannel = Annotated[
     SlackSettings | EmailSettings | PagerDutySettings | WebhookSettings | LogSettings, Field(discriminator="kind")
 ]
-"""The settings of a channel of any kind, told apart by `kind`."""
+"""The settings of a channel of any kind; `kind` selects the class."""

@@ -4,7 +4,7 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
 
     {"delivery_id": "…",            the same at each attempt, as in the header `Idempotency-Key`
      "incident_id": "…",            the same for all events of one group
-     "episode": 1,                  how many times the incident had begun by then
+     "episode": 1,                  how many times the incident had started by then
      "accepted_at": "…",
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
@@ -21,12 +21,13 @@ http(s) or absent.
 import json
 import re
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
+from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.port import Attempt, ChannelSettings, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     build_in_thread_if_large,
@@ -36,17 +37,15 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.status_error import build_status_error
-from services.relay.http_client import (
-    HttpSession,
-    read_text,
-    translate_connection_errors,
-)
+from services.relay.http_session import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
+from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.settings import SecretPath
-from shared.config.url import check_secret_url
+from shared.config.url import UrlFilePath, check_secret_url
+from shared.net.egress import EgressSettings
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB by default
 _BODY_OVERHEAD = (
@@ -61,14 +60,14 @@ _MAX_TEXT = 2_000
 _MAX_ANNOTATIONS = 20
 
 
-class WebhookSettings(ChannelSettings):
+class WebhookSettings(EgressSettings, ChannelSettings):
     """Where events are posted, and the token that goes with them."""
 
     merges_waiting: ClassVar[bool] = False
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None
-    url_file: SecretPath | None = None
+    url_file: UrlFilePath | None = None
     """Holds the address instead, where that is a secret itself."""
     token_file: SecretPath | None = None
     """Sent as `Authorization: Bearer`."""
@@ -94,7 +93,7 @@ class WebhookChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
-        self._session = HttpSession("the webhook", check_current_lease)
+        self._session = HttpSession("the webhook", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Posts the event; the receipt holds the HTTP `status`."""
@@ -102,7 +101,7 @@ class WebhookChannel:
         body = await build_in_thread_if_large(message, lambda: self.render_payload(message))
         async with call_provider(attempt, "the webhook", self._timeout) as call:
             url, token = self._read_url(), read_secret(self._token) if self._token else ""
-            ours = (token, *_list_url_secrets(url))
+            secrets = (token, *_list_url_secrets(url))
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.task.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
@@ -110,12 +109,12 @@ class WebhookChannel:
             with translate_connection_errors("the webhook"):
                 async with self._session.open().post(url, data=body.encode(), headers=headers) as response:
                     if 200 <= response.status < 300:  # what follows the status decides nothing
-                        call.record_reply(f"HTTP {response.status} {response.reason}", *ours)
+                        call.record_reply(f"HTTP {response.status} {response.reason}", *secrets)
                         return {"status": str(response.status)}
                     reply = await read_text(response)
-            call.record_reply(f"HTTP {response.status} {reply}", *ours)
+            call.record_reply(f"HTTP {response.status} {reply}", *secrets)
             detail = f"the webhook answered HTTP {response.status}" + (
-                f": {mask_reply(reply, *ours)}" if reply.strip() else ""
+                f": {mask_reply(reply, *secrets)}" if reply.strip() else ""
             )
             raise build_status_error(response.status, response.headers, detail, self._clock())
 
@@ -124,21 +123,36 @@ class WebhookChannel:
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token, or of the URL."""
-        return tuple(file.read_stamp() for file in (self._token, self._url_file) if file)
+        """Changes with the file of the token, or of the URL, and those of proxy and authorities."""
+        stamps = (file.read_stamp() for file in (self._token, self._url_file) if file)
+        return *stamps, self._session.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Whether its address answers to OPTIONS, which asks for nothing (RFC 9110, section 9.3.7)."""
+        file = f"{key}.url_file" if self._url_file else None
+        return [Check(f"{key} connection", self._check_connection, depends_on=file)]
+
+    async def _check_connection(self) -> str:
+        with report_send_errors(), translate_connection_errors("the webhook"):
+            url = self._read_url()
+            async with self._session.open().options(url) as response:
+                status = response.status
+        if status >= 500:
+            raise CheckError(f"the webhook answers with HTTP {status}", "see the log of what answers there")
+        return f"{urlsplit(url).hostname} answers; only send-test shows whether it takes messages"
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
     def _read_url(self) -> str:
-        """Where to post to. Raises SendError where its file holds no address."""
+        """Where to post to. Raises SendError if its file holds no address."""
         if self._url_file is None:
             return self._url or ""
         try:
             return check_secret_url(read_secret(self._url_file), allow_remote_insecure=self._allow_remote_insecure)
         except ValueError as error:
-            raise SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"{self._url_file.path}: {error}") from None
+            raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"{self._url_file.path}: {error}") from None
 
 
 def _list_url_secrets(url: str) -> list[str]:
@@ -155,11 +169,11 @@ def build_body(message: Message) -> dict[str, Any]:
     alerts: list[dict[str, Any]] = []
     left = MAX_BODY - _BODY_OVERHEAD
     for alert, links in pairs:
-        shown = _build_alert(alert, links)
-        left -= len(json.dumps(shown, ensure_ascii=False).encode())
+        entry = _build_alert(alert, links)
+        left -= len(json.dumps(entry, ensure_ascii=False).encode())
         if left < 0:  # never at the first
             break
-        alerts.append(shown)
+        alerts.append(entry)
     return {
         "delivery_id": message.task.delivery_id,
         "incident_id": message.task.incident_id,

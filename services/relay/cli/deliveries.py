@@ -24,12 +24,12 @@ from services.relay.outbox.queries import (
     check_text,
     encode_delivery,
     encode_details,
-    format_time,
     parse_state,
     parse_time,
 )
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
+from shared.http.json_api import format_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _PIPE_WIDTH = 1000
@@ -135,7 +135,7 @@ Examples:
 
 @click.command("deliveries", short_help="List deliveries, or show one.", epilog=_EXAMPLES)
 @click.argument("delivery_id", metavar="[ID]", required=False)
-@click.option("--state", "in_state", help=f"Only those in this state: {', '.join(State)}.")
+@click.option("--state", "in_state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
 @click.option("--channel", help="Only those to this channel.")
 @click.option("--alertname", help="Only those of this alertname.")
 @click.option("--since", metavar="TIME", help="Only those accepted since, such as 2026-11-24T22:46:10Z.")
@@ -145,13 +145,13 @@ Examples:
 def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, **filters: str | None) -> None:
     """List the newest deliveries, or show one with its attempts, its receipt and the payload as sent."""
     settings = load_settings_or_exit(RelaySettings, config)
-    given = {name: value for name, value in filters.items() if value is not None}
+    values = {name: value for name, value in filters.items() if value is not None}
     if delivery_id is None:
-        delivery_filter, limit = _parse_filter(given)
+        delivery_filter, limit = _parse_filter(values)
         run_with_outbox(
             settings, lambda store: _print_list(store, delivery_filter, limit, as_json=as_json), read_only=True
         )
-    elif given:
+    elif values:
         click.echo("ID: expected without filters, which are for a list", err=True)
         sys.exit(2)
     elif not run_with_outbox(
@@ -165,7 +165,7 @@ def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, *
 
 def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]:
     """The filter and the limit; for an invalid value one line on standard error, then exit 2."""
-    wanted = queries.DeliveryFilter(
+    delivery_filter = queries.DeliveryFilter(
         state=parse_option_or_exit("--state", parse_state, options["in_state"]) if "in_state" in options else None,
         channel=parse_option_or_exit("--channel", check_text, options["channel"]) if "channel" in options else None,
         alertname=parse_option_or_exit("--alertname", check_text, options["alertname"])
@@ -173,7 +173,7 @@ def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]
         else None,
         since=parse_option_or_exit("--since", parse_time, options["since"]) if "since" in options else None,
     )
-    return wanted, parse_option_or_exit("--limit", _parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
+    return delivery_filter, parse_option_or_exit("--limit", _parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
 
 
 def _parse_limit(text: str) -> int:
@@ -182,12 +182,12 @@ def _parse_limit(text: str) -> int:
     return int(text)
 
 
-async def _print_list(store: Store, wanted: queries.DeliveryFilter, limit: int, *, as_json: bool) -> None:
+async def _print_list(store: Store, delivery_filter: queries.DeliveryFilter, limit: int, *, as_json: bool) -> None:
     if as_json:
-        async for delivery in _iterate_deliveries(store, wanted, limit):
+        async for delivery in _iterate_deliveries(store, delivery_filter, limit):
             click.echo(json.dumps(encode_delivery(delivery)))
     else:
-        print_deliveries([delivery async for delivery in _iterate_deliveries(store, wanted, limit)])
+        print_deliveries([delivery async for delivery in _iterate_deliveries(store, delivery_filter, limit)])
 
 
 async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
@@ -202,11 +202,11 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
 
 
 async def _iterate_deliveries(
-    store: Store, wanted: queries.DeliveryFilter, limit: int
+    store: Store, delivery_filter: queries.DeliveryFilter, limit: int
 ) -> AsyncIterator[queries.DeliverySummary]:
     before = None
     while limit > 0:
-        page = await queries.list_deliveries(store, wanted, limit=min(limit, _PAGE_SIZE), before=before)
+        page = await queries.list_deliveries(store, delivery_filter, limit=min(limit, _PAGE_SIZE), before=before)
         for delivery in page.deliveries:
             yield delivery
         limit -= len(page.deliveries)

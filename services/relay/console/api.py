@@ -17,23 +17,15 @@ from services.relay.outbox import quarantine as rejected
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.queries import (
-    check_text,
-    encode_delivery,
-    encode_details,
-    format_time,
-    parse_state,
-    parse_time,
-)
+from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
 from services.relay.outbox.tables import clean_for_database
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action
+from shared.http.json_api import Page, build_error_response, format_cursor, format_time, parse_page
 
 T = TypeVar("T")
-_DEFAULT_LIMIT: Final = 100
-_MAX_LIMIT: Final = 1000
 _FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
 
 
@@ -73,28 +65,24 @@ class _DeliveriesEndpoint:
 
     async def list(self, request: Request) -> Response:
         try:
-            wanted, limit, before = _parse_filter(request.query_params)
+            delivery_filter, page = _parse_filter(request.query_params)
         except ValueError as error:
-            return _build_error_response(400, str(error))
-        page = await queries.list_deliveries(self._store, wanted, limit=limit, before=before)
-        cursor = None if page.before is None else f"{page.before:x}"
-        return JSONResponse(
-            {"deliveries": [encode_delivery(delivery) for delivery in page.deliveries], "next_cursor": cursor}
-        )
+            return build_error_response(400, str(error))
+        listed = await queries.list_deliveries(self._store, delivery_filter, limit=page.limit, before=page.before)
+        rows = [encode_delivery(delivery) for delivery in listed.deliveries]
+        return JSONResponse({"deliveries": rows, "next_cursor": format_cursor(listed.before)})
 
     async def get(self, request: Request) -> Response:
         record = await queries.read_delivery(self._store, clean_for_database(request.path_params["id"]))
-        return (
-            _build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
-        )
+        return build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
 
     async def retry(self, request: Request) -> Response:
         try:
             now = await retry_delivery(self._store, clean_for_database(request.path_params["id"]), self._channels)
         except UnknownDeliveryError as error:
-            return _build_error_response(404, str(error))
+            return build_error_response(404, str(error))
         except NotRetryableError as error:
-            return _build_error_response(409, str(error))
+            return build_error_response(409, str(error))
         self._wake_channels([now.channel])
         return JSONResponse({"id": now.id, "state": now.state, "superseded_by": now.superseded_by}, status_code=202)
 
@@ -102,12 +90,12 @@ class _DeliveriesEndpoint:
         channel = request.query_params.get("channel")
         describe_action(request, on=channel)
         if channel is None:
-            return _build_error_response(400, "channel: missing; expected the name of a channel")
+            return build_error_response(400, "channel: missing; expected the name of a channel")
         if channel not in self._channels:
-            return _build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
+            return build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
         retried = 0
-        async for taken in retry_channel(self._store, channel):
-            retried += taken
+        async for requeued in retry_channel(self._store, channel):
+            retried += requeued
             self._wake_channels([channel])
         return JSONResponse({"retried": retried}, status_code=202)
 
@@ -117,16 +105,16 @@ class _QuarantineEndpoint:
         self._store = store
 
     async def list(self, _request: Request) -> Response:
-        kept = await rejected.list_entries(self._store)
+        entries = await rejected.list_entries(self._store)
         return JSONResponse(
-            {"quarantine": [{**asdict(entry), "received_at": format_time(entry.received_at)} for entry in kept]}
+            {"quarantine": [{**asdict(entry), "received_at": format_time(entry.received_at)} for entry in entries]}
         )
 
     async def get_body(self, request: Request) -> Response:
         entry = request.path_params["id"]
         body = await rejected.read_body(self._store, int(entry)) if re.fullmatch("[0-9]{1,18}", entry) else None
         if body is None:
-            return _build_error_response(404, "no such entry")
+            return build_error_response(404, "no such entry")
         headers = {
             "Content-Disposition": f'attachment; filename="webhook-{entry}.txt"',
             "X-Content-Type-Options": "nosniff",  # the sender of the webhook wrote it
@@ -134,22 +122,18 @@ class _QuarantineEndpoint:
         return Response(body, media_type="text/plain", headers=headers)
 
 
-def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, int, int | None]:
-    """The filter, the limit and the cursor. Raises ValueError with what was expected."""
+def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page]:
+    """The filter and the page. Raises ValueError with what was expected."""
     if set(parameters) - set(_FILTERS):
         raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
-    limit, cursor = parameters.get("limit", str(_DEFAULT_LIMIT)), parameters.get("cursor")
-    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
-        raise ValueError(f"limit: expected a number from 1 to {_MAX_LIMIT}")
-    if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
-        raise ValueError("cursor: expected the next_cursor of an earlier answer")
-    wanted = queries.DeliveryFilter(
+    page = parse_page(parameters)
+    delivery_filter = queries.DeliveryFilter(
         state=_parse_parameter("state", parse_state, parameters),
         channel=_parse_parameter("channel", check_text, parameters),
         alertname=_parse_parameter("alertname", check_text, parameters),
         since=_parse_parameter("since", parse_time, parameters),
     )
-    return wanted, int(limit), None if cursor is None else int(cursor, 16)
+    return delivery_filter, page
 
 
 def _parse_parameter(name: str, parse: Callable[[str], T], parameters: QueryParams) -> T | None:
@@ -166,10 +150,6 @@ def _respond_503_when_unavailable(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except StoreUnavailableError as error:
-            return _build_error_response(503, f"the outbox cannot be used now, try again: {error}")
+            return build_error_response(503, f"the outbox cannot be used now, try again: {error}")
 
     return answer
-
-
-def _build_error_response(code: int, reason: str) -> Response:
-    return JSONResponse({"error": reason}, status_code=code)

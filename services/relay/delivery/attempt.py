@@ -12,11 +12,11 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from services.relay.channels.port import Channel, ChannelSettings, LeaseLostError, Progress, Receipt
+from services.relay.channels.port import Channel, ChannelSettings, DeliveryLeaseLostError, Progress, Receipt
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
 from services.relay.model import DeliveryTask, Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
@@ -31,7 +31,7 @@ class SendResult(NamedTuple):
     lease_lost: bool = False
     """The lease ended too soon, and nothing was sent."""
     payload: bytes | None = None
-    """The last payload sent, credentials masked, compressed by zlib; None where nothing was sent."""
+    """The last payload sent, credentials masked, compressed by zlib; None if nothing was sent."""
     reply: str = ""
     """The provider's reply."""
 
@@ -41,7 +41,7 @@ class ProgressNotSavedError(Exception):
 
 
 SaveProgress = Callable[[Progress], Awaitable[None]]
-"""Commits what a channel has done of a delivery. Raises LeaseLostError or ProgressNotSavedError."""
+"""Commits what a channel has done of a delivery. Raises DeliveryLeaseLostError or ProgressNotSavedError."""
 
 
 class Sender(Protocol):
@@ -90,7 +90,7 @@ class LeasedAttempt:
         self._save_progress = save_progress
 
     def before_request(self, payload: str) -> None:
-        """See the port. A process that was stopped for a while finds out here that its lease has expired."""
+        """See the port. A process that was suspended for a while notices here that its lease has expired."""
         self._check_lease()
         self._previous_payload, self.payload = self.payload, payload
 
@@ -98,7 +98,7 @@ class LeasedAttempt:
         """See the port."""
         try:
             self._check_lease()
-        except LeaseLostError:
+        except DeliveryLeaseLostError:
             self.payload = self._previous_payload
             raise
         self._previous_payload = self.payload
@@ -108,13 +108,13 @@ class LeasedAttempt:
         self.reply = reply
 
     async def save_progress(self, progress: Progress) -> None:
-        """See the port. Raises ProgressNotSavedError as well."""
+        """See the port. Also raises ProgressNotSavedError."""
         await self._save_progress(progress)
         self.progress = progress
 
     def _check_lease(self) -> None:
         if asyncio.get_running_loop().time() >= self._attempt_ends or self._attempt_ends > self._lease_ends:
-            raise LeaseLostError
+            raise DeliveryLeaseLostError
 
 
 _CLOSE_SECONDS: Final = 1.0
@@ -159,11 +159,11 @@ class _LocalSender:
                 message = await build_message(task, self._settings.link_rules, self._settings.contacts)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._channels[task.channel].send(attempt)
-        except LeaseLostError:
+        except DeliveryLeaseLostError:
             if attempt is None or attempt.payload is None:
                 return SendResult(loop.time() - started, lease_lost=True)
             detail = "the lease ended between two requests"
-            error = SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=True)
+            error = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=True)
         except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  # every failure is a result
             error = self._build_error(task, raised, sent=attempt is not None and attempt.payload is not None)
         return SendResult(
@@ -180,10 +180,10 @@ class _LocalSender:
             return exception
         if isinstance(exception, ProgressNotSavedError):
             detail = f"the outbox was not available during the attempt: {exception}"
-            return SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=sent)
+            return SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail, maybe_arrived=sent)
         if isinstance(exception, TimeoutError):
             detail = f"no answer within {self._settings.timeout:g} s"
-            return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=sent)
+            return SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=sent)
         if isinstance(exception, asyncio.CancelledError) and is_task_cancelled():
             raise exception  # else a library let out a cancellation of its own
         log.error(  # without the exception's text, which may hold a secret
@@ -192,7 +192,9 @@ class _LocalSender:
             delivery_id=task.delivery_id,
             **describe_exception(exception),
         )
-        return SendError(Reason.INTERNAL, Scope.ATTEMPT, f"a defect: {type(exception).__name__}", maybe_arrived=sent)
+        return SendError(
+            SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(exception).__name__}", maybe_arrived=sent
+        )
 
 
 def _compress(payload: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The links of an alert: its own annotations, or templates filled with its labels. Pure.
+"""The links of an alert: templates filled with its labels, or its own annotations; and the exporter's board. Pure.
 
 What cannot become a link is left out; it never delays an alert. Anybody who can write a rule or a metric writes labels
 and annotations, so their values are always escaped, and only http(s) is let through.
@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import uritemplate
 
 from services.relay.model import Alert, Event, Links
-from services.relay.text import MAX_URL
+from services.relay.text import MAX_SHORT_URL, MAX_URL, quote_url
 
 _DASHBOARD_MARGIN: Final = timedelta(minutes=30)
 """What a dashboard shows before the start and after the end."""
@@ -24,8 +24,6 @@ _LABEL_PARAMETER: Final = re.compile(r"[^={}]*=\{(\w+)\}")
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:[/?#]|$)")
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _CONTROL: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
-_URL_CHARACTERS: Final = "%/:?#[]@!$&'()*+,;=~-._"
-"""What has a meaning in a URL (RFC 3986); the rest is percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,11 @@ class LinkRules:
 
     runbook: str | None
     dashboard: str | None
-    allow_hosts: Collection[str]
+    board: str | None = None
+    """The address of the exporter's board, without its last slash."""
+    prefers_annotation: bool = False
+    """Whether an alert's own annotation wins over the template."""
+    allow_hosts: Collection[str] = frozenset()
     """Hosts that an alert's own addresses may lead to, in lower case; empty allows every one."""
 
 
@@ -61,17 +63,23 @@ def check_template(template: str) -> str:
 
 
 def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
-    """An alert's links; an annotation `runbook_url` or `dashboard_url` wins over the template where it can be trusted.
+    """An alert's links. A template wins over the annotation of the same meaning, unless the rules prefer annotations.
 
     Args:
         alert: whose annotations and labels are used.
         accepted_at: the end of what the dashboard shows, while the alert fires.
         rules: of the configuration.
     """
+
+    def choose(annotation: str, template: str | None) -> str | None:
+        own = _read_annotation(alert, annotation, rules)
+        filled = _expand_template(template, alert, accepted_at)
+        return (own or filled) if rules.prefers_annotation else (filled or own)
+
     return Links(
-        runbook=_read_annotation(alert, "runbook_url", rules) or _expand_template(rules.runbook, alert, accepted_at),
-        dashboard=_read_annotation(alert, "dashboard_url", rules)
-        or _expand_template(rules.dashboard, alert, accepted_at),
+        runbook=choose("runbook_url", rules.runbook),
+        dashboard=choose("dashboard_url", rules.dashboard),
+        board=_build_board_link(alert, rules.board),
     )
 
 
@@ -89,10 +97,19 @@ def _read_annotation(alert: Alert, name: str, rules: LinkRules) -> str | None:
 
 def _check_host(address: str, rules: LinkRules) -> str | None:
     """An address that an alert brings, where it is one and may be followed."""
-    url = _sanitize_url(address)
+    url = _parse_trusted_url(address)
     if url is None or (rules.allow_hosts and urlsplit(url).hostname not in rules.allow_hosts):
         return None
     return url
+
+
+def _build_board_link(alert: Alert, board: str | None) -> str | None:
+    """The board, filtered to what the alert is about; None for an alert that is about neither a key nor a service."""
+    name = alert.labels.get("target") or alert.labels.get("service")
+    if board is None or not name:
+        return None
+    url = _parse_trusted_url(f"{board}/?q={quote(name, safe='', errors='replace')}")
+    return url if url and len(url) <= MAX_SHORT_URL else None
 
 
 def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) -> str | None:
@@ -110,8 +127,8 @@ def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) 
 
 
 def _fill_template(template: str, values: Mapping[str, str]) -> str | None:
-    """The link, or None where it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
-    url = _sanitize_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
+    """The link, or None if it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
+    url = _parse_trusted_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
     if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
         return None
     return url
@@ -121,26 +138,27 @@ def _drop_empty_parameters(template: str, values: Mapping[str, str]) -> str:
     """The template without the parameters whose label is not there: Grafana takes an empty variable for a value."""
     head, mark, rest = template.partition("?")
     query, sharp, fragment = rest.partition("#")
-    kept = [pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])]
-    return head + mark + "&".join(kept) + sharp + fragment
+    parameters = [
+        pair for pair in query.split("&") if not (only := _LABEL_PARAMETER.fullmatch(pair)) or values.get(only[1])
+    ]
+    return head + mark + "&".join(parameters) + sharp + fragment
 
 
 def _format_milliseconds(moment: datetime) -> str:
     return str(int(moment.timestamp() * 1000))
 
 
-def _sanitize_url(url: str) -> str | None:
-    """The URL in ASCII, or None where it is not http(s) with a plain host, or is anything a browser may misread."""
+def _parse_trusted_url(url: str) -> str | None:
+    """The URL in ASCII, or None if it is not http(s) with a plain host, or is anything a browser may misread."""
     if len(url) > MAX_URL or _CONTROL.search(url):
         return None
     try:
         parts = urlsplit(url)
         if not _has_plain_host(parts):
             return None
-        encoded = quote(url, safe=_URL_CHARACTERS)
+        return quote_url(url)
     except ValueError:  # a port over 65535, half an IPv6 address, half a surrogate pair
         return None
-    return encoded if len(encoded) <= MAX_URL else None
 
 
 def _has_plain_host(parts: SplitResult) -> bool:

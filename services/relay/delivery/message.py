@@ -30,13 +30,13 @@ def merge_events(older: Event, newer: Event) -> Event:
         older: not delivered.
         newer: accepted after it.
     """
-    known = collect_digests(newer)
-    others = tuple(alert for alert in older.alerts if compute_digest(alert.fingerprint) not in known)
-    firing = split_digests(older.unlisted_firing) - known
-    resolved = split_digests(older.unlisted_resolved) - known
-    note = newer.remark or older.remark
+    newer_digests = collect_digests(newer)
+    others = tuple(alert for alert in older.alerts if compute_digest(alert.fingerprint) not in newer_digests)
+    firing = split_digests(older.unlisted_firing) - newer_digests
+    resolved = split_digests(older.unlisted_resolved) - newer_digests
+    remark = newer.remark or older.remark
     if not (others or firing or resolved):
-        return replace(newer, remark=note)
+        return replace(newer, remark=remark)
     labels, annotations = newer.common_labels, newer.common_annotations
     if firing or resolved:  # of these it is known no better
         labels, annotations = _intersect(labels, older.common_labels), _intersect(annotations, older.common_annotations)
@@ -50,7 +50,7 @@ def merge_events(older: Event, newer: Event) -> Event:
             common_annotations=annotations,
             unlisted_firing=newer.unlisted_firing + b"".join(sorted(firing)),
             unlisted_resolved=newer.unlisted_resolved + b"".join(sorted(resolved)),
-            remark=note,
+            remark=remark,
         )
     )
 

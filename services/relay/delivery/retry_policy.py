@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.relay.send_error import Scope, SendError
+from services.relay.send_error import SendError, SendScope
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ def compute_retry_delay(
     """In how many seconds to try again, or None: never.
 
     Full jitter: the wait is anything between 0 and the backoff, which doubles with each attempt, so that what failed
-    together does not come back together. https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    at the same time is not retried at the same time. https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     A channel that is down waits the longest backoff, or as long as the provider asked: only a person can fix it. The
     last attempt is no later than `give_up_after`, except where the provider asked to wait for longer.
 
@@ -34,7 +34,7 @@ def compute_retry_delay(
         random: gives a number from 0 to 1.
     """
     left = policy.give_up_after - age
-    if error.scope is Scope.MESSAGE or left <= 0:
+    if error.scope is SendScope.MESSAGE or left <= 0:
         return None
     if is_channel_down(error, policy):
         wait = policy.backoff_max
@@ -47,7 +47,7 @@ def compute_retry_delay(
 def is_channel_down(error: SendError, policy: RetryPolicy) -> bool:
     """Whether the channel is down until a person acts, or for longer than the longest backoff."""
     too_long = error.retry_after is not None and error.retry_after > policy.backoff_max
-    return error.scope is Scope.CHANNEL or (error.scope is Scope.ATTEMPT and too_long)
+    return error.scope is SendScope.CHANNEL or (error.scope is SendScope.ATTEMPT and too_long)
 
 
 def get_requested_delay(error: SendError, policy: RetryPolicy) -> float | None:

@@ -3,7 +3,7 @@
 The relay starts it and exchanges messages with it over a socket that only these two have; the first one is `Start`. All
 messages of one iteration of the event loop go out as one frame: its length in eight bytes, then the pickle of a list.
 
-It holds nothing that is not in the outbox as well. When it exits, its deliveries count as possibly sent and are
+It has no data that is not in the outbox. When it exits, its deliveries count as possibly sent and are
 tried again, and the relay starts another one. It exits with the relay. One that does not respond is killed before the
 lease of a delivery that it sends expires: nobody else may claim that delivery while this process could still send it.
 """
@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, cast
 import structlog
 import uvloop
 
-from services.relay.channels.port import LeaseLostError, Progress
+from services.relay.channels.port import DeliveryLeaseLostError, Progress
 from services.relay.delivery.attempt import (
     ProgressNotSavedError,
     SaveProgress,
@@ -35,7 +35,7 @@ from services.relay.delivery.attempt import (
     open_local_sender,
 )
 from services.relay.model import DeliveryTask
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared import VERSION
 from shared.process import logs, memory
 from shared.process.logs import describe_exception
@@ -90,7 +90,7 @@ class ProgressResponse(NamedTuple):
 
     number: int
     error: Exception | None
-    """LeaseLostError or ProgressNotSavedError where it is not."""
+    """DeliveryLeaseLostError or ProgressNotSavedError where it is not."""
 
 
 _LENGTH: Final = 8
@@ -199,14 +199,14 @@ class _SenderProcess:
         answer: asyncio.Future[SendResult] = loop.create_future()
         self._requests[number] = answer, save_progress
         pipe.send(SendRequest(number, task))
-        overdue = loop.call_at(_compute_kill_time(task), self._check_unread, number)
+        kill_timer = loop.call_at(_compute_kill_time(task), self._check_unread, number)
         try:
             return await answer
         except asyncio.CancelledError:
             pipe.send(CancelRequest(number))
             raise
         finally:
-            overdue.cancel()
+            kill_timer.cancel()
             del self._requests[number]
 
     async def run(self) -> None:
@@ -227,9 +227,9 @@ class _SenderProcess:
 
     async def _run_process(self) -> None:
         """Starts a process, and returns when it has exited."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            arguments = (str(theirs.fileno()), VERSION, str(os.getpid()))
+        relay_socket, sender_socket = socket.socketpair()
+        with relay_socket, sender_socket:
+            arguments = (str(sender_socket.fileno()), VERSION, str(os.getpid()))
             command = (sys.executable, "-P", "-c", COMMAND, *arguments)
             # It imports the same modules as this process, whatever its working directory contains.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -237,13 +237,13 @@ class _SenderProcess:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[sender_socket.fileno()],
                 start_new_session=True,
                 env=environment,
             )
-            theirs.close()
+            sender_socket.close()
             try:
-                await self._serve_process(process, ours)
+                await self._serve_process(process, relay_socket)
             finally:
                 try:
                     await _stop_process(process)
@@ -292,14 +292,14 @@ class _SenderProcess:
             self._pipe = self._starting
             self._started.set()
             return
-        answer, keep = self._requests.get(message.number, (None, None))
-        if answer is None or keep is None:
+        answer, save_progress = self._requests.get(message.number, (None, None))
+        if answer is None or save_progress is None:
             return
         if isinstance(message, SendResponse):
             if not answer.done():
                 answer.set_result(message.result)
         else:
-            task = asyncio.create_task(self._save_progress(message, keep))
+            task = asyncio.create_task(self._save_progress(message, save_progress))
             self._progress_tasks.add(task)
             task.add_done_callback(self._progress_tasks.discard)
 
@@ -307,7 +307,7 @@ class _SenderProcess:
         error: Exception | None = None
         try:
             await save_progress(request.progress)
-        except (LeaseLostError, ProgressNotSavedError) as raised:
+        except (DeliveryLeaseLostError, ProgressNotSavedError) as raised:
             error = raised
         except Exception as raised:  # noqa: BLE001  # the process waits for an answer
             log.error("progress could not be saved", **describe_exception(raised))  # noqa: TRY400  # without its text
@@ -317,12 +317,12 @@ class _SenderProcess:
 
 
 def _compute_kill_time(task: DeliveryTask) -> float:
-    """When a process without a result counts as hanging: half-way between the ends of the attempt and its lease."""
+    """When a process without a result counts as hanging: halfway between the end of the attempt and of its lease."""
     return (task.attempt_ends + task.lease_ends) / 2
 
 
 def _build_lost_result(detail: str, *, maybe_arrived: bool) -> SendResult:
-    return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail, maybe_arrived=maybe_arrived))
+    return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail, maybe_arrived=maybe_arrived))
 
 
 async def _stop_process(process: Process) -> None:
@@ -370,20 +370,20 @@ class _SenderMain:
                 if number in self.sends:
                     self.sends[number].cancel()
             case ProgressResponse(number, error):
-                kept = self._progress_responses.pop(number, None)
-                if kept is not None and not kept.done():
-                    kept.set_exception(error) if error else kept.set_result(None)
+                progress_response = self._progress_responses.pop(number, None)
+                if progress_response is not None and not progress_response.done():
+                    progress_response.set_exception(error) if error else progress_response.set_result(None)
             case Start():
                 self.start.set_result(message)
 
     async def _send(self, request: SendRequest) -> None:
-        async def keep(progress: Progress) -> None:
+        async def save_progress(progress: Progress) -> None:
             self._progress_responses[request.number] = asyncio.get_running_loop().create_future()
             self.pipe.send(ProgressRequest(request.number, progress))
             await self._progress_responses[request.number]
 
         try:
-            self.pipe.send(SendResponse(request.number, await self.send(request.task, keep)))
+            self.pipe.send(SendResponse(request.number, await self.send(request.task, save_progress)))
         finally:
             self._progress_responses.pop(request.number, None)
 

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import structlog
 
-from services.relay.channels.port import LeaseLostError, Progress
+from services.relay.channels.port import DeliveryLeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
@@ -16,13 +15,13 @@ from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask, Event, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.delivery_lease import read_merged_events, save_progress
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.lease import read_merged_events, save_progress
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
-from services.relay.outbox.tables import State
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.outbox.tables import DeliveryState
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.logs import describe_exception
 
 
@@ -40,19 +39,19 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         TimeoutError: they could not be read in time.
         ValueError: the outbox holds something that is no event.
     """
-    written, size = task.event_json, len(task.event_json)
+    event_json, size = task.event_json, len(task.event_json)
     if task.first_event_seq != task.last_event_seq:
         async with asyncio.timeout_at(attempt_ends):
-            written, size = await _merge_events(store, task)
+            event_json, size = await _merge_events(store, task)
     keep_open = False
     if task.open_group_incidents:
-        needed = partial(
+        build = partial(
             is_dedup_key_in_use, incident_ids=task.open_group_incidents, now=task.accepted_at.timestamp() + task.age
         )
         async with asyncio.timeout_at(attempt_ends):
-            keep_open = await store.read(needed)
+            keep_open = await store.read(build)
     return task._replace(
-        event_json=written, events_size=size, keep_open=keep_open, attempt_ends=attempt_ends, lease_ends=lease_ends
+        event_json=event_json, events_size=size, keep_open=keep_open, attempt_ends=attempt_ends, lease_ends=lease_ends
     )
 
 
@@ -70,9 +69,6 @@ def _merge_json(merged: Event | None, event_json: bytes) -> Event:
     event = decode_event(event_json)
     return event if merged is None else merge_events(merged, event)
 
-
-_OUTBOX_RETRY_SECONDS: Final = 1.0
-"""Seconds to wait after the outbox failed."""
 
 log = structlog.get_logger(__name__)
 
@@ -146,7 +142,7 @@ class Deliverer:
             out = await prepare_task(self._shared.store, task, attempt_ends=ends, lease_ends=lease_ends)
         except (StoreUnavailableError, TimeoutError) as error:
             detail = f"the event could not be read from the outbox: {str(error) or 'it did not answer in time'}"
-            return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, detail))
+            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail))
         except Exception as error:  # noqa: BLE001  # every outcome is recorded
             log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
                 "stored event cannot be read",
@@ -154,14 +150,16 @@ class Deliverer:
                 delivery_id=task.delivery_id,
                 **describe_exception(error),
             )
-            return SendResult(error=SendError(Reason.INTERNAL, Scope.ATTEMPT, f"a defect: {type(error).__name__}"))
+            return SendResult(
+                error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(error).__name__}")
+            )
         return await self._shared.send(out, self._build_save_progress(task))
 
     def _build_save_progress(self, task: DeliveryTask) -> SaveProgress:
         async def save(progress: Progress) -> None:
             try:
                 if not await save_progress(self._shared.store, task, progress):
-                    raise LeaseLostError
+                    raise DeliveryLeaseLostError
             except StoreUnavailableError as error:
                 raise ProgressNotSavedError(str(error)) from None
 
@@ -171,7 +169,7 @@ class Deliverer:
         self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
     ) -> AttemptOutcome:
         shared = self._shared
-        again_in = compute_retry_delay(
+        retry_delay = compute_retry_delay(
             error,
             attempt=task.attempt_number,
             age=task.age + result.seconds,
@@ -185,21 +183,21 @@ class Deliverer:
             attempt=task.attempt_number,
             reason=error.reason,
             error=str(error),
-            retry_in=None if again_in is None else round(again_in, 1),
+            retry_in=None if retry_delay is None else round(retry_delay, 1),
         )
         return AttemptOutcome(
-            State.DEAD if again_in is None else State.RETRYING,
+            DeliveryState.DEAD if retry_delay is None else DeliveryState.RETRYING,
             started_at,
             result.seconds,
             error.reason,
             str(error),
             ChannelEffect.DOWN if is_channel_down(error, shared.retry_policy) else _classify_effect(error),
-            retry_in=again_in or 0.0,
+            retry_in=retry_delay or 0.0,
             retry_after=get_requested_delay(error, shared.retry_policy),
             maybe_sent=error.maybe_arrived,
             payload=result.payload,
             fallback_channels=self._fallback,
-            is_expired=again_in is None and error.scope is not Scope.MESSAGE,
+            is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
@@ -209,31 +207,31 @@ class Deliverer:
                 recorded = await record_outcome(self._shared.store, task, outcome, self._pauses)
                 break
             except StoreUnavailableError:
-                await asyncio.sleep(_OUTBOX_RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
         self._count_outcome(task, recorded)
         self._shared.wake_channels(recorded.channels_to_wake)
 
     def _count_outcome(self, task: DeliveryTask, result: OutcomeResult) -> None:
         metrics = self._shared.metrics
         for channel in result.superseded_channels:
-            metrics.count_delivery(channel, State.SUPERSEDED)
+            metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
         if not result.lease_valid:
             log.warning(
                 "lease expired before the outcome was recorded", channel=self._name, delivery_id=task.delivery_id
             )
             metrics.count_lost_lease(self._name)
-        elif result.state in (State.DELIVERED, State.DEAD):
+        elif result.state in (DeliveryState.DELIVERED, DeliveryState.DEAD):
             metrics.count_delivery(self._name, result.state)
-        if result.lease_valid and result.state is State.DELIVERED:
+        if result.lease_valid and result.state is DeliveryState.DELIVERED:
             metrics.observe_duration(self._name, result.age)
 
 
 def _build_success(result: SendResult, started_at: float) -> AttemptOutcome:
     return AttemptOutcome(
-        State.DELIVERED,
+        DeliveryState.DELIVERED,
         started_at,
         result.seconds,
-        Reason.OK,
+        SendReason.OK,
         result.reply,
         ChannelEffect.REACHED,
         receipt=result.receipt,
@@ -243,8 +241,10 @@ def _build_success(result: SendResult, started_at: float) -> AttemptOutcome:
 
 
 def _classify_effect(error: SendError) -> ChannelEffect:
-    if error.scope is Scope.MESSAGE or error.provider_works:
+    if error.scope is SendScope.MESSAGE or error.provider_works:
         return ChannelEffect.REACHED
-    if error.reason is Reason.INTERNAL or (error.reason is Reason.RATE_LIMITED and error.retry_after is not None):
+    if error.reason is SendReason.INTERNAL or (
+        error.reason is SendReason.RATE_LIMITED and error.retry_after is not None
+    ):
         return ChannelEffect.NOTHING
     return ChannelEffect.FAILED

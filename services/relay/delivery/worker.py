@@ -2,8 +2,8 @@
 
 Each channel claims as many deliveries as it has free slots, and each is sent by a task of its own; the outbox keeps the
 messages of one incident in order, and the channel within its rate. A worker sleeps until something is due or `wake` is
-called, and looks every few seconds for what another process made due. While its channel is down, its deliveries go to
-the fallback channels.
+called, and checks every few seconds for deliveries that another process made due. While its channel is down, its
+deliveries go to the fallback channels.
 """
 
 import asyncio
@@ -25,17 +25,15 @@ from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
-from services.relay.outbox.lease import release_leases
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.outbox.replicas import record_served_channels, refresh_outdated
 from services.relay.outbox.restore_detection import detect_restore
+from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.sweeper import sweep
 
-_OUTBOX_RETRY_SECONDS: Final = 1.0
-"""Seconds to wait after the outbox failed."""
 _MAX_SLEEP: Final = 2.0
 """Seconds in which a worker notices what another replica accepted, or a command made due."""
 _MIN_SLEEP: Final = 0.02
@@ -168,7 +166,7 @@ class Worker:
 
     async def _pause(self) -> None:
         if not self._stopping:
-            await asyncio.sleep(_OUTBOX_RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 STOP_SECONDS: Final = 6.0
@@ -193,7 +191,7 @@ class DeliveryRules:
     pacing_enabled: bool
     """Whether each channel keeps to its rate."""
     compare_delay: float
-    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 where there is none."""
+    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 if there is none."""
 
 
 @asynccontextmanager
@@ -290,7 +288,7 @@ def _get_rate(channel: ChannelSettings) -> float | None:
 async def _prepare_channels(store: Store, names: Collection[str], compare_delay: float) -> bool:
     """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup.
 
-    False where the outbox is not available.
+    False if the outbox is not available.
     """
     try:
         await _mark_served(store, names)

@@ -21,16 +21,16 @@ def plan_event(
     routed_channels: Sequence[str],
     configured_channels: Collection[str],
 ) -> DeliveryPlan | None:
-    """The deliveries of an event from a webhook; None where it is a duplicate.
+    """The deliveries of an event from a webhook; None if it is a duplicate.
 
     Args:
         event: from the webhook.
-        state: what the outbox holds of its incident; None where that is new.
+        state: what the outbox holds of its incident; None if that is new.
         fingerprint: the event's `build_fingerprint`, from before its size was limited.
         now: unix seconds.
         duplicate_window: seconds within which an equal event is a duplicate.
         routed_channels: the channels that the routes name.
-        configured_channels: the channels that exist here; those of other replicas are in the state.
+        configured_channels: the channels of this relay; those of other replicas are in the state.
     """
     if state is not None and is_duplicate(event, state, fingerprint, now=now, duplicate_window=duplicate_window):
         return None
@@ -47,7 +47,7 @@ def is_duplicate(event: Event, state: IncidentState, fingerprint: str, *, now: f
         now: unix seconds.
         duplicate_window: seconds within which an equal event is a duplicate.
     """
-    # A clock that was set back must not turn the next hours' repeats into duplicates: hence the distance.
+    # After a clock was set back, the next hours' repeats must not count as duplicates: hence the distance.
     is_recent = abs(now - state.accepted_at) < duplicate_window
     # Where the relay resolved it itself, Alertmanager's own resolve is a duplicate, however late it comes.
     resolved_by_relay = state.is_latest_own and not state.is_open

@@ -17,10 +17,10 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.intake import deduplication, webhook
+from services.relay.intake import deduplication, webhook_parser
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route
-from services.relay.intake.webhook import ParsedWebhook, parse_webhook
+from services.relay.intake.webhook_parser import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
 from services.relay.model import OWN_SOURCE, Status
 from services.relay.outbox import quarantine, watchdogs
@@ -29,7 +29,7 @@ from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.http.body_limits import (
     SMALL_BODY_BYTES,
     BodyBudgetExhaustedError,
@@ -39,6 +39,7 @@ from shared.http.body_limits import (
     SlowBodyError,
 )
 from shared.http.connection_limits import RECEIVED_AT
+from shared.http.json_api import build_error_response
 from shared.process.concurrency import run_large
 
 SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
@@ -77,7 +78,7 @@ class _RetryLaterError(Exception):
 
 @dataclass(slots=True)
 class _Arrival:
-    """A webhook on its way to its answer."""
+    """A webhook that is not answered yet."""
 
     body: BodyReader
     waits_for: str = "its body"
@@ -144,7 +145,7 @@ class Intake:
             if not timeout.expired():
                 raise
             error = f"not accepted, send it again: after {ANSWER_SECONDS:g} s it still waited for {arrival.waits_for}"
-        refused = _build_error_response(503, error)
+        refused = build_error_response(503, error)
         return refused if arrival.body.is_complete else _close_connection(refused)
 
     async def _respond(self, arrival: _Arrival, source: str) -> Response:
@@ -152,27 +153,27 @@ class Intake:
         try:
             await self._read_body(arrival.body)
             return await self._process_body(arrival, source)
-        except webhook.MalformedWebhookError as error:
+        except webhook_parser.MalformedWebhookError as error:
             return await self._quarantine(body, source, 400, str(error))
-        except webhook.TooManyTextsError as error:
+        except webhook_parser.TooManyTextsError as error:
             return await self._quarantine(body, source, 413, str(error))
         except BodyTooLargeError:
             reason = f"the body is over {self._rules.max_body} bytes, see intake.max_body"
             return _close_connection(await self._quarantine(body, source, 413, reason))
         except (_RetryLaterError, StoreUnavailableError) as error:
-            refused = _build_error_response(503, f"not accepted, send it again: {error}")
+            refused = build_error_response(503, f"not accepted, send it again: {error}")
             return refused if arrival.body.is_complete else _close_connection(refused)
 
     async def _process_body(self, arrival: _Arrival, source: str) -> Response:
         if len(source) > _MAX_SOURCE or source == OWN_SOURCE:
             reason = f"source: expected at most {_MAX_SOURCE} characters, and not {OWN_SOURCE}"
-            raise webhook.MalformedWebhookError(reason)
+            raise webhook_parser.MalformedWebhookError(reason)
         arrival.waits_for = f"{MAX_CONCURRENT_WEBHOOKS} webhooks before it"
         async with self._concurrency:
             body = arrival.body.body
-            whole = bytes(body)
+            content = bytes(body)
             del body[quarantine.MAX_BODY_BYTES :]  # what quarantine would keep
-            return await self._parse_and_commit(arrival, whole, source)
+            return await self._parse_and_commit(arrival, content, source)
 
     async def _read_body(self, body: BodyReader) -> None:
         try:
@@ -238,7 +239,7 @@ class Intake:
         with self._byte_limit.reserve(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
             accepted = await accept_event(self._store, incoming, decide)
         for channel in accepted.superseded_channels:
-            self._metrics.count_delivery(channel, State.SUPERSEDED)
+            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
         self._wake_channels(accepted.channels)
         answer = {
             "event_id": accepted.event_id,
@@ -249,17 +250,13 @@ class Intake:
 
     async def _quarantine(self, body: bytearray, source: str, code: int, reason: str) -> Response:
         try:
-            kept = bytes(body[: quarantine.MAX_BODY_BYTES])
+            stored_body = bytes(body[: quarantine.MAX_BODY_BYTES])
             await quarantine.quarantine_webhook(
-                self._store, kept, source=source[:_MAX_SOURCE], code=code, reason=reason
+                self._store, stored_body, source=source[:_MAX_SOURCE], code=code, reason=reason
             )
         except StoreUnavailableError as error:
-            return _build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
-        return _build_error_response(code, reason)
-
-
-def _build_error_response(code: int, reason: str) -> Response:
-    return JSONResponse({"error": reason}, status_code=code)
+            return build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")
+        return build_error_response(code, reason)
 
 
 def _close_connection(response: Response) -> Response:

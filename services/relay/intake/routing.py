@@ -55,8 +55,8 @@ def parse_matcher(text: str) -> Matcher:
     parts = _MATCHER.fullmatch(text)
     if parts is None:
         raise ValueError('expected a matcher such as severity="warning", with =, !=, =~ or !~')
-    label, operator, written = parts.groups()
-    value = _unquote(written)
+    label, operator, quoted_value = parts.groups()
+    value = _unquote(quoted_value)
     pattern = None
     if operator.endswith("~"):
         try:

@@ -12,10 +12,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from services.relay.http_client import HttpSession, translate_connection_errors
+from services.relay.http_session import HttpSession, translate_connection_errors
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
+from shared.net.egress import EgressSettings
 from shared.process.concurrency import run_large
 
 _REPLY_TIMEOUT: Final = 10.0
@@ -51,8 +52,16 @@ class AlertmanagerState:
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _Status(msgspec.Struct):
+class _ServerStatus(msgspec.Struct):
     uptime: _Moment  # in spite of its name the moment of its start
+
+
+class _Configuration(msgspec.Struct):
+    original: str
+
+
+class _ConfiguredStatus(msgspec.Struct):
+    config: _Configuration
 
 
 class _Receiver(msgspec.Struct, gc=False):
@@ -63,7 +72,7 @@ class _AlertStatus(msgspec.Struct, gc=False):
     state: str  # active, suppressed, unprocessed
 
 
-class _Alert(msgspec.Struct, rename="camel", gc=False):
+class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
     fingerprint: str
     labels: dict[str, str]
     starts_at: _Moment
@@ -71,8 +80,9 @@ class _Alert(msgspec.Struct, rename="camel", gc=False):
     status: _AlertStatus
 
 
-_STATUS: Final = msgspec.json.Decoder(_Status)
-_ALERT_LIST: Final = msgspec.json.Decoder(list[_Alert])
+_CONFIGURED: Final = msgspec.json.Decoder(_ConfiguredStatus)
+_STATUS: Final = msgspec.json.Decoder(_ServerStatus)
+_ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
 
 class AlertmanagerClient:
@@ -81,12 +91,13 @@ class AlertmanagerClient:
     Args:
         url: of its root; its `--web.external-url` may have a path.
         token: sent as Bearer; None sends nothing.
+        egress: how it is reached.
     """
 
-    def __init__(self, url: str, token: SecretFile | None) -> None:
+    def __init__(self, url: str, token: SecretFile | None, egress: EgressSettings | None = None) -> None:
         self.url = url
         self._token = token
-        self._session = HttpSession("Alertmanager")
+        self._session = HttpSession("Alertmanager", egress=egress)
 
     async def read_state(self) -> AlertmanagerState:
         """Its current state. Raises AlertmanagerError."""
@@ -100,6 +111,18 @@ class AlertmanagerClient:
             raise AlertmanagerError(str(error)) from None
         except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
             raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
+
+    async def read_configuration(self) -> str:
+        """Its configuration in YAML, secrets and URLs masked. Raises AlertmanagerError."""
+        try:
+            document = decode_json(_CONFIGURED, await self._get("/api/v2/status"))
+        except TimeoutError:
+            raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
+        except (SendError, SecretUnreadableError) as error:
+            raise AlertmanagerError(str(error)) from None
+        except UntrustedJsonError:
+            raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
+        return document.config.original
 
     async def close(self) -> None:
         """Closes its connections."""

@@ -12,12 +12,13 @@ from typing import Final
 
 import structlog
 
-from services.relay.http_client import HttpSession, translate_connection_errors
+from services.relay.http_session import HttpSession, translate_connection_errors
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.watchdogs import is_draining
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.url import check_secret_url
+from shared.net.egress import EgressSettings
 
 _REPLY_TIMEOUT: Final = 5.0
 DRAIN_WINDOW: Final = 600.0
@@ -35,14 +36,22 @@ class DeadMansSwitch:
         url_file: contains the URL; read again when it changes.
         store: the outbox.
         channels: the configured ones; deliveries of others do not count.
+        egress: how the URL is reached.
     """
 
-    def __init__(self, watchdog: str, url_file: Path, store: Store, channels: Collection[str]) -> None:
+    def __init__(
+        self,
+        watchdog: str,
+        url_file: Path,
+        store: Store,
+        channels: Collection[str],
+        egress: EgressSettings | None = None,
+    ) -> None:
         self._watchdog = watchdog
         self._url = SecretFile(url_file)
         self._store = store
         self._channels = channels
-        self._session = HttpSession("the dead man's switch")
+        self._session = HttpSession("the dead man's switch", egress=egress)
         self._heartbeat_received = asyncio.Event()
 
     def record_heartbeat(self) -> None:

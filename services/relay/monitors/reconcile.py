@@ -3,7 +3,7 @@
 Input are the open incidents and the alerts that Alertmanager has; output is the resolve of an incident whose alerts it
 has not had for a while. Alertmanager does not say why it no longer has an alert: it may have lost its state, or its
 resolve was lost. So the resolve claims no more than is known. If Alertmanager's own resolve comes after all, it is a
-duplicate (see `intake.deduplication`). A false resolve is worse than a late one, so any doubt keeps the incident open:
+duplicate (see `intake.deduplication`). A false resolve is worse than a late one, so in doubt the incident stays open:
 
 - Alerts that are not listed cannot be compared. An incident with such alerts is closed only if no alert in Alertmanager
   has the labels of its group.
@@ -11,7 +11,7 @@ duplicate (see `intake.deduplication`). A false resolve is worse than a late one
   the incident had firing last, even if its latest event lacks it.
 - If another incident of the same source and groupKey is open, which another receiver has, neither is closed: in
   PagerDuty they are one.
-- The absence is measured anew after a round in which no Alertmanager counted, and after a restart.
+- The absence is measured from the start again after a round in which no Alertmanager counted, and after a restart.
 
 Alertmanager's notification log still contains such an alert: if it fires again, Alertmanager sends nothing until its
 `repeat_interval` is over, while the incident is resolved. So the relay publishes that, too.
@@ -165,9 +165,11 @@ class Reconciler:
                 continue
             labels |= state.labels_by_fingerprint
             active |= state.active_by_fingerprint
-            young = self._publisher.store.clock() - state.started_at < self._times.min_uptime
-            counted += not young
-            self._log_error_change(peer, f"it started less than {self._times.min_uptime:g} s ago" if young else None)
+            started_recently = self._publisher.store.clock() - state.started_at < self._times.min_uptime
+            counted += not started_recently
+            self._log_error_change(
+                peer, f"it started less than {self._times.min_uptime:g} s ago" if started_recently else None
+            )
         return _AlertmanagerView(labels, active, counted)
 
     async def _is_absent(self, incident: Incident, view: _AlertmanagerView) -> bool:

@@ -1,8 +1,8 @@
 """Incidents of the relay's own, and further events of others' incidents: published through the outbox like a webhook.
 
 Replicas detect the same at the same time, and one may stop in between. So the decision is part of the transaction, and
-each is published once. One of them is here: webhooks in quarantine, because an alert in them may have reached nobody.
-It goes to the default channels, and is resolved when no further webhook was quarantined for an hour.
+each is published once. This module has one of them: webhooks in quarantine, because an alert in them may have reached
+nobody. It goes to the default channels, and is resolved when no further webhook was quarantined for an hour.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,7 +20,7 @@ from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent,
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import Incident, IncidentState, read_open_incident
 from services.relay.outbox.quarantine import QuarantineEntry
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, truncate
 
 
@@ -116,7 +116,7 @@ class AlertPublisher:
     async def publish(self, incident: Incident, event: Event) -> bool:
         """Adds an event to an incident, on every channel on which it is open; False if it has changed since.
 
-        If one of those is no longer configured, it may have a new name: then the routes count as well.
+        If one of those is no longer configured, it may have a new name: then the routes count too.
 
         Args:
             incident: as it was read.
@@ -129,8 +129,8 @@ class AlertPublisher:
         def decide(current: IncidentState | None, _now: float) -> DeliveryPlan | None:
             if current is None or current.event_id != incident.event_id:
                 return None
-            gone = current.open_channels.difference(self.channels, current.served_channels)
-            channels = current.open_channels.union(self._route(event)) if gone else current.open_channels
+            removed_channels = current.open_channels.difference(self.channels, current.served_channels)
+            channels = current.open_channels.union(self._route(event)) if removed_channels else current.open_channels
             return self._plan(event, current, channels)
 
         return await self._accept(event, decide)
@@ -149,7 +149,7 @@ class AlertPublisher:
         )
         accepted = await accept_event(self.store, incoming, decide)
         for channel in accepted.superseded_channels:
-            self._metrics.count_delivery(channel, State.SUPERSEDED)
+            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
         self._wake_channels(accepted.channels)
         return not accepted.is_duplicate
 

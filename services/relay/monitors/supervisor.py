@@ -15,12 +15,12 @@ from services.relay.monitors.deadman import DeadMansSwitch
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
 from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from shared.config.secret_file import SecretFile
+from shared.net.egress import EgressSettings
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
 
-_OUTBOX_RETRY_SECONDS: Final = 1.0
 _DEFECT_RETRY_SECONDS: Final = 60.0
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ async def run_forever(name: str, step: Callable[[], Awaitable[float]]) -> None:
         try:
             pause = await step()
         except StoreUnavailableError:  # the store itself has logged why
-            pause = _OUTBOX_RETRY_SECONDS
+            pause = RETRY_SECONDS
         except (Exception, asyncio.CancelledError) as error:  # of one monitor must not end the others
             if isinstance(error, asyncio.CancelledError) and is_task_cancelled():
                 raise  # else a library let out a cancellation of its own
@@ -56,6 +56,8 @@ class MonitorSettings:
     """URLs of every Alertmanager that sends to this relay; empty compares nothing."""
     alertmanager_token: Path | None
     reconcile_times: ReconcileTimes = field(default_factory=ReconcileTimes)
+    alertmanager_egress: EgressSettings = field(default_factory=EgressSettings)
+    """How they are reached."""
 
 
 class Monitors:
@@ -72,7 +74,9 @@ class Monitors:
         self._settings = settings
         self._uptime = uptime
         self._switches = {
-            watchdog.name: DeadMansSwitch(watchdog.name, watchdog.ping_url_file, publisher.store, publisher.channels)
+            watchdog.name: DeadMansSwitch(
+                watchdog.name, watchdog.ping_url_file, publisher.store, publisher.channels, watchdog.egress
+            )
             for watchdog in settings.watchdogs
             if watchdog.ping_url_file
         }
@@ -98,7 +102,7 @@ class Monitors:
                 steps[f"dead man's switch of {name}"] = switch.ping_after_heartbeat
             if settings.alertmanagers:
                 token = SecretFile(settings.alertmanager_token) if settings.alertmanager_token else None
-                peers = [AlertmanagerClient(url, token) for url in settings.alertmanagers]
+                peers = [AlertmanagerClient(url, token, settings.alertmanager_egress) for url in settings.alertmanagers]
                 for peer in peers:
                     stack.push_async_callback(peer.close)
                 steps["reconcile"] = Reconciler(

@@ -5,7 +5,7 @@ also goes to a dead man's switch, which notices when the relay itself is gone.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
 from services.relay.outbox import watchdogs as outbox
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.incidents import iterate_open_incidents, read_open_incident
+from shared.net.egress import EgressSettings
 
 _CHECK_INTERVAL: Final = 5.0
 """The longest time between two checks: another replica may have received the heartbeat."""
@@ -38,6 +39,8 @@ class Watchdog:
     channels: Collection[str]
     ping_url_file: Path | None
     """Contains the URL of its dead man's switch."""
+    egress: EgressSettings = field(default_factory=EgressSettings)
+    """How that URL is reached."""
 
     def build_alert(self) -> SelfAlert:
         """The incident of its absence."""
@@ -109,8 +112,8 @@ class WatchdogMonitor:
         if not names:
             return _IDLE_INTERVAL
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
-        able_for = self._uptime.measure_and_restart()
-        silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, able_for))
+        uptime = self._uptime.measure_and_restart()
+        silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, uptime))
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
             absent = watchdog.build_alert()

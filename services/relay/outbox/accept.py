@@ -1,4 +1,4 @@
-"""Accepts an event: commits it with one delivery for each channel, or nothing where it is a duplicate."""
+"""Accepts an event: commits it with one delivery for each channel, or nothing if it is a duplicate."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
@@ -66,11 +66,11 @@ class DeliveryPlan(NamedTuple):
     is_open: bool
     channels: tuple[str, ...]
     unconfigured_channels: tuple[str, ...] = ()
-    """Channels that are not configured here, though the incident is open on them: they may have another name now."""
+    """Channels on which the incident is open, but which this relay has not configured: they may have been renamed."""
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
-"""The incident's state and the time of acceptance → what to do; None where the event is a duplicate."""
+"""The incident's state and the time of acceptance → what to do; None if the event is a duplicate."""
 
 
 class AcceptResult(NamedTuple):
@@ -85,14 +85,14 @@ class AcceptResult(NamedTuple):
     """The channel of each delivery that was merged into a new one."""
 
 
-class _Request(NamedTuple):
+class _AcceptRequest(NamedTuple):
     incoming: IncomingEvent
     event_json: bytes
     plan: PlanEvent
 
 
 class _PlannedEvent(NamedTuple):
-    request: _Request
+    request: _AcceptRequest
     state: IncidentState | None
     plan: DeliveryPlan
 
@@ -108,9 +108,9 @@ def plan_deliveries(
 
     Args:
         event: to be accepted.
-        state: what the outbox holds of its incident; None where that is new.
+        state: what the outbox holds of its incident; None if that is new.
         routed_channels: the channels that the routes name.
-        configured_channels: the channels that exist here; those of other replicas are in the state.
+        configured_channels: the channels of this relay; those of other replicas are in the state.
     """
     if state is None:
         return DeliveryPlan(
@@ -150,36 +150,36 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
     """
     # Encoded before the transaction, so that a large event makes nobody wait.
     size = len(incoming.body)
-    written = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
-    return await store.batch(_accept_batch, _Request(incoming, written, plan), size=size)
+    event_json = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
+    return await store.batch(_accept_batch, _AcceptRequest(incoming, event_json, plan), size=size)
 
 
-def _accept_batch(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:
+def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     """In rounds with at most one event of each incident, so that the next event sees it."""
     rounds: list[dict[str, int]] = []
-    for place, each in enumerate(requests):
+    for index, each in enumerate(requests):
         incident = each.incoming.incident_id
-        free = next((known for known in rounds if incident not in known), None)
+        free = next((candidate for candidate in rounds if incident not in candidate), None)
         if free is None:
             rounds.append(free := {})
-        free[incident] = place
+        free[incident] = index
     results: dict[int, AcceptResult] = {}
-    for places in rounds:
-        accepted = _accept_round(transaction, [requests[place] for place in places.values()])
-        results.update(zip(places.values(), accepted, strict=True))
-    return [results[place] for place in range(len(requests))]
+    for indexes in rounds:
+        accepted = _accept_round(transaction, [requests[index] for index in indexes.values()])
+        results.update(zip(indexes.values(), accepted, strict=True))
+    return [results[index] for index in range(len(requests))]
 
 
-def _accept_round(transaction: Transaction, requests: Sequence[_Request]) -> list[AcceptResult]:
-    known = lock_states(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in requests})
+def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
+    states = lock_states(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in requests})
     planned, repeated = [], {}
     for each in requests:
         incident = each.incoming.incident_id
-        plan = each.plan(known.get(incident), transaction.now)
+        plan = each.plan(states.get(incident), transaction.now)
         if plan is not None:
-            planned.append(_PlannedEvent(each, known.get(incident), plan))
-        elif incident in known:
-            latest = known[incident]
+            planned.append(_PlannedEvent(each, states.get(incident), plan))
+        elif incident in states:
+            latest = states[incident]
             repeated[incident] = AcceptResult(latest.event_id, latest.delivery_count, is_duplicate=True, channels=())
         else:
             raise ValueError("the first event of an incident is no duplicate")
@@ -214,10 +214,12 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
         transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)]
     )
     accepted = {}
-    for each, row, made in zip(planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True):
+    for each, row, superseded_channels in zip(
+        planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True
+    ):
         channels, incident = each.plan.channels, row["incident_id"]
         accepted[incident] = AcceptResult(
-            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=made
+            row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded_channels
         )
     return accepted
 
@@ -240,21 +242,26 @@ def _build_deliveries(transaction: Transaction, planned: _PlannedEvent, seq: int
     them may be that channel under another name, and a resolve alone would make no sense there.
     """
     incident, plan = planned.request.incoming.incident_id, planned.plan
-    first, known_there = seq, frozenset(plan.channels)
+    first, open_elsewhere = seq, frozenset(plan.channels)
     if plan.unconfigured_channels and planned.state is not None:
-        known_there = planned.state.open_channels | transaction.unmerged_channels
+        open_elsewhere = planned.state.open_channels | transaction.unmerged_channels
         waits = {"incident": incident, "channels": list(plan.unconfigured_channels)}
         first = _FIRST_WAITING_EVENT.fetch_first(transaction.connection, waits) or seq
     fresh = planned.state is None
     return [
         NewDelivery(
-            seq, seq if channel in known_there else first, incident, plan.episode, channel, is_first_of_incident=fresh
+            seq,
+            seq if channel in open_elsewhere else first,
+            incident,
+            plan.episode,
+            channel,
+            is_first_of_incident=fresh,
         )
         for channel in plan.channels
     ]
 
 
-def _build_event_row(request: _Request, now: float) -> dict[str, Any]:
+def _build_event_row(request: _AcceptRequest, now: float) -> dict[str, Any]:
     incoming = request.incoming
     return {
         "id": uuid4().hex,

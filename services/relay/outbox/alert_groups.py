@@ -96,8 +96,8 @@ def record_resolved_elsewhere(transaction: Transaction, events: Sequence[tuple[i
         events: the events with their seq, in its order.
     """
     groups = [build_group_id(event) for _, event in events]
-    asked = {"groups": sorted(set(groups)), "since": transaction.now - _STALE_AFTER}
-    for row in _LOCK_GROUPS.fetch_all(transaction.connection, asked):
+    parameters = {"groups": sorted(set(groups)), "since": transaction.now - _STALE_AFTER}
+    for row in _LOCK_GROUPS.fetch_all(transaction.connection, parameters):
         before = ended = _read_resolved_elsewhere(row)
         for group, (seq, event) in zip(groups, events, strict=True):
             if group == row.group_id and seq > row.latest_event_seq:

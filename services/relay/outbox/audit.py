@@ -82,13 +82,13 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
     def remove(transaction: Transaction) -> int:
         return transaction.connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
 
-    gone = 0
+    removed_count = 0
     while removed := await store.run(remove):
-        gone += removed
-    return gone
+        removed_count += removed
+    return removed_count
 
 
 def _find_excess(connection: Connection, max_entries: int) -> int:
-    """The newest entry that is one too many; 0 where there is none."""
-    too_many = RowQuery(int, select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1))
-    return too_many.fetch_first(connection) or 0
+    """The newest entry that is one too many; 0 if there is none."""
+    newest_excess = RowQuery(int, select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1))
+    return newest_excess.fetch_first(connection) or 0

@@ -3,7 +3,7 @@
 The circuit breaker opens after 5 attempts in a row that did not reach the provider, or after one that was refused for
 a reason that only a person can end: nothing is claimed for a while. Then one delivery tries (half-open), and its
 outcome closes the breaker, or opens it for twice as long. When it closes, retries are due at once. The provider's own
-pause is kept apart from it (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that
+pause is stored separately (`retry_after_until`): nothing else that happens to the channel shortens it. A provider that
 asks for more than the longest pause takes the channel down: for as long as it asked, or until a person acts.
 """
 
@@ -19,7 +19,7 @@ from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import spend
 from services.relay.outbox.rows import CHANNELS, ChannelRow, select_values
-from services.relay.outbox.tables import CLOCK_TOLERANCE, State, channels, deliveries
+from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, channels, deliveries
 
 FAILURE_THRESHOLD: Final = 5
 """Attempts in a row that did not reach the provider."""
@@ -94,10 +94,10 @@ def record_claim(
     """Records that deliveries were claimed.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         row: of the channel, as `admit` gave it.
         count: how many.
-        rate: messages per second; None where the channel has no rate limit.
+        rate: messages per second; None if the channel has no rate limit.
         trial_seconds: how long nothing else is claimed, where it is the trial of a circuit breaker.
     """
     changes: dict[str, float] = {}
@@ -132,7 +132,7 @@ def record_effect(
     """Records how an attempt ended.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         channel: its name.
         effect: what it means for the channel.
         reason: how it ended.
@@ -145,20 +145,20 @@ def record_effect(
     row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
     if row is None:
         return
-    now, asked = transaction.now, retry_after or 0.0
-    # A provider may have asked for a longer pause than the longest; attempts under way by then do not end it.
+    now, requested = transaction.now, retry_after or 0.0
+    # A provider may have asked for a longer pause than the longest; attempts that have started by then do not end it.
     left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
-    if 0 < asked <= pauses.maximum:
+    if 0 < requested <= pauses.maximum:
         _update_channel(
             transaction,
             channel,
-            retry_after_until=now + max(_compute_retry_after(row, now), asked),
+            retry_after_until=now + max(_compute_retry_after(row, now), requested),
             retry_after_set_at=now,
         )
     if effect is ChannelEffect.REACHED and (row.failures or row.is_down) and left <= pauses.maximum:
         _close_breaker(transaction, row)
     elif effect is ChannelEffect.DOWN:
-        failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, asked, left)
+        failures, pause = max(row.failures, FAILURE_THRESHOLD), max(pauses.maximum, requested, left)
         _pause_until(transaction, channel, now + pause, failures=failures, is_down=1, reason=reason)
     elif effect is ChannelEffect.FAILED and (is_breaker_trial or row.failures < FAILURE_THRESHOLD):
         failures = row.failures + 1
@@ -210,7 +210,12 @@ def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
 def _make_retries_due(transaction: Transaction, channel: str) -> None:
     """What waits for its next attempt is due at once; a pause that its provider asked for stays, see `admit`."""
     of = deliveries.c
-    waiting = (of.channel == channel, of.finished_at.is_(None), of.state == State.RETRYING, of.due_at > transaction.now)
+    waiting = (
+        of.channel == channel,
+        of.finished_at.is_(None),
+        of.state == DeliveryState.RETRYING,
+        of.due_at > transaction.now,
+    )
     # Those that somebody else is merging get their time from that.
     free = select(of.seq).where(*waiting).order_by(of.seq).with_for_update(skip_locked=True)
     due = update(deliveries).where(of.seq.in_(free))

@@ -3,7 +3,7 @@
 Where a whole pruning round (see `retention_by_bytes`) leaves so many bytes that cannot be pruned that they alone come
 near the limit, webhooks are refused, and Alertmanager sends them again: firing ones first, resolved ones only a quarter
 beyond the limit, since they release what their incident holds. Until a round has shown that, webhooks are accepted,
-since the round may well make space; but only a little beyond the limit, or beyond what was there already.
+since the round may make space; but only a little beyond the limit, or beyond what was there already.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _DELIVERIES_OVERHEAD: Final = 4 * ROW_OVERHEAD
 _MEASURE_INTERVAL: Final = 1.0
 """From one measurement to the next, at least, whatever is accepted."""
 _FULL_MEASURE_INTERVAL: Final = 30.0
-"""The same while nothing more can be dropped, for each try looks through everything."""
+"""The same while nothing more can be dropped, because each try searches everything."""
 _NOTHING_TO_PRUNE: Final = "outbox is full and nothing can be pruned; webhooks are refused"
 _PRUNING_TOO_SLOW: Final = "outbox grows faster than retention prunes it; webhooks are refused"
 
@@ -73,7 +73,7 @@ class ByteLimit:
 
     @contextmanager
     def reserve(self, size: int, *, resolved: bool) -> Iterator[None]:
-        """While a webhook of so many bytes is committed. Raises StoreUnavailableError where it is refused."""
+        """While a webhook of so many bytes is committed. Raises StoreUnavailableError if it is refused."""
         cost = _estimate_stored_size(size)
         if self.max_bytes and self.used_bytes + cost > self._compute_ceiling(resolved=resolved):
             self._near_limit.set()
@@ -87,7 +87,7 @@ class ByteLimit:
             self._finished_bytes += cost
 
     async def measure(self, store: Store) -> None:
-        """Measures the outbox anew. Raises StoreUnavailableError."""
+        """Measures the outbox again. Raises StoreUnavailableError."""
         first = not self._measured_bytes
         counted = self._finished_bytes
         self._measured_bytes = await store.read(measure_bytes)
@@ -115,11 +115,11 @@ class ByteLimit:
         )
 
     def _build_full_error(self) -> StoreUnavailableError:
-        why = _NOTHING_TO_PRUNE if self._nothing_to_prune else _PRUNING_TOO_SLOW
-        if self._full_reason != why:
-            self._full_reason = why
+        cause = _NOTHING_TO_PRUNE if self._nothing_to_prune else _PRUNING_TOO_SLOW
+        if self._full_reason != cause:
+            self._full_reason = cause
             log.error(
-                why,
+                cause,
                 used_bytes=self.used_bytes,
                 max_bytes=self.max_bytes,
                 hint="see which channel fails, or raise retention.max_bytes where the disk has more",

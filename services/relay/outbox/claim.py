@@ -21,7 +21,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
 from services.relay.outbox.rate_limit import count_available
 from services.relay.outbox.rows import DUE_DELIVERIES, EVENTS, DueRow, GroupIncidentRow, RowQuery, select_values
-from services.relay.outbox.tables import State, deliveries, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events
 
 MAX_CLAIM_BYTES: Final = 1024 * 1024
 """Bytes of events over which nothing more is claimed with them, so that memory is bounded."""
@@ -29,7 +29,7 @@ MAX_CLAIM_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """What a worker asks for."""
+    """Which deliveries a worker requests."""
 
     channel: str
     limit: int
@@ -38,7 +38,7 @@ class ClaimRequest:
     lease_seconds: float
     """How long the lease lasts."""
     rate: float | None
-    """Messages per second that the channel accepts; None where it has no rate limit."""
+    """Messages per second that the channel accepts; None if it has no rate limit."""
     dedup_channels: tuple[str, ...] = ()
     """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
     in_flight_ids: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class ClaimResult(NamedTuple):
 
     tasks: tuple[DeliveryTask, ...]
     retry_in: float | None
-    """Seconds until it should ask again; None where nothing waits for a moment that is known."""
+    """Seconds until the next claim; None if no delivery waits for a known time."""
     channel_down: bool
     """Whether the channel is down until a person acts."""
 
@@ -77,7 +77,7 @@ _FIRST_OF_INCIDENT: Final = (
     _delivery.channel == bindparam("channel"),
     _delivery.finished_at.is_(None),
     ~exists().where(
-        # Not as it stands: PostgreSQL without statistics would look through all of the channel for each row.
+        # `concat` prevents an index scan: PostgreSQL without statistics would read the whole channel for each row.
         _older.c.channel.concat("") == _delivery.channel,
         _older.c.incident_id == _delivery.incident_id,
         _older.c.finished_at.is_(None),
@@ -96,7 +96,7 @@ _LOCK_DUE: Final = (
     .for_update(of=deliveries, skip_locked=True)
 )
 _LOCK_BY_ID: Final = DUE_DELIVERIES.where(_delivery.id == bindparam("delivery")).for_update(of=deliveries)
-# Not `min`, for which PostgreSQL looks at every row.
+# Not `min`, for which PostgreSQL reads every row.
 _NEXT_DUE: Final = (
     select_values(float, _delivery.due_at).where(*_FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
 )
@@ -104,13 +104,13 @@ _MARK_CLAIMED: Final = (
     update(deliveries)
     .where(_delivery.seq.in_(bindparam("claimed", expanding=True)))
     .values(
-        state=State.SENDING,
+        state=DeliveryState.SENDING,
         lease=bindparam("lease_id"),
         due_at=bindparam("ends"),
         due_set_at=bindparam("now"),
         attempts=_delivery.attempts + 1,
-        # A lease that ended by itself: whoever had it may have sent the message.
-        maybe_sent=case((_delivery.state == State.SENDING, 1), else_=_delivery.maybe_sent),
+        # Its lease expired: the previous holder may have sent the message.
+        maybe_sent=case((_delivery.state == DeliveryState.SENDING, 1), else_=_delivery.maybe_sent),
     )
 )
 _READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True)))
@@ -120,7 +120,8 @@ _first_delivered = (
         _delivery.incident_id.in_(bindparam("incidents", expanding=True)),
         _delivery.episode.in_(bindparam("episodes", expanding=True)),
         _delivery.channel == bindparam("channel"),
-        _delivery.state.concat("") == State.DELIVERED,  # else a database looks through all that was delivered there
+        _delivery.state.concat("")
+        == DeliveryState.DELIVERED,  # otherwise a database reads every delivery of the channel
     )
     .group_by(_delivery.incident_id, _delivery.episode)
 )
@@ -204,10 +205,10 @@ def _lock_due(transaction: Transaction, request: ClaimRequest, limit: int) -> li
 def _merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
     """A delivery whose lease ended waits again, and is merged into what waits behind it.
 
-    None where somebody else is changing what waits of its incident: it can wait a moment.
+    None if somebody else is changing what waits of its incident: it can wait a moment.
     """
     delivery = row.delivery
-    if delivery.state != State.SENDING:
+    if delivery.state != DeliveryState.SENDING:
         return row
     if not try_lock_incident(transaction, delivery.incident_id):
         return None
@@ -248,7 +249,7 @@ def _build_tasks(
         "episodes": list({row.delivery.episode for row in due}),
         "channel": request.channel,
     }
-    written = _READ_EVENTS.fetch_all(connection, {"seqs": [row.delivery.event_seq for row in due]})
+    event_rows = _READ_EVENTS.fetch_all(connection, {"seqs": [row.delivery.event_seq for row in due]})
     receipts = {(row.incident_id, row.episode): row.receipt for row in _FIRST_RECEIPTS.fetch_all(connection, values)}
     resolved = [row for row in due if row.event_status == Status.RESOLVED]
     needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
@@ -259,7 +260,7 @@ def _build_tasks(
         lease_id=lease_id,
         is_breaker_trial=is_breaker_trial,
         now=transaction.now,
-        events={row.seq: row.event for row in written},
+        events={row.seq: row.event for row in event_rows},
         receipts=receipts,
         last_firing={(row.incident_id, row.episode): row.event_seq for row in firing},
         resolved_incidents=resolved_incidents,
@@ -293,7 +294,7 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         firing_undelivered=receipt is None
         and row.event_status == Status.RESOLVED
         and last_firing > (delivery.maybe_delivered_up_to or 0),
-        maybe_sent=bool(delivery.maybe_sent) or delivery.state == State.SENDING,
+        maybe_sent=bool(delivery.maybe_sent) or delivery.state == DeliveryState.SENDING,
         progress=json.loads(delivery.progress) if delivery.progress else {},
         remark=delivery.remark or "",
         is_breaker_trial=context.is_breaker_trial,

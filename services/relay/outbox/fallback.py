@@ -3,7 +3,7 @@
 So does, after a while, what waits for a channel on which no replica delivers any more: a webhook may have been accepted
 under the former configuration, and nobody else would ever deliver it.
 
-The delivery goes on waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
+The delivery continues waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
 that each step finds the next ones. An event that a fallback channel delivers anyway is not repeated there.
 """
 
@@ -48,14 +48,14 @@ _UNSERVED_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).
     _delivery.oldest_accepted_at < bindparam("before"),
     ~exists().where(channels.c.name == _delivery.channel, channels.c.served_at >= bindparam("before")),
 )
-IS_NOT_HELD_BACK: Final = or_(_delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now"))
+IS_NOT_COMPARING: Final = or_(_delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now"))
 """The condition that a delivery does not wait for the comparison after a restore; see `restore_detection`."""
 _NOT_FALLEN_BACK: Final = (
     _delivery.finished_at.is_(None),
     # Or its lease ended.
     or_(_delivery.state.in_([state.value for state in WAITING]), _delivery.due_at <= bindparam("now")),
     or_(_delivery.fallback_up_to.is_(None), _delivery.fallback_up_to < _delivery.event_seq),
-    IS_NOT_HELD_BACK,
+    IS_NOT_COMPARING,
 )
 _FIND_NEXT: Final = (
     DELIVERIES.where(_delivery.channel == bindparam("channel"), *_NOT_FALLEN_BACK)
@@ -135,7 +135,7 @@ def build_fallback_deliveries(
     """The events of a delivery as deliveries on fallback channels, as far as these do not deliver them anyway.
 
     Args:
-        transaction: the one under way, which holds the lock on the incident.
+        transaction: the current one, which holds the lock on the incident.
         row: the delivery.
         fallback_channels: the names of the channels.
     """
@@ -145,19 +145,19 @@ def build_fallback_deliveries(
     span = {"incident": row.incident_id, "first": first, "last": row.event_seq}
     new = []
     for channel in fallback_channels:
-        missing = _MISSING_EVENTS.fetch_all(transaction.connection, {**span, "channel": channel})
+        missing_events = _MISSING_EVENTS.fetch_all(transaction.connection, {**span, "channel": channel})
         if channel in transaction.unmerged_channels:
             # A delivery that waits may have events of several episodes.
             new += [
                 NewDelivery(event.seq, event.seq, row.incident_id, event.episode or row.episode, channel, remark)
-                for event in missing
+                for event in missing_events
             ]
-        elif missing:
+        elif missing_events:
             # Something newer may have been delivered there already: so it is the current state.
             current = read_current_state(transaction.connection, row.incident_id)
             latest = row.event_seq if current is None else current.latest_event_seq
             episode = row.episode if current is None else current.episode
-            new.append(NewDelivery(latest, missing[0].seq, row.incident_id, episode, channel, remark))
+            new.append(NewDelivery(latest, missing_events[0].seq, row.incident_id, episode, channel, remark))
     return new
 
 

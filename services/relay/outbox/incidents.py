@@ -15,7 +15,6 @@ from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import lock_incidents
-from services.relay.outbox.replicas import read_served_channels
 from services.relay.outbox.rows import (
     CURRENT_STATES,
     EVENTS,
@@ -26,7 +25,8 @@ from services.relay.outbox.rows import (
     IncidentStateRow,
     RowQuery,
 )
-from services.relay.outbox.tables import State, deliveries, events, incidents
+from services.relay.outbox.served_channels import read_served_channels
+from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 
 PAGE_SIZE: Final = 20
 """How many are read at once. An event of a large group has megabytes."""
@@ -78,7 +78,7 @@ class Incident:
     event_id: str
     """Of its latest event; another one there means that it has changed since."""
     event: Event | None
-    """The latest event; None where something else than this program wrote it."""
+    """The latest event; None if something else than this program wrote it."""
 
 
 class _DeliveryStateRow(NamedTuple):
@@ -134,11 +134,11 @@ _CLOSED_BY_RELAY_PAGE: Final = (
     .order_by(events.c.incident_id)
     .limit(PAGE_SIZE)
 )
-_held_back = select(deliveries.c.incident_id).where(
+_waiting_for_comparison = select(deliveries.c.incident_id).where(
     deliveries.c.finished_at.is_(None), deliveries.c.maybe_delivered_up_to >= deliveries.c.event_seq
 )
 _RESTORED_PAGE: Final = (
-    INCIDENTS.where(incidents.c.is_open == bindparam("is_open"), incidents.c.id.in_(_held_back))
+    INCIDENTS.where(incidents.c.is_open == bindparam("is_open"), incidents.c.id.in_(_waiting_for_comparison))
     .where(incidents.c.id > bindparam("after"))
     .order_by(incidents.c.id)
     .limit(PAGE_SIZE)
@@ -146,10 +146,10 @@ _RESTORED_PAGE: Final = (
 
 
 def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> dict[str, IncidentState]:
-    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
+    """What is known of incidents; their rows, made if there are none, are locked until the transaction ends.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         fingerprints: the fingerprint of the event that comes in, by its incident.
     """
     connection, ids = transaction.connection, sorted(fingerprints)
@@ -165,18 +165,18 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
         channels.setdefault(each.incident_id, set()).add(each.channel)
     served = read_served_channels(connection, transaction.now)
-    known = {}
+    result = {}
     for row in rows:
         state = _build_state(row, states.get(row.latest_event_seq, []), channels.get(row.id, set()), served)
         if fingerprints[row.id] in {earlier.fingerprint for earlier in state.earlier_events}:
             latest = _READ_EVENT.fetch_one(connection, {"event": row.latest_event_seq})
             state = state._replace(latest_event_json=latest.event)
-        known[row.id] = state
-    return known
+        result[row.id] = state
+    return result
 
 
 def read_current_state(connection: Connection, incident_id: str) -> CurrentState | None:
-    """The episode and the latest event of an incident; None where there is no such incident."""
+    """The episode and the latest event of an incident; None if there is no such incident."""
     return _READ_CURRENT_STATE.fetch_first(connection, {"incident": incident_id})
 
 
@@ -215,7 +215,7 @@ def iterate_closed_by_relay(store: Store) -> AsyncIterator[Incident]:
 
 
 def iterate_restored(store: Store, *, is_open: bool) -> AsyncIterator[Incident]:
-    """Every incident with deliveries held back since a backup was restored, and with no newer event.
+    """Every incident with deliveries that wait for the comparison after a restored backup, and with no newer event.
 
     Args:
         store: the outbox.
@@ -251,7 +251,7 @@ def _build_state(
         fingerprint=row.fingerprint,
         accepted_at=row.accepted_at,
         delivery_count=len(states),
-        has_dead_delivery=State.DEAD in states,
+        has_dead_delivery=DeliveryState.DEAD in states,
         is_latest_own=not row.body_size,
         served_channels=served_channels,
         earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),

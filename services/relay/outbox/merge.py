@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, insert, update
 
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.tables import WAITING, State, deliveries, incidents
+from services.relay.outbox.tables import WAITING, DeliveryState, deliveries, incidents
 
 _delivery = deliveries.c
 _INCIDENT_IDS: Final = (
@@ -42,7 +42,7 @@ _LOCK_SUCCESSOR: Final = _LOCK_WAITING.where(_delivery.seq > bindparam("before")
 _SUPERSEDE: Final = BulkStatement(
     update(deliveries)
     .where(_delivery.seq == bindparam("old"))
-    .values(state=State.SUPERSEDED, superseded_by=bindparam("by"), finished_at=bindparam("at"), lease=None)
+    .values(state=DeliveryState.SUPERSEDED, superseded_by=bindparam("by"), finished_at=bindparam("at"), lease=None)
 )
 _UPDATE_SUCCESSOR: Final = (
     update(deliveries)
@@ -79,7 +79,7 @@ class NewDelivery(NamedTuple):
     channel: str
     remark: str | None = None
     is_first_of_incident: bool = False
-    """Whether nothing of its incident can be waiting, so that nobody has to look."""
+    """Whether nothing of its incident can be waiting, so that no query is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class EnqueueResult:
 class DeliveryChanges:
     """What a step did to deliveries beside the one that it was about."""
 
-    ended: tuple[tuple[str, State], ...] = ()
+    ended: tuple[tuple[str, DeliveryState], ...] = ()
     """The channel of each delivery that ended: SUPERSEDED, since it was merged into another one, or DEAD."""
     channels_to_wake: frozenset[str] = frozenset()
     """The channels that have something new to deliver."""
@@ -119,9 +119,9 @@ class DeliveryChanges:
         )
 
 
-def list_superseded(channels: Iterable[str]) -> tuple[tuple[str, State], ...]:
+def list_superseded(channels: Iterable[str]) -> tuple[tuple[str, DeliveryState], ...]:
     """The `ended` of deliveries on these channels that were merged into others."""
-    return tuple((channel, State.SUPERSEDED) for channel in channels)
+    return tuple((channel, DeliveryState.SUPERSEDED) for channel in channels)
 
 
 def lock_incidents(transaction: Transaction, incident_ids: Collection[str]) -> None:
@@ -142,11 +142,11 @@ def enqueue_deliveries(transaction: Transaction, new_deliveries: Sequence[NewDel
 
     At most one for each incident and channel may be among `new_deliveries`, but for channels that merge nothing.
     """
-    waiting = _lock_waiting(transaction, [new for new in new_deliveries if not new.is_first_of_incident])
+    waiting_rows = _lock_waiting(transaction, [new for new in new_deliveries if not new.is_first_of_incident])
     rows, superseded = [], []
     result = EnqueueResult([], [])
     for new in new_deliveries:
-        old = waiting.get((new.channel, new.incident_id))
+        old = waiting_rows.get((new.channel, new.incident_id))
         if old is not None and old.event_seq >= new.event_seq:
             if old.first_event_seq <= new.first_event_seq or not (old.attempts or old.maybe_sent):
                 _extend_to_event(transaction, old, new.first_event_seq)
@@ -172,12 +172,12 @@ def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry:
     """Merges a delivery that was being sent, and has to be sent again, into the one that waits behind it.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         delivery: its row.
         retry: when it would be tried again; the successor then is.
 
     Returns:
-        The id of the successor; None where nothing waits behind it, and nothing was changed.
+        The id of the successor; None if nothing waits behind it, and nothing was changed.
     """
     if delivery.channel in transaction.unmerged_channels:
         return None
@@ -191,7 +191,7 @@ def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry:
         _UPDATE_SUCCESSOR,
         {
             "successor": successor.seq,
-            "new_state": State.RETRYING,
+            "new_state": DeliveryState.RETRYING,
             "new_first_event_seq": min(delivery.first_event_seq, successor.first_event_seq),
             "new_oldest_accepted_at": min(delivery.oldest_accepted_at, successor.oldest_accepted_at),
             "new_remark": successor.remark or delivery.remark,
@@ -210,12 +210,12 @@ def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry:
 def _lock_waiting(
     transaction: Transaction, new_deliveries: Sequence[NewDelivery]
 ) -> dict[tuple[str, str], DeliveryRow]:
-    wanted = [new for new in new_deliveries if new.channel not in transaction.unmerged_channels]
-    if not wanted:
+    merged_deliveries = [new for new in new_deliveries if new.channel not in transaction.unmerged_channels]
+    if not merged_deliveries:
         return {}
     values = {
-        "channels": sorted({new.channel for new in wanted}),
-        "incidents": sorted({new.incident_id for new in wanted}),
+        "channels": sorted({new.channel for new in merged_deliveries}),
+        "incidents": sorted({new.incident_id for new in merged_deliveries}),
     }
     return {(row.channel, row.incident_id): row for row in _LOCK_WAITING.fetch_all(transaction.connection, values)}
 
@@ -235,7 +235,7 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
         "incident_id": new.incident_id,
         "episode": new.episode,
         "channel": new.channel,
-        "state": State.QUEUED,
+        "state": DeliveryState.QUEUED,
         "attempts": 0,
         "reason": None,
         "accepted_at": now,
@@ -250,10 +250,10 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
 
 def _inherit(new: NewDelivery, old: DeliveryRow, now: float) -> dict[str, Any]:
     """What a delivery takes over from the waiting one that is merged into it."""
-    is_restored = old.maybe_delivered_up_to is not None  # only what is old is held back
+    is_restored = old.maybe_delivered_up_to is not None  # only older deliveries wait
     return {
         "first_event_seq": min(old.first_event_seq, new.first_event_seq),
-        "state": State.RETRYING if old.attempts else State.QUEUED,
+        "state": DeliveryState.RETRYING if old.attempts else DeliveryState.QUEUED,
         "attempts": old.attempts,
         "reason": old.reason,
         "oldest_accepted_at": old.oldest_accepted_at,

@@ -1,25 +1,26 @@
 """What people and metrics read of the outbox: deliveries, counts and channels, and how API and CLI write them as JSON.
 
-Nothing here changes the outbox, and nothing waits for whoever does.
+No query changes the outbox or waits for a writer.
 """
 
 import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select
 
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
-from services.relay.outbox.tables import IS_UNSETTLED, State, attempts, clean_for_database, deliveries, events
+from services.relay.outbox.tables import IS_UNSETTLED, DeliveryState, attempts, clean_for_database, deliveries, events
+from shared.http.json_api import format_time
 
 
 @dataclass(frozen=True, slots=True)
 class DeliverySummary:
-    """One event, or several merged, on the way to one channel. Times are unix seconds."""
+    """One event, or several merged events, on one channel. Times are unix seconds."""
 
     id: str
     event_id: str
@@ -29,7 +30,7 @@ class DeliverySummary:
     status: str
     """Of the event: firing or resolved."""
     channel: str
-    state: State
+    state: DeliveryState
     attempt_count: int
     reason: str | None
     """How the last attempt ended; None before the first."""
@@ -38,7 +39,7 @@ class DeliverySummary:
     superseded_by: str | None
     """The delivery that it was merged into."""
     remark: str | None
-    """What the relay itself adds for the reader, such as why it comes here."""
+    """What the relay itself adds for the reader, such as why this channel gets it."""
     receipt: Mapping[str, str] | None
 
 
@@ -73,7 +74,7 @@ class DeliveryPage:
 
     deliveries: list[DeliverySummary]
     before: int | None
-    """Where the next page begins; None where there is none. It stays right while deliveries are added."""
+    """Where the next page begins; None if there is none. It stays correct while deliveries are added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class DeliveryCount:
     """How many deliveries of a channel are in a state, and when the oldest of them was accepted (unix seconds)."""
 
     channel: str
-    state: State
+    state: DeliveryState
     count: int
     oldest_accepted_at: float
 
@@ -103,7 +104,7 @@ class ChannelState:
 class DeliveryFilter:
     """Which deliveries; None stands for all."""
 
-    state: State | None = None
+    state: DeliveryState | None = None
     channel: str | None = None
     alertname: str | None = None
     since: float | None = None
@@ -135,7 +136,7 @@ class _SummaryRow(NamedTuple):
         values = self._asdict()
         del values["seq"]
         values["attempt_count"] = values.pop("attempts")
-        values["state"] = State(self.state)
+        values["state"] = DeliveryState(self.state)
         values["receipt"] = json.loads(self.receipt) if self.receipt else None
         return DeliverySummary(**values)
 
@@ -201,7 +202,7 @@ _COUNTS: Final = RowQuery(
     ).group_by(_of.channel, _of.state),
 ).where(IS_UNSETTLED)
 _DEAD_COUNT: Final = select_values(int, func.count(_of.seq)).where(
-    _of.channel == bindparam("channel"), _of.state == State.DEAD, IS_UNSETTLED
+    _of.channel == bindparam("channel"), _of.state == DeliveryState.DEAD, IS_UNSETTLED
 )
 
 
@@ -237,14 +238,14 @@ async def list_deliveries(
 
 
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
-    """One delivery with its attempts and payload; None where there is none. Raises StoreUnavailableError."""
+    """One delivery with its attempts and payload; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _read_details(connection, delivery_id))
 
 
 def count_deliveries(connection: Connection) -> list[DeliveryCount]:
     """How many deliveries each channel has in each state of `UNSETTLED`, for `Store.read`; no row where it has none."""
     return [
-        DeliveryCount(row.channel, State(row.state), row.delivery_count, row.oldest_accepted_at)
+        DeliveryCount(row.channel, DeliveryState(row.state), row.delivery_count, row.oldest_accepted_at)
         for row in _COUNTS.fetch_all(connection)
     ]
 
@@ -295,13 +296,6 @@ def encode_details(details: DeliveryDetails) -> dict[str, Any]:
     }
 
 
-def format_time(seconds: float | None) -> str | None:
-    """Unix seconds → RFC 3339 in UTC with milliseconds."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def parse_time(text: str) -> float:
     """RFC 3339 → unix seconds. Raises ValueError with what was expected."""
     try:
@@ -320,8 +314,8 @@ def check_text(text: str) -> str:
     return text
 
 
-def parse_state(text: str) -> State:
+def parse_state(text: str) -> DeliveryState:
     """Raises ValueError with what was expected."""
-    if text not in list(State):
-        raise ValueError(f"expected one of {', '.join(State)}")
-    return State(text)
+    if text not in list(DeliveryState):
+        raise ValueError(f"expected one of {', '.join(DeliveryState)}")
+    return DeliveryState(text)

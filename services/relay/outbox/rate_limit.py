@@ -16,7 +16,7 @@ def count_available(next_token_at: float, now: float, limit: int, rate: float | 
         next_token_at: when the next token of an empty bucket is there.
         now: unix seconds.
         limit: how many there may be.
-        rate: messages per second; None where there is no limit.
+        rate: messages per second; None if there is no limit.
     """
     if rate is None:
         return limit, None
@@ -24,10 +24,10 @@ def count_available(next_token_at: float, now: float, limit: int, rate: float | 
     ahead = max(next_token_at - now, 0.0) * rate  # messages that were sent before their time
     if ahead > saved + 1:
         ahead = 0.0  # more than was ever possible: the clock was set back
-    room = int(saved - ahead + 1e-6)
-    if room >= limit:
+    available = int(saved - ahead + 1e-6)
+    if available >= limit:
         return limit, None
-    return room, (1 - (saved - ahead - room)) / rate
+    return available, (1 - (saved - ahead - available)) / rate
 
 
 def spend(next_token_at: float, now: float, count: int, rate: float) -> float:

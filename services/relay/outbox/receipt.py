@@ -2,7 +2,7 @@
 
 Whoever lost the lease before records nothing. But the message may have arrived after something newer: so the current
 state of the incident is sent once more. So is that of another incident of the group that was opened while a resolve was
-under way that closes it at the provider, too (see `alert_groups`).
+in progress that closes it at the provider, too (see `alert_groups`).
 """
 
 import json
@@ -26,7 +26,7 @@ from services.relay.outbox.merge import (
     merge_into_successor,
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.tables import State, attempts, clean_for_database, deliveries
+from services.relay.outbox.tables import DeliveryState, attempts, clean_for_database, deliveries
 
 _delivery = deliveries.c
 _LOCK_DELIVERIES: Final = (
@@ -49,7 +49,7 @@ _ATTEMPT_EXISTS: Final = select_values(int, attempts.c.number).where(
 class AttemptOutcome(NamedTuple):
     """How one attempt ended."""
 
-    state: State
+    state: DeliveryState
     """DELIVERED, RETRYING or DEAD."""
     started_at: float
     """Unix seconds."""
@@ -67,7 +67,7 @@ class AttemptOutcome(NamedTuple):
     maybe_sent: bool = False
     """Whether it arrived, or may have."""
     payload: bytes | None = None
-    """As it was sent, credentials masked, compressed by zlib; None where nothing was."""
+    """As it was sent, credentials masked, compressed by zlib; None if nothing was."""
     fallback_channels: tuple[str, ...] = ()
     """Channels that get the same events where this one is down, or where the delivery was given up."""
     is_expired: bool = False
@@ -78,8 +78,8 @@ class OutcomeResult(NamedTuple):
     """What was committed."""
 
     lease_valid: bool
-    """False where the lease was lost before: then another worker's outcome counts."""
-    state: State
+    """False if the lease was lost before: then another worker's outcome counts."""
+    state: DeliveryState
     """What the delivery is now; SUPERSEDED where it was to be tried again and something newer waited."""
     age: float
     """Since the acceptance of the event."""
@@ -89,7 +89,7 @@ class OutcomeResult(NamedTuple):
     """The channels that have something new to deliver."""
 
 
-class _Request(NamedTuple):
+class _OutcomeRequest(NamedTuple):
     task: DeliveryTask
     outcome: AttemptOutcome
     pauses: breaker.PauseLimits
@@ -99,23 +99,30 @@ async def record_outcome(
     store: Store, task: DeliveryTask, outcome: AttemptOutcome, pauses: breaker.PauseLimits
 ) -> OutcomeResult:
     """Commits an outcome. Raises StoreUnavailableError: it is not known to be committed."""
-    return await store.batch(_record_batch, _Request(task, outcome, pauses))
+    return await store.batch(_record_batch, _OutcomeRequest(task, outcome, pauses))
 
 
-def _record_batch(transaction: Transaction, requests: Sequence[_Request]) -> list[OutcomeResult]:
+def _record_batch(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[OutcomeResult]:
     connection = transaction.connection
     others = {new.incident_id for new in _build_group_repeats(transaction, requests)}
     lock_incidents(transaction, others.union(each.task.incident_id for each in requests))
     ids = [each.task.delivery_id for each in requests]
     rows = {row.id: row for row in _LOCK_DELIVERIES.fetch_all(connection, {"ids": ids})}
-    ours = [each for each in requests if _is_lease_valid(each.task, rows)]
-    if ours:
+    valid_requests = [each for each in requests if _is_lease_valid(each.task, rows)]
+    if valid_requests:
         _WRITE_OUTCOMES.execute(
-            connection, [_build_outcome_values(each, rows[each.task.delivery_id], transaction.now) for each in ours]
+            connection,
+            [_build_outcome_values(each, rows[each.task.delivery_id], transaction.now) for each in valid_requests],
         )
-        _INSERT_ATTEMPTS.execute(connection, [_build_attempt_row(each, rows[each.task.delivery_id]) for each in ours])
-    reached = breaker.find_healthy(transaction, {each.task.channel for each in ours}) if ours else frozenset()
-    for each in sorted(ours, key=lambda each: each.task.channel):  # in one order, as locks have to be taken
+        _INSERT_ATTEMPTS.execute(
+            connection, [_build_attempt_row(each, rows[each.task.delivery_id]) for each in valid_requests]
+        )
+    reached = (
+        breaker.find_healthy(transaction, {each.task.channel for each in valid_requests})
+        if valid_requests
+        else frozenset()
+    )
+    for each in sorted(valid_requests, key=lambda each: each.task.channel):  # in one order, as locks have to be taken
         if each.task.channel not in reached or each.outcome.channel_effect is not breaker.ChannelEffect.REACHED:
             breaker.record_effect(
                 transaction,
@@ -137,7 +144,7 @@ def _record_batch(transaction: Transaction, requests: Sequence[_Request]) -> lis
     ]
 
 
-def _build_group_repeats(transaction: Transaction, requests: Sequence[_Request]) -> list[NewDelivery]:
+def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
     """The current state of incidents that were opened, or got events, while another's resolve closed them, too."""
     repeats: dict[tuple[str, str], NewDelivery] = {}
     for task, outcome, _ in requests:
@@ -158,9 +165,9 @@ def _is_lease_valid(task: DeliveryTask, rows: Mapping[str, DeliveryRow]) -> bool
     return row is not None and row.lease == task.lease_id
 
 
-def _build_outcome_values(request: _Request, row: DeliveryRow, now: float) -> dict[str, Any]:
+def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float) -> dict[str, Any]:
     outcome = request.outcome
-    is_retried = outcome.state is State.RETRYING
+    is_retried = outcome.state is DeliveryState.RETRYING
     return {
         "ours": row.seq,
         "new_state": outcome.state,
@@ -174,7 +181,7 @@ def _build_outcome_values(request: _Request, row: DeliveryRow, now: float) -> di
     }
 
 
-def _build_attempt_row(request: _Request, row: DeliveryRow) -> dict[str, Any]:
+def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, Any]:
     outcome = request.outcome
     return {
         "delivery_seq": row.seq,
@@ -186,19 +193,19 @@ def _build_attempt_row(request: _Request, row: DeliveryRow) -> dict[str, Any]:
     }
 
 
-def _apply_outcome(transaction: Transaction, request: _Request, row: DeliveryRow) -> OutcomeResult:
+def _apply_outcome(transaction: Transaction, request: _OutcomeRequest, row: DeliveryRow) -> OutcomeResult:
     """The delivery may be merged into what waits behind it, and fallback channels may have to deliver it."""
     outcome, state = request.outcome, request.outcome.state
     superseded, channels_to_wake = [], {row.channel}
-    if state is State.RETRYING:
+    if state is DeliveryState.RETRYING:
         retry = RetryState(request.task.attempt_number, transaction.now + outcome.retry_in, outcome.reason)
         if merge_into_successor(transaction, row, retry):
-            state = State.SUPERSEDED
+            state = DeliveryState.SUPERSEDED
             superseded.append(row.channel)
     is_down = outcome.channel_effect is breaker.ChannelEffect.DOWN
-    if state is State.DEAD and not is_down and not outcome.is_expired:
+    if state is DeliveryState.DEAD and not is_down and not outcome.is_expired:
         is_down = row.channel in breaker.read_down_channels(transaction.connection)
-    if is_down or (state is State.DEAD and outcome.is_expired):
+    if is_down or (state is DeliveryState.DEAD and outcome.is_expired):
         changes = enqueue_fallback(transaction, row, outcome.fallback_channels)
         superseded += [channel for channel, _ in changes.ended]
         channels_to_wake |= changes.channels_to_wake
@@ -211,14 +218,14 @@ def _apply_outcome(transaction: Transaction, request: _Request, row: DeliveryRow
     )
 
 
-def _handle_lost_lease(transaction: Transaction, request: _Request, row: DeliveryRow | None) -> OutcomeResult:
+def _handle_lost_lease(transaction: Transaction, request: _OutcomeRequest, row: DeliveryRow | None) -> OutcomeResult:
     """The lease was lost; or this outcome is committed already, and only the answer to the commit was lost."""
     if row is not None:
         values = {"delivery": row.seq, "attempt": request.task.attempt_number, "since": request.outcome.started_at}
         if _ATTEMPT_EXISTS.fetch_first(transaction.connection, values) is not None:
             return OutcomeResult(
                 lease_valid=True,
-                state=State(row.state),
+                state=DeliveryState(row.state),
                 age=max(transaction.now - row.accepted_at, 0.0),
                 superseded_channels=(),
                 channels_to_wake=(row.channel,),
@@ -226,7 +233,7 @@ def _handle_lost_lease(transaction: Transaction, request: _Request, row: Deliver
     return _enqueue_current_state(transaction, request)
 
 
-def _enqueue_current_state(transaction: Transaction, request: _Request) -> OutcomeResult:
+def _enqueue_current_state(transaction: Transaction, request: _OutcomeRequest) -> OutcomeResult:
     task, superseded = request.task, []
     if request.outcome.maybe_sent:
         current = read_current_state(transaction.connection, task.incident_id)

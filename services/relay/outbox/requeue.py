@@ -1,7 +1,8 @@
 """Sends dead letters again: not as they were, which may be long over, but as the current state of their incident.
 
-A person asks for it, for one delivery or all of a channel, or the clock by which they were given up proves wrong.
-Where a person asks, what waits for its next attempt is due at once, and a channel behind its circuit breaker is tried.
+An operator requests it, for one delivery or all of a channel; or the relay itself, if they were given up by a wrong
+clock. If an operator requests it, what waits for its next attempt is due at once, and a channel behind its circuit
+breaker is tried.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -24,7 +25,7 @@ from services.relay.outbox.merge import (
 )
 from services.relay.outbox.queries import DeliverySummary
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
-from services.relay.outbox.tables import CLOCK_TOLERANCE, IS_UNSETTLED, State, deliveries
+from services.relay.outbox.tables import CLOCK_TOLERANCE, IS_UNSETTLED, DeliveryState, deliveries
 
 BULK_STEP: Final = 200
 """Deliveries that one transaction of `retry_channel` sends again."""
@@ -33,16 +34,16 @@ _TOO_EARLY_STEP: Final = 32
 _AGE_TOLERANCE: Final = 1.0
 """Seconds: an age is measured before the outcome is committed, and by another clock."""
 _NOT_RETRYABLE: Final = {
-    State.SENDING: "it is being sent",
-    State.DELIVERED: "it was delivered",
-    State.SUPERSEDED: "another delivery supersedes it",
+    DeliveryState.SENDING: "it is being sent",
+    DeliveryState.DELIVERED: "it was delivered",
+    DeliveryState.SUPERSEDED: "another delivery supersedes it",
 }
 
 _delivery = deliveries.c
 _FIND_DELIVERY: Final = DELIVERIES.where(_delivery.id == bindparam("delivery"))
 _FIND_DEAD: Final = (
-    DELIVERIES.where(_delivery.channel == bindparam("channel"), _delivery.state == State.DEAD, IS_UNSETTLED)
-    .order_by(_delivery.seq + 0)  # not as it stands: PostgreSQL would look for them through all that was delivered
+    DELIVERIES.where(_delivery.channel == bindparam("channel"), _delivery.state == DeliveryState.DEAD, IS_UNSETTLED)
+    .order_by(_delivery.seq + 0)  # `+ 0`: otherwise PostgreSQL would search them among all delivered ones
     .limit(bindparam("most"))
 )
 _FIND_DEAD_TOO_EARLY: Final = (
@@ -108,11 +109,11 @@ async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
         yield count
 
 
-async def requeue(store: Store, delivery_id: str) -> State | None:
+async def requeue(store: Store, delivery_id: str) -> DeliveryState | None:
     """Sends a delivery again that is dead or waits; one in any other state is left alone.
 
     Returns:
-        The state that it had; None where there is no such delivery.
+        The state that it had; None if there is no such delivery.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
@@ -147,30 +148,30 @@ def _find_dead_too_early(connection: Connection, store: Store, give_up_after: fl
 
 
 def _requeue_found(transaction: Transaction, found: Sequence[DeliveryRow]) -> DeliveryChanges:
-    dead = [row for row in _lock_deliveries(transaction, found) if row.state == State.DEAD]
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
     superseded = [channel for row in dead for channel in _enqueue_current_state(transaction, row)]
     return DeliveryChanges(list_superseded(superseded), frozenset(row.channel for row in dead))
 
 
-def _requeue_one(transaction: Transaction, delivery_id: str) -> State | None:
+def _requeue_one(transaction: Transaction, delivery_id: str) -> DeliveryState | None:
     found = _FIND_DELIVERY.fetch_all(transaction.connection, {"delivery": delivery_id})
     if not found:
         return None
     (row,) = _lock_deliveries(transaction, found)
-    state = State(row.state)
-    if state is State.DEAD:
+    state = DeliveryState(row.state)
+    if state is DeliveryState.DEAD:
         _enqueue_current_state(transaction, row)
-    elif state in (State.QUEUED, State.RETRYING):
+    elif state in (DeliveryState.QUEUED, DeliveryState.RETRYING):
         due = update(deliveries).where(_delivery.seq == row.seq)
         transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
-    if state in (State.DEAD, State.QUEUED, State.RETRYING):
+    if state in (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING):
         breaker.allow_trial(transaction, [row.channel])
     return state
 
 
 def _requeue_channel(transaction: Transaction, channel: str, limit: int) -> int:
     found = _FIND_DEAD.fetch_all(transaction.connection, {"channel": channel, "most": limit})
-    dead = [row for row in _lock_deliveries(transaction, found) if row.state == State.DEAD]
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
     for row in dead:
         _enqueue_current_state(transaction, row)
     if dead:
@@ -202,7 +203,7 @@ def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[
     enqueued = enqueue_deliveries(transaction, [new])
     (successor,) = enqueued.delivery_ids
     superseded = update(deliveries).where(_delivery.seq == dead.seq)
-    transaction.connection.execute(superseded.values(state=State.SUPERSEDED, superseded_by=successor))
+    transaction.connection.execute(superseded.values(state=DeliveryState.SUPERSEDED, superseded_by=successor))
     return [old.channel for old in enqueued.superseded_rows]
 
 

@@ -5,9 +5,9 @@ reply to there. Dead letters go by age alone, since a person must see them. An e
 while it is its incident's latest, against which a duplicate is compared; a closed incident goes with its last event.
 
 A delivery that is unsettled, waiting or dead, has every event from its first to its last. Sent again, it becomes the
-current state of its incident, so it needs later events, too: else an alert that ended there would look as if it still
-fired. But an event adds nothing where newer events have all its alerts. So what is kept grows with the alerts of an
-incident, not with its events.
+current state of its incident, so it needs later events, too: otherwise an alert that ended in them would look as if it
+still fired. But an event adds nothing if newer events have all its alerts. So what is kept grows with the alerts of
+an incident, not with its events.
 
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
 """
@@ -28,7 +28,7 @@ from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQue
 from services.relay.outbox.tables import (
     IS_UNSETTLED,
     SETTLED,
-    State,
+    DeliveryState,
     attempts,
     deliveries,
     events,
@@ -37,11 +37,11 @@ from services.relay.outbox.tables import (
 )
 
 PRUNE_STEP: Final = 100
-"""Rows that one transaction looks at: a few milliseconds of the writer's time."""
+"""Rows that one transaction reads: a few milliseconds of the writer's time."""
 FAST_PRUNE_STEP: Final = 1000
 """The same where space is needed."""
 _STEP_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of events after which a transaction looks at no more of them."""
+"""Bytes of events after which a transaction reads no more of them."""
 AUDIT_ROWS: Final = 100_000
 """Entries of the audit that are kept."""
 _PAUSE: Final = 0.05
@@ -64,7 +64,7 @@ class StepPlan(NamedTuple):
     """How fast pruning goes."""
 
     rows: int
-    """That one transaction looks at."""
+    """Rows that one transaction reads."""
     pause: float
     """Seconds between two steps."""
 
@@ -74,7 +74,7 @@ FAST: Final = StepPlan(FAST_PRUNE_STEP, _PAUSE / 5)
 
 
 class Excess(NamedTuple):
-    """The newest that are too many; 0 where nothing is."""
+    """The newest that are too many; 0 if nothing is."""
 
     last_delivery_seq: int
     last_event_seq: int
@@ -83,7 +83,7 @@ class Excess(NamedTuple):
 NO_EXCESS: Final = Excess(0, 0)
 
 
-class _StepResult(NamedTuple):
+class _PruneStepResult(NamedTuple):
     pruned: int
     last_seq: int
     """The last row that it read."""
@@ -218,9 +218,9 @@ _READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> PruneResult:
     """One round. Raises StoreUnavailableError: what was pruned before it stays so."""
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
-    gone = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
+    pruned = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
     await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
-    return gone
+    return pruned
 
 
 async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, pace: StepPlan = NORMAL) -> PruneResult:
@@ -237,29 +237,29 @@ async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, 
     return PruneResult(pruned_deliveries, pruned_events, quarantined)
 
 
-async def _run_steps(store: Store, step: Callable[[int, Transaction], _StepResult], pause: float) -> int:
+async def _run_steps(store: Store, step: Callable[[int, Transaction], _PruneStepResult], pause: float) -> int:
     """Every step from the oldest row on, each in a transaction of its own; gives how many rows went."""
-    gone, after = 0, 0
+    pruned_count, after = 0, 0
     while True:
         done = await store.run(partial(step, after))
-        gone += done.pruned
+        pruned_count += done.pruned
         if not done.has_more:
-            return gone
+            return pruned_count
         after = done.last_seq
         await asyncio.sleep(pause)
 
 
 def _find_excess(max_deliveries: int, connection: Connection) -> Excess:
     settled = _COUNT_ALL.fetch_one(connection) - _COUNT_UNSETTLED.fetch_one(connection)
-    too_many = settled - max_deliveries
-    if too_many <= 0:
+    excess_count = settled - max_deliveries
+    if excess_count <= 0:
         return NO_EXCESS
-    query = RowQuery(Excess, _OLDEST_SETTLED.statement.offset(too_many - 1)).limit(1)
+    query = RowQuery(Excess, _OLDEST_SETTLED.statement.offset(excess_count - 1)).limit(1)
     return query.fetch_first(connection) or NO_EXCESS  # PostgreSQL: another replica may prune, too
 
 
 class _DeliveryPruner:
-    """The steps of one walk over the deliveries. A step may be done again: the store repeats what was in the way."""
+    """The steps of one pass over the deliveries. A step may run twice: the store repeats a job after a conflict."""
 
     def __init__(self, cutoff: float, bound: int, unsettled: Collection[str], rows: int = PRUNE_STEP) -> None:
         self._rows = rows
@@ -271,17 +271,17 @@ class _DeliveryPruner:
         self._first: dict[tuple[str, int, str], int] = {}
         self._first_delivered: dict[tuple[str, int, str], int] = {}
 
-    def step(self, after: int, transaction: Transaction) -> _StepResult:
+    def step(self, after: int, transaction: Transaction) -> _PruneStepResult:
         connection = transaction.connection
         rows = _READ_DELIVERIES.fetch_all(connection, {"after": after, "rows": self._rows})
         if not rows:
-            return _StepResult(0, after, has_more=False)
+            return _PruneStepResult(0, after, has_more=False)
         old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
         if old:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
             connection.execute(delete(deliveries).where(_delivery.seq.in_(old)))
         last = rows[-1]
-        return _StepResult(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
+        return _PruneStepResult(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
 
     def _is_expired(self, row: _PrunableRow) -> bool:
         if row.finished_at is None:
@@ -293,7 +293,7 @@ class _DeliveryPruner:
             return False
         about = (row.incident_id, row.episode, row.channel)
         first = self._first.setdefault(about, row.seq)
-        arrived = self._first_delivered.setdefault(about, row.seq) if row.state == State.DELIVERED else None
+        arrived = self._first_delivered.setdefault(about, row.seq) if row.state == DeliveryState.DELIVERED else None
         return row.seq in (first, arrived)
 
 
@@ -309,11 +309,11 @@ class _EventPruner:
         self._first = {incident: min(each.start for each in ranges) for incident, ranges in unsettled.items()}
         self._redundant = redundant
 
-    def step(self, after: int, transaction: Transaction) -> _StepResult:
+    def step(self, after: int, transaction: Transaction) -> _PruneStepResult:
         connection = transaction.connection
         rows = _limit_bytes(_READ_EVENTS.fetch_all(connection, {"after": after, "rows": self._rows}))
         if not rows:
-            return _StepResult(0, after, has_more=False)
+            return _PruneStepResult(0, after, has_more=False)
         last = rows[-1]
         values = {"after": after, "last": last.seq, "cutoff": self._cutoff}
         found = _FIND_UNUSED_EVENTS.fetch_all(connection, values)
@@ -326,7 +326,7 @@ class _EventPruner:
             )
             connection.execute(delete(incidents).where(*over))
             connection.execute(delete(events).where(events.c.seq.in_(unused)))
-        return _StepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
+        return _PruneStepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
 
     def _must_stay(self, seq: int, incident: str) -> bool:
         return incident in self._first and seq >= self._first[incident] and seq not in self._redundant
@@ -370,7 +370,7 @@ async def find_redundant_events(store: Store, unsettled: UnsettledRanges, cutoff
 
 
 def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
-    """The digests of an event's alerts; None where it cannot be read."""
+    """The digests of an event's alerts; None if it cannot be read."""
     row = _READ_EVENT.fetch_first(connection, {"event": seq})
     try:
         return None if row is None else collect_digests(decode_event(row.event))

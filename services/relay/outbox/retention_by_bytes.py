@@ -24,7 +24,7 @@ PRUNE_DOWN_TO: Final = 0.7
 _MINIMUM_SHARE: Final = 0.05
 """Of the limit in bytes: as much is dropped at a time, at least."""
 ROW_OVERHEAD: Final = 1024
-"""What a row takes beside its large columns: the others, its places in the indexes, its attempts."""
+"""What a row takes beside its large columns: the other columns, its index entries, its attempts."""
 
 
 def _read_cutoff(at: float | None) -> float | None:
@@ -70,20 +70,20 @@ async def prune_to_size(store: Store, limit: "ByteLimit", min_age: float) -> Pru
     if not limit.max_bytes or limit.used_bytes <= PRUNE_ABOVE * limit.max_bytes:
         limit.record_pruning(nothing_to_prune=False)
         return PruneResult(0, 0)
-    gone, cutoff, stuck = PruneResult(0, 0), 0.0, False
+    pruned, cutoff, stuck = PruneResult(0, 0), 0.0, False
     while limit.used_bytes > PRUNE_DOWN_TO * limit.max_bytes and not stuck:
         newest = await store.run(lambda transaction: transaction.now) - min_age
-        wanted = max(limit.used_bytes - PRUNE_DOWN_TO * limit.max_bytes, _MINIMUM_SHARE * limit.max_bytes)
-        end = await store.read(partial(_find_cutoff, after=cutoff, size=wanted))
+        bytes_to_prune = max(limit.used_bytes - PRUNE_DOWN_TO * limit.max_bytes, _MINIMUM_SHARE * limit.max_bytes)
+        end = await store.read(partial(_find_cutoff, after=cutoff, size=bytes_to_prune))
         cutoff = newest if end is None else min(newest, end)
-        there, taken = limit.used_bytes, limit.accepted_bytes
+        used_before, accepted_before = limit.used_bytes, limit.accepted_bytes
         more = await prune_before(store, cutoff, pace=FAST)
-        gone = PruneResult(*map(sum, zip(gone, more, strict=True)))
+        pruned = PruneResult(*map(sum, zip(pruned, more, strict=True)))
         await limit.measure(store)
-        freed = there + limit.accepted_bytes - taken - limit.used_bytes
+        freed = used_before + limit.accepted_bytes - accepted_before - limit.used_bytes
         stuck = cutoff >= newest and freed < _MINIMUM_SHARE * limit.max_bytes
     limit.record_pruning(nothing_to_prune=stuck and limit.used_bytes > PRUNE_ABOVE * limit.max_bytes)
-    return gone
+    return pruned
 
 
 def measure_bytes(connection: Connection) -> int:
@@ -98,7 +98,7 @@ def measure_bytes(connection: Connection) -> int:
 
 
 def _find_cutoff(connection: Connection, after: float, size: float) -> float | None:
-    """When so many bytes of rows that may be finished had come, from `after` on; None where there are fewer.
+    """When so many bytes of rows that may be finished had come, from `after` on; None if there are fewer.
 
     Args:
         connection: to read with.

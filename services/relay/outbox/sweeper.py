@@ -16,11 +16,11 @@ from services.relay.outbox.breaker import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_HELD_BACK, enqueue_fallback, fall_back
+from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqueue_fallback, fall_back
 from services.relay.outbox.merge import DeliveryChanges, lock_incidents
 from services.relay.outbox.requeue import requeue_too_early
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
-from services.relay.outbox.tables import CLOCK_TOLERANCE, WAITING, State, channels, deliveries
+from services.relay.outbox.tables import CLOCK_TOLERANCE, WAITING, DeliveryState, channels, deliveries
 
 _delivery = deliveries.c
 _older = deliveries.alias("older")
@@ -30,8 +30,8 @@ _EXPIRED: Final = (
     _delivery.finished_at.is_(None),
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.accepted_at < bindparam("before"),
-    IS_NOT_HELD_BACK,
-    # Else the older one, which may be under way, would be sent after what is newer was given up.
+    IS_NOT_COMPARING,
+    # Otherwise the older one, which may be being sent, would arrive after the newer one was given up.
     ~exists().where(
         _older.c.incident_id == _delivery.incident_id,
         _older.c.channel == _delivery.channel,
@@ -49,7 +49,7 @@ _GIVE_UP: Final = (
     update(deliveries)
     .where(_delivery.seq.in_(bindparam("seqs", expanding=True)))
     .values(
-        state=State.DEAD,
+        state=DeliveryState.DEAD,
         finished_at=bindparam("at"),
         reason=select(channels.c.reason).where(channels.c.name == _delivery.channel).scalar_subquery(),
         fallback_up_to=_delivery.event_seq,
@@ -134,5 +134,5 @@ def _give_up_step(
         changes = changes.add(enqueue_fallback(transaction, row, fallbacks))
     if rows:
         connection.execute(_GIVE_UP, {"seqs": [row.seq for row in rows], "at": now})
-    given_up = tuple((row.channel, State.DEAD) for row in rows)
-    return changes.add(DeliveryChanges(given_up, frozenset(row.channel for row in rows), has_more=bool(rows)))
+    ended = tuple((row.channel, DeliveryState.DEAD) for row in rows)
+    return changes.add(DeliveryChanges(ended, frozenset(row.channel for row in rows), has_more=bool(rows)))

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 
-class State(StrEnum):
+class DeliveryState(StrEnum):
     """The states of a delivery. The last three are final."""
 
     QUEUED = "queued"
@@ -34,16 +34,16 @@ class State(StrEnum):
     DEAD = "dead"
 
 
-UNFINISHED: Final = (State.QUEUED, State.SENDING, State.RETRYING)
+UNFINISHED: Final = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.RETRYING)
 """The states of a delivery that is still to be sent; `finished_at` is null in exactly these."""
 
-UNSETTLED: Final = (*UNFINISHED, State.DEAD)
+UNSETTLED: Final = (*UNFINISHED, DeliveryState.DEAD)
 """Not delivered: still to be sent, or given up. The gauges show these; the other states only grow."""
 
-SETTLED: Final = (State.DELIVERED, State.SUPERSEDED)
-"""The final states that nobody has to look at."""
+SETTLED: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED)
+"""The final states that need no action."""
 
-WAITING: Final = (State.QUEUED, State.RETRYING)
+WAITING: Final = (DeliveryState.QUEUED, DeliveryState.RETRYING)
 """The states of a delivery that nobody is sending; on a channel that merges an incident has one at most."""
 
 CLOCK_TOLERANCE: Final = 10.0
@@ -103,7 +103,7 @@ deliveries = Table(
     Column("lease", Text),  # whose claim it is
     Column("maybe_sent", Integer, nullable=False, server_default="0"),  # 1: an attempt may have arrived
     Column("progress", Text),  # JSON; what its channel has done of it already
-    Column("remark", Text),  # for the reader, such as why it comes here
+    Column("remark", Text),  # for the reader, such as why this channel gets it
     Column("finished_at", Double),
     Column("superseded_by", Text),  # the id of the delivery that it was merged into
     Column("receipt", Text),  # JSON

@@ -2,7 +2,7 @@
 
 A silence is counted across restarts: a relay that is restarted again and again must notice it, too. Of the time in
 which no relay could receive a heartbeat a few seconds are counted, and after more of it than `expect_every` the count
-begins anew.
+starts again.
 """
 
 from collections.abc import Collection, Mapping
@@ -83,12 +83,12 @@ async def record_heartbeats(store: Store, names: Collection[str]) -> None:
 
 
 def count_silence(transaction: Transaction, expected: Mapping[str, float], uptime: float) -> Mapping[str, Silence]:
-    """Counts how long each watchdog has been silent. One that was never seen is awaited from now on.
+    """Counts how long each watchdog has been silent. One that was never seen is expected from now on.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         expected: for each watchdog, after how many seconds it is absent.
-        uptime: seconds for which this relay has been able to receive heartbeats since it counted last.
+        uptime: seconds for which this relay could receive heartbeats since it counted last.
     """
     connection, now = transaction.connection, transaction.now
     if not expected:
@@ -110,10 +110,10 @@ def count_silence(transaction: Transaction, expected: Mapping[str, float], uptim
 def _compute_silence(row: WatchdogRow, now: float, expect_every: float, uptime: float) -> float:
     passed = max(0.0, now - row.counted_at)
     # How long a relay ran after it counted last is not known: it may have been killed before the next time.
-    able = min(passed, uptime + _RESTART_ALLOWANCE)
-    if passed - able > expect_every:
+    receiving_seconds = min(passed, uptime + _RESTART_ALLOWANCE)
+    if passed - receiving_seconds > expect_every:
         return min(passed, uptime)
-    return row.silent_seconds + able
+    return row.silent_seconds + receiving_seconds
 
 
 def read_last_seen(connection: Connection) -> dict[str, float]:
@@ -125,7 +125,7 @@ def is_draining(transaction: Transaction, channels: Collection[str], *, within: 
     """Whether nothing waits too long on any of these channels; the alert RelayOutboxStuck uses the same condition.
 
     Args:
-        transaction: the one under way.
+        transaction: the current one.
         channels: those that count.
         within: seconds; what is older is too old where nothing was delivered on its channel within them.
         max_age: seconds; what is older is too old even while others are delivered.

@@ -155,7 +155,7 @@ def read_header(file: Path) -> BackupHeader:
 async def read_pages(
     file: Path, kms: KmsKey, summary: SummaryBuilder, *, timeout: float
 ) -> AsyncIterator[tuple[StoredKey, ...]]:
-    """The rows, a page at a time; at the end they are known to be all that was written, as it was written.
+    """The rows, a page at a time; the end verifies that they are complete and unchanged.
 
     Args:
         file: the backup.
@@ -164,7 +164,7 @@ async def read_pages(
         timeout: seconds of the call to KMS.
 
     Raises:
-        BackupError: it cannot be read, or is not what was written; at the end at the latest.
+        BackupError: it cannot be read, or is incomplete or changed; at the end at the latest.
     """
     first = await asyncio.to_thread(read_header, file)
     try:
@@ -177,7 +177,7 @@ async def read_pages(
                 if BackupSummary.model_validate_json(text) != summary.build():
                     raise BackupError(f"the backup {file} holds other rows than its last page says")
                 return
-            rows = _parse_csv(text if summary.data_keys else text.removeprefix(_CSV_HEADER))
+            rows = _parse_csv(text if summary.data_keys else text.partition(b"\n")[2])  # older ones have fewer columns
             summary.add_page(rows, text)
             yield rows
     except KmsError as error:
@@ -185,8 +185,8 @@ async def read_pages(
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None
     except (encrypted_pages.FileDamagedError, ValueError, csv.Error) as error:
-        why = str(error) if isinstance(error, encrypted_pages.FileDamagedError) else "its content is not a backup's"
-        raise BackupError(f"the backup {file} is damaged: {why}") from None
+        cause = str(error) if isinstance(error, encrypted_pages.FileDamagedError) else "its content is not a backup's"
+        raise BackupError(f"the backup {file} is damaged: {cause}") from None
 
 
 async def _list_stored_keys(administration: Administration) -> AsyncIterator[Sequence[StoredKey]]:

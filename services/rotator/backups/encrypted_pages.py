@@ -27,7 +27,7 @@ _LENGTH_BYTES: Final = 4
 
 
 class FileDamagedError(Exception):
-    """The file is not what was written; the message is one sentence."""
+    """The file is incomplete or changed; the message is one sentence."""
 
 
 class EncryptedFileWriter:
@@ -61,7 +61,7 @@ class EncryptedFileWriter:
 
     def discard(self) -> None:
         """Leaves nothing of a file that is not finished."""
-        with suppress(OSError):  # what is still to be written does not fit
+        with suppress(OSError):  # the rest of the buffer does not fit
             self._stream.close()
         self._temporary_file.unlink(missing_ok=True)
 

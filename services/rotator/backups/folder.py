@@ -11,7 +11,7 @@ from services.rotator.backups import backup_file
 from services.rotator.backups.backup_file import BackupError, BackupHeader, BackupSummary
 from services.rotator.model import RotatorError
 from shared.keyring.administration import Administration, JournalBackup, KeyInfo, Problem
-from shared.keyring.model import build_wrapping_aad, compute_fingerprint
+from shared.keyring.model import compute_fingerprint
 from shared.kms.port import KmsError, KmsKey
 
 LATEST: Final = "latest"
@@ -43,13 +43,13 @@ class BackupFolder:
     def find(self, name: str, latest: Iterable[JournalBackup] = ()) -> Path:
         """`latest`, a name in the folder, or a path. Raises BackupError where there is none.
 
-        The name `latest` means the first of those in `latest`, of the latest rotation, that is here; else the newest.
+        The name `latest` means the first backup in `latest`, of the latest rotation, that exists; otherwise the newest.
         """
         if name == LATEST:
-            kept = [file for file, _ in self.list_backups()]
-            if not kept:
+            files = [file for file, _ in self.list_backups()]
+            if not files:
                 raise BackupError(f"there is no backup in {self.folder}")
-            return next((file for backup in latest if (file := self.folder / backup.name) in kept), kept[-1])
+            return next((file for backup in latest if (file := self.folder / backup.name) in files), files[-1])
         return next((file for file in (self.folder / name, Path(name)) if file.is_file()), Path(name))
 
 
@@ -87,22 +87,22 @@ async def compare_with_keyring(
 async def find_unwrap_failures(file: Path, kms: KmsKey, *, timeout: float) -> list[Problem]:
     """Unwraps one data key of each version, and gives those that it does not give back. Raises BackupError."""
     found: list[Problem] = []
-    tried: set[tuple[str, str]] = set()
+    checked: set[tuple[str, str]] = set()
     kek = backup_file.read_header(file).kek
     async for rows in backup_file.read_pages(file, kms, backup_file.SummaryBuilder(), timeout=timeout):
         for row in rows:
-            if row.kek != kek or (row.kek, row.kek_version) in tried:
+            if row.kek != kek or (row.kek, row.kek_version) in checked:
                 continue
-            tried.add((row.kek, row.kek_version))
+            checked.add((row.kek, row.kek_version))
             try:
-                secret = await kms.decrypt(base64.b64decode(row.wrapped), build_wrapping_aad(row.id), timeout=timeout)
-                wrong = (
+                secret = await kms.decrypt(base64.b64decode(row.wrapped), row.wrapping_aad, timeout=timeout)
+                failure = (
                     "" if compute_fingerprint(secret.plaintext).hex() == row.fingerprint else "its fingerprint differs"
                 )
             except KmsError as error:
-                wrong = str(error)
-            if wrong:
-                found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {wrong}"))
+                failure = str(error)
+            if failure:
+                found.append(Problem(id=row.id, error=f"version {row.kek_version} does not unwrap it: {failure}"))
     return found
 
 

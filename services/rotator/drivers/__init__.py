@@ -1,1 +1,1 @@
-"""The ways to a keyring: its service's admin API, a command that stands before one, or its database itself."""
+"""Drivers, which reach a keyring through its service's admin API, through a command, or in its database."""

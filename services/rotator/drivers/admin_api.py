@@ -1,11 +1,9 @@
 """The driver `admin_api`: a service's admin API, by HTTPS.
 
 `http://` is refused for anything but this machine, because it would send the token in plaintext: through
-`kubectl port-forward` or `ssh -L` a service is on this machine. Proxies of the environment are not used.
+`kubectl port-forward` or `ssh -L` a service is on this machine.
 """
 
-import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, Literal
@@ -13,17 +11,20 @@ from typing import Annotated, Final, Literal
 import aiohttp
 from pydantic import AfterValidator
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
 )
 from shared.config.secret_file import SecretFile, SecretUnreadableError
-from shared.config.settings import Duration, SecretPath, Section
+from shared.config.settings import Duration, SecretPath
 from shared.config.url import check_base_url, check_secret_url
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
+from shared.net.aiohttp_connector import Connector
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError
 
 _CONNECT_TIMEOUT: Final = 10.0
 
@@ -32,7 +33,7 @@ def _check_url(url: str) -> str:
     return check_secret_url(check_base_url(url))
 
 
-class AdminApiDriverSettings(Section):
+class AdminApiDriverSettings(EgressSettings, BaseDriverSettings):
     """Over HTTPS."""
 
     kind: Literal["admin_api"]
@@ -50,12 +51,11 @@ class AdminApiDriverSettings(Section):
 
     @asynccontextmanager
     async def open(self, kms: ProviderSettings, caller: str) -> AsyncIterator[Administration]:
-        """The service's administration; `kms` is the service's own affair here."""
+        """The service's administration; the service calls KMS itself, so `kms` is unused."""
         del kms
-        trusted = await asyncio.to_thread(ssl.create_default_context)  # aiohttp's own is made once, at its import
         async with aiohttp.ClientSession(
             # Not kept open: one left idle may be closed just as it is used again.
-            connector=aiohttp.TCPConnector(force_close=True, ssl=trusted),
+            connector=Connector(Egress(self), force_close=True),
             timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=_CONNECT_TIMEOUT),
             headers={"Accept-Encoding": "identity", "User-Agent": "keypulse-rotator", "X-Keypulse-Caller": caller},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -88,18 +88,20 @@ class _HttpTransport:
                         raise UnreachableError(f"{url}: the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
         except TimeoutError:
             raise UnreachableError(
-                f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
+                f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: check with `status`"
             ) from None
+        except EgressError as error:
+            raise (RefusedError if error.is_permanent else UnreachableError)(f"{url}: {error.strerror}") from None
         except aiohttp.ClientSSLError as error:
             raise RefusedError(
                 f"{url}: no secure connection ({type(error).__name__}); where its certificate is by a CA of your own, "
-                "name that CA's file in the environment variable SSL_CERT_FILE"
+                "name that CA's file in ca_file"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            # Only the operating system's words: a client error's text may hold the request.
+            # Only the operating system's text: that of a client error may contain the request.
             cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             raise UnreachableError(f"{url}: no answer: {cause}; is the service running there?") from None
-        # Whoever answers may repeat what it was told.
+        # The response may repeat the request, with the token.
         return AdminResponse(response.status, bytes(body).replace(token.encode(), b"[secret]"))
 
     def _read_token(self) -> str:

@@ -6,7 +6,7 @@ One line of JSON to its standard input is one request, and one line of its stand
     {"status": 200, "body": {…}}
 
 So no value ever stands on a command line, where `ps` would show it and a shell would read it. One process serves one
-call after another; while a long one is under way, another process keeps the lease. One that does not answer in time is
+call after another; during a long one, another process renews the lease. One that does not answer in time is
 ended, because its answer would be taken for the next one's.
 """
 
@@ -22,15 +22,15 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
     too_many_values,
 )
-from shared.config.settings import Duration, Section
-from shared.keyring.administration import Administration, RefusedError, UnreachableError
+from shared.config.settings import Duration
+from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 
 _EXIT_TIMEOUT: Final = 5.0
@@ -39,7 +39,7 @@ _MAX_STDERR_LENGTH: Final = 300
 """Characters of standard error that a sentence repeats."""
 
 
-class CommandDriverSettings(Section):
+class CommandDriverSettings(BaseDriverSettings):
     """A command, which no shell reads."""
 
     kind: Literal["command"]
@@ -50,7 +50,7 @@ class CommandDriverSettings(Section):
 
     @property
     def location(self) -> str:
-        """Names the keyring, as far as a line has room for it."""
+        """Names the keyring on one line, shortened if necessary."""
         return " ".join(shlex.join(self.argv).split())[:80]
 
     @asynccontextmanager
@@ -87,20 +87,20 @@ class _CommandTransport:
             async with asyncio.timeout(self._settings.timeout):
                 answer = _parse_response(await running.send_line(line))
         except TimeoutError:
-            why = f"no answer within {self._settings.timeout:g} s; it may have been done: look with `status`"
+            cause = f"no answer within {self._settings.timeout:g} s; it may have been done: check with `status`"
         except _NoResponseError as error:
-            why = str(error)
+            cause = str(error)
         except asyncio.CancelledError:
             await running.stop(0.0)
             raise
         else:
             self._idle.append(running)
             return answer
-        said = await running.stop(_EXIT_TIMEOUT)
-        raise UnreachableError(f"{self.name}: {why}{said}")
+        error_output = await running.stop(_EXIT_TIMEOUT)
+        raise UnreachableError(f"{self.name}: {cause}{error_output}")
 
     async def close(self) -> None:
-        """Ends what was started, once no call is under way."""
+        """Ends the processes once no call is running."""
         await asyncio.gather(*(running.stop(_EXIT_TIMEOUT) for running in self._idle))
 
     async def _start_process(self) -> "_CommandProcess":
@@ -116,16 +116,16 @@ class _CommandTransport:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else "an argument holds a NUL character"
-            raise RefusedError(f"{self.name}: cannot be started: {why}; correct driver.argv") from None
+            cause = error.strerror if isinstance(error, OSError) else "an argument holds a NUL character"
+            raise RefusedError(f"{self.name}: cannot be started: {cause}; correct driver.argv") from None
         return _CommandProcess(process)
 
 
 def _parse_response(line: bytes) -> AdminResponse:
     if not line.endswith(b"\n"):
-        raise _NoResponseError("it ended before it answered; try the command by hand")
-    if too_many := too_many_values(line):
-        raise _NoResponseError(f"the answer {too_many}")
+        raise _NoResponseError("it ended before it answered; run the command yourself")
+    if excess := too_many_values(line):
+        raise _NoResponseError(f"the answer {excess}")
     try:
         response = _ResponseLine.model_validate_json(line)
     except ValidationError:
@@ -137,7 +137,7 @@ def _parse_response(line: bytes) -> AdminResponse:
 
 
 class _CommandProcess:
-    """The process, and what it says on standard error, which is read so that it never waits for room there."""
+    """The process and its standard error, which is read so that a full pipe never blocks it."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -157,7 +157,7 @@ class _CommandProcess:
             raise _NoResponseError(f"the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB") from None
 
     async def stop(self, seconds: float) -> str:
-        """Closes standard input, ends the process if that does not within `seconds`, and gives its last words."""
+        """Closes standard input, kills the process after `seconds`, and returns the end of its standard error."""
         assert self.process.stdin  # noqa: S101 - a pipe
         self.process.stdin.close()
         try:

@@ -8,13 +8,15 @@ from pydantic import Field
 from services.rotator.drivers.admin_api import AdminApiDriverSettings
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.sql import SqlDriverSettings
+from services.rotator.drivers.table import TableDriverSettings
 from shared.keyring.administration import Administration
 from shared.kms.settings import ProviderSettings
 
 DriverSettings = Annotated[
-    AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings, Field(discriminator="kind")
+    AdminApiDriverSettings | CommandDriverSettings | SqlDriverSettings | TableDriverSettings,
+    Field(discriminator="kind"),
 ]
-"""The settings of a driver of any kind, told apart by `kind`."""
+"""The settings of a driver of any kind; `kind` selects the class."""
 
 
 def open_driver(
@@ -24,8 +26,8 @@ def open_driver(
 
     Args:
         settings: of the driver.
-        kms: the key that wraps the data keys; only the driver `sql` calls it itself.
-        caller: who asks, for the service's log; what is no printable ASCII becomes a question mark.
+        kms: the key that wraps the data keys; only the drivers `sql` and `table` call it themselves.
+        caller: for the service's log; each character that is not printable ASCII becomes a question mark.
 
     Raises:
         AdministrationError: it cannot be opened at all. A service that does not answer is found at the first call.

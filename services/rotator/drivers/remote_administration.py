@@ -1,7 +1,7 @@
-"""A service's admin API as an Administration, whatever carries the questions there and the answers back.
+"""The client of a service's admin API: an `Administration` over requests that a driver sends.
 
-Everything that the other side says is checked against the shapes of `keyring.administration`: what does not fit is an
-error with a sentence, never an exception of a parser.
+Every response is validated against the models of `keyring.administration`: an invalid one raises an error with a
+sentence, never a parser's exception.
 """
 
 import json
@@ -27,12 +27,10 @@ from shared.keyring.administration import (
     VerificationResult,
 )
 
-MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
-"""Of an answer, at most: a page of a backup has about one megabyte."""
 _MAX_VALUES: Final = 200_000
-"""Of an answer, at most: a page has about ten thousand, and each takes hundreds of bytes while an answer is parsed."""
+"""In a response, at most: a page has about ten thousand, and parsing takes hundreds of bytes for each."""
 _MAX_ERROR_LENGTH: Final = 500
-"""Characters of the other side's words that are repeated, at most."""
+"""Characters of the service's error that are repeated, at most."""
 _CLIENT_ERROR_STATUSES: Final = {400, 403, 404, 405, 409, 413, 422}
 
 T = TypeVar("T")
@@ -48,12 +46,12 @@ class AdminRequest(NamedTuple):
 
 
 class AdminResponse(NamedTuple):
-    """What came back."""
+    """The response to it."""
 
     status: int
-    """Of HTTP."""
+    """The HTTP status."""
     body: bytes
-    """JSON, where it is an answer of the admin API."""
+    """JSON, if the admin API sent it."""
 
 
 class _RestoreResponse(BaseModel):
@@ -71,18 +69,18 @@ _VERIFICATION: Final = TypeAdapter(VerificationResult)
 _NOTHING: Final = TypeAdapter(None)
 
 Send = Callable[[AdminRequest], Awaitable[AdminResponse]]
-"""Takes a question there and brings the answer back. Raises RefusedError or UnreachableError."""
+"""Sends a request and returns the response. Raises RefusedError or UnreachableError."""
 
 
 class RemoteAdministration:
-    """Asks the admin API behind `send`; `location` begins each error's sentence."""
+    """Calls the admin API through `send`; each error starts with `location`."""
 
     def __init__(self, location: str, send: Send) -> None:
         self._location = location
         self._send = send
 
     async def list_keys(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[KeyInfo]:
-        """See the port, as for every method here."""
+        """See the port, as for the other methods."""
         return await self._call(_KEYS, "GET", f"keys?{urlencode({'after': after, 'limit': limit})}")
 
     async def count_key_usage(self) -> KeyUsage:  # noqa: D102
@@ -128,60 +126,60 @@ class RemoteAdministration:
         await self._call(_NOTHING, "POST", "reload")
 
     async def _call(self, shape: TypeAdapter[T], method: Literal["GET", "POST"], path: str, **body: object) -> T:
-        answer = await self._send(AdminRequest(method, path, body if method == "POST" else None))
-        if too_many := too_many_values(answer.body):
-            raise UnreachableError(f"{self._location}: the answer to {path.partition('?')[0]} {too_many}")
-        if not 200 <= answer.status < 300:
+        response = await self._send(AdminRequest(method, path, body if method == "POST" else None))
+        if excess := too_many_values(response.body):
+            raise UnreachableError(f"{self._location}: the answer to {path.partition('?')[0]} {excess}")
+        if not 200 <= response.status < 300:
             if (
-                answer.status == 404 and shape is _OPTIONAL_PROGRESS and _parse_error(answer.body)
+                response.status == 404 and shape is _OPTIONAL_PROGRESS and _parse_error(response.body)
             ):  # else there is no admin API
                 return shape.validate_python(None)
-            raise self._build_error(answer)
+            raise self._build_error(response)
         try:
-            return shape.validate_json(answer.body or b"null")  # 204
+            return shape.validate_json(response.body or b"null")  # 204
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            why = ": ".join([*map(str, first["loc"]), first["msg"]])
+            cause = ": ".join([*map(str, first["loc"]), first["msg"]])
             raise UnreachableError(
                 f"{self._location}: the answer to {path.partition('?')[0]} is not one of an admin API "
-                f"({why[:_MAX_ERROR_LENGTH]}); check that the service's version goes with this one"
+                f"({cause[:_MAX_ERROR_LENGTH]}); check that the service's version goes with this one"
             ) from None
 
-    def _build_error(self, answer: AdminResponse) -> AdministrationError:
-        said = _parse_error(answer.body)
-        if answer.status == 401:
+    def _build_error(self, response: AdminResponse) -> AdministrationError:
+        message = _parse_error(response.body)
+        if response.status == 401:
             return RefusedError(
                 f"{self._location}: the token is refused; expected in token_file the service's admin.token_file"
-                + (f" ({said})" if said else "")
+                + (f" ({message})" if message else "")
             )
-        if answer.status in _CLIENT_ERROR_STATUSES and said:
-            return RefusedError(f"{self._location}: {said}")
-        if answer.status == 424 and said:
-            return AdministrationError(f"{self._location}: {said}")
-        if answer.status == 404:
+        if response.status in _CLIENT_ERROR_STATUSES and message:
+            return RefusedError(f"{self._location}: {message}")
+        if response.status == 424 and message:
+            return AdministrationError(f"{self._location}: {message}")
+        if response.status == 404:
             return RefusedError(
                 f"{self._location}: no admin API is there (HTTP 404); correct the address of the driver"
             )
-        if 300 <= answer.status < 400:
+        if 300 <= response.status < 400:
             return RefusedError(
-                f"{self._location}: answered with a redirect (HTTP {answer.status}), which would take the token "
+                f"{self._location}: answered with a redirect (HTTP {response.status}), which would take the token "
                 "elsewhere; set the final address"
             )
-        return UnreachableError(f"{self._location}: {said or f'answered HTTP {answer.status}'}; try again")
+        return UnreachableError(f"{self._location}: {message or f'answered HTTP {response.status}'}; try again")
 
 
 def too_many_values(body: bytes) -> str | None:
-    """Why JSON is not even parsed; what follows the name of an answer."""
+    """Why JSON is too large to parse; follows the name of a response in an error."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= _MAX_VALUES:
         return None
     return f"holds over {_MAX_VALUES} values; is it an admin API?"
 
 
 def _parse_error(body: bytes) -> str:
-    """The sentence of a refusal, on one line; empty where there is none."""
+    """The sentence of an error response, on one line; empty if there is none."""
     try:
         document: Any = json.loads(body)
-        said = document["error"]
+        message = document["error"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
-    return " ".join(said.split())[:_MAX_ERROR_LENGTH] if isinstance(said, str) else ""
+    return " ".join(message.split())[:_MAX_ERROR_LENGTH] if isinstance(message, str) else ""

@@ -1,6 +1,6 @@
 """The driver `sql`: the keyring's database and KMS directly, where a service has no admin API or does not run.
 
-No instance of the service is reached this way: each notices at its next look at the keyring. Data keys that the
+This driver notifies no instance of the service: each notices when it next reads the keyring. Data keys that the
 service's local key wraps stay as they are, and are named: that key is on the service's own disk.
 """
 
@@ -12,11 +12,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from services.rotator.drivers.driver_settings import BaseDriverSettings
 from shared.config.settings import Duration, Section
 from shared.keyring.administration import Administration, RefusedError, UnreachableError
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.local_administration import LocalAdministration
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
 from shared.keyring.wrapping import KeyWrapper
 from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_key
@@ -31,7 +32,7 @@ class RecordsSettings(Section):
     data_key_column: str = Field(min_length=1)
 
 
-class SqlDriverSettings(Section):
+class SqlDriverSettings(BaseDriverSettings):
     """Without the service."""
 
     kind: Literal["sql"]
@@ -65,32 +66,32 @@ async def _open_database(
     location: database_url.DatabaseSetting, records: RecordsSettings | None
 ) -> AsyncIterator[Database]:
     """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
-    where = f"database {location}"
+    label = f"database {location}"
     if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):
-        raise RefusedError(f"{where}: there is no such file; expected the database of the service")
+        raise RefusedError(f"{label}: there is no such file; expected the database of the service")
     try:
         database = await Database.open(location)
     except DatabaseError as error:
-        raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
+        raise UnreachableError(f"{label}: {error}; expected the database of the service") from None
     try:
-        await _check_column(database, "data_keys", "fingerprint", where, "expected the database of the service")
-        await _check_tables(database, where)
+        await _check_column(database, "data_keys", "fingerprint", label, "expected the database of the service")
+        await _check_tables(database, label)
         if records:
-            await _check_column(database, records.table, records.data_key_column, where, "correct driver.records")
+            await _check_column(database, records.table, records.data_key_column, label, "correct driver.records")
         yield database
     finally:
         await database.close()
 
 
-async def _check_tables(database: Database, where: str) -> None:
+async def _check_tables(database: Database, label: str) -> None:
     """The service alone changes its tables: one of an earlier version may run, which could not use newer ones."""
     try:
         is_current = await database.is_keyring_current()
     except DatabaseError as error:
-        raise UnreachableError(f"{where}: {error}; expected the database of the service") from None
+        raise UnreachableError(f"{label}: {error}; expected the database of the service") from None
     if not is_current:
         raise RefusedError(
-            f"{where}: the keyring's tables are of another version; start the service in the version of this rotator, "
+            f"{label}: the keyring's tables are of another version; start the service in the version of this rotator, "
             "which brings them up to date"
         )
 

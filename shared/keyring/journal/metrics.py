@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Select, func, select
 
 from shared.keyring import store
 from shared.keyring.administration import JournalStep, RotationState, RotationType, StepOutcome
-from shared.keyring.journal import progress, steps
+from shared.keyring.journal import entries, progress
 from shared.keyring.model import DataKeyStatus
-from shared.keyring.records import RecordsTable
+from shared.keyring.records_table import RecordsTable
 from shared.keyring.rows import FailureRow, IdleRow, LastEntryRow, StatusCount, fetch
 from shared.keyring.tables import data_keys, journal_entries, rotations
 
@@ -39,7 +39,7 @@ class KeyringMetrics:
     """Of `new-dek` it is there from the start: the first data key is as new as one that was just rotated."""
     last_failure: float | None
     is_in_progress: bool
-    """Under way, or left in the middle, its verification included."""
+    """Running or interrupted, its verification included."""
     failures_by_step: Mapping[str, int]
     """By step, since the keyring began."""
     unreadable_rows: Mapping[str, str]
@@ -128,5 +128,9 @@ def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus
 
 def _find_unreadable_rows(connection: Connection) -> Mapping[str, str]:
     defect = f"it cannot be read in the table {journal_entries.name}; correct its columns there"
-    entries = {f"journal entry {number}": defect for number in steps.find_unreadable_entries(connection)}
-    return progress.find_unreadable_rotations(connection) | store.find_unreadable_data_keys(connection) | entries
+    unreadable_entries = {f"journal entry {number}": defect for number in entries.find_unreadable_entries(connection)}
+    return (
+        progress.find_unreadable_rotations(connection)
+        | store.find_unreadable_data_keys(connection)
+        | unreadable_entries
+    )

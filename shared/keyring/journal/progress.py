@@ -24,7 +24,7 @@ from shared.keyring.administration import (
     StepOutcome,
 )
 from shared.keyring.column_types import find_unreadable_rows
-from shared.keyring.journal.steps import add_journal_entry, has_retarget, list_journal_entries
+from shared.keyring.journal.entries import add_journal_entry, has_retarget, list_journal_entries
 from shared.keyring.model import WrappedKey
 from shared.keyring.rows import ProblemRow, RewrapRow, RotationRow, fetch, fetch_first, select_rows
 from shared.keyring.tables import problems, rewraps, rotations
@@ -59,7 +59,7 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class RewrapEntry:
-    """A data key that was wrapped anew."""
+    """A data key that was re-wrapped."""
 
     number: int
     data_key_id: str
@@ -68,9 +68,9 @@ class RewrapEntry:
 
 
 def find_rotation(connection: Connection, rotation_id: str) -> Rotation | None:
-    """The rotation of that id. Raises RefusedError where its row cannot be read."""
-    these = select_rows(rotations, RotationRow).where(rotations.c.id == rotation_id)
-    row = fetch_first(connection, these, RotationRow)
+    """The rotation of that id. Raises RefusedError if its row cannot be read."""
+    query = select_rows(rotations, RotationRow).where(rotations.c.id == rotation_id)
+    row = fetch_first(connection, query, RotationRow)
     return _parse_rotation(row) if row else None
 
 
@@ -84,7 +84,7 @@ def begin_rotation(
     done: int = 0,
     new_data_key: str | None = None,
 ) -> Rotation:
-    """Stores that a rotation begins. Raises RefusedError where another is not finished."""
+    """Stores that a rotation begins. Raises RefusedError if another is not finished."""
     refuse_while_running(connection)
     if find_rotation(connection, request.rotation_id):
         raise RefusedError(f"another runner began rotation {request.rotation_id} at the same moment; call again")
@@ -108,17 +108,17 @@ def begin_rotation(
 
 
 def refuse_while_running(connection: Connection) -> None:
-    """Raises RefusedError where a rotation is not finished."""
-    these = select_rows(rotations, RotationRow).where(rotations.c.state == RotationState.RUNNING)
-    other = fetch_first(connection, these, RotationRow)
+    """Raises RefusedError if a rotation is not finished."""
+    query = select_rows(rotations, RotationRow).where(rotations.c.state == RotationState.RUNNING)
+    other = fetch_first(connection, query, RotationRow)
     if other:
         raise RefusedError(
-            f"rotation {other.id} ({other.type}, begun by {other.caller}) is not finished; resume it or roll it back"
+            f"rotation {other.id} ({other.type}, started by {other.caller}) is not finished; resume it or roll it back"
         )
 
 
 def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
-    """The rotation of that id. Raises RefusedError where there is none."""
+    """The rotation of that id. Raises RefusedError if there is none."""
     found = find_rotation(connection, rotation_id)
     if found is None:
         raise RefusedError(f"there is no rotation {rotation_id}")
@@ -126,7 +126,7 @@ def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
 
 
 def check_unchanged(connection: Connection, expected: Rotation) -> None:
-    """Raises RefusedError where another runner finished, rolled back or retargeted it since it was `expected`."""
+    """Raises RefusedError if another runner finished, rolled back or retargeted it since it was `expected`."""
     found = get_rotation(connection, expected.id)
     if (found.state, found.is_rolling_back, found.target_version) != (
         expected.state,
@@ -154,7 +154,7 @@ def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old
 
 
 def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: str, **columns: Any) -> Rotation:
-    """Stores that the rotation goes on with another version, from its beginning; what failed is tried again."""
+    """Stores that the rotation continues with another version, from its beginning; what failed is tried again."""
     delete_problems(connection, rotation)
     entry = JournalEntry(
         step=JournalStep.RETARGET,
@@ -173,8 +173,8 @@ def find_replaced_rewraps(
     """The entries of these data keys, by their ids, which a re-wrap for a later target replaces."""
     if not has_retarget(connection, rotation.id):
         return {}
-    these = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    query = select_rows(rewraps, RewrapRow).where(these, rewraps.c.data_key_id.in_(data_key_ids))
+    condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
+    query = select_rows(rewraps, RewrapRow).where(condition, rewraps.c.data_key_id.in_(data_key_ids))
     rows = fetch(connection, query.order_by(rewraps.c.number), RewrapRow)
     return {row.data_key_id: _parse_rewrap(row) for row in rows}
 
@@ -187,8 +187,8 @@ def replace_rewrap(connection: Connection, entry: RewrapEntry, new: WrappedKey) 
 
 def list_rewraps_to_roll_back(connection: Connection, rotation: Rotation, limit: int) -> tuple[RewrapEntry, ...]:
     """The latest entries that a rollback has not come to yet, the latest first."""
-    these = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
-    latest_first = select_rows(rewraps, RewrapRow).where(these).order_by(rewraps.c.number.desc()).limit(limit)
+    condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.DONE)
+    latest_first = select_rows(rewraps, RewrapRow).where(condition).order_by(rewraps.c.number.desc()).limit(limit)
     return tuple(_parse_rewrap(row) for row in fetch(connection, latest_first, RewrapRow))
 
 
@@ -199,22 +199,22 @@ def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: Rewr
 
 def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
     """How many entries could not be undone."""
-    these = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.NOT_ROLLED_BACK)
-    return connection.execute(select(func.count()).where(these)).scalar_one()
+    condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.NOT_ROLLED_BACK)
+    return connection.execute(select(func.count()).where(condition)).scalar_one()
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
     """Stores what was left out, in the place of what was said of the same data key before."""
-    same = (problems.c.rotation == rotation.number) & (problems.c.data_key_id == problem.id)
-    connection.execute(problems.delete().where(same))
+    condition = (problems.c.rotation == rotation.number) & (problems.c.data_key_id == problem.id)
+    connection.execute(problems.delete().where(condition))
     values = {"data_key_id": problem.id, "error": problem.error, "is_foreign": problem.is_foreign}
     connection.execute(problems.insert().values(rotation=rotation.number, **values))
 
 
 def read_total(connection: Connection, rotation: Rotation) -> int:
     """How many data keys it was to do."""
-    these = select(rotations.c.total).where(rotations.c.number == rotation.number)
-    return int(connection.execute(these).scalar_one())
+    query = select(rotations.c.total).where(rotations.c.number == rotation.number)
+    return int(connection.execute(query).scalar_one())
 
 
 def delete_problems(connection: Connection, rotation: Rotation) -> None:
@@ -224,8 +224,8 @@ def delete_problems(connection: Connection, rotation: Rotation) -> None:
 
 def has_problems(connection: Connection, rotation: Rotation) -> bool:
     """Whether a data key that is ours was left out."""
-    ours = (problems.c.rotation == rotation.number) & ~problems.c.is_foreign
-    return connection.execute(select(problems.c.data_key_id).where(ours).limit(1)).first() is not None
+    condition = (problems.c.rotation == rotation.number) & ~problems.c.is_foreign
+    return connection.execute(select(problems.c.data_key_id).where(condition).limit(1)).first() is not None
 
 
 def find_unreadable_rotations(connection: Connection) -> dict[str, str]:
@@ -234,17 +234,17 @@ def find_unreadable_rotations(connection: Connection) -> dict[str, str]:
 
 
 def read_progress(connection: Connection, rotation_id: str | None) -> RotationProgress | None:
-    """How far that rotation is, or the latest. Raises RefusedError where its row cannot be read."""
-    these = select_rows(rotations, RotationRow).order_by(rotations.c.number.desc()).limit(1)
+    """How far that rotation is, or the latest. Raises RefusedError if its row cannot be read."""
+    query = select_rows(rotations, RotationRow).order_by(rotations.c.number.desc()).limit(1)
     if rotation_id is not None:
-        these = these.where(rotations.c.id == rotation_id)
-    row = fetch_first(connection, these, RotationRow)
+        query = query.where(rotations.c.id == rotation_id)
+    row = fetch_first(connection, query, RotationRow)
     if row is None:
         return None
     _refuse_unreadable(row)
-    own = problems.c.rotation == row.number
+    condition = problems.c.rotation == row.number
     order = (problems.c.is_foreign, problems.c.data_key_id)
-    left_out = select_rows(problems, ProblemRow).where(own).order_by(*order).limit(MAX_PROBLEMS)
+    left_out = select_rows(problems, ProblemRow).where(condition).order_by(*order).limit(MAX_PROBLEMS)
     return RotationProgress(
         rotation_id=row.id,
         type=RotationType(row.type),

@@ -19,9 +19,9 @@ from shared.keyring.database import Database
 from shared.keyring.instance_readiness import wait_for_all_instances
 from shared.keyring.journal import progress as journal
 from shared.keyring.journal.progress import Rotation
-from shared.keyring.lease import run_under_lease
 from shared.keyring.model import KEY_BYTES, DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.operations import target_version
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 
 STEP_COUNT: Final = 2
@@ -96,16 +96,16 @@ class NewDekRotation:
 
         def write(connection: Connection, now: float) -> None:
             journal.check_unchanged(connection, rotation)
-            former = store.find_active_data_key(connection)
+            previous = store.find_active_data_key(connection)
             if problem is not None:
                 journal.add_problem(connection, rotation, Problem(id=data_key_id, error=problem))
                 journal.update_rotation(connection, now, rotation, state=RotationState.FAILED.value)
                 return
-            if former:
-                store.change_status(connection, former.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
+            if previous:
+                store.change_status(connection, previous.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
             if not store.change_status(connection, data_key_id, DataKeyStatus.PENDING, DataKeyStatus.ACTIVE):
                 raise RefusedError(f"data key {data_key_id} is no longer pending; roll the rotation back")
-            columns = {"former_data_key": former.id if former else None, "done": STEP_COUNT}
+            columns = {"former_data_key": previous.id if previous else None, "done": STEP_COUNT}
             journal.update_rotation(connection, now, rotation, state=RotationState.DONE.value, **columns)
 
         await run_under_lease(self.database, self.request.token, write)

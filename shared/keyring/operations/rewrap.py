@@ -5,39 +5,33 @@ what was read. What another program changes meanwhile is found in the next pass;
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, exists, func, select
+from sqlalchemy import Connection
 
-from shared.keyring import store
 from shared.keyring.administration import Problem, RotateRequest, RotationState
 from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import RewrapEntry, Rotation
-from shared.keyring.lease import run_under_lease
-from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
+from shared.keyring.key_table import KeyTable
+from shared.keyring.model import DataKey, WrappedKey, compute_fingerprint
 from shared.keyring.operations import target_version
-from shared.keyring.tables import data_keys, problems, rotations
+from shared.keyring.rotation_lease import run_under_lease
+from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
 
-
-def build_outdated_condition(kek: str, version: str) -> ColumnElement[bool]:
-    """The data keys that are not wrapped by this version."""
-    return ~((data_keys.c.kek == kek) & (data_keys.c.kek_version == version))
-
-
-def count_outdated(connection: Connection, kek: str, version: str) -> int:
-    """How many of them there are; those of foreign keys are not ours to wrap."""
-    ours = data_keys.c.kek.in_((kek, LOCAL_KEK))
-    return connection.execute(select(func.count()).where(build_outdated_condition(kek, version), ours)).scalar_one()
+SCAN_SECONDS: Final = 60.0
+"""How long the database may take to look through all rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewrapRotation:
-    """One rotation of this type, under way."""
+    """One running rotation of this type."""
 
     database: Database
+    keys: KeyTable
     wrapping: KeyWrapper
     request: RotateRequest
     rotation: Rotation
@@ -45,34 +39,42 @@ class RewrapRotation:
     async def run_batch(self) -> None:
         """Does the next data keys. What is done is journalled, also where this raises."""
         limit = self.request.batch_size
-        keys = await self.database.read(lambda connection: self._read_page(connection, self.rotation.cursor, limit))
+        keys = await self._read_page(self.rotation.cursor, limit)
         await run_concurrently(keys, self._rewrap, self._store_results)
         if len(keys) < limit:
-            await run_under_lease(self.database, self.request.token, self._finish_pass)
+            await self._finish_pass()
 
-    def _read_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
-        same = (problems.c.rotation == self.rotation.number) & (problems.c.data_key_id == data_keys.c.id)
-        left = build_outdated_condition(self.wrapping.kek, self.rotation.target_version) & ~exists().where(same)
-        return store.list_data_keys(connection, after, limit, left)
+    async def _read_page(self, after: str, limit: int) -> tuple[DataKey, ...]:
+        version, number = self.rotation.target_version, self.rotation.number
+        return await self.database.read(
+            lambda connection: self.keys.list_outdated(connection, version, after, limit, number), seconds=SCAN_SECONDS
+        )
 
-    def _finish_pass(self, connection: Connection, now: float) -> None:
+    async def _finish_pass(self) -> None:
+        is_left = bool(await self._read_page("", 1))
+        await run_under_lease(
+            self.database, self.request.token, lambda connection, now: self._store_end(connection, now, is_left=is_left)
+        )
+
+    def _store_end(self, connection: Connection, now: float, *, is_left: bool) -> None:
         progress.check_unchanged(connection, self.rotation)
-        if self._read_page(connection, "", 1):
+        if is_left or self.keys.has_outdated(connection, self.rotation.target_version, self.rotation.number):
             progress.update_rotation(connection, now, self.rotation, cursor="")
         else:
             failed = progress.has_problems(connection, self.rotation)
             state = RotationState.FAILED if failed else RotationState.DONE
             progress.update_rotation(connection, now, self.rotation, state=state.value)
 
-    async def _rewrap(self, key: DataKey) -> WrappedKey | Problem:
+    async def _rewrap(self, key: DataKey) -> "_Rewrapped | Problem":
         try:
-            wrapped = await self.wrapping.wrap(key.id, await self.wrapping.unwrap(key))
+            secret = await self.wrapping.unwrap(key)
         except UnwrapError as error:
             return Problem(id=key.id, error=str(error), is_foreign=error.is_foreign)
+        wrapped = await self.wrapping.wrap_with_aad(key.wrapping_aad, secret)
         target_version.refuse_other_version(wrapped, self.rotation.target_version)
-        return wrapped
+        return _Rewrapped(wrapped, compute_fingerprint(secret))
 
-    async def _store_results(self, results: Sequence[tuple[DataKey, WrappedKey | Problem]]) -> None:
+    async def _store_results(self, results: Sequence[tuple[DataKey, "_Rewrapped | Problem"]]) -> None:
         """In one commit, for a disk takes as long for one as for many."""
 
         def write(connection: Connection, now: float) -> None:
@@ -87,16 +89,21 @@ class RewrapRotation:
             await run_under_lease(self.database, self.request.token, write)
 
     def _store_result(
-        self, connection: Connection, key: DataKey, result: WrappedKey | Problem, previous: RewrapEntry | None
+        self, connection: Connection, key: DataKey, result: "_Rewrapped | Problem", previous: RewrapEntry | None
     ) -> bool:
         if isinstance(result, Problem):
-            if store.find_data_key(connection, key.id) == key:
+            if self.keys.find(connection, key.id) == key:
                 progress.add_problem(connection, self.rotation, result)
             return False
-        if not store.replace_wrap(connection, key.id, key.wrapped, result):
+        if not self.keys.replace_wrap(connection, replace(key, fingerprint=result.fingerprint), result.wrapped):
             return False  # another program changed it: the next pass finds it
         if previous and previous.new_wrap == key.wrapped:
-            progress.replace_rewrap(connection, previous, result)
+            progress.replace_rewrap(connection, previous, result.wrapped)
         else:
-            progress.add_rewrap(connection, self.rotation, key.id, key.wrapped, result)
+            progress.add_rewrap(connection, self.rotation, key.id, key.wrapped, result.wrapped)
         return True
+
+
+class _Rewrapped(NamedTuple):
+    wrapped: WrappedKey
+    fingerprint: bytes

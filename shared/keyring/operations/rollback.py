@@ -15,8 +15,9 @@ from shared.keyring.administration import MAX_PAGE_SIZE, Problem, RotationState
 from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import RewrapEntry, RewrapOutcome, Rotation
-from shared.keyring.lease import run_under_lease
+from shared.keyring.key_table import KeyTable
 from shared.keyring.model import DataKeyStatus
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
@@ -31,6 +32,7 @@ class Rollback:
     """Of one rotation, under the lease with `token`."""
 
     database: Database
+    keys: KeyTable
     wrapping: KeyWrapper
     rotation: Rotation
     token: str
@@ -60,7 +62,7 @@ class Rollback:
 
     async def _find_obstacle(self, entry: RewrapEntry) -> str | None:
         """Why its former wrapped form must not be put back, whatever the row holds by then."""
-        key = await self.database.read(lambda connection: store.find_data_key(connection, entry.data_key_id))
+        key = await self.database.read(lambda connection: self.keys.find(connection, entry.data_key_id))
         if key is None:
             return _NOT_IN_KEYRING
         try:
@@ -80,16 +82,16 @@ class Rollback:
 
     def _roll_back_entry(self, connection: Connection, entry: RewrapEntry, obstacle: str | None) -> bool:
         """Whether it changed the row; one that holds the former wrapped form, of a backup say, is as it has to be."""
-        key, changed = store.find_data_key(connection, entry.data_key_id), False
+        key, changed = self.keys.find(connection, entry.data_key_id), False
         try:
             if key is None:
-                obstacle = _NOT_IN_KEYRING
+                obstacle = None if self.keys.is_shared else _NOT_IN_KEYRING
             elif key.wrapped == entry.old_wrap:
                 obstacle = None
             elif key.wrapped != entry.new_wrap:
-                obstacle = _CHANGED_SINCE
+                obstacle = None if self.keys.is_shared else _CHANGED_SINCE
             elif obstacle is None:
-                changed = store.replace_wrap(connection, entry.data_key_id, entry.new_wrap, entry.old_wrap)
+                changed = self.keys.replace_wrap(connection, key, entry.old_wrap)
         except RetiredVersionError as error:
             obstacle = f"its former wrapped form is not put back: {error}"
         if obstacle is not None:
@@ -109,13 +111,13 @@ class Rollback:
         }
         progress.update_rotation(connection, now, self.rotation, **columns)
 
-    def _restore_active_key(self, connection: Connection, added: str, former: str | None) -> None:
+    def _restore_active_key(self, connection: Connection, added: str, previous: str | None) -> None:
         """The new data key is retired, for records may need it; the former one is active again."""
         if store.change_status(connection, added, DataKeyStatus.PENDING, DataKeyStatus.RETIRED):
             return
         if not store.change_status(connection, added, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED):
-            why = "another data key is active since; nothing was changed"
-            progress.add_problem(connection, self.rotation, Problem(id=added, error=why))
-        elif former and not store.change_status(connection, former, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
-            why = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
-            progress.add_problem(connection, self.rotation, Problem(id=former, error=why))
+            cause = "another data key is active since; nothing was changed"
+            progress.add_problem(connection, self.rotation, Problem(id=added, error=cause))
+        elif previous and not store.change_status(connection, previous, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE):
+            cause = "it cannot be active again, for it is no longer in the keyring; no data key is active now"
+            progress.add_problem(connection, self.rotation, Problem(id=previous, error=cause))

@@ -1,4 +1,4 @@
-"""Carries out a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
+"""Runs a rotation, one batch in each call, so that it may be killed and resumed between any two commits.
 
 What a call may do follows from the journal alone: whoever calls next, from wherever, goes on where the last one was.
 """
@@ -11,7 +11,6 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from shared.keyring import store
 from shared.keyring.administration import (
     MAX_PAGE_SIZE,
     Problem,
@@ -24,12 +23,12 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
-from shared.keyring.lease import run_under_lease
-from shared.keyring.operations import rewrap
+from shared.keyring.key_table import KeyTable
 from shared.keyring.operations import target_version as target
 from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
-from shared.keyring.operations.rewrap import RewrapRotation
+from shared.keyring.operations.rewrap import SCAN_SECONDS, RewrapRotation
 from shared.keyring.operations.rollback import Rollback
+from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper
 
 
@@ -38,6 +37,7 @@ class RotationRunner:
     """The rotations of one keyring. Every method raises AdministrationError, KmsError and DatabaseError."""
 
     database: Database
+    keys: KeyTable
     wrapping: KeyWrapper
     notify_instances: Callable[[], Awaitable[None]]
     """Has every instance of the service read the keyring again."""
@@ -67,7 +67,7 @@ class RotationRunner:
         if request.type is RotationType.NEW_DEK:
             await new_dek.promote_data_key(rotation, self.notify_instances)
         elif rotation.state is RotationState.RUNNING:
-            await RewrapRotation(self.database, self.wrapping, request, rotation).run_batch()
+            await RewrapRotation(self.database, self.keys, self.wrapping, request, rotation).run_batch()
 
     async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
         """What `rotate` would do; its id is `dry-run`."""
@@ -75,8 +75,7 @@ class RotationRunner:
         request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
         if type_ is RotationType.NEW_DEK:
             return _build_dry_run_progress(request, version, STEP_COUNT)
-        kek = self.wrapping.kek
-        total = await self.database.read(lambda connection: rewrap.count_outdated(connection, kek, version))
+        total = await self._count_outdated(version)
         return _build_dry_run_progress(request, version, total).model_copy(
             update={"problems": await self._find_skipped_data_keys(version)}
         )
@@ -87,26 +86,32 @@ class RotationRunner:
         if rotation.state is RotationState.ROLLED_BACK:
             return
         if not rotation.is_rolling_back:
-            rotation = await Rollback(self.database, self.wrapping, rotation, token).begin()
-        await Rollback(self.database, self.wrapping, rotation, token).run_batch()
+            rotation = await Rollback(self.database, self.keys, self.wrapping, rotation, token).begin()
+        await Rollback(self.database, self.keys, self.wrapping, rotation, token).run_batch()
+
+    async def _count_outdated(self, version: str) -> int:
+        return await self.database.read(
+            lambda connection: self.keys.count_outdated(connection, version), seconds=SCAN_SECONDS
+        )
 
     async def _find_rotation(self, rotation_id: str) -> Rotation | None:
         return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
 
-    async def _choose_target_version(self, wanted: str | None) -> str:
-        kek = self.wrapping.kek
-        retired = await self.database.read(lambda connection: store.list_retired_versions(connection, kek))
-        return await target.choose_target_version(self.wrapping, wanted, retired)
+    async def _choose_target_version(self, requested: str | None) -> str:
+        retired = await self.database.read(self.keys.list_retired_versions)
+        return await target.choose_target_version(self.wrapping, requested, retired)
 
     async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
+        total = await self._count_outdated(version)
+
         def begin(connection: Connection, now: float) -> Rotation:
-            total = rewrap.count_outdated(connection, self.wrapping.kek, version)
             return progress.begin_rotation(connection, now, request, target_version=version, total=total)
 
         return await run_under_lease(self.database, request.token, begin)
 
     async def _retry_failed(self, request: RotateRequest, rotation: Rotation) -> Rotation:
         """A rotation that failed tries once more what it could not do."""
+        left = await self._count_outdated(rotation.target_version)
 
         def reopen(connection: Connection, now: float) -> Rotation:
             progress.check_unchanged(connection, rotation)
@@ -114,7 +119,6 @@ class RotationRunner:
             progress.delete_problems(connection, rotation)
             columns: dict[str, int] = {}
             if rotation.type is RotationType.REWRAP_KEK:  # what was done may be due again: a backup was put back, say
-                left = rewrap.count_outdated(connection, self.wrapping.kek, rotation.target_version)
                 total = max(left, progress.read_total(connection, rotation))
                 columns = {"total": total, "done": total - left}
             progress.update_rotation(connection, now, rotation, state=RotationState.RUNNING.value, cursor="", **columns)
@@ -128,10 +132,10 @@ class RotationRunner:
         """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
         if request.type is RotationType.NEW_DEK:
             return await new_dek.retarget(rotation, version)
+        left = await self._count_outdated(version)
 
         def write(connection: Connection, now: float) -> Rotation:
             progress.check_unchanged(connection, rotation)
-            left = rewrap.count_outdated(connection, self.wrapping.kek, version)
             total = max(left, progress.read_total(connection, rotation))
             return progress.retarget_rotation(connection, now, rotation, version, total=total, done=total - left)
 
@@ -140,16 +144,21 @@ class RotationRunner:
     async def _find_skipped_data_keys(self, version: str) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""
         left_out: list[Problem] = []
-        after, needed = "", rewrap.build_outdated_condition(self.wrapping.kek, version)
+        after = ""
         while len(left_out) < MAX_PROBLEMS:
             keys = await self.database.read(
-                partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE, condition=needed)
+                partial(self.keys.list_outdated, version=version, after=after, limit=MAX_PAGE_SIZE),
+                seconds=SCAN_SECONDS,
             )
             if not keys:
                 break
             after = keys[-1].id
             refusals = ((key.id, self.wrapping.explain_refusal(key.wrapped)) for key in keys)
-            left_out += (Problem(id=each, error=str(why), is_foreign=why.is_foreign) for each, why in refusals if why)
+            left_out += (
+                Problem(id=each, error=str(refusal), is_foreign=refusal.is_foreign)
+                for each, refusal in refusals
+                if refusal
+            )
         return tuple(left_out[:MAX_PROBLEMS])
 
 

@@ -10,12 +10,12 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from shared.keyring import store
 from shared.keyring.administration import MAX_PAGE_SIZE, Problem, VerificationResult
 from shared.keyring.database import Database
 from shared.keyring.journal.progress import MAX_PROBLEMS
+from shared.keyring.key_table import KeyTable
 from shared.keyring.model import DataKey, KeyringFingerprint
-from shared.keyring.records import Record, RecordsTable
+from shared.keyring.records_table import Record, RecordsTable
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
 
@@ -32,6 +32,7 @@ class KeyringVerifier:
     """One verification."""
 
     database: Database
+    keys: KeyTable
     wrapping: KeyWrapper
     records: RecordsTable | None
     reads_all_records: bool
@@ -48,11 +49,12 @@ class KeyringVerifier:
             await run_concurrently(keys, self._unwrap, self._check_data_keys)
             if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
-        for data_key_id, why in (await self.database.read(store.find_unreadable_data_keys)).items():
-            self._add_problem(data_key_id, why)
+        unreadable = await self.database.read(self.keys.find_unreadable, seconds=RECORD_QUERY_SECONDS)
+        for data_key_id, error in unreadable.items():
+            self._add_problem(data_key_id, error)
         if self.records:
-            lost = await self.database.read(self.records.count_orphans, seconds=RECORD_QUERY_SECONDS)
-            for data_key_id, number in lost.items():
+            orphans = await self.database.read(self.records.count_orphans, seconds=RECORD_QUERY_SECONDS)
+            for data_key_id, number in orphans.items():
                 self._add_problem(data_key_id, f"{number} records need it, and it is not in the keyring")
         return self._build_result(await self._compute_fingerprint(), None)
 
@@ -64,7 +66,7 @@ class KeyringVerifier:
         return whole.hexdigest()
 
     async def _read_page(self, after: str) -> tuple[DataKey, ...]:
-        return await self.database.read(partial(store.list_data_keys, after=after, limit=MAX_PAGE_SIZE))
+        return await self.database.read(partial(self.keys.list_page, after=after, limit=MAX_PAGE_SIZE))
 
     def _build_result(self, fingerprint: str, following: str | None) -> VerificationResult:
         return VerificationResult(
@@ -108,10 +110,10 @@ class KeyringVerifier:
             if records.open_record:
                 records.open_record(record, secret)
         except ValueError as error:
-            why = str(error) or "it is not what was stored under this id"
-            self._add_problem(record.id, f"this record cannot be opened: {why}")
+            cause = str(error) or "it is not what was stored under this id"
+            self._add_problem(record.id, f"this record cannot be opened: {cause}")
 
-    def _add_problem(self, name: str, why: str, *, foreign: bool = False) -> None:
-        known = self._foreign_problems if foreign else self._problems
-        if len(known) < MAX_PROBLEMS:
-            known.append(Problem(id=name, error=why, is_foreign=foreign))
+    def _add_problem(self, name: str, error: str, *, foreign: bool = False) -> None:
+        problems = self._foreign_problems if foreign else self._problems
+        if len(problems) < MAX_PROBLEMS:
+            problems.append(Problem(id=name, error=error, is_foreign=foreign))

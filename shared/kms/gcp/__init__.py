@@ -1,1 +1,1 @@
-"""Google Cloud KMS: all that is Google's stands here."""
+"""Google Cloud KMS: everything that is specific to Google."""

@@ -5,7 +5,7 @@ stalled, and ended without a status. The caller decides when to try again.
 """
 
 import asyncio
-import os
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from typing import Any, Final, TypeVar
@@ -34,8 +34,9 @@ from shared.config.settings import parse_address
 from shared.kms.connectivity import measure_connectivity
 from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
 from shared.kms.gcp.errors import parse_grpc_status
-from shared.kms.gcp.grpc_transport import CHANNEL_OPTIONS, PLAINTEXT_CHANNEL_OPTIONS, create_trust_context, find_proxy
+from shared.kms.gcp.grpc_transport import build_channel_options, create_trust_context
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
+from shared.kms.gcp.service_clock import read_date
 from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import (
     ConnectivityPhase,
@@ -48,6 +49,8 @@ from shared.kms.port import (
 )
 from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError, Proxy
 from shared.process.concurrency import is_task_cancelled
 
 MAX_PAGES: Final = 20
@@ -75,6 +78,7 @@ class GcpKmsKey:
         endpoint: str | None = None,
         insecure: bool = False,
         lookup: CredentialsLookup = process_lookup,
+        egress: EgressSettings | None = None,
     ) -> None:
         self._key = key
         self._address = parse_address(endpoint or f"{_Transport.DEFAULT_HOST}:443")
@@ -83,9 +87,11 @@ class GcpKmsKey:
         self._client: KeyManagementServiceAsyncClient | None = None
         self._credentials: Credentials | None = None
         self._connecting = asyncio.Lock()
+        self._egress = Egress(egress)
+        self._egress_stamps = self._egress.read_file_stamps()
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
-        """See the port. `verified_*` is demanded: without it the service may not have looked at our checksums."""
+        """See the port. Requires `verified_*`: without it the service may not have checked our checksums."""
         request = EncryptRequest(
             name=self._key,
             plaintext=plaintext,
@@ -172,15 +178,30 @@ class GcpKmsKey:
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         """See the port."""
-        if not self._is_plaintext and (proxy := find_proxy(self._address.host, os.environ)):
-            told = f"{proxy[0]} leads the way to {self._address} through the proxy {proxy[1]}: it is not measured"
-            return (ConnectivityPhase("proxy", 0.0, told),)
+        try:
+            proxy = self._find_proxy()
+        except EgressError as error:
+            return (ConnectivityPhase("proxy", 0.0, error.strerror),)
         return await measure_connectivity(
-            self._address, create_trust_context=None if self._is_plaintext else create_trust_context, timeout=timeout
+            self._address,
+            create_trust_context=None if self._is_plaintext else self._create_trust_context,
+            timeout=timeout,
+            alpn="h2",  # gRPC refuses any other: https://github.com/grpc/grpc/issues/36119
+            proxy=proxy,
         )
 
+    async def read_service_clock(self, *, timeout: float) -> float | None:
+        """See the port. An emulator, which speaks gRPC alone, does not tell it."""
+        if self._is_plaintext:
+            return None
+        try:
+            proxy, context = self._find_proxy(), await asyncio.to_thread(self._create_trust_context)
+        except EgressError:
+            return None
+        return await read_date(self._address, proxy, context, timeout)
+
     async def close(self) -> None:
-        """Closes the connection; a call under way ends with KmsError."""
+        """Closes the connection; a running call ends with KmsError."""
         client, self._client = self._client, None
         if client is not None:
             await client.transport.close()  # type: ignore[no-untyped-call]
@@ -188,7 +209,7 @@ class GcpKmsKey:
     async def _call(self, call: Callable[[KeyManagementServiceAsyncClient], Awaitable[T]], timeout: float) -> T:
         client: KeyManagementServiceAsyncClient | None = None
         try:
-            # Bounds connecting and calling together; a little over the call's own bound, whose status says more.
+            # A timeout for connection and call; a little longer than the call's own, whose status says more.
             async with asyncio.timeout(timeout + 0.25):
                 client = await self._get_client()
                 return await call(client)
@@ -204,7 +225,10 @@ class GcpKmsKey:
             if is_task_cancelled():
                 raise
             failure = KmsError(Reason.UNAVAILABLE, "the connection was closed during the call")
+        except EgressError as error:
+            failure = KmsError(Reason.UNAVAILABLE, error.strerror)
         other = failure.reason is Reason.UNAUTHENTICATED and self._lookup.has_changed(self._credentials)
+        other |= failure.reason is Reason.UNAVAILABLE and self._egress_stamps != self._egress.read_file_stamps()
         if (other or failure.reason is Reason.TIMEOUT) and client and client is self._client:
             # Perhaps only this connection is dead: a firewall forgot it, say. gRPC would use it for ever.
             await self.close()
@@ -218,22 +242,38 @@ class GcpKmsKey:
             return self._client
 
     async def _create_transport(self) -> KeyManagementServiceGrpcAsyncIOTransport:
+        self._egress_stamps = self._egress.read_file_stamps()
+        proxy = self._find_proxy()
+        target, own_options = (
+            str(proxy.address if proxy else self._address),
+            build_channel_options(self._address, proxy),
+        )
         if self._is_plaintext:
-            return _Transport(channel=grpc.aio.insecure_channel(str(self._address), options=PLAINTEXT_CHANNEL_OPTIONS))
+            return _Transport(channel=grpc.aio.insecure_channel(target, options=own_options))
+        trusted = grpc.ssl_channel_credentials(self._egress.read_ca_certificates())
+
+        def create_secure_channel(_host: str, *, options: list[tuple[str, Any]], **arguments: Any) -> grpc.aio.Channel:
+            return _Transport.create_channel(
+                target, **{**arguments, "ssl_credentials": trusted, "options": [*options, *own_options]}
+            )
+
         self._credentials = await self._lookup.get_credentials()
         return _Transport(
             host=str(self._address),
             credentials=self._credentials,
-            channel=_create_secure_channel,
+            channel=create_secure_channel,
             always_use_jwt_access=True,  # as the client itself would: no token server between us and KMS
         )
 
+    def _find_proxy(self) -> Proxy | None:
+        """The proxy to KMS; that of the environment does not count for plaintext, which is for an emulator."""
+        return self._egress.find_proxy(f"{'grpc' if self._is_plaintext else 'https'}://{self._address}")
 
-def _create_secure_channel(host: str, *, options: list[tuple[str, Any]], **arguments: Any) -> grpc.aio.Channel:
-    return _Transport.create_channel(host, options=[*options, *CHANNEL_OPTIONS], **arguments)
+    def _create_trust_context(self) -> ssl.SSLContext:
+        return self._egress.load_tls_context() or create_trust_context()
 
 
-# From here on Google's bare protobuf messages: proto-plus warns on standard error of an enum's value it does not know.
+# Google's plain protobuf messages: proto-plus warns on standard error of unknown enum values.
 def _parse_version(version: Any) -> KeyVersion:
     version_id, state = _parse_version_id(version.name), _get_enum_name(_States, version.state)
     return KeyVersion(

@@ -1,8 +1,8 @@
-"""Google's credentials, looked for once for all keys of a process.
+"""Google's credentials, looked up once for all keys of a process.
 
-`google.auth.default()` reads files and asks the metadata server, and blocks for seconds where there is none: so it has
-a thread of its own, which nothing else waits for, and which ends with the process. A file that the environment names is
-read again once it is another: a service account's key is rotated, too.
+`google.auth.default()` reads files and queries the metadata server, and blocks for seconds if there is none: so it
+has a thread of its own, which nothing else waits for, and which ends with the process. A file that the environment
+names is read again once it is another: a service account's key is rotated, too.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ def _find_default_credentials() -> Credentials:
 
 
 class CredentialsLookup:
-    """A lookup that many may wait for. One that failed is told to whoever asks next, and then begun anew."""
+    """A lookup that many callers may wait for. After a failure the next caller gets the error, and a new one starts."""
 
     def __init__(self, find: Callable[[], Credentials] = _find_default_credentials) -> None:
         self._find = find
@@ -69,12 +69,12 @@ class CredentialsLookup:
         try:
             lookup.set_result(self._find())
         except Exception as error:  # noqa: BLE001 - whatever ends the lookup is handed to those who wait
-            known = error if isinstance(error, GoogleAuthError) else None
-            lookup.set_exception(known or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
+            credentials_error = error if isinstance(error, GoogleAuthError) else None
+            lookup.set_exception(credentials_error or GoogleAuthError(f"{type(error).__name__} while looking for them"))  # type: ignore[no-untyped-call]
 
 
 def _read_file_stamp() -> FileStamp | None:
-    """Of the file with the credentials; None where there is none, or none at the moment."""
+    """Of the file with the credentials; None if there is none, or none at the moment."""
     named = os.environ.get(CREDENTIALS)
     return SecretFile(Path(named)).read_stamp() if named else None
 

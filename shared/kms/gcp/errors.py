@@ -31,7 +31,7 @@ def parse_grpc_status(status: str, message: str) -> Reason:
     if status == "UNAVAILABLE" and message.startswith(_NO_CREDENTIALS):
         return Reason.UNAUTHENTICATED
     if status == "FAILED_PRECONDITION":
-        # Before it stands a name, which may hold any word.
+        # A name comes before it, which may contain any text.
         _, found, state = message.rpartition("current state is:")
         if not found:
             return Reason.UNAVAILABLE

@@ -23,8 +23,8 @@ GCP_PROFILE: Final = KmsProfile(
     calls_per_minute=42_000,
     burst_calls=8_000,
     advice={
-        Reason.TIMEOUT: "Look at https://status.cloud.google.com, then at the network and its DNS.",
-        Reason.UNAVAILABLE: "Look at https://status.cloud.google.com, then at the network and its DNS.",
+        Reason.TIMEOUT: "Check https://status.cloud.google.com, then the network and its DNS.",
+        Reason.UNAVAILABLE: "Check https://status.cloud.google.com, then the network and its DNS.",
         Reason.PERMISSION_DENIED: "Grant the service account its role on this key.",
         Reason.UNAUTHENTICATED: "Mount the service account's credentials, and check the clock.",
         Reason.QUOTA_EXHAUSTED: "Find the caller in the project's quota page, and raise the quota.",

@@ -10,13 +10,14 @@ from shared.kms.gcp.wire_format import check_key_name
 from shared.kms.port import KmsKeyAdmin
 from shared.kms.profile import KmsProfile
 from shared.kms.settings import ProviderSettings
+from shared.net.egress import EgressSettings
 
 
 def _parse_endpoint(value: str) -> str:
     return str(parse_address(value))
 
 
-class GcpKeySettings(ProviderSettings):
+class GcpKeySettings(EgressSettings, ProviderSettings):
     """A key of Google Cloud KMS."""
 
     provider: Literal["gcp"] = "gcp"
@@ -54,4 +55,4 @@ class GcpKeySettings(ProviderSettings):
         """See the base."""
         from shared.kms.gcp.client import GcpKmsKey  # noqa: PLC0415  0.4 s that --check and `admin` do not need
 
-        return GcpKmsKey(self.key, endpoint=self.endpoint, insecure=self.insecure)
+        return GcpKmsKey(self.key, endpoint=self.endpoint, insecure=self.insecure, egress=self)

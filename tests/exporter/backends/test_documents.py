@@ -19,11 +19,11 @@ def test_somebody_elses_broken_line_costs_nothing() -> None:
     assert parse_metrics(b"other_total{ what\ncrypto_decryption_errors_total 3\n") == {ERRORS: {(): 3}}
 
 
-def test_a_longer_name_that_begins_alike_is_another_family() -> None:
+def test_a_longer_name_that_starts_alike_is_another_family() -> None:
     assert parse_metrics(b"crypto_decryption_errors_total_by_month 3\n") == {}
 
 
-def test_a_broken_line_of_a_longer_name_that_begins_alike_costs_nothing() -> None:
+def test_a_broken_line_of_a_longer_name_that_starts_alike_costs_nothing() -> None:
     body = b"crypto_decryption_errors_total_by_month{bad 1\ncrypto_decryption_errors_total 3\n"
     assert parse_metrics(body) == {ERRORS: {(): 3}}
 
@@ -62,7 +62,7 @@ def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_
     body = b"crypto_decryption_errors_total 1\n" * 127_000 + b"# EOF\n"
     tracemalloc.start()
     try:
-        with pytest.raises(UnreadableError, match="have over 512 KiB together"):
+        with pytest.raises(UnreadableError, match="have over 512 KiB in total"):
             parse(body)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -33,11 +33,11 @@ class Dns:
         return self.answer
 
 
-async def read_well(address: str) -> BackendState:
+async def healthy_state(address: str) -> BackendState:
     return BackendState("backend", HEALTH, replica=address)
 
 
-def replicas(dns: Dns, read_one: Callable[[str], Awaitable[BackendState]] = read_well) -> ReplicaReader:
+def replicas(dns: Dns, read_one: Callable[[str], Awaitable[BackendState]] = healthy_state) -> ReplicaReader:
     return ReplicaReader("backend", "backend.test", read_one, timeout=5, resolve=dns)
 
 
@@ -107,7 +107,7 @@ async def test_while_dns_fails_the_last_addresses_are_read_for_5_minutes(
 
 
 @pytest.mark.looptime
-async def test_each_answer_of_dns_begins_the_5_minutes_anew() -> None:
+async def test_each_answer_of_dns_starts_the_5_minutes_again() -> None:
     dns = Dns("10.0.0.1")
     watched = replicas(dns)
     for _ in range(3):
@@ -117,7 +117,7 @@ async def test_each_answer_of_dns_begins_the_5_minutes_anew() -> None:
     assert addresses(await watched.read()) == ["10.0.0.1"]
 
 
-async def test_what_is_wrong_with_dns_is_said_once_before_what_the_first_replica_says() -> None:
+async def test_what_is_wrong_with_dns_is_reported_once_before_what_the_first_replica_says() -> None:
     async def broken(address: str) -> BackendState:
         return BackendState("backend", None, problems=("health check: refused",), replica=address)
 
@@ -130,7 +130,7 @@ async def test_what_is_wrong_with_dns_is_said_once_before_what_the_first_replica
     assert others == [("health check: refused",)] * 2
 
 
-async def test_of_more_addresses_than_the_limit_the_first_are_read_and_that_is_said() -> None:
+async def test_of_more_addresses_than_the_limit_the_first_are_read_and_that_is_reported() -> None:
     everywhere = [str(ip_address("10.0.0.0") + n) for n in range(resolve.MAX_ADDRESSES + 1)]
     dns = Dns(*everywhere)
     watched = replicas(dns)
@@ -151,7 +151,7 @@ async def test_a_replica_that_hangs_delays_the_reading_of_no_other() -> None:
         if address == "10.0.0.1":
             await asyncio.sleep(5)
             return BackendState("backend", None, replica=address)
-        return await read_well(address)
+        return await healthy_state(address)
 
     states = await replicas(Dns("10.0.0.1", "10.0.0.2", "10.0.0.3"), read_one).read()
     assert [state.health for state in states] == [None, HEALTH, HEALTH]
@@ -169,7 +169,7 @@ async def test_a_thousand_replicas_are_read_100_at_a_time() -> None:
         most = max(most, now)
         await asyncio.sleep(5)
         now -= 1
-        return await read_well(address)
+        return await healthy_state(address)
 
     states = await replicas(Dns(*(str(ip_address("10.0.0.0") + n) for n in range(1000))), read_one).read()
     assert (len(states), most, asyncio.get_running_loop().time()) == (1000, 100, 50)
@@ -185,7 +185,7 @@ async def test_a_read_that_is_cancelled_leaves_nothing_running(hangs: str) -> No
             await asyncio.sleep(3600)
         finally:
             ended.append(address)
-        return await read_well(address)
+        return await healthy_state(address)
 
     dns = Dns("10.0.0.1", "10.0.0.2")
     if hangs == "DNS":
@@ -206,5 +206,5 @@ async def test_this_machines_own_resolver_knows_localhost_and_takes_an_address_f
 
 
 async def test_what_is_no_host_name_is_a_problem_of_its_service() -> None:
-    (state,) = await ReplicaReader("backend", f"{'a' * 64}.test", read_well, timeout=5).read()
+    (state,) = await ReplicaReader("backend", f"{'a' * 64}.test", healthy_state, timeout=5).read()
     assert state.problems == (f"DNS: {'a' * 64}.test could not be resolved: it is no host name",)

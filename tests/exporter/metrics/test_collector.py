@@ -78,7 +78,7 @@ def test_the_bounds_of_1_and_10_seconds_are_written_as_the_contract_writes_them(
     assert f'kms_operation_duration_seconds_bucket{{le="+Inf",{labels}}} 1.0' in shown
 
 
-def test_a_right_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
+def test_a_successful_round_trip_counts_two_billable_calls_and_two_durations(metrics: ExporterMetrics) -> None:
     metrics.add_probe(RIGHT)
     assert value(metrics, "kms_probe_success", **TARGET) == 1
     assert value(metrics, "kms_probes_total", **TARGET) == 1
@@ -135,6 +135,21 @@ def test_of_a_backend_that_cannot_be_read_only_up_is_left(metrics: ExporterMetri
     assert [(sample.name, sample.value) for sample in left] == [("crypto_backend_up", 0)]
 
 
+def test_a_backend_that_names_no_mode_shows_none_and_one_with_an_unknown_mode_says_so(
+    metrics: ExporterMetrics,
+) -> None:
+    metrics.set_backend_states(BackendState("backend", Health(None, ready=True)))
+    assert value(metrics, "crypto_backend_up", service="backend") == 1
+    assert value(metrics, "crypto_ready", service="backend") == 1
+    assert value(metrics, "crypto_mode", service="backend") is None
+    assert value(metrics, "crypto_mode_unknown", service="backend") is None
+    metrics.set_backend_states(BackendState("backend", Health(None, ready=True, mode_problem="unknown")))
+    assert value(metrics, "crypto_mode", service="backend") is None
+    assert value(metrics, "crypto_mode_unknown", service="backend") == 1
+    metrics.set_backend_states(HEALTHY)
+    assert value(metrics, "crypto_mode_unknown", service="backend") == 0
+
+
 def test_without_readable_metrics_a_backend_keeps_mode_and_ready(metrics: ExporterMetrics) -> None:
     metrics.set_backend_states(HEALTHY)
     metrics.set_backend_states(
@@ -183,7 +198,7 @@ def test_a_reload_starts_the_new_at_0_drops_the_old_and_keeps_the_rest(metrics: 
     assert "ledger-kek" not in text(metrics)
 
 
-def test_what_was_under_way_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
+def test_what_was_in_progress_when_a_reload_took_its_target_out_brings_nothing_back(metrics: ExporterMetrics) -> None:
     metrics.configure([], [])
     metrics.changed.clear()
     metrics.add_probe(RIGHT)

@@ -16,7 +16,7 @@ from services.exporter.probes.canaries import MAX_CANARIES, MAX_FILE_BYTES, Cana
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
 
-def kept(version: int) -> Canary:
+def canary(version: int) -> Canary:
     return Canary(str(version), b"\x00aad", b"\xffciphertext %d" % version, bytes(32), 1_700_000_000.25)
 
 
@@ -34,14 +34,14 @@ def versions(canaries: tuple[Canary, ...]) -> list[str]:
 
 async def test_what_is_kept_is_there_after_a_restart(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(1))
-    assert await file.sync(kept(2)) == ((kept(1), kept(2)), ())
-    assert await canary_file(tmp_path).sync() == ((kept(1), kept(2)), ())
+    await file.sync(canary(1))
+    assert await file.sync(canary(2)) == ((canary(1), canary(2)), ())
+    assert await canary_file(tmp_path).sync() == ((canary(1), canary(2)), ())
 
 
 async def test_the_file_is_for_its_owner_alone_and_nothing_else_is_left_in_the_folder(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(1))
+    await file.sync(canary(1))
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert names(tmp_path) == [file.path.name]
 
@@ -53,24 +53,24 @@ async def test_where_nothing_is_kept_yet_nothing_is_written(tmp_path: Path) -> N
 
 async def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(1))
+    await file.sync(canary(1))
     before = file.path.stat().st_ino
-    await file.sync(kept(1))
+    await file.sync(canary(1))
     assert file.path.stat().st_ino == before
 
 
 async def test_the_first_canary_of_a_version_stays(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(1))
+    await file.sync(canary(1))
     other = Canary("1", b"", b"other", bytes(32), 0.0)
-    assert (await file.sync(other))[0] == (kept(1),)
-    assert (await canary_file(tmp_path).sync(other))[0] == (kept(1),)
+    assert (await file.sync(other))[0] == (canary(1),)
+    assert (await canary_file(tmp_path).sync(other))[0] == (canary(1),)
 
 
 async def test_what_is_forgotten_is_gone_from_memory_and_disk(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(1))
-    await file.sync(kept(2))
+    await file.sync(canary(1))
+    await file.sync(canary(2))
     assert versions((await file.sync(remove={"1"}))[0]) == ["2"]
     assert versions((await file.sync())[0]) == ["2"]
     assert versions((await canary_file(tmp_path).sync())[0]) == ["2"]
@@ -78,40 +78,40 @@ async def test_what_is_forgotten_is_gone_from_memory_and_disk(tmp_path: Path) ->
 
 async def test_what_a_person_takes_out_of_the_file_stays_out(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(1))
-    await file.sync(kept(2))
+    await file.sync(canary(1))
+    await file.sync(canary(2))
     content = json.loads(file.path.read_text())
     content[KEY] = [entry for entry in content[KEY] if entry["canary"]["version"] != "1"]
     file.path.write_text(json.dumps(content))
-    assert await file.sync() == ((kept(2),), ())
-    assert await file.sync(kept(3)) == ((kept(2), kept(3)), ())
+    assert await file.sync() == ((canary(2),), ())
+    assert await file.sync(canary(3)) == ((canary(2), canary(3)), ())
     assert versions((await canary_file(tmp_path).sync())[0]) == ["2", "3"]
 
 
 async def test_only_the_versions_that_came_last_are_kept(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     for version in range(1, MAX_CANARIES + 3):
-        await file.sync(kept(version))
+        await file.sync(canary(version))
     assert versions((await canary_file(tmp_path).sync())[0]) == [str(n) for n in range(3, MAX_CANARIES + 3)]
     assert file.path.stat().st_size < MAX_FILE_BYTES
 
 
 async def test_exporters_that_share_a_folder_add_to_each_other(tmp_path: Path) -> None:
     one, other = canary_file(tmp_path), canary_file(tmp_path)
-    await one.sync(kept(1))
-    await other.sync(kept(2))
-    assert versions((await one.sync(kept(3)))[0]) == ["1", "2", "3"]
+    await one.sync(canary(1))
+    await other.sync(canary(2))
+    assert versions((await one.sync(canary(3)))[0]) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("target", ["../../etc/passwd", "a" * 1000, "läger/ä", "\ud800", "x\ny"])
 async def test_any_name_of_a_target_gives_a_file_in_the_folder(tmp_path: Path, target: str) -> None:
     file = canary_file(tmp_path, target)
-    assert await file.sync(kept(1)) == ((kept(1),), ())
+    assert await file.sync(canary(1)) == ((canary(1),), ())
     assert names(tmp_path) == [file.path.name]
 
 
 async def test_another_target_or_another_key_has_another_file_and_harms_none(tmp_path: Path) -> None:
-    await canary_file(tmp_path, "a/b").sync(kept(1))
+    await canary_file(tmp_path, "a/b").sync(canary(1))
     assert await canary_file(tmp_path, "a:b").sync() == ((), ())
     assert await canary_file(tmp_path, "a/b", f"{KEY}-2").sync() == ((), ())
     assert versions((await canary_file(tmp_path, "a/b").sync())[0]) == ["1"]
@@ -119,7 +119,7 @@ async def test_another_target_or_another_key_has_another_file_and_harms_none(tmp
 
 async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
-    await file.sync(kept(0))
+    await file.sync(canary(0))
     seen = 0
 
     async def read_on(writing: "asyncio.Task[None]") -> None:
@@ -130,7 +130,7 @@ async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
 
     async def write() -> None:
         for version in range(1, 50):
-            await file.sync(kept(version))
+            await file.sync(canary(version))
 
     writing = asyncio.create_task(write())
     await read_on(writing)
@@ -139,7 +139,7 @@ async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
     assert names(tmp_path) == [file.path.name]
 
 
-async def test_it_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+async def test_it_is_on_the_disk_before_it_replaces_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
@@ -155,17 +155,17 @@ async def test_it_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
-    await canary_file(tmp_path).sync(kept(1))
+    await canary_file(tmp_path).sync(canary(1))
     assert steps == ["file", "replace", "folder"]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_whatever_the_file_holds_is_told_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
+async def test_whatever_the_file_holds_is_reported_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
     first = canary_file(tmp_path)
     first.path.with_name(f"{first.path.name}.bad").unlink(missing_ok=True)
     first.path.unlink(missing_ok=True)
-    await first.sync(kept(1))
+    await first.sync(canary(1))
     good = first.path.read_bytes()
     at = data.draw(st.integers(0, len(good)))
     spoiled = data.draw(
@@ -178,5 +178,5 @@ async def test_whatever_the_file_holds_is_told_or_accepted_whole(tmp_path: Path,
     )
     first.path.write_bytes(spoiled)
     canaries, problems = await canary_file(tmp_path).sync()
-    assert (canaries, problems) == ((kept(1),), ()) or (canaries == () and len(problems) == 1)
+    assert (canaries, problems) == ((canary(1),), ()) or (canaries == () and len(problems) == 1)
     assert all("ciphertext" not in problem for problem in problems)

@@ -6,7 +6,7 @@ import pytest
 
 from services.exporter.model import Call, Operation, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
-from services.exporter.scheduler import Job, NextRun, run_jobs
+from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.port import ConnectivityPhase
 
 pytestmark = pytest.mark.looptime
@@ -51,7 +51,7 @@ class Key:
         return (ConnectivityPhase("dns", 1.0),)
 
 
-async def test_all_who_ask_while_a_probe_is_under_way_get_its_result_and_it_is_observed_once() -> None:
+async def test_all_who_ask_while_a_probe_is_in_progress_get_its_result_and_it_is_observed_once() -> None:
     key = Key()
     results = await asyncio.gather(key.demand.run(), *(key.demand.run_or_reuse() for _ in range(100)))
     assert len(key.began) == 1
@@ -88,7 +88,7 @@ async def test_the_schedule_always_gets_a_new_one() -> None:
     assert await key.demand.run_or_reuse() is not await key.demand.run()
 
 
-async def test_while_one_is_under_way_who_asks_gets_that_one_and_not_the_last() -> None:
+async def test_while_one_is_in_progress_who_asks_gets_that_one_and_not_the_last() -> None:
     key = Key()
     last = await key.demand.run()
     scheduled = asyncio.create_task(key.demand.run())
@@ -147,15 +147,15 @@ async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_othe
     places = asyncio.Semaphore(1)
     keys = [Key(places) for _ in range(3)]
 
-    def job(key: Key) -> Job:
+    def job(key: Key) -> ScheduledJob:
         async def run() -> NextRun:
             await key.demand.run()
             return NextRun.ON_GRID
 
-        return Job("probe", run)
+        return ScheduledJob("probe", run)
 
     random = Random(1)  # noqa: S311  jitter, no secret
-    schedule = asyncio.create_task(run_jobs([job(key) for key in keys], interval=30, concurrency=1, random=random))
+    schedule = asyncio.create_task(run_schedule([job(key) for key in keys], interval=30, concurrency=1, random=random))
     async with asyncio.timeout(20):
         await asyncio.gather(*(key.demand.run_or_reuse() for key in reversed(keys)))
     await asyncio.sleep(3600)
@@ -185,7 +185,7 @@ async def test_what_a_probe_raises_everybody_gets_and_the_next_one_is_tried() ->
     assert await key.demand.run_or_reuse() is key.observed[0]
 
 
-async def test_closed_it_ends_what_is_under_way_tells_who_waits_and_begins_nothing() -> None:
+async def test_closed_it_ends_what_is_in_progress_tells_who_waits_and_starts_nothing() -> None:
     before = asyncio.all_tasks()
     key = Key()
     asked = [
@@ -202,7 +202,7 @@ async def test_closed_it_ends_what_is_under_way_tells_who_waits_and_begins_nothi
     assert key.observed == []
 
 
-async def test_ended_it_tells_who_waits_before_what_is_under_way_has_ended() -> None:
+async def test_ended_it_tells_who_waits_before_what_is_in_progress_has_ended() -> None:
     key = Key()
     asked = [asyncio.ensure_future(ask()) for ask in (key.demand.run_or_reuse, key.demand.measure_connectivity)]
     await asyncio.sleep(0.5)

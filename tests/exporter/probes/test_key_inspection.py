@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection, KeyRead, Operation
 from services.exporter.probes.key_inspection import (
@@ -58,7 +58,7 @@ async def test_versions_are_read_with_their_states_and_the_times_of_their_destru
     now = emulator.store.clock()
     for _ in range(3):
         await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), now))
-    await emulator.store.update_key(KEY, lambda key: key.with_primary(4, now).with_state(3, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_primary(4, now).with_state(3, EmulatedState.DISABLED))
     await emulator.store.update_key(KEY, lambda key: key.with_destruction(2, now).with_destruction(1, now - 31 * DAY))
     snapshot = await lifecycle.inspect()
     assert snapshot.description is not None
@@ -72,7 +72,7 @@ async def test_versions_are_read_with_their_states_and_the_times_of_their_destru
 
 
 async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emulator, lifecycle: KeyInspector) -> None:
-    emulator.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
+    emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
     snapshot = await lifecycle.inspect()
     assert snapshot.permissions == {
         one: one != "cloudkms.cryptoKeyVersions.useToDecrypt" for one in GCP_PROFILE.probe_permissions
@@ -83,7 +83,7 @@ async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emula
 async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_still_are(
     emulator: Emulator, lifecycle: KeyInspector
 ) -> None:
-    emulator.faults.add(Fault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
     for _ in range(2):
         snapshot = await lifecycle.inspect()
         assert snapshot.description is None
@@ -97,7 +97,7 @@ async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_s
         assert snapshot.encrypt_call is not None  # only what it encrypts tells the version
 
 
-async def test_of_a_key_that_is_not_there_no_permission_is_said_to_be_missing(emulator: Emulator) -> None:
+async def test_of_a_key_that_is_not_there_no_permission_is_reported_to_be_missing(emulator: Emulator) -> None:
     absent = connect_key(GcpKeySettings(key=f"{KEY}-absent", endpoint=str(emulator.address), insecure=True))
     snapshot = await KeyInspector("backend", "ledger-kek", absent, TIMEOUT).inspect()
     await absent.close()
@@ -115,7 +115,7 @@ async def test_of_a_key_that_is_not_there_no_permission_is_said_to_be_missing(em
 async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
     emulator: Emulator, lifecycle: KeyInspector
 ) -> None:
-    emulator.faults.add(Fault(kind="status", operation="TestIamPermissions", status="UNAVAILABLE"))
+    emulator.faults.add(KmsFault(kind="status", operation="TestIamPermissions", status="UNAVAILABLE"))
     snapshot = await lifecycle.inspect()
     assert snapshot.permissions is None
     assert snapshot.problems[0].startswith("its permissions cannot be read: unavailable: ")
@@ -125,7 +125,7 @@ async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
 
 async def test_where_kms_stalls_a_look_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
     lifecycle = KeyInspector("backend", "ledger-kek", key, 0.5)
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     async with asyncio.timeout(20):
         snapshot = await lifecycle.inspect()
     assert (snapshot.description, snapshot.permissions, snapshot.wrong_aad_check) == (None, None, None)
@@ -139,7 +139,7 @@ async def test_where_kms_stalls_a_look_ends_in_time_and_says_so(emulator: Emulat
 
 
 async def test_a_key_without_a_version_that_encrypts_is_no_crash(emulator: Emulator, lifecycle: KeyInspector) -> None:
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     snapshot = await lifecycle.inspect()
     assert snapshot.description is not None
     assert snapshot.encrypt_call is not None
@@ -155,7 +155,7 @@ def refused(snapshot: KeyInspection) -> bool:
     return snapshot.wrong_aad_check.failure is None
 
 
-async def test_a_wrong_aad_is_refused_at_each_look_and_costs_one_encryption(lifecycle: KeyInspector) -> None:
+async def test_a_wrong_aad_is_refused_at_each_inspection_and_costs_one_encryption(lifecycle: KeyInspector) -> None:
     first, second = await lifecycle.inspect(), await lifecycle.inspect()
     assert refused(first)
     assert refused(second)
@@ -169,7 +169,7 @@ async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
 ) -> None:
     await lifecycle.inspect()
     await emulator.store.update_key(KEY, lambda key: key.with_new_version(bytes(32), 0.0).with_primary(2, 0.0))
-    await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     after = await lifecycle.inspect()
     assert after.encrypt_call is not None
     assert refused(after)
@@ -179,14 +179,14 @@ async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (Fault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
-        (Fault(kind="denied", operation="Decrypt"), "permission_denied"),
-        (Fault(kind="stall", operation="Decrypt"), "timeout"),
+        (KmsFault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
+        (KmsFault(kind="denied", operation="Decrypt"), "permission_denied"),
+        (KmsFault(kind="stall", operation="Decrypt"), "timeout"),
     ],
-    ids=lambda value: value.kind if isinstance(value, Fault) else value,
+    ids=lambda value: value.kind if isinstance(value, KmsFault) else value,
 )
 async def test_another_error_says_nothing_of_the_wrong_aad(
-    emulator: Emulator, lifecycle: KeyInspector, fault: Fault, told: str
+    emulator: Emulator, lifecycle: KeyInspector, fault: KmsFault, told: str
 ) -> None:
     emulator.faults.add(fault)
     snapshot = await lifecycle.inspect()

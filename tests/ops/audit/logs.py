@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.ops.audit.server import Asked, RefusedError
-from tests.ops.audit.world import KMS, Document, World
+from tests.ops.audit.server import ReceivedRequest, RefusedError
+from tests.ops.audit.simulated_google import KMS, Document, World
 
 CALLER = "user:operator@example.org"
 SEVERITIES = ["INFO", "NOTICE", "WARNING", "ERROR"]
@@ -46,10 +46,10 @@ class LoggingWorld(World):
     log_readers: bool = True
     empty_pages: int = 0
 
-    def _cloudresourcemanager_projects_testiampermissions(self, asked: Asked) -> Document:
+    def _cloudresourcemanager_projects_testiampermissions(self, asked: ReceivedRequest) -> Document:
         return {"permissions": asked.body["permissions"]} if self.log_readers else {}
 
-    def _cloudkms_projects_locations_keyrings_list(self, asked: Asked) -> Document:
+    def _cloudkms_projects_locations_keyrings_list(self, asked: ReceivedRequest) -> Document:
         project = asked.path["parent"].split("/")[1]
         if f"projects/{project}/services/{KMS}" not in self.enabled:
             raise RefusedError(403, "Cloud KMS API has not been used in this project", "SERVICE_DISABLED")
@@ -62,7 +62,7 @@ class LoggingWorld(World):
         logs = [log for config in configs for log in config["auditLogConfigs"] if log["logType"] == kind]
         return bool(logs) and all(CALLER not in log.get("exemptedMembers", []) for log in logs)
 
-    def _write(self, project: str, asked: Asked) -> None:
+    def _write(self, project: str, asked: ReceivedRequest) -> None:
         entry = {
             "logName": f"projects/{project}/logs/cloudaudit.googleapis.com%2Fdata_access",
             "timestamp": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -95,7 +95,7 @@ class LoggingWorld(World):
         self.looks[place] = self.looks.get(place, 0) + 1
         return self.looks[place] > self.delay and place not in self.late
 
-    def _logging_entries_list(self, asked: Asked) -> Document:
+    def _logging_entries_list(self, asked: ReceivedRequest) -> Document:
         if self.empty_pages and "pageToken" not in asked.body:
             return {"nextPageToken": "1"}
         (project,) = [name.removeprefix("projects/") for name in asked.body["resourceNames"]]
@@ -112,7 +112,7 @@ class LoggingWorld(World):
         ]
         return {"entries": found} if found and self._shows(f"log {project}") else {}
 
-    def _bigquery_jobs_query(self, asked: Asked) -> Document:
+    def _bigquery_jobs_query(self, asked: ReceivedRequest) -> Document:
         table = re.search(r"`([^`]+)\.cloudaudit_googleapis_com_data_access`", asked.body["query"])
         assert table, asked.body["query"]
         if self.datasets[table[1]]["location"] != asked.body["location"] or table[1] not in self.rows:
@@ -123,7 +123,7 @@ class LoggingWorld(World):
             return {"jobComplete": False}
         return {"jobComplete": True, "rows": [{"f": [{"v": str(count)}]}]}
 
-    def _storage_objects_list(self, asked: Asked) -> Document:
+    def _storage_objects_list(self, asked: ReceivedRequest) -> Document:
         bucket, query = asked.path["bucket"], asked.query
         there = self.objects.get(bucket, {})
         if there and not self._shows(f"bucket {bucket}"):
@@ -131,6 +131,6 @@ class LoggingWorld(World):
         names = [n for n in sorted(there) if query["startOffset"] <= n < query["endOffset"] and query["prefix"] in n]
         return {"items": [{"name": name, "size": str(len(there[name]))} for name in names]}
 
-    def _storage_objects_get_media(self, asked: Asked) -> Any:
+    def _storage_objects_get_media(self, asked: ReceivedRequest) -> Any:
         start, end = asked.headers["range"].removeprefix("bytes=").split("-")
         return self.objects[asked.path["bucket"]][asked.path["object"]][int(start) : int(end) + 1]

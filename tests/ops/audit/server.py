@@ -14,7 +14,7 @@ from tests.ops.audit.discovery import AgainstDiscoveryError, Method, methods
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     """One request."""
 
     method: str
@@ -39,7 +39,7 @@ class RefusedError(Exception):
         """What is answered instead of JSON."""
 
 
-Handler = Callable[[Asked], Any]
+Handler = Callable[[ReceivedRequest], Any]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Stand:
 
     handle: Handler
     url: str = ""
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ReceivedRequest] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
     """What was not as Google's documents have it."""
     faults: list[Fault] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Stand:
         """The methods that were called."""
         return [asked.method for asked in self.asked]
 
-    def answer(self, asked: Asked) -> Any:
+    def answer(self, asked: ReceivedRequest) -> Any:
         self.asked.append(asked)
         if asked.method in self.denied:
             raise RefusedError(403, "The caller does not have permission")
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             method.check_body(body)
             headers = {name.lower(): value for name, value in self.headers.items()}
             name = f"{method.name}_media" if query.get("alt") == "media" else method.name
-            answer = self.stand.answer(Asked(name, path, query, headers, body))
+            answer = self.stand.answer(ReceivedRequest(name, path, query, headers, body))
             if isinstance(answer, bytes):
                 self._send(200, answer, {})
                 return

@@ -149,7 +149,7 @@ def test_conditions_of_others_stay_where_a_policy_is_written(run: Run, world: Lo
 
 
 @pytest.mark.parametrize("method", ["serviceusage.services.get", GET_POLICY])
-def test_a_project_that_is_not_there_is_not_taken_for_an_empty_one(method: str, run: Run, stand: Stand) -> None:
+def test_a_project_that_is_not_there_is_not_mistaken_for_an_empty_one(method: str, run: Run, stand: Stand) -> None:
     stand.faults.append(Fault(method, times=9, refuse=RefusedError(404, "no project")))
     with pytest.raises(GoogleError, match="look whether the names are right"):
         run()
@@ -231,7 +231,7 @@ def test_an_api_that_is_off_is_named(run: Run, stand: Stand) -> None:
         run()
 
 
-def test_every_method_has_a_permission_to_ask_for(run: Run, stand: Stand, world: LoggingWorld) -> None:
+def test_every_method_has_a_permission_to_request(run: Run, stand: Stand, world: LoggingWorld) -> None:
     world.slowness = 1
     run()
     world.buckets["acme-kms-audit"]["lifecycle"] = {"rule": []}

@@ -39,7 +39,7 @@ def test_every_option_is_in_the_reference_and_no_other() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", REFERENCE, re.MULTILINE)) == set(main.commands)
 
 
-def test_every_role_that_is_asked_for_is_in_the_table_and_no_other() -> None:
+def test_every_role_that_is_requested_is_in_the_table_and_no_other() -> None:
     asked = {role for _, roles in PERMISSIONS_BY_METHOD.values() for role in re.findall(r"roles/[\w.]+", roles)}
     assert set(re.findall(r"roles/[\w.]+", AUDIT)) == asked
 

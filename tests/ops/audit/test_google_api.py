@@ -3,7 +3,9 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
@@ -12,6 +14,7 @@ from ops.audit.google_api import GoogleApi
 from ops.audit.google_errors import ErrorKind, GoogleError
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.server import Fault, RefusedError, Stand
+from tests.tinyproxy import NOT_LOOPBACK, tinyproxy
 
 SINK: dict[str, Any] = {"sinkName": "projects/acme-prod/sinks/kms-audit-storage"}
 GET_SINK = "logging.projects.sinks.get"
@@ -35,6 +38,22 @@ def test_a_refused_connection_is_tried_five_times_and_then_a_sentence(waits: Wai
     assert waits.pauses == [1, 2, 4, 8]
 
 
+def test_the_environments_proxy_is_used_and_may_refuse(
+    waits: Waits, stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beyond = stand.url.replace("127.0.0.1", NOT_LOOPBACK)
+    with tinyproxy(tmp_path, login=True) as proxy:
+        for login, address in ((proxy.url_with_login, beyond), ("http://127.0.0.1:1", stand.url)):
+            monkeypatch.setenv("HTTP_PROXY", login)
+            with client(address, waits) as google, pytest.raises(GoogleError) as answered:
+                google.call(GET_SINK, **SINK)
+            assert answered.value.kind is ErrorKind.MISSING
+        assert proxy.asked == [f"CONNECT {urlsplit(beyond).netloc}"]
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with client(beyond, waits) as google, pytest.raises(GoogleError, match="got no answer that can be read"):
+            google.call(GET_SINK, **SINK)
+
+
 def test_a_quota_is_obeyed_and_given_up_on_in_bounded_time(waits: Waits, stand: Stand) -> None:
     stand.faults.append(Fault(GET_SINK, times=9, refuse=RefusedError(429, "Quota exceeded")))
     with (
@@ -45,7 +64,7 @@ def test_a_quota_is_obeyed_and_given_up_on_in_bounded_time(waits: Waits, stand: 
     assert waits.pauses == [7, 7, 7, 8]
 
 
-def test_a_wait_that_is_asked_for_is_bounded(waits: Waits, stand: Stand) -> None:
+def test_a_wait_that_is_requested_is_bounded(waits: Waits, stand: Stand) -> None:
     refused = RefusedError(429)
     refused.headers = {"Retry-After": "86400"}
     stand.faults.append(Fault(GET_SINK, times=9, refuse=refused))

@@ -53,7 +53,7 @@ def test_it_installs_once_and_passes_everything_on(checkout: Path) -> None:
     assert launch(checkout, "apply")[1] == ["-m ops.audit apply"]
 
 
-def test_it_installs_anew_when_the_lock_has_changed(checkout: Path) -> None:
+def test_it_installs_again_when_the_lock_has_changed(checkout: Path) -> None:
     launch(checkout)
     later = (checkout / ".venv-audit/installed").stat().st_mtime + 10
     os.utime(checkout / "requirements/audit.lock", (later, later))

@@ -42,7 +42,7 @@ BUCKET: Resource = {
 }
 
 
-def planned(part: AuditPart, old: Resource | None, wish: DesiredState = FULL, **others: Resource) -> Any:
+def plan_part(part: AuditPart, old: Resource | None, wish: DesiredState = FULL, **others: Resource) -> Any:
     state = EMPTY | {AuditPart.API: ENABLED, part: old} | {AuditPart[name]: value for name, value in others.items()}
     change = plan_change(part, state, wish)
     return change and change.new
@@ -57,7 +57,7 @@ def test_without_sinks_only_the_api_and_the_logs_are_wished() -> None:
 
 
 def test_all_three_types_are_logged_and_only_reads_are_exempted() -> None:
-    (ours,) = planned(AuditPart.POLICY, EMPTY[AuditPart.POLICY])["auditConfigs"]
+    (ours,) = plan_part(AuditPart.POLICY, EMPTY[AuditPart.POLICY])["auditConfigs"]
     reads = {"exemptedMembers": ["serviceAccount:exporter@x"]}
     assert ours == {
         "service": KMS,
@@ -73,7 +73,7 @@ def test_other_services_stay_where_and_as_they_are() -> None:
     storage = {"service": "storage.googleapis.com", "auditLogConfigs": [{"logType": "DATA_READ"}]}
     everything = {"service": "allServices", "auditLogConfigs": [{"logType": "ADMIN_READ"}]}
     old = {"service": KMS, "auditLogConfigs": [{"logType": "DATA_READ"}]}
-    new = planned(AuditPart.POLICY, logs(storage, old, everything))["auditConfigs"]
+    new = plan_part(AuditPart.POLICY, logs(storage, old, everything))["auditConfigs"]
     assert (new[0], new[1]["service"], new[2]) == (storage, KMS, everything)
 
 
@@ -81,16 +81,16 @@ def test_the_order_of_log_types_and_members_is_no_change() -> None:
     both = DesiredState("acme-prod", frozenset({"user:a@x", "user:b@x"}))
     reads = [{"logType": kind, "exemptedMembers": ["user:b@x", "user:a@x"]} for kind in ("DATA_READ", "ADMIN_READ")]
     there = logs({"service": KMS, "auditLogConfigs": [{"logType": "DATA_WRITE"}, *reads]})
-    assert planned(AuditPart.POLICY, there, both) is None
-    assert planned(AuditPart.POLICY, there, DesiredState("acme-prod", frozenset({"user:a@x"})))
+    assert plan_part(AuditPart.POLICY, there, both) is None
+    assert plan_part(AuditPart.POLICY, there, DesiredState("acme-prod", frozenset({"user:a@x"})))
 
 
-def test_who_is_exempted_for_all_services_is_told() -> None:
+def test_who_is_exempted_for_all_services_is_reported() -> None:
     config = {"service": "allServices", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@x"]}]}
     assert [note.partition(" ")[0] for note in list_warnings(EMPTY | {AuditPart.POLICY: logs(config)})] == ["user:a@x"]
 
 
-def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_told() -> None:
+def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_reported() -> None:
     exclusions = [
         {"name": "quiet", "filter": 'protoPayload.methodName="Decrypt"'},
         {"name": "off", "filter": "true", "disabled": True},
@@ -108,9 +108,9 @@ def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_told() -> None
 
 
 def test_a_writer_that_is_not_known_yet_is_named_as_such_and_then_granted() -> None:
-    new = planned(AuditPart.BUCKET_ACCESS, {"bindings": []})
+    new = plan_part(AuditPart.BUCKET_ACCESS, {"bindings": []})
     assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [WRITER_AFTER_CREATION]}]
-    new = planned(AuditPart.BUCKET_ACCESS, {"bindings": []}, STORAGE_SINK={"writerIdentity": WRITER})
+    new = plan_part(AuditPart.BUCKET_ACCESS, {"bindings": []}, STORAGE_SINK={"writerIdentity": WRITER})
     assert new["bindings"] == [{"role": "roles/storage.objectCreator", "members": [WRITER]}]
 
 
@@ -118,7 +118,7 @@ def test_a_writer_that_is_not_known_yet_is_named_as_such_and_then_granted() -> N
 def test_the_dataset_s_role_has_two_names(role: str) -> None:
     sink = {"writerIdentity": WRITER}
     assert (
-        planned(AuditPart.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink)
+        plan_part(AuditPart.DATASET_ACCESS, {"access": [{"role": role, "userByEmail": EMAIL}]}, BIGQUERY_SINK=sink)
         is None
     )
 
@@ -132,7 +132,7 @@ def test_the_dataset_s_role_has_two_names(role: str) -> None:
     ],
 )
 def test_another_access_to_the_dataset_is_not_enough_and_stays(entry: Resource) -> None:
-    new = planned(AuditPart.DATASET_ACCESS, {"access": [entry]}, BIGQUERY_SINK={"writerIdentity": WRITER})
+    new = plan_part(AuditPart.DATASET_ACCESS, {"access": [entry]}, BIGQUERY_SINK={"writerIdentity": WRITER})
     assert new["access"] == [entry, {"role": "WRITER", "userByEmail": EMAIL}]
 
 
@@ -142,7 +142,9 @@ def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
         {"role": "roles/storage.objectCreator", "members": ["user:a@x"]},
         {"role": "roles/storage.admin", "members": [WRITER]},
     ]
-    new = planned(AuditPart.BUCKET_ACCESS, {"bindings": bindings}, STORAGE_SINK={"writerIdentity": WRITER})["bindings"]
+    new = plan_part(AuditPart.BUCKET_ACCESS, {"bindings": bindings}, STORAGE_SINK={"writerIdentity": WRITER})[
+        "bindings"
+    ]
     assert new == [
         bindings[0],
         bindings[2],
@@ -165,9 +167,9 @@ def test_a_grant_with_a_condition_is_not_enough_and_stays() -> None:
     ],
 )
 def test_a_sink_that_was_changed_is_set_right_and_its_exclusions_stay(drift: Resource, lines: list[str]) -> None:
-    right = planned(AuditPart.BIGQUERY_SINK, None) | {"writerIdentity": WRITER, "exclusions": [{"name": "mine"}]}
-    assert planned(AuditPart.BIGQUERY_SINK, right) is None
-    new = planned(AuditPart.BIGQUERY_SINK, right | drift)
+    right = plan_part(AuditPart.BIGQUERY_SINK, None) | {"writerIdentity": WRITER, "exclusions": [{"name": "mine"}]}
+    assert plan_part(AuditPart.BIGQUERY_SINK, right) is None
+    new = plan_part(AuditPart.BIGQUERY_SINK, right | drift)
     assert new["exclusions"] == [{"name": "mine"}]
     assert diff_change(Change(AuditPart.BIGQUERY_SINK, right | drift, new)) == lines
 
@@ -187,14 +189,14 @@ def test_a_sink_takes_the_audit_logs_of_kms_and_nothing_else(log: str, service: 
 
 
 def test_a_bucket_as_it_is_wished_is_left_alone() -> None:
-    assert planned(AuditPart.BUCKET, BUCKET) is None
+    assert plan_part(AuditPart.BUCKET, BUCKET) is None
 
 
 def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
     soon = {"action": {"type": "Delete"}, "condition": {"age": 30}}
     cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
     drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}
-    new = planned(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
+    new = plan_part(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
     assert new["lifecycle"]["rule"] == [cold, drafts, BUCKET["lifecycle"]["rule"][0]]
     assert diff_change(Change(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}}, new)) == [
         "- Delete at age 30 days",
@@ -214,7 +216,9 @@ def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
     ],
 )
 def test_access_by_object_and_publicity_are_switched_off(switches: Resource, changed: bool) -> None:
-    new = planned(AuditPart.BUCKET, BUCKET | {"iamConfiguration": switches | {"bucketPolicyOnly": {"enabled": False}}})
+    new = plan_part(
+        AuditPart.BUCKET, BUCKET | {"iamConfiguration": switches | {"bucketPolicyOnly": {"enabled": False}}}
+    )
     assert (new is not None) == changed
     assert not changed or new["iamConfiguration"] == BUCKET["iamConfiguration"]
 
@@ -233,7 +237,7 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Resource, cha
 )
 def test_what_cannot_be_changed_is_a_sentence(part: AuditPart, old: Resource, said: str) -> None:
     with pytest.raises(UnchangeableError, match=said):
-        planned(part, old)
+        plan_part(part, old)
 
 
 def test_every_part_has_a_title_and_every_change_a_line() -> None:

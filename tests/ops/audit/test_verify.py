@@ -9,7 +9,7 @@ from ops.audit.apply import apply_changes
 from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
 from ops.audit.verify import AuditProbe, Clock, verify_logging
-from shared.smoke.check import CheckResult, Outcome
+from shared.check import CheckOutcome, CheckResult
 from tests.ops.audit.conftest import Waits
 from tests.ops.audit.logs import CALLER, LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
@@ -21,7 +21,7 @@ Look = Callable[..., list[CheckResult]]
 
 
 @pytest.fixture
-def look(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
+def verify(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
     def look(
         wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60
     ) -> list[CheckResult]:
@@ -39,23 +39,23 @@ def set_up(google: GoogleApi, waits: Waits) -> None:
     waits.seconds = 0
 
 
-def outcomes(results: list[CheckResult]) -> dict[str, Outcome]:
+def outcomes(results: list[CheckResult]) -> dict[str, CheckOutcome]:
     return {result.name.partition(": ")[2]: result.outcome for result in results}
 
 
 def failed(results: list[CheckResult]) -> CheckResult:
-    (result,) = [result for result in results if result.outcome is Outcome.FAILED]
+    (result,) = [result for result in results if result.outcome is CheckOutcome.FAILED]
     return result
 
 
 def test_a_probe_is_found_in_the_log_and_in_both_sinks(set_up: None, look: Look, waits: Waits) -> None:
-    assert outcomes(look()) == dict.fromkeys(NAMES, Outcome.PASSED)
+    assert outcomes(look()) == dict.fromkeys(NAMES, CheckOutcome.PASSED)
     assert waits.seconds == 0
 
 
 def test_it_is_waited_for(set_up: None, look: Look, world: LoggingWorld, waits: Waits) -> None:
     world.delay, world.empty_pages = 3, 1
-    assert outcomes(look()) == dict.fromkeys(NAMES, Outcome.PASSED)
+    assert outcomes(look()) == dict.fromkeys(NAMES, CheckOutcome.PASSED)
     assert waits.seconds == 30
 
 
@@ -71,7 +71,7 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     assert all(todo.endswith(again) for todo in late.values())
 
 
-def test_the_probe_of_an_earlier_run_is_looked_for_and_none_is_sent(
+def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
     set_up: None, look: Look, world: LoggingWorld, stand: Stand
 ) -> None:
     mark = AuditProbe.create(world.now, "1a2b").marker
@@ -80,11 +80,11 @@ def test_the_probe_of_an_earlier_run_is_looked_for_and_none_is_sent(
     world.delay, world.now = 0, world.now + timedelta(hours=3)
     stand.asked.clear()
     results = look(sent=AuditProbe.parse(mark))
-    assert [result.outcome for result in results] == [Outcome.PASSED] * 5
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
     assert not any("keyRings" in name for name in stand.names())
 
 
-def test_another_run_s_probe_is_not_taken_for_it(set_up: None, look: Look, world: LoggingWorld) -> None:
+def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, look: Look, world: LoggingWorld) -> None:
     look()
     results = look(sent=AuditProbe.create(world.now, "ffff"), patience=0)
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
@@ -104,10 +104,10 @@ def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
     results = look()
     assert failed(results).detail == "not as wished: sink to Cloud Storage"
-    assert list(outcomes(results).values()).count(Outcome.SKIPPED) == 3
+    assert list(outcomes(results).values()).count(CheckOutcome.SKIPPED) == 3
 
 
-def test_who_may_not_read_the_log_is_told_at_once(set_up: None, look: Look, world: LoggingWorld) -> None:
+def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, look: Look, world: LoggingWorld) -> None:
     world.log_readers = False
     assert "ask for roles/logging.privateLogViewer" in failed(look()).hint
 
@@ -133,7 +133,7 @@ def test_a_missing_permission_names_the_role(
 
 def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, look: Look, stand: Stand, waits: Waits) -> None:
     stand.faults.append(Fault("bigquery.jobs.query", times=2, refuse=RefusedError(404, "Not found: Table")))
-    assert outcomes(look())["BigQuery"] is Outcome.PASSED
+    assert outcomes(look())["BigQuery"] is CheckOutcome.PASSED
     assert waits.seconds == 20
 
 
@@ -141,7 +141,7 @@ def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     set_up: None, look: Look, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ops.audit.log_search._CHUNK_BYTES", 16)
-    assert outcomes(look())["bucket"] is Outcome.PASSED
+    assert outcomes(look())["bucket"] is CheckOutcome.PASSED
 
 
 def test_several_projects_are_waited_for_together(

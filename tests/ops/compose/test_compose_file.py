@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ops.compose.build import build_files
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
-from tests.ops.mounted import mounted
+from tests.ops.container_mounts import mounted
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")
@@ -137,6 +137,6 @@ def test_the_files_of_the_containers_are_those_of_production(file: Path) -> None
     assert file.read_text(encoding="utf-8") == build_files()[file], "run: python -m ops.compose.build"
 
 
-def test_no_container_looks_for_another_at_its_own_loopback() -> None:
+def test_no_container_searches_for_another_at_its_own_loopback() -> None:
     for file in build_files():
         assert "127.0.0.1" not in file.read_text(encoding="utf-8")

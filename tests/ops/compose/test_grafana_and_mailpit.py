@@ -78,7 +78,7 @@ def test_a_message_leads_to_grafanas_dashboard() -> None:
     assert parse_qs(link.query).keys() <= {*variables, "from", "to"}
 
 
-def test_mail_goes_to_the_port_on_which_mailpit_takes_it_and_is_looked_at_on_the_other() -> None:
+def test_mail_goes_to_the_port_on_which_mailpit_takes_it_and_is_checked_on_the_other() -> None:
     channels = {f"{each['host']}:{each['port']}" for each in RELAY["channels"].values() if each["kind"] == "email"}
     alertmanager = yaml.safe_load((ROOT / "ops/compose/alertmanager.yml").read_text())["global"]
     assert {*channels, alertmanager["smtp_smarthost"]} == {"mailpit:1025"}

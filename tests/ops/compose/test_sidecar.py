@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.exporter.config import Settings
+from services.exporter.config import ExporterSettings
 from shared.config.settings import load_settings
 
 FOLDER = Path(__file__).parents[3] / "ops/compose/sidecar"
@@ -25,7 +25,7 @@ def test_service_and_exporter_share_a_network_that_outlives_them() -> None:
     }
     assert all("ports" not in each for each in SERVICES.values() if "network_mode" in each), "compose would refuse it"
     published = {port.rpartition(":")[2] for port in SERVICES["network"]["ports"]}
-    settings = load_settings(Settings, FOLDER / "exporter.yml")
+    settings = load_settings(ExporterSettings, FOLDER / "exporter.yml")
     (backend,) = settings.backends
     assert published == {str(settings.listen.port), "8000"}
     assert str(backend.health_url) == "http://127.0.0.1:8000/healthz"

@@ -29,7 +29,7 @@ async def test_a_part_that_does_not_work_is_a_red_line_with_what_to_do(capsys: p
     assert [line[2] for line in lines] == list("✗----✗------✗✗-")
 
 
-async def test_an_incident_is_not_even_begun_where_a_line_is_red(
+async def test_an_incident_is_not_even_started_where_a_line_is_red(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @asynccontextmanager

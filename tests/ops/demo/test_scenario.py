@@ -160,7 +160,7 @@ async def test_what_has_not_arrived_whole_has_not_arrived(spoilt: str, state: St
     assert [hop.channel for hop in hops if hop.name == "delivered"] == [c for c in CHANNELS if c != channel]
 
 
-async def test_a_delivery_is_told_after_its_webhook_although_it_was_seen_first(tmp_path: Path) -> None:
+async def test_a_delivery_is_reported_after_its_webhook_although_it_was_seen_first(tmp_path: Path) -> None:
     told: list[str] = []
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
         # The relay has it between the first look for the webhook and the first look for a delivery.

@@ -22,7 +22,7 @@ _ON_FREE_PORTS = """
 from ops.demo import __main__ as demo
 from ops.demo.ports import Ports
 
-free = Ports.free()
+free = Ports.pick_free()
 demo.Ports = lambda: free
 demo.main([])
 """

@@ -40,24 +40,24 @@ async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stac
     """KMS was denied for a while, Slack still refuses, and a version that data needs is to be destroyed."""
     monkeypatch.setattr(stack, "write_configuration", _twice)
     async with stack.run_stack(Ports.pick_free()) as running:
-        await _seen(running, "count(kms_key_primary_version) == 4")  # so version 1 has its canaries
+        await _wait_for_value(running, "count(kms_key_primary_version) == 4")  # so version 1 has its canaries
         refused = {"provider": "slack", "kind": "error", "error": "token_revoked"}
         await _post(running, "stand_ins", "/api/faults", refused)
         await _post(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
-        await _seen(running, 'ALERTS{alertname="KMSCryptoModeNotKMS", alertstate="firing"}')
-        await _seen(running, "relay_delivery_duration_seconds_count > 0")
-        await _seen(running, "relay:outbox_oldest_timestamp_seconds")
+        await _wait_for_value(running, 'ALERTS{alertname="KMSCryptoModeNotKMS", alertstate="firing"}')
+        await _wait_for_value(running, "relay_delivery_duration_seconds_count > 0")
+        await _wait_for_value(running, "relay:outbox_oldest_timestamp_seconds")
         async with running.http.delete(running.ports.build_url("faults") + "/faults") as answer:
             assert answer.status < 300
         await _turn_over_the_key(running.ports)
         await _restart_the_exporter(running)  # its first look comes at once, the next one after a minute
-        await _seen(running, "count(kms_canary_success) == 4")  # of both services in both environments
-        await _seen(running, 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}')
-        await _seen(running, 'ALERTS{alertname="RelayChannelFailing", alertstate="firing"}')
+        await _wait_for_value(running, "count(kms_canary_success) == 4")  # of both services in both environments
+        await _wait_for_value(running, 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}')
+        await _wait_for_value(running, 'ALERTS{alertname="RelayChannelFailing", alertstate="firing"}')
         yield running
 
 
-async def _seen(running: Stack, expression: str) -> None:
+async def _wait_for_value(running: Stack, expression: str) -> None:
     """Waits, with a bound, until the expression has a value."""
     deadline = time.monotonic() + PATIENCE
     while await running.query(f"count({expression})") is None:

@@ -50,7 +50,7 @@ def _kind(panel: Document) -> Findings:
         yield f"the type {panel['type']} is deprecated, or a plug-in"
 
 
-def _words(panel: Document) -> Findings:
+def _check_texts(panel: Document) -> Findings:
     if not re.fullmatch(r"[A-Z].{20,}\.", panel.get("description", ""), re.DOTALL):
         yield "no description in whole sentences"
     if not panel.get("links"):
@@ -62,7 +62,7 @@ def _source(panel: Document) -> Findings:
         yield "not of the chosen data source"
 
 
-def _looks(panel: Document) -> Findings:
+def _check_display(panel: Document) -> Findings:
     defaults = panel["fieldConfig"]["defaults"]
     if not defaults.get("unit"):
         yield "no unit"
@@ -105,4 +105,4 @@ def _targets(panel: Document) -> Findings:
 
 
 WHOLE: list[Callable[[list[Document]], Findings]] = [_ids, _titles, _grid]
-EACH: list[Callable[[Document], Findings]] = [_kind, _words, _source, _looks, _legend, _targets]
+EACH: list[Callable[[Document], Findings]] = [_kind, _check_texts, _source, _check_display, _legend, _targets]

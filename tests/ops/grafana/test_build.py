@@ -38,7 +38,7 @@ def test_the_json_is_wholly_of_types_that_the_sdk_knows() -> None:
     assert known == ours
 
 
-def test_the_dashboard_is_where_messages_and_the_smoke_test_look_for_it() -> None:
+def test_the_dashboard_is_where_messages_and_the_smoke_test_search_for_it() -> None:
     assert DASHBOARD["uid"] == DASHBOARD_UID == "kms-crypto-health"
     links = (PROMETHEUS.parent / "relay/relay.yml").read_text(encoding="utf-8")
     assert f"/d/{DASHBOARD_UID}?var-env={{env}}&var-service={{service}}&from={{from_ms}}&to={{to_ms}}" in links

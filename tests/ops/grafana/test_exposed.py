@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.ops import exposed
+from tests.ops import exposed_metrics
 from tests.ops.grafana.dashboard import VARIABLES, expressions, metrics
 from tests.ops.rules import RECORDINGS
 
@@ -11,7 +11,10 @@ OF_PROMETHEUS = {"up", "ALERTS", "ALERTS_FOR_STATE", "process_start_time_seconds
 
 
 def test_every_metric_is_exposed_or_recorded(tmp_path: Path) -> None:
-    known = exposed.names([*exposed.by_the_exporter(), *exposed.by_a_relay(tmp_path)]) | RECORDINGS.keys()
+    known = (
+        exposed_metrics.names([*exposed_metrics.by_the_exporter(), *exposed_metrics.by_a_relay(tmp_path)])
+        | RECORDINGS.keys()
+    )
     for title, expression in expressions():
         assert metrics(expression), title
         assert metrics(expression) <= known | OF_PROMETHEUS, title

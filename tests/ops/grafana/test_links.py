@@ -24,7 +24,7 @@ def of_column(title: str, name: str) -> list[dict[str, Any]]:
     return properties
 
 
-def test_every_link_begins_with_a_constant_of_the_dashboard_or_leads_to_itself() -> None:
+def test_every_link_starts_with_a_constant_of_the_dashboard_or_leads_to_itself() -> None:
     beginnings = {re.match(r"\$\{(\w+):raw\}|/d/[\w-]+", url) for url in urls(DASHBOARD)}
     assert None not in beginnings
     constants = {name for name, variable in VARIABLES.items() if variable["type"] == "constant"}

@@ -65,7 +65,7 @@ def test_the_dashboard_keeps_every_rule() -> None:
 
 
 @pytest.mark.parametrize(("title", "finding", "mistake"), MISTAKES, ids=[finding for _, finding, _ in MISTAKES])
-def test_a_mistake_is_found(title: str, finding: str, mistake: Break) -> None:
+def test_an_error_is_found(title: str, finding: str, mistake: Break) -> None:
     broken = deepcopy(DASHBOARD)
     mistake(next(panel for panel in broken["panels"] if panel["title"] == title))
     assert any(found.startswith(finding) for found in lint(broken))

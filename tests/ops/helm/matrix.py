@@ -8,7 +8,17 @@ import yaml
 from ops.helm import CHART
 
 KEY: Final = "projects/acme-prod/locations/global/keyRings/app/cryptoKeys/ledger"
+PRODUCTION_EXAMPLE: Final = Path(CHART).parent / "examples/production/values.yaml"
 _PARTS: Final = ("exporter", "relay", "rotator", "backend")
+
+
+def _production() -> Any:
+    """examples/production/values.yaml as somebody has filled it in."""
+    text = PRODUCTION_EXAMPLE.read_text(encoding="utf-8")
+    for placeholder, own in (("acme", "ledger"), ("example.org", "ledger.test"), ("<telephone>", '"+1 555 0100"')):
+        text = text.replace(placeholder, own)
+    project = text.replace("<channel>", '"#ledger-team"').replace("PROJECT", "ledger-prod")
+    return yaml.safe_load(project.replace("LOCATION", "global").replace("KEYRING", "app").replace("/KEY", "/ledger"))
 
 
 def _readme(number: int) -> Any:
@@ -43,10 +53,10 @@ EVERYTHING: Final[dict[str, Any]] = {
 MATRIX: Final[dict[str, dict[str, Any]]] = {
     "as it comes": {},
     "everything on": EVERYTHING,
-    "the README's first": _readme(1),
-    "the README's replicas": _readme(2),
-    "the README's rotation": _readme(3),
-    "the README's NetworkPolicy": _readme(4),
+    "the values to begin with": _production(),
+    "the README's replicas": _readme(1),
+    "the README's rotation": _readme(2),
+    "the README's NetworkPolicy": _readme(3),
     "only the exporter": {"relay": {"enabled": False}, "rotator": {"enabled": False}, "dashboard": {"enabled": False}},
     "only the relay": {"exporter": {"mode": "off"}, "rotator": {"enabled": False}},
     "nothing at all": {
@@ -87,9 +97,9 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     },
     "names of one's own": {
         "fullnameOverride": "kp",
-        "image": {"repository": "registry.example.org/kp", "tag": "2", "pullSecrets": ["registry"]},
-        "relay": {"image": "registry.example.org/relay@sha256:" + "0" * 64, "serviceAccount": {"name": "mine"}},
-        "runbookUrl": "https://wiki.example.org/kms",
+        "image": {"repository": "registry.ledger.test/kp", "tag": "2", "pullSecrets": ["registry"]},
+        "relay": {"image": "registry.ledger.test/relay@sha256:" + "0" * 64, "serviceAccount": {"name": "mine"}},
+        "runbookUrl": "https://wiki.ledger.test/kms",
     },
     "the rotator by SQL": {
         "rotator": {

@@ -10,6 +10,8 @@ import yaml
 from ops.helm import CHART
 
 Object = dict[str, Any]
+OWN_RUNBOOK = "https://wiki.ledger.test/kms"
+OWN_IMAGES = "registry.ledger.test/keypulse"
 
 
 def rendered(values: dict[str, Any] | None = None, chart: Path = CHART, name: str = "keypulse") -> list[Object]:
@@ -20,7 +22,18 @@ def rendered(values: dict[str, Any] | None = None, chart: Path = CHART, name: st
 
 
 def texts(values: dict[str, Any] | None = None, chart: Path = CHART, name: str = "keypulse") -> dict[str, str]:
-    """Each template's text by its path."""
+    """Each template's text by its path. Where the values name no runbook and no images, they are one's own."""
+    own = with_own_addresses(values or {})
+    return texts_as_they_are(own if chart == CHART else {"keypulse": own}, chart, name)
+
+
+def with_own_addresses(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with the runbook and the images that production requires."""
+    return {"runbookUrl": OWN_RUNBOOK, **values, "image": {"repository": OWN_IMAGES, **values.get("image", {})}}
+
+
+def texts_as_they_are(values: dict[str, Any] | None, chart: Path = CHART, name: str = "keypulse") -> dict[str, str]:
+    """Likewise, with these values and no more."""
     with helm.Chart.load(chart) as loaded:
         return loaded.render(values, name=name, namespace="ops")
 

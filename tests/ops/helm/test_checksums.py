@@ -14,7 +14,7 @@ import yaml
 
 from ops.helm import CHART
 from tests.ops.helm.matrix import MATRIX
-from tests.ops.helm.rendering import pods, rendered
+from tests.ops.helm.rendering import pods, rendered, with_own_addresses
 
 Secrets = dict[str, dict[str, str]]
 
@@ -67,7 +67,7 @@ def _sums(secrets: Secrets, values: dict[str, Any]) -> dict[str, str | None]:
         helm.Config(kube_apiserver=url, namespace="ops") as cluster,
         helm.Chart.load(CHART) as chart,
     ):
-        texts = cluster.render(chart, values, name="keypulse", namespace="ops")
+        texts = cluster.render(chart, with_own_addresses(values), name="keypulse", namespace="ops")
     objects = [
         each for name, text in texts.items() if name.endswith(".yaml") for each in yaml.safe_load_all(text) if each
     ]

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from services.backend.__main__ import main as backend
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
-from services.rotator.config import Settings
+from services.rotator.config import RotatorSettings
 from shared.config.settings import load_settings
+from tests.ops.container_mounts import mounted
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import of_kind, pods, rendered
-from tests.ops.mounted import mounted
 
 SERVERS: dict[str, click.Command] = {"exporter": exporter, "relay": relay, "backend": backend}
 
@@ -31,7 +31,7 @@ def _configurations(part: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("part", SERVERS)
-def test_a_server_finds_no_mistake_in_its_configuration(part: str, tmp_path: Path) -> None:
+def test_a_server_finds_no_error_in_its_configuration(part: str, tmp_path: Path) -> None:
     configurations = _configurations(part)
     assert len(configurations) > 1
 
@@ -47,7 +47,7 @@ def test_the_rotator_takes_its_configuration_once_it_has_a_driver(tmp_path: Path
         if "driver:" not in text:
             continue
         (tmp_path / "rotator.yml").write_text(text, encoding="utf-8")
-        assert str(load_settings(Settings, tmp_path / "rotator.yml").state_dir) == "/var/lib/keypulse/rotator"
+        assert str(load_settings(RotatorSettings, tmp_path / "rotator.yml").state_dir) == "/var/lib/keypulse/rotator"
 
 
 def test_a_server_listens_where_its_port_and_its_service_lead() -> None:
@@ -63,7 +63,7 @@ def test_a_server_listens_where_its_port_and_its_service_lead() -> None:
         assert service["selector"].items() <= pod["metadata"]["labels"].items()
 
 
-def test_the_configuration_is_where_the_command_looks_for_it() -> None:
+def test_the_configuration_is_where_the_command_searches_for_it() -> None:
     for name, pod in pods(rendered(MATRIX["TLS and users"])):
         for container in pod["spec"]["containers"]:
             paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}

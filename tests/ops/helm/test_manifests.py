@@ -48,7 +48,7 @@ def test_a_name_that_yaml_would_take_for_something_else_stays_a_name(word: str) 
     values = {
         "fullnameOverride": "keypulse",
         "image": {"pullSecrets": [word]},
-        "smokeTest": {"baseUrl": "https://ledger.example.org", "existingSecret": word},
+        "smokeTest": {"baseUrl": "https://service.ledger.test", "existingSecret": word},
         "exporter": part,
         "relay": part | {"postgres": {"existingSecret": word, "key": word}},
     }

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.ops.helm.matrix import MATRIX
-from tests.ops.helm.rendering import Object, of_kind, rendered
+from tests.ops.helm.rendering import OWN_RUNBOOK, Object, of_kind, rendered
 
 OPS = Path(__file__).parents[3] / "ops"
 EXAMPLE_RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md"
@@ -33,7 +33,7 @@ def test_a_service_monitor_finds_its_service_by_labels_and_by_the_port_s_name(pa
 
 
 @pytest.mark.parametrize("part", ["exporter", "relay"])
-def test_what_is_scraped_has_the_job_that_the_rules_ask_for_and_env_and_the_service_that_it_names_itself(
+def test_what_is_scraped_has_the_job_that_the_rules_request_and_env_and_the_service_that_it_names_itself(
     part: str,
 ) -> None:
     """As Prometheus would relabel what the operator found."""
@@ -68,7 +68,8 @@ def test_the_operator_gets_the_groups_of_each_file_of_rules_as_they_are() -> Non
 
     assert rules
     assert {name: rule["spec"] for name, rule in rules.items()} == {
-        f"keypulse-{file.stem}": yaml.safe_load(file.read_text()) for file in (OPS / "prometheus/rules").iterdir()
+        f"keypulse-{file.stem}": yaml.safe_load(file.read_text().replace(EXAMPLE_RUNBOOK, OWN_RUNBOOK))
+        for file in (OPS / "prometheus/rules").iterdir()
     }
     assert all(rule["metadata"]["labels"]["release"] == "kube-prometheus-stack" for rule in rules.values())
 
@@ -79,22 +80,24 @@ def test_the_alerts_and_the_dashboard_lead_to_one_s_own_runbook() -> None:
 
     for rule in of_kind("PrometheusRule", objects).values():
         for alert in (each for group in rule["spec"]["groups"] for each in group["rules"] if "alert" in each):
-            assert alert["annotations"]["runbook_url"].startswith("https://wiki.example.org/kms#")
+            assert alert["annotations"]["runbook_url"].startswith("https://wiki.ledger.test/kms#")
     assert EXAMPLE_RUNBOOK not in json.dumps(objects)
 
 
 def test_grafana_s_sidecar_gets_the_dashboard_as_it_is() -> None:
     dashboard = of_kind("ConfigMap", rendered())["keypulse-dashboard"]
+    source = (OPS / "grafana/dashboards/kms-health.json").read_text("utf-8")
+    expected = source.replace(EXAMPLE_RUNBOOK, OWN_RUNBOOK)
 
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert dashboard["data"] == {"kms-health.json": (OPS / "grafana/dashboards/kms-health.json").read_text("utf-8")}
+    assert dashboard["data"] == {"kms-health.json": expected}
 
 
 def test_the_dashboard_s_links_lead_where_the_values_say() -> None:
     urls = {
-        "boardUrl": "https://board.example/",
-        "relayUrl": "https://relay.example/",
-        "prometheusUrl": "https://p.example",
+        "boardUrl": "https://board.ledger.test/",
+        "relayUrl": "https://relay.ledger.test/",
+        "prometheusUrl": "https://p.ledger.test",
     }
     text = of_kind("ConfigMap", rendered({"dashboard": urls}))["keypulse-dashboard"]["data"]["kms-health.json"]
 

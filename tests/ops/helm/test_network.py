@@ -66,11 +66,13 @@ def test_the_exporter_reaches_kms_and_the_backends_that_are_not_beside_it() -> N
     target = {"name": "a", "key": KEY}
     assert exporter() == set()
     assert exporter(targets=[target]) == {443}
-    assert exporter(targets=[target | {"endpoint": "kms.example.org:8443"}]) == {8443}
+    assert exporter(targets=[target | {"endpoint": "kms.ledger.test:8443"}]) == {8443}
     assert exporter(backends=[{"health_url": "http://127.0.0.1:8000/healthz"}]) == set()
     assert exporter(backends=[{"health_url": "http://localhost:8000/healthz"}]) == set()
     backend = {"health_url": "http://ledger/healthz", "metrics_url": "https://ledger:9000/metrics"}
     assert exporter(backends=[backend]) == {80, 9000}
+    assert exporter(targets=[target | {"proxy": "http://proxy:3128"}]) == {443, 3128}
+    assert exporter(targets=[target | {"proxy": "none"}]) == {443}
 
 
 def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
@@ -80,11 +82,13 @@ def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
     def channel(**settings: Any) -> set[int]:
         return relay(channels={"a": settings})
 
-    mail = {"kind": "email", "host": "smtp.example.org", "from": "a@example.org", "to": ["b@example.org"]}
+    mail = {"kind": "email", "host": "smtp.ledger.test", "from": "a@ledger.test", "to": ["b@ledger.test"]}
     assert relay() == set(), "its log needs no way"
     assert channel(kind="slack", channel="#a", token_file="/t") == {443}
     assert channel(kind="pagerduty", routing_key_file="/k") == {443}
-    assert channel(kind="webhook", url="https://hook.example.org:8443/x") == {8443}
+    assert channel(kind="pagerduty", routing_key_file="/k", proxy="http://proxy:3128") == {443, 3128}
+    assert relay(alertmanager={"urls": ["https://am:9093"], "proxy": "http://proxy:3128"}) == {9093, 3128}
+    assert channel(kind="webhook", url="https://hook.ledger.test:8443/x") == {8443}
     assert channel(kind="webhook", url_file="/u") == {443}
     assert channel(**mail) == {587}
     assert channel(**mail, tls="implicit") == {465}
@@ -106,8 +110,8 @@ def test_the_rotator_reaches_kms_and_its_driver_s_side() -> None:
     assert rotator({"kind": "sql", "database": "postgresql://rotator@postgres/ledger"}) == {443, 5432}
 
 
-def test_the_smoke_test_reaches_what_it_looks_at() -> None:
-    own = {"baseUrl": "https://ledger.example.org", "grafanaUrl": "http://grafana.monitoring.svc"}
+def test_the_smoke_test_reaches_what_it_checks() -> None:
+    own = {"baseUrl": "https://service.ledger.test", "grafanaUrl": "http://grafana.monitoring.svc"}
 
     assert _reached(_policy("smoke", MATRIX["everything on"])) == {8000, 9912, 9090, 9093}
     assert _reached(_policy("smoke", {"smokeTest": own})) == {443, 80, 9912}
@@ -129,7 +133,7 @@ def test_only_what_asks_kms_reaches_google_s_metadata_server() -> None:
         assert blocks == {("169.254.20.10/32", 53), ("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}
 
 
-def test_names_are_asked_for_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
+def test_names_are_requested_where_kubernetes_and_openshift_answer_and_nowhere_else() -> None:
     def namespace(name: str) -> Object:
         return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 

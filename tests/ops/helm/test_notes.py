@@ -1,14 +1,19 @@
 """What `helm install` says at its end: what is missing until people are told."""
 
+import re
+import shlex
 from typing import Any
 
+import click
 import pytest
 
+from services.exporter.__main__ import main as exporter
+from services.relay.__main__ import main as relay
 from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import notes
 
 
-def test_what_comes_by_itself_is_said_to_watch_nothing_and_to_tell_nobody() -> None:
+def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_tell_nobody() -> None:
     said = notes()
 
     for sentence in (
@@ -31,22 +36,38 @@ def test_a_channel_to_which_no_alert_goes_tells_nobody() -> None:
     assert "NOBODY IS TOLD YET" not in notes({"relay": {"config": channels | routes}})
 
 
-def test_an_alertmanager_config_is_said_to_match_its_own_namespace_only() -> None:
+def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() -> None:
     assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in notes()
 
 
 def test_what_is_done_is_not_asked_for_again() -> None:
-    said = notes(MATRIX["the README's first"])
+    said = notes(MATRIX["the values to begin with"])
 
     assert not [line for line in said.splitlines() if "YET" in line]
     assert "port-forward svc/keypulse-exporter 9911" in said
-    assert "exec deploy/keypulse-relay -- keypulse-relay send-test" in said
+    assert "--from-file=pagerduty_key" in said
+    assert "--from-file=slack_token" in said
+    assert "--from-file=relay_token" not in said, "it is made"
+    assert said.count("send-test --channel") == len(MATRIX["the values to begin with"]["relay"]["config"]["channels"])
+    assert "send-test --channel email-oncall" in said
+
+
+@pytest.mark.parametrize(("server", "name"), [(exporter, "keypulse-exporter"), (relay, "keypulse-relay")])
+def test_the_command_line_takes_every_command_that_is_run_in_a_pod(server: click.Group, name: str) -> None:
+    commands = re.findall(rf"exec deploy/{name} -- {name} (.*)", notes(MATRIX["the values to begin with"]))
+    assert any(command.startswith("doctor ") for command in commands)
+
+    for command in commands:
+        context = server.make_context(name, shlex.split(command))
+        subcommand, found, arguments = server.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None, command
+        assert found.make_context(subcommand, arguments, parent=context)
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
-def test_they_are_said_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
+def test_they_are_reported_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
     said = notes(values)
 
     assert "<no value>" not in said
     assert "%!" not in said
-    assert "helm -n ops test keypulse" in said or "`helm test` looks whether all of this works" in said
+    assert "helm -n ops test keypulse --logs" in said

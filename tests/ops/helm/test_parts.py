@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.ops.helm.matrix import DRIVER, KEY, MATRIX
-from tests.ops.helm.rendering import containers, of_kind, pods, rendered
+from tests.ops.helm.rendering import OWN_IMAGES, containers, of_kind, pods, rendered
 
 
 def test_what_comes_by_itself_is_the_exporter_the_relay_and_a_rotator_that_is_suspended() -> None:
@@ -67,7 +67,7 @@ def test_what_cannot_be_made_again_outlives_an_uninstall() -> None:
         assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
-def test_a_claim_of_one_s_own_takes_the_place_of_the_chart_s() -> None:
+def test_a_claim_of_one_s_own_replaces_the_chart_s() -> None:
     objects = rendered(MATRIX["claims of one's own"])
 
     assert of_kind("PersistentVolumeClaim", objects) == {}
@@ -96,24 +96,24 @@ def test_one_type_alone_has_no_other_before_it() -> None:
     assert [container["args"][0] for container in containers(pod)] == ["resume", "run"]
 
 
-def test_workload_identity_is_said_on_the_service_account() -> None:
-    accounts = of_kind("ServiceAccount", rendered(MATRIX["the README's first"]))
+def test_workload_identity_is_reported_on_the_service_account() -> None:
+    accounts = of_kind("ServiceAccount", rendered(MATRIX["the values to begin with"]))
 
     assert accounts["keypulse-exporter"]["metadata"]["annotations"] == {
-        "iam.gke.io/gcp-service-account": "keypulse-exporter@acme-prod.iam.gserviceaccount.com"
+        "iam.gke.io/gcp-service-account": "keypulse-exporter@ledger-prod.iam.gserviceaccount.com"
     }
 
 
 def test_an_image_is_named_by_part_and_version_or_as_a_whole() -> None:
     images = {name: pod["spec"]["containers"][0]["image"] for name, pod in pods(rendered(MATRIX["names of one's own"]))}
 
-    assert images["kp-exporter"] == "registry.example.org/kp/exporter:2"
-    assert images["kp-relay"].startswith("registry.example.org/relay@sha256:")
+    assert images["kp-exporter"] == "registry.ledger.test/kp/exporter:2"
+    assert images["kp-relay"].startswith("registry.ledger.test/relay@sha256:")
     _, relay = next(each for each in pods(rendered()) if each[0] == "keypulse-relay")
-    assert relay["spec"]["containers"][0]["image"] == "ghcr.io/acme/keypulse/relay:0.1.0"
+    assert relay["spec"]["containers"][0]["image"] == f"{OWN_IMAGES}/relay:0.1.0"
 
 
-def test_the_names_begin_with_the_release_s() -> None:
+def test_the_names_start_with_the_release_s() -> None:
     def deployments(release: str, **values: Any) -> set[str]:
         return set(of_kind("Deployment", rendered(values, name=release)))
 
@@ -133,6 +133,7 @@ def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
     assert container["args"] == [
         "--verbose",
         "--base-url=http://keypulse-backend.ops.svc:8000",
+        "--environment=production",
         "--token-file=/run/secrets/service/token",
         "--relay=http://keypulse-relay.ops.svc:9912",
         "--relay-token-file=/run/secrets/relay/relay_admin",
@@ -147,8 +148,8 @@ def test_helm_s_test_is_the_smoke_test_with_what_it_needs() -> None:
     assert {"name": "SSL_CERT_FILE", "value": "/run/secrets/ca/ca.crt"} in containers(secure)[0]["env"]
     assert {"name": "ca", "mountPath": "/run/secrets/ca", "readOnly": True} in containers(secure)[0]["volumeMounts"]
     assert of_kind("Pod", rendered()) == {}, "there is no service to look at"
-    own = rendered({"smokeTest": {"baseUrl": "https://ledger.example.org"}})
+    own = rendered({"smokeTest": {"baseUrl": "https://service.ledger.test"}})
     assert (
-        "--base-url=https://ledger.example.org"
+        "--base-url=https://service.ledger.test"
         in of_kind("Pod", own)["keypulse-smoke"]["spec"]["containers"][0]["args"]
     )

@@ -58,7 +58,7 @@ async def registry() -> AsyncIterator[Registry]:
     await runner.cleanup()
 
 
-async def test_the_digest_that_is_told_is_that_of_the_charts_version(registry: Registry) -> None:
+async def test_the_digest_that_is_reported_is_that_of_the_charts_version(registry: Registry) -> None:
     remote = f"oci://{registry.address}/acme/keypulse/charts"
     digest = await asyncio.to_thread(publish_chart, remote, "somebody", "a-password", plain_http=True)
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import helm_python as helm
 import pytest
+import yaml
 
-from tests.ops.helm.matrix import KEY
-from tests.ops.helm.rendering import rendered
+from tests.ops.helm.matrix import KEY, MATRIX, PRODUCTION_EXAMPLE
+from tests.ops.helm.rendering import OWN_IMAGES, OWN_RUNBOOK, rendered, texts_as_they_are
 
 SLACK = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -194,9 +195,9 @@ def test_a_url_with_a_secret_is_refused_however_it_is_written(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "https://wiki.example.org/runbook?page_token=next&monkey=1&design=2&keyring=app",
-        "https://grafana.example.org/d/x?var-secret=ledger&token={token}&key={key}",
-        "https://wiki.example.org/@oncall/runbook?to=kms@example.org",
+        "https://wiki.ledger.test/runbook?page_token=next&monkey=1&design=2&keyring=app",
+        "https://grafana.ledger.test/d/x?var-secret=ledger&token={token}&key={key}",
+        "https://wiki.ledger.test/@oncall/runbook?to=kms@example.org",
     ],
 )
 def test_a_url_without_a_secret_is_not(url: str) -> None:
@@ -213,3 +214,93 @@ def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> No
 
 def test_values_of_a_chart_around_it_are_no_typo() -> None:
     rendered({"global": {"imageRegistry": "registry.example.org"}, "enabled": True})
+
+
+REQUIRED = "{}: empty, or a placeholder of an example; expected an address of your own where env is production"
+
+
+def test_a_chart_without_a_runbook_and_images_of_ones_own_installs_nothing_in_production() -> None:
+    with pytest.raises(helm.HelmError) as refusal:
+        texts_as_they_are({})
+    assert REQUIRED.format("image.repository, runbookUrl") in str(refusal.value)
+
+    texts_as_they_are({"env": "staging"})
+    texts_as_they_are(
+        {"image": {"repository": OWN_IMAGES}, "dashboard": {"enabled": False}}
+    )  # nothing leads to a runbook
+
+
+def test_an_empty_repository_is_refused_everywhere_unless_each_part_has_its_image() -> None:
+    empty = {"env": "staging", "image": {"repository": ""}}
+    with pytest.raises(helm.HelmError, match=r"image\.repository: empty; expected the path in your registry"):
+        texts_as_they_are(empty)
+
+    texts_as_they_are(empty | {part: {"image": f"{OWN_IMAGES}/{part}:1"} for part in ("exporter", "relay", "rotator")})
+
+
+def test_the_values_to_begin_with_are_refused_until_each_placeholder_is_filled_in() -> None:
+    with pytest.raises(helm.HelmError) as refusal:
+        texts_as_they_are(yaml.safe_load(PRODUCTION_EXAMPLE.read_text(encoding="utf-8")))
+    named = str(refusal.value).partition(": empty, or")[0].rpartition(": ")[2].split(", ")
+    assert named == [
+        "dashboard.boardUrl",
+        "dashboard.prometheusUrl",
+        "dashboard.relayUrl",
+        "exporter.config.runbook_url",
+        "image.repository",
+        "relay.config.channels.email-oncall.from",
+        "relay.config.channels.email-oncall.host",
+        "relay.config.channels.email-oncall.to.0",
+        "relay.config.channels.email-secops.from",
+        "relay.config.channels.email-secops.host",
+        "relay.config.channels.email-secops.to.0",
+        "relay.config.contacts.security on call",
+        "relay.config.contacts.service owner",
+        "relay.config.links.dashboard",
+        "relay.config.links.runbook",
+        "relay.config.messages.board_url",
+        "runbookUrl",
+    ]
+
+    texts_as_they_are(MATRIX["the values to begin with"])
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"runbookUrl": "https://github.com/ACME/ops"}, "runbookUrl"),
+        ({"image": {"repository": "acme/keypulse"}}, "image.repository"),
+        ({"relay": {"image": "registry.example.org/relay:1"}}, "relay.image"),
+        (
+            {"backend": {"image": "registry.example.org/b", "enabled": True, "config": {"kms": {"key": KEY}}}},
+            "backend.image",
+        ),
+        ({"smokeTest": {"baseUrl": "https://ledger.example"}}, "smokeTest.baseUrl"),
+        (
+            {"exporter": {"config": {"backends": [{"service": "a", "health_url": "http://example.com:80/healthz"}]}}},
+            "exporter.config.backends.0.health_url",
+        ),
+    ],
+)
+def test_a_placeholder_is_refused_in_production_alone(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(helm.HelmError) as refusal:
+        rendered(values)
+
+    assert f" {REQUIRED.format(key)}" in str(refusal.value)
+    rendered({"env": "demo"} | values)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [OWN_RUNBOOK, "https://acmecorp.com/", "https://counterexample.org", "https://github.com/ledger/acme/example"],
+)
+def test_an_address_of_ones_own_is_accepted(url: str) -> None:
+    rendered({"runbookUrl": url})
+
+
+def test_a_relay_of_staging_may_have_the_addresses_of_an_example() -> None:
+    link = {"links": {"dashboard": "https://grafana.example.org/d/x"}}
+
+    with pytest.raises(helm.HelmError, match=r"relay\.config\.links\.dashboard: empty, or a placeholder"):
+        rendered({"relay": {"config": link}})
+    rendered({"relay": {"config": {"environment": "staging", **link}}})

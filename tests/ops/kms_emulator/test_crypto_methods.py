@@ -134,7 +134,7 @@ async def test_a_disabled_version_is_refused_with_failed_precondition(client: Ke
         await client.decrypt(request=_decrypt(ciphertext, b""), **ONCE)
 
 
-async def test_a_key_that_is_not_there_and_a_name_that_is_none_are_told_apart(
+async def test_a_key_that_is_not_there_and_a_name_that_is_none_are_distinguished(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     with pytest.raises(exceptions.NotFound, match=f"CryptoKey {KEY}2 not found."):

@@ -5,7 +5,7 @@ import aiohttp
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -31,7 +31,7 @@ async def test_a_fault_is_added_shown_and_healed(http: aiohttp.ClientSession, em
     async with http.post("/faults", json=body) as answer:
         assert answer.status == 201
         id_ = (await answer.json())["id"]
-    assert emulator.faults.list_active() == {id_: Fault(**body)}
+    assert emulator.faults.list_active() == {id_: KmsFault(**body)}
     async with http.get("/faults") as answer:
         assert await answer.json() == {"faults": [{"id": id_, **body}]}
     async with http.delete(f"/faults/{id_}") as answer:
@@ -63,7 +63,7 @@ async def test_everything_is_healed_at_once(http: aiohttp.ClientSession, emulato
         (b'{"kind": "denied", "permission": "nope"}', "permission: expected one of cloudkms.keyRings.create"),
     ],
 )
-async def test_a_body_that_is_no_fault_is_refused_with_its_mistake(
+async def test_a_body_that_is_no_fault_is_refused_with_its_error(
     http: aiohttp.ClientSession, emulator: Emulator, body: bytes, complaint: str
 ) -> None:
     async with http.post("/faults", data=body, headers={"Content-Type": "application/json"}) as answer:

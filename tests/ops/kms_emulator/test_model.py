@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from ops.kms_emulator.grpc_errors import StatusError
-from ops.kms_emulator.model import Key, State
+from ops.kms_emulator.model import EmulatedState, Key
 
 DAY = 86400.0
 KEY = Key("projects/p/locations/l/keyRings/r/cryptoKeys/k", created_at=0.0)
@@ -13,7 +13,7 @@ TWO = ONE.with_new_version(b"2" * 32, 5.0)
 
 
 def test_a_new_version_is_enabled_and_not_the_primary() -> None:
-    assert (TWO.version(2).state, TWO.primary) == (State.ENABLED, 1)
+    assert (TWO.version(2).state, TWO.primary) == (EmulatedState.ENABLED, 1)
 
 
 def test_a_change_of_the_primary_remembers_the_one_before() -> None:
@@ -24,11 +24,11 @@ def test_a_change_of_the_primary_remembers_the_one_before() -> None:
 
 def test_destruction_is_scheduled_and_comes_when_its_time_has_come() -> None:
     scheduled = TWO.with_destruction(2, 100.0)
-    assert scheduled.version(2).state is State.DESTROY_SCHEDULED
+    assert scheduled.version(2).state is EmulatedState.DESTROY_SCHEDULED
     assert scheduled.version(2).destroy_time == 100.0 + 30 * DAY
     assert scheduled.with_due_destructions(100.0 + 30 * DAY - 1) == scheduled
     destroyed = scheduled.with_due_destructions(100.0 + 30 * DAY).version(2)
-    assert destroyed.state is State.DESTROYED
+    assert destroyed.state is EmulatedState.DESTROYED
     assert destroyed.material is None
     assert destroyed.destroy_time is None
     assert destroyed.destroy_event_time == 100.0 + 30 * DAY
@@ -36,8 +36,8 @@ def test_destruction_is_scheduled_and_comes_when_its_time_has_come() -> None:
 
 def test_a_restored_version_is_disabled_and_keeps_its_material() -> None:
     restored = TWO.with_destruction(2, 0.0).with_restored_version(2)
-    assert restored.with_due_destructions(1000 * DAY).version(2).state is State.DISABLED
-    assert restored.with_state(2, State.ENABLED).get_usable_material(2) == b"2" * 32
+    assert restored.with_due_destructions(1000 * DAY).version(2).state is EmulatedState.DISABLED
+    assert restored.with_state(2, EmulatedState.ENABLED).get_usable_material(2) == b"2" * 32
 
 
 def test_the_material_is_in_no_text_of_a_version() -> None:
@@ -45,7 +45,7 @@ def test_the_material_is_in_no_text_of_a_version() -> None:
 
 
 def _disabled(key: Key) -> Key:
-    return key.with_state(1, State.DISABLED)
+    return key.with_state(1, EmulatedState.DISABLED)
 
 
 def _scheduled(key: Key) -> Key:
@@ -63,10 +63,10 @@ def _destroyed(key: Key) -> Key:
         (_disabled, lambda key: key.with_restored_version(1)),
         (_disabled, lambda key: key.with_primary(2, 0.0).with_primary(1, 0.0)),
         (_scheduled, lambda key: key.get_usable_material(1)),
-        (_scheduled, lambda key: key.with_state(1, State.ENABLED)),
+        (_scheduled, lambda key: key.with_state(1, EmulatedState.ENABLED)),
         (_scheduled, lambda key: key.with_destruction(1, 0.0)),
         (_destroyed, lambda key: key.get_usable_material(1)),
-        (_destroyed, lambda key: key.with_state(1, State.ENABLED)),
+        (_destroyed, lambda key: key.with_state(1, EmulatedState.ENABLED)),
         (_destroyed, lambda key: key.with_restored_version(1)),
         (_destroyed, lambda key: key.with_destruction(1, 0.0)),
         (lambda key: key, lambda key: key.with_restored_version(1)),

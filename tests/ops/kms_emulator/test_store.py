@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from ops.kms_emulator.grpc_errors import StatusError
-from ops.kms_emulator.model import Key, State
-from ops.kms_emulator.store import Store, create_key
+from ops.kms_emulator.model import EmulatedState, Key
+from ops.kms_emulator.store import EmulatorStore, create_key
 from shared.http.server import StartError
 
 RING = "projects/demo/locations/global/keyRings/app"
@@ -20,44 +20,44 @@ def at(time: float = 100.0) -> float:
 
 
 async def test_what_was_changed_survives_a_restart(tmp_path: Path) -> None:
-    store = Store(tmp_path, at)
+    store = EmulatorStore(tmp_path, at)
     await store.create_missing_keys([KEY])
     await store.update_key(KEY, lambda key: key.with_new_version(b"2" * 32, 100.0))
     await store.update_key(KEY, lambda key: key.with_primary(2, 100.0).with_destruction(1, 100.0))
     before = await store.get_key(KEY)
 
-    reopened = Store(tmp_path, at)
+    reopened = EmulatorStore(tmp_path, at)
     assert await reopened.get_key(KEY) == before
     assert reopened.get_key_ring_time(RING) == 100.0
 
 
 async def test_material_of_a_destroyed_version_leaves_the_disk_at_the_next_look(tmp_path: Path) -> None:
     now = [0.0]
-    store = Store(tmp_path, lambda: now[0])
+    store = EmulatorStore(tmp_path, lambda: now[0])
     await store.create_missing_keys([KEY])
     key = await store.update_key(KEY, lambda key: key.with_destruction(1, 0.0))
     now[0] = key.destroy_scheduled_duration
-    assert (await store.get_key(KEY)).version(1).state is State.DESTROYED
-    assert Store(tmp_path, lambda: 0.0)._now.keys[KEY].version(1).material is None
+    assert (await store.get_key(KEY)).version(1).state is EmulatedState.DESTROYED
+    assert EmulatorStore(tmp_path, lambda: 0.0)._now.keys[KEY].version(1).material is None
 
 
 async def test_the_file_is_for_its_owner_only_and_replaced_as_a_whole(tmp_path: Path) -> None:
-    store = Store(tmp_path, at)
+    store = EmulatorStore(tmp_path, at)
     await store.create_missing_keys([KEY])
     assert [file.name for file in tmp_path.iterdir()] == ["state.json"]  # noqa: ASYNC240 - nothing else runs
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_change_that_cannot_be_written_is_refused_and_did_not_happen(tmp_path: Path) -> None:
-    store = Store(tmp_path, at)
+    store = EmulatorStore(tmp_path, at)
     await store.create_missing_keys([KEY])
     (tmp_path / "state.json").unlink()
     (tmp_path / "state.json").mkdir()  # where the new file would be put
     with pytest.raises(StatusError) as refused:
-        await store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     assert refused.value.code is grpc.StatusCode.INTERNAL
     assert str(tmp_path) in refused.value.message
-    assert (await store.get_key(KEY)).version(1).state is State.ENABLED
+    assert (await store.get_key(KEY)).version(1).state is EmulatedState.ENABLED
 
 
 async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(
@@ -66,27 +66,27 @@ async def test_a_change_that_cannot_be_synced_is_refused_and_did_not_happen(
     def fail(_descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    store = Store(tmp_path, at)
+    store = EmulatorStore(tmp_path, at)
     await store.create_missing_keys([KEY])
     before = (tmp_path / "state.json").read_bytes()
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StatusError, match="Input/output error"):
-        await store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
-    assert (await store.get_key(KEY)).version(1).state is State.ENABLED
+        await store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
+    assert (await store.get_key(KEY)).version(1).state is EmulatedState.ENABLED
     assert (tmp_path / "state.json").read_bytes() == before
 
 
 async def test_concurrent_changes_lose_none(tmp_path: Path) -> None:
-    store = Store(tmp_path, at)
+    store = EmulatorStore(tmp_path, at)
     await store.create_missing_keys([KEY])
     await asyncio.gather(
         *(store.update_key(KEY, lambda key: key.with_new_version(b"x" * 32, 100.0)) for _ in range(20))
     )
-    assert [v.number for v in (await Store(tmp_path, at).get_key(KEY)).versions] == list(range(1, 22))
+    assert [v.number for v in (await EmulatorStore(tmp_path, at).get_key(KEY)).versions] == list(range(1, 22))
 
 
 async def test_ensure_leaves_an_existing_key_alone() -> None:
-    store = Store(None, at)
+    store = EmulatorStore(None, at)
     await store.create_missing_keys([KEY])
     before = await store.get_key(KEY)
     await store.create_missing_keys([KEY, KEY + "2"])
@@ -96,12 +96,12 @@ async def test_ensure_leaves_an_existing_key_alone() -> None:
 
 async def test_a_key_needs_its_key_ring() -> None:
     with pytest.raises(StatusError, match=f"KeyRing {RING} not found."):
-        await Store(None, at).add_key(create_key(KEY, 0.0))
+        await EmulatorStore(None, at).add_key(create_key(KEY, 0.0))
 
 
 async def test_changing_a_key_that_is_not_there_is_not_found() -> None:
     with pytest.raises(StatusError, match=f"CryptoKey {KEY} not found."):
-        await Store(None, at).update_key(KEY, lambda key: key)
+        await EmulatorStore(None, at).update_key(KEY, lambda key: key)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"2": {}}', '{"1": {"keys": {"k": {"material": "c2VjcmV0"}}}}', "\xff"])
@@ -109,7 +109,7 @@ def test_a_file_of_something_else_stops_the_start_and_is_not_quoted(tmp_path: Pa
     file = tmp_path / "state.json"
     file.write_bytes(content.encode("latin-1"))
     with pytest.raises(StartError, match="is no state of this emulator") as refused:
-        Store(tmp_path, at)
+        EmulatorStore(tmp_path, at)
     assert "c2VjcmV0" not in str(refused.value)
     assert file.read_bytes() == content.encode("latin-1")
 
@@ -117,7 +117,7 @@ def test_a_file_of_something_else_stops_the_start_and_is_not_quoted(tmp_path: Pa
 def test_a_folder_that_is_a_file_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match="set another --data"):
-        Store(tmp_path / "file", at)
+        EmulatorStore(tmp_path / "file", at)
 
 
 def test_a_key_knows_its_defaults() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.ops.rehearsal.document import Block, blocks
 from tests.ops.rehearsal.not_run import DOCUMENTS, ENDS, not_run, wanted
-from tests.ops.rehearsal.rehearsed import Director
+from tests.ops.rehearsal.rehearsal import Director
 from tests.ops.rehearsal.scenarios_relay import ID
 from tests.ops.rules import ALERTS
 

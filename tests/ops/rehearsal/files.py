@@ -58,12 +58,12 @@ def commands(demo: dict[str, list[str | Path]], folder: Path, own: dict[str, int
         return [sys.executable, "-m", name, *arguments]
 
     def exporter(file: str) -> list[str | Path]:
-        return module("tests.ops.rehearsal.hurried_exporter", "--config", folder / file)
+        return module("tests.ops.rehearsal.fast_exporter", "--config", folder / file)
 
     keys = (name_of(key) for key in (*SERVICES, *TARGETS.values(), "aad"))
     careless = (f"127.0.0.1:{own['careless']}", "--faults", f"127.0.0.1:{own['careless-faults']}")
     more = {
-        "careless": module("tests.ops.rehearsal.careless_kms", "--key", name_of("aad"), "--listen", *careless),
+        "careless": module("tests.ops.rehearsal.kms_without_aad", "--key", name_of("aad"), "--listen", *careless),
         **{name: module("services.backend", "--config", folder / f"{name}.yml") for name in SERVICES},
         "exporter": exporter("exporter.yml"),
         "exporter-staging": exporter("exporter-staging.yml"),

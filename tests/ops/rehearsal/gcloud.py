@@ -145,7 +145,7 @@ class Gcloud:
 
     async def _describe_version(self, arguments: list[str]) -> str:
         name = _version(*parsed(arguments, 1, Flags(_OF_KEY)))
-        return _shown(await self.client.get_crypto_key_version(kms.GetCryptoKeyVersionRequest(name=name)))
+        return _describe_version(await self.client.get_crypto_key_version(kms.GetCryptoKeyVersionRequest(name=name)))
 
     async def _enable(self, arguments: list[str]) -> str:
         return await self._set_state(arguments, CryptoKeyVersion.CryptoKeyVersionState.ENABLED)
@@ -156,11 +156,13 @@ class Gcloud:
     async def _set_state(self, arguments: list[str], state: int) -> str:
         version = CryptoKeyVersion(name=_version(*parsed(arguments, 1, Flags(_OF_KEY))), state=state)
         request = kms.UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
-        return _shown(await self.client.update_crypto_key_version(request))
+        return _describe_version(await self.client.update_crypto_key_version(request))
 
     async def _restore(self, arguments: list[str]) -> str:
         name = _version(*parsed(arguments, 1, Flags(_OF_KEY)))
-        return _shown(await self.client.restore_crypto_key_version(kms.RestoreCryptoKeyVersionRequest(name=name)))
+        return _describe_version(
+            await self.client.restore_crypto_key_version(kms.RestoreCryptoKeyVersionRequest(name=name))
+        )
 
     async def _read_log(self, arguments: list[str]) -> str:
         (query,), flags = parsed(arguments, 1, _LOG)
@@ -218,5 +220,5 @@ def _version(positional: list[str], flags: dict[str, str]) -> str:
     return f"{_key([flags['key']], flags)}/cryptoKeyVersions/{positional[0]}"
 
 
-def _shown(version: CryptoKeyVersion) -> str:
+def _describe_version(version: CryptoKeyVersion) -> str:
     return f"algorithm: {version.algorithm.name}\nname: {version.name}\nstate: {version.state.name}\n"

@@ -3,7 +3,7 @@
 from tests.ops.rehearsal import scenarios_keys as keys
 from tests.ops.rehearsal import scenarios_relay as relay
 from tests.ops.rehearsal import scenarios_services as services
-from tests.ops.rehearsal.rehearsed import Scenario
+from tests.ops.rehearsal.rehearsal import Scenario
 
 AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
     (keys.DENIED, services.ROTATION),

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.ops.rehearsal.gcloud import BOTH, CRYPTO, EXPORTER_ACCOUNT, VIEWER
-from tests.ops.rehearsal.rehearsed import Broken, Rehearsal, Scenario
+from tests.ops.rehearsal.rehearsal import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
-from tests.ops.rehearsal.rehearsed import Broken, Rehearsal, Scenario
+from tests.ops.rehearsal.rehearsal import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
 
 RELAY = "relay-staging.yml"
@@ -71,7 +71,7 @@ async def _down(stage: Stage) -> AsyncIterator[Broken]:
     yield Broken()
 
 
-async def absence_is_told(stage: Stage) -> bool:
+async def is_absence_published(stage: Stage) -> bool:
     """Whether the relay's last word of the heartbeat is that it stays away."""
     read = await stage.stack.get_json("relay", "/api/deliveries?alertname=WatchdogAbsent&limit=1")
     return bool(read and read["deliveries"] and read["deliveries"][0]["status"] == "firing")
@@ -103,7 +103,12 @@ WITHOUT_HEARTBEAT = Scenario(
     _without_heartbeat,
     (
         Rehearsal(
-            "Watchdog", {}, ("Watchdog", "connection refused"), ("=>",), codes=frozenset({1}), fires=absence_is_told
+            "Watchdog",
+            {},
+            ("Watchdog", "connection refused"),
+            ("=>",),
+            codes=frozenset({1}),
+            fires=is_absence_published,
         ),
     ),
 )

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing
 import yaml
 
 from tests.ops.rehearsal.gcloud import CRYPTO, SERVICE_ACCOUNT
-from tests.ops.rehearsal.rehearsed import Broken, Rehearsal, Scenario
+from tests.ops.rehearsal.rehearsal import Broken, Rehearsal, Scenario
 from tests.ops.rehearsal.stage import Stage
 
 START_SECONDS = 30.0
@@ -32,7 +32,7 @@ async def _back_and_forth(stage: Stage) -> AsyncIterator[Broken]:
 
 
 @asynccontextmanager
-async def _gone(stage: Stage) -> AsyncIterator[Broken]:
+async def _stop_archive(stage: Stage) -> AsyncIterator[Broken]:
     await stage.kubectl.stop("archive")
     yield Broken()
 
@@ -219,7 +219,7 @@ BACK_AND_FORTH = Scenario(
 )
 GONE = Scenario(
     "a service that ended",
-    _gone,
+    _stop_archive,
     (
         Rehearsal(
             "KMSHealthChecksFailing",

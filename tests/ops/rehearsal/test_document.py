@@ -10,9 +10,9 @@ from tests.ops.rehearsal import not_run, stage
 from tests.ops.rehearsal.answer import RefusedError
 from tests.ops.rehearsal.document import Block, Output, blocks, read_parts
 from tests.ops.rehearsal.gcloud import selects
+from tests.ops.rehearsal.output_comparison import disagreement
 from tests.ops.rehearsal.programme import AT_ONCE
-from tests.ops.rehearsal.rehearsed import Rehearsal
-from tests.ops.rehearsal.shape import disagreement
+from tests.ops.rehearsal.rehearsal import Rehearsal
 from tests.ops.rules import ALERT_PAGES, ALERTS, RUNBOOK
 
 COMMANDS = [
@@ -59,7 +59,7 @@ def test_what_may_end_with_another_code_stands_in_a_document(what: str) -> None:
 
 
 @pytest.mark.parametrize("rehearsal", REHEARSALS, ids=lambda rehearsal: rehearsal.alert)
-def test_what_a_rehearsal_looks_for_is_what_the_runbook_tells_to_look_for(rehearsal: Rehearsal) -> None:
+def test_what_a_rehearsal_searches_for_is_what_the_runbook_tells_to_search_for(rehearsal: Rehearsal) -> None:
     parts = read_parts(ALERT_PAGES[rehearsal.alert])
     diagnosis, verification = parts["Diagnosis"], parts["Verification"]
     assert [word for word in rehearsal.bad if word in diagnosis]

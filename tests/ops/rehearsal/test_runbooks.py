@@ -8,7 +8,7 @@ from tests.faults import summary
 from tests.ops.rehearsal.document import blocks
 from tests.ops.rehearsal.documented import not_covered, run_all
 from tests.ops.rehearsal.programme import AT_ONCE
-from tests.ops.rehearsal.rehearsed import Director, Scenario
+from tests.ops.rehearsal.rehearsal import Director, Scenario
 from tests.ops.rehearsal.stage import staged
 from tests.ops.rules import ALERTS, RUNBOOKS
 

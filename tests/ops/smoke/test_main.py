@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import tree_sitter_pwsh
 from click.testing import CliRunner
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from tree_sitter import Language, Parser
 
 from ops.smoke.__main__ import main
 from ops.smoke.deployment import load_rule_names
@@ -77,6 +80,20 @@ async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path
     assert written.count("\n- ") == 5
 
 
+async def test_the_record_can_be_left_out_and_the_environment_says_so_too(backend: str) -> None:
+    for done in (
+        await smoke("--base-url", backend, "--records", "off"),
+        await smoke("--base-url", backend, KEYPULSE_SMOKE_RECORDS="off"),
+    ):
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
+
+
+async def test_a_deployment_without_a_backend_is_checked_by_its_other_parts() -> None:
+    done = await smoke("--alertmanager", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stdout.startswith("✗ Alertmanager is ready: ")
+
+
 async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     done = await smoke("--json", KEYPULSE_SMOKE_BASE_URL=backend)
     read = json.loads(done.stdout)
@@ -112,6 +129,7 @@ async def test_no_test_alert_is_posted_where_it_could_not_arrive(backend: str) -
     ("arguments", "sentence"),
     [
         ([], "Missing option '--base-url'"),
+        (["--base-url", "http://b", "--records", "maybe"], "'maybe' is not one of 'auto', 'on', 'off'"),
         (["--base-url", "backend:8000"], "expected a URL such as https://HOST"),
         (["--base-url", "http://b", "--test-alert"], "--test-alert needs --alertmanager"),
         (["--base-url", "http://b", "--test-alert", "--relay", "http://r"], "--test-alert needs --alertmanager"),
@@ -149,12 +167,34 @@ def test_the_launcher_without_an_installation_is_one_sentence(tmp_path: Path) ->
     done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "is not installed; run `make install`" in done.stderr
+    spec = f"'{LAUNCHERS.parents[1]}[smoke]' keypulse-smoke"
+    assert f"or uvx --from {spec}, or pipx run --spec {spec}\n" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (
+        "smoke"
+        in tomllib.loads((LAUNCHERS.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    )
 
 
 def test_the_launcher_for_powershell_runs_the_other_one() -> None:
+    """Where there is no PowerShell, only its grammar is asked."""
     text = (LAUNCHERS / "smoke-crypto-kms.ps1").read_text()
+    find = (LAUNCHERS.parent / "tools/find-python.ps1").read_text()
+    for source in (text, find):
+        assert not Parser(Language(tree_sitter_pwsh.language())).parse(source.encode()).root_node.has_error
+    assert "\n. (Join-Path $PSScriptRoot '../tools/find-python.ps1')\n& $python @options" in text
     assert "smoke-crypto-kms.py') @args" in text
     assert text.endswith("exit $LASTEXITCODE\n")
+    order = (
+        "$env:PYTHON",
+        "$env:VIRTUAL_ENV",
+        "'.venv'",
+        "$python = 'py'\n    $options = @('-3')",
+        "'python3'",
+        "'python' }",
+    )
+    places = [find.rindex(name) for name in order]
+    assert places == sorted(places)
     if pwsh := shutil.which("pwsh"):
         command = [pwsh, "-File", str(LAUNCHERS / "smoke-crypto-kms.ps1"), "--version"]
         assert "keypulse-smoke" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

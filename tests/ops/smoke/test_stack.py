@@ -34,7 +34,7 @@ async def smoke(running: Stack, *arguments: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.played
-async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_line() -> None:
+async def test_a_deployment_that_is_healthy_is_green_and_each_fault_is_red_in_its_line() -> None:
     async with stack.run_stack(Ports.pick_free()) as running:
         everything = await smoke(running, "--test-alert", "critical")
         assert everything["failed"] == []
@@ -55,7 +55,7 @@ async def test_a_deployment_that_is_well_is_green_and_each_fault_is_red_in_its_l
             (kms_denied, "backend uses KMS"),
             (a_rule_file_is_missing, "rules are loaded"),
             (the_exporter_hangs, "Prometheus scrapes the exporter"),
-            (the_backend_is_gone, "backend answers"),
+            (stop_backend, "backend answers"),
         ]
         for fault, line in faults:
             async with fault(running), asyncio.timeout(60):
@@ -70,7 +70,7 @@ def red(line: str, failed: list[str]) -> bool:
 
 @asynccontextmanager
 async def a_channel_that_refuses(running: Stack) -> AsyncIterator[None]:
-    await _ask(running, "stand_ins", "/api/faults", {"provider": "pagerduty", "kind": "error", "error": "no"})
+    await _post(running, "stand_ins", "/api/faults", {"provider": "pagerduty", "kind": "error", "error": "no"})
     yield
     async with running.http.delete(running.ports.build_url("stand_ins") + "/api/faults") as answer:
         assert answer.status in {200, 204}, await answer.text()
@@ -91,7 +91,7 @@ async def alertmanager_has_a_wrong_token(running: Stack) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def kms_denied(running: Stack) -> AsyncIterator[None]:
-    await _ask(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
+    await _post(running, "faults", "/faults", {"kind": "denied", "operation": "Encrypt"})
     yield
     async with running.http.delete(running.ports.build_url("faults") + "/faults") as answer:
         assert answer.status in {200, 204}, await answer.text()
@@ -116,7 +116,7 @@ async def the_exporter_hangs(running: Stack) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def the_backend_is_gone(running: Stack) -> AsyncIterator[None]:
+async def stop_backend(running: Stack) -> AsyncIterator[None]:
     _signal(running, "backend", signal.SIGTERM)
     yield
 
@@ -125,6 +125,6 @@ def _signal(running: Stack, name: str, number: signal.Signals) -> None:
     os.kill(running.processes._running[name].pid, number)
 
 
-async def _ask(running: Stack, part: str, path: str, document: dict[str, Any]) -> None:
+async def _post(running: Stack, part: str, path: str, document: dict[str, Any]) -> None:
     async with running.http.post(running.ports.build_url(part) + path, json=document) as answer:
         assert answer.status == 201, await answer.text()

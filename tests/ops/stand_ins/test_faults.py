@@ -9,7 +9,7 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 
 CRITICAL = "#security-critical"
 EVENT = {
@@ -21,7 +21,7 @@ EVENT = {
 
 
 def add(stand_ins: StandIns, provider: Provider, kind: FaultKind, **fields: Any) -> None:
-    stand_ins.faults.add(Fault(provider=provider, kind=kind, **fields))
+    stand_ins.faults.add(ProviderFault(provider=provider, kind=kind, **fields))
 
 
 async def until_met(stand_ins: StandIns) -> None:
@@ -107,7 +107,7 @@ async def test_a_hang_of_so_many_seconds_ends_by_itself(http: aiohttp.ClientSess
 async def test_pagerduty_answers_as_the_fault_says(
     http: aiohttp.ClientSession, stand_ins: StandIns, fault: dict[str, Any], status: int, said: str
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, **fault))
+    stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, **fault))
     async with http.post("/pagerduty/v2/enqueue", json=EVENT) as answer:
         assert answer.status == status
         assert said in await answer.text()

@@ -78,7 +78,7 @@ async def test_corrupted_checksums_do_not_fit_what_came(kms: emulator.Emulator, 
 
 
 @pytest.mark.parametrize("name", FAULTS_BY_NAME)
-async def test_what_is_broken_is_told_by_its_name(buttons: aiohttp.ClientSession, name: str) -> None:
+async def test_what_is_broken_is_reported_by_its_name(buttons: aiohttp.ClientSession, name: str) -> None:
     await break_(buttons, "unavailable")
     await break_(buttons, name)
     async with buttons.get("/api/kms") as answer:
@@ -87,7 +87,7 @@ async def test_what_is_broken_is_told_by_its_name(buttons: aiohttp.ClientSession
     assert len(state["faults"]) == len(FAULTS_BY_NAME[name])
 
 
-async def test_a_fault_that_somebody_else_put_in_force_is_told_as_another(
+async def test_a_fault_that_somebody_else_put_in_force_is_reported_as_another(
     kms: emulator.Emulator, buttons: aiohttp.ClientSession
 ) -> None:
     async with buttons.get("/api/kms") as answer:

@@ -7,7 +7,7 @@ import aiosmtplib
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 
 
 def mail(without: str | None = None) -> EmailMessage:
@@ -94,7 +94,7 @@ async def test_a_mail_over_25_mb_is_refused_before_it_is_sent(stand_ins: StandIn
 
 async def test_one_refused_recipient_does_not_cost_the_others_their_mail(stand_ins: StandIns) -> None:
     stand_ins.faults.add(
-        Fault(provider=Provider.SMTP, kind=FaultKind.REFUSE_RECIPIENT, recipient="Gone@example.org", count=1)
+        ProviderFault(provider=Provider.SMTP, kind=FaultKind.REFUSE_RECIPIENT, recipient="Gone@example.org", count=1)
     )
     refused = await send(stand_ins, mail(), "gone@example.org", "secops@example.org")
     assert refused["gone@example.org"].code == 550
@@ -103,7 +103,9 @@ async def test_one_refused_recipient_does_not_cost_the_others_their_mail(stand_i
 
 
 async def test_a_recipient_can_be_refused_for_now_only(stand_ins: StandIns) -> None:
-    fault = Fault(provider=Provider.SMTP, kind=FaultKind.REFUSE_RECIPIENT, recipient="busy@example.org", status=450)
+    fault = ProviderFault(
+        provider=Provider.SMTP, kind=FaultKind.REFUSE_RECIPIENT, recipient="busy@example.org", status=450
+    )
     stand_ins.faults.add(fault)
     with pytest.raises(aiosmtplib.SMTPRecipientsRefused) as caught:
         await send(stand_ins, mail(), "busy@example.org")
@@ -113,13 +115,13 @@ async def test_a_recipient_can_be_refused_for_now_only(stand_ins: StandIns) -> N
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (Fault(provider=Provider.SMTP, kind=FaultKind.STATUS), 451),
-        (Fault(provider=Provider.SMTP, kind=FaultKind.STATUS, status=554, error="spam"), 554),
-        (Fault(provider=Provider.SMTP, kind=FaultKind.RATE_LIMIT), 450),
+        (ProviderFault(provider=Provider.SMTP, kind=FaultKind.STATUS), 451),
+        (ProviderFault(provider=Provider.SMTP, kind=FaultKind.STATUS, status=554, error="spam"), 554),
+        (ProviderFault(provider=Provider.SMTP, kind=FaultKind.RATE_LIMIT), 450),
     ],
 )
 async def test_a_fault_answers_the_mail_with_its_code_and_keeps_nothing(
-    stand_ins: StandIns, fault: Fault, code: int
+    stand_ins: StandIns, fault: ProviderFault, code: int
 ) -> None:
     stand_ins.faults.add(fault)
     with pytest.raises(aiosmtplib.SMTPDataError) as caught:
@@ -129,14 +131,14 @@ async def test_a_fault_answers_the_mail_with_its_code_and_keeps_nothing(
 
 
 async def test_a_lost_answer_breaks_the_connection_after_the_mail_was_taken(stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(aiosmtplib.SMTPServerDisconnected):
         await send(stand_ins, mail())
     assert len(stand_ins.mailbox.mails) == 1
 
 
 async def test_a_slow_answer_comes_late_to_a_mail_that_was_taken(stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.SLOW_ANSWER, seconds=3600, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.SLOW_ANSWER, seconds=3600, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))
     async with asyncio.timeout(5):
         while not stand_ins.mailbox.mails:
@@ -147,7 +149,7 @@ async def test_a_slow_answer_comes_late_to_a_mail_that_was_taken(stand_ins: Stan
 
 
 async def test_a_mail_that_hangs_is_not_taken_and_healing_ends_the_wait(stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.HANG, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.HANG, count=1))
     sending = asyncio.ensure_future(send(stand_ins, mail()))
     async with asyncio.timeout(5):
         while stand_ins.faults.get_state():  # until the mail met the fault

@@ -92,7 +92,7 @@ async def test_a_trigger_after_a_resolve_opens_a_new_incident(http: aiohttp.Clie
         (event(images=[{"src": "http://example.org/x.png"}]), "'images[0].src' is invalid (must be a URL: https)"),
     ],
 )
-async def test_an_invalid_event_is_refused_with_its_mistake(
+async def test_an_invalid_event_is_refused_with_its_error(
     http: aiohttp.ClientSession, stand_ins: StandIns, body: dict[str, Any], error: str
 ) -> None:
     status, answer = await send(http, body)

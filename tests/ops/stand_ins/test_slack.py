@@ -108,7 +108,7 @@ async def test_a_post_without_text_and_blocks_is_refused(slack: AsyncWebClient) 
     assert (await refusal(call))["error"] == "no_text"
 
 
-async def test_invalid_blocks_are_named_with_the_place_of_the_mistake(slack: AsyncWebClient) -> None:
+async def test_invalid_blocks_are_named_with_the_place_of_the_error(slack: AsyncWebClient) -> None:
     answer = await refusal(slack.chat_postMessage(channel=CRITICAL, text="x", blocks=[section("x" * 3001)]))
     assert answer["error"] == "invalid_blocks"
     assert answer["response_metadata"]["messages"] == [
@@ -157,7 +157,7 @@ async def test_history_pages_between_oldest_and_latest(slack: AsyncWebClient) ->
     assert [message["text"] for message in second["messages"]] == ["2", "1"]
 
 
-async def test_metadata_comes_back_only_where_it_is_asked_for(slack: AsyncWebClient) -> None:
+async def test_metadata_comes_back_only_where_it_is_requested(slack: AsyncWebClient) -> None:
     metadata = Metadata(event_type="delivery", event_payload={"id": "7"})
     posted = await slack.chat_postMessage(channel=CRITICAL, text="x", metadata=metadata)
     without = await slack.conversations_history(channel=posted["channel"])
@@ -239,3 +239,35 @@ async def test_only_the_last_messages_are_kept(slack: AsyncWebClient, stand_ins:
         await slack.chat_postMessage(channel=CRITICAL, text=str(n))
     messages = stand_ins.slack.channels[CRITICAL].messages
     assert (len(messages), messages[0].text, messages[-1].text) == (500, "5", "504")
+
+
+async def test_each_answer_names_the_scopes_of_the_token(slack: AsyncWebClient, stand_ins: StandIns) -> None:
+    stand_ins.slack.scopes = {"chat:write", "channels:read"}
+    assert (await slack.auth_test()).headers["X-OAuth-Scopes"] == "channels:read,chat:write"
+
+
+async def test_a_channel_is_described_by_its_id_to_a_bot_that_may_read_channels(
+    slack: AsyncWebClient, stand_ins: StandIns
+) -> None:
+    channel = stand_ins.slack.channels[CRITICAL]
+    channel.is_member = False
+    shown = (await slack.conversations_info(channel=channel.id))["channel"]
+    assert (shown["name"], shown["is_member"], shown["is_archived"]) == ("security-critical", False, False)
+    assert (await refusal(slack.conversations_info(channel=CRITICAL)))["error"] == "channel_not_found"
+    stand_ins.slack.scopes = {"chat:write"}
+    assert (await refusal(slack.conversations_info(channel=channel.id)))["needed"] == "channels:read"
+
+
+async def test_a_bot_posts_where_it_is_a_member_or_may_post_in_public(
+    slack: AsyncWebClient, stand_ins: StandIns
+) -> None:
+    channel = stand_ins.slack.channels[CRITICAL]
+    channel.is_member = False
+    assert (await refusal(slack.chat_postMessage(channel=CRITICAL, text="x")))["error"] == "not_in_channel"
+    stand_ins.slack.scopes |= {"chat:write.public"}
+    await slack.chat_postMessage(channel=CRITICAL, text="x")
+    channel.is_archived = True
+    assert (await refusal(slack.chat_postMessage(channel=CRITICAL, text="x")))["error"] == "is_archived"
+    listed = [each["id"] for each in (await slack.conversations_list(exclude_archived=True))["channels"]]
+    assert channel.id not in listed
+    assert channel.id in [each["id"] for each in (await slack.conversations_list())["channels"]]

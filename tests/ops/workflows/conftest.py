@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.ops.github.stand_in import TOKEN
 from tests.ops.workflows.runner import Runner
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +27,16 @@ case "$*" in
   "install --quiet --no-deps --no-build-isolation --no-index .") cp %(commands)s/keypulse-* "$(dirname "$0")" ;;
   *) echo "pip: not like this: $*" >&2; exit 2 ;;
 esac
+"""
+
+# A virtual environment has this pip, too.
+_PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m venv" ]; then
+  for folder; do :; done
+  mkdir -p "$folder/bin" && cp "${0%%/*}/pip" "$folder/bin/"
+else
+  exec %(python)s "$@"
+fi
 """
 
 
@@ -47,7 +58,7 @@ def machine(tmp_path: Path) -> NewMachine:
         (folder / "bin").mkdir(parents=True)
         (folder / "commands").mkdir()
         _program(folder / "bin/pip", _PIP % {"commands": folder / "commands"})
-        _program(folder / "bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        _program(folder / "bin/python", _PYTHON % {"python": sys.executable})
         for name, function in _scripts().items():
             module = function.replace(":", " import ")
             start = f'import sys; sys.argv[0] = "{name}"; from {module}; main()'
@@ -56,11 +67,11 @@ def machine(tmp_path: Path) -> NewMachine:
             "inputs": dict(inputs or {}),
             "vars": dict(variables or {}),
             "secrets": dict(secrets or {}),
-            "github": dict(event or {"event_name": "workflow_dispatch"}),
+            "github": {"token": TOKEN, **(event or {"event_name": "workflow_dispatch"})},
         }
         path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
         runner = Runner(folder, path, contexts, {"PYTHONPATH": str(ROOT), **(environment or {})})
-        for name in ("ops", "requirements"):
+        for name in ("action.yml", "ops", "requirements"):
             (runner.workspace / name).symlink_to(ROOT / name)
         return runner
 

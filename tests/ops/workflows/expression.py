@@ -18,7 +18,7 @@ STATUS = ("success", "failure", "always", "cancelled")
 
 def interpolate(text: str, contexts: Contexts, status: str = "success") -> str:
     """`text` with the value of each expression in its place."""
-    return _EMBEDDED.sub(lambda found: written(evaluate(found[1], contexts, status)), text)
+    return _EMBEDDED.sub(lambda found: format_value(evaluate(found[1], contexts, status)), text)
 
 
 def condition(text: str | None, contexts: Contexts, status: str) -> bool:
@@ -38,7 +38,7 @@ def evaluate(source: str, contexts: Contexts, status: str = "success") -> Value:
     return value
 
 
-def written(value: Value) -> str:
+def format_value(value: Value) -> str:
     """A value as text."""
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -1,7 +1,8 @@
 """A job of a workflow on this machine: each step in order, with the environment that GitHub's runner gives it.
 
-`run:` steps run for real, in bash. `uses:` steps are looked at and passed over: what they bring (a checkout, Python, an
-artifact's storage, credentials) is the test's own. What a workflow uses beyond that is refused.
+`run:` steps run for real, in bash. `uses: ./` runs the steps of the repository's own action. Other `uses:` steps are
+looked at and passed over: what they bring (a checkout, Python, an artifact's storage, credentials) is the test's own.
+What a workflow uses beyond that is refused.
 """
 
 import os
@@ -19,6 +20,7 @@ from tests.ops.workflows.expression import condition, interpolate
 _WORKFLOW: Final = {"name", True, "permissions", "concurrency", "defaults", "jobs"}  # YAML reads `on` as true
 _JOB: Final = {"if", "runs-on", "environment", "timeout-minutes", "permissions", "env", "outputs", "steps"}
 _STEP: Final = {"name", "id", "if", "env", "run", "uses", "with"}
+_ACTION: Final = {"name", "description", "inputs", "runs"}
 _SHELL: Final = ("bash", "--noprofile", "--norc", "-eo", "pipefail")
 """What `shell: bash` stands for."""
 
@@ -54,43 +56,74 @@ class Runner:
         for each in (self.workspace, self.temp):
             each.mkdir(exist_ok=True)
         self.summary = ""
+        self._number = 0
         self.status = "success"
 
     def run(self, workflow: Path, name: str | None = None) -> list[Step]:
         """The steps of the job with this name, or of the workflow's only one; none where its `if` says no."""
         document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
-        _known(document, _WORKFLOW)
+        _check_keys(document, _WORKFLOW)
         assert document["defaults"] == {"run": {"shell": "bash"}}
         (job,) = [document["jobs"][name]] if name else document["jobs"].values()
-        _known(job, _JOB)
+        _check_keys(job, _JOB)
         github = {"workspace": str(self.workspace), **self.contexts["github"]}
-        outputs: dict[str, Any] = {}
         contexts: dict[str, Any] = {**self.contexts, "github": github}
         if not condition(job.get("if"), contexts, self.status):
             return []
         env = {name: interpolate(text, contexts) for name, text in job.get("env", {}).items()}
-        steps = []
-        for number, step in enumerate(job["steps"]):
-            _known(step, _STEP)
+        return self._run_steps(job["steps"], contexts, env)
+
+    def use(self, action: Path, given: Mapping[str, str], env: dict[str, str] | None = None) -> list[Step]:
+        """The steps of a composite action, with what stands in `with`."""
+        document = yaml.safe_load((action / "action.yml").read_text(encoding="utf-8"))
+        _check_keys(document, _ACTION)
+        assert document["runs"].keys() == {"using", "steps"}
+        assert document["runs"]["using"] == "composite"
+        github = {"workspace": str(self.workspace), **self.contexts["github"]}
+        inputs = {}
+        _check_keys(dict(given), set(document["inputs"]))
+        for name, described in document["inputs"].items():
+            assert not described.get("required") or name in given
+            inputs[name] = given[name] if name in given else interpolate(described["default"], {"github": github})
+        contexts = {"github": github, "inputs": inputs}
+        steps = document["runs"]["steps"]
+        assert all(step.get("shell") == "bash" for step in steps if "run" in step)
+        bare = [{key: value for key, value in step.items() if key != "shell"} for step in steps]
+        env = {} if env is None else env
+        env["GITHUB_ACTION_PATH"] = str(action)
+        return self._run_steps(bare, contexts, env)
+
+    def _run_steps(self, steps: list[dict[str, Any]], contexts: dict[str, Any], env: dict[str, str]) -> list[Step]:
+        outputs: dict[str, Any] = {}
+        ended = []
+        for step in steps:
+            _check_keys(step, _STEP)
             inside = {**contexts, "steps": outputs, "runner": {"temp": str(self.temp)}}
             own = {k: interpolate(v, {**inside, "env": env}) for k, v in step.get("env", {}).items()}
             inside["env"] = {**env, **own}
-            done = self._step(step, number, inside, env)
+            if step.get("uses") == "./" and condition(step.get("if"), inside, self.status):
+                given = {key: interpolate(str(value), inside) for key, value in step.get("with", {}).items()}
+                ended += self.use(self.workspace, given, env)
+                continue
+            done = self._step(step, inside, env)
             if done.outcome == "failure":
                 self.status = "failure"
             if "id" in step:
                 outputs[step["id"]] = {"outcome": done.outcome, "outputs": done.outputs}
-            steps.append(done)
-        return steps
+            ended.append(done)
+        return ended
 
-    def _step(self, step: dict[str, Any], number: int, contexts: dict[str, Any], env: dict[str, str]) -> Step:
+    def _step(self, step: dict[str, Any], contexts: dict[str, Any], env: dict[str, str]) -> Step:
         name = step.get("name") or step.get("uses") or step["run"]
         if not condition(step.get("if"), contexts, self.status):
             return Step(name, "skipped")
         if "uses" in step:
             using = {key: interpolate(str(value), contexts) for key, value in step.get("with", {}).items()}
-            return Step(name, "success", using=using)
+            brought = {"python-path": f"{self.folder}/bin/python"} if "actions/setup-python@" in step["uses"] else {}
+            return Step(name, "success", using=using, outputs=brought)
         assert "${{" not in step["run"], "a value that somebody else chooses would be read as a command"
+        self._number += 1
+        number = self._number
         files = {key: self.folder / f"{key}_{number}" for key in ("ENV", "OUTPUT", "PATH", "STEP_SUMMARY")}
         for file in files.values():
             file.touch()
@@ -141,5 +174,5 @@ def commands(text: str) -> dict[str, str]:
     return values
 
 
-def _known(mapping: dict[Any, Any], keys: set[Any]) -> None:
+def _check_keys(mapping: dict[Any, Any], keys: set[Any]) -> None:
     assert set(mapping) <= keys, f"the runner of the tests does not know {set(mapping) - keys}"

@@ -46,13 +46,15 @@ async def run(machine: NewMachine, backend: str, **given: Any) -> tuple[dict[str
     """How each step went, what all of them printed, and the summary."""
     runner = machine(variables={"KEYPULSE_BASE_URL": backend}, **given)
     steps = await asyncio.to_thread(runner.run, SMOKE)
-    assert list(runner.temp.iterdir()) == [], "no secret is left"
+    assert {path.name for path in runner.temp.iterdir()} <= {"keypulse"}, "no secret is left"
     return {step.name: step.outcome for step in steps}, "".join(step.output for step in steps), runner.summary
 
 
-async def test_a_deployment_that_is_well_passes_and_its_summary_says_so(machine: NewMachine, backend: str) -> None:
+async def test_a_deployment_that_is_healthy_passes_and_its_summary_says_so(machine: NewMachine, backend: str) -> None:
     outcomes, printed, summary = await run(machine, backend, secrets={"KEYPULSE_RECORDS_TOKEN": TOKEN})
-    assert set(outcomes.values()) == {"success"}, printed
+    assert {name for name, outcome in outcomes.items() if outcome == "success"} >= {"Install", "Smoke test"}, printed
+    assert "failure" not in outcomes.values()
+    assert outcomes["Plan"] == outcomes["The environment asks for an approval"] == "skipped", "it rotates nothing"
     assert printed.count("✓") == summary.count("✓") == 5
     assert TOKEN not in printed + summary
 
@@ -60,7 +62,7 @@ async def test_a_deployment_that_is_well_passes_and_its_summary_says_so(machine:
 async def test_a_red_line_fails_the_job_and_the_result_is_kept(machine: NewMachine, backend: str) -> None:
     outcomes, printed, summary = await run(machine, backend, secrets={"KEYPULSE_RECORDS_TOKEN": "wrong"})
     assert [name for name, outcome in outcomes.items() if outcome == "failure"] == ["Smoke test"]
-    assert outcomes["Keep the result"] == outcomes["Remove the tokens"] == "success"
+    assert outcomes["Keep the backup and the reports"] == outcomes["Remove the secrets"] == "success"
     assert "✗ a record is written and read: writing a record answers with HTTP 401" in printed
     assert "✗ a record is written and read" in summary
 
@@ -69,7 +71,7 @@ async def test_a_red_line_fails_the_job_and_the_result_is_kept(machine: NewMachi
     ("state", "environment", "looked_at"),
     [("success", "production", True), ("failure", "production", False), ("success", "Preview", False)],
 )
-async def test_a_deployment_that_failed_or_is_only_a_preview_is_not_looked_at(
+async def test_a_deployment_that_failed_or_is_only_a_preview_is_not_checked(
     machine: NewMachine, backend: str, state: str, environment: str, looked_at: bool
 ) -> None:
     event: dict[str, Any] = {

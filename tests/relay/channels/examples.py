@@ -9,10 +9,11 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from ops.demo.stand_ins.slack import WEBHOOK_APP
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
-from services.relay.intake.webhook import read_event
+from services.relay.intake.webhook_parser import read_event
 from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
 from shared.config.settings import Address
 
@@ -20,6 +21,10 @@ PAYLOADS = Path(__file__).parents[1] / "payloads"
 KINDS: tuple[type[ChannelSettings], ...] = get_args(get_args(AnyChannel)[0])
 SECRET = "0123456789abcdef" * 2
 RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms"
+_GROUP = "%7Balertname%3D%22KMSCryptoModeNotKMS%22%2Cenv%3D%22production%22%2Cservice%3D%22backend%22%7D"
+ALERTS_URL = f"http://alertmanager:9093/#/alerts?receiver=kms-critical&filter={_GROUP}"
+SILENCE_URL = f"http://alertmanager:9093/#/silences/new?filter={_GROUP}"
+"""Alertmanager's pages for the payload 01-firing-1."""
 DASHBOARD = "https://grafana.example.org/d/kms-crypto-health?var-env=production&var-service=backend"
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyChannel)
 
@@ -29,7 +34,13 @@ def kind_of(settings: type[ChannelSettings]) -> str:
 
 
 def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
-    """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here."""
+    """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here.
+
+    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret.
+    """
+    if kind == "slack_webhook":
+        secret_file.write_text(f"http://{provider}/slack/services/{'/'.join(WEBHOOK_APP)}/{SECRET}")
+        return {"kind": "slack", "webhook_url_file": secret_file}
     examples: dict[str, dict[str, Any]] = {
         "slack": {
             "kind": "slack",

@@ -11,17 +11,17 @@ from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, fin
 from services.relay.channels.pagerduty import build_event as event_of
 from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
-from services.relay.text import MAX_URL, select_contacts
+from services.relay.text import MAX_SHORT_URL, MAX_URL, select_contacts
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import NASTY, change, contacts_of, critical, example, message, settings, with_text
-from tests.relay.channels.recorded import send
+from tests.relay.channels.recording_attempt import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
 TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook"])
 
 
-def shown(kind: str, of: Message) -> str:
+def render_text(kind: str, of: Message) -> str:
     """What the channel would send, where Python and a person read the same."""
     channel = settings(example(kind, Path("missing"), Address("127.0.0.1", 9))).connect(5)
     payload = channel.render_payload(of)
@@ -44,22 +44,22 @@ async def test_who_is_called_reads_whom_to_turn_to(kind: str, secret_file: Path,
 @TOLD
 @pytest.mark.parametrize("payload", ["03-resolved-1", "05-firing-3"])
 def test_neither_an_all_clear_nor_a_warning_names_anybody(kind: str, payload: str) -> None:
-    assert shown(kind, message(payload, contacts=PEOPLE)) == shown(kind, message(payload))
+    assert render_text(kind, message(payload, contacts=PEOPLE)) == render_text(kind, message(payload))
 
 
 def test_nor_does_a_page_for_what_is_over() -> None:
     over = message("03-resolved-1", firing_undelivered=True, contacts=PEOPLE)
-    assert "escalate_to" not in shown("pagerduty", over)
+    assert "escalate_to" not in render_text("pagerduty", over)
 
 
-def test_nothing_is_said_where_nobody_is_named() -> None:
-    assert "scalate" not in "".join(shown(kind, message()) for kind in ("slack", "email", "pagerduty"))
+def test_nothing_is_reported_where_nobody_is_named() -> None:
+    assert "scalate" not in "".join(render_text(kind, message()) for kind in ("slack", "email", "pagerduty"))
 
 
 @TOLD
 def test_a_critical_list_that_was_cut_is_not_over_and_names_them(kind: str) -> None:
     cut = replace(message("03-resolved-1").event, truncated_alerts=2)
-    assert "#ledger-team" in shown(kind, message(cut, contacts=PEOPLE))
+    assert "#ledger-team" in render_text(kind, message(cut, contacts=PEOPLE))
 
 
 def test_they_stand_at_the_end() -> None:
@@ -68,7 +68,7 @@ def test_they_stand_at_the_end() -> None:
     post = build_post(firing, "none")
     assert post.blocks[-1] == {"type": "context", "elements": [{"type": "plain_text", "text": text, "emoji": False}]}
     assert post.text.endswith(f"\n{text}")
-    plain, html = shown("email", firing).split("<!doctype", 1)
+    plain, html = render_text("email", firing).split("<!doctype", 1)
     assert plain.strip().endswith("Escalate to\n  security on call: +49 30 1234567\n  service owner: #ledger-team")
     assert html.index("backend:8000") < html.index("Escalate to") < html.index("Sent by keypulse")
     assert event_of(firing, "trigger")["payload"]["custom_details"]["escalate_to"] == PEOPLE
@@ -86,7 +86,8 @@ def widest(contacts: dict[str, str]) -> Message:
     (alert,) = wide.event.alerts
     alerts = (replace(alert, generator_url=f"{link[:-1]}b"),)
     event = replace(wide.event, alerts=alerts, receiver="r", external_url=link[:-30])
-    return change(wide, event=event, links=(Links(link, f"{link[:-1]}c"),), remark="&" * 3_000, contacts=contacts)
+    links = Links(link, f"{link[:-1]}c", "https://board.example.org/?q=".ljust(MAX_SHORT_URL, "d"))
+    return change(wide, event=event, links=(links,), remark="&" * 3_000, contacts=contacts)
 
 
 @pytest.mark.parametrize("text", ["&", "w", *NASTY])
@@ -94,8 +95,8 @@ def test_slack_shows_whole_contacts_and_counts_the_others_beside_the_widest_aler
     contacts = contacts_of(text * 200)
     post = build_post(widest(contacts), "channel", may_be_a_repeat=True)
     assert list(find_block_errors(post.blocks)) == []
-    assert json.dumps(post.blocks).count('"url"') == 4
-    assert count_text(post.blocks) + 4 * MAX_URL <= MAX_BLOCKS_TEXT
+    assert json.dumps(post.blocks).count('"url"') == 5
+    assert count_text(post.blocks) + 4 * MAX_URL + MAX_SHORT_URL <= MAX_BLOCKS_TEXT
     assert "firing since" in json.dumps(post.blocks)
     assert len(post.text) <= 4_000
     escalation = post.blocks[-1]["elements"][0]["text"]

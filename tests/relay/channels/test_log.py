@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.log import build_line
 from services.relay.model import Message
-from tests.long import LONG
+from tests.iterations import LONG
 from tests.relay.channels.examples import HUGE, RUNBOOK, change, message, messages, with_text
 
 

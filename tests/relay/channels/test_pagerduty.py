@@ -9,18 +9,20 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.pagerduty import build_event
-from services.relay.channels.port import Channel, LeaseLostError, Progress
+from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
-from tests.long import LONG
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import (
+    ALERTS_URL,
     DASHBOARD,
     HUGE,
     RUNBOOK,
     SECRET,
+    SILENCE_URL,
     critical,
     example,
     message,
@@ -29,7 +31,7 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
@@ -111,7 +113,9 @@ def test_the_title_counts_the_alerts_where_there_are_several(payload: str, trunc
 
 
 def test_the_event_leads_back_to_alertmanager_where_it_can() -> None:
-    assert build_event(message(), "trigger")["client_url"] == "http://alertmanager:9093/#/alerts?receiver=kms-critical"
+    rendered = build_event(message(), "trigger")
+    assert rendered["client_url"] == ALERTS_URL
+    assert rendered["links"][-1] == {"href": SILENCE_URL, "text": "Silence"}
     assert "client_url" not in build_event(message(replace(message().event, external_url="javascript:x")), "trigger")
 
 
@@ -159,7 +163,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
         rotate(secret_file, wrong)
         with pytest.raises(SendError) as refused:
             await send(channel, message())
-        assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+        assert (refused.value.reason, refused.value.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
         assert wrong not in str(refused.value)
     rotate(secret_file, SECRET)
     await send(channel, message())
@@ -171,13 +175,13 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
 async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
     error: str, secret_file: Path, stand_ins: StandIns
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
     channel = connect(secret_file, stand_ins)
     attempt = Recorded(message())
     with pytest.raises(SendError, match="routing key") as raised:
         await channel.send(attempt)
     await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+    assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert len(attempt.payloads) == len(attempt.answers) == 1
     (asked,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
     assert (asked["event_action"], asked["payload"], asked["links"]) == ("resolve", {}, [])
@@ -191,11 +195,11 @@ async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message
         {"kind": FaultKind.ERROR, "error": "Invalid routing key"},
         {"kind": FaultKind.RATE_LIMIT, "seconds": 7},
     ):
-        stand_ins.faults.add(Fault.model_validate({"provider": Provider.PAGERDUTY, "count": 1, **fault}))
+        stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.PAGERDUTY, "count": 1, **fault}))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
-    assert (raised.value.reason, raised.value.scope) == (Reason.RATE_LIMITED, Scope.ATTEMPT)
+    assert (raised.value.reason, raised.value.scope) == (SendReason.RATE_LIMITED, SendScope.ATTEMPT)
     assert raised.value.retry_after == 7.0
     await send(channel, message())
     await channel.close()
@@ -205,22 +209,22 @@ async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(
-        Fault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error="'payload.summary' is too long")
+        ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error="'payload.summary' is too long")
     )
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError, match="is too long") as raised:
         await send(channel, message())
     await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+    assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
 
 
-async def test_the_wait_that_pagerduty_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
+async def test_the_wait_that_pagerduty_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
+    stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.RATE_LIMIT, seconds=11, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
     await channel.close()
-    assert (raised.value.reason, raised.value.retry_after) == (Reason.RATE_LIMITED, 11.0)
+    assert (raised.value.reason, raised.value.retry_after) == (SendReason.RATE_LIMITED, 11.0)
 
 
 async def test_an_accepted_event_is_delivered_whatever_the_answer_says(secret_file: Path, website: WebServer) -> None:
@@ -251,7 +255,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     channel = connect(secret_file, stand_ins)
     over = message("03-resolved-1", firing_undelivered=True)
     first = Recorded(over)
-    stand_ins.faults.add(Fault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
         await channel.send(first)
     assert (lost.value.maybe_arrived, first.kept) == (True, [])
@@ -264,7 +268,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
             self.lease_lost = True
 
     second = Cut(over, maybe_sent=True)
-    with pytest.raises(LeaseLostError):
+    with pytest.raises(DeliveryLeaseLostError):
         await channel.send(second)
     await channel.send(Recorded(over, progress=second.kept[-1], maybe_sent=True))
     await channel.close()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from services.relay.channels.webhook import WebhookSettings
-from services.relay.send_error import Reason, SendError
-from tests.hanging_names import hanging_for
+from services.relay.send_error import SendError, SendReason
+from tests.hanging_name_server import hanging_for
 from tests.relay.channels.email.mail_server import UNBOUND
 from tests.relay.channels.examples import example, message, settings
-from tests.relay.channels.recorded import send
+from tests.relay.channels.recording_attempt import send
 
 HANGS = "provider.hangs"
 
@@ -40,12 +40,12 @@ async def test_channels_whose_names_hang_time_out_and_take_no_thread_from_the_ot
     hang += [mail(f"{n}.{HANGS}") for n in range(40)]
     async with asyncio.timeout(30):
         ended = await asyncio.gather(*(send(each, message()) for each in hang), return_exceptions=True)
-        assert {each.reason for each in ended if isinstance(each, SendError)} == {Reason.TIMEOUT}
+        assert {each.reason for each in ended if isinstance(each, SendError)} == {SendReason.TIMEOUT}
         assert len(ended) == 80
         assert await asyncio.to_thread(lambda: "done") == "done"
         beside = webhook("localhost")  # where nobody listens
         with pytest.raises(SendError) as failed:
             await send(beside, message())
-    assert failed.value.reason is Reason.CONNECTION
+    assert failed.value.reason is SendReason.CONNECTION
     for channel in (*hang, beside):
         await channel.close()

@@ -11,8 +11,8 @@ from hypothesis import settings as hypothesis_settings
 
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
-from tests.long import LONG
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.iterations import LONG
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
 from tests.relay.channels.examples import (
     DASHBOARD,
@@ -28,7 +28,7 @@ from tests.relay.channels.examples import (
     settings,
     with_text,
 )
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def size(message: Message) -> int:
@@ -83,7 +83,7 @@ def test_the_body_is_the_documented_one() -> None:
     assert alert["status"] == "resolved"
 
 
-def test_a_list_that_was_cut_is_not_told_as_resolved() -> None:
+def test_a_list_that_was_cut_is_not_reported_as_resolved() -> None:
     body = build_body(message(replace(message("03-resolved-1").event, truncated_alerts=2)))
     assert (body["status"], body["unlisted_count"]) == ("firing", 2)
 
@@ -108,7 +108,7 @@ async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     assert [headers.get("Authorization") for headers in seen] == [f"Bearer {SECRET}", "Bearer rotated", None]
     assert {headers["Idempotency-Key"] for headers in seen} == {"0192-delivery"}
     assert {headers["Content-Type"] for headers in seen} == {"application/json"}
-    assert without.read_secret_versions() == ()
+    assert without.read_secret_versions() == ((None, None),)
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
@@ -131,13 +131,13 @@ async def test_what_follows_a_success_is_not_waited_for(secret_file: Path, tcp: 
     await channel.close()
 
 
-async def test_the_words_of_a_refusal_are_handed_on(secret_file: Path, website: WebServer) -> None:
+async def test_the_words_of_a_refusal_are_passed_on(secret_file: Path, website: WebServer) -> None:
     channel = settings(example("webhook", secret_file, await website(422, f"no field `team` ({SECRET})"))).connect(5)
     attempt = Recorded(message())
     with pytest.raises(SendError) as raised:
         await channel.send(attempt)
     await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (Reason.REJECTED, Scope.MESSAGE)
+    assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert str(raised.value) == "the webhook answered HTTP 422: no field `team` ([secret])"
     assert attempt.answers == ["HTTP 422 no field `team` ([secret])"]
 
@@ -153,5 +153,5 @@ async def test_an_answer_without_end_is_read_only_at_its_beginning(secret_file: 
     with pytest.raises(SendError) as raised:
         await send(channel, message())
     await channel.close()
-    assert raised.value.reason is Reason.SERVER_ERROR
+    assert raised.value.reason is SendReason.SERVER_ERROR
     assert len(str(raised.value)) < 300

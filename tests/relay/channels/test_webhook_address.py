@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import unused_address
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 TARGET = "/services/T0123456789/B-geheim-geheim?key=0123456789abcdef"
 
@@ -38,9 +38,9 @@ async def test_an_address_in_a_file_is_read_again_when_it_changes(url_file: Path
     assert asked == [TARGET, "/another"]
 
 
-@pytest.mark.parametrize(("allowed", "reason"), [(False, Reason.MISCONFIGURED), (True, Reason.CONNECTION)])
+@pytest.mark.parametrize(("allowed", "reason"), [(False, SendReason.MISCONFIGURED), (True, SendReason.CONNECTION)])
 async def test_plaintext_to_an_address_in_a_file_leaves_this_machine_only_where_that_is_allowed(
-    allowed: bool, reason: Reason, url_file: Path
+    allowed: bool, reason: SendReason, url_file: Path
 ) -> None:
     rotate(url_file, "http://absent.invalid/")
     channel = settings({"kind": "webhook", "url_file": url_file, "allow_remote_insecure": allowed}).connect(5)
@@ -85,28 +85,28 @@ async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None
 @pytest.mark.parametrize(
     ("content", "reason", "expected"),
     [
-        (None, Reason.UNAUTHORIZED, "No such file or directory"),
-        ("", Reason.UNAUTHORIZED, "is empty"),
-        ("hooks.example.org/geheim", Reason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
-        ("http://hooks.example.org/geheim", Reason.MISCONFIGURED, "expected https://"),
-        ("https://u:geheim@hooks.example.org/", Reason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
+        (None, SendReason.UNAUTHORIZED, "No such file or directory"),
+        ("", SendReason.UNAUTHORIZED, "is empty"),
+        ("hooks.example.org/geheim", SendReason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
+        ("http://hooks.example.org/geheim", SendReason.MISCONFIGURED, "expected https://"),
+        ("https://u:geheim@hooks.example.org/", SendReason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
     ],
 )
-async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_mended(
-    content: str | None, reason: Reason, expected: str, url_file: Path
+async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fixed(
+    content: str | None, reason: SendReason, expected: str, url_file: Path
 ) -> None:
     if content is not None:
         rotate(url_file, content)
     channel = settings({"kind": "webhook", "url_file": url_file}).connect(5)
     with pytest.raises(SendError) as unusable:
         await send(channel, message())
-    assert (unusable.value.reason, unusable.value.scope) == (reason, Scope.CHANNEL)
+    assert (unusable.value.reason, unusable.value.scope) == (reason, SendScope.CHANNEL)
     assert str(unusable.value).startswith(f"{url_file}: {expected}")
     assert "geheim" not in str(unusable.value)
     rotate(url_file, f"http://{unused_address()}/")
     with pytest.raises(SendError) as mended:
         await send(channel, message())
-    assert mended.value.reason is Reason.CONNECTION
+    assert mended.value.reason is SendReason.CONNECTION
     await channel.close()
 
 

@@ -31,6 +31,7 @@ def configuration(tmp_path: Path, database: DatabaseUrl) -> Path:
     }
     document = {
         "database": database.render_as_string(),
+        "environment": "staging",
         "auth": {"bearer_token_file": "missing"},
         "channels": channels,
         "default_channels": list(channels),

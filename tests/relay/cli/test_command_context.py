@@ -22,7 +22,7 @@ def database(tmp_path: Path) -> DatabaseUrl:
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_a_missing_database_is_said_and_not_made(typed: Typed, tmp_path: Path, arguments: list[str]) -> None:
+def test_a_missing_database_is_reported_and_not_made(typed: Typed, tmp_path: Path, arguments: list[str]) -> None:
     result = typed(*arguments)
     file = tmp_path / "relay.db"
     assert result.exit_code == 1
@@ -31,7 +31,7 @@ def test_a_missing_database_is_said_and_not_made(typed: Typed, tmp_path: Path, a
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_a_file_that_is_no_database_is_said(typed: Typed, tmp_path: Path, arguments: list[str]) -> None:
+def test_a_file_that_is_no_database_is_reported(typed: Typed, tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "relay.db").write_bytes(b"not a database at all" * 100)
     result = typed(*arguments)
     assert result.exit_code == 1
@@ -40,7 +40,7 @@ def test_a_file_that_is_no_database_is_said(typed: Typed, tmp_path: Path, argume
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_a_server_that_does_not_answer_is_said_without_its_password(
+def test_a_server_that_does_not_answer_is_reported_without_its_password(
     typed: Typed, configuration: Path, arguments: list[str]
 ) -> None:
     text = configuration.read_text().splitlines()

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine, text, update
 
 from services.relay.cli.deliveries import _PAGE_SIZE
-from services.relay.outbox.tables import State, events
+from services.relay.outbox.tables import DeliveryState, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
@@ -17,7 +17,7 @@ async def two(rows: Rows) -> list[str]:
     """A page that was delivered, and an older mail that was given up."""
     old, new = await rows.event("old", age=600), await rows.event("new")
     return [
-        await rows.delivery(old, "mail", State.DEAD, reason="rejected"),
+        await rows.delivery(old, "mail", DeliveryState.DEAD, reason="rejected"),
         await rows.delivery(
             new, "pager", receipt='{"dedup_key": "k"}', payload=zlib.compress(b'{"summary": "as sent"}')
         ),
@@ -116,7 +116,7 @@ def test_what_an_alert_says_cannot_steer_the_terminal(typed: Typed, fill: Fill) 
         (["an-id", "--state", "dead"], "ID: expected without filters, which are for a list"),
     ],
 )
-def test_a_mistake_exits_with_2_and_one_line(typed: Typed, arguments: list[str], line: str) -> None:
+def test_an_error_exits_with_2_and_one_line(typed: Typed, arguments: list[str], line: str) -> None:
     result = typed("deliveries", *arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(line)

@@ -9,7 +9,7 @@ from services.relay.outbox.tables import database_identity
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.actions import accept, claim_one, nothing_due
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 @pytest.mark.parametrize("from_before_the_upgrade", [False, True])

@@ -12,7 +12,7 @@ import pytest
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Typed
-from tests.relay.scripted import PAYLOADS, payload
+from tests.relay.served_relay import PAYLOADS, payload
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,19 +9,19 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.tables import State, deliveries
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.outbox.tables import DeliveryState, deliveries
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 
 async def one_of_each(rows: Rows) -> dict[str, str]:
     """The id of a delivery in each state, of an incident of its own; and of a dead one of a channel that is gone."""
-    made = {state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in State}
-    return made | {"gone": await rows.delivery(await rows.event("gone"), "gone", State.DEAD)}
+    made = {state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in DeliveryState}
+    return made | {"gone": await rows.delivery(await rows.event("gone"), "gone", DeliveryState.DEAD)}
 
 
 async def states(rows: Rows) -> dict[str, int]:
@@ -32,9 +32,9 @@ async def states(rows: Rows) -> dict[str, int]:
 
 async def given_up(rows: Rows) -> None:
     for incident in ("a", "b", "c"):
-        await rows.delivery(await rows.event(incident), "pager", State.DEAD)
-    await rows.delivery(await rows.event("d"), "mail", State.DEAD)
-    await rows.delivery(await rows.event("e"), "gone", State.DEAD)
+        await rows.delivery(await rows.event(incident), "pager", DeliveryState.DEAD)
+    await rows.delivery(await rows.event("d"), "mail", DeliveryState.DEAD)
+    await rows.delivery(await rows.event("e"), "gone", DeliveryState.DEAD)
 
 
 def test_some_are_tried_again_by_their_ids(typed: Typed, fill: Fill) -> None:
@@ -92,14 +92,18 @@ def test_on_a_channel_that_merges_nothing_each_is_sent_again_by_itself(typed: Ty
     async def three_of_one(rows: Rows) -> None:
         for _ in range(3):
             event = await rows.event()
-            await rows.delivery(event, "log", State.DEAD)
-            await rows.delivery(event, "pager", State.DEAD)
+            await rows.delivery(event, "log", DeliveryState.DEAD)
+            await rows.delivery(event, "pager", DeliveryState.DEAD)
 
     fill(three_of_one)
     assert typed("retry", "--all").stdout == "6 requeued\n"
 
     async def waiting(rows: Rows) -> list[str]:
-        query = select(deliveries.c.channel).where(deliveries.c.state == State.QUEUED).order_by(deliveries.c.channel)
+        query = (
+            select(deliveries.c.channel)
+            .where(deliveries.c.state == DeliveryState.QUEUED)
+            .order_by(deliveries.c.channel)
+        )
         return await rows.store.read(lambda connection: list(connection.execute(query).scalars()))
 
     assert fill(waiting) == ["log", "log", "log", "pager"]
@@ -108,7 +112,7 @@ def test_on_a_channel_that_merges_nothing_each_is_sent_again_by_itself(typed: Ty
 async def test_a_relay_that_runs_sends_it_within_seconds(
     tmp_path: Path, database: DatabaseUrl, configuration: Path
 ) -> None:
-    channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
         await post(client, webhook_of())
         await reaches(client, 1, "relay_outbox_deliveries", channel="pager", state="dead")
@@ -128,7 +132,7 @@ async def test_a_relay_that_runs_sends_it_within_seconds(
 async def test_a_channel_that_asked_for_a_day_is_down_until_somebody_says_so(
     tmp_path: Path, database: DatabaseUrl, configuration: Path
 ) -> None:
-    channel = Scripted(SendError(Reason.RATE_LIMITED, Scope.ATTEMPT, "HTTP 429", retry_after=86_400))
+    channel = Scripted(SendError(SendReason.RATE_LIMITED, SendScope.ATTEMPT, "HTTP 429", retry_after=86_400))
     async with served(settings(tmp_path, {"pager": channel}, database=database.render_as_string())) as client:
         await post(client, webhook_of())
         await reaches(client, 0, "relay_channel_up", channel="pager")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from tests.fork_server import forked
 
 
@@ -19,6 +19,7 @@ async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess
         "database": "sqlite:///relay.db",
         "auth": {"bearer_token_file": "token"},
         "channels": {"one": channel},
+        "environment": "staging",
         "default_channels": ["one"],
     }
     file = folder / "relay.yml"
@@ -30,7 +31,7 @@ async def send_test(folder: Path, **channel: Any) -> subprocess.CompletedProcess
 async def test_a_recipient_who_is_refused_is_named_in_the_answer_and_in_no_log_line(tmp_path: Path) -> None:
     async with run_stand_ins() as providers:
         refuse = {"provider": Provider.SMTP, "kind": FaultKind.REFUSE_RECIPIENT, "recipient": "gone@example.org"}
-        providers.faults.add(Fault.model_validate(refuse))
+        providers.faults.add(ProviderFault.model_validate(refuse))
         smtp = providers.smtp
         mail = {"kind": "email", "host": smtp.host, "port": smtp.port, "tls": "none", "from": "a@example.org"}
         result = await send_test(tmp_path, **mail, to=["b@example.org", "gone@example.org"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.relay.outbox.requeue import BULK_STEP
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.fork_server import forked
 from tests.relay.cli.conftest import Fill, Typed
@@ -45,7 +45,7 @@ def _read(terminal: int) -> bytes:
 
 async def one_with_long_names(rows: Rows) -> str:
     event = await rows.event("KMSHealthChecksFailing")
-    return await rows.delivery(event, "slack-critical", State.DEAD, reason="misconfigured")
+    return await rows.delivery(event, "slack-critical", DeliveryState.DEAD, reason="misconfigured")
 
 
 def test_deliveries_fit_into_80_columns_with_every_word_whole(configuration: Path, fill: Fill) -> None:
@@ -71,7 +71,7 @@ def test_a_wide_terminal_and_a_pipe_have_a_line_for_each(configuration: Path, ty
 def test_a_bar_shows_long_work_to_a_person_and_to_nobody_else(configuration: Path, typed: Typed, fill: Fill) -> None:
     async def many(rows: Rows) -> None:
         event = await rows.event()
-        await asyncio.gather(*(rows.delivery(event, "log", State.DEAD) for _ in range(BULK_STEP + 50)))
+        await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(BULK_STEP + 50)))
 
     fill(many)
     seen = in_a_terminal(configuration, "retry", "--all")

@@ -7,10 +7,10 @@ from typing import Any
 
 import aiohttp
 
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.scripted import Scripted, payload, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings, webhook_of
 
 
 class Clock:
@@ -27,8 +27,8 @@ async def get(client: aiohttp.ClientSession, path: str, **options: Any) -> tuple
         return response.status, await response.json()
 
 
-async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_path: Path) -> None:
-    refused = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+async def test_deliveries_are_reported_with_all_that_is_known_the_newest_first(tmp_path: Path) -> None:
+    refused = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"good": Scripted(), "bad": refused})) as client:
         _, accepted = await post(client, payload(1))
         await post(client, payload(4))
@@ -59,8 +59,8 @@ async def test_deliveries_are_told_with_all_that_is_known_the_newest_first(tmp_p
         }
 
 
-async def test_one_delivery_is_told_with_its_attempts(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "HTTP 503"))
+async def test_one_delivery_is_reported_with_its_attempts(tmp_path: Path) -> None:
+    channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 503"))
     async with served(settings(tmp_path, {"one": channel}, delivery={"backoff_initial": "10ms"})) as client:
         await post(client, payload(1))
         await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="delivered")
@@ -103,7 +103,7 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         )
 
 
-async def test_a_nul_character_is_a_mistake_and_no_defect_with_either_store(
+async def test_a_nul_character_is_an_error_and_no_defect_with_either_store(
     tmp_path: Path, database: DatabaseUrl
 ) -> None:
     configuration = settings(tmp_path, {"one": Scripted()}, database=database.render_as_string())
@@ -155,7 +155,7 @@ async def test_deliveries_can_be_asked_for_by_name_and_time(tmp_path: Path) -> N
         assert await names("since=2001-09-09T01:46:41Z&alertname=KMSCryptoModeNotKMS") == []
 
 
-async def test_what_was_not_accepted_can_be_looked_at(tmp_path: Path) -> None:
+async def test_what_was_not_accepted_can_be_checked(tmp_path: Path) -> None:
     body = b"<script>alert('\xff')</script>"
     async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
         await post(client, b"{}")

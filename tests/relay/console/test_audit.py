@@ -11,16 +11,16 @@ from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.retention_by_age import PRUNE_STEP, prune_by_age
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
-from tests.relay.scripted import Scripted, payload, post, reaches, served, settings
+from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings
 
 DAY = 86400.0
 
 
-async def test_who_retried_what_is_told_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
+async def test_who_retried_what_is_reported_after_a_restart_too(database: DatabaseUrl, tmp_path: Path) -> None:
     for name in ("admin", "ben"):
         (tmp_path / name).write_text(f"the-token-of-{name}")
     auth = {
@@ -28,7 +28,7 @@ async def test_who_retried_what_is_told_after_a_restart_too(database: DatabaseUr
         "tokens": [{"name": "ben", "role": "responder", "file": str(tmp_path / "ben")}],
     }
     admin, ben = ({"Authorization": f"Bearer the-token-of-{name}"} for name in ("admin", "ben"))
-    refused = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    refused = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     url = database.render_as_string(hide_password=False)
     configured = settings(tmp_path, {"one": refused}, auth=auth, database=url)
     async with served(configured, clock=Clock()) as client:

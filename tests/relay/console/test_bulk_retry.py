@@ -6,7 +6,7 @@ import time
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.requeue import BULK_STEP, retry_channel
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
@@ -19,7 +19,7 @@ async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> 
         event = await rows.event()
 
         async def dies(number: int) -> set[str]:
-            return set(await asyncio.gather(*(rows.delivery(event, "log", State.DEAD) for _ in range(number))))
+            return set(await asyncio.gather(*(rows.delivery(event, "log", DeliveryState.DEAD) for _ in range(number))))
 
         asked_for, steps = await dies(BULK_STEP + 5), []
         async for taken in retry_channel(store, "log"):
@@ -28,5 +28,5 @@ async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> 
             await dies(taken)
         assert steps == [BULK_STEP, 5]
         assert await queries.count_dead(store, "log") == BULK_STEP + 5
-        page = await queries.list_deliveries(store, queries.DeliveryFilter(state=State.SUPERSEDED), limit=1000)
+        page = await queries.list_deliveries(store, queries.DeliveryFilter(state=DeliveryState.SUPERSEDED), limit=1000)
         assert {delivery.id for delivery in page.deliveries} == asked_for

@@ -7,10 +7,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.send_error import Reason, Scope, SendError
-from tests.relay.scripted import Scripted, hang, post, reaches, served, settings, webhook_of
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.served_relay import Scripted, hang, post, reaches, served, settings, webhook_of
 
-REFUSED = SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks")
+REFUSED = SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")
 
 
 async def retry(client: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -46,7 +46,7 @@ async def test_what_was_given_up_is_sent_at_once_and_another_delivery_tells_it(t
 
 
 async def test_what_waits_for_its_next_attempt_is_due_at_once(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "HTTP 503", retry_after=3600))
+    channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 503", retry_after=3600))
     async with served(settings(tmp_path, {"one": channel, "two": Scripted()})) as client:
         await post(client, webhook_of())
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="retrying")
@@ -128,7 +128,7 @@ async def test_another_web_page_tries_nothing_again(tmp_path: Path, headers: dic
         assert [delivery["id"] for delivery in await listed(client, "state=dead")] == [dead]
 
 
-async def test_a_name_of_its_own_is_fine_for_a_relay_that_asks_for_a_token(tmp_path: Path) -> None:
+async def test_a_name_of_its_own_is_fine_for_a_relay_that_requests_a_token(tmp_path: Path) -> None:
     (tmp_path / "admin").write_text("an-admin-token-of-tests")
     auth = {"admin_token_file": tmp_path / "admin"}
     async with served(settings(tmp_path, {"one": Scripted()}, auth=auth)) as client:

@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.delivery.attempt import Sender
 from services.relay.delivery.sender_process import open_sender_process
-from tests.relay.delivery.sends import SETTINGS
+from tests.relay.delivery.sender_tasks import SETTINGS
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
+from shared.check import Check
 
 REFUSED = SendError(
-    Reason.RATE_LIMITED, Scope.CHANNEL, "later ü", retry_after=30.5, maybe_arrived=True, provider_works=True
+    SendReason.RATE_LIMITED, SendScope.CHANNEL, "later ü", retry_after=30.5, maybe_arrived=True, provider_works=True
 )
 
 
@@ -53,6 +55,9 @@ class RemarkDrivenChannel:
 
     def read_secret_versions(self) -> int:
         return 0
+
+    def list_checks(self, key: str) -> Sequence[Check]:  # noqa: ARG002  # the port's
+        return ()
 
     async def close(self) -> None:
         pass

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.channels.port import Attempt, LeaseLostError, Receipt
+from services.relay.channels.port import Attempt, DeliveryLeaseLostError, Receipt
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.task import Deliverer
 from services.relay.model import DeliveryTask
 from services.relay.outbox.queries import DeliveryDetails, read_delivery
-from services.relay.outbox.tables import State
-from services.relay.send_error import Reason, Scope, SendError
-from tests.relay.delivery.rig import NEARLY, Rig, broken, rig
+from services.relay.outbox.tables import DeliveryState
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig
 from tests.relay.outbox.actions import claim_one, claim_some
-from tests.relay.scripted import Scripted, ScriptedSettings, until
+from tests.relay.served_relay import Scripted, ScriptedSettings, until
 
 LEASE = 20.0
-NO_LINKS = LinkRules(None, None, frozenset())
+NO_LINKS = LinkRules(None, None, allow_hosts=frozenset())
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ class Twice(Scripted):
 
     async def send(self, attempt: Attempt) -> Receipt:
         attempt.before_request("the first request")
-        raise LeaseLostError
+        raise DeliveryLeaseLostError
 
 
 async def deliver(it: Rig, channel: Scripted, claim: DeliveryTask, seconds: float = LEASE) -> None:
@@ -70,7 +70,9 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float
     claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim, left)
     assert not channel.tried
-    assert (await record_of(it, claim.delivery_id)).delivery.state is State.SENDING  # the end of the lease is its end
+    assert (
+        await record_of(it, claim.delivery_id)
+    ).delivery.state is DeliveryState.SENDING  # the end of the lease is its end
     assert it.value("relay_leases_lost_total", channel="b") == 1
 
 
@@ -79,19 +81,19 @@ async def test_a_send_that_its_lease_outlasts_goes_out(it: Rig) -> None:
     claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim)
     assert len(channel.sent) == 1
-    assert (await record_of(it, claim.delivery_id)).delivery.state is State.DELIVERED
+    assert (await record_of(it, claim.delivery_id)).delivery.state is DeliveryState.DELIVERED
 
 
 async def test_what_was_sent_before_the_lease_ended_may_have_arrived(it: Rig) -> None:
     claim = await claim_one(it.store, "b")
     await deliver(it, Twice(), claim)
-    assert (await record_of(it, claim.delivery_id)).delivery.state is State.RETRYING
+    assert (await record_of(it, claim.delivery_id)).delivery.state is DeliveryState.RETRYING
     assert (await due(it)).maybe_sent
 
 
 async def test_a_doubt_outlives_an_attempt_that_settles_nothing(it: Rig) -> None:
-    lost = SendError(Reason.TIMEOUT, Scope.ATTEMPT, "no answer", maybe_arrived=True)
-    refused = SendError(Reason.CONNECTION, Scope.ATTEMPT, "no connection")
+    lost = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, "no answer", maybe_arrived=True)
+    refused = SendError(SendReason.CONNECTION, SendScope.ATTEMPT, "no connection")
     channel = Scripted(lost, refused)
     for _ in range(2):
         await deliver(it, channel, await due(it))

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from services.relay.outbox import queries
 from services.relay.outbox.breaker import FAILURE_THRESHOLD
-from services.relay.send_error import Reason, Scope, SendError
-from tests.relay.delivery.rig import rig
-from tests.relay.scripted import Scripted, hang, until
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.delivery.worker_harness import rig
+from tests.relay.served_relay import Scripted, hang, until
 
 
 async def test_what_a_provider_that_works_puts_off_holds_back_no_other_message(tmp_path: Path) -> None:
-    put_off = SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "one of two recipients later", provider_works=True)
+    put_off = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "one of two recipients later", provider_works=True)
     channel = Scripted(*[put_off] * (FAILURE_THRESHOLD + 1), hang)
     async with rig(tmp_path, a=channel) as it:
         await it.tell("firing")

@@ -11,17 +11,17 @@ from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.fallback import FALLBACK_STEP
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
-from services.relay.send_error import Reason, Scope, SendError
-from tests.relay.delivery.rig import LANES, broken, rig
-from tests.relay.scripted import Scripted, hang, until
+from services.relay.outbox.tables import DeliveryState
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.delivery.worker_harness import LANES, broken, rig
+from tests.relay.served_relay import Scripted, hang, until
 
 LONG = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=3600)
 NOTE = "Also sent here because channel a is down."
 
 
 def revoked() -> SendError:
-    return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked")
+    return SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "token_revoked")
 
 
 def refusing(number: int = 100) -> Scripted:
@@ -48,8 +48,11 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
         groups.append("meanwhile")
         await it.tell("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == len(groups))
-        assert {delivery.state for delivery in await it.finished("b")} == {State.DELIVERED}
-        assert {delivery.state for delivery in await it.deliveries("a")} <= {State.QUEUED, State.RETRYING}
+        assert {delivery.state for delivery in await it.finished("b")} == {DeliveryState.DELIVERED}
+        assert {delivery.state for delivery in await it.deliveries("a")} <= {
+            DeliveryState.QUEUED,
+            DeliveryState.RETRYING,
+        }
     assert {message.event.group_key for message in other.sent} == {f"{{}}:{{{group}}}" for group in groups}
     assert {message.task.remark for message in other.sent} == {NOTE}
 
@@ -62,7 +65,7 @@ async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(t
             await until(lambda: bool(channel.tried) and not channel.under_way)
         await until(lambda: len(other.sent) == 3)
         channel.secret += 1
-        assert {delivery.state for delivery in await it.finished()} == {State.DELIVERED}
+        assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
     assert len(other.sent) == 3
 
 
@@ -96,7 +99,7 @@ async def test_what_is_given_up_at_its_last_attempt_goes_to_the_fallback(tmp_pat
     once = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=0)
     async with rig(tmp_path, once, fallback=("b",), a=refusing(), b=other) as it:
         await it.tell("firing", channels=("a",))
-        assert [delivery.state for delivery in await it.finished("a")] == [State.DEAD]
+        assert [delivery.state for delivery in await it.finished("a")] == [DeliveryState.DEAD]
         await until(lambda: len(other.sent) == 1)
 
 
@@ -126,7 +129,7 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         while any(delivery.finished_at is None for delivery in await it.deliveries()):
             await sweep(it.store, "test", day.give_up_after, ("b",))
             await asyncio.sleep(0.02)
-        assert {delivery.state for delivery in await it.deliveries()} == {State.DEAD}
+        assert {delivery.state for delivery in await it.deliveries()} == {DeliveryState.DEAD}
         await until(lambda: len(other.sent) == 6)
         channel.script.clear()
         ahead = 0.0

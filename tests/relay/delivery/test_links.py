@@ -16,12 +16,13 @@ from services.relay.text import MAX_URL
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.examples import message as example_message
 from tests.relay.channels.kinds import EVERY_KIND, unused_address
-from tests.relay.delivery.sends import outgoing
-from tests.relay.scripted import at, event_of
+from tests.relay.delivery.sender_tasks import outgoing
+from tests.relay.served_relay import at, event_of
 
 RUNBOOK = "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#{alertname_lower}"
 DASHBOARD = "https://grafana.example.org/d/kms?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}"
-RULES = LinkRules(RUNBOOK, DASHBOARD, frozenset())
+RULES = LinkRules(RUNBOOK, DASHBOARD, allow_hosts=frozenset())
+PREFER_ANNOTATION = replace(RULES, prefers_annotation=True)
 ACCEPTED = at(1_800_000_000)
 
 
@@ -55,7 +56,7 @@ def test_a_label_that_an_alert_lacks_is_no_parameter(labels: dict[str, str], que
 
 
 def test_what_is_no_parameter_of_one_label_stays_as_the_template_has_it() -> None:
-    rules = LinkRules("https://example.org/?all&q={a}-{b}&kept=1&gone={c}#at={d}", None, frozenset())
+    rules = LinkRules("https://example.org/?all&q={a}-{b}&kept=1&gone={c}#at={d}", None, allow_hosts=frozenset())
     assert build_links(alert({"a": "x"}), ACCEPTED, rules).runbook == "https://example.org/?all&q=x-&kept=1#at="
 
 
@@ -72,7 +73,7 @@ def test_what_is_no_parameter_of_one_label_stays_as_the_template_has_it() -> Non
     ],
 )
 def test_a_label_cannot_steer_a_link_to_another_folder(template: str, labels: dict[str, str]) -> None:
-    rules = LinkRules(check_template(template), None, frozenset())
+    rules = LinkRules(check_template(template), None, allow_hosts=frozenset())
     assert build_links(alert(labels), ACCEPTED, rules).runbook is None
     assert build_links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
 
@@ -91,17 +92,34 @@ def test_a_missing_label_expands_to_nothing() -> None:
     assert found.runbook == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#"
 
 
-def test_a_label_cannot_take_the_place_of_a_computed_value() -> None:
+def test_a_label_cannot_replace_a_computed_value() -> None:
     found = build_links(alert({"alertname": "A", "alertname_lower": "b", "to_ms": "0"}), ACCEPTED, RULES)
     assert (found.runbook or "").endswith("#a")
     assert "to=1800001800000" in (found.dashboard or "")
 
 
-def test_an_annotation_wins_over_the_template() -> None:
+def test_the_template_wins_over_an_annotation_unless_the_configuration_prefers_annotations() -> None:
     own = alert(runbook_url="http://wiki.example.org/x?a=b#c", dashboard_url="https://d.example.org:3000/ü")
-    found = build_links(own, ACCEPTED, RULES)
+    assert build_links(own, ACCEPTED, RULES) == build_links(alert(), ACCEPTED, RULES)
+    found = build_links(own, ACCEPTED, PREFER_ANNOTATION)
     assert found.runbook == "http://wiki.example.org/x?a=b#c"
     assert found.dashboard == "https://d.example.org:3000/%C3%BC"
+    assert build_links(own, ACCEPTED, LinkRules(None, None)) == found, "there is no template"
+
+
+@pytest.mark.parametrize(
+    ("labels", "link"),
+    [
+        ({"target": "ledger-kek", "service": "api"}, "https://board.example.org/kms/?q=ledger-kek"),
+        ({"service": "a b&c=/#"}, "https://board.example.org/kms/?q=a%20b%26c%3D%2F%23"),
+        ({"alertname": "KMSExporterAbsent"}, None),
+        ({"target": "x" * 700}, None),
+    ],
+)
+def test_an_alert_leads_to_its_key_or_its_service_on_the_board(labels: dict[str, str], link: str | None) -> None:
+    rules = replace(RULES, board="https://board.example.org/kms")
+    assert build_links(alert(labels), ACCEPTED, rules).board == link
+    assert build_links(alert(labels), ACCEPTED, RULES).board is None
 
 
 @pytest.mark.parametrize(
@@ -131,14 +149,14 @@ def test_an_annotation_wins_over_the_template() -> None:
     ],
 )
 def test_an_annotation_that_cannot_be_trusted_is_dropped_for_the_template(url: str) -> None:
-    found = build_links(alert(runbook_url=url, dashboard_url=url), ACCEPTED, RULES)
+    found = build_links(alert(runbook_url=url, dashboard_url=url), ACCEPTED, PREFER_ANNOTATION)
     assert found == build_links(alert(), ACCEPTED, RULES)
-    bare = LinkRules(None, None, frozenset())
+    bare = LinkRules(None, None, allow_hosts=frozenset())
     assert build_links(alert(runbook_url=url), ACCEPTED, bare).runbook is None
 
 
 def test_allow_hosts_narrows_annotations_but_not_the_templates() -> None:
-    rules = replace(RULES, allow_hosts=frozenset({"wiki.example.org"}))
+    rules = replace(PREFER_ANNOTATION, allow_hosts=frozenset({"wiki.example.org"}))
     for url in ("https://WIKI.example.org:8443/x", "https://wiki.example.org/x"):
         assert build_links(alert(runbook_url=url), ACCEPTED, rules).runbook == url
     for url in ("https://evil.example/wiki.example.org", "https://wiki.example.org.evil.example/"):
@@ -153,7 +171,7 @@ def test_allow_hosts_narrows_annotations_but_not_the_templates() -> None:
 async def test_no_channel_links_to_another_host_than_those_that_are_allowed(
     kind: str, host: str, tmp_path: Path
 ) -> None:
-    rules = LinkRules(None, None, frozenset({"allowed.example"}))
+    rules = LinkRules(None, None, allow_hosts=frozenset({"allowed.example"}))
     (secret := tmp_path / "secret").write_text("x" * 32)
     channel = settings(example(kind, secret, unused_address())).connect(5)
     for brings, shown in ((host, False), ("allowed.example:9090", True)):
@@ -194,7 +212,7 @@ def test_whatever_labels_say_a_template_gives_a_link_to_its_own_place(labels: di
 
 @given(st.text() | st.text().map("https://".__add__) | st.text().map("https://example.org/".__add__))
 def test_whatever_an_annotation_says_it_gives_a_plain_http_link_or_none(url: str) -> None:
-    found = build_links(alert(runbook_url=url), ACCEPTED, LinkRules(None, None, frozenset())).runbook
+    found = build_links(alert(runbook_url=url), ACCEPTED, LinkRules(None, None, allow_hosts=frozenset())).runbook
     if found is not None:
         parts = urlsplit(found)
         assert parts.scheme in ("http", "https")

@@ -8,8 +8,8 @@ from services.relay import text
 from services.relay.delivery.message import merge_events
 from services.relay.event_size import limit_size
 from services.relay.model import Alert, Event, Status, collect_digests, encode_event
-from tests.relay.delivery.rig import broken, rig
-from tests.relay.scripted import Scripted, event_of
+from tests.relay.delivery.worker_harness import broken, rig
+from tests.relay.served_relay import Scripted, event_of
 
 
 def of(**alerts: str) -> Event:
@@ -29,7 +29,7 @@ def states(event: Event) -> dict[str, str]:
     return {alert.fingerprint: alert.status.value for alert in event.alerts}
 
 
-def test_an_alert_that_only_an_untold_event_speaks_of_is_told_in_its_last_state() -> None:
+def test_an_alert_that_only_an_unreported_event_speaks_of_is_reported_in_its_last_state() -> None:
     told = merge_events(merge_events(of(a="firing", b="firing"), of(a="resolved", b="firing")), of(b="firing"))
     assert states(told) == {"a": "resolved", "b": "firing"}
     assert told.status is Status.FIRING
@@ -45,7 +45,7 @@ def test_what_all_its_alerts_share_is_what_a_merged_event_shares() -> None:
     assert told.common_labels["alertname"] == of(b="firing").common_labels["alertname"]
 
 
-def test_alerts_that_have_no_room_are_merged_as_those_that_are_listed() -> None:
+def test_alerts_that_have_no_space_are_merged_as_those_that_are_listed() -> None:
     many = limit_size(of(**{f"alert-{number}": "firing" for number in range(6_000)}, ends="firing", gone="firing"))
     assert many.unlisted_firing
     newer = limit_size(

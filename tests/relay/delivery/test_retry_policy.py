@@ -7,57 +7,57 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 
 POLICY = RetryPolicy(backoff_initial=1, backoff_max=300, give_up_after=86400)
 
 
-def wait(scope: Scope, *, retry_after: float | None = None, random: float = 1.0, **changes: Any) -> float | None:
-    error = SendError(Reason.SERVER_ERROR, scope, "no", retry_after=retry_after)
+def wait(scope: SendScope, *, retry_after: float | None = None, random: float = 1.0, **changes: Any) -> float | None:
+    error = SendError(SendReason.SERVER_ERROR, scope, "no", retry_after=retry_after)
     return compute_retry_delay(
         error, random=lambda: random, **{"attempt": 1, "age": 100.0, "policy": POLICY, **changes}
     )
 
 
 def test_the_backoff_doubles_up_to_its_maximum() -> None:
-    waits = [wait(Scope.ATTEMPT, attempt=attempt) for attempt in (1, 2, 3, 9, 10, 5000)]
+    waits = [wait(SendScope.ATTEMPT, attempt=attempt) for attempt in (1, 2, 3, 9, 10, 5000)]
     assert waits == [1, 2, 4, 256, 300, 300]
 
 
 def test_jitter_spreads_over_the_whole_backoff() -> None:
-    assert [wait(Scope.ATTEMPT, attempt=4, random=r) for r in (0.0, 0.5, 1.0)] == [0, 4, 8]
+    assert [wait(SendScope.ATTEMPT, attempt=4, random=r) for r in (0.0, 0.5, 1.0)] == [0, 4, 8]
 
 
 def test_an_error_of_the_message_is_never_tried_again() -> None:
-    assert wait(Scope.MESSAGE, retry_after=5) is None
+    assert wait(SendScope.MESSAGE, retry_after=5) is None
 
 
 def test_an_error_of_the_channel_waits_the_longest_backoff() -> None:
-    assert wait(Scope.CHANNEL, random=0.0) == 300
+    assert wait(SendScope.CHANNEL, random=0.0) == 300
 
 
 def test_a_provider_is_not_asked_before_it_said() -> None:
-    assert wait(Scope.ATTEMPT, retry_after=30) == 30
-    assert wait(Scope.CHANNEL, retry_after=400) == 400
+    assert wait(SendScope.ATTEMPT, retry_after=30) == 30
+    assert wait(SendScope.CHANNEL, retry_after=400) == 400
 
 
 def test_it_is_given_up_after_its_time() -> None:
-    assert wait(Scope.ATTEMPT, age=86399.9, random=0.5) is not None
-    assert wait(Scope.ATTEMPT, age=86400.0) is None
-    assert wait(Scope.CHANNEL, age=86400.0) is None
+    assert wait(SendScope.ATTEMPT, age=86399.9, random=0.5) is not None
+    assert wait(SendScope.ATTEMPT, age=86400.0) is None
+    assert wait(SendScope.CHANNEL, age=86400.0) is None
 
 
 @given(
-    scope=st.sampled_from([Scope.ATTEMPT, Scope.CHANNEL]),
+    scope=st.sampled_from([SendScope.ATTEMPT, SendScope.CHANNEL]),
     attempt=st.integers(1, 10**6),
     retry_after=st.none() | st.floats(0, math.inf, allow_nan=False),
     random=st.floats(0, 1),
     age=st.floats(0, 86399),
 )
 def test_the_wait_is_bounded_and_never_shorter_than_asked(
-    scope: Scope, attempt: int, retry_after: float | None, random: float, age: float
+    scope: SendScope, attempt: int, retry_after: float | None, random: float, age: float
 ) -> None:
-    error = SendError(Reason.RATE_LIMITED, scope, "no", retry_after=retry_after)
+    error = SendError(SendReason.RATE_LIMITED, scope, "no", retry_after=retry_after)
     wait = compute_retry_delay(error, attempt=attempt, age=age, policy=POLICY, random=lambda: random)
     asked = min(retry_after or 0.0, POLICY.give_up_after)
     assert wait is not None

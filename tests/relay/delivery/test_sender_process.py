@@ -7,12 +7,12 @@ import zlib
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.channels.port import LeaseLostError, Progress
+from services.relay.channels.port import DeliveryLeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, Sender
-from services.relay.send_error import Reason, Scope
+from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.scripted_channel import REFUSED
-from tests.relay.delivery.sends import hang_there, never, outgoing, process_of
-from tests.relay.scripted import until
+from tests.relay.delivery.sender_tasks import hang_there, never, outgoing, process_of
+from tests.relay.served_relay import until
 
 
 async def test_a_message_is_made_and_sent_in_another_process(send: Sender) -> None:
@@ -34,7 +34,7 @@ async def test_a_thousand_at_once_get_each_its_own_ending(send: Sender) -> None:
 
     endings = await asyncio.gather(*(send(outgoing(note), keep) for note in notes))
     reasons = [None if each.error is None else each.error.reason for each in endings]
-    assert reasons == [None, Reason.RATE_LIMITED, Reason.INTERNAL, None] * 250
+    assert reasons == [None, SendReason.RATE_LIMITED, SendReason.INTERNAL, None] * 250
     assert kept == [{"told": "one of two"}] * 250
 
 
@@ -48,7 +48,7 @@ async def test_an_error_comes_over_as_it_was(send: Sender) -> None:
 async def test_a_defect_comes_over_without_its_text(send: Sender) -> None:
     error = (await send(outgoing("fail"), never)).error
     assert error is not None
-    assert (error.reason, str(error), error.maybe_arrived) == (Reason.INTERNAL, "a defect: ValueError", True)
+    assert (error.reason, str(error), error.maybe_arrived) == (SendReason.INTERNAL, "a defect: ValueError", True)
 
 
 async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:
@@ -67,21 +67,23 @@ async def test_progress_is_kept_before_the_send_goes_on(send: Sender) -> None:
 @pytest.mark.parametrize(
     ("raised", "reason", "detail"),
     [
-        (LeaseLostError(), Reason.TIMEOUT, "the lease ended between two requests"),
+        (DeliveryLeaseLostError(), SendReason.TIMEOUT, "the lease ended between two requests"),
         (
             ProgressNotSavedError("it is locked"),
-            Reason.INTERNAL,
+            SendReason.INTERNAL,
             "the outbox was not available during the attempt: it is locked",
         ),
     ],
 )
-async def test_what_cannot_be_kept_ends_the_send(send: Sender, raised: Exception, reason: Reason, detail: str) -> None:
+async def test_what_cannot_be_kept_ends_the_send(
+    send: Sender, raised: Exception, reason: SendReason, detail: str
+) -> None:
     async def keep(_progress: Progress) -> None:
         raise raised
 
     error = (await send(outgoing("keep"), keep)).error
     assert error is not None
-    assert (error.reason, error.scope, str(error), error.maybe_arrived) == (reason, Scope.ATTEMPT, detail, True)
+    assert (error.reason, error.scope, str(error), error.maybe_arrived) == (reason, SendScope.ATTEMPT, detail, True)
 
 
 @pytest.mark.parametrize("lease", [0.0, 19.0, 20.3])  # the send may take 20 s, and it takes a moment to kill who sends
@@ -102,7 +104,7 @@ async def test_a_send_that_hangs_ends_in_time_and_the_others_go_on(send: Sender)
     assert await process_of(send)
     error = (await hanging).error
     assert error is not None
-    assert (error.reason, error.maybe_arrived) == (Reason.TIMEOUT, True)
+    assert (error.reason, error.maybe_arrived) == (SendReason.TIMEOUT, True)
 
 
 async def test_a_defect_in_keeping_ends_the_send_and_tells_nothing_of_itself(send: Sender) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.claim import MAX_CLAIM_BYTES
-from services.relay.outbox.tables import State
-from services.relay.send_error import Reason, Scope, SendError
-from tests.relay.delivery.rig import LANES, NEARLY, QUICK, broken, rig
-from tests.relay.scripted import Scripted, event_of, hang, statuses, until
+from services.relay.outbox.tables import DeliveryState
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig
+from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
 
 async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:
@@ -26,10 +26,10 @@ async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None
     assert message.event == event_of("firing")
     assert [link.runbook for link in message.links] == [event_of().alerts[0].annotations["runbook_url"]]
     assert message.task.accepted_at.timestamp() == pytest.approx(delivery.accepted_at, abs=1e-5)
-    assert (delivery.state, delivery.receipt, delivery.reason) == (State.DELIVERED, {"number": "1"}, "ok")
+    assert (delivery.state, delivery.receipt, delivery.reason) == (DeliveryState.DELIVERED, {"number": "1"}, "ok")
 
 
-async def test_what_waits_is_merged_into_its_successor_and_told_as_one(tmp_path: Path) -> None:
+async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_path: Path) -> None:
     started = asyncio.Event()
 
     async def fail_late() -> None:
@@ -43,7 +43,7 @@ async def test_what_waits_is_merged_into_its_successor_and_told_as_one(tmp_path:
         await started.wait()
         await it.tell("resolved", "firing", "resolved")
         done = await it.finished()
-        assert [delivery.state for delivery in done] == [State.SUPERSEDED] * 3 + [State.DELIVERED]
+        assert [delivery.state for delivery in done] == [DeliveryState.SUPERSEDED] * 3 + [DeliveryState.DELIVERED]
         assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}
         assert it.value("relay_deliveries_total", channel="a", outcome="superseded") == 1
     assert statuses(message for _, message in channel.tried) == ["firing", "resolved"]
@@ -59,16 +59,18 @@ async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -
     assert len({message.task.delivery_id for message in channel.sent}) == 3
 
 
-async def test_one_incident_is_told_one_message_at_a_time_and_many_incidents_a_few_at_a_time(tmp_path: Path) -> None:
+async def test_one_incident_is_reported_one_message_at_a_time_and_many_incidents_a_few_at_a_time(
+    tmp_path: Path,
+) -> None:
     async def slow() -> None:
         await asyncio.sleep(0.05)
 
     all_told = asyncio.Event()
 
-    async def held() -> None:
+    async def hold() -> None:
         await all_told.wait()
 
-    one_incident, many = Scripted(*[slow] * 5), Scripted(*[held] * 2 * LANES)
+    one_incident, many = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
     async with rig(tmp_path, every=one_incident) as it:
         await it.tell(*["firing", "resolved"] * 2, "firing")
         await it.finished("every")
@@ -91,7 +93,7 @@ async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
         done = await it.finished("b")
         assert (hanging.under_way, len(hanging.tried)) == (LANES, LANES)  # still in its first sends
     assert len(healthy.sent) == 2 * LANES
-    assert all(delivery.state is State.DELIVERED for delivery in done)
+    assert all(delivery.state is DeliveryState.DELIVERED for delivery in done)
 
 
 async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_tried_again(tmp_path: Path) -> None:
@@ -117,20 +119,20 @@ async def test_retry_after_is_obeyed_and_delays_no_other_channel(tmp_path: Path)
 
 
 async def test_an_error_of_the_message_ends_it_and_the_next_goes_out(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.REJECTED, Scope.MESSAGE, "invalid_blocks"))
+    channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with rig(tmp_path, a=channel) as it:
         await it.tell("firing")
         await it.finished()
         await it.tell("resolved")
         first, second = await it.finished()
-        assert (first.state, first.reason, first.attempt_count) == (State.DEAD, "rejected", 1)
-        assert second.state is State.DELIVERED
+        assert (first.state, first.reason, first.attempt_count) == (DeliveryState.DEAD, "rejected", 1)
+        assert second.state is DeliveryState.DELIVERED
         assert it.value("relay_deliveries_total", channel="a", outcome="dead") == 1
         assert not await it.refused()
 
 
 def revoked() -> SendError:
-    return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, "token_revoked")
+    return SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "token_revoked")
 
 
 async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_
         await until(lambda: len(channel.tried) == 2)
         assert await it.refused() == {"a"}
         done = await it.finished()
-        assert {delivery.state for delivery in done} == {State.DELIVERED}
+        assert {delivery.state for delivery in done} == {DeliveryState.DELIVERED}
         assert not await it.refused()
     times = [at for at, _ in channel.tried]
     assert all(later - earlier >= QUICK.backoff_max * NEARLY for earlier, later in pairwise(times[:4]))
@@ -156,7 +158,7 @@ async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
         await until(lambda: len(channel.tried) == 1)
         channel.secret += 1
         (delivery,) = await it.finished()  # long before the 300 s are over
-    assert delivery.state is State.DELIVERED
+    assert delivery.state is DeliveryState.DELIVERED
 
 
 async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Pat
         await it.tell("firing", channels=("a",))
         await until(lambda: bool(other.sent))
         (delivery,) = await it.finished("b")
-        assert delivery.state is State.DELIVERED
+        assert delivery.state is DeliveryState.DELIVERED
         assert len(await it.deliveries("a")) == 1
     assert other.sent[0].task.remark == "Also sent here because channel a is down."
 
@@ -204,7 +206,7 @@ async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 60), clock=lambda: time.time() + ahead, a=channel) as it:
         await it.tell("firing")
         (delivery,) = await it.finished()
-    assert (delivery.state, delivery.reason, delivery.attempt_count) == (State.DEAD, "server_error", 5)
+    assert (delivery.state, delivery.reason, delivery.attempt_count) == (DeliveryState.DEAD, "server_error", 5)
 
 
 class WatchedHosts(frozenset[str]):
@@ -227,7 +229,7 @@ async def test_a_message_that_takes_its_time_is_made_off_the_event_loop(tmp_path
     assert threading.current_thread() not in hosts.threads
 
 
-async def test_a_large_message_is_the_only_large_one_of_its_channel_in_hand(tmp_path: Path) -> None:
+async def test_a_large_message_is_the_only_large_one_of_its_channel_in_progress(tmp_path: Path) -> None:
     async def slow() -> None:
         await asyncio.sleep(0.05)
 

@@ -24,11 +24,11 @@ from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import read_delivery
-from services.relay.outbox.tables import State, events
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.outbox.tables import DeliveryState, events
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
-from tests.relay.delivery.rig import LANES, QUICK, rig
-from tests.relay.scripted import Scripted, until
+from tests.relay.delivery.worker_harness import LANES, QUICK, rig
+from tests.relay.served_relay import Scripted, until
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of work
@@ -47,7 +47,7 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
             (delivery,) = await it.finished()
             assert it.value("relay_delivery_attempts_total", channel="a", reason="internal") == 1
             found = await read_delivery(it.store, delivery.id)
-    assert delivery.state is State.DELIVERED
+    assert delivery.state is DeliveryState.DELIVERED
     (logged,) = [entry for entry in logs if entry["log_level"] == "error"]
     assert (logged["event"], logged["error"]) == ("unexpected error in the channel", type(error).__name__)
     assert any("scripted.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
@@ -62,14 +62,14 @@ async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Pa
     async with rig(tmp_path, a=channel) as it:
         for number in range(2 * LANES):
             await it.tell("firing", group=str(number))
-        assert {delivery.state for delivery in await it.finished()} == {State.DELIVERED}
+        assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
 
 
 def test_the_log_line_of_a_defect_holds_no_text_of_it() -> None:
     program = """
 import asyncio, pathlib, sys, tempfile
 from shared.process import logs
-from tests.relay.scripted import Scripted, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
 
 class Broken(Scripted):
     async def close(self):
@@ -103,12 +103,12 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp_path: Path) -> None:
-    channel = Scripted(SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, "bad \ud800 answer, ü"))
+    channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "bad \ud800 answer, ü"))
     async with rig(tmp_path, a=channel) as it:
         await it.tell("firing")
         (delivery,) = await it.finished()
         found = await read_delivery(it.store, delivery.id)
-    assert (delivery.state, delivery.attempt_count, len(channel.tried)) == (State.DELIVERED, 2, 2)
+    assert (delivery.state, delivery.attempt_count, len(channel.tried)) == (DeliveryState.DELIVERED, 2, 2)
     assert found is not None
     assert found.attempts[0].detail == "bad ? answer, ü"
 
@@ -130,7 +130,7 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
         other.execute("ROLLBACK")
         (delivery,) = await it.finished()
     other.close()
-    assert (delivery.state, delivery.attempt_count, len(channel.sent)) == (State.DELIVERED, 1, 1)
+    assert (delivery.state, delivery.attempt_count, len(channel.sent)) == (DeliveryState.DELIVERED, 1, 1)
 
 
 async def never(task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
@@ -183,5 +183,5 @@ async def test_an_event_that_cannot_be_read_holds_up_its_own_incident_only(tmp_p
         await it.tell("firing", group="good")
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
         bad, good = await it.finished()
-    assert (bad.state, bad.reason) == (State.DEAD, "internal")
-    assert good.state is State.DELIVERED
+    assert (bad.state, bad.reason) == (DeliveryState.DEAD, "internal")
+    assert good.state is DeliveryState.DELIVERED

@@ -152,7 +152,7 @@ def read_delivery(row: Row[Any], **more: Any) -> Delivery:
     )
 
 
-def group_by_place(deliveries: Sequence[Delivery]) -> dict[Place, list[Delivery]]:
+def group_by_incident_and_channel(deliveries: Sequence[Delivery]) -> dict[Place, list[Delivery]]:
     """The deliveries of each place in their order."""
     places: dict[Place, list[Delivery]] = {}
     for delivery in sorted(deliveries, key=lambda each: each.seq):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event
-from tests.relay.delivery_oracle.stored import check_late_send, check_stand_ins, check_stored
+from tests.relay.delivery_oracle.outbox_invariants import check_late_send, check_stand_ins, check_stored
 from tests.relay.delivery_oracle.test_verdict import EVENTS, delivery
 
 CHANNELS = {"slack": Channel(("slack",)), "log": Channel(("log",), merges=False)}

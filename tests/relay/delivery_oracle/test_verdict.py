@@ -130,7 +130,7 @@ def test_a_superseded_delivery_without_an_heir_is_found(heir: str | None) -> Non
     assert judged(deliveries, said).violations == ["delivery d1 is superseded by none of its incident and channel"]
 
 
-def test_an_alert_whose_end_was_never_told_is_found() -> None:
+def test_an_alert_whose_end_was_never_reported_is_found() -> None:
     found = judged(said=slack(FIRES, ANEW)).violations
     assert len(found) == 1
     assert (
@@ -217,7 +217,7 @@ def test_the_same_message_twice_is_late_for_nobody() -> None:
     assert judged(said=slack(FIRES, FIRES, ENDS, ANEW, ANEW)).late == []
 
 
-def test_a_webhook_that_was_accepted_again_later_may_be_told_again() -> None:
+def test_a_webhook_that_was_accepted_again_later_may_be_reported_again() -> None:
     events = [*EVENTS, replace(EVENTS[1], seq=4, id="e4")]
     said = [*slack(FIRES, ENDS, ANEW), Message("slack", "slack", "d4", 1, ENDS)]
     verdict = judge_history(events, [*DELIVERIES, delivery(4)], said, ("slack",))
@@ -236,7 +236,7 @@ def test_a_message_about_something_else_is_found() -> None:
     assert "a message shows what was never accepted" in found[0]
 
 
-def test_what_a_dead_delivery_took_with_it_need_not_be_told() -> None:
+def test_what_a_dead_delivery_took_with_it_need_not_be_reported() -> None:
     assert judged([delivery(1), delivery(2, "dead"), delivery(3)], slack(FIRES, ANEW)).violations == []
     assert judged([delivery(1), delivery(2), delivery(3, "dead")], slack(FIRES, ENDS)).violations == []
 

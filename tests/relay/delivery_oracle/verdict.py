@@ -15,10 +15,10 @@ from tests.relay.delivery_oracle.evidence import (
     History,
     Message,
     find_last_seq,
-    group_by_place,
+    group_by_incident_and_channel,
 )
+from tests.relay.delivery_oracle.outbox_invariants import check_stored
 from tests.relay.delivery_oracle.repeats import check_repeats, count_repeats
-from tests.relay.delivery_oracle.stored import check_stored
 
 
 @dataclass
@@ -42,7 +42,7 @@ def judge(history: History) -> Verdict:
     verdict.violations += [f"answered 202 and not in the outbox: {event}" for event in lost]
     verdict.violations += [f"delivery {d.id} is still {d.state}" for d in history.deliveries if d.is_unfinished]
     verdict.violations += check_stored(history.events, history.deliveries, history.channels)
-    places = group_by_place(history.deliveries)
+    places = group_by_incident_and_channel(history.deliveries)
     groups: dict[Hashable, list[Event]] = {}
     for event in history.events:
         groups.setdefault(event.group, []).append(event)
@@ -54,7 +54,7 @@ def judge(history: History) -> Verdict:
                 deliveries = places.get((events[0].incident, name), [])
                 if not channel.merges:  # an old event may be sent again, long after newer ones
                     of_group.sort(key=lambda message: message.number)
-                verdict.violations += _check_shown(reader, events, deliveries, of_group)
+                verdict.violations += _check_last_messages(reader, events, deliveries, of_group)
                 if channel.merges:
                     verdict.late += _find_late(reader, events, of_group, history.requeued)
             verdict.violations += _check_origin(reader, history, received)
@@ -66,7 +66,7 @@ def judge(history: History) -> Verdict:
     return verdict
 
 
-def _check_shown(
+def _check_last_messages(
     reader: str, events: Sequence[Event], deliveries: Sequence[Delivery], received: Sequence[Message]
 ) -> Iterator[str]:
     """What was never shown, or was shown last as it no longer is, except what went out in a dead delivery."""

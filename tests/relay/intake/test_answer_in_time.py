@@ -9,10 +9,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.intake import endpoint, webhook
-from services.relay.intake.webhook import ParsedWebhook
+from services.relay.intake import endpoint, webhook_parser
+from services.relay.intake.webhook_parser import ParsedWebhook
+from shared.http.web_config_auth import PASSWORD_CHECK_SECONDS
 from tests.relay.intake.test_endpoint import locked
-from tests.relay.scripted import Scripted, post, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, post, served, settings, webhook_of
 
 SECONDS = 2.0
 LATE = 0.9
@@ -28,7 +29,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "MAX_CONCURRENT_WEBHOOKS", 2)
 
 
-async def answered(client: aiohttp.ClientSession, body: bytes | AsyncIterator[bytes]) -> tuple[float, int, str]:
+async def post_webhook(client: aiohttp.ClientSession, body: bytes | AsyncIterator[bytes]) -> tuple[float, int, str]:
     """After how many seconds, with which code, and why."""
     began = time.monotonic()
     async with client.post("/alerts", data=body) as response:
@@ -48,13 +49,13 @@ def large(group: str = "large") -> bytes:
 
 def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert endpoint.ADMISSION_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
+    assert endpoint.ADMISSION_SECONDS < PASSWORD_CHECK_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
 
 
 async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         with locked(tmp_path / "relay.db"):
-            every = await asyncio.gather(*(answered(client, webhook_of(group=str(number))) for number in range(9)))
+            every = await asyncio.gather(*(post_webhook(client, webhook_of(group=str(number))) for number in range(9)))
         assert {code for _, code, _ in every} == {503}
         assert max(seconds for seconds, _, _ in every) < SECONDS + LATE
         waits = {error.partition("it still waited for ")[2] for _, _, error in every}
@@ -64,7 +65,7 @@ async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(
 
 async def test_a_body_that_comes_too_slowly_is_answered_in_time(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        seconds, code, error = await answered(client, dripping(webhook_of()))
+        seconds, code, error = await post_webhook(client, dripping(webhook_of()))
         assert (code, error) == (503, "not accepted, send it again: after 2 s it still waited for its body")
         assert SECONDS - 0.1 < seconds < SECONDS + LATE
 
@@ -78,31 +79,31 @@ async def test_a_slow_body_before_a_locked_store_shares_its_time_with_the_commit
 
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         with locked(tmp_path / "relay.db"):
-            seconds, code, error = await answered(client, late())
+            seconds, code, error = await post_webhook(client, late())
         assert code == 503
         assert "its commit" in error
         assert seconds < SECONDS + LATE
 
 
-async def test_one_that_finds_no_room_for_its_body_is_answered_in_time(tmp_path: Path) -> None:
+async def test_one_that_finds_no_space_for_its_body_is_answered_in_time(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
 
         async def stalled() -> AsyncIterator[bytes]:
             yield large()[:100_000]
             await asyncio.sleep(60)
 
-        holding = asyncio.create_task(answered(client, stalled()))
+        holding = asyncio.create_task(post_webhook(client, stalled()))
         await asyncio.sleep(0.2)  # it has its room by then, or else this test tries less
-        seconds, code, error = await answered(client, large("another"))
+        seconds, code, error = await post_webhook(client, large("another"))
         assert (code, error) == (503, "not accepted, send it again: other webhooks come first")
         assert seconds < SECONDS + LATE
         assert (await holding)[1] == 503
 
 
-async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_room_until_the_parser_lets_go(
+async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_space_until_the_parser_lets_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse = webhook.parse_webhook
+    parse = webhook_parser.parse_webhook
     parsed: list[float] = []
 
     def parse_slowly(*given: Any) -> ParsedWebhook:
@@ -112,7 +113,7 @@ async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_room_un
 
     monkeypatch.setattr(endpoint, "parse_webhook", parse_slowly)
     async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
-        seconds, code, error = await answered(client, large())
+        seconds, code, error = await post_webhook(client, large())
         assert (code, error) == (
             503,
             "not accepted, send it again: after 2 s it still waited for its body to be parsed",

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from services.relay.intake import deduplication, webhook
+from services.relay.intake import deduplication, webhook_parser
 from services.relay.model import Event, Status, build_fingerprint, build_incident_id, encode_event
 from services.relay.outbox.accept import DeliveryPlan
 from services.relay.outbox.incidents import EarlierEvent, IncidentState
-from tests.relay.scripted import at, event_of, payload
+from tests.relay.served_relay import at, event_of, payload
 
 
-def known(event: Event, **changes: Any) -> IncidentState:
+def build_state(event: Event, **changes: Any) -> IncidentState:
     before = IncidentState(
         episode=1,
         is_open=event.status is Status.FIRING,
@@ -50,12 +50,12 @@ def test_an_incident_is_its_source_its_receiver_and_its_group() -> None:
 
 
 def test_a_webhook_at_repeat_interval_equals_the_one_before() -> None:
-    first, second, resolved = (webhook.read_event(payload(number), "") for number in (1, 2, 3))
+    first, second, resolved = (webhook_parser.read_event(payload(number), "") for number in (1, 2, 3))
     assert build_fingerprint(first) == build_fingerprint(second) != build_fingerprint(resolved)
 
 
-def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_told() -> None:
-    event = webhook.read_event(payload(7), "")
+def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_reported() -> None:
+    event = webhook_parser.read_event(payload(7), "")
     changed = tuple(replace(alert, ends_at=at(1), annotations={}) for alert in reversed(event.alerts))
     assert build_fingerprint(event) == build_fingerprint(replace(event, alerts=changed))
     later = tuple(replace(alert, starts_at=at(1)) for alert in event.alerts)
@@ -63,33 +63,33 @@ def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_told() 
 
 
 def test_the_twins_webhook_a_moment_later_is_a_duplicate() -> None:
-    assert plan(event_of(), known(event_of()), now=1059.9) is None
+    assert plan(event_of(), build_state(event_of()), now=1059.9) is None
 
 
 @pytest.mark.parametrize("now", [1060.0, 940.0])
 def test_the_same_webhook_outside_the_window_is_news_whichever_way_the_clock_went(now: float) -> None:
-    assert plan(event_of(), known(event_of()), now=now) == DeliveryPlan(1, is_open=True, channels=("slack",))
+    assert plan(event_of(), build_state(event_of()), now=now) == DeliveryPlan(1, is_open=True, channels=("slack",))
 
 
 def test_the_same_webhook_is_news_where_a_delivery_was_given_up() -> None:
-    assert plan(event_of(), known(event_of(), has_dead_delivery=True)) is not None
+    assert plan(event_of(), build_state(event_of(), has_dead_delivery=True)) is not None
 
 
 def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_comes() -> None:
-    ended = known(event_of("resolved"), is_latest_own=True)
+    ended = build_state(event_of("resolved"), is_latest_own=True)
     assert plan(event_of("resolved"), ended, now=9999.0) is None
     assert plan(event_of("resolved"), ended._replace(has_dead_delivery=True), now=9999.0) is not None
     assert plan(event_of(), ended, now=9999.0) == DeliveryPlan(2, is_open=True, channels=("slack",))
     others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
-    told_again = known(event_of(), is_latest_own=True)
+    told_again = build_state(event_of(), is_latest_own=True)
     assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
 
 
 def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> IncidentState:
     """An incident whose latest event came after one that said the same as `event`."""
     earlier = (EarlierEvent(build_fingerprint(event), at),)
-    return known(latest, earlier_events=earlier, latest_event_json=encode_event(latest), **changes)
+    return build_state(latest, earlier_events=earlier, latest_event_json=encode_event(latest), **changes)
 
 
 def alerts_of(*changed: dict[str, Any]) -> Event:
@@ -113,7 +113,7 @@ def test_a_late_twin_of_an_older_state_is_no_news() -> None:
     assert plan(alerts_of(FIRES), before._replace(earlier_events=())) is not None, "nobody sent that before"
 
 
-def test_a_late_end_of_what_fires_anew_closes_nothing() -> None:
+def test_a_late_end_of_what_fires_again_closes_nothing() -> None:
     ended, anew = alerts_of(ENDED), alerts_of({**FIRES, "starts_at": LATER})
     assert alerts_of(ENDED).alerts[0].starts_at < LATER
     assert plan(ended, late(ended, anew)) is None
@@ -130,7 +130,7 @@ def test_a_late_end_of_what_fires_anew_closes_nothing() -> None:
         (alerts_of(FIRES), alerts_of({**ENDED, "starts_at": LATER})),
     ],
 )
-def test_what_may_have_happened_again_since_is_news_though_it_was_said_before(event: Event, latest: Event) -> None:
+def test_what_may_have_happened_again_since_is_news_though_it_was_reported_before(event: Event, latest: Event) -> None:
     assert plan(event, late(event, latest)) is not None
 
 
@@ -146,11 +146,11 @@ def test_a_late_twin_that_lacks_what_fires_since_takes_back_no_end() -> None:
 
 
 def test_only_the_latest_event_counts_so_a_firing_after_a_resolve_is_news_and_a_new_episode() -> None:
-    assert plan(event_of(), known(event_of("resolved"))) == DeliveryPlan(2, is_open=True, channels=("slack",))
+    assert plan(event_of(), build_state(event_of("resolved"))) == DeliveryPlan(2, is_open=True, channels=("slack",))
 
 
 def test_an_open_incident_stays_in_its_episode_and_reaches_every_configured_channel_it_is_open_on() -> None:
-    before = known(event_of(), open_channels=frozenset({"slack", "mail", "gone"}))
+    before = build_state(event_of(), open_channels=frozenset({"slack", "mail", "gone"}))
     assert plan(event_of("resolved"), before) == DeliveryPlan(
         1, is_open=False, channels=("slack", "mail"), unconfigured_channels=("gone",)
     )
@@ -160,12 +160,12 @@ def test_an_open_incident_stays_in_its_episode_and_reaches_every_configured_chan
     )
 
 
-def test_a_resolve_of_a_closed_incident_begins_nothing_and_follows_the_routes() -> None:
-    before = known(event_of("resolved"), open_channels=frozenset({"mail"}))
+def test_a_resolve_of_a_closed_incident_starts_nothing_and_follows_the_routes() -> None:
+    before = build_state(event_of("resolved"), open_channels=frozenset({"mail"}))
     assert plan(event_of("resolved"), before, now=5000) == DeliveryPlan(1, is_open=False, channels=("slack",))
 
 
-def test_a_truncated_group_is_never_taken_for_resolved() -> None:
+def test_a_truncated_group_is_never_mistaken_for_resolved() -> None:
     truncated = event_of("resolved", truncated_alerts=7)
-    assert plan(truncated, known(event_of())) == DeliveryPlan(1, is_open=True, channels=("slack",))
+    assert plan(truncated, build_state(event_of())) == DeliveryPlan(1, is_open=True, channels=("slack",))
     assert plan(truncated, None) == DeliveryPlan(1, is_open=True, channels=("slack",))

@@ -26,7 +26,7 @@ from services.relay.outbox import quarantine as rejected
 from services.relay.outbox.engine.store import open_store
 from shared.http import body_limits
 from shared.sql import database_url
-from tests.relay.scripted import (
+from tests.relay.served_relay import (
     TOKEN,
     Scripted,
     metric,
@@ -79,7 +79,7 @@ async def test_no_or_a_wrong_token_is_401_and_the_body_is_never_waited_for(tmp_p
         await reaches(client, 1, "relay_webhooks_total", code="401")
 
 
-async def test_another_address_is_403_before_its_token_is_looked_at(tmp_path: Path) -> None:
+async def test_another_address_is_403_before_its_token_is_checked(tmp_path: Path) -> None:
     configuration = settings(tmp_path, {"one": Scripted()}, auth={"allow_from": ["10.0.0.0/8", "::ffff:0:0/96"]})
     (tmp_path / "token").unlink()
     async with served(configuration) as client:
@@ -155,7 +155,7 @@ async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: 
     assert beginning == body[: quarantine.MAX_BODY_BYTES]
 
 
-async def test_a_large_webhook_is_kept_whole_and_told_as_far_as_anybody_reads(tmp_path: Path) -> None:
+async def test_a_large_webhook_is_kept_whole_and_reported_as_far_as_anybody_reads(tmp_path: Path) -> None:
     channel = Scripted()
     body = webhook_of(commonAnnotations={"description": "ü" * 2_000_000, "summary": "short"})
     async with served(settings(tmp_path, {"one": channel})) as client:
@@ -229,7 +229,7 @@ async def stalled(client: aiohttp.ClientSession, *sent: str) -> AsyncIterator[li
         writer.close()
 
 
-async def test_a_body_that_hardly_begins_keeps_no_other_waiting(
+async def test_a_body_that_hardly_starts_keeps_no_other_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_limits, "BUDGET_WAIT_SECONDS", 0.5)
@@ -249,7 +249,7 @@ async def test_a_body_that_hardly_begins_keeps_no_other_waiting(
 
 
 @pytest.mark.parametrize("there", [100_000, 1])
-async def test_a_body_that_stops_in_the_middle_loses_its_room_to_one_that_waits(
+async def test_a_body_that_stops_in_the_middle_loses_its_space_to_one_that_waits(
     there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_limits, "SLOW_BODY_SECONDS", 0.5)
@@ -265,7 +265,7 @@ async def test_a_body_that_stops_in_the_middle_loses_its_room_to_one_that_waits(
         assert await readers[0].readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
 
 
-async def test_one_that_finds_no_room_is_read_to_its_end_and_then_answered(
+async def test_one_that_finds_no_space_is_read_to_its_end_and_then_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_limits, "BUDGET_WAIT_SECONDS", 0.1)
@@ -284,7 +284,7 @@ async def test_one_that_finds_no_room_is_read_to_its_end_and_then_answered(
         assert await asyncio.to_thread(send) == 503
 
 
-async def test_a_group_of_thousands_is_told_with_all_of_them_counted(tmp_path: Path) -> None:
+async def test_a_group_of_thousands_is_reported_with_all_of_them_counted(tmp_path: Path) -> None:
     channel = Scripted()
     (alert,) = json.loads(payload(1))["alerts"]
     alerts = [
@@ -318,7 +318,7 @@ async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monk
         assert await first_line(client, head) == "HTTP/1.1 503 Service Unavailable"
 
 
-async def test_too_much_at_once_is_503_and_what_was_in_hand_is_let_go(
+async def test_too_much_at_once_is_503_and_what_was_in_progress_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "SMALL_BODIES_LIMIT", len(payload(1)))
@@ -404,7 +404,7 @@ async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path
     assert len({message.task.incident_id for message in channel.sent}) == 2
 
 
-async def test_twins_that_arrive_together_are_told_once(tmp_path: Path) -> None:
+async def test_twins_that_arrive_together_are_reported_once(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:
         answers = await asyncio.gather(*(post(client, payload(1)) for _ in range(8)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.intake.routing import Matcher, Route, find_route, parse_matcher
-from tests.relay.scripted import event_of, with_labels
+from tests.relay.served_relay import event_of, with_labels
 
 LABELS = {"severity": "warning", "path": 'C:\\a "b"\nc', "env": ""}
 

@@ -23,7 +23,7 @@ from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.tables import State, deliveries, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 
 CHANNELS = ("slack", "email", "pagerduty")
@@ -63,7 +63,9 @@ class MonitoredOutbox:
         self.registry = registry
         self.woken: list[str] = []
         self.duplicate_window = 60.0
-        metrics = Metrics(registry, CHANNELS, (State.DELIVERED, State.SUPERSEDED, State.DEAD), ())
+        metrics = Metrics(
+            registry, CHANNELS, (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD), ()
+        )
         self.routed: tuple[str, ...] = ("slack",)
         self.publisher = AlertPublisher(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
 

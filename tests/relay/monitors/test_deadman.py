@@ -150,7 +150,7 @@ def missing(file: Path, switch: Switch) -> None:
     file.unlink()
 
 
-def mended(file: Path, switch: Switch) -> None:
+def fix_switch(file: Path, switch: Switch) -> None:
     switch.status = 200
     file.write_text(switch.url + "\n\n")  # of another length: it is read again
 
@@ -178,7 +178,7 @@ async def test_one_that_fails_is_logged_without_the_address_and_tried_with_the_n
     assert PATH not in str(line)
     assert "/elsewhere" not in str(switch.asked)
 
-    mended(file, switch)
+    fix_switch(file, switch)
     outside.record_heartbeat()
     with capture_logs() as logs:
         await outside.ping_after_heartbeat()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Until
-from tests.relay.scripted import Scripted, metric, payload, post, served, settings
+from tests.relay.served_relay import Scripted, metric, payload, post, served, settings
 
 WATCHDOG = {"matchers": ["alertname=Watchdog"], "expect_every": "3m", "channels": ["page"]}
 
@@ -56,7 +56,7 @@ async def test_a_heartbeat_beside_a_repeat_counts(tmp_path: Path) -> None:
         assert second > first
 
 
-async def test_the_watchdogs_of_two_clusters_are_told_apart(tmp_path: Path, until: Until) -> None:
+async def test_the_watchdogs_of_two_clusters_are_distinguished(tmp_path: Path, until: Until) -> None:
     page = Scripted()
     clusters = [
         WATCHDOG | {"matchers": ["alertname=Watchdog", f"cluster={cluster}"], "expect_every": longest}
@@ -64,10 +64,10 @@ async def test_the_watchdogs_of_two_clusters_are_told_apart(tmp_path: Path, unti
     ]
     async with served(settings(tmp_path, {"page": page}, watchdogs=clusters)) as client:
 
-        async def told() -> bool:
+        async def is_delivered() -> bool:
             return len(page.sent) == 2
 
-        await until(told)
+        await until(is_delivered)
         await post(client, webhook("Watchdog", cluster="eu"))
         absent = {message.event.common_labels["watchdog"]: message.task.incident_id for message in page.sent}
         assert set(absent) == {"Watchdog{cluster=us}", "Watchdog{cluster=ap}"}
@@ -83,13 +83,13 @@ async def test_the_watchdogs_of_two_clusters_are_told_apart(tmp_path: Path, unti
         assert seen[0] > seen[1]
 
 
-async def test_a_webhook_that_is_not_accepted_is_told_on_the_default_channels(tmp_path: Path, until: Until) -> None:
+async def test_a_webhook_that_is_not_accepted_is_reported_on_the_default_channels(tmp_path: Path, until: Until) -> None:
     page = Scripted()
     async with served(settings(tmp_path, {"page": page})) as client:
         code, _ = await post(client, b"{")
         assert code == 400
 
-        async def told() -> bool:
+        async def is_delivered() -> bool:
             return [message.event.common_labels["alertname"] for message in page.sent] == ["RelayWebhookQuarantined"]
 
-        await until(told)
+        await until(is_delivered)

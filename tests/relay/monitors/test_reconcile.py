@@ -14,7 +14,7 @@ from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
-async def test_one_that_is_gone_for_five_minutes_is_told_over_where_it_was_told(
+async def test_one_that_is_gone_for_five_minutes_is_reported_as_over_where_it_was_reported(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING), ("B", FIRING)), "email", "pagerduty")
@@ -59,14 +59,14 @@ async def test_one_of_which_an_earlier_webhook_told_what_still_fires_is_left_ope
     assert (await latest(at)).status is RESOLVED
 
 
-async def test_what_was_told_resolved_need_not_be_gone(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
+async def test_what_was_reported_resolved_need_not_be_gone(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", RESOLVED), ("B", FIRING)))
     one.alerts = {"A"}  # it fires again, and Alertmanager will tell of that
     await minutes(6, clock, reconcile(at, clock, one))
     assert [alert.labels["alertname"] for alert in (await latest(at)).alerts] == ["B"]
 
 
-async def test_the_time_counts_anew_where_it_was_there_again(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
+async def test_the_time_counts_again_where_it_was_there_again(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
     await at.accept(event(("A", FIRING)))
     comparing = reconcile(at, clock, one)
     await minutes(4, clock, comparing)
@@ -79,7 +79,7 @@ async def test_the_time_counts_anew_where_it_was_there_again(at: MonitoredOutbox
     assert len(await at.list_published()) == 2
 
 
-async def test_the_time_counts_anew_where_alertmanager_told_of_it_between_two_rounds(
+async def test_the_time_counts_again_where_alertmanager_told_of_it_between_two_rounds(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))

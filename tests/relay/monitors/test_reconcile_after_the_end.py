@@ -29,7 +29,9 @@ async def test_what_the_relay_closed_is_told_where_it_fires_again(
     assert (await latest(at)).remark == CLOSED_REMARK
 
 
-async def test_it_is_not_told_again_where_alertmanager_does_so(at: MonitoredOutbox, clock: Clock, one: Answers) -> None:
+async def test_it_is_not_reported_again_where_alertmanager_does_so(
+    at: MonitoredOutbox, clock: Clock, one: Answers
+) -> None:
     comparing = reconcile(at, clock, one)
     await closed(at, clock, comparing)
     one.alerts = {"A"}
@@ -40,7 +42,7 @@ async def test_it_is_not_told_again_where_alertmanager_does_so(at: MonitoredOutb
     assert (await latest(at)).remark == ""
 
 
-async def test_what_fires_again_muted_or_to_another_receiver_or_for_a_moment_is_not_told(
+async def test_what_fires_again_muted_or_to_another_receiver_or_for_a_moment_is_not_reported(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     comparing = reconcile(at, clock, one)
@@ -66,7 +68,7 @@ async def test_what_alertmanager_closed_is_its_own_to_tell_again(
     assert len(await at.list_published()) == 2
 
 
-async def test_alertmanagers_own_end_is_not_told_after_ours_however_late_it_comes(
+async def test_alertmanagers_own_end_is_not_reported_after_ours_however_late_it_comes(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await closed(at, clock, reconcile(at, clock, one))
@@ -78,7 +80,7 @@ async def test_alertmanagers_own_end_is_not_told_after_ours_however_late_it_come
     assert (len(await at.list_published()), (await latest(at)).status) == (3, FIRING)
 
 
-async def test_an_end_that_tells_of_one_more_alert_is_told_after_ours(
+async def test_an_end_that_tells_of_one_more_alert_is_reported_after_ours(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await closed(at, clock, reconcile(at, clock, one))
@@ -86,7 +88,7 @@ async def test_an_end_that_tells_of_one_more_alert_is_told_after_ours(
     assert len(await at.list_published()) == 3
 
 
-async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_told(
+async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_reported(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await closed(at, clock, reconcile(at, clock, one))
@@ -100,7 +102,7 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     assert [alert.status for alert in told.alerts] == [RESOLVED, RESOLVED]
 
 
-async def test_an_end_that_alertmanager_told_itself_is_told_again_where_it_sends_it_again(
+async def test_an_end_that_alertmanager_told_itself_is_reported_again_where_it_sends_it_again(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     for status in (FIRING, RESOLVED):

@@ -22,7 +22,7 @@ async def restored(at: MonitoredOutbox) -> None:
     assert await nothing_due(at.store, "slack")
 
 
-async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
+async def test_what_is_over_is_reported_as_over_at_once_and_what_goes_on_as_it_stands(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING), group="one"))
@@ -39,7 +39,7 @@ async def test_what_is_over_is_told_over_at_once_and_what_goes_on_as_it_stands(
     assert not any(claim.firing_undelivered for claim in claims)
 
 
-async def test_what_fires_though_the_backup_says_that_it_is_over_is_told(
+async def test_what_fires_though_the_backup_says_that_it_is_over_is_reported(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))

@@ -11,7 +11,7 @@ FIRING = Status.FIRING
 
 
 @pytest.mark.parametrize("problem", ["young", "silent"])
-async def test_a_round_in_which_no_peer_counts_closes_nothing_and_begins_anew(
+async def test_a_round_in_which_no_peer_counts_closes_nothing_and_starts_again(
     problem: str, at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))
@@ -29,7 +29,7 @@ async def test_a_round_in_which_no_peer_counts_closes_nothing_and_begins_anew(
     assert len(await at.list_published()) == 2
 
 
-async def test_what_hinders_is_logged_when_it_begins_and_when_it_ends(
+async def test_what_hinders_is_logged_when_it_starts_and_when_it_ends(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     comparing = reconcile(at, clock, one)

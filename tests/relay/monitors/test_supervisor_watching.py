@@ -57,11 +57,11 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
     await watchdogs.record_heartbeats(at.store, ["Seen", "Absent"])
     watching.record_heartbeats(["Seen", "Absent"])
 
-    async def all_told() -> bool:
+    async def all_published() -> bool:
         names = sorted(told.event.common_labels["alertname"] for told in await at.list_published())
         return names == ["RelayWebhookQuarantined", "WatchdogAbsent"] and asked == ["/ping"]
 
-    await until(all_told)
+    await until(all_published)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

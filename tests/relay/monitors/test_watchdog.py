@@ -20,18 +20,18 @@ def started(at: MonitoredOutbox, clock: Clock, *others: Watchdog) -> WatchdogMon
     return WatchdogMonitor(at.publisher, [WATCHDOG, *others], IntakeUptime(clock.steady))
 
 
-async def look_after(seconds: float, guard: WatchdogMonitor, clock: Clock) -> float:
+async def check_after(seconds: float, guard: WatchdogMonitor, clock: Clock) -> float:
     clock.go(seconds)
     return await guard.check()
 
 
-async def test_one_that_was_never_seen_is_told_after_its_time_and_once(at: MonitoredOutbox, clock: Clock) -> None:
+async def test_one_that_was_never_seen_is_reported_after_its_time_and_once(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     await guard.check()
-    await look_after(179, guard, clock)
+    await check_after(179, guard, clock)
     assert await at.list_published() == []
     for _ in range(3):
-        await look_after(1, guard, clock)
+        await check_after(1, guard, clock)
     ((told, channels),) = await at.list_published()
     assert channels == {"email", "pagerduty"}
     assert told.common_labels == {"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": "Watchdog"}
@@ -39,10 +39,10 @@ async def test_one_that_was_never_seen_is_told_after_its_time_and_once(at: Monit
     assert "Watchdog" in told.group_key
 
 
-async def test_one_that_is_seen_in_time_is_not_told(at: MonitoredOutbox, clock: Clock) -> None:
+async def test_one_that_is_seen_in_time_is_not_reported(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     for _ in range(5):
-        await look_after(170, guard, clock)
+        await check_after(170, guard, clock)
         await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
     assert await at.list_published() == []
@@ -52,8 +52,8 @@ async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     guard, other = started(at, clock), started(at, clock)
-    await look_after(180, guard, clock)  # the first look begins to wait for it
-    await look_after(180, guard, clock)
+    await check_after(180, guard, clock)  # the first look begins to wait for it
+    await check_after(180, guard, clock)
     await other.check()
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     await other.check()
@@ -71,9 +71,9 @@ async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believe
     clock.go(3600)
     guard = started(at, clock)  # a new process; nothing was seen for an hour, for it was down itself
     await guard.check()
-    await look_after(179, guard, clock)
+    await check_after(179, guard, clock)
     assert await at.list_published() == []
-    await look_after(1, guard, clock)
+    await check_after(1, guard, clock)
     assert len(await at.list_published()) == 1
 
     restarted = started(at, clock)
@@ -88,8 +88,8 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_si
     for restart in range(1, 16):  # each process lives for 10 s, and 4 s pass until the next one looks
         guard = started(at, clock)
         await guard.check()
-        await look_after(5, guard, clock)
-        await look_after(5, guard, clock)
+        await check_after(5, guard, clock)
+        await check_after(5, guard, clock)
         assert len(await at.list_published()) == (1 if 14 * restart - 4 >= 180 else 0)
         clock.go(4)
 
@@ -108,24 +108,24 @@ async def test_of_the_time_that_a_relay_was_away_ten_seconds_count(at: Monitored
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     guard = started(at, clock)
     await guard.check()
-    await look_after(100, guard, clock)
+    await check_after(100, guard, clock)
     clock.go(60)
     guard = started(at, clock)
     await guard.check()
-    await look_after(69, guard, clock)
+    await check_after(69, guard, clock)
     assert await at.list_published() == []
-    await look_after(1, guard, clock)
+    await check_after(1, guard, clock)
     assert len(await at.list_published()) == 1
 
 
-async def test_a_heartbeat_begins_the_count_anew_across_restarts(at: MonitoredOutbox, clock: Clock) -> None:
+async def test_a_heartbeat_starts_the_count_again_across_restarts(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock)
     await guard.check()
-    await look_after(179, guard, clock)
+    await check_after(179, guard, clock)
     await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     guard = started(at, clock)
     await guard.check()
-    await look_after(179, guard, clock)
+    await check_after(179, guard, clock)
     assert await at.list_published() == []
 
 
@@ -142,13 +142,13 @@ async def test_an_outbox_that_took_no_heartbeats_is_no_absence(
         clock.go(3600)  # the look itself waits for the outbox
         with pytest.raises(StoreUnavailableError):
             await look
-    await look_after(179, guard, clock)
+    await check_after(179, guard, clock)
     assert await at.list_published() == []
-    await look_after(1, guard, clock)
+    await check_after(1, guard, clock)
     assert len(await at.list_published()) == 1
 
 
-async def test_one_that_stays_away_is_told_though_another_is_seen(at: MonitoredOutbox, clock: Clock) -> None:
+async def test_one_that_stays_away_is_reported_though_another_is_seen(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock, Watchdog("Other", 60.0, ("slack",), None))
     await guard.check()
     clock.go(60)
@@ -163,14 +163,14 @@ async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_lea
 ) -> None:
     guard = started(at, clock)
     assert await guard.check() == 5
-    assert await look_after(177, guard, clock) == 3
-    assert await look_after(3, guard, clock) == 5
+    assert await check_after(177, guard, clock) == 3
+    assert await check_after(3, guard, clock) == 5
 
 
 async def test_one_that_is_no_longer_configured_is_over_at_the_next_start(at: MonitoredOutbox, clock: Clock) -> None:
     guard = started(at, clock, Watchdog("Other", 180.0, ("slack",), None))
     await guard.check()
-    await look_after(180, guard, clock)
+    await check_after(180, guard, clock)
     await at.accept(event(("A", Status.FIRING)))
     assert len(await at.list_published()) == 3
     await started(at, clock).check()
@@ -186,14 +186,14 @@ async def test_a_clock_that_jumps_ahead_is_no_absence(at: MonitoredOutbox, clock
     guard = started(at, clock)
     await guard.check()
     for _ in range(50):
-        await look_after(60, guard, clock)
+        await check_after(60, guard, clock)
         await watchdogs.record_heartbeats(at.store, ["Watchdog"])
     clock.now += 86_400  # a wrong clock, or a machine that was suspended
-    await look_after(5, guard, clock)
+    await check_after(5, guard, clock)
     assert await at.list_published() == []
-    await look_after(170, guard, clock)
+    await check_after(170, guard, clock)
     assert await at.list_published() == []
-    await look_after(10, guard, clock)
+    await check_after(10, guard, clock)
     assert len(await at.list_published()) == 1
 
 
@@ -201,11 +201,11 @@ async def test_one_that_is_configured_again_is_awaited_from_then_on(at: Monitore
     able = IntakeUptime(clock.steady)
     await WatchdogMonitor(at.publisher, [WATCHDOG], able).check()
     others = WatchdogMonitor(at.publisher, [], able)  # a reload without it
-    await look_after(5, others, clock)
+    await check_after(5, others, clock)
     clock.go(3600)
     guard = WatchdogMonitor(at.publisher, [WATCHDOG], able)
     await guard.check()
-    await look_after(169, guard, clock)
+    await check_after(169, guard, clock)
     assert await at.list_published() == []
-    await look_after(11, guard, clock)
+    await check_after(11, guard, clock)
     assert len(await at.list_published()) == 1

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from services.relay.intake import webhook
+from services.relay.intake import webhook_parser
 from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK, ReconcileTimes
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
@@ -47,7 +47,7 @@ async def intake(at: MonitoredOutbox, sent: list[Event]) -> AsyncIterator[str]:
     """Where the webhooks go; gives the URL."""
 
     async def take(request: web.Request) -> web.Response:
-        event = webhook.read_event(await request.read(), "")
+        event = webhook_parser.read_event(await request.read(), "")
         await at.accept(event, "email")
         sent.append(event)
         return web.Response(status=202)
@@ -128,7 +128,7 @@ async def watching(at: MonitoredOutbox, alertmanager: Alertmanager) -> AsyncIter
         await task
 
 
-async def told_of(at: MonitoredOutbox, name: str) -> list[Event]:
+async def list_published_of(at: MonitoredOutbox, name: str) -> list[Event]:
     return [told.event for told in await at.list_published() if told.event.alerts[0].labels["alertname"] == name]
 
 
@@ -138,36 +138,36 @@ async def fire(at: MonitoredOutbox, alertmanager: Alertmanager, until: Until, *n
         await alertmanager.fires(name)
 
     async def heard() -> bool:
-        return all([await told_of(at, name) for name in names])
+        return all([await list_published_of(at, name) for name in names])
 
     await until(heard)
 
 
-async def told_over(at: MonitoredOutbox, until: Until, name: str) -> Event:
+async def wait_until_resolved(at: MonitoredOutbox, until: Until, name: str) -> Event:
     async def over() -> bool:
-        return (await told_of(at, name))[-1].status is Status.RESOLVED
+        return (await list_published_of(at, name))[-1].status is Status.RESOLVED
 
     await until(over)
-    firing, resolved = await told_of(at, name)
+    firing, resolved = await list_published_of(at, name)
     assert firing.status is Status.FIRING
     assert [alert.fingerprint for alert in resolved.alerts] == [alert.fingerprint for alert in firing.alerts]
     return resolved
 
 
-async def test_an_alert_that_ends_while_silenced_is_told_over_and_one_that_still_fires_is_not(
+async def test_an_alert_that_ends_while_silenced_is_reported_as_over_and_one_that_still_fires_is_not(
     at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "Ends", "GoesOn")
     for name in ("Ends", "GoesOn"):
         await alertmanager.silence(name)
     await alertmanager.ends("Ends")
-    over = await told_over(at, until, "Ends")
+    over = await wait_until_resolved(at, until, "Ends")
     assert over.remark == CLOSED_REMARK
     assert await alertmanager.muted() == {"GoesOn"}
-    assert [event.status for event in await told_of(at, "GoesOn")] == [Status.FIRING]
+    assert [event.status for event in await list_published_of(at, "GoesOn")] == [Status.FIRING]
 
 
-async def test_an_alert_that_ends_while_inhibited_is_told_over_and_its_cause_is_not(
+async def test_an_alert_that_ends_while_inhibited_is_reported_as_over_and_its_cause_is_not(
     at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "Consequence")
@@ -178,54 +178,54 @@ async def test_an_alert_that_ends_while_inhibited_is_told_over_and_its_cause_is_
 
     await until(inhibited)
     await alertmanager.ends("Consequence")
-    over = await told_over(at, until, "Consequence")
+    over = await wait_until_resolved(at, until, "Consequence")
     assert over.remark == CLOSED_REMARK
-    assert [event.status for event in await told_of(at, "Cause")] == [Status.FIRING]
+    assert [event.status for event in await list_published_of(at, "Cause")] == [Status.FIRING]
 
 
-async def test_an_alert_that_is_not_muted_is_told_over_by_alertmanager(
+async def test_an_alert_that_is_not_muted_is_reported_as_over_by_alertmanager(
     at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "Ends")
     await alertmanager.ends("Ends")
-    assert (await told_over(at, until, "Ends")).remark == ""
+    assert (await wait_until_resolved(at, until, "Ends")).remark == ""
 
 
-async def test_an_alert_that_fires_again_after_its_silence_is_told_though_alertmanager_would_wait_an_hour(
+async def test_an_alert_that_fires_again_after_its_silence_is_reported_though_alertmanager_would_wait_an_hour(
     at: MonitoredOutbox, alertmanager: Alertmanager, watching: None, until: Until
 ) -> None:
     await fire(at, alertmanager, until, "A")
     silence = await alertmanager.silence("A")
     await alertmanager.ends("A")
-    await told_over(at, until, "A")
+    await wait_until_resolved(at, until, "A")
     await alertmanager.unsilence(silence)
     await alertmanager.fires("A")
 
-    async def told_again() -> bool:
-        return (await told_of(at, "A"))[-1].status is Status.FIRING
+    async def fires_again() -> bool:
+        return (await list_published_of(at, "A"))[-1].status is Status.FIRING
 
-    await until(told_again)
-    assert [event.remark for event in await told_of(at, "A")] == ["", CLOSED_REMARK, REFIRED_REMARK]
+    await until(fires_again)
+    assert [event.remark for event in await list_published_of(at, "A")] == ["", CLOSED_REMARK, REFIRED_REMARK]
     await alertmanager.ends("A")
 
     async def over_again() -> bool:
-        return (await told_of(at, "A"))[-1].status is Status.RESOLVED
+        return (await list_published_of(at, "A"))[-1].status is Status.RESOLVED
 
     await until(over_again)
-    assert (await told_of(at, "A"))[-1].remark == "", "Alertmanager tells of this end itself"
+    assert (await list_published_of(at, "A"))[-1].remark == "", "Alertmanager tells of this end itself"
 
 
 @pytest.mark.parametrize("alertmanager", ["8s"], indirect=True, ids=["a long group_interval"])
-async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is_not_told_twice(
+async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is_not_reported_twice(
     at: MonitoredOutbox, alertmanager: Alertmanager, sent: list[Event], watching: None, until: Until
 ) -> None:
     at.duplicate_window = 0  # as if it came a minute later
     await fire(at, alertmanager, until, "Ends")
     await alertmanager.ends("Ends")
-    assert (await told_over(at, until, "Ends")).remark == CLOSED_REMARK
+    assert (await wait_until_resolved(at, until, "Ends")).remark == CLOSED_REMARK
 
     async def sent_over() -> bool:
         return sent[-1].status is Status.RESOLVED
 
     await until(sent_over)
-    await told_over(at, until, "Ends")  # and so at once, with two events in all
+    await wait_until_resolved(at, until, "Ends")  # and so at once, with two events in all

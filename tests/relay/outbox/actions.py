@@ -10,8 +10,8 @@ from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
-from services.relay.outbox.tables import State
-from tests.relay.scripted import event_of
+from services.relay.outbox.tables import DeliveryState
+from tests.relay.served_relay import event_of
 
 PAUSES = PauseLimits(initial=1, maximum=300)
 
@@ -47,15 +47,15 @@ async def nothing_due(store: Store, channel: str = "a") -> bool:
 
 
 async def end_attempt(
-    store: Store, claim: DeliveryTask, state: State = State.DELIVERED, **changes: Any
+    store: Store, claim: DeliveryTask, state: DeliveryState = DeliveryState.DELIVERED, **changes: Any
 ) -> OutcomeResult:
     """Ends a claim: delivered, to be tried again after `retry_in` seconds, or dead."""
     effects = {
-        State.DELIVERED: ChannelEffect.REACHED,
-        State.RETRYING: ChannelEffect.FAILED,
-        State.DEAD: ChannelEffect.REACHED,
+        DeliveryState.DELIVERED: ChannelEffect.REACHED,
+        DeliveryState.RETRYING: ChannelEffect.FAILED,
+        DeliveryState.DEAD: ChannelEffect.REACHED,
     }
-    if state is State.DELIVERED:
+    if state is DeliveryState.DELIVERED:
         changes = {"receipt": {"number": "1"}, "maybe_sent": True} | changes
     ending: dict[str, Any] = {"reason": "ok", "detail": "", "channel_effect": effects[state]} | changes
     return await record_outcome(store, claim, AttemptOutcome(state, 1000.0, 1.5, **ending), PAUSES)

@@ -8,7 +8,7 @@ from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import ChannelState
 from services.relay.outbox.receipt import OutcomeResult
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.actions import accept, claim_some, end_attempt
 
 
@@ -28,7 +28,7 @@ async def fail(
     store: Store, claim: DeliveryTask, effect: ChannelEffect = ChannelEffect.FAILED, **changes: Any
 ) -> OutcomeResult:
     outcome: dict[str, Any] = {"reason": "timeout", "channel_effect": effect, "retry_in": 1.0}
-    return await end_attempt(store, claim, State.RETRYING, **outcome | changes)
+    return await end_attempt(store, claim, DeliveryState.RETRYING, **outcome | changes)
 
 
 async def state_of(store: Store, channel: str = "a") -> ChannelState:

@@ -30,7 +30,7 @@ CHANNELS: Final = {
 
 
 @dataclass
-class HeldClaim:
+class OwnedClaim:
     """A claim and who has it."""
 
     claim: DeliveryTask
@@ -49,7 +49,7 @@ class HeldClaim:
 @dataclass
 class Observations:
     events: dict[int, Event] = field(default_factory=dict)
-    live: dict[Place, HeldClaim] = field(default_factory=dict)
+    live: dict[Place, OwnedClaim] = field(default_factory=dict)
     """The latest claim of each place, where it was not ended."""
     messages: list[Message] = field(default_factory=list)
     sent_after_lease: int = 0
@@ -86,7 +86,7 @@ class Observations:
     def statuses_of(self, claim: DeliveryTask) -> dict[Hashable, str]:
         return {alert: what.state for alert, what in self.alerts_of(claim)}
 
-    def arrive(self, held: HeldClaim) -> None:
+    def arrive(self, held: OwnedClaim) -> None:
         if held.arrived:
             return
         held.arrived = True

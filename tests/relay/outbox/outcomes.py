@@ -4,7 +4,7 @@ from typing import Final
 
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.receipt import AttemptOutcome
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 
 PAUSES: Final = PauseLimits(1.0, 300.0)
 FALLBACK: Final = ("mail", "log")
@@ -12,19 +12,19 @@ FALLBACK: Final = ("mail", "log")
 
 ENDINGS: Final = {
     "delivered": AttemptOutcome(
-        State.DELIVERED, 0, 1, "ok", "", ChannelEffect.REACHED, {"ts": "1"}, maybe_sent=True, payload=b"sent"
+        DeliveryState.DELIVERED, 0, 1, "ok", "", ChannelEffect.REACHED, {"ts": "1"}, maybe_sent=True, payload=b"sent"
     ),
     "answer lost": AttemptOutcome(
-        State.RETRYING, 0, 1, "timeout", "", ChannelEffect.FAILED, retry_in=2, maybe_sent=True, payload=b"sent"
+        DeliveryState.RETRYING, 0, 1, "timeout", "", ChannelEffect.FAILED, retry_in=2, maybe_sent=True, payload=b"sent"
     ),
-    "failed": AttemptOutcome(State.RETRYING, 0, 1, "server_error", "", ChannelEffect.FAILED, retry_in=30),
+    "failed": AttemptOutcome(DeliveryState.RETRYING, 0, 1, "server_error", "", ChannelEffect.FAILED, retry_in=30),
     "limited": AttemptOutcome(
-        State.RETRYING, 0, 1, "rate_limited", "", ChannelEffect.NOTHING, retry_in=5, retry_after=30
+        DeliveryState.RETRYING, 0, 1, "rate_limited", "", ChannelEffect.NOTHING, retry_in=5, retry_after=30
     ),
     "refused": AttemptOutcome(
-        State.RETRYING, 0, 1, "unauthorized", "", ChannelEffect.DOWN, retry_in=300, fallback_channels=FALLBACK
+        DeliveryState.RETRYING, 0, 1, "unauthorized", "", ChannelEffect.DOWN, retry_in=300, fallback_channels=FALLBACK
     ),
-    "rejected": AttemptOutcome(State.DEAD, 0, 1, "rejected", "", ChannelEffect.REACHED),
+    "rejected": AttemptOutcome(DeliveryState.DEAD, 0, 1, "rejected", "", ChannelEffect.REACHED),
 }
 
 UNSURE: Final = (ChannelEffect.NOTHING, ChannelEffect.FAILED)

@@ -8,7 +8,7 @@ from sqlalchemy import Table, func, insert, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.tables import UNFINISHED, State, attempts, deliveries, events, incidents
+from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, deliveries, events, incidents
 
 
 class Rows:
@@ -49,7 +49,9 @@ class Rows:
 
         return await self.store.run(put)
 
-    async def delivery(self, event: int, channel: str = "slack", state: State = State.DELIVERED, **more: Any) -> str:
+    async def delivery(
+        self, event: int, channel: str = "slack", state: DeliveryState = DeliveryState.DELIVERED, **more: Any
+    ) -> str:
         """A delivery of an event that was tried once; gives its id."""
 
         def put(transaction: Transaction) -> str:

@@ -20,11 +20,11 @@ from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State, deliveries, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
-from tests.relay.delivery_oracle.stored import check_late_send, check_stand_ins, check_stored
+from tests.relay.delivery_oracle.outbox_invariants import check_late_send, check_stand_ins, check_stored
 from tests.relay.delivery_oracle.verdict import judge
 from tests.relay.outbox.actions import read_event
 from tests.relay.outbox.grouped_events import event_of, group_id
@@ -32,8 +32,8 @@ from tests.relay.outbox.observations import (
     CHANNELS,
     AlertStatuses,
     Deliveries,
-    HeldClaim,
     Observations,
+    OwnedClaim,
     count_superseded,
 )
 from tests.relay.outbox.outcomes import ENDINGS, FALLBACK, PAUSES, UNSURE
@@ -47,7 +47,7 @@ LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
 ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
-NO_LINKS: Final = LinkRules(None, None, ())
+NO_LINKS: Final = LinkRules(None, None, allow_hosts=())
 T = TypeVar("T")
 
 
@@ -78,7 +78,7 @@ class SimulatedOutbox:
         self.database, self.clock = database, clock
         self.elapsed = 0.0
         self.observed = Observations()
-        self.held: list[HeldClaim] = []
+        self.held: list[OwnedClaim] = []
         self.latest: dict[str, tuple[AlertStatuses, float]] = {}
         """The last webhook of each group, and when it was accepted."""
         self.earlier: dict[str, list[tuple[AlertStatuses, float]]] = {}
@@ -129,12 +129,12 @@ class SimulatedOutbox:
         before = self.rows
         planned: list[list[DeliveryPlan | None]] = [[] for _ in webhooks]
 
-        async def together() -> list[AcceptResult]:
+        async def run_concurrently() -> list[AcceptResult]:
             return await asyncio.gather(
                 *(self._accept(*webhook, plans) for webhook, plans in zip(webhooks, planned, strict=True))
             )
 
-        accepted = self.run(together())
+        accepted = self.run(run_concurrently())
         ids = select(events.c.id, events.c.seq)
         seqs = {row.id: row.seq for row in self.run(self.store.read(lambda connection: connection.execute(ids).all()))}
         for (group, alerts, routed), plans, one in zip(webhooks, planned, accepted, strict=True):
@@ -180,7 +180,7 @@ class SimulatedOutbox:
     def _is_repeat(self, group: str, alerts: AlertStatuses, rows: Deliveries) -> bool:
         latest, at = self.latest.get(group, ({}, 0.0))
         seq = self.observed.latest_seq(group_id(group))
-        dead = any(row.event_seq == seq and row.state == State.DEAD for row in rows.values())
+        dead = any(row.event_seq == seq and row.state == DeliveryState.DEAD for row in rows.values())
         repeated = latest == alerts and abs(self.clock() - at) < WINDOW
         earlier = self.earlier.get(group, [])[-8:]
         ages = [abs(self.clock() - then) for before, then in earlier if alerts == before]
@@ -201,7 +201,7 @@ class SimulatedOutbox:
         self.read_and_check()
         assert len(taken.tasks) <= limit
         for each in taken.tasks:
-            held = HeldClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
+            held = OwnedClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
             before = self.observed.live.get(held.place)
             check(
                 check_claim(
@@ -222,14 +222,14 @@ class SimulatedOutbox:
             assert taken.retry_in is not None, "lost: no later claim is planned"
         return taken
 
-    def record(self, ending: Sequence[HeldClaim], how: AttemptOutcome) -> None:
+    def record(self, ending: Sequence[OwnedClaim], how: AttemptOutcome) -> None:
         """Several at once are committed together."""
         before = self.rows
 
-        async def together() -> list[OutcomeResult]:
+        async def run_concurrently() -> list[OutcomeResult]:
             return await asyncio.gather(*(record_outcome(self.store, held.claim, how, PAUSES) for held in ending))
 
-        recorded = self.run(together())
+        recorded = self.run(run_concurrently())
         self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels
@@ -256,11 +256,15 @@ class SimulatedOutbox:
         before = self.rows
         swept = self.run(sweep(self.store, owner, give_up_after, FALLBACK))
         self.read_and_check()
-        now_dead = [row for row in self.rows.values() if row.state == State.DEAD and before[row.id].state != State.DEAD]
+        now_dead = [
+            row
+            for row in self.rows.values()
+            if row.state == DeliveryState.DEAD and before[row.id].state != DeliveryState.DEAD
+        ]
         ended = [(row.channel, row.state) for row in now_dead]
-        dead = {each for each, row in before.items() if row.state == State.DEAD}
+        dead = {each for each, row in before.items() if row.state == DeliveryState.DEAD}
         waited = {each: row for each, row in self.rows.items() if each not in dead}
-        ended += [(channel, State.SUPERSEDED) for channel in count_superseded(before, waited).elements()]
+        ended += [(channel, DeliveryState.SUPERSEDED) for channel in count_superseded(before, waited).elements()]
         assert Counter(swept.ended) == Counter(ended)
         for row in now_dead:
             self._check_stand_ins(row)

@@ -8,13 +8,13 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from services.relay.model import Status
 from services.relay.outbox.breaker import commit_allow_trial
-from services.relay.outbox.lease import release_leases, save_progress
+from services.relay.outbox.delivery_lease import release_leases, save_progress
 from services.relay.outbox.requeue import requeue, requeue_dead
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from tests.relay.delivery_oracle.evidence import Delivery
-from tests.relay.delivery_oracle.stored import find_heir
+from tests.relay.delivery_oracle.outbox_invariants import find_heir
 from tests.relay.outbox.grouped_events import group_id
-from tests.relay.outbox.observations import AlertStatuses, HeldClaim
+from tests.relay.outbox.observations import AlertStatuses, OwnedClaim
 from tests.relay.outbox.outcomes import ENDINGS
 from tests.relay.outbox.simulated_outbox import DAY, LEASE, MERGING, RATES, SimulatedOutbox
 
@@ -136,7 +136,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.rows)
     @rule(place=places, dead=st.booleans())
     def requeue_one(self, place: int, dead: bool) -> None:
-        rows = [row for row in self.world.rows.values() if not dead or row.state == State.DEAD]
+        rows = [row for row in self.world.rows.values() if not dead or row.state == DeliveryState.DEAD]
         if rows:
             self._requeue(rows[-1 - place % len(rows)])
 
@@ -145,7 +145,7 @@ class OutboxMachine(RuleBasedStateMachine):
         world.observed.requeued.add(row.id)
         assert world.run(requeue(world.store, row.id)) == row.state
         world.read_and_check()
-        if row.state == State.DEAD and row.channel in MERGING:
+        if row.state == DeliveryState.DEAD and row.channel in MERGING:
             assert self._heir(row.id).event_seq == world.observed.latest_seq(row.incident)
 
     def _heir(self, delivery_id: str) -> Delivery:
@@ -153,11 +153,11 @@ class OutboxMachine(RuleBasedStateMachine):
         assert heir is not None
         return heir
 
-    @precondition(lambda self: any(row.state == State.DEAD for row in self.world.rows.values()))
+    @precondition(lambda self: any(row.state == DeliveryState.DEAD for row in self.world.rows.values()))
     @rule(channel=channels, limit=st.integers(1, 3))
     def requeue_all(self, channel: str, limit: int) -> None:
         world = self.world
-        dead = {row.id for row in world.rows.values() if row.channel == channel and row.state == State.DEAD}
+        dead = {row.id for row in world.rows.values() if row.channel == channel and row.state == DeliveryState.DEAD}
         world.observed.requeued |= dead
         assert world.run(requeue_dead(world.store, channel, limit)) == min(len(dead), limit)
         world.read_and_check()
@@ -197,20 +197,20 @@ class OutboxMachine(RuleBasedStateMachine):
         """Whether something is still to be delivered."""
         return any(row.is_unfinished for row in self.world.rows.values())
 
-    def _held(self, place: int) -> HeldClaim:
+    def _held(self, place: int) -> OwnedClaim:
         return self.world.held[-1 - place % len(self.world.held)]
 
-    def _arrive(self, held: HeldClaim) -> None:
+    def _arrive(self, held: OwnedClaim) -> None:
         if self.world.elapsed < held.until:
             self.world.observed.arrive(held)
 
-    def _save(self, held: HeldClaim, done: str) -> None:
+    def _save(self, held: OwnedClaim, done: str) -> None:
         kept = self.world.run(save_progress(self.world.store, held.claim, {"done": done}))
         assert kept == (self.world.observed.live.get(held.place) is held)
         if kept:
             self.world.observed.progress[held.claim.delivery_id] = done
 
-    def _end(self, held: HeldClaim, how: str) -> None:
+    def _end(self, held: OwnedClaim, how: str) -> None:
         if how == "delivered":
             self._arrive(held)
         if held.arrived:

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.tables import quarantine
-from tests.relay.scripted import until
+from tests.relay.served_relay import until
 
 
 def write(transaction: Transaction, body: bytes = b"") -> None:

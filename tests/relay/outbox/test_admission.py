@@ -11,7 +11,7 @@ from services.relay.outbox.claim import ClaimResult
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, claim_some, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, state_of
@@ -97,7 +97,7 @@ async def test_a_shorter_retry_after_does_not_shorten_a_longer_one(store: Store,
     assert await nothing_due(store)
 
 
-async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_anew(store: Store) -> None:
+async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_again(store: Store) -> None:
     await enqueue(store, 2)
     await fail(store, await claim_one(store), ChannelEffect.NOTHING, retry_after=30.0)
     await commit_allow_trial(store, ["a"])
@@ -111,9 +111,11 @@ async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_e
     clock.now += 3000
     await accept(store, "late", "a")
     clock.now += 700
-    assert (await sweep(store, "me", 3600, ())).ended == (("a", State.DEAD),) * 3
-    assert [(each.channel, each.reason) for each in await _states(store, State.DEAD)] == [("a", "unauthorized")] * 3
-    assert {each.channel for each in await _states(store, State.QUEUED)} == {"a", "b"}
+    assert (await sweep(store, "me", 3600, ())).ended == (("a", DeliveryState.DEAD),) * 3
+    assert [(each.channel, each.reason) for each in await _states(store, DeliveryState.DEAD)] == [
+        ("a", "unauthorized")
+    ] * 3
+    assert {each.channel for each in await _states(store, DeliveryState.QUEUED)} == {"a", "b"}
 
 
 async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Store, clock: Clock) -> None:
@@ -124,5 +126,5 @@ async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Stor
     assert not await nothing_due(store)
 
 
-async def _states(store: Store, state: State) -> list[queries.DeliverySummary]:
+async def _states(store: Store, state: DeliveryState) -> list[queries.DeliverySummary]:
     return (await list_deliveries(store, DeliveryFilter(state=state), limit=100)).deliveries

@@ -15,7 +15,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import events
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import end_attempt
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 DAY = 24 * 3600.0
 
@@ -37,10 +37,10 @@ async def come(store: Store, incident: str, event: Event) -> None:
     plan = DeliveryPlan(1, is_open=event.status is Status.FIRING, channels=("a",))
     await accept_event(store, IncomingEvent(event, incident, "", "Down", b"{}"), lambda _known, _now: plan)
     if plan.is_open:
-        await _kept_open(store)
+        await _is_kept_open(store)
 
 
-async def _kept_open(store: Store) -> bool:
+async def _is_kept_open(store: Store) -> bool:
     (one,) = (await claim_due(store, ClaimRequest("a", 1, "me", 20, None, dedup_channels=("a",)))).tasks
     ends = asyncio.get_running_loop().time() + 10
     kept = (await prepare_task(store, one, attempt_ends=ends, lease_ends=ends)).keep_open
@@ -51,7 +51,7 @@ async def _kept_open(store: Store) -> bool:
 async def ends(store: Store, incident: str, **alerts: str) -> bool:
     """Whether its end leaves open what the others need."""
     await come(store, incident, group("resolved", **alerts or {"X": "resolved"}))
-    return await _kept_open(store)
+    return await _is_kept_open(store)
 
 
 async def go(store: Store, seconds: float) -> None:
@@ -88,10 +88,10 @@ async def test_what_is_not_listed_counts_as_well(store: Store) -> None:
     await come(store, "one", replace(group(A="firing"), unlisted_firing=compute_digest("B")))
     assert await ends(store, "two", A="resolved")
     await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=compute_digest("B")))
-    assert not await _kept_open(store)
+    assert not await _is_kept_open(store)
 
 
-async def test_what_a_replica_commits_late_under_an_earlier_number_is_told_again_after_an_end(
+async def test_what_a_replica_commits_late_under_an_earlier_number_is_reported_again_after_an_end(
     postgres_database: DatabaseUrl,
 ) -> None:
     async with open_store(postgres_database, lambda: 1000.0) as store:

@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker, state_of
@@ -60,14 +60,14 @@ async def test_failures_with_a_success_between_them_break_nothing(store: Store) 
     assert (await state_of(store)).failures == 0
 
 
-async def test_those_under_way_when_it_breaks_do_not_make_the_pause_longer(store: Store) -> None:
+async def test_those_in_progress_when_it_breaks_do_not_make_the_pause_longer(store: Store) -> None:
     await enqueue(store, 30)
     for claim in (await claim_some(store, limit=29)).tasks:
         await fail(store, claim)
     assert (await claim_some(store)).retry_in == 1.0
 
 
-async def test_one_of_those_under_way_that_arrives_opens_the_gate(store: Store) -> None:
+async def test_one_of_those_in_progress_that_arrives_opens_the_gate(store: Store) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 2)
     *others, last = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in others:
@@ -81,7 +81,7 @@ async def test_a_message_that_is_refused_says_that_the_channel_works(store: Stor
     await enqueue(store, FAILURE_THRESHOLD + 1)
     for _ in range(FAILURE_THRESHOLD - 1):
         await fail(store, await claim_one(store))
-    await end_attempt(store, await claim_one(store), State.DEAD)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD)
     assert (await state_of(store)).failures == 0
 
 
@@ -135,7 +135,7 @@ async def test_what_failed_before_is_due_at_once_when_a_probe_arrives(store: Sto
     assert len((await claim_some(store, limit=9)).tasks) == FAILURE_THRESHOLD
 
 
-async def test_whoever_starts_anew_tries_at_once(store: Store) -> None:
+async def test_whoever_starts_again_tries_at_once(store: Store) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 3)
     await open_breaker(store)
     assert await nothing_due(store)

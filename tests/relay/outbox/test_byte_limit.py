@@ -20,11 +20,11 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.retention_by_age import prune_by_age
 from services.relay.outbox.retention_by_bytes import PRUNE_ABOVE, PRUNE_DOWN_TO, measure_bytes, prune_to_size
-from services.relay.outbox.tables import State, quarantine
+from services.relay.outbox.tables import DeliveryState, quarantine
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import Scripted, metric, post, served, settings, until, webhook_of
+from tests.relay.served_relay import Scripted, metric, post, served, settings, until, webhook_of
 
 MIB = 1024 * 1024
 DAY = 86400.0
@@ -81,9 +81,9 @@ async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_i
     for number in range(30):
         content = secrets.token_bytes(200_000)
         event = await rows.event(f"{number}", age=3000 - 100 * number, goes_on=False, written=content)
-        state = State.QUEUED if number % 10 == 0 else State.DELIVERED
+        state = DeliveryState.QUEUED if number % 10 == 0 else DeliveryState.DELIVERED
         delivery = await rows.delivery(event, state=state)
-        if state is State.QUEUED:
+        if state is DeliveryState.QUEUED:
             kept.add(delivery)
         else:
             over.append(delivery)
@@ -104,7 +104,7 @@ async def test_what_is_given_up_goes_likewise_and_what_is_young_stays(store: Sto
     for number in range(10):
         content = secrets.token_bytes(200_000)
         event = await rows.event(f"old {number}", age=3000, goes_on=False, written=content)
-        await rows.delivery(event, state=State.DEAD)
+        await rows.delivery(event, state=DeliveryState.DEAD)
         event = await rows.event(f"young {number}", age=30, goes_on=False, written=content)
         await rows.delivery(event)
     await prune_to_size(store, limited(MIB), 60.0)

@@ -8,15 +8,15 @@ import pytest
 
 from services.relay.model import decode_event
 from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, claim_due
+from services.relay.outbox.delivery_lease import read_merged_events, release_leases, save_progress
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.lease import read_merged_events, release_leases, save_progress
 from services.relay.outbox.queries import DeliveryFilter, list_deliveries, read_delivery
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 class Clock:
@@ -63,13 +63,13 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
         await accept(either, "x", "every")
     first = await claim_one(either, "every")
     assert await nothing_due(either, "every")
-    await end_attempt(either, first, State.RETRYING, retry_in=0.0)
+    await end_attempt(either, first, DeliveryState.RETRYING, retry_in=0.0)
     again = await claim_one(either, "every")
     assert (again.delivery_id, again.attempt_number) == (first.delivery_id, 2)
     await end_attempt(either, again)
     second = await claim_one(either, "every")
     assert second.delivery_id != first.delivery_id
-    await end_attempt(either, second, State.DEAD)
+    await end_attempt(either, second, DeliveryState.DEAD)
     third = await claim_one(either, "every")
     assert third.delivery_id not in {first.delivery_id, second.delivery_id}
     assert {each.first_event_seq - each.last_event_seq for each in (first, second, third)} == {0}
@@ -77,7 +77,7 @@ async def test_every_event_goes_out_by_itself_and_in_order_where_the_channel_mer
 
 async def test_what_failed_waits_for_its_time(store: Store, clock: Clock) -> None:
     await accept(store, "x")
-    await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=5.0)
+    await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=5.0)
     taken = await claim_some(store)
     assert (taken.tasks, taken.retry_in) == ((), 5.0)
     clock.now += 5
@@ -100,7 +100,7 @@ async def test_a_crashed_relays_claim_returns_when_its_lease_ends(store: Store, 
     assert again.delivery_id == lost.delivery_id
     assert (lost.maybe_sent, again.maybe_sent) == (False, True)
     assert not await save_progress(store, lost, {"late": "yes"})
-    assert not (await end_attempt(store, lost, State.RETRYING)).lease_valid  # its time is over
+    assert not (await end_attempt(store, lost, DeliveryState.RETRYING)).lease_valid  # its time is over
     assert (await end_attempt(store, again)).lease_valid
     assert (await claim_some(store)).retry_in is None
 
@@ -115,7 +115,7 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
     assert (newer.first_event_seq, newer.attempt_number, newer.firing_undelivered) == (lost.last_event_seq, 2, True)
     found = await read_delivery(store, lost.delivery_id)
     assert found is not None
-    assert found.delivery.state is State.SUPERSEDED
+    assert found.delivery.state is DeliveryState.SUPERSEDED
     assert found.delivery.superseded_by == newer.delivery_id
 
 
@@ -124,7 +124,7 @@ async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Cl
     clock.now = 1e9
     for incident in ("retried", "leased", "given back", "queued", "ours"):
         await accept(store, incident)
-    await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=300.0)
+    await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=300.0)
     await claim_one(store, owner="crashed")
     await claim_one(store, owner="stopped")
     await release_leases(store, "stopped")
@@ -141,7 +141,7 @@ async def test_a_clock_that_is_set_back_by_a_moment_ends_no_wait_and_no_lease(st
     clock.now = 1e9
     await accept(store, "retried")
     await accept(store, "leased")
-    await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=300.0)
+    await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=300.0)
     await claim_one(store, owner="them")
     clock.now -= 5
     await sweep(store, "me", 86400, ())
@@ -168,7 +168,7 @@ async def test_the_first_receipt_is_that_of_this_episode_on_this_channel(either:
         mine = await claim_one(either, "a")
         receipts.append(mine.first_receipt)
         if number == 1:
-            await end_attempt(either, mine, State.DEAD)
+            await end_attempt(either, mine, DeliveryState.DEAD)
         else:
             await end_attempt(either, mine, receipt={"number": str(number)})
     assert receipts == [None, None, {"number": "2"}, None]
@@ -186,7 +186,7 @@ async def test_progress_outlives_an_attempt_and_a_restart(database: DatabaseUrl)
         await accept(store, "x")
         mine = await claim_one(store)
         assert await save_progress(store, mine, {"have_it": "oncall@example.org"})
-        await end_attempt(store, mine, State.RETRYING)
+        await end_attempt(store, mine, DeliveryState.RETRYING)
     async with open_store(database, lambda: 1000.0) as store:
         assert (await claim_one(store)).progress == {"have_it": "oncall@example.org"}
 
@@ -198,9 +198,9 @@ async def test_large_events_are_claimed_one_by_one(either: Store) -> None:
     assert len((await claim_some(either, limit=3)).tasks) == 1
 
 
-async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) -> None:
+async def test_all_events_of_a_long_wait_are_reported_in_their_order(either: Store) -> None:
     await accept(either, "x")
-    await end_attempt(either, await claim_one(either), State.RETRYING)
+    await end_attempt(either, await claim_one(either), DeliveryState.RETRYING)
     for number in range(40):
         await accept(either, "x", event=event_of(truncated_alerts=number))
         await accept(either, "y", event=event_of(truncated_alerts=1000))
@@ -211,10 +211,10 @@ async def test_all_events_of_a_long_wait_are_told_in_their_order(either: Store) 
 
 async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: Store) -> None:
     accepted = await accept(either, "x")
-    await end_attempt(either, await claim_one(either), State.RETRYING, detail="put off")
+    await end_attempt(either, await claim_one(either), DeliveryState.RETRYING, detail="put off")
     await end_attempt(either, await claim_one(either), detail="taken", payload=zlib.compress(b"what was sent"))
     (delivery,) = (
-        await list_deliveries(either, DeliveryFilter(state=State.DELIVERED, channel="a"), limit=10)
+        await list_deliveries(either, DeliveryFilter(state=DeliveryState.DELIVERED, channel="a"), limit=10)
     ).deliveries
     assert (delivery.event_id, delivery.attempt_count, delivery.receipt) == (accepted.event_id, 2, {"number": "1"})
     found = await read_delivery(either, delivery.id)
@@ -224,7 +224,7 @@ async def test_a_delivery_is_its_own_receipt_with_each_of_its_attempts(either: S
         (2, 1.5, "taken"),
     ]
     assert found.payload == "what was sent"
-    assert (await list_deliveries(either, DeliveryFilter(state=State.DEAD), limit=10)).deliveries == []
+    assert (await list_deliveries(either, DeliveryFilter(state=DeliveryState.DEAD), limit=10)).deliveries == []
     assert await read_delivery(either, "unknown") is None
 
 

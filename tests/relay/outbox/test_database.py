@@ -63,7 +63,7 @@ def test_what_is_no_address_of_a_database_is_refused_without_being_quoted(text: 
         ("application_name=hunter2%00", "application_name holds a NUL character; expected text without"),
     ],
 )
-def test_libpq_looks_at_the_keys_and_a_mistake_quotes_no_value(query: str, line: str) -> None:
+def test_libpq_checks_the_keys_and_an_error_quotes_no_value(query: str, line: str) -> None:
     with pytest.raises(ValueError, match=r"^\w") as refused:
         parse_database_url(f"postgresql://db.example.org/relay?{query}")
     assert str(refused.value).startswith(line)

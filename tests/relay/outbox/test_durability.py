@@ -25,7 +25,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox import tables
 from tests.relay.outbox.store_jobs import bodies, write
-from tests.relay.scripted import Scripted, post, served, settings, until, webhook_of
+from tests.relay.served_relay import Scripted, post, served, settings, until, webhook_of
 
 
 def careless(server: Postgres) -> None:
@@ -105,13 +105,13 @@ def without_its_log(file: Path) -> None:
     file.with_name(f"{file.name}-wal").unlink()
 
 
-def written(file: Path) -> list[bytes]:
+def read_rows(file: Path) -> list[bytes]:
     with closing(sqlite3.connect(file)) as connection:
         return [body for (body,) in connection.execute("SELECT body FROM quarantine ORDER BY seq")]
 
 
 @pytest.mark.parametrize(
-    ("act", "reason"), [(removed, "there is no file"), (emptied, "it is empty, and has no tables of an outbox")]
+    ("act", "reason"), [(removed, "there is no file"), (emptied, "it contains no tables of an outbox")]
 )
 async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
     act: Callable[[Path], None], reason: str, tmp_path: Path
@@ -137,10 +137,10 @@ async def test_a_file_that_is_removed_or_emptied_takes_nothing_until_it_is_back(
         await store.run(partial(write, body=b"after"))
         assert store.error is None
         assert await bodies(store) == [b"before", b"after"]
-    assert written(file) == [b"before", b"after"]
+    assert read_rows(file) == [b"before", b"after"]
 
 
-async def test_what_takes_the_place_of_the_file_is_written_from_then_on(tmp_path: Path) -> None:
+async def test_what_replaces_the_file_is_written_from_then_on(tmp_path: Path) -> None:
     file = tmp_path / "relay.db"
     async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
@@ -148,10 +148,10 @@ async def test_what_takes_the_place_of_the_file_is_written_from_then_on(tmp_path
         await asyncio.to_thread(copied, file)
         await store.run(partial(write, body=b"after"))
         assert await bodies(store) == [b"before", b"after"]
-    assert written(file) == [b"before", b"after"]
+    assert read_rows(file) == [b"before", b"after"]
 
 
-async def test_a_file_that_goes_during_a_transaction_is_noticed_before_its_end_is_told(tmp_path: Path) -> None:
+async def test_a_file_that_goes_during_a_transaction_is_noticed_before_its_end_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "relay.db"
 
     def write_and_remove(transaction: Transaction) -> None:
@@ -172,10 +172,10 @@ async def test_a_log_of_the_file_that_is_removed_takes_nothing_and_nothing_is_lo
         with pytest.raises(StoreUnavailableError, match=r"relay\.db-wal was removed or replaced"):
             await store.run(partial(write, body=b"lost"))
         await store.run(partial(write, body=b"after"))
-    assert written(file) == [b"before", b"after"]
+    assert read_rows(file) == [b"before", b"after"]
 
 
-async def test_a_log_is_looked_for_where_a_link_leads_which_may_come_to_lead_elsewhere(tmp_path: Path) -> None:
+async def test_a_log_is_searched_for_where_a_link_leads_which_may_come_to_lead_elsewhere(tmp_path: Path) -> None:
     link, real, other = tmp_path / "relay.db", tmp_path / "data" / "real.db", tmp_path / "data" / "other.db"
     real.parent.mkdir()
     link.symlink_to(real)
@@ -194,7 +194,7 @@ async def test_a_log_is_looked_for_where_a_link_leads_which_may_come_to_lead_els
         without_its_log(other)
         with pytest.raises(StoreUnavailableError, match=r"other\.db-wal was removed or replaced"):
             await store.run(partial(write, body=b"lost"))
-    assert (written(real), written(other)) == ([b"before", b"after"], [b"elsewhere"])
+    assert (read_rows(real), read_rows(other)) == ([b"before", b"after"], [b"elsewhere"])
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -228,10 +228,10 @@ async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_th
         log.unlink()
         (tmp_path / "relay.db-shm").unlink()
         await store.run(partial(write, body=b"after"))
-    assert written(file) == [b"before", b"after"]
+    assert read_rows(file) == [b"before", b"after"]
 
 
-async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp_path: Path) -> None:
+async def test_a_log_of_the_file_before_is_not_mistaken_for_that_of_the_new_one(tmp_path: Path) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"
     async with open_store(database_url.create_sqlite_url(tmp_path / "other.db"), lambda: 0.0) as other:
         await other.run(partial(write, body=b"other"))
@@ -244,7 +244,7 @@ async def test_a_log_of_the_file_before_is_not_taken_for_that_of_the_new_one(tmp
         log.unlink()
         (tmp_path / "relay.db-shm").unlink()
         await store.run(partial(write, body=b"after"))
-    assert written(file) == [b"other", b"after"]
+    assert read_rows(file) == [b"other", b"after"]
 
 
 async def test_a_start_without_the_file_whose_log_is_there_makes_no_new_one(tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ async def test_an_emptied_database_is_503_with_the_reason_and_no_tables_are_made
         for _ in range(3):
             code, answer = await post(client, webhook_of())
             assert code == 503, answer
-        assert "it is empty, and has no tables of an outbox" in answer["error"]
+        assert "it contains no tables of an outbox" in answer["error"]
         async with client.get("/-/ready") as ready:
             assert ready.status == 503
-            assert "it is empty, and has no tables of an outbox" in await ready.text()
+            assert "it contains no tables of an outbox" in await ready.text()
         async with client.get("/api/deliveries") as shown:
             assert shown.status == 503
 

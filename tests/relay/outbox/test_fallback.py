@@ -14,12 +14,12 @@ from services.relay.outbox.queries import DeliveryFilter, list_deliveries
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 NOTE = "Also sent here because channel a is down."
 
@@ -75,7 +75,7 @@ async def test_what_is_accepted_meanwhile_goes_there_too_and_no_event_twice(stor
     assert await all_of(store, "every") == [("x", 2, 2)]
 
 
-async def test_what_fell_back_is_not_told_again_once_retention_has_pruned_it_there(store: Store) -> None:
+async def test_what_fell_back_is_not_reported_again_once_retention_has_pruned_it_there(store: Store) -> None:
     await accept(store, "x")
     await refuse(store, "a", "every")
     for number in (1, 2, 3):
@@ -90,12 +90,12 @@ async def test_what_fell_back_is_not_told_again_once_retention_has_pruned_it_the
     assert await all_of(store, "every") == [("x", 5, 5)]
 
 
-async def test_what_another_channel_tells_anyway_is_not_told_twice(store: Store) -> None:
+async def test_what_another_channel_tells_anyway_is_not_reported_twice(store: Store) -> None:
     await accept(store, "x", "a", "b")
     await accept(store, "x", "a")
     await refuse(store)
     assert await fall_back(store, "a", ("b",)) == DeliveryChanges(
-        ended=(("b", State.SUPERSEDED),), channels_to_wake=frozenset(("b",))
+        ended=(("b", DeliveryState.SUPERSEDED),), channels_to_wake=frozenset(("b",))
     )
     assert await all_of(store, "b") == [("x", 1, 2)]
 
@@ -120,7 +120,7 @@ async def test_a_beginning_and_an_end_that_fall_back_as_one_were_told_to_nobody_
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
 
 
-async def test_an_end_that_falls_back_where_the_beginning_was_told_is_an_end(store: Store) -> None:
+async def test_an_end_that_falls_back_where_the_beginning_was_reported_is_an_end(store: Store) -> None:
     await accept(store, "x", "a", "b", event=event_of("firing"))
     await end_attempt(store, await claim_one(store, "b"))
     await accept(store, "x", event=event_of("resolved"))
@@ -144,7 +144,7 @@ async def test_it_is_still_tried_on_its_own_channel(store: Store) -> None:
     }
 
 
-async def test_thousands_are_handed_on_in_steps(store: Store) -> None:
+async def test_thousands_are_passed_on_in_steps(store: Store) -> None:
     await enqueue(store, 2 * fallback.FALLBACK_STEP + 2)
     await refuse(store, "a", "b")
     handed_on = []
@@ -170,7 +170,7 @@ async def test_two_that_refuse_do_not_hand_it_to_and_fro(store: Store) -> None:
         assert await fall_back(store, channel, (other,)) == DeliveryChanges()
 
 
-async def test_what_a_third_one_stands_in_for_twice_is_told_there_once(store: Store) -> None:
+async def test_what_a_third_one_stands_in_for_twice_is_reported_there_once(store: Store) -> None:
     await accept(store, "x")
     await refuse(store, "a", "b", "c")
     await refuse(store, "b", "a", "c")
@@ -184,7 +184,7 @@ async def test_nothing_is_given_up_that_nobody_else_tells(store: Store, others: 
     await enqueue(store, fallback.FALLBACK_STEP + 2)
     await refuse(store)
     looked = await sweep(store, "me", -1, others)
-    assert looked.ended == (("a", State.DEAD),) * (fallback.FALLBACK_STEP + 2)
+    assert looked.ended == (("a", DeliveryState.DEAD),) * (fallback.FALLBACK_STEP + 2)
     assert looked.channels_to_wake == {"a", *others}
     assert len(await all_of(store, "b")) == (fallback.FALLBACK_STEP + 2 if others else 0)
 
@@ -194,7 +194,7 @@ async def test_those_that_stand_in_and_refuse_as_well_give_it_up_each_by_itself(
     await refuse(store, "a", "b")
     await refuse(store, "b", "a")
     looked = await sweep(store, "me", -1, ("a", "b"))
-    assert sorted(looked.ended) == [("a", State.DEAD), ("b", State.DEAD)]
+    assert sorted(looked.ended) == [("a", DeliveryState.DEAD), ("b", DeliveryState.DEAD)]
     assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
 
 
@@ -205,15 +205,15 @@ async def test_a_last_attempt_hands_on_what_no_step_did_before(store: Store, eff
     await commit_allow_trial(store, ["a"])
     probe = await claim_one(store)
     recorded = await end_attempt(
-        store, probe, State.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
+        store, probe, DeliveryState.DEAD, channel_effect=effect, reason="timeout", fallback_channels=("b",)
     )
     assert recorded.channels_to_wake == ("a", "b")
     assert [each[0] for each in await all_of(store, "b")] == [probe.incident_id]
 
 
-async def test_a_message_that_is_refused_itself_is_told_by_nobody_else(store: Store) -> None:
+async def test_a_message_that_is_refused_itself_is_reported_by_nobody_else(store: Store) -> None:
     await accept(store, "x")
-    await end_attempt(store, await claim_one(store), State.DEAD, fallback_channels=("b",))
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, fallback_channels=("b",))
     assert await nothing_due(store, "b")
 
 
@@ -229,12 +229,12 @@ async def test_what_is_given_up_for_its_age_goes_to_the_others_whatever_its_chan
     await enqueue(store, FAILURE_THRESHOLD + fallback.FALLBACK_STEP)
     claim = await claim_one(store)
     gave_up = {"channel_effect": ChannelEffect.FAILED, "fallback_channels": ("b",), "is_expired": True}
-    await end_attempt(store, claim, State.DEAD, **gave_up)
+    await end_attempt(store, claim, DeliveryState.DEAD, **gave_up)
     assert await all_of(store, "b") == [("a0", 1, 1)]
     await open_breaker(store)
     looked = await sweep(store, "me", -1, ("a", "b"))
     assert looked == DeliveryChanges(
-        (("a", State.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
+        (("a", DeliveryState.DEAD),) * (FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1), frozenset({"a", "b"})
     )
     assert len(await all_of(store, "b")) == FAILURE_THRESHOLD + fallback.FALLBACK_STEP - 1
     assert await sweep(store, "me", -1, ("a", "b")) == DeliveryChanges()
@@ -256,12 +256,12 @@ async def test_what_a_crashed_relay_held_goes_there_once_its_lease_ended(tmp_pat
 async def test_a_dead_letter_that_is_sent_again_goes_there_too(store: Store) -> None:
     await accept(store, "x")
     claim = await claim_one(store)
-    await end_attempt(store, claim, State.DEAD)
+    await end_attempt(store, claim, DeliveryState.DEAD)
     await accept(store, "x")
     await accept(store, "y")
     await refuse(store)
     await fall_back(store, "a", ("b",))
-    assert await requeue(store, claim.delivery_id) is State.DEAD
+    assert await requeue(store, claim.delivery_id) is DeliveryState.DEAD
     await fall_back(store, "a", ("b",))
     assert ("x", 1, 2) in await all_of(store, "b")
 

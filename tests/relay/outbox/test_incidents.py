@@ -29,7 +29,9 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
-async def told(store: Store, incident: str, event: Event = FIRES, *, is_open: bool = True, body: bytes = b"{}") -> str:
+async def accept(
+    store: Store, incident: str, event: Event = FIRES, *, is_open: bool = True, body: bytes = b"{}"
+) -> str:
     incoming = IncomingEvent(event, incident, "", "A", body)
     accepted = await accept_event(
         store, incoming, lambda _known, _now: DeliveryPlan(3, is_open=is_open, channels=("slack",))
@@ -42,15 +44,15 @@ async def read(store: Store, incident: str) -> Incident | None:
 
 
 async def test_an_open_incident_has_its_latest_event(store: Store) -> None:
-    await told(store, "one")
+    await accept(store, "one")
     both = event(("A", Status.RESOLVED), ("B", Status.FIRING))
-    latest = await told(store, "one", both)
+    latest = await accept(store, "one", both)
     assert await read(store, "one") == Incident("one", 3, latest, both)
 
 
 async def test_one_that_is_over_or_unknown_is_not_open(store: Store) -> None:
-    await told(store, "one")
-    await told(store, "one", is_open=False)
+    await accept(store, "one")
+    await accept(store, "one", is_open=False)
     assert await read(store, "one") is None
     assert await read(store, "two") is None
     assert [incident async for incident in iterate_open_incidents(store)] == []
@@ -59,24 +61,24 @@ async def test_one_that_is_over_or_unknown_is_not_open(store: Store) -> None:
 async def test_pages_hold_every_open_incident_once(store: Store) -> None:
     names = [f"{number:03}" for number in range(2 * PAGE_SIZE + 5)]
     for name in reversed(names):
-        await told(store, name, is_open=name != "007")
+        await accept(store, name, is_open=name != "007")
     found = [incident.id async for incident in iterate_open_incidents(store)]
     assert found == [name for name in names if name != "007"]
 
 
 async def test_those_that_the_relay_closed_are_those_whose_end_came_with_no_webhook(store: Store) -> None:
     for incident in ("by us", "by alertmanager", "open again"):
-        await told(store, incident)
-    end = await told(store, "by us", event(("A", Status.RESOLVED)), is_open=False, body=b"")
-    await told(store, "by alertmanager", is_open=False)
-    await told(store, "open again", is_open=False, body=b"")
-    await told(store, "open again", body=b"")
+        await accept(store, incident)
+    end = await accept(store, "by us", event(("A", Status.RESOLVED)), is_open=False, body=b"")
+    await accept(store, "by alertmanager", is_open=False)
+    await accept(store, "open again", is_open=False, body=b"")
+    await accept(store, "open again", body=b"")
     assert [incident.event_id async for incident in iterate_closed_by_relay(store)] == [end]
 
 
 async def test_an_event_that_another_program_wrote_does_not_hide_the_others(store: Store) -> None:
-    await told(store, "one")
-    await told(store, "two")
+    await accept(store, "one")
+    await accept(store, "two")
     broken = update(events).where(events.c.incident_id == "one").values(event=b"{")
     await store.run(lambda transaction: transaction.connection.execute(broken))
     found = [(incident.id, incident.event) async for incident in iterate_open_incidents(store)]

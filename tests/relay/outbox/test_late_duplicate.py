@@ -12,7 +12,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, nothing_due
-from tests.relay.scripted import at, event_of
+from tests.relay.served_relay import at, event_of
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
@@ -58,7 +58,7 @@ async def test_it_takes_back_no_alert_that_came_since(store: Store) -> None:
     assert await nothing_due(store)
 
 
-async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:
+async def test_it_ends_nothing_that_fires_again(store: Store) -> None:
     fired, ended, again = (group(("A", status, start)) for status, start in ((FIRING, 1), (RESOLVED, 1), (FIRING, 9)))
     for event in (fired, ended, again):
         assert not (await come(store, event)).is_duplicate
@@ -68,7 +68,7 @@ async def test_it_ends_nothing_that_fires_anew(store: Store) -> None:
     assert not (await come(store, again)).is_duplicate, "a firing after a resolve is always news"
 
 
-async def test_the_end_of_what_is_gone_ends_nothing_that_began_since(store: Store) -> None:
+async def test_the_end_of_what_is_gone_ends_nothing_that_started_since(store: Store) -> None:
     fired, ended, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1)), group(("B", FIRING, 9))
     for event in (fired, ended, latest):
         assert not (await come(store, event)).is_duplicate
@@ -76,7 +76,7 @@ async def test_the_end_of_what_is_gone_ends_nothing_that_began_since(store: Stor
     assert not (await come(store, group(("A", RESOLVED, 1), ("B", RESOLVED, 9)))).is_duplicate
 
 
-async def test_it_fires_nothing_anew_that_ended_while_another_one_began(store: Store) -> None:
+async def test_it_fires_nothing_again_that_ended_while_another_one_started(store: Store) -> None:
     fired, latest = group(("A", FIRING, 1)), group(("A", RESOLVED, 1), ("B", FIRING, 9))
     await come(store, fired)
     await come(store, latest)

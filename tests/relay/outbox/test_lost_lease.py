@@ -7,7 +7,7 @@ import pytest
 
 from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock
@@ -53,13 +53,13 @@ async def test_what_came_late_is_followed_by_how_things_stand(
 async def test_what_was_not_sent_is_followed_by_nothing(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
     await end_attempt(store, await claim_one(store))
-    assert not (await end_attempt(store, late, State.RETRYING, maybe_sent=False)).lease_valid
+    assert not (await end_attempt(store, late, DeliveryState.RETRYING, maybe_sent=False)).lease_valid
     assert await nothing_due(store)
 
 
 async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> None:
     late = await lost(store, clock)
-    await end_attempt(store, await claim_one(store), State.RETRYING, maybe_sent=True, retry_in=0.0)
+    await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
     await end_attempt(store, late)
     again = await claim_one(store)
     assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)

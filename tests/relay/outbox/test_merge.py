@@ -10,7 +10,7 @@ from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, fail
@@ -67,10 +67,12 @@ async def test_what_replaces_a_message_that_failed_is_tried_no_sooner_and_counts
     assert (await claim_one(store)).attempt_number == 1  # what arrived leaves nothing behind
 
 
-async def test_what_was_handed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_told_with_it(store: Store) -> None:
+async def test_what_was_passed_on_of_a_message_says_nothing_of_a_dead_letter_that_is_reported_with_it(
+    store: Store,
+) -> None:
     await accept(store, "x")
     dead = await claim_one(store)
-    await end_attempt(store, dead, State.DEAD)
+    await end_attempt(store, dead, DeliveryState.DEAD)
     await accept(store, "x")
     await fail(store, await claim_one(store), ChannelEffect.DOWN, fallback_channels=("b",))
     await fall_back(store, "a", ("b",))

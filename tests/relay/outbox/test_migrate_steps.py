@@ -14,7 +14,7 @@ from services.relay.outbox.alert_groups import build_group_id
 from services.relay.outbox.engine import migrations
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
         assert differences(connection) == []
 
 
-def test_what_waits_was_told_by_no_other_channel(engine: Engine) -> None:
+def test_what_waits_was_reported_by_no_other_channel(engine: Engine) -> None:
     event = {"seq": 1, "id": "e", "incident_id": "x", "receiver": "", "alertname": "", "status": "firing"}
     event |= {"fingerprint": "", "accepted_at": 1.0, "event": b"", "body": b""}
     held = {"id": "d", "event_seq": 1, "incident_id": "x", "episode": 1, "channel": "a", "state": "queued"}

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from services.relay.outbox import watchdogs
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from services.relay.outbox.watchdogs import is_draining
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
@@ -30,18 +30,18 @@ async def draining(store: Store, *channels: str) -> bool:
     return await store.run(partial(is_draining, channels=channels, within=600, max_age=7200))
 
 
-async def waiting(rows: Rows, channel: str, age: float, state: State = State.QUEUED) -> None:
+async def waiting(rows: Rows, channel: str, age: float, state: DeliveryState = DeliveryState.QUEUED) -> None:
     await rows.delivery(await rows.event(f"waits for {channel}", age=age), channel, state)
 
 
-async def ended(rows: Rows, channel: str, ago: float, state: State = State.DELIVERED) -> None:
+async def ended(rows: Rows, channel: str, ago: float, state: DeliveryState = DeliveryState.DELIVERED) -> None:
     """One that was accepted long before."""
     await rows.delivery(await rows.event("another", age=9000), channel, state, finished_at=time.time() - ago)
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.SENDING, State.RETRYING])
+@pytest.mark.parametrize("state", [DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.RETRYING])
 async def test_what_is_old_while_nothing_is_delivered_shows_that_it_does_not_drain(
-    store: Store, rows: Rows, state: State
+    store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     assert await draining(store, "slack")
     await waiting(rows, "slack", 590)
@@ -61,9 +61,9 @@ async def test_an_old_backlog_that_is_delivered_slowly_drains_until_it_is_too_ol
     assert not await draining(store, "slack")
 
 
-@pytest.mark.parametrize("state", [State.SUPERSEDED, State.DEAD])
+@pytest.mark.parametrize("state", [DeliveryState.SUPERSEDED, DeliveryState.DEAD])
 async def test_what_was_merged_or_given_up_or_delivered_on_another_channel_was_not_delivered_here(
-    store: Store, rows: Rows, state: State
+    store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     await waiting(rows, "slack", 700)
     await ended(rows, "slack", 1, state)
@@ -79,7 +79,7 @@ async def test_one_channel_that_does_not_drain_is_enough(store: Store, rows: Row
     assert await draining(store, "slack")
 
 
-async def test_of_what_was_delivered_no_more_than_the_index_is_looked_through(store: Store, rows: Rows) -> None:
+async def test_of_what_was_delivered_no_more_than_the_index_is_searched(store: Store, rows: Rows) -> None:
     await ended(rows, "slack", 1)
 
     def plan(connection: Connection) -> str:

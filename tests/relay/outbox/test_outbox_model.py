@@ -17,8 +17,8 @@ from sqlalchemy import Engine, text
 from services.relay.outbox import tables
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests import quick
-from tests.long import LONG
+from tests import ram_disk
+from tests.iterations import LONG
 from tests.relay.outbox.simulated_outbox import SimulatedOutbox
 from tests.relay.outbox.state_machine import OutboxMachine
 from tests.relay.outbox.tables import opened, up
@@ -67,7 +67,7 @@ class ServerClock(FileClock):
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=quick.place()) as made:
+    with tempfile.TemporaryDirectory(dir=ram_disk.find_ram_disk()) as made:
         yield Path(made)
 
 

@@ -13,7 +13,7 @@ from services.relay.outbox import queries
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import AttemptRow, ChannelState, DeliveryFilter, list_deliveries
-from services.relay.outbox.tables import State, channels
+from services.relay.outbox.tables import DeliveryState, channels
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
@@ -52,27 +52,27 @@ async def test_a_page_that_holds_the_rest_exactly_is_the_last(store: Store, rows
 
 async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> None:
     old, new = await rows.event("old", age=60), await rows.event("new")
-    dead = await rows.delivery(old, "slack", State.DEAD)
+    dead = await rows.delivery(old, "slack", DeliveryState.DEAD)
     mail = await rows.delivery(old, "email")
     page = await rows.delivery(new, "pagerduty")
     now = await store.run(lambda transaction: transaction.now)
     for wanted, ids in (
-        (DeliveryFilter(state=State.DEAD), [dead]),
+        (DeliveryFilter(state=DeliveryState.DEAD), [dead]),
         (DeliveryFilter(channel="email"), [mail]),
         (DeliveryFilter(alertname="Alert-old"), [mail, dead]),
         (DeliveryFilter(since=now - 30), [page]),
-        (DeliveryFilter(channel="email", state=State.DEAD), []),
+        (DeliveryFilter(channel="email", state=DeliveryState.DEAD), []),
     ):
         found = await list_deliveries(store, wanted, limit=9)
         assert [delivery.id for delivery in found.deliveries] == ids
 
 
-async def test_one_is_told_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
+async def test_one_is_reported_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
     event = await rows.event()
     one = await rows.delivery(
         event, receipt='{"ts": "1.2"}', remark="it is late", payload=zlib.compress("{“as sent”}".encode())
     )
-    before = [await rows.delivery(event, "slack", State.SUPERSEDED, superseded_by=one) for _ in range(2)]
+    before = [await rows.delivery(event, "slack", DeliveryState.SUPERSEDED, superseded_by=one) for _ in range(2)]
     record = await queries.read_delivery(store, one)
     assert record is not None
     assert record.delivery.receipt == {"ts": "1.2"}
@@ -89,21 +89,21 @@ async def test_one_is_told_with_all_that_is_known_of_it(store: Store, rows: Rows
 
 async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: Rows) -> None:
     old, new = await rows.event("old", age=60), await rows.event("new")
-    await rows.delivery(old, "slack", State.QUEUED)
-    await rows.delivery(new, "slack", State.QUEUED)
-    await rows.delivery(new, "slack", State.DEAD)
-    await rows.delivery(new, "slack", State.DELIVERED)
+    await rows.delivery(old, "slack", DeliveryState.QUEUED)
+    await rows.delivery(new, "slack", DeliveryState.QUEUED)
+    await rows.delivery(new, "slack", DeliveryState.DEAD)
+    await rows.delivery(new, "slack", DeliveryState.DELIVERED)
     counted = await store.read(queries.count_deliveries)
     now = await store.run(lambda transaction: transaction.now)
     assert {(each.channel, each.state, each.count) for each in counted} == {
-        ("slack", State.QUEUED, 2),
-        ("slack", State.DEAD, 1),
+        ("slack", DeliveryState.QUEUED, 2),
+        ("slack", DeliveryState.DEAD, 1),
     }
     assert min(each.oldest_accepted_at for each in counted) == pytest.approx(now - 60, abs=10)
     assert [await queries.count_dead(store, name) for name in ("slack", "email")] == [1, 0]
 
 
-async def test_channels_are_told_with_how_they_stand(store: Store) -> None:
+async def test_channels_are_reported_with_how_they_stand(store: Store) -> None:
     row = {
         "name": "slack",
         "paused_until": 7.5,

@@ -17,7 +17,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue_dead
 from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import State, deliveries
+from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
@@ -49,10 +49,10 @@ class Steps:
         return 0
 
 
-async def taken(file: Path, delivered: int, work: Callable[[Store], Awaitable[object]]) -> int:
+async def claim_deliveries(file: Path, delivered: int, work: Callable[[Store], Awaitable[object]]) -> int:
     async with open_store(database_url.create_sqlite_url(file), time.time) as store:
-        await fill(store, delivered, State.DELIVERED)
-        await fill(store, 3, State.DEAD)
+        await fill(store, delivered, DeliveryState.DELIVERED)
+        await fill(store, 3, DeliveryState.DEAD)
         for number in range(10):
             await accept(store, f"incident {number}", CHANNEL)
         steps = Steps()
@@ -62,12 +62,12 @@ async def taken(file: Path, delivered: int, work: Callable[[Store], Awaitable[ob
 
 
 @pytest.mark.parametrize("work", WORK)
-async def test_what_was_delivered_before_is_not_looked_through(tmp_path: Path, work: str) -> None:
-    few, many = [await taken(tmp_path / f"{number}.db", number, WORK[work]) for number in (FEW, MANY)]
+async def test_what_was_delivered_before_is_not_searched(tmp_path: Path, work: str) -> None:
+    few, many = [await claim_deliveries(tmp_path / f"{number}.db", number, WORK[work]) for number in (FEW, MANY)]
     assert 50 < many < 1.05 * few + 20
 
 
-async def test_earlier_episodes_of_an_incident_are_not_looked_through(tmp_path: Path) -> None:
+async def test_earlier_episodes_of_an_incident_are_not_searched(tmp_path: Path) -> None:
     found = []
     for number in (FEW, MANY):
         async with open_store(database_url.create_sqlite_url(tmp_path / f"{number}.db"), time.time) as store:
@@ -113,9 +113,9 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
         )  # the plan has other columns than the query
 
     async with open_store(database, time.time) as store:
-        await fill(store, MANY, State.DELIVERED)
+        await fill(store, MANY, DeliveryState.DELIVERED)
         if looked_up != "first receipts":  # PostgreSQL looks for these in another way when it knows that there are many
-            await fill(store, 500, State.DEAD)
+            await fill(store, 500, DeliveryState.DEAD)
             await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
         found = await store.read(plan)
     wanted = {"first receipts": "deliveries_of_episode", "dead letters": "deliveries_unsettled"}
@@ -124,9 +124,9 @@ async def test_no_database_takes_the_index_of_what_was_delivered(database: Datab
     assert "deliveries_delivered" not in found
 
 
-async def test_a_receipt_looks_through_nothing_either(tmp_path: Path) -> None:
+async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
     async def receipt(store: Store) -> None:
         await end_attempt(store, await claim_one(store, CHANNEL))
 
-    few, many = [await taken(tmp_path / f"{number}.db", number, receipt) for number in (FEW, MANY)]
+    few, many = [await claim_deliveries(tmp_path / f"{number}.db", number, receipt) for number in (FEW, MANY)]
     assert 50 < many < 1.05 * few + 20

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.lease import release_leases
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
 
@@ -25,9 +25,13 @@ async def test_an_attempt_that_failed_is_merged_into_what_waits_behind_it(store:
     first = await claim_one(store)
     await accept(store, "x")
 
-    recorded = await end_attempt(store, first, State.RETRYING, retry_in=0.0)
+    recorded = await end_attempt(store, first, DeliveryState.RETRYING, retry_in=0.0)
 
-    assert (recorded.lease_valid, recorded.state, recorded.superseded_channels) == (True, State.SUPERSEDED, ("a",))
+    assert (recorded.lease_valid, recorded.state, recorded.superseded_channels) == (
+        True,
+        DeliveryState.SUPERSEDED,
+        ("a",),
+    )
     second = await claim_one(store)
     assert (second.first_event_seq, second.last_event_seq, second.attempt_number) == (1, 2, 2)
     await end_attempt(store, second)
@@ -51,7 +55,7 @@ async def test_what_a_channel_refuses_goes_to_its_fallbacks_once(store: Store) -
     await accept(store, "x")
     claim = await claim_one(store)
 
-    recorded = await end_attempt(store, claim, State.RETRYING, **REFUSED)
+    recorded = await end_attempt(store, claim, DeliveryState.RETRYING, **REFUSED)
 
     assert set(recorded.channels_to_wake) == {"a", "b", "every"}
     for channel in ("b", "every"):
@@ -66,7 +70,7 @@ async def test_a_fallback_that_is_told_of_the_event_anyway_gets_nothing_more(sto
     await accept(store, "x", "a", "b", "every")
     await accept(store, "x", "b")  # its delivery there tells both
 
-    recorded = await end_attempt(store, await claim_one(store), State.RETRYING, **REFUSED)
+    recorded = await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, **REFUSED)
 
     assert recorded.channels_to_wake == ("a",)
 
@@ -77,7 +81,7 @@ async def test_a_fallback_is_never_told_something_older_than_it_knows(store: Sto
     await accept(store, "x", "a", "b")
     await end_attempt(store, await claim_one(store, "b"))
 
-    await end_attempt(store, refused, State.RETRYING, **REFUSED)
+    await end_attempt(store, refused, DeliveryState.RETRYING, **REFUSED)
 
     instead = await claim_one(store, "b")
     assert (instead.first_event_seq, instead.last_event_seq) == (1, 2)

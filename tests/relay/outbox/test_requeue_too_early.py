@@ -8,7 +8,7 @@ from sqlalchemy import update
 from services.relay.outbox.breaker import commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State, deliveries
+from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import enqueue, open_breaker
@@ -32,7 +32,7 @@ async def set_the_clock_back(store: Store, seconds: float) -> None:
 async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> None:
     await enqueue(store, 40)
     await open_breaker(store)
-    assert (await sweep(store, "me", -1, ())).ended == (("a", State.DEAD),) * 40
+    assert (await sweep(store, "me", -1, ())).ended == (("a", DeliveryState.DEAD),) * 40
     await set_the_clock_back(store, DAY)
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == {"a"}
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
@@ -44,7 +44,7 @@ async def test_all_that_waited_for_a_broken_channel_comes_back(store: Store) -> 
 
 async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stands(store: Store) -> None:
     await accept(store, "x")
-    await end_attempt(store, await claim_one(store), State.DEAD, is_expired=True)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, is_expired=True)
     await accept(store, "x")
     await end_attempt(store, await claim_one(store))
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
@@ -58,7 +58,7 @@ async def test_what_gave_up_at_its_last_attempt_comes_back_as_its_incident_stand
 
 async def test_what_was_refused_for_what_it_is_stays_dead_as_does_what_is_over_for_long(store: Store) -> None:
     await accept(store, "x")
-    await end_attempt(store, await claim_one(store), State.DEAD)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD)
     await set_the_clock_back(store, 60.0)  # a minute ahead made nothing a day old
     assert (await sweep(store, "me", DAY, ())).channels_to_wake == frozenset()
     assert await nothing_due(store)

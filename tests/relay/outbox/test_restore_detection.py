@@ -17,13 +17,13 @@ from services.relay.outbox.engine import migrations
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.restore_detection import COMPARE_DELAY, RESTORED_REMARK, detect_restore, release_compared
-from services.relay.outbox.tables import State, database_identity
+from services.relay.outbox.tables import DeliveryState, database_identity
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.tables import opened
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 Restore = Callable[[], DatabaseUrl]
 
@@ -52,7 +52,7 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
     async with open_store(database, lambda: 10_000.0) as store:
         assert not await notice(store)
         await accept(store, "x")
-        await end_attempt(store, await claim_one(store), State.RETRYING, retry_in=0.0)
+        await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, retry_in=0.0)
         await claim_one(store)  # it is under way while the backup is made
         await accept(store, "x")
         await accept(store, "y")
@@ -138,7 +138,7 @@ async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_t
 async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
     shared_postgres: Postgres, postgres_database: DatabaseUrl
 ) -> None:
-    own = await asyncio.to_thread(_without_the_right, shared_postgres, postgres_database)
+    own = await asyncio.to_thread(_open_without_permission, shared_postgres, postgres_database)
     async with open_store(own, lambda: 10_000.0) as store:
         assert not await notice(store)
         await accept(store, "x")
@@ -152,7 +152,7 @@ async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_b
         assert await notice(store)
 
 
-def _without_the_right(server: Postgres, database: DatabaseUrl) -> DatabaseUrl:
+def _open_without_permission(server: Postgres, database: DatabaseUrl) -> DatabaseUrl:
     """The database for a role that may use it, and may not call `pg_control_system`."""
     role = f"relay_{uuid4().hex}"
     with psycopg.connect(
@@ -176,7 +176,7 @@ async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(go
     if not gone:
         file.touch()
     for _ in range(2):
-        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-last-used to begin"):
+        with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-last-used to start"):
             async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0):
                 pass
     seen.unlink()
@@ -188,7 +188,9 @@ async def test_a_start_makes_no_tables_where_a_file_of_the_former_name_says_that
     tmp_path: Path,
 ) -> None:
     (tmp_path / "relay.db-seen").write_text("1000.0")
-    with pytest.raises(StoreUnusableError, match=r"by relay\.db-seen beside it .* remove relay\.db-seen to begin anew"):
+    with pytest.raises(
+        StoreUnusableError, match=r"by relay\.db-seen beside it .* remove relay\.db-seen to start with an empty outbox"
+    ):
         async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 10_000.0):
             pass
 
@@ -225,7 +227,7 @@ def _make_outbox_of_revision_0007(file: Path, last_used_at: float) -> None:
             connection.exec_driver_sql(statement)
 
 
-async def test_tables_that_are_made_are_told(empty_database: DatabaseUrl) -> None:
+async def test_tables_that_are_made_are_reported(empty_database: DatabaseUrl) -> None:
     for expected in (["new tables created in an empty database"], []):
         with capture_logs() as logs:
             async with open_store(empty_database, lambda: 10_000.0):

@@ -10,10 +10,10 @@ from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_eve
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.retention_by_age import PruneResult, prune_by_age
-from services.relay.outbox.tables import UNFINISHED, State, attempts, incidents
+from services.relay.outbox.tables import UNFINISHED, DeliveryState, attempts, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 DAY = 86400.0
 MANY = 1_000_000
@@ -33,7 +33,7 @@ def rows(store: Store) -> Rows:
 async def test_what_is_over_and_old_goes_with_its_attempts(store: Store, rows: Rows) -> None:
     old = await rows.event(age=2 * DAY, goes_on=False)
     await rows.delivery(old, "slack")
-    await rows.delivery(old, "email", State.SUPERSEDED)
+    await rows.delivery(old, "email", DeliveryState.SUPERSEDED)
     young = await rows.event(age=DAY / 2, goes_on=False)
     kept = await rows.delivery(young)
     assert await prune_by_age(store, DAY, MANY) == PruneResult(deliveries=2, events=1)
@@ -51,7 +51,9 @@ async def test_the_age_counts_from_the_end_of_a_delivery(store: Store, rows: Row
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-async def test_what_is_still_to_be_delivered_stays_however_old_it_is(store: Store, rows: Rows, state: State) -> None:
+async def test_what_is_still_to_be_delivered_stays_however_old_it_is(
+    store: Store, rows: Rows, state: DeliveryState
+) -> None:
     event = await rows.event(age=99 * DAY, goes_on=False)
     waiting = await rows.delivery(event, "slack", state)
     assert await prune_by_age(store, DAY, 1) == PruneResult(0, 0)
@@ -60,8 +62,8 @@ async def test_what_is_still_to_be_delivered_stays_however_old_it_is(store: Stor
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_told_before(
-    store: Store, rows: Rows, state: State
+async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_reported_before(
+    store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     told = await rows.delivery(await rows.event(age=99 * DAY))
     end = await rows.event(age=98 * DAY, goes_on=False)
@@ -77,17 +79,17 @@ async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not
     made = []
     for number in range(6):
         event = await rows.event(f"{number}", age=60 - number, goes_on=False)
-        made.append(await rows.delivery(event, "slack", State.DEAD if number == 1 else State.DELIVERED))
+        made.append(await rows.delivery(event, "slack", DeliveryState.DEAD if number == 1 else DeliveryState.DELIVERED))
     await prune_by_age(store, DAY, 2)
     assert await rows.left() == {made[1], made[4], made[5]}
 
 
-async def test_what_was_given_up_stays_beside_what_its_incident_was_told_before(store: Store, rows: Rows) -> None:
+async def test_what_was_given_up_stays_beside_what_its_incident_was_reported_before(store: Store, rows: Rows) -> None:
     event = await rows.event(age=60, goes_on=False)
     kept = {
         await rows.delivery(event),
-        await rows.delivery(event, "slack", State.DEAD),
-        await rows.delivery(event, "slack", State.DEAD),
+        await rows.delivery(event, "slack", DeliveryState.DEAD),
+        await rows.delivery(event, "slack", DeliveryState.DEAD),
     }
     await rows.delivery(await rows.event("newer", goes_on=False))
     kept.add(await rows.delivery(await rows.event("newest", goes_on=False)))
@@ -96,21 +98,21 @@ async def test_what_was_given_up_stays_beside_what_its_incident_was_told_before(
 
 
 async def test_what_was_given_up_goes_by_its_age(store: Store, rows: Rows) -> None:
-    await rows.delivery(await rows.event("old", age=2 * DAY, goes_on=False), "slack", State.DEAD)
-    young = await rows.delivery(await rows.event("young", age=DAY / 2, goes_on=False), "slack", State.DEAD)
+    await rows.delivery(await rows.event("old", age=2 * DAY, goes_on=False), "slack", DeliveryState.DEAD)
+    young = await rows.delivery(await rows.event("young", age=DAY / 2, goes_on=False), "slack", DeliveryState.DEAD)
     await prune_by_age(store, DAY, 1)
     assert await rows.left() == {young}
 
 
-async def test_an_open_incident_keeps_where_it_is_told_and_what_to_reply_to(store: Store, rows: Rows) -> None:
+async def test_an_open_incident_keeps_where_it_is_reported_and_what_to_reply_to(store: Store, rows: Rows) -> None:
     before = await rows.event(age=9 * DAY)
     await rows.delivery(before, "slack")
     event = await rows.event(age=8 * DAY, episode=2)
-    oldest = await rows.delivery(event, "slack", State.SUPERSEDED, episode=2)
-    only = await rows.delivery(event, "email", State.SUPERSEDED, episode=2)
+    oldest = await rows.delivery(event, "slack", DeliveryState.SUPERSEDED, episode=2)
+    only = await rows.delivery(event, "email", DeliveryState.SUPERSEDED, episode=2)
     event = await rows.event(age=7 * DAY, episode=2)
     replied_to = await rows.delivery(event, "slack", episode=2)
-    await rows.delivery(event, "slack", State.SUPERSEDED, episode=2)
+    await rows.delivery(event, "slack", DeliveryState.SUPERSEDED, episode=2)
     await rows.delivery(await rows.event(age=6 * DAY, episode=2), "slack", episode=2)
     await prune_by_age(store, DAY, 1)
     assert await rows.left() == {oldest, only, replied_to}
@@ -118,8 +120,10 @@ async def test_an_open_incident_keeps_where_it_is_told_and_what_to_reply_to(stor
     assert await rows.left() == {oldest, only, replied_to}
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.RETRYING, State.DEAD])
-async def test_an_incident_whose_end_is_not_told_keeps_what_to_reply_to(store: Store, rows: Rows, state: State) -> None:
+@pytest.mark.parametrize("state", [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.DEAD])
+async def test_an_incident_whose_end_is_not_reported_keeps_what_to_reply_to(
+    store: Store, rows: Rows, state: DeliveryState
+) -> None:
     page = await rows.delivery(await rows.event(age=3 * DAY, goes_on=True))
     await rows.delivery(await rows.event(age=2 * DAY, goes_on=True))
     end = await rows.delivery(await rows.event(age=DAY / 2, goes_on=False), "slack", state)
@@ -127,8 +131,10 @@ async def test_an_incident_whose_end_is_not_told_keeps_what_to_reply_to(store: S
     assert await rows.left() == {page, end}
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.RETRYING, State.DEAD])
-async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(store: Store, rows: Rows, state: State) -> None:
+@pytest.mark.parametrize("state", [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.DEAD])
+async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(
+    store: Store, rows: Rows, state: DeliveryState
+) -> None:
     untold = await rows.event("other", age=4 * DAY, goes_on=False)
     first = await rows.event(age=3 * DAY)
     merged = await rows.event(age=3 * DAY)

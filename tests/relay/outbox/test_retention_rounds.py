@@ -14,7 +14,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.retention import run_retention
 from services.relay.outbox.retention_by_age import PRUNE_STEP, PruneResult, prune_by_age
-from services.relay.outbox.tables import State, deliveries, incidents
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.conftest import Until
 from tests.relay.outbox.rows import Rows
@@ -82,12 +82,12 @@ async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows
     assert await rows.left() == {kept}
 
 
-async def test_an_end_that_is_accepted_while_a_round_is_under_way_keeps_what_to_reply_to(
+async def test_an_end_that_is_accepted_while_a_round_is_in_progress_keeps_what_to_reply_to(
     store: Store, rows: Rows
 ) -> None:
     page = await rows.delivery(await rows.event(age=3 * DAY))
     step = retention_by_age._DeliveryPruner(time.time() - DAY, 0, unsettled=()).step
-    end = await rows.delivery(await rows.event(goes_on=False), "slack", State.QUEUED)
+    end = await rows.delivery(await rows.event(goes_on=False), "slack", DeliveryState.QUEUED)
     await store.run(lambda transaction: step(0, transaction))
     assert await rows.left() == {page, end}
 

@@ -9,7 +9,7 @@ from services.relay.model import Status, encode_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.retention_by_age import prune_by_age
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import event
 from tests.relay.outbox.actions import claim_one, read_event
@@ -36,7 +36,7 @@ class Incident:
         return await self.rows.event(age=2 * DAY, goes_on=goes_on, written=encode_event(event(*alerts)))
 
     async def given_up(self, seq: int, **more: int) -> str:
-        return await self.rows.delivery(seq, "a", State.DEAD, finished_at=time.time(), **more)
+        return await self.rows.delivery(seq, "a", DeliveryState.DEAD, finished_at=time.time(), **more)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_of_what_came_after_a_dead_letter_the_last_word_on_each_alert_is_l
     assert (await prune_by_age(store, DAY, 1)).events == 10
 
     assert await incident.rows.events() == [first, last_of_a, last_of_c, end]
-    assert await requeue(store, dead) is State.DEAD
+    assert await requeue(store, dead) is DeliveryState.DEAD
     told = await read_event(store, await claim_one(store))
     assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == dict.fromkeys("ABC", RESOLVED)
 

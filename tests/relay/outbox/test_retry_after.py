@@ -8,7 +8,7 @@ import pytest
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import State
+from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due
 from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker, state_of
@@ -68,7 +68,7 @@ async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clo
     )  # those that failed wait no longer than that
 
 
-async def test_whoever_starts_anew_does_not_shorten_it(store: Store, clock: Clock) -> None:
+async def test_whoever_starts_again_does_not_shorten_it(store: Store, clock: Clock) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 4)
     *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in failing:
@@ -118,7 +118,7 @@ DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
 
 
 @pytest.mark.parametrize("then", [ChannelEffect.REACHED, ChannelEffect.FAILED, ChannelEffect.DOWN])
-async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
+async def test_what_was_in_progress_ends_no_pause_that_refuses_the_channel(
     store: Store, clock: Clock, then: ChannelEffect
 ) -> None:
     await enqueue(store, 4)
@@ -136,7 +136,7 @@ async def test_what_was_under_way_ends_no_pause_that_refuses_the_channel(
 async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(store: Store) -> None:
     await enqueue(store, 4)
     await fail(store, await claim_one(store))
-    await end_attempt(store, await claim_one(store), State.DEAD, retry_after=86_400.0)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, retry_after=86_400.0)
     assert not await nothing_due(store)
 
 
@@ -147,5 +147,5 @@ async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(s
         await fail(store, claim)
     await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
     clock.now += 12
-    await end_attempt(store, refused, State.DEAD)
+    await end_attempt(store, refused, DeliveryState.DEAD)
     assert await waits(store, 18)

@@ -44,7 +44,7 @@ async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_
     assert await bodies(store) == [b"y"]
 
 
-async def test_after_a_failure_the_file_is_opened_anew(store: Store) -> None:
+async def test_after_a_failure_the_file_is_opened_again(store: Store) -> None:
     opened_again = []
     event.listen(store._writer._engine, "connect", lambda _connection, _entry: opened_again.append(1))
     await store.run(write)
@@ -102,7 +102,7 @@ async def test_a_database_that_is_not_there_yet_is_used_once_it_is(own_postgres:
         assert await bodies(store) == [b"at last"]
 
 
-async def test_a_database_that_nobody_made_is_a_mistake_of_the_configuration(shared_postgres: Postgres) -> None:
+async def test_a_database_that_nobody_made_is_an_error_of_the_configuration(shared_postgres: Postgres) -> None:
     missing = shared_postgres.database("made").set(database="missing")
     with pytest.raises(StoreUnusableError, match='database "missing" does not exist'):
         async with open_store(missing, lambda: 0.0):
@@ -127,7 +127,7 @@ async def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(
     other.close()
 
 
-async def made(file: Path) -> None:
+async def create_outbox(file: Path) -> None:
     """An outbox that was used and closed."""
     async with open_store(database_url.create_sqlite_url(file), lambda: 0.0) as store:
         await store.run(write)
@@ -137,7 +137,7 @@ async def made(file: Path) -> None:
 async def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, before: str) -> None:
     with tmpfs(tmp_path) as disk:
         if before == "an outbox":
-            await made(tmp_path / "relay.db")
+            await create_outbox(tmp_path / "relay.db")
         disk.fill()
         async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
             assert store.error is not None
@@ -156,18 +156,18 @@ async def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, be
 async def test_a_disk_that_takes_no_more_files_at_the_start_is_waited_for(tmp_path: Path, before: str) -> None:
     with tmpfs(tmp_path):
         if before == "an outbox":
-            await made(tmp_path / "relay.db")
-        _may_hold(tmp_path, 1 if before == "an outbox" else 0)
+            await create_outbox(tmp_path / "relay.db")
+        _set_file_limit(tmp_path, 1 if before == "an outbox" else 0)
         async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
             assert store.error is not None
             with pytest.raises(StoreUnavailableError):
                 await store.run(write)
-            _may_hold(tmp_path, 100)
+            _set_file_limit(tmp_path, 100)
             await store.run(partial(write, body=b"at last"))
             assert store.error is None
             assert (await bodies(store))[-1] == b"at last"
 
 
-def _may_hold(folder: Path, files: int) -> None:
+def _set_file_limit(folder: Path, files: int) -> None:
     """Sets how many files a tmpfs may hold, beside its root."""
     subprocess.run(["mount", "-o", f"remount,nr_inodes={files + 1}", str(folder)], check=True)

@@ -20,7 +20,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen_postgresql import frozen
 from tests.relay.outbox.store_jobs import bodies, write
-from tests.relay.scripted import event_of, until
+from tests.relay.served_relay import event_of, until
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def _connect_timeout(transaction: Transaction) -> str:
     return connection.info.get_parameters()["connect_timeout"]
 
 
-async def test_a_server_that_hangs_is_left_alone_and_asked_anew(own_postgres: Postgres) -> None:
+async def test_a_server_that_hangs_is_left_alone_and_asked_again(own_postgres: Postgres) -> None:
     async with open_store(own_postgres.database("relay"), lambda: 0.0) as store:
         await store.run(partial(write, body=b"before"))
         assert await bodies(store) == [b"before"]
@@ -112,7 +112,7 @@ async def test_a_transaction_that_hangs_is_a_problem_before_it_fails(own_postgre
             await until(lambda: store._writer._transaction_started is not None)
             assert store.error is None
             seconds = 3.1
-            assert store.error == "a transaction has been under way for more than 3 s"
+            assert store.error == "a transaction has been running for more than 3 s"
             assert not task.done()
         await task
         assert store.error is None

@@ -21,11 +21,11 @@ from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.requeue import requeue, requeue_dead
-from services.relay.outbox.tables import State, deliveries, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.incidents import seeded
 from tests.relay.outbox.actions import accept, claim_one, end_attempt
-from tests.relay.scripted import event_of, until
+from tests.relay.served_relay import event_of, until
 
 CHANNELS = ("a", "b")
 _ONE_WAITS = """
@@ -53,7 +53,7 @@ class Replicas:
         """Ends a claim as delivered, or as failed."""
         if failed:
             # It says nothing of the channel, whose gate would else keep everybody waiting.
-            await end_attempt(store, one, State.RETRYING, channel_effect=ChannelEffect.NOTHING)
+            await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
             self.told[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
             assert (await end_attempt(store, one)).lease_valid
@@ -75,10 +75,10 @@ class Replicas:
         by_id = {row.id: row for row in rows}
         for row in rows:
             heir = row
-            while heir.state == State.SUPERSEDED:
+            while heir.state == DeliveryState.SUPERSEDED:
                 heir = by_id[heir.superseded_by]
                 assert (heir.incident_id, heir.channel) == (row.incident_id, row.channel)
-            assert heir.state == State.DELIVERED
+            assert heir.state == DeliveryState.DELIVERED
             assert heir.first_event_seq <= row.first_event_seq <= row.event_seq <= heir.event_seq
         of_incident = select(events.c.incident_id, events.c.seq).order_by(events.c.seq)
         accepted = defaultdict(list)
@@ -206,11 +206,11 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
         await accept(one, incident, *CHANNELS)
         dead = {channel: await claim_one(one, channel) for channel in CHANNELS}
         for each in dead.values():
-            await end_attempt(one, each, State.DEAD)
+            await end_attempt(one, each, DeliveryState.DEAD)
         state, revived, _ = await asyncio.gather(
             requeue(one, dead["a"].delivery_id), requeue_dead(one, "b", 10), accept(other, incident, *CHANNELS)
         )
-        assert (state, revived) == (State.DEAD, 1)
+        assert (state, revived) == (DeliveryState.DEAD, 1)
         await replicas.drain()
     await replicas.judge()
 
@@ -240,5 +240,5 @@ async def _closed_but_for_one(store: Store, channel: str, number: int) -> Delive
     """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
     opener, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
     assert len(others) == number - 1
-    await asyncio.gather(*(end_attempt(store, each, State.RETRYING, retry_in=1) for each in others))
+    await asyncio.gather(*(end_attempt(store, each, DeliveryState.RETRYING, retry_in=1) for each in others))
     return opener

@@ -15,23 +15,23 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
 from services.rotator.backups import backup_file, encrypted_pages, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.inspection import check_backup
-from services.rotator.report import Outcome
+from services.rotator.report import CommandOutcome
 from services.rotator.session import Session
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
 from shared.keyring.model import UNREADABLE_VERSION
-from tests.long import LONG
-from tests.rotator.rotated import KEY, Rotated, data_key_id
+from tests.iterations import LONG
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 
 NewVersion = Callable[[], Awaitable[None]]
 MANY = 100_000 if LONG else 10_000
 
 
-async def written(session: Session, rotation_id: str = "one") -> tuple[Path, BackupSummary]:
+async def write(session: Session, rotation_id: str = "one") -> tuple[Path, BackupSummary]:
     file = session.backups.get_new_path(rotation_id, session.now_utc)
     summary = await backup_file.write_backup(
         file,
@@ -53,7 +53,7 @@ async def read(session: Session, file: Path) -> list[StoredKey]:
 
 async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(rotated: Rotated) -> None:
     async with rotated.session() as session:
-        file, summary = await written(session)
+        file, summary = await write(session)
         assert await read(session, file) == await session.administration.list_backup_rows()
         assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
         verification = await session.administration.verify("full")
@@ -65,7 +65,7 @@ async def test_what_is_read_is_what_was_written_and_only_its_owner_may_read_it(r
 
 async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        file, _ = await written(session)
+        file, _ = await write(session)
         wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext
     ((text, _), (last, _)) = encrypted_pages.read_pages(file, key)
@@ -77,7 +77,7 @@ async def test_its_content_is_csv_of_metadata_and_wrapped_keys(in_a_file: Rotate
 
 async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        file, summary = await written(session)
+        file, summary = await write(session)
         whole = file.read_bytes()
         begin = whole.index(b"\n") + 1
         for position in {*range(0, len(whole), 41), *range(begin, begin + 8), len(whole) - 1}:
@@ -125,11 +125,11 @@ async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -
         all_rows = await session.administration.list_backup_rows()
         session.administration.list_backup_rows = rows  # type: ignore[method-assign,assignment]
         with pytest.raises(BackupError, match="No space left on device"):
-            await written(session)
+            await write(session)
         assert list(session.backups.folder.iterdir()) == []
 
 
-def test_no_file_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_no_file_replaces_another(tmp_path: Path) -> None:
     file = tmp_path / "file"
     encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32)).finish(b"first")
     other = encrypted_pages.EncryptedFileWriter(file, b"{}", bytes(32))
@@ -156,22 +156,22 @@ async def test_restore_check_compares_the_latest_backup_with_the_keyring(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     async with rotated.session() as session:
-        await written(session, "older")
-        file, summary = await written(session, "newer")
+        await write(session, "older")
+        file, summary = await write(session, "newer")
         report = await check_backup(session, "latest")
-        assert (report.outcome, report.problems) == (Outcome.DONE, ())
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
         assert report.backup
         assert (report.backup.file, report.backup.sha256) == (str(file), summary.sha256)
         kept = await rotated.keys()
         del kept[data_key_id(1)]
         await rotated.reset(kept.values())
         report = await check_backup(session, file.name)
-        assert report.outcome is Outcome.FAILED
+        assert report.outcome is CommandOutcome.FAILED
         assert [(each.id, "no longer in the keyring" in each.error) for each in report.problems] == [
             (data_key_id(1), True)
         ]
         await new_version()
-        await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
         with pytest.raises(BackupError, match="KMS does not unwrap the key of the backup"):
             await check_backup(session, str(file))
 
@@ -181,19 +181,19 @@ async def test_restore_check_tries_the_version_that_the_data_keys_need(
 ) -> None:
     await new_version()
     async with in_a_file.session() as session:
-        await written(session)  # its own key is wrapped by version 2, the data keys by version 1
-        await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await write(session)  # its own key is wrapped by version 2, the data keys by version 1
+        await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
         report = await check_backup(session, "latest")
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert [problem.id for problem in report.problems] == [data_key_id(0)]
     assert "version 1 does not unwrap it: key_disabled" in report.problems[0].error
 
 
 async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotated, emulator: Emulator) -> None:
     async with in_a_file.session() as session:
-        emulator.faults.add(Fault(kind="denied"))
+        emulator.faults.add(KmsFault(kind="denied"))
         with pytest.raises(BackupError, match="KMS does not wrap the backup's key: permission_denied"):
-            await written(session)
+            await write(session)
         assert list(session.backups.folder.iterdir()) == []
 
 
@@ -211,7 +211,7 @@ async def test_any_number_of_data_keys_is_backed_up_and_checked_in_bounded_memor
         session.administration.list_backup_rows = rows  # type: ignore[method-assign,assignment]
         tracemalloc.start()
         try:
-            file, summary = await written(session)
+            file, summary = await write(session)
             assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
             _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -226,20 +226,20 @@ async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rot
     wrong = replace(kept[data_key_id(0)], fingerprint=bytes(32))
     await in_a_file.reset([wrong, *(key for id_, key in kept.items() if id_ != wrong.id)])
     async with in_a_file.session() as session:
-        await written(session)
+        await write(session)
         report = await check_backup(session, "latest")  # keyring and backup agree, and KMS does not
         assert [(each.id, each.error) for each in report.problems] == [
             (wrong.id, "version 1 does not unwrap it: its fingerprint differs")
         ]
         await in_a_file.reset(kept.values())
         report = await check_backup(session, "latest")
-    assert report.outcome is Outcome.FAILED
+    assert report.outcome is CommandOutcome.FAILED
     assert "it is not the one in the backup: its fingerprint differs" in {each.error for each in report.problems}
 
 
 async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
-        file, summary = await written(session)
+        file, summary = await write(session)
         header = file.read_bytes().partition(b"\n")[0]
         wrapped = base64.b64decode(backup_file.read_header(file).wrapped)
         key = (await session.kms.decrypt(wrapped, b"keypulse backup\0one", timeout=5)).plaintext

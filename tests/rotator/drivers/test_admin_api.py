@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,6 +19,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY
 from tests.rotator.drivers.conftest import TOKEN
 from tests.shared.certificates import LOCALHOST, Authority
+from tests.tinyproxy import tinyproxy
 
 KMS = GcpKeySettings(key=KEY)
 CENSUS: dict[str, object] = {"versions": [], "active": None, "active_since": None}
@@ -25,12 +27,17 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture
-def asking(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
+def open_driver_for(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
     """`async with asking(handler) as keyring`: a driver, and a real HTTP server that answers it by `handler`."""
 
     @asynccontextmanager
     async def asking(
-        handler: Handler, *, timeout: float = 20.0, caller: str = "a test", tls: ssl.SSLContext | None = None
+        handler: Handler,
+        *,
+        timeout: float = 20.0,
+        caller: str = "a test",
+        tls: ssl.SSLContext | None = None,
+        **network: Any,
     ) -> AsyncIterator[Administration]:
         (tmp_path / "token").write_text(f"{TOKEN}\nthe-old-token\n")
         runner = web.ServerRunner(web.Server(handler, access_log=None, handler_cancellation=True), shutdown_timeout=0)
@@ -38,7 +45,9 @@ def asking(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administ
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/base/"
-        settings = AdminApiDriverSettings(kind="admin_api", url=url, token_file=tmp_path / "token", timeout=timeout)
+        settings = AdminApiDriverSettings(
+            kind="admin_api", url=url, token_file=tmp_path / "token", timeout=timeout, **network
+        )
         try:
             async with open_driver(settings, KMS, caller=caller) as keyring:
                 yield keyring
@@ -73,6 +82,19 @@ async def test_the_first_token_is_sent_and_the_caller_is_named(asking: Asking, t
         ("/base/admin/crypto/census", f"Bearer {TOKEN}", "me??X-Evil: ?nd"),
         ("/base/admin/crypto/census", "Bearer a-new-token", "me??X-Evil: ?nd"),
     ]
+
+
+async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_need_any_version(asking: Asking) -> None:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        return web.json_response(CENSUS)
+
+    async with asking(handler) as keyring:
+        found = await keyring.count_key_usage()
+    assert (
+        found.unknown_usage
+        == "backups in a journal whose unreadable entries this version of the service does not count"
+    )
+    assert found.model_copy(update={"unreadable_entries": ()}).unknown_usage is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +132,7 @@ async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
     assert len(str(told.value)) < 800
 
 
-async def test_a_server_without_an_admin_api_is_not_taken_for_one_without_a_rotation(asking: Asking) -> None:
+async def test_a_server_without_an_admin_api_is_not_mistaken_for_one_without_a_rotation(asking: Asking) -> None:
     async with asking(always(404, "Not Found")) as keyring:
         with pytest.raises(RefusedError, match="no admin API is there"):
             await keyring.get_progress()
@@ -135,11 +157,11 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking
             await asyncio.sleep(0.1)
 
     async with asking(handler, timeout=1.0) as keyring:
-        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: look with `status`"):
+        with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: check with `status`"):
             await keyring.count_key_usage()
 
 
-async def test_nobody_who_listens_is_said_in_the_systems_own_words(tmp_path: Path) -> None:
+async def test_nobody_who_listens_is_reported_in_the_systems_own_words(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
     async with open_driver(settings, KMS) as keyring:
@@ -159,9 +181,7 @@ async def test_a_token_that_cannot_be_sent_is_refused_before_anything_is(
             await keyring.count_key_usage()
 
 
-async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
-    asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(asking: Asking, tmp_path: Path) -> None:
     authority, seen = Authority(tmp_path), []
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*authority.sign("server", *LOCALHOST))
@@ -171,13 +191,29 @@ async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
         return web.json_response(CENSUS)
 
     async with asking(handler, tls=tls) as keyring:
-        with pytest.raises(RefusedError, match=r"no secure connection .*SSL_CERT_FILE"):
+        with pytest.raises(RefusedError, match=r"no secure connection .*ca_file"):
             await keyring.count_key_usage()
     assert seen == []
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
-    async with asking(handler, tls=tls) as keyring:
+    async with asking(handler, tls=tls, ca_file=authority.ca) as keyring:
         await keyring.count_key_usage()
     assert seen == [f"Bearer {TOKEN}"]
+
+
+async def test_a_proxy_leads_to_the_service_or_says_why_it_does_not(asking: Asking, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*authority.sign("server", *LOCALHOST))
+    with tinyproxy(tmp_path) as proxy:
+        async with asking(always(200, json.dumps(CENSUS)), tls=tls, ca_file=authority.ca, proxy=proxy.url) as keyring:
+            await keyring.count_key_usage()
+        assert len(proxy.asked) == 1
+    async with asking(always(200), tls=tls, ca_file=authority.ca, proxy=proxy.url) as keyring:
+        with pytest.raises(UnreachableError, match=rf"the proxy {proxy.address} \(proxy\) cannot be reached"):
+            await keyring.count_key_usage()
+    with tinyproxy(tmp_path, login=True) as closed:
+        async with asking(always(200), tls=tls, ca_file=authority.ca, proxy=closed.url) as keyring:
+            with pytest.raises(RefusedError, match=r"wants another user and password \(HTTP 407\)"):
+                await keyring.count_key_usage()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
-from services.rotator.lease import run_with_lease
+from services.rotator.lease_renewal import run_with_lease
 from shared.keyring.administration import RefusedError, RotateRequest, RotationType, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
@@ -63,7 +63,7 @@ def _command_lines() -> list[bytes]:
     return found
 
 
-async def test_the_lease_is_kept_while_a_call_is_under_way(tmp_path: Path) -> None:
+async def test_the_lease_is_kept_while_a_call_is_in_progress(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     lease = {"holder": "a test", "token": "t", "expires_at": "2026-01-01T00:00:00Z"}
     script = f"""
@@ -123,7 +123,7 @@ async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_word
         assert len(str(told.value)) < 800
 
 
-async def test_a_command_that_hangs_is_ended_with_what_it_started_and_the_next_call_starts_it_anew(
+async def test_a_command_that_hangs_is_ended_with_what_it_started_and_the_next_call_starts_it_again(
     tmp_path: Path,
 ) -> None:
     script = f"""
@@ -154,12 +154,12 @@ for line in sys.stdin:
     print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
 """
 
-    async def was_asked() -> bool:
+    async def was_called() -> bool:
         return asked.exists()
 
     async with open_driver(python(script), KMS) as keyring:
         asking = asyncio.create_task(keyring.list_keys())
-        await until(was_asked)
+        await until(was_called)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         assert (await keyring.count_key_usage()).active is None
@@ -172,13 +172,13 @@ async def test_a_command_that_cannot_be_started_is_refused(argv: tuple[str, ...]
             await keyring.count_key_usage()
 
 
-async def test_a_backend_that_is_gone_is_said_by_the_far_side(backend_gone: Backend) -> None:
+async def test_a_backend_that_is_gone_is_reported_by_the_far_side(backend_gone: Backend) -> None:
     async with backend_gone.connected("command") as keyring:
         with pytest.raises(UnreachableError, match=r"does not answer: Connection refused; is it running\?"):
             await keyring.count_key_usage()
 
 
 @pytest.fixture
-async def backend_gone(serve: Serve, database: URL) -> Backend:
+async def stop_backend(serve: Serve, database: URL) -> Backend:
     async with serve(database) as backend:
         return backend

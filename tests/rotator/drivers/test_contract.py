@@ -6,7 +6,7 @@
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
@@ -108,7 +108,7 @@ async def test_where_nothing_was_rotated_there_is_no_progress(keyring: Administr
     assert await keyring.get_progress() is None
 
 
-async def test_data_keys_are_wrapped_anew_in_batches_and_stay_what_they_are(
+async def test_data_keys_are_re_wrapped_in_batches_and_stay_what_they_are(
     keyring: Administration, backend: Backend, versions: Versions
 ) -> None:
     await backend.put("before", b"kept")
@@ -237,9 +237,11 @@ async def test_a_version_is_retired_once_nothing_needs_it(keyring: Administratio
     assert [each.kek_version for each in (await keyring.count_key_usage()).retired_versions] == ["1"]
 
 
-async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Administration, emulator: Emulator) -> None:
+async def test_what_kms_refuses_is_reported_and_tried_again_by_nobody(
+    keyring: Administration, emulator: Emulator
+) -> None:
     lease = await keyring.acquire_lease("a test", 60)
-    emulator.faults.add(Fault(kind="denied", operation="Encrypt"))
+    emulator.faults.add(KmsFault(kind="denied", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(AdministrationError, match="permission_denied") as refused:
         await keyring.rotate(request)
@@ -248,7 +250,7 @@ async def test_what_kms_refuses_is_told_and_tried_again_by_nobody(keyring: Admin
 
 async def test_a_kms_that_is_not_there_may_be_tried_again(keyring: Administration, emulator: Emulator) -> None:
     lease = await keyring.acquire_lease("a test", 60)
-    emulator.faults.add(Fault(kind="status", operation="Encrypt"))
+    emulator.faults.add(KmsFault(kind="status", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(UnreachableError, match="unavailable"):
         await keyring.rotate(request)

@@ -6,12 +6,11 @@ import pytest
 from services.rotator.drivers.command import CommandDriverSettings
 from services.rotator.drivers.registry import open_driver
 from services.rotator.drivers.remote_administration import (
-    MAX_RESPONSE_BYTES,
     AdminRequest,
     AdminResponse,
     RemoteAdministration,
 )
-from shared.keyring.administration import UnreachableError
+from shared.keyring.administration import MAX_RESPONSE_BYTES, UnreachableError
 from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY
 

@@ -105,6 +105,6 @@ async def test_what_the_local_key_wraps_is_named_and_left_as_it_is(
         ({"kind": "sql", "database": "sqlite:////x", "records": {"table": "records"}}, "data_key_column"),
     ],
 )
-def test_a_mistake_in_the_settings_is_named(driver: dict[str, object], expected: str) -> None:
+def test_an_error_in_the_settings_is_named(driver: dict[str, object], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         TypeAdapter(DriverSettings).validate_python(driver)

@@ -54,12 +54,12 @@ async def test_each_page_is_a_call_and_problems_of_our_own_come_first() -> None:
     assert whole == VerificationResult(data_keys=6, records=9, problems=(ours, foreign), fingerprint="f")
 
 
-async def test_a_hundred_problems_are_told_at_most() -> None:
+async def test_a_hundred_problems_are_reported_at_most() -> None:
     service = Service(*(page(name, *[Problem(id="k", error="w")] * 60) for name in ("b", None)))
     assert len((await verify_by_pages(RemoteAdministration("there", service.carry), "full")).problems) == 100
 
 
-async def test_an_older_service_that_knows_no_pages_has_looked_at_all() -> None:
+async def test_an_older_service_that_knows_no_pages_has_checked_all() -> None:
     async def carry(_question: AdminRequest) -> AdminResponse:
         return AdminResponse(
             200, json.dumps({"data_keys": 9, "records": 1, "problems": [], "fingerprint": "f"}).encode()

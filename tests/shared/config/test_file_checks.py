@@ -9,12 +9,13 @@ import pytest
 
 from services.relay.config import RelaySettings
 from shared.config.errors import ConfigurationError
-from shared.process.runner import prepare_server
-from tests.nobody import as_nobody
+from shared.process.server_runner import prepare_server
 from tests.shared.certificates import Authority, web_yml
+from tests.unreadable_files import as_nobody
 
 RELAY = """
 database: sqlite:///data/relay.db
+environment: demo
 auth: {bearer_token_file: token, admin_token_file: admin}
 alertmanager: {urls: ["https://alertmanager.example.org"], token_file: alertmanager_token}
 channels:
@@ -33,6 +34,7 @@ FOREIGN = {
     "hook": "channels.hook.url_file",
     "ping": "watchdogs.0.ping_url_file",
 }
+SECRETS = {"key": "0123456789abcdef" * 2, "hook": "https://example.org/hook", "ping": "https://example.org/ping"}
 OURS = {"token": "auth.bearer_token_file", "admin": "auth.admin_token_file"}
 
 
@@ -41,7 +43,7 @@ def file(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     for name in (*OURS, *FOREIGN):
         (tmp_path / name).touch(mode=0o640)
-        (tmp_path / name).write_text("a secret of enough length")
+        (tmp_path / name).write_text(SECRETS.get(name, "a secret of enough length"))
     (tmp_path / "relay.yml").write_text(RELAY)
     return tmp_path / "relay.yml"
 
@@ -125,7 +127,7 @@ def test_what_is_mounted_to_be_read_only_is_nobodys_to_change(file: Path, monkey
     assert warnings(file) == []
 
 
-def test_the_private_key_of_a_web_yml_is_looked_at_likewise(file: Path, tmp_path: Path) -> None:
+def test_the_private_key_of_a_web_yml_is_checked_likewise(file: Path, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server")
     (tmp_path / "server.key").chmod(0o644)
     ((key, sentence),) = warnings(file, web_yml(tmp_path, client_auth_type="NoClientCert"))
@@ -151,3 +153,25 @@ def test_what_this_user_may_not_read_is_an_error() -> None:
         )
         (line,) = errors(file, to_check=False)
         assert line.startswith(f"{file}: auth.bearer_token_file: {token}: Permission denied; expected a file with")
+
+
+@pytest.mark.parametrize(
+    ("name", "secret", "error"),
+    [
+        (
+            "slack_token",
+            "https://hooks.slack.com/services/T0/B0/secret",
+            "holds a URL, such as that of an incoming webhook",
+        ),
+        ("slack_token", "xapp-1-secret", "holds an app-level token; expected a bot token, xoxb-…"),
+        ("key", "secret", "expected 32 letters and digits, and it has 6 characters; copy the integration key"),
+        ("hook", "secret", "expected an http:// or https:// URL"),
+        ("ping", "secret", "expected an http:// or https:// URL"),
+    ],
+)
+def test_a_check_recognises_a_secret_of_another_shape(name: str, secret: str, error: str, file: Path) -> None:
+    (file.parent / name).write_text(secret)
+    (line,) = errors(file)
+    assert f"{FOREIGN[name]}: {file.parent / name}: {error}" in line
+    assert "secret" not in line.removeprefix(str(file)).replace(str(file.parent / name), "")
+    assert [key for key, _ in warnings(file, to_check=False)] == [FOREIGN[name]], "the start only warns"

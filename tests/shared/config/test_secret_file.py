@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from shared.config.secret_file import PasswordFile, SecretFile, SecretUnreadableError, TokenFile
-from tests.nobody import as_nobody
+from tests.unreadable_files import as_nobody
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_comments_and_empty_lines_are_no_secrets(file: Path) -> None:
         secret.read_values()
 
 
-def test_a_password_of_others_may_begin_like_a_comment(file: Path) -> None:
+def test_a_password_of_others_may_start_like_a_comment(file: Path) -> None:
     file.write_text("#secret\n")
     assert PasswordFile(file).read_value() == "#secret"
 

@@ -42,7 +42,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "sample.yml"
 
 
-def _written(file: Path, **document: Any) -> Path:
+def _write(file: Path, **document: Any) -> Path:
     file.write_text(yaml.safe_dump({"part": {"name": "p"}, **document}))
     return file
 
@@ -54,25 +54,25 @@ def _lines(file: Path | None) -> list[str]:
 
 
 def test_a_file_is_read_and_the_rest_are_defaults(file: Path) -> None:
-    settings = load_settings(Settings, _written(file, part={"name": "p", "wait": "1h30m"}))
+    settings = load_settings(Settings, _write(file, part={"name": "p", "wait": "1h30m"}))
     assert (settings.part.name, settings.part.wait, settings.listen) == ("p", 5400.0, Address("127.0.0.1", 9000))
 
 
-def test_every_mistake_has_one_line_with_file_key_and_what_was_expected(file: Path) -> None:
-    _written(file, listen="everywhere", part={"nmae": "p", "wait": "soon"}, prat=1)
+def test_every_error_has_one_line_with_file_key_and_what_was_expected(file: Path) -> None:
+    _write(file, listen="everywhere", part={"nmae": "p", "wait": "soon"}, prat=1)
     assert _lines(file) == [
         f"{file}: listen: expected HOST:PORT, such as 127.0.0.1:9912, got 'everywhere'",
         f"{file}: part.name: missing; it has no default",
         f"{file}: part.wait: expected a duration such as 30s, 5m or 1h30m, got 'soon'",
-        f"{file}: part.nmae: unknown key; see --print-schema for those that exist",
-        f"{file}: prat: unknown key; see --print-schema for those that exist",
+        f"{file}: part.nmae: unknown key; did you mean name?",
+        f"{file}: prat: unknown key; did you mean part?",
     ]
 
 
 def test_the_environment_wins_over_the_file_key_by_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "7s")
     monkeypatch.setenv("KEYPULSE_SAMPLE__LISTEN", "127.0.0.1:9001")
-    settings = load_settings(Settings, _written(file, part={"name": "p", "wait": "1s"}))
+    settings = load_settings(Settings, _write(file, part={"name": "p", "wait": "1s"}))
     assert (settings.part.name, settings.part.wait, settings.listen.port) == ("p", 7.0, 9001)
 
 
@@ -81,29 +81,29 @@ def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load_settings(Settings, None).part.name == "p"
 
 
-def test_a_mistake_in_a_variable_is_named_by_the_variable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_variable_is_named_by_the_variable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "soon")
-    assert _lines(_written(file)) == [
+    assert _lines(_write(file)) == [
         "KEYPULSE_SAMPLE__PART__WAIT: part.wait: expected a duration such as 30s, 5m or 1h30m, got 'soon'"
     ]
 
 
-def test_a_mistake_within_a_variables_json_is_named_by_that_variable(
+def test_an_error_within_a_variables_json_is_named_by_that_variable(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART", '{"name": "p", "wait": -1}')
-    assert _lines(_written(file)) == ["KEYPULSE_SAMPLE__PART: part.wait: expected more than 0, got -1"]
+    assert _lines(_write(file)) == ["KEYPULSE_SAMPLE__PART: part.wait: expected more than 0, got -1"]
 
 
 def test_a_variable_that_is_not_json_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART", "p")
-    assert _lines(_written(file)) == ["KEYPULSE_SAMPLE__PART: expected JSON for a list or a mapping"]
+    assert _lines(_write(file)) == ["KEYPULSE_SAMPLE__PART: expected JSON for a list or a mapping"]
 
 
 @pytest.mark.parametrize("name", ["KEYPULSE_SAMPLE__PRAT", "KEYPULSE_SAMPLE__PRAT__NAME", "keypulse_sample__prat"])
 def test_an_unknown_variable_is_refused(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "x")
-    assert _lines(_written(file)) == [f"{name}: unknown key; see --print-schema for those that exist"]
+    assert _lines(_write(file)) == [f"{name}: unknown key; did you mean part?"]
 
 
 def test_variables_of_other_services_and_of_kubernetes_are_passed_over(
@@ -111,7 +111,7 @@ def test_variables_of_other_services_and_of_kubernetes_are_passed_over(
 ) -> None:
     monkeypatch.setenv("KEYPULSE_OTHER__X", "x")
     monkeypatch.setenv("KEYPULSE_SAMPLE_PORT", "tcp://10.0.0.1:9000")
-    load_settings(Settings, _written(file))
+    load_settings(Settings, _write(file))
 
 
 def test_a_missing_file_and_one_that_is_no_mapping_are_one_line(file: Path) -> None:
@@ -139,15 +139,15 @@ def test_an_empty_file_is_an_empty_configuration(file: Path) -> None:
 
 
 def test_a_relative_path_starts_at_the_files_folder_and_an_absolute_one_stays(file: Path) -> None:
-    assert load_settings(Settings, _written(file, secret_file="a/token")).secret_file == file.parent / "a" / "token"
-    assert load_settings(Settings, _written(file, secret_file="/run/token")).secret_file == Path("/run/token")
+    assert load_settings(Settings, _write(file, secret_file="a/token")).secret_file == file.parent / "a" / "token"
+    assert load_settings(Settings, _write(file, secret_file="/run/token")).secret_file == Path("/run/token")
 
 
 def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
     class Strict(Settings):
         url: ListenAddress = Address("127.0.0.1", 1)  # type: ignore[assignment]  # any field that refuses a URL
 
-    _written(file, url="postgresql://me:hunter2@db.example.org")
+    _write(file, url="postgresql://me:hunter2@db.example.org")
     with pytest.raises(ConfigurationError) as refused:
         load_settings(Strict, file)
     assert refused.value.lines == [f"{file}: url: expected HOST:PORT, such as 127.0.0.1:9912"]
@@ -155,30 +155,30 @@ def test_a_url_with_a_password_is_not_repeated(file: Path) -> None:
 
 @pytest.mark.parametrize("wait", [0, -1, "0s", float("inf"), float("nan")])
 def test_a_wait_without_a_bound_is_refused(wait: object, file: Path) -> None:
-    (line,) = _lines(_written(file, part={"name": "p", "wait": wait}))
+    (line,) = _lines(_write(file, part={"name": "p", "wait": wait}))
     assert line.startswith(f"{file}: part.wait: ")
 
 
 def test_settings_do_not_change(file: Path) -> None:
-    settings: BaseModel = load_settings(Settings, _written(file))
+    settings: BaseModel = load_settings(Settings, _write(file))
     with pytest.raises(ValueError, match="frozen"):
         settings.url = "other"  # type: ignore[attr-defined]  # known to be a Settings
 
 
-def test_a_key_that_stands_twice_is_a_mistake_with_its_line(file: Path) -> None:
+def test_a_key_that_stands_twice_is_an_error_with_its_line(file: Path) -> None:
     file.write_text("part: {name: p}\nmany:\n  a: {name: one}\n  a: {name: two}\n")
     (line,) = _lines(file)
     assert "the key 'a' is there twice" in line
     assert "line 4" in line
 
 
-def test_a_mistake_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _written(file, pets={"cat": {"kind": "cat", "tricks": 3}, "rex": {"kind": "dog", "tricks": "none"}})
+def test_an_error_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(file, pets={"cat": {"kind": "cat", "tricks": 3}, "rex": {"kind": "dog", "tricks": "none"}})
     assert _lines(file) == [
         f"{file}: pets.cat.tricks: unknown key; see --print-schema for those that exist",
         f"{file}: pets.rex.tricks: expected a whole number, got 'none'",
     ]
-    _written(file, pets={"rex": {"kind": "dog"}})
+    _write(file, pets={"rex": {"kind": "dog"}})
     monkeypatch.setenv("KEYPULSE_SAMPLE__PETS__REX__TRICKS", "x")
     (line,) = _lines(file)
     assert line.startswith("KEYPULSE_SAMPLE__PETS__REX__TRICKS: pets.rex.tricks: ")
@@ -187,24 +187,66 @@ def test_a_mistake_inside_a_kind_is_named_as_it_is_written(file: Path, monkeypat
 def test_a_bare_number_of_seconds_is_a_duration_wherever_it_comes_from(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load_settings(Settings, _written(file, part={"name": "p", "wait": 7})).part.wait == 7.0
+    assert load_settings(Settings, _write(file, part={"name": "p", "wait": 7})).part.wait == 7.0
     monkeypatch.setenv("KEYPULSE_SAMPLE__PART__WAIT", "8")
     assert load_settings(Settings, file).part.wait == 8.0
 
 
 def test_a_truth_value_is_no_duration(file: Path) -> None:
-    (line,) = _lines(_written(file, part={"name": "p", "wait": True}))
+    (line,) = _lines(_write(file, part={"name": "p", "wait": True}))
     assert line.startswith(f"{file}: part.wait: expected a duration such as 30s")
 
 
 def test_a_path_with_a_nul_and_a_bottomless_nest_are_one_line_each(file: Path) -> None:
-    (line,) = _lines(_written(file, secret_file="a\0b"))
+    (line,) = _lines(_write(file, secret_file="a\0b"))
     assert line.startswith(f"{file}: secret_file: expected a path; a NUL character")
     file.write_text("[" * 3000)
     assert _lines(file) == [f"{file}: is nested too deeply"]
 
 
 def test_a_kind_that_is_missing_or_unknown_is_named(file: Path) -> None:
-    assert _lines(_written(file, pets={"rex": {}})) == [f"{file}: pets.rex.kind: missing; it has no default"]
-    (line,) = _lines(_written(file, pets={"rex": {"kind": "fish"}}))
+    assert _lines(_write(file, pets={"rex": {}})) == [f"{file}: pets.rex.kind: missing; it has no default"]
+    (line,) = _lines(_write(file, pets={"rex": {"kind": "fish"}}))
     assert line == f"{file}: pets.rex.kind: expected one of 'cat', 'dog'"
+
+
+def test_a_key_that_resembles_none_is_sent_to_the_schema(file: Path) -> None:
+    assert _lines(_write(file, colour="red")) == [
+        f"{file}: colour: unknown key; see --print-schema for those that exist"
+    ]
+
+
+def test_the_keys_of_a_kind_are_proposed_for_that_kind(file: Path) -> None:
+    _write(file, pets={"rex": {"kind": "dog", "trick": 3}})
+    assert _lines(file) == [f"{file}: pets.rex.trick: unknown key; did you mean tricks?"]
+
+
+@pytest.mark.parametrize("written", ["{value}: #none", "{value}:  #none # and a comment", "{value}: 12 #none"])
+def test_a_value_that_a_hash_cuts_off_is_recognised(written: str, file: Path) -> None:
+    file.write_text(f"part: {{name: p}}\n{written.format(value='listen')}\n")
+    expected = f"{file}: listen: YAML takes # and what follows it for a comment; expected the value in quotes"
+    assert _lines(file) == [expected]
+
+
+@pytest.mark.parametrize("written", ["listen: nowhere   # a comment", "listen: 'nowhere #1'", "listen: nowhere#1"])
+def test_a_comment_or_a_hash_within_the_value_is_none_that_cuts_off(written: str, file: Path) -> None:
+    file.write_text(f"part: {{name: p}}\n{written}\n")
+    (line,) = _lines(file)
+    assert "comment" not in line.removeprefix(f"{file}: ")
+
+
+def test_a_bracket_that_a_hash_keeps_open_is_recognised(file: Path) -> None:
+    file.write_text("part: {name: #ops, wait: 1s}\nlisten: 127.0.0.1:1\n")
+    (line,) = _lines(file)
+    assert line.endswith("; line 1: YAML takes # and what follows it for a comment; put the value in quotes")
+
+
+def test_without_any_configuration_one_sentence_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(Settings, None)
+    expected = "no configuration; expected --config FILE; docs/configuration.md has one to begin with"
+    assert refused.value.lines == [expected]
+    monkeypatch.setenv("KEYPULSE_SAMPLE__LISTEN", "127.0.0.1:1")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(Settings, None)
+    assert refused.value.lines == ["environment: part: missing; it has no default"]

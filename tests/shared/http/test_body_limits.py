@@ -26,7 +26,7 @@ async def test_who_does_not_fit_waits_for_who_was_first_and_those_behind_wait_to
     assert order == [7, 1, 3]
 
 
-async def test_who_waited_for_too_long_or_went_away_leaves_its_room_to_others() -> None:
+async def test_who_waited_for_too_long_or_went_away_leaves_its_space_to_others() -> None:
     budget = ByteBudget(10)
     await budget.acquire(10, 1)
     with pytest.raises(TimeoutError):

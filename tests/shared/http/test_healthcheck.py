@@ -96,7 +96,7 @@ def test_the_address_of_the_environment_wins_as_the_servers_does(config: Path) -
         assert (code, "127.0.0.1:1 does not answer" in said) == (1, True)
 
 
-def test_a_mistake_that_a_reload_would_refuse_leaves_the_running_server_healthy(config: Path) -> None:
+def test_an_error_that_a_reload_would_refuse_leaves_the_running_server_healthy(config: Path) -> None:
     with running(config):
         config.write_text(config.read_text() + "many: none\nunknown: 1\n")
         assert check(config) == (0, "healthy\n")
@@ -121,7 +121,7 @@ def test_it_asks_through_tls_without_credentials_and_without_a_certificate(
         assert check(config, "--web.config.file", web) == (0, "healthy\n")
 
 
-def test_a_server_without_the_tls_that_its_file_asks_for_is_not_healthy(config: Path, tmp_path: Path) -> None:
+def test_a_server_without_the_tls_that_its_file_requests_is_not_healthy(config: Path, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server", *LOCALHOST)
     for clients in ("VerifyClientCertIfGiven", "RequireAndVerifyClientCert"):
         web = web_yml(tmp_path, client_auth_type=clients, client_ca_file="ca.pem")

@@ -222,7 +222,7 @@ async def test_any_password_can_be_asked_about(password: bytes) -> None:
     assert not await users.check_password("alice", b"x" + password, PEER)
 
 
-async def test_a_right_password_is_answered_while_the_threads_of_the_event_loop_are_all_taken() -> None:
+async def test_a_correct_password_is_answered_while_the_threads_of_the_event_loop_are_all_taken() -> None:
     go_on = threading.Event()
     waiting = [asyncio.create_task(asyncio.to_thread(go_on.wait, 60)) for _ in range(64)]
     try:

@@ -47,7 +47,7 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 @pytest.mark.parametrize(
     "accept", ["", "*/*", "text/plain", "text/html", "text/plain;version=x", "application/openmetrics-text;version=x"]
 )
-async def test_metrics_are_prometheus_text_for_whoever_does_not_ask_for_more(
+async def test_metrics_are_prometheus_text_for_whoever_does_not_request_more(
     accept: str, client: httpx2.AsyncClient
 ) -> None:
     answer = await client.get("/metrics", headers={"accept": accept})
@@ -57,7 +57,7 @@ async def test_metrics_are_prometheus_text_for_whoever_does_not_ask_for_more(
     assert families["keypulse_build_info"].samples[0].labels["version"] == VERSION
 
 
-async def test_metrics_are_open_metrics_for_whoever_asks_for_them_as_prometheus_does(
+async def test_metrics_are_open_metrics_for_whoever_requests_them_as_prometheus_does(
     client: httpx2.AsyncClient,
 ) -> None:
     asked = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.2"
@@ -131,7 +131,7 @@ def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
         bind_socket(Address(host, 0))
 
 
-async def test_a_request_in_hand_is_answered_before_the_stop_and_a_later_one_is_not_taken() -> None:
+async def test_a_request_in_progress_is_answered_before_the_stop_and_a_later_one_is_not_taken() -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(_request: Request) -> Response:

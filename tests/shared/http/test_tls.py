@@ -18,7 +18,7 @@ from shared.http.server import create_application, create_registry, serve
 from shared.http.tls import create_server_context, read_alternative_names
 from shared.http.web_config import read_web_config
 from shared.http.web_config_reload import WebConfigFile
-from shared.process.runner import ServerRunner
+from shared.process.server_runner import ServerRunner
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import SETTINGS
 
@@ -39,7 +39,7 @@ async def _served(web: WebConfigFile) -> AsyncIterator[str]:
         yield f"https://{address}/metrics"
 
 
-async def _asks(url: str, authority: Authority, own: tuple[Path, Path] | None = None, **versions: int) -> int:
+async def _request_status(url: str, authority: Authority, own: tuple[Path, Path] | None = None, **versions: int) -> int:
     """The status that a client gets; it shows `own`, and trusts the authority alone."""
     context = ssl.create_default_context(cafile=authority.ca)
     for name, version in versions.items():
@@ -53,11 +53,11 @@ async def _asks(url: str, authority: Authority, own: tuple[Path, Path] | None = 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_whoever_trusts_the_authority_is_answered(version: int, authority: Authority, tmp_path: Path) -> None:
     async with _served(WebConfigFile(web_yml(tmp_path))) as url:
-        assert await _asks(url, authority, maximum_version=version) == 200
+        assert await _request_status(url, authority, maximum_version=version) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
-            await _asks(url, Authority(tmp_path, "other"))
+            await _request_status(url, Authority(tmp_path, "other"))
         with pytest.raises(aiohttp.ClientError):
-            await _asks(url.replace("https", "http"), authority)
+            await _request_status(url.replace("https", "http"), authority)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -66,10 +66,10 @@ async def test_a_client_needs_a_certificate_of_the_authority_where_it_is_require
 ) -> None:
     own = authority.sign("client")
     async with _served(WebConfigFile(web_yml(tmp_path, client_auth_type=CLIENTS, client_ca_file="ca.pem"))) as url:
-        assert await _asks(url, authority, own, maximum_version=version) == 200
+        assert await _request_status(url, authority, own, maximum_version=version) == 200
         for foreign in (None, Authority(tmp_path, "other").sign("foreign")):
             with pytest.raises(aiohttp.ClientError):
-                await _asks(url, authority, foreign, maximum_version=version)
+                await _request_status(url, authority, foreign, maximum_version=version)
 
 
 async def test_a_certificate_that_may_be_left_out_is_verified_where_it_is_given(
@@ -77,10 +77,10 @@ async def test_a_certificate_that_may_be_left_out_is_verified_where_it_is_given(
 ) -> None:
     file = web_yml(tmp_path, client_auth_type="VerifyClientCertIfGiven", client_ca_file="ca.pem")
     async with _served(WebConfigFile(file)) as url:
-        assert await _asks(url, authority) == 200
-        assert await _asks(url, authority, authority.sign("client")) == 200
+        assert await _request_status(url, authority) == 200
+        assert await _request_status(url, authority, authority.sign("client")) == 200
         with pytest.raises(aiohttp.ClientError):
-            await _asks(url, authority, Authority(tmp_path, "other").sign("foreign"))
+            await _request_status(url, authority, Authority(tmp_path, "other").sign("foreign"))
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -107,10 +107,10 @@ async def test_only_certificates_with_an_allowed_name_are_let_in(
     with capture_logs() as logs:
         async with _served(WebConfigFile(web_yml(tmp_path, **tls))) as url:
             if let_in:
-                assert await _asks(url, authority, own, maximum_version=version) == 200
+                assert await _request_status(url, authority, own, maximum_version=version) == 200
                 return
             with pytest.raises(aiohttp.ClientError):
-                await _asks(url, authority, own, maximum_version=version)
+                await _request_status(url, authority, own, maximum_version=version)
     assert [entry["event"] for entry in logs if "client_allowed_sans" in entry["event"]]
 
 
@@ -123,22 +123,22 @@ async def test_a_renewed_certificate_and_other_clients_need_no_restart(authority
     own = authority.sign("client", x509.DNSName("prometheus"))
     file = web_yml(tmp_path)
     async with _served(WebConfigFile(file)) as url:
-        assert await _asks(url, authority) == 200
+        assert await _request_status(url, authority) == 200
         renewed = Authority(tmp_path, "renewed")
         renewed.sign("server", *LOCALHOST)
-        assert await _asks(url, renewed) == 200
+        assert await _request_status(url, renewed) == 200
         tls: dict[str, Any] = {
             "client_auth_type": CLIENTS,
             "client_ca_file": "ca.pem",
             "client_allowed_sans": ["prometheus"],
         }
         web_yml(tmp_path, **tls)
-        assert await _asks(url, renewed, own) == 200
+        assert await _request_status(url, renewed, own) == 200
         with pytest.raises(aiohttp.ClientError):
-            await _asks(url, renewed)
+            await _request_status(url, renewed)
 
 
-async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_said_once(
+async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_reported_once(
     authority: Authority, tmp_path: Path
 ) -> None:
     async with _served(WebConfigFile(web_yml(tmp_path))) as url:
@@ -146,12 +146,12 @@ async def test_a_pair_that_does_not_fit_keeps_the_one_before_and_is_said_once(
         Authority(tmp_path, "other").sign("foreign")
         (tmp_path / "server.key").write_bytes((tmp_path / "foreign.key").read_bytes())
         with capture_logs() as logs:
-            assert [await _asks(url, authority) for _ in range(2)] == [200, 200]
+            assert [await _request_status(url, authority) for _ in range(2)] == [200, 200]
         (said,) = [entry["error"] for entry in logs if "stays active" in entry["event"]]
         assert said.endswith(f"{tmp_path}/server.key does not belong to the certificate in {tmp_path}/server.pem")
         (tmp_path / "server.key").write_bytes(key + b"\n")
         with capture_logs() as logs:
-            assert await _asks(url, authority) == 200
+            assert await _request_status(url, authority) == 200
         assert [entry["event"] for entry in logs if "web.yml reloaded" in entry["event"]]
 
 

@@ -58,7 +58,7 @@ def test_users_and_required_certificates_authenticate(
         ({"key_file": None}, "tls_server_config.key_file: "),
         ({"cert": "-----BEGIN"}, "tls_server_config.cert: is not supported inline; name a file with cert_file"),
         ({"client_ca": "x"}, "tls_server_config.client_ca: is not supported inline; name a file with client_ca_file"),
-        ({"cret_file": "x"}, "tls_server_config.cret_file: unknown key; see docs/configuration.md"),
+        ({"cret_file": "x"}, "tls_server_config.cret_file: unknown key; did you mean cert_file?"),
         ({"client_auth_type": "RequestClientCert"}, "client_auth_type: cannot be honoured: Python's TLS verifies each"),
         ({"client_auth_type": "RequireAnyClientCert"}, "client_auth_type: cannot be honoured"),
         ({"client_auth_type": "Some"}, "tls_server_config.client_auth_type: expected 'NoClientCert', "),
@@ -73,7 +73,7 @@ def test_users_and_required_certificates_authenticate(
         ({"prefer_server_cipher_suites": True}, "prefer_server_cipher_suites: is not supported; leave it out"),
     ],
 )
-def test_a_mistake_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], mistake: str, tmp_path: Path) -> None:
+def test_an_error_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], mistake: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         _read(tmp_path, {"tls_server_config": {**PAIR, **tls}})
     (line,) = refused.value.lines
@@ -85,7 +85,7 @@ def test_a_mistake_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], 
     ("document", "mistake"),
     [
         ({"rate_limit": {"burst": 1}}, "rate_limit: is not supported; limit the rate in a proxy"),
-        ({"basic_auth": {}}, "basic_auth: unknown key; see docs/configuration.md"),
+        ({"basic_auth": {}}, "basic_auth: unknown key; did you mean basic_auth_users?"),
         ({"http_server_config": {"headers": {"X-Mine": "1"}}}, "X-Mine: cannot be set; expected one of Content-Sec"),
         ({"http_server_config": {"headers": {"X-Frame-Options": "yes"}}}, "X-Frame-Options: expected deny or same"),
         ({"http_server_config": {"headers": {"Strict-Transport-Security": "a\r\nB: c"}}}, "expected printable ASCII"),
@@ -93,7 +93,7 @@ def test_a_mistake_in_tls_is_one_line_that_says_what_to_do(tls: dict[str, Any], 
         ({"basic_auth_users": []}, "basic_auth_users: "),
     ],
 )
-def test_any_other_mistake_is_one_line_too(document: dict[str, Any], mistake: str, tmp_path: Path) -> None:
+def test_any_other_error_is_one_line_too(document: dict[str, Any], mistake: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         _read(tmp_path, document)
     (line,) = refused.value.lines

@@ -12,12 +12,14 @@ import yaml
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role
+from shared.http import web_config_auth
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
+from shared.http.connection_limits import RECEIVED_AT
 from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
 from shared.http.server import create_application, create_registry
 from shared.http.web_config_auth import WebConfigMiddleware
@@ -195,7 +197,7 @@ async def test_an_unreadable_token_file_is_503_and_a_user_comes_in_all_the_same(
     assert (await client.get("/metrics", auth=ALICE)).status_code == 200
 
 
-async def test_without_an_admin_token_a_user_is_asked_for(rig: Rig) -> None:
+async def test_without_an_admin_token_a_user_is_requested(rig: Rig) -> None:
     rig.access = AccessPolicy(roles=rig.roles)
     async with rig.client() as client:
         refused = await client.get("/page")
@@ -215,6 +217,37 @@ async def test_too_many_passwords_at_once_are_503_and_counted_where_refusals_are
         assert (await client.get(path, auth=ALICE)).status_code == 503
     assert (await client.post("/sent", auth=ALICE)).status_code == 503  # so that Alertmanager asks again
     assert rig.refused == [503]
+
+
+@pytest.mark.parametrize("seconds_before", [0.0, 60.0])
+async def test_a_password_that_is_not_checked_in_time_is_503_whatever_its_request_waited_for_before(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, seconds_before: float
+) -> None:
+    given_up = asyncio.Event()
+
+    async def check_password(*_: object) -> bool:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        return True
+
+    async def receive_earlier(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[RECEIVED_AT] = asyncio.get_running_loop().time() - seconds_before
+        await app(scope, receive, send)
+
+    app = rig.app()
+    monkeypatch.setattr(PasswordChecker, "check_password", check_password)
+    if not seconds_before:
+        monkeypatch.setattr(web_config_auth, "PASSWORD_CHECK_SECONDS", 0.1)
+    async with (
+        asyncio.timeout(5),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=receive_earlier), base_url="http://sample") as late,
+    ):
+        refused = await late.post("/sent", auth=ALICE, content=b"x")
+    assert (refused.status_code, rig.refused, rig.bodies_read) == (503, [503], 0)
+    assert "too many passwords" in refused.text
+    assert given_up.is_set()
 
 
 async def test_headers_of_the_file_are_on_every_answer_unless_the_page_has_its_own(

@@ -65,6 +65,9 @@ class FakeKms:
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002
         return ()
 
+    async def read_service_clock(self, *, timeout: float) -> float | None:  # noqa: ARG002
+        return None
+
     async def close(self) -> None:
         pass
 

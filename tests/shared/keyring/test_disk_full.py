@@ -37,7 +37,7 @@ async def test_what_is_committed_stays_and_the_same_rotation_goes_on_or_back(fre
         assert await keyring.keys() == before
 
 
-async def _has_room(keyring: Keyring, rotation_id: str) -> bool:
+async def _has_space(keyring: Keyring, rotation_id: str) -> bool:
     try:
         await keyring.rotate(NEW_DEK, rotation_id)
     except UnreachableError as error:
@@ -45,12 +45,12 @@ async def _has_room(keyring: Keyring, rotation_id: str) -> bool:
     return True
 
 
-async def test_a_new_data_key_that_finds_no_room_is_not_there_at_all(tmp_path: Path) -> None:
+async def test_a_new_data_key_that_finds_no_space_is_not_there_at_all(tmp_path: Path) -> None:
     async with opened(create_sqlite_url(tmp_path / "keyring.db"), FakeKms()) as keyring:
         await keyring.take_lease()
         number = 1
         await _leave_pages(keyring, 0)
-        while await _has_room(keyring, f"r{number}"):
+        while await _has_space(keyring, f"r{number}"):
             number += 1
         await _leave_pages(keyring, None)
         progress = await keyring.administration.get_progress(f"r{number}")

@@ -9,9 +9,9 @@ from sqlalchemy import URL, Connection, create_engine, inspect, text
 from shared.keyring import migrations
 from shared.keyring.administration import JournalBackup, JournalStep, RotationType, StepOutcome
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.journal.entries import find_unreadable_entries, list_backups
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.journal.progress import read_progress
-from shared.keyring.journal.steps import find_unreadable_entries, list_backups
 from shared.keyring.store import list_data_keys, list_retired_versions
 from shared.keyring.tables import TABLES
 from shared.kms.gcp.client import GcpKmsKey

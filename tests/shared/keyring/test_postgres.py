@@ -143,7 +143,7 @@ async def test_whoever_changes_the_keyring_keeps_others_waiting_and_no_reader(
 
     try:
         first = asyncio.create_task(database.write_exclusively(slowly))
-        await until(lambda: other.read(_is_held))
+        await until(lambda: other.read(_is_locked))
         assert await other.read(_count) == 0
         assert await other.write_exclusively(see) == 1
         await first
@@ -157,7 +157,7 @@ def _read_answer_timeout(connection: Connection) -> float:
     return float(own.answer_timeout.seconds)
 
 
-def _is_held(connection: Connection) -> bool:
+def _is_locked(connection: Connection) -> bool:
     return bool(connection.execute(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar_one())
 
 
@@ -169,7 +169,7 @@ async def test_a_lock_that_stays_is_an_error_within_its_bound(
         held = asyncio.create_task(
             other.write_exclusively(lambda connection: connection.execute(text("SELECT pg_sleep(3.5)")))
         )
-        await until(lambda: database.read(_is_held))
+        await until(lambda: database.read(_is_locked))
         with pytest.raises(DatabaseError, match="lock timeout"):
             await database.write_exclusively(_insert)
         await held
@@ -177,7 +177,7 @@ async def test_a_lock_that_stays_is_an_error_within_its_bound(
         await other.close()
 
 
-async def test_a_lost_race_is_told_as_it_is_and_other_errors_show_no_values(database: Database) -> None:
+async def test_a_lost_race_is_reported_as_it_is_and_other_errors_show_no_values(database: Database) -> None:
     await database.write(_insert)
     with pytest.raises(exc.IntegrityError):
         await database.write(_insert)

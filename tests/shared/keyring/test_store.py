@@ -44,7 +44,7 @@ async def test_a_wrap_by_another_local_key_than_the_known_one_is_not_stored(stor
     assert await store.activate(_key("b"), expected_active=None)  # no key is known, so none is expected
 
 
-async def test_tables_that_are_made_are_told(url: URL) -> None:
+async def test_tables_that_are_made_are_reported(url: URL) -> None:
     for expected in (["created tables in an empty database"], []):
         with capture_logs() as logs:
             await (await Database.open(url, TABLES)).close()

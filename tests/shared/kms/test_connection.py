@@ -10,14 +10,14 @@ import pytest
 from google.cloud.kms_v1 import DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import KmsError
 from shared.kms.reason import Reason
 from tests.connections import connections
-from tests.shared.kms.scripted import KEY, key_of
+from tests.shared.kms.scripted_kms import KEY, key_of
 
 
 class Firewall:
@@ -90,7 +90,7 @@ async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkey
 
 async def test_a_caller_that_is_cancelled_is_cancelled_and_not_told_of_an_error(emulator: Emulator) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(key.encrypt(b"x", b"", timeout=30), 0.2)
     await key.close()
@@ -153,7 +153,7 @@ async def test_every_checksum_is_sent() -> None:
 
 
 @pytest.mark.parametrize("field", ["verified_plaintext_crc32c", "verified_additional_authenticated_data_crc32c"])
-async def test_a_service_that_did_not_look_at_our_checksums_is_not_believed(field: str) -> None:
+async def test_a_service_that_did_not_check_our_checksums_is_not_believed(field: str) -> None:
     kms = Scripted()
     setattr(kms.encrypt, field, False)
     async with kms.serving() as key:
@@ -175,7 +175,7 @@ async def test_an_answer_without_its_checksum_is_not_believed() -> None:
     assert [encrypting.value.reason, decrypting.value.reason] == [Reason.CRC_MISMATCH, Reason.CRC_MISMATCH]
 
 
-async def test_a_call_under_way_ends_with_an_error_of_the_port_when_the_key_is_closed() -> None:
+async def test_a_call_in_progress_ends_with_an_error_of_the_port_when_the_key_is_closed() -> None:
     kms = Scripted()
     kms.stalls = True
     async with kms.serving() as key:
@@ -190,7 +190,7 @@ async def test_a_call_under_way_ends_with_an_error_of_the_port_when_the_key_is_c
 async def test_after_a_call_that_was_cancelled_the_connection_is_closed_and_not_left_to_the_collector(
     emulator: Emulator, until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 ) -> None:
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
 
     async def connected() -> bool:

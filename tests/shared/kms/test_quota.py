@@ -72,7 +72,7 @@ async def test_where_the_quota_is_exhausted_everybody_waits_and_then_goes_on() -
 
 
 @pytest.mark.looptime
-async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_told() -> None:
+async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_reported() -> None:
     kms = Timed(refusals=100)
     with pytest.raises(KmsError, match="quota_exhausted"):
         await call(QuotaLimitedKey(kms))
@@ -81,7 +81,7 @@ async def test_a_quota_that_is_exhausted_for_longer_than_its_minute_is_told() ->
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.QUOTA_EXHAUSTED}))
-async def test_whatever_else_is_wrong_is_told_at_once(reason: Reason) -> None:
+async def test_whatever_else_is_wrong_is_reported_at_once(reason: Reason) -> None:
     kms = Timed(1, reason)
     with pytest.raises(KmsError, match=reason):
         await call(QuotaLimitedKey(kms))

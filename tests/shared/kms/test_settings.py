@@ -3,7 +3,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from shared.keyring.model import LOCAL_KEK
 from shared.kms.gcp.settings import GcpKeySettings
+from tests.memory_kms import MemoryKeySettings
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -39,3 +41,10 @@ def test_a_key_that_can_be_reached_safely_is_accepted(settings: dict[str, Any]) 
 def test_a_key_that_cannot_is_refused_with_what_was_expected(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         GcpKeySettings.model_validate({"key": KEY, **settings})
+
+
+@pytest.mark.parametrize("name", ["", LOCAL_KEK])
+def test_no_key_of_any_provider_has_the_name_of_the_local_key(name: str) -> None:
+    with pytest.raises(ValidationError, match="'local', which stands for a service's own local key"):
+        MemoryKeySettings(key=name)
+    assert MemoryKeySettings(key="locally").key == "locally"

@@ -62,7 +62,7 @@ async def test_names_that_hang_take_nothing_from_others(resolver: Hanging) -> No
     assert await asyncio.gather(*waiting) == [[(socket.AF_INET, ("127.0.0.1", 0))]] * 64
 
 
-async def test_who_asks_for_a_name_that_hangs_waits_for_the_look_up_that_is_under_way(resolver: Hanging) -> None:
+async def test_who_requests_a_name_that_hangs_waits_for_the_look_up_that_is_in_progress(resolver: Hanging) -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(resolve("again.hangs"), 0.01)

@@ -143,7 +143,7 @@ def test_a_missing_configuration_file_exits_2(command: list[str], file: Path) ->
     assert (refused.returncode, refused.stderr) == (2, f"{file}: cannot be read: No such file or directory\n")
 
 
-def test_a_user_without_a_role_and_a_role_without_a_user_are_told_by_the_check_and_at_the_start(
+def test_a_user_without_a_role_and_a_role_without_a_user_are_reported_by_the_check_and_at_the_start(
     command: list[str], file: Path
 ) -> None:
     file.write_text("auth: {roles: {anna: admin, ben: viewer}}\nstarts: never\n")

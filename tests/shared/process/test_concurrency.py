@@ -38,7 +38,7 @@ class Work:
 
 
 @pytest.mark.looptime
-async def test_a_bounded_number_is_under_way_and_all_are_handed_over_in_their_order() -> None:
+async def test_a_bounded_number_is_in_progress_and_all_are_passed_on_in_their_order() -> None:
     work = Work()
     await run_concurrently(ITEMS, work.do, work.take)
     assert work.most == MAX_CONCURRENT_CALLS
@@ -58,7 +58,7 @@ async def test_one_that_is_slow_keeps_no_other_from_being_done() -> None:
 
 
 @pytest.mark.looptime
-async def test_the_first_error_stops_all_and_what_was_done_is_handed_over() -> None:
+async def test_the_first_error_stops_all_and_what_was_done_is_passed_on() -> None:
     work = Work(failing=200)
     with pytest.raises(ValueError, match="200"):
         await run_concurrently(ITEMS, work.do, work.take)
@@ -80,7 +80,7 @@ async def test_an_error_of_the_taker_stops_all() -> None:
 
 
 @pytest.mark.looptime
-async def test_a_cancelled_caller_leaves_nothing_under_way() -> None:
+async def test_a_cancelled_caller_leaves_nothing_in_progress() -> None:
     work = Work(stuck=3)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5):

@@ -74,7 +74,7 @@ async def test_the_start_counts_as_a_reload_and_a_reload_applies_what_is_read() 
     assert rig.gauges() == (1, 200)
 
 
-async def test_a_bad_file_changes_nothing_and_each_mistake_is_said_in_answer_log_and_gauge() -> None:
+async def test_a_bad_file_changes_nothing_and_each_error_is_reported_in_answer_log_and_gauge() -> None:
     rig = Rig()
     rig.now, rig.written = 200, ConfigurationError(["f: a: wrong", "f: b: wrong"])
     with capture_logs() as logs:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from services.backend.app import run_backend
-from services.backend.config import Settings
+from services.backend.config import BackendSettings
 from shared.config.settings import Address
 from shared.http.server import serve
 
@@ -34,7 +34,7 @@ class Backend:
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
     async with run_emulator(keys=[KEY]) as emulator:
-        settings = Settings.model_validate(
+        settings = BackendSettings.model_validate(
             {
                 "database": f"sqlite:///{tmp_path}/backend.db",
                 "kms": {"provider": "gcp", "key": KEY, "endpoint": str(emulator.address), "insecure": True},

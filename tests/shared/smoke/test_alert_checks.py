@@ -8,14 +8,14 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.check import CheckOutcome, format_line
 from shared.smoke.alerting import check_test_alert
-from shared.smoke.check import Outcome, format_line
 from tests.shared.smoke.conftest import Answering
 
 SERVICE = "keypulse-smoke-7"
 
 
-class Way:
+class AlertingPath:
     """Alertmanager and the relay in one server: what was posted, and a delivery for each channel."""
 
     def __init__(self, *states: str, payload: str = SERVICE, taken: int = 200) -> None:
@@ -51,15 +51,15 @@ class Way:
         return {**about, "reason": "rejected", "receipt": {"ts": str(number)}, **later}
 
 
-async def follow(answering: Answering, way: Way, patience: float = 0.5) -> list[str]:
+async def follow(answering: Answering, way: AlertingPath, patience: float = 0.5) -> list[str]:
     async with answering(way.answer) as url:
         results = await check_test_alert(url, url, timeout=patience, random_hex=lambda _: "7", now=lambda: 1e9)
-    lines = [format_line(result, verbose=result.outcome is Outcome.PASSED) for result in results]
+    lines = [format_line(result, verbose=result.outcome is CheckOutcome.PASSED) for result in results]
     return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
 
 
 async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwards(answering: Answering) -> None:
-    way = Way("delivered", "delivered")
+    way = AlertingPath("delivered", "delivered")
     assert await follow(answering, way) == [
         "✓ Alertmanager takes a test alert: KMSTest of keypulse-smoke-7",
         "✓ the test alert arrives at the relay: 2 channels",
@@ -73,56 +73,56 @@ async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwar
     assert datetime.fromisoformat(begun["endsAt"]).timestamp() == 1e9 + 0.5 + 60
 
 
-async def test_what_the_relay_gave_up_is_said_at_once(answering: Answering) -> None:
-    lines = await follow(answering, Way("delivered", "dead"), patience=60)
+async def test_what_the_relay_gave_up_is_reported_at_once(answering: Answering) -> None:
+    lines = await follow(answering, AlertingPath("delivered", "dead"), patience=60)
     assert lines[2] == "✓ delivered on channel-0: ts=0"
     assert lines[3].startswith("✗ delivered on channel-1: the relay gave up; its last attempt ended with rejected; see")
 
 
 async def test_a_message_that_another_one_tells_is_followed_there(answering: Answering) -> None:
-    assert (await follow(answering, Way("superseded"), patience=60))[2] == "✓ delivered on channel-0: ts=9"
+    assert (await follow(answering, AlertingPath("superseded"), patience=60))[2] == "✓ delivered on channel-0: ts=9"
 
 
 async def test_a_channel_without_a_receipt_in_time_is_red(answering: Answering) -> None:
-    lines = await follow(answering, Way("retrying"))
+    lines = await follow(answering, AlertingPath("retrying"))
     assert lines[2].startswith("✗ delivered on channel-0: no receipt within 0.5 s: it is retrying; its last attempt")
 
 
-async def test_the_message_of_another_smoke_test_is_not_taken_for_ours(answering: Answering) -> None:
-    lines = await follow(answering, Way("delivered", payload="keypulse-smoke-8"))
+async def test_the_message_of_another_smoke_test_is_not_mistaken_for_ours(answering: Answering) -> None:
+    lines = await follow(answering, AlertingPath("delivered", payload="keypulse-smoke-8"))
     assert len(lines) == 2
     assert lines[1].startswith("✗ the test alert arrives at the relay: within 0.5 s the relay sent nothing of it; see")
 
 
-async def test_the_receipt_of_an_earlier_smoke_test_is_not_taken_for_ours(answering: Answering) -> None:
-    way = Way("dead", "delivered")
+async def test_the_receipt_of_an_earlier_smoke_test_is_not_mistaken_for_ours(answering: Answering) -> None:
+    way = AlertingPath("dead", "delivered")
     way.earlier = True
     lines = await follow(answering, way, patience=60)
     assert len(lines) == 3
     assert lines[2].startswith("✗ delivered on channel-0: the relay gave up")
 
 
-async def test_the_end_of_an_alert_is_not_taken_for_its_beginning(answering: Answering) -> None:
-    way = Way("delivered")
+async def test_the_end_of_an_alert_is_not_mistaken_for_its_beginning(answering: Answering) -> None:
+    way = AlertingPath("delivered")
     way.status = "resolved"
     assert "sent nothing of it" in (await follow(answering, way))[1]
 
 
 async def test_a_relay_that_is_restarted_meanwhile_is_waited_for(answering: Answering) -> None:
-    way = Way("delivered")
+    way = AlertingPath("delivered")
     way.down = 1
     assert (await follow(answering, way, patience=60))[2] == "✓ delivered on channel-0: ts=0"
 
 
 async def test_a_relay_that_stays_away_is_named(answering: Answering) -> None:
-    way = Way("delivered")
+    way = AlertingPath("delivered")
     way.down = 1000
     assert "sent nothing of it (/api/deliveries answers with HTTP 503); see" in (await follow(answering, way))[1]
 
 
 @pytest.mark.parametrize("taken", [400, 500])
 async def test_an_alertmanager_that_refuses_is_the_one_red_line(answering: Answering, taken: int) -> None:
-    lines = await follow(answering, Way("delivered", taken=taken))
+    lines = await follow(answering, AlertingPath("delivered", taken=taken))
     start = "✗ Alertmanager takes a test alert: it answers with HTTP"
     assert lines == [
         f"{start} {taken}: no disk; see Alertmanager's log",

@@ -8,10 +8,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
+from shared.check import CheckOutcome, CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.backend import check_backend
-from shared.smoke.check import CheckResult, Outcome, format_line
 from tests.shared.smoke.conftest import Answering, Backend
 
 HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}
@@ -20,17 +20,17 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 def failed(results: list[CheckResult]) -> list[str]:
-    return [result.name for result in results if result.outcome is Outcome.FAILED]
+    return [result.name for result in results if result.outcome is CheckOutcome.FAILED]
 
 
-def written(results: list[CheckResult]) -> str:
+def format_results(results: list[CheckResult]) -> str:
     return "\n".join(format_line(result) for result in results)
 
 
 async def test_a_healthy_backend_passes_every_check(backend: Backend) -> None:
     results = await check_backend(backend.url)
-    assert [result.outcome for result in results] == [Outcome.PASSED] * 5
-    assert written(results).splitlines() == [
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
+    assert format_results(results).splitlines() == [
         "✓ backend answers",
         "✓ backend is ready",
         "✓ backend uses KMS",
@@ -51,17 +51,17 @@ async def test_two_smoke_tests_at_once_do_not_disturb_each_other(backend: Backen
     assert [failed(results) for results in both] == [[], [], []]
 
 
-async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_looked_at() -> None:
+async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_checked() -> None:
     results = await check_backend("http://127.0.0.1:1")
     assert failed(results) == ["backend answers"]
-    assert {result.outcome for result in results[1:]} == {Outcome.SKIPPED}
-    first = written(results).splitlines()[0]
+    assert {result.outcome for result in results[1:]} == {CheckOutcome.SKIPPED}
+    first = format_results(results).splitlines()[0]
     assert first.startswith("✗ backend answers: http://127.0.0.1:1/healthz cannot be reached: ")
     assert first.endswith("; start it, or correct the address")
 
 
 async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> None:
-    backend.kms.faults.add(Fault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
+    backend.kms.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
 
     async def on_its_own_key() -> bool:
         return failed(await check_backend(backend.url)) != []
@@ -69,7 +69,7 @@ async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> N
     await until(on_its_own_key)
     results = await check_backend(backend.url)
     assert failed(results) == ["backend uses KMS"]
-    assert "crypto_mode is env: KMS does not wrap its data keys; see KMSCryptoModeNotKMS" in written(results)
+    assert "crypto_mode is env: KMS does not wrap its data keys; see KMSCryptoModeNotKMS" in format_results(results)
 
 
 @pytest.mark.parametrize("family", ["crypto_mode", "crypto_decryption_errors_total"])
@@ -77,7 +77,7 @@ async def test_a_metric_that_is_missing_is_named(answering: Answering, family: s
     async with answering(_backend(metrics=METRICS.replace(f"{family} ", f"{family}_of_another "))) as url:
         results = await check_backend(url)
     assert failed(results) == ["backend's metrics"]
-    assert f"GET /metrics has no {family}; " in written(results)
+    assert f"GET /metrics has no {family}; " in format_results(results)
 
 
 async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_does_not(answering: Answering) -> None:
@@ -86,7 +86,7 @@ async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_doe
     )
     async with answering(_backend(metrics=labelled)) as url:
         results = await check_backend(url)
-    assert "GET /metrics has no crypto_mode; " in written(results)
+    assert "GET /metrics has no crypto_mode; " in format_results(results)
 
 
 @pytest.mark.parametrize(("stored", "said"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
@@ -102,8 +102,54 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
     async with answering(_backend(record=changed)) as url:
         results = await check_backend(url)
     assert failed(results) == ["a record is written and read"]
-    assert "what was read is not what was written" in written(results)
+    assert "what was read is not what was written" in format_results(results)
     assert len(reads) == said, "what another smoke test wrote is no damage until it stays so"
+
+
+def _seed(requests: list[tuple[str, str]]) -> Callable[[Request], Awaitable[Response]]:
+    """A backend that has the two documents of the contract, and nothing else."""
+
+    async def absent(request: Request) -> Response:
+        requests.append((request.method, request.url.path))
+        return JSONResponse({"detail": "Not Found"}, status_code=404)
+
+    return _backend(record=absent)
+
+
+async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answering) -> None:
+    asked: list[tuple[str, str]] = []
+    async with answering(_seed(asked)) as url:
+        results = await check_backend(url)
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4 + [CheckOutcome.NOT_APPLICABLE]
+    assert all(result.is_ok for result in results)
+    assert format_results(results).endswith(
+        "- a record is written and read: the backend keeps no records at /v1/records; --records on demands them"
+    )
+    assert asked == [("PUT", "/v1/records/keypulse-smoke")]
+
+
+async def test_records_that_are_demanded_and_missing_are_red(answering: Answering) -> None:
+    async with answering(_seed([])) as url:
+        assert failed(await check_backend(url, records="on")) == ["a record is written and read"]
+
+
+async def test_records_that_are_off_are_not_asked_for(answering: Answering) -> None:
+    asked: list[tuple[str, str]] = []
+    async with answering(_seed(asked)) as url:
+        results = await check_backend(url, records="off")
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4
+    assert asked == []
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(405, "not_applicable"), (501, "not_applicable"), (403, "failed")])
+async def test_only_an_answer_that_says_so_means_that_there_are_no_records(
+    answering: Answering, status: int, outcome: str
+) -> None:
+    async def refusing(_request: Request) -> Response:
+        return Response(status_code=status)
+
+    async with answering(_backend(record=refusing)) as url:
+        assert (await check_backend(url))[-1].outcome == outcome
 
 
 @pytest.mark.parametrize("ready", [False, "false"])
@@ -112,8 +158,8 @@ async def test_a_backend_that_is_not_ready_says_why_and_no_record_is_tried(answe
     async with answering(_backend(health=JSONResponse(health, status_code=503))) as url:
         results = await check_backend(url)
     assert failed(results) == ["backend is ready"]
-    assert "crypto_ready is false: permission_denied" in written(results)
-    assert results[-1].outcome is Outcome.SKIPPED
+    assert "crypto_ready is false: permission_denied" in format_results(results)
+    assert results[-1].outcome is CheckOutcome.SKIPPED
 
 
 async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answering, tmp_path: Path) -> None:
@@ -133,10 +179,10 @@ async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answ
         token.unlink()
         unreadable = await check_backend(url, SecretFile(token))
     assert failed(refused) == ["a record is written and read"]
-    assert "HTTP 401: " in written(refused)
-    assert "--token-file" in written(refused)
-    assert "a-wrong-token" not in written(refused)
-    assert f"the token cannot be read: {token}: No such file or directory" in written(unreadable)
+    assert "HTTP 401: " in format_results(refused)
+    assert "--token-file" in format_results(refused)
+    assert "a-wrong-token" not in format_results(refused)
+    assert f"the token cannot be read: {token}: No such file or directory" in format_results(unreadable)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +196,11 @@ async def test_the_token_is_sent_and_a_wrong_one_has_a_next_step(answering: Answ
         (Response("[" * 100_000), "GET /healthz answers with something that is not JSON"),
     ],
 )
-async def test_what_is_no_backend_is_said(answering: Answering, health: Response, sentence: str) -> None:
+async def test_what_is_no_backend_is_reported(answering: Answering, health: Response, sentence: str) -> None:
     async with answering(_backend(health=health)) as url:
         results = await check_backend(url)
     assert failed(results) == ["backend answers"]
-    assert sentence in written(results)
+    assert sentence in format_results(results)
 
 
 async def test_a_backend_that_never_answers_is_given_up(answering: Answering) -> None:
@@ -165,7 +211,7 @@ async def test_a_backend_that_never_answers_is_given_up(answering: Answering) ->
     asked = answering(never)
     async with asked as url:
         results = await check_backend(url, timeout=0.2)
-    assert "gives no complete answer within 0.2 s" in written(results)
+    assert "gives no complete answer within 0.2 s" in format_results(results)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +224,7 @@ async def test_an_address_that_cannot_be_used_is_refused_without_being_repeated(
 
 
 async def test_a_password_in_an_address_is_never_shown() -> None:
-    assert "hunter2" not in written(await check_backend("http://me:hunter2@127.0.0.1:1"))
+    assert "hunter2" not in format_results(await check_backend("http://me:hunter2@127.0.0.1:1"))
 
 
 def _backend(

@@ -9,16 +9,21 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shared.check import CheckOutcome, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.alerting import check_alertmanager, check_relay
-from shared.smoke.check import Outcome, format_line
 from shared.smoke.grafana import check_grafana
 from shared.smoke.prometheus import RECORDINGS, check_prometheus
 from tests.shared.smoke.conftest import Answering, Handler
 
 RULES = {"rules/kms.yml": ["KMSHighLatency"], "rules/keys.yml": ["KMSCanaryLost", "KMSProbeFailing"]}
 UP = {"labels": {"job": "keypulse-exporter", "instance": "a:9911"}, "health": "up", "lastError": ""}
-LOADED = [{"name": name, "health": "ok"} for names in RULES.values() for name in names]
+RUNBOOK = "https://git.ledger.test/ops/acme.md#"
+LOADED = [
+    {"name": name, "health": "ok", "annotations": {"runbook_url": RUNBOOK + name.lower()}}
+    for names in RULES.values()
+    for name in names
+]
 
 
 def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
@@ -42,11 +47,11 @@ def prometheus(changed: Mapping[str, Any], ready: int = 200) -> Handler:
     return answer
 
 
-async def test_a_prometheus_that_is_well_passes(answering: Answering) -> None:
+async def test_a_prometheus_that_is_healthy_passes(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES)
-    assert {result.outcome for result in results} == {Outcome.PASSED}
-    assert len(results) == 4 + len(RECORDINGS)
+    assert {result.outcome for result in results} == {CheckOutcome.PASSED}
+    assert len(results) == 5 + len(RECORDINGS)
 
 
 DOWN = {**UP, "health": "down", "lastError": "connection refused"}
@@ -88,38 +93,65 @@ async def test_each_defect_of_a_prometheus_is_red_in_its_line(
 ) -> None:
     async with answering(prometheus(changed)) as url:
         results = await check_prometheus(url, RULES)
-    first = next(result for result in results if result.outcome is Outcome.FAILED)
+    first = next(result for result in results if result.outcome is CheckOutcome.FAILED)
     assert first.name == failed
     assert sentence in format_line(first)
 
 
-async def test_a_service_that_is_ill_beside_one_that_is_well_is_not_this_one_s_defect(answering: Answering) -> None:
+PLACEHOLDER = {"runbook_url": "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kmshighlatency"}
+OF_OTHERS = {"name": "DiskFull", "health": "ok", "annotations": {"runbook_url": "https://wiki.example.org/disk"}}
+RECORDING = {"name": "KMSProbeFailing", "health": "ok", "type": "recording"}
+
+
+async def test_a_rule_with_a_placeholders_runbook_is_red_in_production_alone(answering: Answering) -> None:
+    rules = [{**LOADED[0], "annotations": PLACEHOLDER}, LOADED[1], RECORDING]
+    async with answering(prometheus({"rules": {"groups": [{"rules": rules}]}})) as url:
+        red = [format_line(r) for r in await check_prometheus(url, RULES) if r.outcome is CheckOutcome.FAILED]
+        elsewhere = await check_prometheus(url, RULES, is_production=False)
+    (line,) = red
+    assert f"1 of 2 lead to a placeholder, such as KMSHighLatency to {PLACEHOLDER['runbook_url']}; replace" in line
+    assert line.startswith("✗ rules lead to your runbook: ")
+    assert all(result.is_ok for result in elsewhere)
+
+
+async def test_the_runbooks_of_other_rules_are_not_looked_at(answering: Answering) -> None:
+    async with answering(prometheus({"rules": {"groups": [{"rules": [*LOADED, OF_OTHERS]}]}})) as url:
+        assert all(result.is_ok for result in await check_prometheus(url, RULES))
+
+
+async def test_a_service_that_is_ill_beside_one_that_is_healthy_is_not_this_one_s_defect(answering: Answering) -> None:
     async with answering(prometheus({"query": {"result": [{"value": [0, "0"]}, {"value": [0, "1"]}]}})) as url:
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
+
+
+async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_looked_for(answering: Answering) -> None:
+    async with answering(prometheus({})) as url:
+        results = await check_prometheus(url, RULES, has_backend=False)
+    assert [result.name for result in results if "has data" in result.name] == [f"{RECORDINGS[0]} has data"]
 
 
 async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
     async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
         results = await check_prometheus(url, RULES)
-    assert [r.name for r in results if r.outcome is Outcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
+    assert [r.name for r in results if r.outcome is CheckOutcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]
 
 
 async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answering) -> None:
     async with answering(prometheus({}, ready=503)) as url:
         results = await check_prometheus(url, RULES)
-    assert [r.outcome for r in results] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(results) - 1)
+    assert [r.outcome for r in results] == [CheckOutcome.FAILED] + [CheckOutcome.SKIPPED] * (len(results) - 1)
 
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
         (200, "✓ the dashboard can be reached"),
-        (401, "it does not let us look .HTTP 401.; give the token of a service account: --grafana-token-file"),
+        (401, "it refuses to be read .HTTP 401.; give the token of a service account: --grafana-token-file"),
         (404, "it has no dashboard kms-crypto-health; import ops/grafana/dashboards/kms-health.json"),
         (500, "it answers with HTTP 500; see Grafana's log"),
     ],
 )
-async def test_the_dashboard_is_looked_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
+async def test_the_dashboard_is_searched_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
     asked = []
 
     async def grafana(request: Request) -> Response:
@@ -143,13 +175,13 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
 
 
 @pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
-async def test_what_answers_everything_is_taken_for_nothing(answering: Answering, said: str) -> None:
+async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, said: str) -> None:
     async def anything(_request: Request) -> Response:
         return Response(said)
 
     async with answering(anything) as url:
         looks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
-    assert [results[-1].outcome for results in looks] == [Outcome.FAILED] * 3
+    assert [results[-1].outcome for results in looks] == [CheckOutcome.FAILED] * 3
 
 
 async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:

@@ -70,6 +70,20 @@ labels: {{- include "keypulse.labels" . | nindent 2 }}
 {{- if and $values.persistence.enabled (not (and (eq .part "relay") (include "keypulse.onPostgres" .))) }}true{{ end -}}
 {{- end }}
 
+{{/* For kubectl: each file that the part's configuration names in its Secret, without those that are `made`. */}}
+{{- define "keypulse.fromFiles" -}}
+{{- range regexFindAll `/run/secrets/keypulse/[\w.-]+` ((index .root.Values .part).config | toRawJson) -1 | uniq }}
+{{- if not (has (base .) $.made) }} \
+       --from-file={{ base . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "keypulse.runbook" -}}
 {{- .Values.runbookUrl | default "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md" -}}
+{{- end }}
+
+{{/* An address to fill in: <…>, or one with `acme` or `example` in its host, or first in its path. */}}
+{{- define "keypulse.placeholder" -}}
+(?i)^(https?://|[^/]*@)?([^/]*\.)?(acme|example)([.:>][^/]*)?(/|$)|^(https?://)?[^/]+/(acme|example)(/|$)|^<.*>$
 {{- end }}

@@ -13,8 +13,14 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- end -}}
 {{- end }}
 
+{{/* Of the setting `proxy` in a mapping. A proxy of the environment or in a file is not known here. */}}
+{{- define "keypulse.ports.proxy" -}}
+{{- with .proxy }}{{ if ne . "none" }}{{ include "keypulse.ports.url" . }}{{ end }}{{ end -}}
+{{- end }}
+
 {{/* A KMS key's. */}}
 {{- define "keypulse.ports.kms" -}}
+{{- include "keypulse.ports.proxy" . -}}
 {{- with .endpoint }}{{ include "keypulse.ports.url" (printf "grpc://%s" .) }}{{ else }}443
 {{ end -}}
 {{- end }}
@@ -22,6 +28,7 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- define "keypulse.ports.exporter" -}}
 {{- range .targets }}{{ include "keypulse.ports.kms" . }}{{ end -}}
 {{- range .backends -}}
+{{- include "keypulse.ports.proxy" . -}}
 {{- include "keypulse.ports.url" .health_url -}}
 {{- with .metrics_url }}{{ include "keypulse.ports.url" . }}{{ end -}}
 {{- end -}}
@@ -30,9 +37,11 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- define "keypulse.ports.relay" -}}
 {{- if hasPrefix "postgresql:" .database }}{{ include "keypulse.ports.url" .database }}{{ end -}}
 {{- range dig "alertmanager" "urls" list . }}{{ include "keypulse.ports.url" . }}{{ end -}}
-{{- range .watchdogs }}{{ if .ping_url_file }}443
+{{- with .alertmanager }}{{ include "keypulse.ports.proxy" . }}{{ end -}}
+{{- range .watchdogs }}{{ include "keypulse.ports.proxy" . }}{{ if .ping_url_file }}443
 {{ end }}{{ end -}}
 {{- range .channels -}}
+{{- include "keypulse.ports.proxy" . -}}
 {{- if eq .kind "email" }}{{ .port | default (get (dict "starttls" 587 "implicit" 465 "none" 25) (.tls | default "starttls")) | int }}
 {{ else if ne .kind "log" -}}
 {{- include "keypulse.ports.url" (.url | default .api_url | default "https://") -}}
@@ -43,6 +52,7 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- define "keypulse.ports.rotator" -}}
 {{- with .kms }}{{ include "keypulse.ports.kms" . }}{{ end -}}
 {{- with .driver -}}
+{{- include "keypulse.ports.proxy" . -}}
 {{- with .url | default .database }}{{ include "keypulse.ports.url" . }}{{ end -}}
 {{- end -}}
 {{- end }}

@@ -11,7 +11,7 @@ by which mail programs and servers recognise it.
 import asyncio
 import email.policy
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Sequence
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
@@ -20,21 +20,19 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
+from services.relay.channels.email.diagnosis import SmtpDiagnosis
 from services.relay.channels.email.mail import build_mail
-from services.relay.channels.email.smtp_session import (
-    ACCEPTED_CODES,
-    AUTHENTICATION_REQUIRED,
-    Envelope,
-    SmtpResult,
-    parse_code,
-    send_envelope,
-)
+from services.relay.channels.email.recipients import RecipientReplies, format_replies
+from services.relay.channels.email.smtp_session import Envelope, SmtpResult, SmtpRoute, send_envelope
 from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import ProviderCall, call_provider, read_secret
+from services.relay.http_session import build_egress_error
 from services.relay.model import Message
-from services.relay.send_error import Reason, Scope, SendError
+from shared.check import Check
 from shared.config.secret_file import PasswordFile
 from shared.config.settings import Address, PasswordPath
+from shared.net.egress import Egress, EgressSettings
+from shared.net.proxy import EgressError
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +61,7 @@ Mailbox = Annotated[str, AfterValidator(_check_address)]
 """An address, perhaps with a name before it."""
 
 
-class EmailSettings(ChannelSettings):
+class EmailSettings(EgressSettings, ChannelSettings):
     """A mail server, and the recipients."""
 
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
@@ -106,46 +104,34 @@ class EmailChannel:
     def __init__(self, settings: EmailSettings, timeout: float) -> None:
         self._settings = settings
         self._timeout = timeout
+        self._egress = Egress(settings)
         name, address = parseaddr(settings.sender)
         self._sender = MailAddress(name, addr_spec=address)
         self._recipients = tuple(dict.fromkeys(parseaddr(to)[1] for to in settings.to))
         self._password = PasswordFile(settings.password_file) if settings.password_file else None
+        self._diagnosis: SmtpDiagnosis | None = None
 
     async def send(self, attempt: Attempt) -> Receipt:
         """Sends the mail; the receipt has `message_id`, the `answer`, and `rejected_recipients` with reasons.
 
-        Where the server takes some recipients, refuses others for good (5xx) and puts off none (4xx), the mail is
-        delivered, and the receipt and the log name the refused. Where it puts off some, the delivery is tried again for
-        these alone; progress holds the reply to every other one.
+        `recipients` judges the replies. While some recipients are deferred, the delivery is tried again for these
+        alone; progress holds the reply to every other one.
         """
         mail = await asyncio.to_thread(self._build_mail, attempt.message)
-        settled = dict(attempt.progress)
-        to = [address for address in self._recipients if address not in settled]
+        progress = dict(attempt.progress)
+        to = [address for address in self._recipients if address not in progress]
         async with call_provider(attempt, "the mail server", self._timeout) as call:
-            replies, answer = await self._send_mail(call, Envelope(self._sender.addr_spec, to, mail.content))
-        put_off = {
-            who: reply
-            for who, reply in replies.items()
-            if parse_code(reply) not in ACCEPTED_CODES and parse_code(reply) < 500
-        }
-        settled |= {who: reply for who, reply in replies.items() if who not in put_off}
-        taken = not ACCEPTED_CODES.isdisjoint(map(parse_code, settled.values()))
-        if put_off:
-            if taken:  # if nobody has the mail, the next attempt is for all
-                await attempt.save_progress(settled)
-            count = f"{len(put_off)} of {len(self._recipients)}"
-            detail = f"the mail server put off {count} recipients: {_format_recipients(put_off)}"
-            raise SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, provider_works=taken)
-        refused = {who: reply for who, reply in settled.items() if parse_code(reply) >= 500}
-        if not taken:
-            login = AUTHENTICATION_REQUIRED in map(parse_code, refused.values())
-            reason = Reason.UNAUTHORIZED if login else Reason.MISCONFIGURED
-            raise SendError(
-                reason, Scope.CHANNEL, f"the mail server refused every recipient: {_format_recipients(refused)}"
-            )
+            new_replies, answer = await self._send_mail(call, Envelope(self._sender.addr_spec, to, mail.content))
+        replies = RecipientReplies(progress | dict(new_replies))
+        if replies.deferred:
+            if replies.has_accepted:  # if nobody has the mail, the next attempt is for all
+                await attempt.save_progress(replies.settled)
+            raise replies.build_deferral_error(len(self._recipients))
+        if not replies.has_accepted:
+            raise replies.build_rejection_error()
         receipt = {"message_id": mail.message_id, "answer": answer}
-        if refused:
-            receipt["rejected_recipients"] = _format_recipients(refused)
+        if replies.rejected:
+            receipt["rejected_recipients"] = format_replies(replies.rejected)
             log.warning(
                 "mail server rejected recipients",
                 delivery_id=attempt.message.task.delivery_id,
@@ -158,11 +144,21 @@ class EmailChannel:
         return self._build_mail(message).content
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the password."""
-        return self._password.read_stamp() if self._password else None
+        """Changes with the file of the password, and those of proxy and authorities."""
+        return self._password.read_stamp() if self._password else None, self._egress.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Connection, TLS, login, sender and recipients, in one session without DATA."""
+        login = (self._settings.username or "", self._password) if self._password else None
+        self._diagnosis = SmtpDiagnosis(
+            self._create_client, self._route, login, self._sender.addr_spec, self._recipients
+        )
+        return self._diagnosis.list_checks(key)
 
     async def close(self) -> None:
-        """Has nothing to close: each send closes its own connection."""
+        """Closes the session of the checks; each send closes its own."""
+        if self._diagnosis:
+            self._diagnosis.close()
 
     def _build_mail(self, message: Message) -> _Mail:
         mail = build_mail(message, self._sender, self._recipients)
@@ -173,17 +169,25 @@ class EmailChannel:
             return SmtpResult({}, "")
         username = self._settings.username or ""
         password = read_secret(self._password) if self._password else ""
-        client = SMTP(
+        client = self._create_client(username, password)
+        return await send_envelope(client, self._route, call, envelope, (username, password))
+
+    @property
+    def _route(self) -> SmtpRoute:
+        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
+        return SmtpRoute(server, self._egress, self._settings.tls)
+
+    def _create_client(self, username: str = "", password: str = "") -> SMTP:
+        try:
+            trusted = self._egress.load_tls_context()
+        except EgressError as error:
+            raise build_egress_error("the mail server", error) from None
+        return SMTP(
             hostname=self._settings.host,
+            tls_context=trusted,
             username=username or None,
             password=password or None,
             timeout=self._timeout,
             use_tls=self._settings.tls == "implicit",
             start_tls=self._settings.tls == "starttls",
         )
-        server = Address(self._settings.host, self._settings.port or _DEFAULT_PORTS[self._settings.tls])
-        return await send_envelope(client, server, call, envelope, (username, password), self._settings.tls)
-
-
-def _format_recipients(replies: Mapping[str, str]) -> str:
-    return ", ".join(f"{address} ({reply})" for address, reply in replies.items())

@@ -54,13 +54,13 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     mail["List-ID"] = f"keypulse alerts <keypulse.{sender.domain}>"
     alerts = text.list_alerts(message)
-    shown, more = (
+    alert_count, more = (
         [_MailAlert(alert, links, message) for alert, links in alerts[:MAX_ALERTS]],
         max(0, len(alerts) - MAX_ALERTS),
     )
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
-    mail.set_content(_build_text(message, shown, more), cte="quoted-printable")
-    mail.add_alternative(_build_html(message, shown, more), subtype="html", cte="quoted-printable")
+    mail.set_content(_build_text(message, alert_count, more), cte="quoted-printable")
+    mail.add_alternative(_build_html(message, alert_count, more), subtype="html", cte="quoted-printable")
     # Python's own boundary is random, and a retry sends the same bytes; an alert's author cannot guess this one.
     mail.set_boundary(_hash_parts("boundary", message.task.delivery_id))
     return mail
@@ -68,8 +68,8 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
 
 def format_subject(message: Message) -> str:
     """The same for every event of an incident, such as `[KMSCryptoNotReady] production / backend`."""
-    name, _, where = text.format_headline(message.event).partition(" · ")
-    return text.truncate(f"[{name}] {where}".strip(), MAX_SUBJECT)
+    name, _, location = text.format_headline(message.event).partition(" · ")
+    return text.truncate(f"[{name}] {location}".strip(), MAX_SUBJECT)
 
 
 class _MailAlert:
@@ -95,8 +95,8 @@ def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:
         f"{text.format_state(message)}: {text.format_headline(event)}",
         " · ".join(filter(None, (text.format_counts(event), level))),
     ]
-    if note := text.format_remark(message):
-        lines += ["", note]
+    if remark := text.format_remark(message):
+        lines += ["", remark]
     for alert in alerts:
         lines += ["", f"* {alert.summary}", f"  {alert.period}"]
         lines += [f"  {line}" for line in alert.description.splitlines()]
@@ -105,10 +105,10 @@ def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:
     if more:
         lines += ["", f"… and {more} more"]
     lines += ["", *(f"{key} = {value}" for key, value in _limit_labels(event.common_labels))]
-    if page := text.build_alertmanager_link(event):
-        lines += ["", f"{page.text}: {page.url}"]
+    if group_links := text.list_group_links(event):
+        lines += ["", *(f"{link.text}: {link.url}" for link in group_links)]
     if contacts := text.select_contacts(message):
-        lines += ["", "Escalate to", *(f"  {role}: {how}" for role, how in contacts.items())]
+        lines += ["", "Escalate to", *(f"  {role}: {address}" for role, address in contacts.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +125,7 @@ def _build_html(message: Message, alerts: list[_MailAlert], more: int) -> str:
         more=more,
         labels=_limit_labels(event.common_labels),
         contacts=text.select_contacts(message),
-        page=text.build_alertmanager_link(event),
+        group_links=text.list_group_links(event),
         receiver=text.clean_line(event.receiver),
     )
 

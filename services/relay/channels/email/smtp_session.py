@@ -5,24 +5,28 @@ nothing can have arrived.
 """
 
 import asyncio
+import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import aiosmtplib
 from aiosmtplib import SMTP
 
+from services.relay.channels.email.recipients import AUTHENTICATION_REQUIRED, is_any_accepted
 from services.relay.channels.provider_call import ProviderCall, mask_reply
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.http_session import build_egress_error
+from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import truncate
 from shared.config.settings import Address
 from shared.net.connect import connect
+from shared.net.egress import Egress
+from shared.net.proxy import EgressError
 from shared.net.resolver import get_own_name, resolve
+from shared.net.tunnel import open_tunnel
 
-ACCEPTED_CODES: Final = frozenset({250, 251})
-"""A recipient is accepted, or the server will forward (RFC 5321, section 4.3.2)."""
-AUTHENTICATION_REQUIRED: Final = 530  # RFC 4954
 _TOO_LARGE = 552  # RFC 1870: at MAIL and at DATA it is about the message's size
 _MAX_REASON: Final = 100
 """Characters of the reason for which a recipient is refused; there may be 100 of them."""
@@ -31,62 +35,74 @@ _CONNECTION_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError
 
 
 class Envelope(NamedTuple):
-    """A mail, and between whom it travels."""
+    """A mail with its sender and recipients."""
 
     sender: str
     to: Sequence[str]
     mail: str
 
 
+class SmtpRoute(NamedTuple):
+    """Which server, and how it is reached."""
+
+    server: Address
+    egress: Egress
+    tls: str
+    """The setting, for errors."""
+
+
 class SmtpResult(NamedTuple):
-    """How a session ended that a server went through with."""
+    """The replies of a session that was not broken off."""
 
     replies: Mapping[str, str]
-    """What it answered to each recipient: the code, and why where it did not take the recipient."""
+    """By recipient: the code, and the reason if the recipient was not accepted."""
     reply: str
     """The reply that accepted the mail; empty if it was accepted for nobody."""
 
 
-def parse_code(reply: str) -> int:
-    """The three digits at the beginning of a reply."""
-    return int(reply.partition(" ")[0])
-
-
 async def send_envelope(
-    client: SMTP, server: Address, call: ProviderCall, envelope: Envelope, credentials: tuple[str, str], tls: str
+    client: SMTP, route: SmtpRoute, call: ProviderCall, envelope: Envelope, credentials: tuple[str, str]
 ) -> SmtpResult:
-    """Connects, logs in, mails, and closes the connection.
+    """Connects, logs in, sends the mail, and closes the connection.
 
     Args:
-        client: a connection to be opened, with the login in it.
-        server: where to.
-        call: notes what goes out and what comes back.
+        client: not connected yet; holds the credentials.
+        route: its address, and how it is reached.
+        call: records the payload and the replies.
         envelope: for at least one recipient.
         credentials: username and password, to be masked in replies.
-        tls: the setting, for a complaint.
 
     Raises:
-        SendError: the server did not take part, or refused something other than a recipient.
+        SendError: the session failed, or the server refused something other than a recipient.
     """
-    secrets = _list_secret_forms(*credentials)
+    secrets = list_secret_forms(*credentials)
     try:
-        await _connect(client, server)
-        outcome = await _transfer(client, call, envelope, secrets)
-        _quit(client)
-    except aiosmtplib.SMTPResponseException as error:
-        raise _build_reply_error(error, call, secrets) from None
-    except (aiosmtplib.SMTPException, OSError) as error:
-        raise _build_session_error(error, call, tls) from None
+        with translate_smtp_errors(call, secrets, route.tls):
+            await connect_client(client, route)
+            outcome = await _transfer(client, call, envelope, secrets)
+            quit_session(client)
     finally:
         client.close()
     return outcome
 
 
-async def _connect(client: SMTP, server: Address) -> None:
-    """With the relay's own resolver: the event loop's has four threads, and one name that hangs would block all."""
-    name = await get_own_name()  # its own would take a thread for this, too, at each mail
+@contextmanager
+def translate_smtp_errors(call: ProviderCall, secrets: tuple[str, ...], tls: str) -> Iterator[None]:
+    """Turn errors of a session into SendError; arguments as of `send_envelope`, `secrets` as `list_secret_forms`."""
     try:
-        connection = await connect(await resolve(*server))
+        yield
+    except aiosmtplib.SMTPResponseException as error:
+        raise _build_reply_error(error, call, secrets) from None
+    except (aiosmtplib.SMTPException, OSError) as error:
+        raise _build_session_error(error, call, tls) from None
+
+
+async def connect_client(client: SMTP, route: SmtpRoute) -> None:
+    """Resolves with the relay's own resolver: the event loop's has four threads, and names that hang block them all."""
+    name = await get_own_name()  # aiosmtplib would use a thread for it at each mail
+    try:
+        proxy = route.egress.find_proxy(f"smtp://{route.server}")
+        connection = await (open_tunnel(proxy, route.server) if proxy else _connect_directly(route.server))
     except UnicodeError:
         raise OSError(0, "no host can have such a name") from None
     try:
@@ -95,6 +111,10 @@ async def _connect(client: SMTP, server: Address) -> None:
     except BaseException:
         connection.close()
         raise
+
+
+async def _connect_directly(server: Address) -> socket.socket:
+    return await connect(await resolve(*server))
 
 
 async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secrets: tuple[str, ...]) -> SmtpResult:
@@ -107,7 +127,7 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
         except aiosmtplib.SMTPRecipientRefused as error:
             replies[address] = f"{error.code} {truncate(mask_reply(error.message, *secrets), _MAX_REASON)}".strip()
             call.record_reply(f"{address}: {replies[address]}", *secrets)
-    if ACCEPTED_CODES.isdisjoint(map(parse_code, replies.values())):
+    if not is_any_accepted(replies.values()):
         return SmtpResult(replies, "")
     call.before_request(envelope.mail)
     code, reply = await client.data(envelope.mail)
@@ -115,13 +135,13 @@ async def _transfer(client: SMTP, call: ProviderCall, envelope: Envelope, secret
     return SmtpResult(replies, mask_reply(reply, *secrets))
 
 
-def _quit(client: SMTP) -> None:
-    """Ends a session whose mail is taken, without the answer: the time of a send may be over, and the mail is sent."""
+def quit_session(client: SMTP) -> None:
+    """Ends a session without waiting for the reply: the mail is accepted, and the time of the send may be over."""
     if isinstance(client.transport, asyncio.WriteTransport):
-        client.transport.write(b"QUIT\r\n")  # closing sends it before it hangs up
+        client.transport.write(b"QUIT\r\n")  # close() still sends it
 
 
-def _list_secret_forms(username: str, password: str) -> tuple[str, ...]:
+def list_secret_forms(username: str, password: str) -> tuple[str, ...]:
     """The password as it is, and as AUTH PLAIN and AUTH LOGIN send it: a server may repeat what it was sent."""
     if not password:
         return ()
@@ -134,48 +154,54 @@ def _build_reply_error(
 ) -> SendError:
     """The error for a code that the server gave.
 
-    4yz is for now, 5yz for ever (RFC 5321, section 4.2.1). The stage says what 5yz is about: DATA about the message,
-    everything before it about who we are and where we write.
+    4yz is temporary, 5yz permanent (RFC 5321, section 4.2.1). At DATA 5yz is about the message; before it, about the
+    sender, the login or the server's own rules.
     """
     if error.code == _INVALID_REPLY:
         detail = f"the mail server: no answer of SMTP: {mask_reply(error.message, *secrets)}"
-        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail, maybe_arrived=call.reply_missing)
-    # The words that follow a login can hold what was sent, encoded.
-    words = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else mask_reply(error.message, *secrets)
-    call.record_reply(f"{error.code} {words}", *secrets)
-    detail = f"the mail server answered {error.code} {words or 'to the username and password'}"
+        return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, maybe_arrived=call.reply_missing)
+    # The text of a reply to a login can contain the credentials, encoded.
+    text = "" if isinstance(error, aiosmtplib.SMTPAuthenticationError) else mask_reply(error.message, *secrets)
+    call.record_reply(f"{error.code} {text}", *secrets)
+    detail = f"the mail server answered {error.code} {text or 'to the username and password'}"
     if not 500 <= error.code < 600:
-        return SendError(Reason.SERVER_ERROR, Scope.ATTEMPT, detail)
+        return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail)
     if isinstance(error, aiosmtplib.SMTPDataError) or error.code == _TOO_LARGE:
-        return SendError(Reason.REJECTED, Scope.MESSAGE, detail)
+        return SendError(SendReason.REJECTED, SendScope.MESSAGE, detail)
     if isinstance(error, aiosmtplib.SMTPAuthenticationError) or error.code == AUTHENTICATION_REQUIRED:
-        return SendError(Reason.UNAUTHORIZED, Scope.CHANNEL, detail)
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+        return SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, detail)
+    return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
 
 
 def _build_session_error(error: Exception, call: ProviderCall, tls: str) -> SendError:
     """The error for a session that ended without a code."""
     arrived = call.reply_missing
+    if isinstance(error, EgressError):
+        return build_egress_error("the mail server", error)
     if isinstance(error, TimeoutError):
         detail = "the mail server: no answer in time"
-        return SendError(Reason.TIMEOUT, Scope.ATTEMPT, detail, maybe_arrived=arrived)
+        return SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
     handshake = _find_tls_error(error)
     if isinstance(handshake, ssl.SSLCertVerificationError):
-        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, "the mail server's certificate is not trusted")
+        return SendError(
+            SendReason.MISCONFIGURED,
+            SendScope.CHANNEL,
+            "the mail server's certificate is not trusted; name its authority in `ca_file`",
+        )
     if handshake is not None:
         detail = f"the mail server speaks no TLS that fits `tls: {tls}` ({handshake.reason}); check `port` and `tls`"
-        return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, detail)
+        return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail)
     if isinstance(error, OSError):
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         lost = "the connection broke off" if arrived else "no connection"
         detail = f"the mail server: {lost}: {cause.strerror or type(error).__name__}"
-        return SendError(Reason.CONNECTION, Scope.ATTEMPT, detail, maybe_arrived=arrived)
-    # What is left: no STARTTLS, no login where one is set, no way to log in that both sides know.
-    return SendError(Reason.MISCONFIGURED, Scope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
+        return SendError(SendReason.CONNECTION, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
+    # The rest: no STARTTLS, no login although one is configured, or no login method that both sides support.
+    return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
 
 
 def _find_tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS has against the server, behind aiosmtplib's error; a connection that broke off is no such thing."""
+    """The TLS error behind aiosmtplib's error; None if there is none, or if the connection broke off."""
     while error is not None:
         if isinstance(error, ssl.SSLError) and not isinstance(error, _CONNECTION_LOST):
             return error

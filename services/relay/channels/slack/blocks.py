@@ -13,7 +13,6 @@ from services.relay.model import Alert, Event, Message
 from services.relay.text import (
     Link,
     Severity,
-    build_alertmanager_link,
     find_worst_severity,
     format_counts,
     format_description,
@@ -24,6 +23,7 @@ from services.relay.text import (
     format_summary,
     is_resolved,
     list_alerts,
+    list_group_links,
     select_contacts,
     select_own_labels,
     sort_labels,
@@ -38,10 +38,10 @@ def escape(text: str, limit: int) -> str:
     https://docs.slack.dev/messaging/formatting-message-text#escaping. The limit is that of the escaped text, and no
     entity is cut in two.
     """
-    whole = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    if len(whole) <= limit:
-        return whole
-    return re.sub(r"&[a-z]*$", "", whole[: limit - 1]).rstrip() + "…"
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    if len(escaped) <= limit:
+        return escaped
+    return re.sub(r"&[a-z]*$", "", escaped[: limit - 1]).rstrip() + "…"
 
 
 Mention = Literal["channel", "here", "none"]
@@ -50,12 +50,12 @@ Block = dict[str, Any]
 MAX_TEXT = 4_000
 MAX_SUMMARY = 500
 MAX_HEADER = 150
-MAX_SECTION = 2_000  # of 3,000: with labels and three links, one alert always fits beside the frame
+MAX_SECTION = 1_300  # of 3,000: with labels and four links, one alert always fits beside the frame
 MAX_LABELS = 700  # of 3,000
 MAX_CONTACTS_TEXT = 900  # of 2,000, for the same reason as SECTION
 MAX_BLOCKS = 50
 MAX_CHARACTERS = 13_000  # of about 13,200
-_RESERVED_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the link to Alertmanager
+_RESERVED_BLOCKS = 2  # what follows the alerts: "and N more" with the common labels, and the links to Alertmanager
 _RESERVED_CHARACTERS = 2_900
 _MORE_LENGTH = 20
 REPEAT_REMARK = (
@@ -78,28 +78,27 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     them at every repeat.
     """
     event = message.event
-    notes = [note for note in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if note]
+    relay_remarks = [remark for remark in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if remark]
     blocks = [_build_header(message), _build_counts(event, mention if message.task.first_receipt is None else "none")]
-    blocks += [block for note in notes for block in _build_context([note])]
+    blocks += [block for remark in relay_remarks for block in _build_context([remark])]
     alerts = list_alerts(message)
     contacts = _format_contacts(message)
-    ending = _build_context([contacts], MAX_CONTACTS_TEXT)
-    shown = 0
+    contacts_block = _build_context([contacts], MAX_CONTACTS_TEXT)
+    alert_count = 0
     for alert, links in alerts:
-        more = [*([{"type": "divider"}] if shown else []), *_build_alert(alert, event, links)]
-        together = [*blocks, *more, *ending]
+        more = [*([{"type": "divider"}] if alert_count else []), *_build_alert(alert, event, links)]
+        candidate = [*blocks, *more, *contacts_block]
         if (
-            len(together) > MAX_BLOCKS - _RESERVED_BLOCKS
-            or _count_characters(together) > MAX_CHARACTERS - _RESERVED_CHARACTERS
+            len(candidate) > MAX_BLOCKS - _RESERVED_BLOCKS
+            or _count_characters(candidate) > MAX_CHARACTERS - _RESERVED_CHARACTERS
         ):
             break
         blocks += more
-        shown += 1
-    more_alerts = [f"… and {len(alerts) - shown} more"] if shown < len(alerts) else []
+        alert_count += 1
+    more_alerts = [f"… and {len(alerts) - alert_count} more"] if alert_count < len(alerts) else []
     blocks += _build_context([*more_alerts, *_format_labels(event.common_labels)])
-    if page := build_alertmanager_link(event):
-        blocks += _build_buttons([page])
-    return Post(_build_fallback_text(message, notes, alerts, contacts), [*blocks, *ending])
+    blocks += _build_buttons(list_group_links(event))
+    return Post(_build_fallback_text(message, relay_remarks, alerts, contacts), [*blocks, *contacts_block])
 
 
 def _build_header(message: Message) -> Block:
@@ -124,8 +123,8 @@ def _format_contacts(message: Message) -> str:
     """A line for each contact that fits whole, since half a telephone number is another one; empty without any."""
     text, missing = "Escalate to", 0
     contacts = select_contacts(message)
-    for role, how in contacts.items():
-        longer = f"{text}\n{role}: {how}"
+    for role, address in contacts.items():
+        longer = f"{text}\n{role}: {address}"
         if len(escape(longer, 2 * MAX_CONTACTS_TEXT)) <= MAX_CONTACTS_TEXT - _MORE_LENGTH:
             text = longer
         else:
@@ -151,19 +150,19 @@ def _build_fallback_text(
     message: Message, remarks: Iterable[str], alerts: list[tuple[Alert, list[Link]]], contacts: str
 ) -> str:
     """The title, the notes, then summaries and links as far as they fit, the contacts; a link is never cut."""
-    ending = escape(f"\n{contacts}", MAX_TEXT) if contacts else ""
-    room = MAX_TEXT - len(ending)
+    contacts_text = escape(f"\n{contacts}", MAX_TEXT) if contacts else ""
+    limit = MAX_TEXT - len(contacts_text)
     title = f"{_format_title(message)} ({format_counts(message.event)})"
     text = "\n".join(escape(line, MAX_SUMMARY) for line in (title, *remarks))
     for alert, links in alerts:
         summary = escape(format_summary(alert), MAX_SUMMARY)
-        if len(text) + 1 + len(summary) > room:
+        if len(text) + 1 + len(summary) > limit:
             break
         text += f"\n{summary}" if summary not in text.split("\n") else ""  # alerts of one rule often share theirs
         for link in links:
             line = escape(f"\n{link.text}: {link.url}", MAX_TEXT)
-            text += line if len(text) + len(line) <= room else ""
-    return text + ending
+            text += line if len(text) + len(line) <= limit else ""
+    return text + contacts_text
 
 
 def _format_title(message: Message) -> str:

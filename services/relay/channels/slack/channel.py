@@ -10,14 +10,15 @@ searches for a post whose reply was lost before it posts again; without it, the 
 
 import re
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
+from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     ProviderCall,
     build_in_thread_if_large,
@@ -27,15 +28,20 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.slack.blocks import Mention, build_post
+from services.relay.channels.slack.diagnosis import check_channel, check_token
+from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
-from services.relay.http_client import HttpSession, encode_json
+from services.relay.http_session import HttpSession, encode_json
 from services.relay.model import Message
+from shared.check import Check
+from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
-from shared.config.settings import SecretPath
+from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
 
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
-_THREAD_REJECTED: Progress = {"thread": "refused"}
+_THREAD_REFUSED: Progress = {"thread": "refused"}
 
 
 def _check_name_or_id(value: object) -> str:
@@ -44,22 +50,64 @@ def _check_name_or_id(value: object) -> str:
     return value
 
 
-class SlackSettings(ChannelSettings):
-    """A channel of a Slack workspace, with the token of a bot that is a member of it."""
+def _check_token(secret: str) -> None:
+    if "://" in secret:
+        raise ValueError("holds a URL, such as that of an incoming webhook; expected a bot token, xoxb-…")
+    if secret.startswith("xapp-"):
+        raise ValueError("holds an app-level token; expected a bot token, xoxb-…")
+
+
+_EXPECTED_TOKEN: Final = "expected a file with the app's bot token, xoxb-…, on its first line"  # noqa: S105  # no token
+BotTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_TOKEN, _check_token))]
+"""A file with a bot token; `--check` recognises what is something else."""
+
+
+def _check_webhook_url(secret: str) -> None:
+    if secret.startswith(("xoxb-", "xoxp-", "xapp-")):
+        raise ValueError("holds a token; name it in `token_file`, beside `channel`")
+    if not secret.startswith(("https://", "http://")):
+        raise ValueError("holds no URL")
+
+
+_EXPECTED_URL: Final = "expected a file with the URL https://hooks.slack.com/services/… on its first line"
+WebhookUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_URL, _check_webhook_url))]
+"""A file with the URL of an incoming webhook, likewise."""
+
+
+class SlackSettings(EgressSettings, ChannelSettings):
+    """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
 
     kind: Literal["slack"]
-    channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)]
-    """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
+    channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] | None = None
+    """With `token_file`: `"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is mentioned in the first message of an episode."""
-    token_file: SecretPath
+    token_file: BotTokenPath | None = None
+    webhook_url_file: WebhookUrlPath | None = None
+    """Contains the URL of an incoming webhook, instead of `channel` and `token_file`."""
     api_url: ProviderUrl = "https://slack.com/api/"
 
-    def connect(self, timeout: float) -> "SlackChannel":
+    @model_validator(mode="after")
+    def _check_one_access(self) -> Self:
+        given = (self.channel is not None, self.token_file is not None, self.webhook_url_file is not None)
+        if given not in {(True, True, False), (False, False, True)}:
+            raise ValueError("expected `channel` and `token_file`, or `webhook_url_file` instead of both")
+        return self
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """See the base."""
+        return LIMITATIONS if self.webhook_url_file else ()
+
+    def connect(self, timeout: float) -> Channel:
         """The channel, with `timeout` seconds for a whole send."""
-        return SlackChannel(self, timeout)
+        if self.webhook_url_file is None:
+            return SlackChannel(self, timeout)
+        return IncomingWebhookChannel(
+            self.webhook_url_file, self.mention, timeout, self, allow_remote_insecure=self.allow_remote_insecure
+        )
 
 
 class SlackChannel:
@@ -69,10 +117,13 @@ class SlackChannel:
         self._settings = settings
         self._timeout = timeout
         self._clock = clock
+        if settings.channel is None or settings.token_file is None:
+            raise ValueError("expected settings of a bot")
+        self._channel_name = settings.channel
         self._token = SecretFile(settings.token_file)
-        self._session = HttpSession("Slack", check_current_lease)
+        self._session = HttpSession("Slack", check_current_lease, settings)
         self._client: AsyncWebClient | None = None
-        self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
+        self._channel_id = self._channel_name if re.fullmatch(_CHANNEL_ID, self._channel_name) else None
         """The channel's ID; None while unknown."""
 
     async def send(self, attempt: Attempt) -> Receipt:
@@ -80,7 +131,7 @@ class SlackChannel:
 
         Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
         """
-        message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REJECTED else attempt.message
+        message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REFUSED else attempt.message
         async with call_provider(attempt, "Slack", self._timeout) as call:
             token = read_secret(self._token)
             api = SlackApi(self._get_client(token), token, call, self._clock())
@@ -92,7 +143,7 @@ class SlackChannel:
             except SlackError as error:
                 if error.code not in THREAD_ERRORS or not _find_thread(message):
                     raise
-                await attempt.save_progress(_THREAD_REJECTED)  # so that the next attempt searches where the post is
+                await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
                 answer = await self._post(api, call, _remove_thread(message))
             receipt = {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
             self._channel_id = receipt["channel"] or self._channel_id
@@ -103,8 +154,25 @@ class SlackChannel:
         return encode_json(self._build_arguments(message, may_be_a_repeat=False))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token."""
-        return self._token.read_stamp()
+        """Changes with the file of the token, and those of proxy and authorities."""
+        return self._token.read_stamp(), self._session.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """The token with the bot's scopes, and the channel with the bot's membership."""
+        token = f"{key} bot token"
+        return [
+            Check(token, lambda: check_token(self._open_for_checks()), depends_on=f"{key}.token_file"),
+            Check(
+                f"{key} channel",
+                lambda: check_channel(self._open_for_checks(), self._channel_name, self._channel_id),
+                depends_on=token,
+            ),
+        ]
+
+    def _open_for_checks(self) -> SlackApi:
+        with report_send_errors():
+            token = read_secret(self._token)
+        return SlackApi(self._get_client(token), token, create_read_only_call(), self._clock())
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -119,11 +187,11 @@ class SlackChannel:
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
-        place = await find_post(api, message, self._settings.channel, self._channel_id)
-        if isinstance(place, NotFound):
-            call.maybe_sent = place is NotFound.UNKNOWN
+        post = await find_post(api, message, self._channel_name, self._channel_id)
+        if isinstance(post, NotFound):
+            call.maybe_sent = post is NotFound.UNKNOWN
             return None
-        return {"channel": place.channel, "ts": place.ts, "found": "yes"}
+        return {"channel": post.channel, "ts": post.ts, "found": "yes"}
 
     def _get_client(self, token: str) -> AsyncWebClient:
         if self._client is None or self._client.token != token:
@@ -134,7 +202,7 @@ class SlackChannel:
         post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
         thread = _find_thread(message)
         return {
-            "channel": self._settings.channel,
+            "channel": self._channel_name,
             "text": post.text,
             "blocks": post.blocks,
             **({"thread_ts": thread, "reply_broadcast": True} if thread else {}),

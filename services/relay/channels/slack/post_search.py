@@ -2,7 +2,7 @@
 
 Slack has no idempotency key, but stores the metadata of a post for everybody who may read the channel: the
 bot needs the scope `channels:history`, and `groups:history` for a private channel, and must be a member. The methods
-that read take only the channel's ID; where it is not in the configuration and nothing was posted yet, it is looked up
+that read take only the channel's ID; where it is not in the configuration and nothing was posted yet, it is searched
 by its name, which needs `channels:read`, and `groups:read` for a private channel.
 https://docs.slack.dev/reference/methods/conversations.history
 """
@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from services.relay.channels.slack.web_api import SlackApi, SlackError
 from services.relay.model import Message
-from services.relay.send_error import Reason, SendError
+from services.relay.send_error import SendError, SendReason
 from services.relay.text import truncate
 
 EVENT_TYPE: Final = "keypulse_delivery"
@@ -26,7 +26,8 @@ _MAX_TS: Final = 200
 """Characters of a `ts` that are kept; Slack's have 17."""
 _CHANNELS_PER_PAGE: Final = 999
 """On a page; Slack's limit."""
-_TEMPORARY: Final = {Reason.TIMEOUT, Reason.CONNECTION, Reason.RATE_LIMITED, Reason.SERVER_ERROR}
+CHANNEL_KINDS: Final = ("public_channel", "private_channel")
+_TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
 
 
 class PostLocation(NamedTuple):
@@ -127,12 +128,9 @@ async def _search(
 
 async def _find_channel_id(api: SlackApi, name: str) -> str | None:
     """Each type by itself, because a bot may see one and lack the scope for the other."""
-    for kind in ("public_channel", "private_channel"):
-        arguments = {"types": kind, "exclude_archived": True, "limit": _CHANNELS_PER_PAGE}
+    for kind in CHANNEL_KINDS:
         try:
-            found = await _find_first(
-                api, "conversations.list", arguments, "channels", lambda one: one.get("name") == name
-            )
+            found = await find_channel(api, name, kind)
         except SendError as error:
             if error.reason in _TEMPORARY:
                 raise
@@ -140,6 +138,14 @@ async def _find_channel_id(api: SlackApi, name: str) -> str | None:
             if not isinstance(found, NotFound):
                 return str(found.get("id", ""))
     return None
+
+
+async def find_channel(
+    api: SlackApi, name: str, kind: str, *, include_archived: bool = False
+) -> Mapping[str, Any] | NotFound:
+    """The channel of that name among those of one of `CHANNEL_KINDS` that the bot sees. Raises SendError."""
+    arguments = {"types": kind, "exclude_archived": not include_archived, "limit": _CHANNELS_PER_PAGE}
+    return await _find_first(api, "conversations.list", arguments, "channels", lambda one: one.get("name") == name)
 
 
 async def _find_first(

@@ -10,18 +10,21 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.provider_call import ProviderCall, mask_reply
-from services.relay.channels.status_error import build_status_error, parse_date, parse_retry_after
-from services.relay.http_client import translate_connection_errors
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.channels.retry_after import parse_date, parse_retry_after
+from services.relay.channels.status_error import build_status_error
+from services.relay.http_session import translate_connection_errors
+from services.relay.send_error import SendError, SendReason, SendScope
 
-_SERVER_ERROR = (Reason.SERVER_ERROR, Scope.ATTEMPT)
-_REJECTED = (Reason.REJECTED, Scope.MESSAGE)
-_UNAUTHORIZED = (Reason.UNAUTHORIZED, Scope.CHANNEL)
-_MISCONFIGURED = (Reason.MISCONFIGURED, Scope.CHANNEL)
+_SERVER_ERROR = (SendReason.SERVER_ERROR, SendScope.ATTEMPT)
+_REJECTED = (SendReason.REJECTED, SendScope.MESSAGE)
+_UNAUTHORIZED = (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
+_MISCONFIGURED = (SendReason.MISCONFIGURED, SendScope.CHANNEL)
 
 # https://docs.slack.dev/reference/methods/chat.postMessage, "Errors". They come as HTTP 200 with `ok: false`.
-ERROR_MEANINGS: dict[str, tuple[Reason, Scope]] = {
-    **dict.fromkeys(("ratelimited", "rate_limited", "message_limit_exceeded"), (Reason.RATE_LIMITED, Scope.ATTEMPT)),
+ERROR_MEANINGS: dict[str, tuple[SendReason, SendScope]] = {
+    **dict.fromkeys(
+        ("ratelimited", "rate_limited", "message_limit_exceeded"), (SendReason.RATE_LIMITED, SendScope.ATTEMPT)
+    ),
     **dict.fromkeys(
         ("internal_error", "fatal_error", "request_timeout", "service_unavailable", "team_added_to_org"), _SERVER_ERROR
     ),
@@ -92,7 +95,7 @@ def build_error(response: Any, token: str, now: float) -> SendError:
     code = response.data.get("error") if isinstance(response.data, dict) else None
     if not isinstance(code, str):
         return build_invalid_reply_error()
-    reason, scope = ERROR_MEANINGS.get(code, (Reason.REJECTED, Scope.ATTEMPT))
+    reason, scope = ERROR_MEANINGS.get(code, (SendReason.REJECTED, SendScope.ATTEMPT))
     detail = f"Slack answered {mask_reply(code, token)}"
     if code == "missing_scope" and isinstance(response.data.get("needed"), str):
         detail += f"; the bot needs {mask_reply(response.data['needed'], token)}"
@@ -113,6 +116,12 @@ def _build_status_error(status: int, headers: Mapping[str, str], now: float) -> 
         if status == 200
         else build_status_error(status, headers, f"Slack answered HTTP {status}", now)
     )
+
+
+def _parse_scopes(headers: Mapping[str, str]) -> frozenset[str] | None:
+    """Of `X-OAuth-Scopes`, whatever the case of its letters."""
+    value = next((value for name, value in headers.items() if name.lower() == "x-oauth-scopes"), None)
+    return None if value is None else frozenset(scope.strip() for scope in value.split(",") if scope.strip())
 
 
 _SDK_LOGGER: Final = logging.getLogger(f"{__name__}.sdk")
@@ -147,6 +156,11 @@ class SlackApi:
         self._now = now
         self.slack_time: float | None = None
         """Unix seconds by Slack's own clock, as in its last reply; None without one."""
+        self.granted_scopes: frozenset[str] | None = None
+        """The scopes of the token, as in its last reply; None without the header.
+
+        https://docs.slack.dev/authentication/installing-with-oauth#scopes
+        """
 
     async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes something. Raises SendError."""
@@ -156,10 +170,10 @@ class SlackApi:
         """The answer to a call that changes nothing. Raises SendError."""
         return await self._call(method, http_verb="GET", params=dict(arguments))
 
-    async def _call(self, method: str, **how: Any) -> Mapping[str, Any]:
+    async def _call(self, method: str, **arguments: Any) -> Mapping[str, Any]:
         try:
             with translate_connection_errors("Slack"):
-                answer = await self._client.api_call(method, **how)
+                answer = await self._client.api_call(method, **arguments)
         except SlackApiError as error:
             self._record_reply(method, getattr(error.response, "data", None))
             raise build_error(error.response, self._token, self._now) from None
@@ -169,9 +183,10 @@ class SlackApi:
             raise build_invalid_reply_error()
         self._record_reply(method, answer.data)
         self.slack_time = parse_date(answer.headers)
+        self.granted_scopes = _parse_scopes(answer.headers)
         return answer.data
 
     def _record_reply(self, method: str, reply: object) -> None:
         if isinstance(reply, dict):
-            shown = {key: reply[key] for key in _LOGGED_FIELDS if key in reply}
-            self._provider_call.record_reply(f"{method}: {json.dumps(shown)}", self._token)
+            logged = {key: reply[key] for key in _LOGGED_FIELDS if key in reply}
+            self._provider_call.record_reply(f"{method}: {json.dumps(logged)}", self._token)

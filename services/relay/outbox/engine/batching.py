@@ -15,7 +15,7 @@ JobResult = tuple[Any, Exception | None]
 
 
 class Transaction(NamedTuple):
-    """One that is under way."""
+    """A transaction that has started."""
 
     connection: Connection
     now: float
@@ -36,30 +36,31 @@ class Job(NamedTuple):
 
 
 def group_by_handler(jobs: Sequence[Job]) -> dict[Handler, list[int]]:
-    """The places of the jobs of each handler."""
-    places: dict[Handler, list[int]] = {}
-    for place, job in enumerate(jobs):
-        places.setdefault(job.handler, []).append(place)
-    return places
+    """The indexes of the jobs of each handler."""
+    indexes: dict[Handler, list[int]] = {}
+    for index, job in enumerate(jobs):
+        indexes.setdefault(job.handler, []).append(index)
+    return indexes
 
 
 def run_jobs(transaction: Transaction, jobs: Sequence[Job]) -> list[JobResult]:
     """The result of each job, in its place. Raises DBAPIError, and then nothing was done."""
     outcomes: list[JobResult] = [(None, None)] * len(jobs)
-    for do, places in group_by_handler(jobs).items():
-        items = [jobs[place].item for place in places]
-        for place, outcome in zip(places, _run_in_savepoint(transaction, do, items), strict=True):
-            outcomes[place] = outcome
+    for handler, indexes in group_by_handler(jobs).items():
+        items = [jobs[index].item for index in indexes]
+        for index, outcome in zip(indexes, _run_in_savepoint(transaction, handler, items), strict=True):
+            outcomes[index] = outcome
     return outcomes
 
 
-def _run_in_savepoint(transaction: Transaction, do: Handler, items: list[Any]) -> list[JobResult]:
+def _run_in_savepoint(transaction: Transaction, handler: Handler, items: list[Any]) -> list[JobResult]:
     """Where one of several items raises, each is done by itself."""
-    # By hand: where the database fails, SQLite has ended the transaction, and undoing the savepoint would fail again.
+    # Not `begin_nested`: if the database fails, SQLite has ended the transaction, and a rollback of the savepoint fails
+    # too.
     connection = transaction.connection
     connection.exec_driver_sql("SAVEPOINT work")
     try:
-        outcomes: list[JobResult] = [(result, None) for result in do(transaction, items)]
+        outcomes: list[JobResult] = [(result, None) for result in handler(transaction, items)]
     except exc.DBAPIError:
         raise
     except Exception as error:  # noqa: BLE001  # raised for whoever waits for this job
@@ -67,7 +68,7 @@ def _run_in_savepoint(transaction: Transaction, do: Handler, items: list[Any]) -
         connection.exec_driver_sql("RELEASE SAVEPOINT work")
         if len(items) == 1:
             return [(None, error)]
-        return [outcome for item in items for outcome in _run_in_savepoint(transaction, do, [item])]
+        return [outcome for item in items for outcome in _run_in_savepoint(transaction, handler, [item])]
     connection.exec_driver_sql("RELEASE SAVEPOINT work")
     return outcomes
 
@@ -93,15 +94,15 @@ class BulkStatement:
         compiled = self._compiled.get(connection.dialect.name)
         if compiled is None:
             compiled = self._compiled[connection.dialect.name] = self._compile(connection.dialect)
-        sql, given = compiled
-        connection.exec_driver_sql(sql, [given(row) for row in rows])
+        sql, to_parameters = compiled
+        connection.exec_driver_sql(sql, [to_parameters(row) for row in rows])
 
     def _compile(self, dialect: Dialect) -> tuple[str, Callable[[RowValues], Any]]:
         """The text for a driver, and what it takes for a row: a tuple or a mapping."""
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns, for_executemany=True)
         # What the statement itself holds, and what it awaits of each row.
-        same = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+        constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
         order = compiled.positiontup
         if order is None:
-            return compiled.string, lambda row: {**same, **row}
-        return compiled.string, lambda row: tuple(map({**same, **row}.__getitem__, order))
+            return compiled.string, lambda row: {**constants, **row}
+        return compiled.string, lambda row: tuple(map({**constants, **row}.__getitem__, order))

@@ -23,15 +23,13 @@ from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
 """How many may read at once."""
-_LAST_USED_SUFFIXES: Final = ("-last-used", "-seen")
-"""What the name of the file beside one of SQLite ends with; the second up to revision 0007 of the tables."""
 _OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
 """While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
 one of the two, where this time-out would end both."""
 _LOCK_TIMEOUT: Final = "55P03"
 """Lock time-out (ibid.)."""
 _WRONG_TABLES: Final = {"42P01", "42703", "42501"}
-"""No such table or column, no right to it (ibid.): those that we made are gone, or the database is another."""
+"""No such table or column, or no permission (ibid.): our tables were removed, or it is another database."""
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _SQLITE_TEMPORARY: Final = {
     sqlite3.SQLITE_BUSY,
@@ -70,17 +68,9 @@ def is_sqlite(database: DatabaseUrl) -> bool:
 
 
 def make_file(database: DatabaseUrl) -> None:
-    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
+    """An empty file if there is none, for SQLite. Raises FileLostError, OSError."""
     if is_sqlite(database):
         SqliteFile(database).create()
-
-
-def find_last_used_files(database: DatabaseUrl) -> tuple[Path, ...]:
-    """The file beside one of SQLite that says when it was used last, and its former name; none for PostgreSQL.
-
-    See `restore_detection`. Only the first is written.
-    """
-    return tuple(Path(f"{database.database}{suffix}") for suffix in _LAST_USED_SUFFIXES if is_sqlite(database))
 
 
 def read_clock(connection: Connection, clock: Callable[[], float]) -> float:
@@ -117,19 +107,19 @@ def set_short_lock_timeout(connection: Connection) -> None:
 
 
 def is_lock_timeout(error: exc.DBAPIError) -> bool:
-    """Whether another transaction, such as that of a replica that hangs, held a row for too long."""
+    """Whether another transaction, such as that of a replica that hangs, locked a row for too long."""
     return getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a file could not be made only because there was no room."""
+    """Whether a file could not be created only because the disk is full."""
     return error.errno in _DISK_FULL
 
 
 def is_query_error(error: exc.DBAPIError) -> bool:
     """Whether the database works, and a query was wrong: a defect, which another try does not fix."""
-    asked = isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
-    return asked and getattr(error.orig, "sqlstate", None) not in _WRONG_TABLES
+    is_statement_error = isinstance(error, exc.IntegrityError | exc.DataError | exc.ProgrammingError)
+    return is_statement_error and getattr(error.orig, "sqlstate", None) not in _WRONG_TABLES
 
 
 def is_temporary(error: exc.DBAPIError, database: DatabaseUrl) -> bool:
@@ -139,9 +129,9 @@ def is_temporary(error: exc.DBAPIError, database: DatabaseUrl) -> bool:
         # A file that is there, and cannot be opened: those beside it cannot be made.
         return code in _SQLITE_TEMPORARY or (code == sqlite3.SQLITE_CANTOPEN and Path(str(database.database)).is_file())
     state = getattr(error.orig, "sqlstate", None)
-    if state is None:  # no connection; why the server gave none is to be had in words alone
-        words = str(error.orig)
-        return "FATAL" not in words or any(passing in words for passing in _POSTGRESQL_TEMPORARY)
+    if state is None:  # no connection; only the message says why
+        message = str(error.orig)
+        return "FATAL" not in message or any(text in message for text in _POSTGRESQL_TEMPORARY)
     return state[:2] in {"08", "53", "55", "57"}  # connection, resources, locked, shutting down or starting up
 
 

@@ -27,7 +27,7 @@ from shared.sql.engine import open_transaction
 _REPLY_TIMEOUT: Final = 8.0
 """How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
 _SCRAPE_TIMEOUT: Final = 2.0
-"""How long a scrape waits for what it asks, so that it still brings the other metrics in time."""
+"""Seconds that a scrape waits for its query, so that it still returns the other metrics in time."""
 _STOP_SECONDS: Final = 4.0
 """How long callers wait after `stop`: less than the server's drain, so that a webhook still gets its 503."""
 _CLOSE_SECONDS: Final = 1.0
@@ -72,7 +72,7 @@ class Store:
 
     @property
     def error(self) -> str | None:
-        """Why the last transaction failed, or that one hangs; None where all is well."""
+        """Why the last transaction failed, or that one hangs; None while healthy."""
         return self._writer.error
 
     def set_unmerged_channels(self, unmerged_channels: frozenset[str]) -> None:
@@ -104,11 +104,11 @@ class Store:
         done: asyncio.Future[T] = loop.create_future()
         work = QueuedJob(Job(handler, item), done, size)
         self._queue.put(work)
-        late = loop.call_later(_REPLY_TIMEOUT, fail_job, done, f"no answer within {_REPLY_TIMEOUT:g} s")
+        timeout = loop.call_later(_REPLY_TIMEOUT, fail_job, done, f"no answer within {_REPLY_TIMEOUT:g} s")
         try:
             return await done
         finally:
-            late.cancel()
+            timeout.cancel()
             self._queue.cancel(work)
             # An exception that `done` holds holds this frame: without a cycle, all of it is gone at once.
             del work, done
@@ -159,7 +159,7 @@ class Store:
         """For who only reads, beside whoever writes: makes and changes nothing. Blocks.
 
         Raises:
-            StoreUnusableError: waiting would not help, as where the tables are of another version.
+            StoreUnusableError: waiting would not help, for example if the tables are of another version.
             StoreUnavailableError: the database cannot be read now.
         """
         try:
@@ -192,22 +192,22 @@ class Store:
         if self.error is not None:
             self._queue.fail_all(self.error)
 
-    def _submit(self, do: Callable[[Connection], T]) -> Future[T]:
+    def _submit(self, query: Callable[[Connection], T]) -> Future[T]:
         try:
-            read = self._readers.submit(self._read, do)
+            read = self._readers.submit(self._read, query)
         except RuntimeError:
             raise StoreUnavailableError("the outbox is closed") from None
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
         return read
 
-    def _read(self, do: Callable[[Connection], T]) -> T:
+    def _read(self, query: Callable[[Connection], T]) -> T:
         if not self._writer.is_prepared:
             raise StoreUnavailableError(self.error or "the outbox is not open yet")
         pool = self._read_engine.pool
         try:
             with open_transaction(self._read_engine) as connection:
-                return do(connection)
+                return query(connection)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             self._read_engine.dispose()
             raise StoreUnavailableError(dialect.describe_error(error)) from None
@@ -225,7 +225,7 @@ async def open_store(
     *,
     read_only: bool = False,
 ) -> AsyncIterator[Store]:
-    """The store of a database; its tables are made where there are none.
+    """The store of a database; its tables are made if there are none.
 
     Args:
         database: a file, whose folder must exist, or a database of PostgreSQL.

@@ -18,7 +18,10 @@ from services.relay.outbox.engine.batching import Job, JobResult
 _MAX_JOBS: Final = 8192
 """How many jobs may wait; one more is refused."""
 _MAX_BYTES: Final = 64 * 1024 * 1024
-"""How large waiting and running jobs may be together: as much as the intake receives at once."""
+"""Total size of waiting and running jobs, at most: as much as the intake receives at once."""
+
+RETRY_SECONDS: Final = 1.0
+"""How long a caller waits after a StoreUnavailableError before it tries again."""
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +30,7 @@ class StoreUnavailableError(Exception):
     """Nothing is known to be committed: locked, full, read-only, closed, or too much is waiting. Try again later.
 
     In almost all cases nothing was. But a connection may be lost between a COMMIT and its answer, and a caller that
-    waits no longer does not stop a transaction that is under way: then it was, or will be.
+    waits no longer does not stop a transaction that has started: then it was done, or will be.
     """
 
 
@@ -79,14 +82,14 @@ class WorkQueue:
     def start_next(self, limit: int) -> Sequence[QueuedJob]:
         """The next jobs, which run until `set_results`, `return_job` or `discard`; for the thread."""
         with self._changed:
-            taken = list(islice(self._queued, limit))
-            for work in taken:
+            batch = list(islice(self._queued, limit))
+            for work in batch:
                 del self._queued[work]
-            self._running.update(taken)
-            return taken
+            self._running.update(batch)
+            return batch
 
     def return_job(self, work: QueuedJob) -> bool:
-        """Puts a running job at the end of the queue; False where that is closed. For the thread."""
+        """Puts a running job at the end of the queue; False if that is closed. For the thread."""
         with self._changed:
             if not self._closed:
                 self._running.remove(work)

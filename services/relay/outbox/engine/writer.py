@@ -42,7 +42,7 @@ class Writer:
     Args:
         database: where it is.
         engine: its one connection.
-        read_engine: those that read, which are opened anew, too, once the database failed.
+        read_engine: the readers' connections, which are also reopened after the database failed.
         queue: of jobs.
         clock: unix seconds, by this machine.
         unmerged_channels: the channels that get every event as a delivery of its own.
@@ -74,10 +74,10 @@ class Writer:
 
     @property
     def error(self) -> str | None:
-        """Why the last transaction failed, or that one hangs; None where all is well."""
-        began = self._transaction_started
-        if self._error is None and began is not None and self._monotonic() - began > _SLOW_TRANSACTION:
-            return f"a transaction has been under way for more than {_SLOW_TRANSACTION:g} s"
+        """Why the last transaction failed, or that one hangs; None while healthy."""
+        started_at = self._transaction_started
+        if self._error is None and started_at is not None and self._monotonic() - started_at > _SLOW_TRANSACTION:
+            return f"a transaction has been running for more than {_SLOW_TRANSACTION:g} s"
         return self._error
 
     def start(self) -> None:
@@ -99,8 +99,8 @@ class Writer:
         except FileLostError as error:
             raise UnknownDatabaseError(str(error)) from None
         with open_transaction(self._engine) as connection:
-            made = upgrade_tables(connection)
-        if made:
+            created = upgrade_tables(connection)
+        if created:
             log.warning("new tables created in an empty database", database=str(self._database))
         self.is_prepared = True
 
@@ -110,7 +110,7 @@ class Writer:
             log.error("outbox cannot commit", error=error)
             self._error = error
         for engine in (self._engine, self._read_engine):
-            engine.dispose()  # the next transaction opens it anew: what was mounted, replaced or restarted is seen
+            engine.dispose()  # the next transaction reconnects: to the database that was mounted, replaced or restarted
         self._queue.set_results(jobs, [(None, StoreUnavailableError(error)) for _ in jobs])
 
     def _run(self) -> None:
@@ -127,8 +127,8 @@ class Writer:
         if dialect.is_sqlite(self._database):
             self._commit(works)
         else:
-            for places in group_by_handler([work.job for work in works]).values():
-                self._commit([works[place] for place in places])
+            for indexes in group_by_handler([work.job for work in works]).values():
+                self._commit([works[index] for index in indexes])
         self._queue.discard(works)
         return len(works)
 
@@ -139,7 +139,8 @@ class Writer:
         try:
             outcomes = self._run_transaction(jobs, short_lock_timeout=short_lock_timeout)
         except exc.DBAPIError as error:
-            # SQLAlchemy's frames hold their own error, and so all that was to be written, until cycles are looked for.
+            # SQLAlchemy's frames reference their own error, and with it all data of the job, until the next garbage
+            # collection.
             traceback.clear_frames(error.__traceback__)
             if dialect.is_lock_timeout(error) and self.is_prepared:
                 self._retry_locked(jobs, StoreUnavailableError(dialect.describe_error(error)))

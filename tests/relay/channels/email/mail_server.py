@@ -12,7 +12,7 @@ from services.relay.channels.port import Channel
 from services.relay.send_error import SendError
 from shared.config.settings import Address
 from tests.relay.channels.examples import SECRET, example, message, settings
-from tests.relay.channels.recorded import Recorded
+from tests.relay.channels.recording_attempt import Recorded
 
 UNBOUND = Address("127.0.0.1", 0)
 SECOPS, ONCALL = "secops@example.org", "oncall@example.org"

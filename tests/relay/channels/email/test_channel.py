@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.send_error import Reason, Scope
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.send_error import SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, example, message, rotate, settings
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(
@@ -32,25 +32,25 @@ async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(
 @pytest.mark.parametrize(
     ("replies", "reason", "scope"),
     [
-        ({"MAIL": "451 4.3.0 later"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ({"MAIL": "530 5.7.0 log in first"}, Reason.UNAUTHORIZED, Scope.CHANNEL),
-        ({"MAIL": "550 5.7.1 this sender may not"}, Reason.MISCONFIGURED, Scope.CHANNEL),
-        ({"MAIL": "553 5.1.7 what sender"}, Reason.MISCONFIGURED, Scope.CHANNEL),
-        ({"MAIL": "552 5.3.4 too large"}, Reason.REJECTED, Scope.MESSAGE),
-        ({"RCPT": "450 4.2.0 greylisted"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ({"RCPT": "452 4.2.2 mailbox full"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ({"RCPT": "530 5.7.0 log in first"}, Reason.UNAUTHORIZED, Scope.CHANNEL),
-        ({"RCPT": "550 5.1.1 no such user"}, Reason.MISCONFIGURED, Scope.CHANNEL),
-        ({"RCPT": "554 5.7.1 relay access denied"}, Reason.MISCONFIGURED, Scope.CHANNEL),
-        ({"DATA": "421 4.3.2 shutting down"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ({"DATA": "451 4.3.0 later"}, Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ({"DATA": "550 5.7.1 looks like spam"}, Reason.REJECTED, Scope.MESSAGE),
-        ({"DATA": "552 5.3.4 too large"}, Reason.REJECTED, Scope.MESSAGE),
-        ({"DATA": "554 5.6.0 content refused"}, Reason.REJECTED, Scope.MESSAGE),
+        ({"MAIL": "451 4.3.0 later"}, SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ({"MAIL": "530 5.7.0 log in first"}, SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        ({"MAIL": "550 5.7.1 this sender may not"}, SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ({"MAIL": "553 5.1.7 what sender"}, SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ({"MAIL": "552 5.3.4 too large"}, SendReason.REJECTED, SendScope.MESSAGE),
+        ({"RCPT": "450 4.2.0 greylisted"}, SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ({"RCPT": "452 4.2.2 mailbox full"}, SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ({"RCPT": "530 5.7.0 log in first"}, SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        ({"RCPT": "550 5.1.1 no such user"}, SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ({"RCPT": "554 5.7.1 relay access denied"}, SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ({"DATA": "421 4.3.2 shutting down"}, SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ({"DATA": "451 4.3.0 later"}, SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ({"DATA": "550 5.7.1 looks like spam"}, SendReason.REJECTED, SendScope.MESSAGE),
+        ({"DATA": "552 5.3.4 too large"}, SendReason.REJECTED, SendScope.MESSAGE),
+        ({"DATA": "554 5.6.0 content refused"}, SendReason.REJECTED, SendScope.MESSAGE),
     ],
 )
 async def test_each_code_of_smtp_has_its_reason_and_scope(
-    replies: dict[str, str], reason: Reason, scope: Scope, secret_file: Path, mail_server: StartServer
+    replies: dict[str, str], reason: SendReason, scope: SendScope, secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**replies)
     error = await refused(connect(secret_file, server.address))
@@ -63,12 +63,12 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
 @pytest.mark.parametrize(
     ("greeting", "reason", "scope"),
     [
-        (b"421 4.3.2 too busy\r\n", Reason.SERVER_ERROR, Scope.ATTEMPT),
-        (b"554 5.3.2 no SMTP here\r\n", Reason.MISCONFIGURED, Scope.CHANNEL),
+        (b"421 4.3.2 too busy\r\n", SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        (b"554 5.3.2 no SMTP here\r\n", SendReason.MISCONFIGURED, SendScope.CHANNEL),
     ],
 )
 async def test_a_server_that_turns_us_away_at_the_door_is_understood(
-    greeting: bytes, reason: Reason, scope: Scope, secret_file: Path, tcp: TcpServer
+    greeting: bytes, reason: SendReason, scope: SendScope, secret_file: Path, tcp: TcpServer
 ) -> None:
     async def door(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)
@@ -83,7 +83,7 @@ async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, ma
     rotate(secret_file, "revoked-password")
     channel = connect(secret_file, server.address)
     error = await refused(channel)
-    assert (error.reason, error.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+    assert (error.reason, error.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
     assert "535" in str(error)
     assert "revoked-password" not in str(error)
     rotate(secret_file, SECRET)
@@ -155,8 +155,8 @@ async def test_only_a_session_that_breaks_off_after_the_envelope_may_have_delive
     no_login = {"username": None, "password_file": None}
     channel = settings({**example("email", secret_file, await tcp(server)), **no_login}).connect(0.5)
     error = await refused(channel)
-    assert (error.scope, error.maybe_arrived) == (Scope.ATTEMPT, arrived)
-    assert error.reason in {Reason.CONNECTION, Reason.TIMEOUT, Reason.SERVER_ERROR}
+    assert (error.scope, error.maybe_arrived) == (SendScope.ATTEMPT, arrived)
+    assert error.reason in {SendReason.CONNECTION, SendReason.TIMEOUT, SendReason.SERVER_ERROR}
 
 
 async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_failure(
@@ -188,11 +188,11 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
 
 
 async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
     attempt = Recorded(message())
     error = await refused(channel, attempt)
-    assert (error.reason, error.scope, error.maybe_arrived) == (Reason.CONNECTION, Scope.ATTEMPT, True)
+    assert (error.reason, error.scope, error.maybe_arrived) == (SendReason.CONNECTION, SendScope.ATTEMPT, True)
     await channel.send(attempt.again(error))
     first, second = stand_ins.mailbox.mails
     assert first.message_id == second.message_id

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from services.relay.channels.email.mail import build_mail
 from services.relay.model import Message
-from tests.long import LONG
+from tests.iterations import LONG
 from tests.relay.channels.examples import (
     DASHBOARD,
     HUGE,
@@ -202,7 +202,7 @@ def test_a_subject_in_any_script_arrives_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "html"])
-def test_both_parts_say_that_it_began_and_is_over_and_what_the_relay_has_to_say(kind: str) -> None:
+def test_both_parts_say_that_it_started_and_is_over_and_what_the_relay_has_to_say(kind: str) -> None:
     over = message("03-resolved-1", firing_undelivered=True, remark="<b>Slack</b> is down.")
     text = part(received(over), kind)
     assert "Fired and resolved" in text

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.relay.channels.port import LeaseLostError
-from services.relay.send_error import Reason, Scope
+from services.relay.channels.port import DeliveryLeaseLostError
+from services.relay.send_error import SendReason, SendScope
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
 from tests.relay.channels.examples import SECRET, message
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
@@ -44,7 +44,7 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
     first = Recorded(message())
     error = await refused(connect(secret_file, server.address), first)
-    assert (error.reason, error.scope, error.maybe_arrived) == (Reason.SERVER_ERROR, Scope.ATTEMPT, False)
+    assert (error.reason, error.scope, error.maybe_arrived) == (SendReason.SERVER_ERROR, SendScope.ATTEMPT, False)
     assert str(error) == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
     assert error.provider_works
     assert first.kept == [{SECOPS: "250"}]
@@ -63,7 +63,7 @@ async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Pa
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted", f"RCPT {SECOPS}": "550 5.1.1 not yet"})
     attempt = Recorded(message())
     error = await refused(connect(secret_file, server.address), attempt)
-    assert (error.reason, attempt.kept, attempt.payloads) == (Reason.SERVER_ERROR, [], [])
+    assert (error.reason, attempt.kept, attempt.payloads) == (SendReason.SERVER_ERROR, [], [])
     assert not error.provider_works
     server.replies.clear()
     await connect(secret_file, server.address).send(attempt.again(error))
@@ -121,6 +121,6 @@ async def test_a_lease_that_is_lost_after_the_mail_was_taken_keeps_nothing(
             self.lease_lost = True
 
     attempt = Overtaken(message())
-    with pytest.raises(LeaseLostError):
+    with pytest.raises(DeliveryLeaseLostError):
         await connect(secret_file, server.address).send(attempt)
     assert (len(server.taken), attempt.kept) == (1, [])

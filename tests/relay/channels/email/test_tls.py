@@ -2,46 +2,15 @@
 
 import asyncio
 import ssl
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.relay.send_error import Reason, Scope
+from services.relay.send_error import SendReason, SendScope
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect, refused
 from tests.relay.channels.examples import message
-from tests.relay.channels.recorded import send
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS context for 127.0.0.1, and the file of its self-signed certificate."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    certificate_file, key_file = tmp_path / "server.crt", tmp_path / "server.key"
-    certificate_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate_file, key_file)
-    return context, certificate_file
+from tests.relay.channels.recording_attempt import send
 
 
 @pytest.mark.parametrize("greeting", [b"220 mail, without TLS\r\n", b"HTTP/1.1 400 Bad Request\r\n"])
@@ -53,7 +22,7 @@ async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check
         await reader.read()
 
     error = await refused(connect(secret_file, await tcp(plain), tls="implicit"))
-    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert str(error) == (
         "the mail server speaks no TLS that fits `tls: implicit` (WRONG_VERSION_NUMBER); check `port` and `tls`"
     )
@@ -66,7 +35,7 @@ async def test_a_connection_that_breaks_off_during_the_handshake_is_tried_again(
         await reader.read(1)
 
     error = await refused(connect(secret_file, await tcp(hangs_up), tls="implicit"))
-    assert (error.reason, error.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
+    assert (error.reason, error.scope) == (SendReason.CONNECTION, SendScope.ATTEMPT)
 
 
 async def test_starttls_is_the_default_and_the_certificate_is_verified(
@@ -79,10 +48,25 @@ async def test_starttls_is_the_default_and_the_certificate_is_verified(
     server = await mail_server(starttls=context)
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "starttls"}
     error = await refused(connect(secret_file, server.address, **encrypted))
-    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
-    assert str(error) == "the mail server's certificate is not trusted"
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
+    assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted), message())
+    assert len(server.taken) == 1
+
+
+async def test_ca_file_is_trusted_and_the_environments_proxy_is_none_for_mail(
+    secret_file: Path,
+    mail_server: StartServer,
+    certificate: tuple[ssl.SSLContext, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    context, certificate_file = certificate
+    server = await mail_server(starttls=context)
+    trusted = {"host": "localhost", "port": server.address.port, "tls": "starttls", "ca_file": certificate_file}
+    await send(connect(secret_file, server.address, **trusted), message())
     assert len(server.taken) == 1
 
 
@@ -97,7 +81,7 @@ async def test_implicit_tls_is_spoken_and_its_certificate_verified(
     encrypted = {"host": "localhost", "port": server.address.port, "tls": "implicit"}
     plain = {"username": None, "password_file": None}
     error = await refused(connect(secret_file, server.address, **encrypted, **plain))
-    assert str(error) == "the mail server's certificate is not trusted"
+    assert str(error) == "the mail server's certificate is not trusted; name its authority in `ca_file`"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate_file))
     await send(connect(secret_file, server.address, **encrypted, **plain), message())
     assert len(server.taken) == 1
@@ -108,6 +92,6 @@ async def test_a_server_without_starttls_gets_neither_password_nor_mail(
 ) -> None:
     server = await mail_server()
     error = await refused(connect(secret_file, server.address, tls="starttls"))
-    assert (error.reason, error.scope) == (Reason.MISCONFIGURED, Scope.CHANNEL)
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
     assert "STARTTLS" in str(error)
     assert server.taken == []

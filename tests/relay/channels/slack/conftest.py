@@ -8,7 +8,7 @@ import pytest
 from ops.demo.stand_ins.app import StandIns
 from services.relay.channels.port import Channel
 from tests.relay.channels.examples import example, settings
-from tests.relay.channels.slack.posted import CRITICAL, Connect
+from tests.relay.channels.slack.slack_posts import CRITICAL, Connect
 
 
 @pytest.fixture

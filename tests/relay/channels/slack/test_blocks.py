@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.slack.blocks import build_post
 from services.relay.model import Message
-from tests.long import LONG
+from tests.iterations import LONG
 from tests.relay.channels.examples import (
+    ALERTS_URL,
     DASHBOARD,
     HUGE,
     NASTY,
     RUNBOOK,
+    SILENCE_URL,
     change,
     critical,
     message,
@@ -75,7 +77,8 @@ def test_runbook_dashboard_and_sources_are_buttons_and_stand_in_the_fallback_tex
         RUNBOOK,
         DASHBOARD,
         "http://prometheus:9090/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1",
-        "http://alertmanager:9093/#/alerts?receiver=kms-critical",
+        ALERTS_URL,
+        SILENCE_URL,
     ]
     assert f"Runbook: {RUNBOOK}" in post.text
     assert f"Dashboard: {DASHBOARD}".replace("&", "&amp;") in post.text

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack import SlackMessage
 from services.relay.channels.port import Channel
 from services.relay.channels.slack.web_api import ERROR_MEANINGS
-from services.relay.send_error import Reason, Scope, SendError
+from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, change, example, message, rotate, settings
-from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.recording_attempt import Recorded, send
 
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: str) -> Channel:
@@ -60,7 +60,7 @@ async def test_a_rotated_token_is_used_at_the_next_send(secret_file: Path, stand
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as refused:
         await send(channel, message())
-    assert (refused.value.reason, refused.value.scope) == (Reason.UNAUTHORIZED, Scope.CHANNEL)
+    assert (refused.value.reason, refused.value.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
     assert str(refused.value) == "Slack answered invalid_auth"
     rotate(secret_file, SECRET)
     await send(channel, message())
@@ -71,27 +71,27 @@ async def test_a_rotated_token_is_used_at_the_next_send(secret_file: Path, stand
 @pytest.mark.parametrize(
     ("code", "reason", "scope"),
     [
-        ("ratelimited", Reason.RATE_LIMITED, Scope.ATTEMPT),
-        ("internal_error", Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ("fatal_error", Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ("service_unavailable", Reason.SERVER_ERROR, Scope.ATTEMPT),
-        ("invalid_blocks", Reason.REJECTED, Scope.MESSAGE),
-        ("msg_too_long", Reason.REJECTED, Scope.MESSAGE),
-        ("msg_blocks_too_long", Reason.REJECTED, Scope.MESSAGE),
-        ("no_text", Reason.REJECTED, Scope.MESSAGE),
-        ("token_revoked", Reason.UNAUTHORIZED, Scope.CHANNEL),
-        ("account_inactive", Reason.UNAUTHORIZED, Scope.CHANNEL),
-        ("missing_scope", Reason.UNAUTHORIZED, Scope.CHANNEL),
-        ("channel_not_found", Reason.MISCONFIGURED, Scope.CHANNEL),
-        ("not_in_channel", Reason.MISCONFIGURED, Scope.CHANNEL),
-        ("is_archived", Reason.MISCONFIGURED, Scope.CHANNEL),
-        ("an_error_of_next_year", Reason.REJECTED, Scope.ATTEMPT),
+        ("ratelimited", SendReason.RATE_LIMITED, SendScope.ATTEMPT),
+        ("internal_error", SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ("fatal_error", SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ("service_unavailable", SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+        ("invalid_blocks", SendReason.REJECTED, SendScope.MESSAGE),
+        ("msg_too_long", SendReason.REJECTED, SendScope.MESSAGE),
+        ("msg_blocks_too_long", SendReason.REJECTED, SendScope.MESSAGE),
+        ("no_text", SendReason.REJECTED, SendScope.MESSAGE),
+        ("token_revoked", SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        ("account_inactive", SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        ("missing_scope", SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        ("channel_not_found", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ("not_in_channel", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ("is_archived", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        ("an_error_of_next_year", SendReason.REJECTED, SendScope.ATTEMPT),
     ],
 )
 async def test_each_error_of_slack_has_its_reason_and_scope(
-    code: str, reason: Reason, scope: Scope, secret_file: Path, stand_ins: StandIns
+    code: str, reason: SendReason, scope: SendScope, secret_file: Path, stand_ins: StandIns
 ) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
@@ -116,22 +116,22 @@ async def test_a_missing_scope_is_named(secret_file: Path, stand_ins: StandIns, 
     await channel.close()
 
 
-async def test_the_wait_that_slack_asks_for_is_handed_on(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
+async def test_the_wait_that_slack_requests_is_passed_on(secret_file: Path, stand_ins: StandIns) -> None:
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
-    assert (raised.value.reason, raised.value.retry_after) == (Reason.RATE_LIMITED, 7.0)
+    assert (raised.value.reason, raised.value.retry_after) == (SendReason.RATE_LIMITED, 7.0)
     await channel.close()
 
 
 async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
         await send(channel, message())
     await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (Reason.CONNECTION, Scope.ATTEMPT)
+    assert (raised.value.reason, raised.value.scope) == (SendReason.CONNECTION, SendScope.ATTEMPT)
     assert raised.value.maybe_arrived
     assert len(posts(stand_ins)) == 1  # each request that arrives is stored
 

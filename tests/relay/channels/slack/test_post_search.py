@@ -9,12 +9,12 @@ from aiohttp import web
 from slack_sdk.web.async_client import AsyncWebClient
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
-from services.relay.send_error import Scope, SendError
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.send_error import SendError, SendScope
 from tests.relay.channels.conftest import Answering
 from tests.relay.channels.examples import SECRET, example, settings
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import CRITICAL, Connect, lost, now, place, posts
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, locate, lost, now, posts
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def test_a_post_that_arrived_is_found_and_not_made_again(by: str, connect:
     again = await lost(stand_ins, connect(channel), now())
     receipt = await connect(channel).send(again)
     (post,) = posts(stand_ins)
-    assert receipt == place(stand_ins, post)
+    assert receipt == locate(stand_ins, post)
     assert again.payloads == []
 
 
@@ -51,7 +51,7 @@ async def test_a_clock_that_differs_from_slacks_hides_no_post(
     again = await lost(stand_ins, connect(), accepted)
     receipt = await connect().send(again)
     (post,) = posts(stand_ins)
-    assert receipt == place(stand_ins, post)
+    assert receipt == locate(stand_ins, post)
 
 
 async def test_a_post_of_a_while_ago_is_found_though_the_clock_is_ahead_of_slacks(
@@ -80,7 +80,7 @@ async def test_a_reply_is_found_in_its_thread(connect: Connect, stand_ins: Stand
     stand_ins.slack.scopes -= {"channels:read", "groups:read"}  # the first receipt names the channel
     receipt = await connect().send(again)
     _, reply = posts(stand_ins)
-    assert receipt == place(stand_ins, reply)
+    assert receipt == locate(stand_ins, reply)
 
 
 async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
@@ -90,7 +90,7 @@ async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
     again = await lost(stand_ins, connect(), now(first_receipt=gone))
     receipt = await connect().send(again)
     (post,) = posts(stand_ins)
-    assert receipt == place(stand_ins, post)
+    assert receipt == locate(stand_ins, post)
 
 
 @pytest.mark.parametrize("scope", ["channels:history", "channels:read"])
@@ -131,10 +131,10 @@ async def test_nothing_is_posted_while_slack_cannot_say(
 ) -> None:
     channel = connect()
     again = await lost(stand_ins, channel, now())
-    stand_ins.faults.add(Fault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
+    stand_ins.faults.add(ProviderFault.model_validate({"provider": Provider.SLACK, "count": 1, **fault}))
     with pytest.raises(SendError) as raised:
         await channel.send(again)
-    assert (raised.value.scope, raised.value.maybe_arrived) == (Scope.ATTEMPT, True)
+    assert (raised.value.scope, raised.value.maybe_arrived) == (SendScope.ATTEMPT, True)
     assert raised.value.retry_after == fault.get("seconds")
     assert again.payloads == []
     assert (await channel.send(again))["found"] == "yes"
@@ -145,7 +145,7 @@ async def test_a_look_up_that_hangs_costs_no_more_than_the_timeout(
     secret_file: Path, connect: Connect, stand_ins: StandIns
 ) -> None:
     again = await lost(stand_ins, connect(), now())
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.HANG, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.HANG, count=1))
     channel = settings(example("slack", secret_file, stand_ins.http)).connect(0.2)
     with pytest.raises(SendError, match=r"no answer within 0.2 s") as raised:
         await channel.send(again)
@@ -161,7 +161,7 @@ async def test_a_post_is_found_behind_many_others(connect: Connect, stand_ins: S
     assert (await connect().send(again))["found"] == "yes"
 
 
-async def test_what_is_older_than_the_delivery_is_not_looked_at(connect: Connect, stand_ins: StandIns) -> None:
+async def test_what_is_older_than_the_delivery_is_not_checked(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     again = await lost(stand_ins, channel, now())
     (post,) = posts(stand_ins)

@@ -3,12 +3,12 @@
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
-from ops.demo.stand_ins.provider_faults import Fault, FaultKind, Provider
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Receipt
 from services.relay.model import Message
-from services.relay.send_error import Scope, SendError
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import Connect, now, place, posts
+from services.relay.send_error import SendError, SendScope
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import Connect, locate, now, posts
 
 LOCKED = "restricted_action_thread_locked"
 
@@ -18,7 +18,7 @@ def answer_to(first: Receipt) -> Message:
 
 
 def refuse(stand_ins: StandIns, code: str = LOCKED, count: int | None = 1) -> None:
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code, count=count))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code, count=count))
 
 
 @pytest.mark.parametrize(
@@ -51,20 +51,20 @@ async def test_one_whose_answer_was_lost_then_is_found_and_not_posted_again(
     channel = connect()
     attempt = Recorded(answer_to(await send(channel, now())))
     refuse(stand_ins)
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
         await channel.send(attempt)
     assert lost.value.maybe_arrived
     receipt = await connect().send(attempt.again(lost.value))
     _, second = posts(stand_ins)
-    assert receipt == place(stand_ins, second)
+    assert receipt == locate(stand_ins, second)
 
 
 async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     attempt = Recorded(answer_to(await send(channel, now())))
     refuse(stand_ins)
-    stand_ins.faults.add(Fault(provider=Provider.SLACK, kind=FaultKind.STATUS, count=1))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.STATUS, count=1))
     with pytest.raises(SendError) as failed:
         await channel.send(attempt)
     again = attempt.again(failed.value)
@@ -81,5 +81,5 @@ async def test_a_message_that_is_refused_without_a_thread_as_well_is_not_tried_a
     refuse(stand_ins, count=None)
     with pytest.raises(SendError) as refused:
         await channel.send(attempt)
-    assert refused.value.scope is Scope.ATTEMPT
+    assert refused.value.scope is SendScope.ATTEMPT
     assert len(attempt.payloads) == 2

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, exc, inspect, text
 
 from services.relay.outbox import tables as schema
 from services.relay.outbox.engine import migrations
-from services.relay.outbox.engine.migrate import HEAD, ForeignDatabaseError, NewerSchemaError, upgrade_tables
+from services.relay.outbox.engine.migrate import HEAD, ForeignDatabaseError, NewerOutboxSchemaError, upgrade_tables
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up, up_by_steps
@@ -121,7 +121,7 @@ def test_a_database_of_a_newer_keypulse_is_refused(engine: Engine) -> None:
         upgrade_tables(connection)
         connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
 
-    with pytest.raises(NewerSchemaError, match=r"revision 0099, this program knows up to .*; run that one"):
+    with pytest.raises(NewerOutboxSchemaError, match=r"revision 0099, this program supports up to .*; run that one"):
         up(engine)
 
 

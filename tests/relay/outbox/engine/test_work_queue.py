@@ -19,7 +19,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.store_jobs import blocked, bodies, write, write_all
-from tests.relay.scripted import event_of
+from tests.relay.served_relay import event_of
 
 MOST = 64 * 1024 * 1024
 """Bytes."""
@@ -155,7 +155,7 @@ async def test_more_than_a_bound_of_bytes_is_refused_until_the_ones_before_are_d
     assert await bodies(store) == [b"a", b"c", b"d"]
 
 
-async def test_what_the_thread_has_in_hand_counts_until_it_is_done(store: Store) -> None:
+async def test_what_the_thread_has_in_progress_counts_until_it_is_done(store: Store) -> None:
     async with blocked(store, size=MOST):
         with pytest.raises(StoreUnavailableError, match="bytes wait for the outbox already"):
             await store.batch(write_all, b"x", size=1)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.keyring.administration import JournalEntry, JournalStep, RotationType, StepOutcome
+from shared.keyring.journal.entries import find_defect
 from shared.keyring.journal.legacy_text import parse_legacy_text
-from shared.keyring.journal.steps import find_defect
 from tests.shared.keyring.keyring import entry
 
 FAILED, PROBLEMS = StepOutcome.FAILED, StepOutcome.PROBLEMS
@@ -73,7 +73,7 @@ def test_a_failure_of_no_known_step_stays_a_failure_and_blocks(text: str) -> Non
 
 
 @given(text=st.text(max_size=60) | st.text(max_size=30).map(lambda rest: f"backup {rest}"))
-def test_no_text_is_taken_for_a_backup_without_a_name_and_a_sum(text: str) -> None:
+def test_no_text_is_mistaken_for_a_backup_without_a_name_and_a_sum(text: str) -> None:
     found = parse_legacy_text(text)
     if found.backup is not None:
         assert text.startswith(f"backup {found.backup_name} {found.sha256}")

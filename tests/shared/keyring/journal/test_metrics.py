@@ -16,12 +16,12 @@ NOTHING_TO_DO = StepOutcome.NOTHING_TO_DO
 BEGINNING = datetime(2026, 11, 25, tzinfo=UTC).timestamp()  # of each data key that `Keyring.add` makes
 
 
-async def look(keyring: Keyring) -> KeyringMetrics:
+async def read_metrics(keyring: Keyring) -> KeyringMetrics:
     return await keyring.database.read(read_keyring_metrics)
 
 
 async def test_an_empty_keyring_shows_that_nothing_failed_yet(keyring: Keyring) -> None:
-    assert await look(keyring) == KeyringMetrics(
+    assert await read_metrics(keyring) == KeyringMetrics(
         {}, {}, None, is_in_progress=False, failures_by_step=dict.fromkeys(ROTATION_STEPS, 0), unreadable_rows={}
     )
 
@@ -31,7 +31,7 @@ async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, ver
     await versions.rotate()
     await keyring.add("new")
     await keyring.add("kept", WrappedKey(b"x", LOCAL_KEK, "0"))
-    assert (await look(keyring)).data_keys == {
+    assert (await read_metrics(keyring)).data_keys == {
         ("0", DataKeyStatus.RETIRED): 1,
         ("1", DataKeyStatus.ACTIVE): 1,
         ("1", DataKeyStatus.RETIRED): 2,
@@ -41,7 +41,7 @@ async def test_data_keys_are_counted_by_version_and_status(keyring: Keyring, ver
 
 async def test_the_keyrings_beginning_counts_as_a_new_data_key(keyring: Keyring) -> None:
     await keyring.fill(2)
-    assert (await look(keyring)).last_success == {RotationType.NEW_DEK: BEGINNING}
+    assert (await read_metrics(keyring)).last_success == {RotationType.NEW_DEK: BEGINNING}
 
 
 @pytest.mark.parametrize("type_", [NEW_DEK, REWRAP])
@@ -51,10 +51,10 @@ async def test_a_rotation_is_in_progress_until_it_is_done_and_then_a_success(
     await keyring.fill(2)
     await versions.rotate()
     await keyring.administration.rotate(keyring.request(type_, batch_size=1))
-    assert (await look(keyring)).is_in_progress
-    assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
+    assert (await read_metrics(keyring)).is_in_progress
+    assert (await read_metrics(keyring)).last_success == {NEW_DEK: BEGINNING}
     done = await keyring.rotate(type_)
-    now = await look(keyring)
+    now = await read_metrics(keyring)
     assert not now.is_in_progress
     assert now.last_success[type_] == pytest.approx(done.updated_at.timestamp())
 
@@ -64,12 +64,12 @@ async def test_one_that_could_not_be_verified_is_no_success_until_it_is(keyring:
     done = await keyring.rotate(NEW_DEK)
     note = keyring.administration.add_journal_entry
     await note(done.rotation_id, keyring.token, entry(JournalStep.VERIFY, PROBLEMS))
-    failed = await look(keyring)
+    failed = await read_metrics(keyring)
     assert failed.last_success == {NEW_DEK: BEGINNING}
     assert failed.last_failure is not None
     assert failed.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "verify": 1}
     await note(done.rotation_id, keyring.token, entry(JournalStep.VERIFY))
-    now = await look(keyring)
+    now = await read_metrics(keyring)
     assert now.last_success[NEW_DEK] >= failed.last_failure
     assert now.failures_by_step["verify"] == 1
 
@@ -85,7 +85,7 @@ async def test_one_whose_runner_was_killed_before_it_verified_is_in_progress_and
         (JournalStep.RELOAD, SUCCEEDED, True),
     ):
         await keyring.administration.add_journal_entry(done.rotation_id, keyring.token, entry(step, outcome))
-        now = await look(keyring)
+        now = await read_metrics(keyring)
         assert (now.last_success, now.is_in_progress) == ({NEW_DEK: BEGINNING}, in_progress)
 
 
@@ -94,9 +94,9 @@ async def test_a_rotation_that_has_nothing_to_do_is_a_success_of_its_type(keyrin
     note = keyring.administration.add_journal_entry
     await note("rewrap-kek-1", keyring.token, entry(JournalStep.PRIMARY_VERSION, FAILED))
     await note("rewrap-kek-2", keyring.token, entry(JournalStep.PRIMARY_VERSION, rotation_type=REWRAP))
-    assert (await look(keyring)).last_success == {NEW_DEK: BEGINNING}
+    assert (await read_metrics(keyring)).last_success == {NEW_DEK: BEGINNING}
     await note("rewrap-kek-2", keyring.token, entry(JournalStep.PLAN, NOTHING_TO_DO, rotation_type=REWRAP))
-    now = await look(keyring)
+    now = await read_metrics(keyring)
     assert now.last_failure
     assert now.last_success[REWRAP] >= now.last_failure
     assert now.last_success[NEW_DEK] == BEGINNING
@@ -118,7 +118,7 @@ async def test_a_failure_is_counted_by_its_step_and_only_a_verification_fails_by
     keyring: Keyring, step: JournalStep, outcome: StepOutcome, failures: dict[str, int]
 ) -> None:
     await keyring.administration.add_journal_entry("r", keyring.token, entry(step, outcome))
-    now = await look(keyring)
+    now = await read_metrics(keyring)
     assert now.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), **failures}
     assert (now.last_failure is not None) is bool(failures)
 
@@ -128,7 +128,7 @@ async def test_a_step_that_nobody_knows_is_counted_without_its_name_and_named_as
     await keyring.administration.add_journal_entry("r", keyring.token, entry(JournalStep.RELOAD, FAILED))
     change = journal_entries.update().where(journal_entries.c.step == "reload").values(step="frobnicate")
     await keyring.database.write(lambda connection: connection.execute(change))
-    now = await look(keyring)
+    now = await read_metrics(keyring)
     assert now.failures_by_step == {**dict.fromkeys(ROTATION_STEPS, 0), "other": 1, "smoke": 1}
     why = "it cannot be read in the table keyring_journal_entries; correct its columns there"
     assert now.unreadable_rows == {"journal entry 2": why}
@@ -140,7 +140,7 @@ async def test_a_failure_stays_counted_when_the_rotation_is_made_good(keyring: K
     await keyring.replace(key, broken)
     await versions.rotate()
     assert (await keyring.rotate(REWRAP)).state == "failed"
-    failed = await look(keyring)
+    failed = await read_metrics(keyring)
     assert (failed.failures_by_step["rotate"], failed.is_in_progress, REWRAP in failed.last_success) == (
         1,
         False,
@@ -149,5 +149,5 @@ async def test_a_failure_stays_counted_when_the_rotation_is_made_good(keyring: K
     assert failed.last_failure is not None
     await keyring.replace((await keyring.keys())[key.id], key.wrapped)
     assert (await keyring.rotate(REWRAP)).state == "done"
-    now = await look(keyring)
+    now = await read_metrics(keyring)
     assert now.failures_by_step["rotate"] == 1

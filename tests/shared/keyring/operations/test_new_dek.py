@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.keyring import store
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
 from shared.keyring.journal import progress
@@ -62,7 +62,7 @@ async def test_kms_that_fails_before_the_new_data_key_is_stored_leaves_nothing(
 ) -> None:
     await keyring.fill(1)
     before = await keyring.keys()
-    emulator.faults.add(Fault(kind="wrong_plaintext", count=1))
+    emulator.faults.add(KmsFault(kind="wrong_plaintext", count=1))
     with pytest.raises(AdministrationError, match="plaintext_mismatch"):
         await keyring.rotate(NEW_DEK)
     assert (await keyring.keys(), await keyring.administration.get_progress()) == (before, None)
@@ -116,7 +116,7 @@ async def test_a_pending_data_key_whose_status_another_hand_changed_stops_with_a
     assert (await keyring.statuses())["k000"] is DataKeyStatus.ACTIVE
 
 
-async def test_two_runners_that_begin_the_same_rotation_at_once_make_one_data_key(
+async def test_two_runners_that_start_the_same_rotation_at_once_make_one_data_key(
     keyring: Keyring, meddled: Meddled
 ) -> None:
     meddled.meddle = lambda: keyring.administration.rotate(keyring.request(NEW_DEK))

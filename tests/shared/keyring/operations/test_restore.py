@@ -81,7 +81,7 @@ async def test_a_row_that_is_right_already_needs_no_kms_even_if_its_wrap_is_fore
     assert await keyring.administration.restore(await _backup(keyring), keyring.token) == 0
 
 
-async def test_of_a_retired_version_only_what_cannot_be_read_is_put_back_wrapped_anew_by_the_primary_one(
+async def test_of_a_retired_version_only_what_cannot_be_read_is_put_back_re_wrapped_by_the_primary_one(
     keyring: Keyring, versions: Versions
 ) -> None:
     damaged, gone, whole = await keyring.fill(3)

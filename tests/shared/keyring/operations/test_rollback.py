@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
 from shared.keyring.journal import progress as journal
+from shared.keyring.key_table import OwnKeyTable
 from shared.keyring.model import DataKeyStatus, WrappedKey
 from shared.keyring.operations.rewrap import RewrapRotation
 from shared.keyring.operations.rollback import Rollback
@@ -46,7 +47,7 @@ async def test_a_rollback_that_kms_stops_goes_on_and_nobody_rotates_meanwhile(
     before = await keyring.keys()
     await versions.rotate()
     await keyring.rotate()
-    fault = emulator.faults.add(Fault(kind="status", status="UNAUTHENTICATED", operation="Decrypt", count=1))
+    fault = emulator.faults.add(KmsFault(kind="status", status="UNAUTHENTICATED", operation="Decrypt", count=1))
     with pytest.raises(AdministrationError, match="unauthenticated"):
         await keyring.rollback()
     emulator.faults.remove(fault)
@@ -144,7 +145,7 @@ async def test_a_rotation_that_nobody_knows_is_refused(keyring: Keyring) -> None
         await keyring.rollback("r9")
 
 
-async def test_while_another_rotation_is_under_way_none_is_rolled_back(keyring: Keyring, versions: Versions) -> None:
+async def test_while_another_rotation_is_in_progress_none_is_rolled_back(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(2)
     await keyring.rotate(NEW_DEK, "done")
     await versions.rotate()
@@ -174,7 +175,7 @@ async def test_a_batch_during_which_the_rotation_was_rolled_back_writes_nothing(
     assert await keyring.keys() == before
 
 
-async def test_a_call_that_was_under_way_while_the_rotation_was_rolled_back_says_nothing_of_its_state(
+async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_says_nothing_of_its_state(
     keyring: Keyring, versions: Versions
 ) -> None:
     await keyring.fill(2)
@@ -184,8 +185,9 @@ async def test_a_call_that_was_under_way_while_the_rotation_was_rolled_back_says
     await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
     await keyring.rollback()
     undone = await keyring.administration.get_progress("r1")
-    late = RewrapRotation(keyring.database, keyring.wrapping, keyring.request(), rotation)
-    again = Rollback(keyring.database, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
+    keys = OwnKeyTable(keyring.wrapping.kek)
+    late = RewrapRotation(keyring.database, keys, keyring.wrapping, keyring.request(), rotation)
+    again = Rollback(keyring.database, keys, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
     for call in (late, again):
         with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
             await call.run_batch()

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from services.backend import records as backend
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.records import RECORDS_TABLE, Records
@@ -44,7 +44,7 @@ async def _orphan(keyring: Keyring) -> None:
     await keyring.database.write_exclusively(lambda connection: connection.execute(removed))
 
 
-async def test_where_all_is_well_nothing_is_named_and_the_fingerprint_outlives_a_rotation(
+async def test_where_all_is_healthy_nothing_is_named_and_the_fingerprint_outlives_a_rotation(
     keyring: Keyring, versions: Versions
 ) -> None:
     before = await keyring.administration.verify("full")
@@ -55,7 +55,7 @@ async def test_where_all_is_well_nothing_is_named_and_the_fingerprint_outlives_a
     assert before.fingerprint == await keyring.fingerprint()
 
 
-async def test_a_sample_looks_at_some_records_of_every_data_key(keyring: Keyring) -> None:
+async def test_a_sample_checks_some_records_of_every_data_key(keyring: Keyring) -> None:
     assert (await keyring.administration.verify("sample")).records == 4
 
 
@@ -90,12 +90,12 @@ async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyri
 
 
 async def test_kms_that_is_out_is_no_problem_of_a_data_key(keyring: Keyring, emulator: Emulator) -> None:
-    emulator.faults.add(Fault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
     with pytest.raises(UnreachableError, match="KMS: unavailable"):
         await keyring.administration.verify("sample")
 
 
-async def test_a_page_looks_at_its_own_data_keys_and_the_last_one_at_what_belongs_to_none(
+async def test_a_page_checks_its_own_data_keys_and_the_last_one_at_what_belongs_to_none(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _orphan(keyring)

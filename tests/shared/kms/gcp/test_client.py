@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import Fault
-from ops.kms_emulator.model import State
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError, KmsKey, KmsKeyAdmin, VersionState
@@ -40,18 +40,18 @@ async def test_a_rotated_key_decrypts_what_its_older_version_made(provider: KmsK
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Fault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE),
-        (Fault(kind="status", status="INTERNAL"), Reason.UNAVAILABLE),
-        (Fault(kind="status", status="UNAUTHENTICATED"), Reason.UNAUTHENTICATED),
-        (Fault(kind="status", status="RESOURCE_EXHAUSTED"), Reason.QUOTA_EXHAUSTED),
-        (Fault(kind="status", status="DEADLINE_EXCEEDED"), Reason.TIMEOUT),
-        (Fault(kind="status", status="INVALID_ARGUMENT"), Reason.INVALID_REQUEST),
-        (Fault(kind="denied"), Reason.PERMISSION_DENIED),
-        (Fault(kind="corrupt_crc"), Reason.CRC_MISMATCH),
+        (KmsFault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE),
+        (KmsFault(kind="status", status="INTERNAL"), Reason.UNAVAILABLE),
+        (KmsFault(kind="status", status="UNAUTHENTICATED"), Reason.UNAUTHENTICATED),
+        (KmsFault(kind="status", status="RESOURCE_EXHAUSTED"), Reason.QUOTA_EXHAUSTED),
+        (KmsFault(kind="status", status="DEADLINE_EXCEEDED"), Reason.TIMEOUT),
+        (KmsFault(kind="status", status="INVALID_ARGUMENT"), Reason.INVALID_REQUEST),
+        (KmsFault(kind="denied"), Reason.PERMISSION_DENIED),
+        (KmsFault(kind="corrupt_crc"), Reason.CRC_MISMATCH),
     ],
 )
 async def test_what_goes_wrong_has_its_reason_for_both_operations(
-    provider: KmsKey, emulator: Emulator, fault: Fault, reason: Reason
+    provider: KmsKey, emulator: Emulator, fault: KmsFault, reason: Reason
 ) -> None:
     ciphertext = (await provider.encrypt(b"x", b"aad", timeout=5)).ciphertext
     emulator.faults.add(fault)
@@ -69,12 +69,12 @@ async def test_what_goes_wrong_has_its_reason_for_both_operations(
     ("elapsed", "reason"),
     [(0.0, Reason.KEY_DESTROYED), (31 * 86400.0, Reason.KEY_DESTROYED), (None, Reason.KEY_DISABLED)],
 )
-async def test_the_state_of_a_version_is_told_apart(
+async def test_the_state_of_a_version_is_distinguished(
     provider: KmsKey, emulator: Emulator, elapsed: float | None, reason: Reason
 ) -> None:
     ciphertext = (await provider.encrypt(b"x", b"", timeout=5)).ciphertext
     if elapsed is None:
-        await emulator.store.update_key(KEY, lambda key: key.with_state(1, State.DISABLED))
+        await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
     else:
         destroyed_at = emulator.store.clock() - elapsed
         await emulator.store.update_key(KEY, lambda key: key.with_destruction(1, destroyed_at))
@@ -115,10 +115,10 @@ async def test_a_version_is_disabled_and_enabled_and_its_destruction_scheduled(
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(Fault(kind="denied"), Reason.PERMISSION_DENIED), (Fault(kind="stall"), Reason.TIMEOUT)],
+    [(KmsFault(kind="denied"), Reason.PERMISSION_DENIED), (KmsFault(kind="stall"), Reason.TIMEOUT)],
 )
-async def test_who_may_not_administer_a_version_or_gets_no_answer_is_told(
-    provider: KmsKeyAdmin, emulator: Emulator, fault: Fault, reason: Reason
+async def test_who_may_not_administer_a_version_or_gets_no_answer_is_reported(
+    provider: KmsKeyAdmin, emulator: Emulator, fault: KmsFault, reason: Reason
 ) -> None:
     emulator.faults.add(fault)
     for call in (
@@ -133,7 +133,7 @@ async def test_who_may_not_administer_a_version_or_gets_no_answer_is_told(
 
 async def test_a_stalled_service_is_a_timeout_after_the_callers_own_bound(provider: KmsKey, emulator: Emulator) -> None:
     await provider.encrypt(b"x", b"", timeout=5)  # connected
-    emulator.faults.add(Fault(kind="stall"))
+    emulator.faults.add(KmsFault(kind="stall"))
     before = time.monotonic()
     with pytest.raises(KmsError) as late:
         await provider.encrypt(b"x", b"", timeout=0.3)

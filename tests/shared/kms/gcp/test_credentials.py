@@ -19,7 +19,7 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import Fault
+from ops.kms_emulator.faults import KmsFault
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.port import KmsError
@@ -72,7 +72,7 @@ async def test_a_lookup_that_outlasts_a_call_is_a_timeout_and_then_says_what_is_
     assert finder.calls == 1
 
 
-async def test_after_a_failure_the_next_call_looks_anew() -> None:
+async def test_after_a_failure_the_next_call_looks_again() -> None:
     finder = Finder()
     finder.go_on.set()
     finder.error = RuntimeError("with a secret in it")
@@ -213,7 +213,7 @@ async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones
     key._credentials = await lookup.get_credentials()  # which plaintext does not need
     await key.encrypt(b"x", b"", timeout=5)
     connection = key._client
-    emulator.faults.add(Fault(kind="status", status="UNAUTHENTICATED"))
+    emulator.faults.add(KmsFault(kind="status", status="UNAUTHENTICATED"))
     for changed in (False, True):
         if changed:
             file.write_text('{"another": "key"}')

@@ -33,9 +33,9 @@ def upgrade(op: Operations) -> None:
 def _group(connection: Connection) -> None:
     """Open incidents learn which of them are of one source and groupKey."""
     latest = "SELECT i.id, e.event FROM incidents i JOIN events e ON e.seq = i.latest_event WHERE i.open = 1"
-    for incident, written in connection.execute(text(latest)).all():
+    for incident, event_json in connection.execute(text(latest)).all():
         try:
-            event = json.loads(written)
+            event = json.loads(event_json)
             group = hashlib.sha256(json.dumps([event["source"], event["group_key"]]).encode()).hexdigest()
         except (ValueError, KeyError, TypeError):
             continue  # something else than keypulse wrote it

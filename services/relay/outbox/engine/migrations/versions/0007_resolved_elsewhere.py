@@ -1,4 +1,4 @@
-"""What other incidents of its group tell as over is remembered of an incident."""
+"""An incident stores which of its alerts other incidents of its group have resolved."""
 
 from alembic.operations import Operations
 from sqlalchemy import Column, Text

@@ -1,4 +1,4 @@
-"""Columns and tables get the words that code, logs and documents use."""
+"""Columns and tables get the names that code, logs and documents use."""
 
 from typing import Final
 
@@ -37,7 +37,7 @@ _COLUMNS: Final = {
 
 
 def upgrade(op: Operations) -> None:
-    """Renames them. Both stores rename a column in its indexes, too, but an index is made anew under another name."""
+    """Renames them. Both databases rename a column in its indexes too; a renamed index is created again."""
     op.rename_table("origin", "database_identity")
     for table, columns in _COLUMNS.items():
         for old, new in columns.items():

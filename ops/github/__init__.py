@@ -1,0 +1,1 @@
+"""What the workflows and the action ask of GitHub."""

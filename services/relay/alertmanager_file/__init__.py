@@ -1,0 +1,1 @@
+"""Merges keypulse's routing into the file of an Alertmanager that exists."""

@@ -1,0 +1,65 @@
+"""What the checks of all channels have in common: a call that can send nothing, and what to do about a SendError."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+from services.relay.channels.port import Progress
+from services.relay.channels.provider_call import ProviderCall
+from services.relay.model import Message
+from services.relay.send_error import SendError, SendReason
+from shared.check import CheckError
+
+_HINTS: Final = {
+    SendReason.TIMEOUT: "check DNS, firewall and proxy on the way to it",
+    SendReason.CONNECTION: "check its address, then DNS, firewall and proxy on the way to it",
+    SendReason.RATE_LIMITED: "wait, and run this again",
+    SendReason.SERVER_ERROR: "see its status page, and run this again",
+    SendReason.UNAUTHORIZED: "put the current secret into its file",
+    SendReason.MISCONFIGURED: "correct the settings of the channel",
+}
+
+
+@contextmanager
+def report_send_errors(hints: Mapping[SendReason, str] = _HINTS) -> Iterator[None]:
+    """Turn a SendError into a CheckError.
+
+    Args:
+        hints: what to do, by reason, where it is not the usual.
+    """
+    try:
+        yield
+    except SendError as error:
+        hint = hints.get(error.reason) or _HINTS.get(error.reason, "see docs/KMS_OPERATIONS.md")
+        raise CheckError(str(error), hint) from None
+
+
+def create_read_only_call() -> ProviderCall:
+    """A call for requests that send nothing: `before_request` is a defect."""
+    return ProviderCall(_NoAttempt())
+
+
+class _NoAttempt:
+    """The port's `Attempt` without a message."""
+
+    maybe_sent: Final = False
+
+    @property
+    def progress(self) -> Progress:
+        return {}
+
+    @property
+    def message(self) -> Message:
+        raise AssertionError("a check has no message")
+
+    def before_request(self, payload: str) -> None:  # noqa: ARG002  # the port's
+        raise AssertionError("a check sends nothing")
+
+    def check_lease(self) -> None:
+        """It needs none."""
+
+    def record_reply(self, reply: str) -> None:
+        """Nothing is stored."""
+
+    async def save_progress(self, progress: Progress) -> None:  # noqa: ARG002  # the port's
+        raise AssertionError("a check makes no progress")

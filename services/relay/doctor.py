@@ -1,0 +1,102 @@
+"""The checks of the relay's configuration, for the command `doctor`."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from services.relay.config import RelaySettings, WatchdogSettings
+from services.relay.delivery.attempt import close_channel
+from services.relay.delivery.links import build_links
+from services.relay.model import Alert, Status
+from services.relay.monitors.alertmanager_api import AlertmanagerClient, AlertmanagerError
+from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved, parse_receivers
+from services.relay.outbox.database_check import check_outbox
+from shared.check import Check, CheckError
+from shared.config.secret_file import SecretFile
+from shared.net.page import check_connection, check_page
+
+
+@asynccontextmanager
+async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]:
+    """The database, each channel, each Alertmanager with its receivers, and the links."""
+    async with AsyncExitStack() as stack:
+        checks = [Check("database tables", partial(check_outbox, settings.database))]
+        for name, channel_settings in settings.channels.items():
+            channel = channel_settings.connect(settings.delivery.timeout)
+            stack.push_async_callback(close_channel, name, channel)
+            checks += channel.list_checks(f"channels.{name}")
+        token = SecretFile(settings.alertmanager.token_file) if settings.alertmanager.token_file else None
+        for n, url in enumerate(settings.alertmanager.urls):
+            alertmanager = _Alertmanager(AlertmanagerClient(url, token, settings.alertmanager))
+            stack.push_async_callback(alertmanager.client.close)
+            checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
+        yield [*checks, *_list_ping_checks(settings), *_list_link_checks(settings)]
+
+
+class _Alertmanager:
+    """One Alertmanager; its receivers are read by the first check, which the others need."""
+
+    def __init__(self, client: AlertmanagerClient) -> None:
+        self.client = client
+        self._receivers: Receivers | None = None
+
+    def list_checks(self, key: str, settings: RelaySettings) -> Iterator[Check]:
+        api = f"{key} API"
+        yield Check(api, self._read_receivers, "alertmanager.token_file" if settings.alertmanager.token_file else None)
+        served = [route.receiver for route in settings.routes]
+        for n, receiver in enumerate(served):
+            if receiver is not None:
+                yield Check(f"routes.{n}.receiver at {key}", partial(self._check_receiver, receiver), api)
+        yield Check(f"{key} receivers", partial(self._check_unserved, served), api)
+
+    async def _read_receivers(self) -> str:
+        try:
+            self._receivers = parse_receivers(await self.client.read_configuration())
+        except AlertmanagerError as error:
+            raise CheckError(str(error), "correct the URL, the token and the path of --web.external-url") from None
+        return f"{len(self._receivers.names)} receivers"
+
+    async def _check_receiver(self, name: str) -> str:
+        assert self._receivers  # noqa: S101  # the check that this one needs has passed
+        return check_receiver(name, self._receivers)
+
+    async def _check_unserved(self, served: Sequence[str | None]) -> str:
+        assert self._receivers  # noqa: S101  # likewise
+        return check_unserved(self._receivers, served)
+
+
+def _list_ping_checks(settings: RelaySettings) -> Iterator[Check]:
+    """Without a request, which would be a heartbeat."""
+    for n, watchdog in enumerate(settings.watchdogs):
+        if watchdog.ping_url_file:
+            key = f"watchdogs.{n}"
+            yield Check(f"{key} ping", partial(_check_ping, watchdog.ping_url_file, watchdog), f"{key}.ping_url_file")
+
+
+async def _check_ping(file: Path, watchdog: WatchdogSettings) -> str:
+    return await check_connection(SecretFile(file).read_value(), watchdog)
+
+
+def _list_link_checks(settings: RelaySettings) -> Iterator[Check]:
+    """The pages that the links of an example lead to."""
+    now = datetime.now(UTC)
+    labels = {"alertname": "KMSCryptoNotReady", "env": "production", "service": "backend", "severity": "critical"}
+    example = Alert(
+        status=Status.FIRING,
+        labels=labels,
+        annotations={},
+        starts_at=now,
+        ends_at=None,
+        generator_url="",
+        fingerprint="",
+    )
+    links = build_links(example, now, settings.link_rules)
+    for name, url in (
+        ("links.runbook", links.runbook),
+        ("links.dashboard", links.dashboard),
+        ("messages.board_url", settings.messages.board_url),
+    ):
+        if url:
+            yield Check(name, partial(check_page, url))

@@ -1,0 +1,169 @@
+"""A check, its result, and its line for a person. The smoke test runs checks in order, `doctor` many at once.
+
+checks = [Check("answers", check_answer), Check("mode", check_mode, depends_on="answers")]
+for result in await run_checks(checks, time.monotonic):
+    print(format_line(result))
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class CheckOutcome(StrEnum):
+    """How a check went."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """A check that it depends on failed: its own failure would add nothing."""
+    NOT_APPLICABLE = "not_applicable"
+    """What is checked does not exist here, and need not."""
+
+
+_MARKS: Final = {
+    CheckOutcome.PASSED: "✓",
+    CheckOutcome.FAILED: "✗",
+    CheckOutcome.SKIPPED: "-",
+    CheckOutcome.NOT_APPLICABLE: "-",
+}
+
+
+class CheckError(Exception):
+    """A check failed. Neither sentence may contain a secret.
+
+    Args:
+        error: what is wrong.
+        hint: what to do about it.
+    """
+
+    def __init__(self, error: str, hint: str) -> None:
+        super().__init__(f"{error}; {hint}")
+        self.error = error
+        self.hint = hint
+
+
+class CheckNotApplicable(Exception):  # noqa: N818 - it is no error
+    """What a check is about does not exist here, and need not; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check, of a deployment or of what a configuration names."""
+
+    name: str
+    run: Callable[[], Awaitable[str]]
+    """Returns a short detail. Raises CheckError or CheckNotApplicable; it must end in bounded time."""
+    depends_on: str | None = None
+    """The name of an earlier check; this one is skipped unless that passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of one check."""
+
+    name: str
+    outcome: CheckOutcome
+    detail: str
+    """A short result; the error of a failure; why a check was skipped."""
+    hint: str = ""
+    """What to do about a failure."""
+    seconds: float = 0.0
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing is wrong: it passed, or there is nothing to check."""
+        return self.outcome in {CheckOutcome.PASSED, CheckOutcome.NOT_APPLICABLE}
+
+
+async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> list[CheckResult]:
+    """Run every check in order; skip one that depends on a check that did not pass.
+
+    Args:
+        checks: in the order of their lines.
+        clock: seconds, monotonic.
+    """
+    results: dict[str, CheckResult] = {}
+    for check in checks:
+        if check.depends_on is not None and not results[check.depends_on].is_ok:
+            results[check.name] = _skip(check)
+        else:
+            results[check.name] = await _run(check, clock)
+    return list(results.values())
+
+
+async def run_checks_concurrently(
+    checks: Iterable[Check], clock: Callable[[], float], *, timeout: float, max_concurrent: int = 16
+) -> list[CheckResult]:
+    """Run every check as soon as the one that it depends on has passed; none, not even a defect, stops the others.
+
+    Args:
+        checks: in the order of their lines; no two have the same name.
+        clock: seconds, monotonic.
+        timeout: seconds that one check may take.
+        max_concurrent: how many run at once.
+    """
+    slots = asyncio.Semaphore(max_concurrent)
+    tasks: dict[str, asyncio.Task[CheckResult]] = {}
+
+    async def run(check: Check) -> CheckResult:
+        if check.depends_on is not None and not (await tasks[check.depends_on]).is_ok:
+            return _skip(check)
+        async with slots:
+            return await _run_bounded(check, clock, timeout)
+
+    async with asyncio.TaskGroup() as group:
+        for check in checks:
+            tasks[check.name] = group.create_task(run(check))
+    return [task.result() for task in tasks.values()]
+
+
+async def _run(check: Check, clock: Callable[[], float]) -> CheckResult:
+    began = clock()
+    try:
+        detail = await check.run()
+    except CheckError as failure:
+        return CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, clock() - began)
+    except CheckNotApplicable as nothing:
+        return CheckResult(check.name, CheckOutcome.NOT_APPLICABLE, str(nothing))
+    return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)
+
+
+async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float) -> CheckResult:
+    began = clock()
+    try:
+        async with asyncio.timeout(timeout):
+            return await _run(check, clock)
+    except TimeoutError:
+        error, hint = f"no answer within {timeout:g} s", "check the address, then DNS, firewall and proxy on the way"
+    except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
+        error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
+    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
+
+
+def _skip(check: Check) -> CheckResult:
+    return CheckResult(check.name, CheckOutcome.SKIPPED, f"skipped: it depends on '{check.depends_on}'")
+
+
+def format_line(result: CheckResult, *, verbose: bool = False) -> str:
+    """`✓ NAME` or `✗ NAME: what is wrong; what to do`, in one line whatever a server returned.
+
+    Args:
+        result: of one check.
+        verbose: whether passed checks have their detail and seconds, too.
+    """
+    text = f"{_MARKS[result.outcome]} {result.name}"
+    if result.outcome is not CheckOutcome.PASSED or verbose:
+        text += f": {result.detail}"
+    if result.hint:
+        text += f"; {result.hint}"
+    if verbose and result.outcome in {CheckOutcome.PASSED, CheckOutcome.FAILED}:
+        text += f" ({result.seconds:.2f} s)"
+    return to_one_line(text)
+
+
+def to_one_line(text: str) -> str:
+    """Replace control characters: parts of the text come from servers."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,180 @@
+"""The administration of a table that another program made: `rewrap-kek` alone, by the table's own rows.
+
+Before a rotation changes anything, every row is unwrapped once: a row that cannot be is named, and nothing is changed.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+from sqlalchemy import URL, Connection
+
+from shared.keyring.administration import (
+    MAX_PAGE_SIZE,
+    AdministrationError,
+    KeyUsage,
+    Lease,
+    Problem,
+    RefusedError,
+    RotateRequest,
+    RotationProgress,
+    RotationType,
+    StoredKey,
+    UnreachableError,
+    VersionUsage,
+)
+from shared.keyring.database import Database, DatabaseError
+from shared.keyring.external.key_table import ExternalKeyTable
+from shared.keyring.external.layout import TableLayout
+from shared.keyring.external.table import ExternalTable
+from shared.keyring.external.tables import build_table_names, create_tables, get_table_prefix
+from shared.keyring.local_administration import LocalAdministration, translate_errors
+from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
+from shared.keyring.operations.rewrap import SCAN_SECONDS
+from shared.keyring.wrapping import KeyWrapper, UnwrapError
+from shared.kms.port import KmsKey
+from shared.process.concurrency import run_concurrently
+
+_MAX_NAMED_ROWS = 5
+_ONLY_REWRAP = "the driver table wraps keys anew, and makes none: expected --type rewrap-kek"
+
+
+class ExternalKeyWrapper(KeyWrapper):
+    """Unwraps rows of which no fingerprint is known yet."""
+
+    def _matches_fingerprint(self, secret: bytes, key: DataKey) -> bool:
+        return not key.fingerprint or super()._matches_fingerprint(secret, key)
+
+
+class ExternalAdministration(LocalAdministration):
+    """An `Administration` over a table that another program made."""
+
+    def __init__(self, database: Database, wrapping: KeyWrapper, keys: ExternalKeyTable) -> None:
+        super().__init__(database, wrapping, keys=keys)
+        self._external = keys
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, url: URL, layout: TableLayout, kms: KmsKey, kek: str, timeout: float
+    ) -> AsyncIterator["ExternalAdministration"]:
+        """The table in the database at `url`. Raises RefusedError, UnreachableError.
+
+        Args:
+            url: of the database.
+            layout: where the wrapped keys are.
+            kms: the KMS key, limited as by `QuotaLimitedKey`.
+            kek: its full name.
+            timeout: seconds of one call.
+        """
+        prefix = get_table_prefix(layout)
+        database = Database(url, table_names=build_table_names(layout, prefix))
+        try:
+            try:
+                table = await database.read(lambda connection: ExternalTable.open(connection, layout))
+            except DatabaseError as error:
+                raise UnreachableError(f"database {url}: {error}; check `driver.database`") from None
+            keys = ExternalKeyTable(table, prefix, kek, kms.profile)
+            yield cls(database, ExternalKeyWrapper(kms, kek, timeout), keys)
+        finally:
+            await database.close()
+
+    async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
+        """The first one makes the tables of the journal."""
+        if not await self._has_tables():
+            layout, prefix = self._external.table.layout, self._external.prefix
+            async with translate_errors():
+                await self._database.write(lambda connection: create_tables(connection, layout, prefix))
+        return await super().acquire_lease(holder, seconds, token)
+
+    async def count_key_usage(self) -> KeyUsage:
+        """Reads every row."""
+        if await self._has_tables():
+            return await super().count_key_usage()
+        async with translate_errors():
+            counts = await self._database.read(self._keys.count, seconds=SCAN_SECONDS)
+            now = await self._database.read(self._database.read_clock)
+        return KeyUsage(
+            kek=self._wrapping.kek,
+            versions=tuple(
+                VersionUsage(kek=row.kek, kek_version=row.kek_version, data_keys=row.total, records=0)
+                for row in counts.versions
+            ),
+            active=None,
+            active_since=None,
+            counted_at=datetime.fromtimestamp(now, UTC),
+            unreadable=len(counts.unreadable),
+        )
+
+    async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
+        """None, too, before there is a journal."""
+        return await super().get_progress(rotation_id) if await self._has_tables() else None
+
+    async def list_backup_rows(self, after: str = "", limit: int = MAX_PAGE_SIZE) -> Sequence[StoredKey]:
+        """The first page unwraps every row that is not known yet. Raises AdministrationError where one cannot be."""
+        if not after:
+            await self._learn_rows()
+        return await super().list_backup_rows(after, limit)
+
+    async def rotate(self, request: RotateRequest) -> RotationProgress:
+        """Of the type `rewrap-kek` alone."""
+        if request.type is not RotationType.REWRAP_KEK:
+            raise RefusedError(_ONLY_REWRAP)
+        return await super().rotate(request)
+
+    async def dry_run(self, type_: RotationType, target_version: str | None) -> RotationProgress:
+        """Likewise."""
+        if type_ is not RotationType.REWRAP_KEK:
+            raise RefusedError(_ONLY_REWRAP)
+        return await super().dry_run(type_, target_version)
+
+    async def retire_version(self, kek_version: str, token: str) -> None:
+        """Counts every row first: another program may have written one a moment ago."""
+        for each in (await self.count_key_usage()).versions:
+            if each.kek == self._wrapping.kek and each.kek_version in (kek_version, UNREADABLE_VERSION):
+                raise RefusedError(
+                    f"{each.data_keys} rows of {self._external.table.layout.table} are wrapped by version "
+                    f"{each.kek_version or 'unknown'}; rotate with --type rewrap-kek, then retire it"
+                )
+        await super().retire_version(kek_version, token)
+
+    async def _has_tables(self) -> bool:
+        async with translate_errors():
+            return await self._database.read(self._external.has_tables)
+
+    async def _learn_rows(self) -> None:
+        """Stores the fingerprint of each row that is not known yet, and refuses where one cannot be unwrapped."""
+        problems = [Problem(id=row_id, error=error) for row_id, error in (await self._read_unreadable()).items()]
+        after = ""
+        async with translate_errors():
+            while keys := await self._database.read(partial(self._keys.list_page, after=after, limit=MAX_PAGE_SIZE)):
+                after = keys[-1].id
+                unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
+                await run_concurrently(unknown, self._unwrap, partial(self._store_learned, problems))
+        if problems:
+            named = ", ".join(f"{problem.id} ({problem.error})" for problem in problems[:_MAX_NAMED_ROWS])
+            more = f" and {len(problems) - _MAX_NAMED_ROWS} more" if len(problems) > _MAX_NAMED_ROWS else ""
+            raise AdministrationError(
+                f"nothing was changed, for these rows cannot be unwrapped: {named}{more}; check `driver.aad` and "
+                "`driver.encoding`, correct the rows, or leave them out by `driver.where`"
+            )
+
+    async def _read_unreadable(self) -> dict[str, str]:
+        async with translate_errors():
+            return dict(await self._database.read(self._keys.find_unreadable, seconds=SCAN_SECONDS))
+
+    async def _unwrap(self, key: DataKey) -> bytes | Problem:
+        try:
+            return compute_fingerprint(await self._wrapping.unwrap(key))
+        except UnwrapError as error:
+            return Problem(id=key.id, error=str(error))
+
+    async def _store_learned(self, problems: list[Problem], results: Sequence[tuple[DataKey, bytes | Problem]]) -> None:
+        problems += (found for _, found in results if isinstance(found, Problem))
+        learned = {key: found for key, found in results if not isinstance(found, Problem)}
+
+        def store(connection: Connection) -> None:
+            self._external.store_fingerprints(connection, learned)
+
+        await self._database.write(store)

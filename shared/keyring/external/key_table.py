@@ -1,0 +1,201 @@
+"""The rows of another program's table as data keys: a `KeyTable`.
+
+Which version wraps a row says the table's own column, or what is known of the row's ciphertext since it was wrapped
+here, or the ciphertext itself where the KMS writes that into it. Where nothing does, it may be any version, and the
+row is wrapped anew.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from shared.keyring import store
+from shared.keyring.external.fingerprints import FingerprintRow, compute_sha256, read_fingerprints, write_fingerprints
+from shared.keyring.external.table import ExternalTable, Row, UnreadableRow
+from shared.keyring.external.tables import has_tables
+from shared.keyring.key_table import KeyCounts
+from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey
+from shared.keyring.rows import VersionCount
+from shared.keyring.tables import problems
+from shared.kms.port import is_version
+from shared.kms.profile import KmsProfile
+
+_PAGE: Final = 1000
+_MAX_UNREADABLE: Final = 100
+"""Rows that are named."""
+_UNKNOWN_AGE: Final = datetime.fromtimestamp(0, UTC)
+_UNKNOWN_ALGORITHM: Final = "unknown"
+
+
+@dataclass
+class ExternalKeyTable:
+    """See the module.
+
+    Args:
+        table: open.
+        prefix: of the names of the tables beside it.
+        kek: full name of the KMS key.
+        profile: of its provider.
+    """
+
+    table: ExternalTable
+    prefix: str
+    kek: str
+    profile: KmsProfile
+    is_shared: bool = True
+    _has_tables: bool = field(default=False, init=False)
+
+    def has_tables(self, connection: Connection) -> bool:
+        """Whether the tables beside it are there; once they are, they stay."""
+        self._has_tables = self._has_tables or has_tables(connection, self.table.layout, self.prefix)
+        return self._has_tables
+
+    def list_page(self, connection: Connection, after: str, limit: int) -> tuple[DataKey, ...]:
+        """See `KeyTable`, as for every method here."""
+        rows = self.table.read_page(connection, after, limit)
+        return tuple(self._build_data_keys(connection, rows))
+
+    def list_outdated(  # noqa: D102
+        self, connection: Connection, version: str, after: str, limit: int, rotation: int | None = None
+    ) -> tuple[DataKey, ...]:
+        found: list[DataKey] = []
+        for keys in self._scan(connection, after):
+            outdated = [key for key in keys if (key.wrapped.kek, key.wrapped.kek_version) != (self.kek, version)]
+            left_out = _list_problems(connection, rotation, outdated)
+            found += (key for key in outdated if key.id not in left_out)
+            if len(found) >= limit:
+                break
+        return tuple(found[:limit])
+
+    def count_outdated(self, connection: Connection, version: str) -> int:  # noqa: D102
+        return sum(
+            key.wrapped.kek == self.kek and key.wrapped.kek_version != version
+            for keys in self._scan(connection)
+            for key in keys
+        )
+
+    def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: ARG002, D102
+        return False  # the pass that is over has seen every row; what is written meanwhile is for the next rotation
+
+    def count(self, connection: Connection) -> KeyCounts:  # noqa: D102
+        counted: Counter[tuple[str, str]] = Counter()
+        unreadable: dict[str, str] = {}
+        for keys in self._scan(connection, unreadable=unreadable):
+            counted.update((key.wrapped.kek, key.wrapped.kek_version) for key in keys)
+        return KeyCounts(tuple(VersionCount(*names, total) for names, total in counted.items()), unreadable)
+
+    def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
+        row = self.table.find(connection, data_key_id)
+        return next(iter(self._build_data_keys(connection, [row]))) if row else None
+
+    def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: ARG002, D102
+        return None  # `ExternalAdministration` counts them all before
+
+    def find_active(self, connection: Connection) -> DataKey | None:  # noqa: ARG002, D102
+        return None
+
+    def find_unreadable(self, connection: Connection) -> Mapping[str, str]:  # noqa: D102
+        return self.count(connection).unreadable
+
+    def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:  # noqa: D102
+        return store.list_retired_versions(connection, self.kek) if self.has_tables(connection) else {}
+
+    def replace_wrap(self, connection: Connection, key: DataKey, new: WrappedKey) -> bool:  # noqa: D102
+        store.refuse_retired_version(connection, new)
+        row = self.table.find(connection, key.id)
+        if row is None or row.wrap.ciphertext != key.wrapped.ciphertext:
+            return False
+        if not self.table.replace(connection, row, new.ciphertext, self._format_version(row.version, new)):
+            return False
+        self.store_fingerprints(connection, {key: key.fingerprint}, new)
+        return True
+
+    def insert(self, connection: Connection, key: DataKey) -> None:  # noqa: ARG002, D102
+        raise ValueError("the row is gone; its other columns are in no backup of keypulse's")
+
+    def store_fingerprints(
+        self, connection: Connection, found: Mapping[DataKey, bytes], wrapped: WrappedKey | None = None
+    ) -> None:
+        """Stores the fingerprints of these data keys, as they are or as `wrapped` is."""
+        write_fingerprints(
+            connection,
+            (
+                FingerprintRow(
+                    key.id,
+                    compute_sha256((wrapped or key.wrapped).ciphertext),
+                    (wrapped or key.wrapped).kek_version,
+                    fingerprint,
+                )
+                for key, fingerprint in found.items()
+            ),
+        )
+
+    def _scan(
+        self, connection: Connection, after: str = "", unreadable: dict[str, str] | None = None
+    ) -> Iterator[list[DataKey]]:
+        """All data keys after that id, in pages."""
+        for some in _group(self.table.scan(connection, after)):
+            for row in some:
+                if isinstance(row, UnreadableRow) and unreadable is not None and len(unreadable) < _MAX_UNREADABLE:
+                    unreadable[row.id] = row.error
+            yield list(self._build_data_keys(connection, [row for row in some if isinstance(row, Row)]))
+
+    def _build_data_keys(self, connection: Connection, rows: list[Row]) -> Iterator[DataKey]:
+        stored = read_fingerprints(connection, [row.id for row in rows]) if rows and self.has_tables(connection) else {}
+        for row in rows:
+            found = stored.get(row.id)
+            is_same = found is not None and found.sha256 == compute_sha256(row.wrap.ciphertext)
+            yield self._build_data_key(row, found if is_same else None)
+
+    def _build_data_key(self, row: Row, found: FingerprintRow | None) -> DataKey:
+        kek, version = self._parse_version(row.version)
+        if found and found.kek_version != UNREADABLE_VERSION:
+            kek, version = self.kek, found.kek_version
+        elif kek == self.kek and version == UNREADABLE_VERSION:
+            version = self.profile.parse_version(row.wrap.ciphertext) or UNREADABLE_VERSION
+        return DataKey(
+            id=row.id,
+            status=DataKeyStatus.ACTIVE,
+            wrapped=WrappedKey(row.wrap.ciphertext, kek, version),
+            fingerprint=found.fingerprint if found else b"",
+            created_at=_UNKNOWN_AGE,
+            algorithm=_UNKNOWN_ALGORITHM,
+            aad=row.aad,
+        )
+
+    def _parse_version(self, stored: object) -> tuple[str, str]:
+        """The KMS key and its version, by the table's own column: a version, or the full name of one."""
+        text = stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored or "")
+        name, _, version = text.rpartition("/")
+        if name and name != self.kek and not name.startswith(f"{self.kek}/"):
+            return text, version
+        return self.kek, version if is_version(version) else UNREADABLE_VERSION
+
+    def _format_version(self, stored: object, new: WrappedKey) -> object:
+        """What the column holds for another version: of the same form as before."""
+        if new.kek_version == UNREADABLE_VERSION:
+            return None
+        if isinstance(stored, int):
+            return int(new.kek_version)
+        if isinstance(stored, str) and "/" in stored:
+            return f"{stored.rpartition('/')[0]}/{new.kek_version}"
+        return self.table.convert_version(new.kek_version)
+
+
+def _list_problems(connection: Connection, rotation: int | None, keys: list[DataKey]) -> set[str]:
+    """Those of these data keys that the rotation leaves out."""
+    if rotation is None or not keys:
+        return set()
+    column = problems.c.data_key_id
+    these = select(column).where(problems.c.rotation == rotation, column.in_([key.id for key in keys]))
+    return set(connection.execute(these).scalars())
+
+
+def _group(rows: Iterator[Row | UnreadableRow]) -> Iterator[list[Row | UnreadableRow]]:
+    while some := list(islice(rows, _PAGE)):
+        yield some

@@ -1,0 +1,99 @@
+"""Checks of a key for the command `doctor`: connection, round trip, each permission, and the clock."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from secrets import token_bytes
+from typing import Final
+
+from shared.check import Check, CheckError
+from shared.kms.port import KmsError, KmsKey
+from shared.kms.reason import Reason
+
+MAX_CLOCK_SKEW_SECONDS: Final = 60.0
+"""Google refuses a signed token that is not valid yet, or no longer, by its own clock."""
+
+
+def list_key_checks(
+    key: str,
+    kms: KmsKey,
+    permissions: Sequence[str],
+    *,
+    timeout: float,
+    clock: Callable[[], float] = time.time,
+) -> list[Check]:
+    """List the checks of one KMS key.
+
+    Args:
+        key: of the configuration, such as `targets.0`.
+        kms: the KMS key; open until the checks are done.
+        permissions: those that the account needs, in the provider's words.
+        timeout: seconds for each call.
+        clock: unix seconds.
+    """
+    connection, granted = f"{key} connection", _GrantedPermissions(kms, permissions, timeout)
+    return [
+        Check(connection, partial(_check_connection, kms, timeout)),
+        Check(f"{key} round trip", partial(_check_round_trip, kms, timeout), connection),
+        *(Check(f"{key} permission {each}", partial(granted.check, each), connection) for each in permissions),
+        Check(f"{key} clock", partial(_check_clock, kms, timeout, clock), connection),
+    ]
+
+
+async def _check_connection(kms: KmsKey, timeout: float) -> str:
+    phases = await kms.measure_connectivity(timeout=timeout)
+    failed = next((phase for phase in phases if phase.error), None)
+    if failed:
+        raise CheckError(str(failed.error), kms.profile.advise(Reason.UNAVAILABLE))
+    return ", ".join(f"{phase.name} in {phase.seconds * 1000:.0f} ms" for phase in phases)
+
+
+async def _check_round_trip(kms: KmsKey, timeout: float) -> str:
+    plaintext, aad = token_bytes(32), token_bytes(16)
+    try:
+        encrypted = await kms.encrypt(plaintext, aad, timeout=timeout)
+        decrypted = await kms.decrypt(encrypted.ciphertext, aad, timeout=timeout)
+    except KmsError as error:
+        raise CheckError(str(error), kms.profile.advise(error.reason)) from None
+    if decrypted.plaintext != plaintext:
+        raise CheckError(
+            "decrypt gave back another plaintext than was encrypted", kms.profile.advise(Reason.PLAINTEXT_MISMATCH)
+        )
+    return f"version {encrypted.version} encrypts and decrypts"
+
+
+class _GrantedPermissions:
+    """Reads the permissions once, for the checks of all of them: KMS has a quota of reads."""
+
+    def __init__(self, kms: KmsKey, permissions: Sequence[str], timeout: float) -> None:
+        self._kms = kms
+        self._permissions = permissions
+        self._timeout = timeout
+        self._granted: frozenset[str] | None = None
+        self._reading = asyncio.Lock()
+
+    async def check(self, permission: str) -> str:
+        try:
+            async with self._reading:
+                if self._granted is None:
+                    self._granted = await self._kms.check_permissions(self._permissions, timeout=self._timeout)
+        except KmsError as error:
+            raise CheckError(str(error), self._kms.profile.advise(error.reason)) from None
+        if permission not in self._granted:
+            raise CheckError("the account does not have it", self._kms.profile.permission_advice)
+        return "granted"
+
+
+async def _check_clock(kms: KmsKey, timeout: float, clock: Callable[[], float]) -> str:
+    at_service = await kms.read_service_clock(timeout=timeout)
+    if at_service is None:
+        return "the service does not tell its time"
+    skew = clock() - at_service
+    if abs(skew) > MAX_CLOCK_SKEW_SECONDS:
+        which = "ahead of" if skew > 0 else "behind"
+        raise CheckError(
+            f"this machine's clock is {abs(skew):.0f} s {which} that of {kms.profile.service_name}",
+            "set it by NTP, such as: timedatectl set-ntp true",
+        )
+    return f"within {MAX_CLOCK_SKEW_SECONDS:.0f} s of that of {kms.profile.service_name}"

@@ -1,0 +1,96 @@
+"""The command `doctor`: tries everything that a configuration names, and prints a line for each check.
+
+A service lists its checks in a module `doctor` of its own; what they use is closed when its context ends. The files
+that the settings name are checked for every service alike. No check changes or sends anything.
+
+    main.add_command(create_doctor_command(RelaySettings, open_checks, "keypulse-relay"))
+"""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+import structlog
+from pydantic import BaseModel
+
+from shared.check import Check, CheckError, CheckResult, format_line, run_checks_concurrently
+from shared.config.file_checks import FileCheck, check_value, iterate_file_checks
+from shared.config.settings import CommandSettings
+from shared.process.command_line import load_settings_or_exit, replace_unencodable_output
+
+C = TypeVar("C", bound=CommandSettings)
+OpenChecks = Callable[[C], AbstractAsyncContextManager[Iterable[Check]]]
+"""Opens the checks of a service's settings. A check is named by the key that it is about, and what it tries."""
+
+CHECK_TIMEOUT_SECONDS: Final = 15.0
+"""How long one check may take."""
+
+
+def create_doctor_command(model: type[C], open_checks: OpenChecks[C], program: str) -> click.Command:
+    """Create the command `doctor` of a program.
+
+    Args:
+        model: the settings.
+        open_checks: the checks of the settings, beside those of the files that they name.
+        program: its name. Its group may put the path of `--config` into the context's `obj`.
+    """
+    file = f"{model.service_name}.yml"
+    examples = f"\b\nExamples:\n  {program} doctor --config {file}\n  {program} doctor --config {file} --json"
+
+    @click.command("doctor", short_help="Try everything that the configuration names.", epilog=examples)
+    @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+    @click.option("--config", type=click.Path(path_type=Path), help="The YAML file.")
+    @click.pass_obj
+    def doctor(config_of_group: Path | None, config: Path | None, *, as_json: bool) -> None:
+        """Try everything that the configuration names: files, servers, credentials and permissions.
+
+        Changes nothing and sends nothing. Prints a line for each check, and what to do where one fails; exits with 1
+        then.
+        """
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        settings = load_settings_or_exit(model, config or config_of_group)
+        results = asyncio.run(run_doctor(settings, open_checks))
+        _print_results(results, as_json=as_json)
+        sys.exit(0 if all(result.is_ok for result in results) else 1)
+
+    return doctor
+
+
+async def run_doctor(settings: C, open_checks: OpenChecks[C]) -> list[CheckResult]:
+    """Run all checks of the settings: of the files that they name, and of the service."""
+    async with open_checks(settings) as checks:
+        every = [*_list_file_checks(settings), *checks]
+        return await run_checks_concurrently(every, time.monotonic, timeout=CHECK_TIMEOUT_SECONDS)
+
+
+def _list_file_checks(settings: CommandSettings) -> Iterator[Check]:
+    for key, check, value in iterate_file_checks(settings):
+        yield Check(key, partial(asyncio.to_thread, _open_files, key, check, value))
+
+
+def _open_files(key: str, check: FileCheck, value: object) -> str:
+    """Raise CheckError with the first problem, whose last part is what to do."""
+    for problem in check_value(key, check, value):
+        error, _, hint = problem.message.rpartition("; ")
+        raise CheckError(error or hint, hint if error else "correct the file, or the key")
+    return "its files open" if isinstance(value, BaseModel) else str(value)
+
+
+def _print_results(results: Sequence[CheckResult], *, as_json: bool) -> None:
+    failed = sum(not result.is_ok for result in results)
+    if as_json:
+        rows = [{"name": each.name, "ok": each.is_ok, "detail": each.detail, "hint": each.hint} for each in results]
+        click.echo(json.dumps({"checks": rows, "ok": not failed}, indent=2))
+        return
+    replace_unencodable_output()
+    for result in results:
+        click.echo(format_line(result, verbose=True))
+    click.echo(f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")

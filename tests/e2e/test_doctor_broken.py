@@ -1,0 +1,570 @@
+"""`doctor` on broken configurations: each is named in one line, that of its key, with what to do. Nothing is sent."""
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from ops.kms_emulator.emulator import Emulator, run_emulator
+from ops.kms_emulator.faults import KmsFault
+from services.backend import doctor as backend_doctor
+from services.backend.config import BackendSettings
+from services.exporter import doctor as exporter_doctor
+from services.exporter.config import ExporterSettings
+from services.relay import doctor as relay_doctor
+from services.relay.config import RelaySettings
+from services.relay.outbox.engine.store import open_store
+from services.rotator import doctor as rotator_doctor
+from services.rotator.config import RotatorSettings
+from shared.check import CheckOutcome, CheckResult, format_line
+from shared.config.settings import load_settings
+from shared.process.doctor import run_doctor
+from shared.sql.database_url import create_sqlite_url
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+TOKEN, ROUTING_KEY = "xoxb-0123456789", "0123456789abcdef" * 2
+RECEIVERS = """
+route: {receiver: kms-security, routes: [{receiver: kms-critical}]}
+receivers:
+  - {name: kms-critical, webhook_configs: [{url: <secret>}]}
+  - {name: kms-security, webhook_configs: [{url: <secret>}]}
+"""
+HEALTH = '{"crypto_mode": "kms", "crypto_ready": true}'
+METRICS = "crypto_init_timestamp_seconds 1\ncrypto_decryption_errors_total 0\n"
+
+
+class Pages:
+    """The HTTP servers of others: Alertmanager, a backend, runbook and dashboard, a webhook; by path."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, str]] = {
+            "/runbook": (200, "read me"),
+            "/dashboard": (302, "log in"),
+            "/hook": (405, "POST alone"),
+            "/healthz": (200, HEALTH),
+            "/metrics": (200, METRICS),
+        }
+        self.alertmanager = RECEIVERS
+        self.posted: list[str] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if (body := await request.text()) not in {"", "{}"}:
+            self.posted.append(f"{request.path}: {body}")
+        if request.path.startswith("/ping"):
+            self.posted.append(request.path)
+        if request.path == "/api/v2/status":
+            return web.json_response({"config": {"original": self.alertmanager}})
+        status, text = self.answers.get(request.path, (404, "no such page"))
+        return web.Response(status=status, text=text)
+
+
+@dataclass
+class World:
+    """Everything that the configurations name, in order; a test breaks one part of it."""
+
+    folder: Path
+    stand_ins: StandIns
+    emulator: Emulator
+    pages: Pages
+    relay: dict[str, Any]
+    exporter: dict[str, Any]
+    backend: dict[str, Any]
+    rotator: dict[str, Any]
+
+    async def examine(self, service: str) -> list[CheckResult]:
+        """The results of `doctor` for one service."""
+        file = self.folder / f"{service}.yml"
+        file.write_text(yaml.safe_dump(getattr(self, service)))
+        if service == "relay":
+            return await run_doctor(load_settings(RelaySettings, file), relay_doctor.open_checks)
+        if service == "exporter":
+            return await run_doctor(load_settings(ExporterSettings, file), exporter_doctor.open_checks)
+        if service == "backend":
+            return await run_doctor(load_settings(BackendSettings, file), backend_doctor.open_checks)
+        return await run_doctor(load_settings(RotatorSettings, file), rotator_doctor.open_checks)
+
+    @property
+    def sent(self) -> list[object]:
+        """All that anybody received."""
+        slack = [message for channel in self.stand_ins.slack.channels.values() for message in channel.messages]
+        return [*slack, *self.stand_ins.pagerduty.events, *self.stand_ins.mailbox.mails, *self.pages.posted]
+
+    def write(self, name: str, text: str, mode: int = 0o600) -> None:
+        """Writes a file beside the configurations."""
+        file = self.folder / name
+        file.touch(mode=0o600)
+        file.write_text(text)
+        file.chmod(mode)
+
+
+@asynccontextmanager
+async def _serve(pages: Pages) -> AsyncIterator[Pages]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", pages.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    pages.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield pages
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        stand_ins = await stack.enter_async_context(run_stand_ins(slack_tokens=(TOKEN,), pagerduty_keys=(ROUTING_KEY,)))
+        emulator = await stack.enter_async_context(run_emulator(keys=[KEY]))
+        pages = await stack.enter_async_context(_serve(Pages()))
+        kms = {"key": KEY, "endpoint": str(emulator.address), "insecure": True}
+        smtp = {"host": stand_ins.smtp.host, "port": stand_ins.smtp.port, "tls": "none"}
+        channels = {
+            "slack": {
+                "kind": "slack",
+                "channel": "#security-ops",
+                "token_file": "slack_token",
+                "api_url": stand_ins.slack_api_url,
+            },
+            "pager": {"kind": "pagerduty", "routing_key_file": "pagerduty_key", "url": stand_ins.pagerduty_url},
+            "mail": {"kind": "email", **smtp, "from": "a@example.org", "to": ["b@example.org", "c@example.org"]},
+            "hook": {"kind": "webhook", "url": f"{pages.url}/hook"},
+        }
+        relay = {
+            "environment": "demo",
+            "database": "sqlite:///relay.db",
+            "auth": {"bearer_token_file": "relay_token"},
+            "alertmanager": {"urls": [pages.url]},
+            "links": {"runbook": f"{pages.url}/runbook#{{alertname}}", "dashboard": f"{pages.url}/dashboard"},
+            "routes": [{"receiver": "kms-critical", "channels": ["slack"]}],
+            "watchdogs": [
+                {
+                    "matchers": ['alertname="Watchdog"'],
+                    "expect_every": "5m",
+                    "channels": ["slack"],
+                    "ping_url_file": "ping_url",
+                }
+            ],
+            "channels": channels,
+            "default_channels": ["slack"],
+        }
+        documents = {"health_url": f"{pages.url}/healthz", "metrics_url": f"{pages.url}/metrics"}
+        exporter = {
+            "service": "backend",
+            "probe": {"timeout": "2s"},
+            "targets": [{"name": "ledger", "canary_dir": "canaries", **kms}],
+            "backends": [documents],
+            "runbook_url": f"{pages.url}/runbook",
+        }
+        backend = {"database": "sqlite:///backend.db", "kms": kms, "local_key_file": "local.key"}
+        rotator = {
+            "driver": {"kind": "sql", "database": "sqlite:///keyring.db"},
+            "kms": kms,
+            "state_dir": "rotator",
+        }
+        (tmp_path / "canaries").mkdir()
+        found = World(tmp_path, stand_ins, emulator, pages, relay, exporter, backend, rotator)
+        found.write("relay_token", "a-token-of-alertmanager")
+        found.write("slack_token", TOKEN)
+        found.write("pagerduty_key", ROUTING_KEY)
+        found.write("ping_url", f"{pages.url}/ping/secret-of-ping")
+        yield found
+
+
+@pytest.mark.parametrize("service", ["relay", "exporter", "backend"])
+async def test_a_configuration_that_works_passes_every_check_and_nothing_is_sent(service: str, world: World) -> None:
+    results = await world.examine(service)
+    assert [format_line(result) for result in results if not result.is_ok] == []
+    assert len(results) >= 4
+    assert world.sent == []
+    made = {file.name for file in world.folder.iterdir()}
+    assert made == {f"{service}.yml", "canaries", "relay_token", "slack_token", "pagerduty_key", "ping_url"}
+
+
+async def test_a_database_that_exists_is_read_and_left_as_it_is(world: World) -> None:
+    database = create_sqlite_url(world.folder / "relay.db")
+    async with open_store(database, time.time):
+        pass
+    file = world.folder / "relay.db"
+    before = file.read_bytes(), file.stat().st_mtime_ns, sorted(world.folder.iterdir())
+    (tables,) = [result for result in await world.examine("relay") if result.name == "database tables"]
+    (world.folder / "relay.yml").unlink()
+    assert (tables.is_ok, tables.detail) == (True, "its tables are up to date")
+    assert (file.read_bytes(), file.stat().st_mtime_ns, sorted(world.folder.iterdir())) == before
+
+
+async def test_a_database_that_is_in_use_is_read_and_left_as_it_is(world: World) -> None:
+    async with open_store(create_sqlite_url(world.folder / "relay.db"), time.time):
+        before = sorted(world.folder.glob("relay.db*"))
+        (tables,) = [result for result in await world.examine("relay") if result.name == "database tables"]
+        assert (tables.is_ok, tables.detail) == (True, "its tables are up to date")
+        assert sorted(world.folder.glob("relay.db*")) == before
+
+
+async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: World) -> None:
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert line.detail == "no route of the relay serves kms-security: what leads here goes to `default_channels`"
+    world.relay["routes"] = []
+    world.pages.alertmanager = "route: {receiver: x}\nreceivers: [{name: x}]"
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert (line.is_ok, line.detail) == (
+        False,
+        "no route leads to a receiver with a webhook, so the relay gets nothing",
+    )
+
+
+Break = Callable[[World], object]
+
+
+def edit(service: str, path: str, value: object) -> Break:
+    """Sets a key of a configuration; None takes it out."""
+
+    def change(world: World) -> None:
+        *parents, last = (int(part) if part.isdecimal() else part for part in path.split("."))
+        node = getattr(world, service)
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+
+    return change
+
+
+def write(name: str, text: str, mode: int = 0o600) -> Break:
+    return lambda world: world.write(name, text, mode)
+
+
+def remove(name: str) -> Break:
+    return lambda world: (world.folder / name).unlink()
+
+
+def answer(path: str, status: int, text: str = "") -> Break:
+    return lambda world: world.pages.answers.update({path: (status, text)})
+
+
+def scopes(*granted: str) -> Break:
+    def change(world: World) -> None:
+        world.stand_ins.slack.scopes = set(granted)
+
+    return change
+
+
+def slack_channel(**state: bool) -> Break:
+    def change(world: World) -> None:
+        channel = world.stand_ins.slack.channels["#security-ops"]
+        for name, value in state.items():
+            setattr(channel, name, value)
+
+    return change
+
+
+def receivers(text: str) -> Break:
+    def change(world: World) -> None:
+        world.pages.alertmanager = text
+
+    return change
+
+
+def refuse_recipient(world: World) -> None:
+    kind = {"provider": Provider.SMTP, "kind": FaultKind.REFUSE_RECIPIENT, "recipient": "c@example.org"}
+    world.stand_ins.faults.add(ProviderFault.model_validate(kind))
+
+
+def need_a_login(world: World) -> None:
+    world.write("password", "secret-of-mail")
+    world.relay["channels"]["mail"] |= {"username": "keypulse", "password_file": "password"}
+
+
+def deny(world: World) -> None:
+    world.emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeys.get"))
+
+
+def fill_database(name: str, *statements: str) -> Break:
+    def change(world: World) -> None:
+        with closing(sqlite3.connect(world.folder / name)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+            connection.commit()
+        (world.folder / name).chmod(0o600)
+
+    return change
+
+
+NOWHERE = "http://127.0.0.1:1"
+TARGET = "targets.0 (ledger)"
+BROKEN: list[tuple[str, Break, str, str, str]] = [
+    # service, what is broken, the check that fails, what is wrong, what to do
+    ("relay", remove("relay_token"), "auth.bearer_token_file", "No such file", "expected a file with tokens"),
+    ("relay", write("relay_token", "short"), "auth.bearer_token_file", "less than 16 characters", "expected a file"),
+    ("relay", write("slack_token", TOKEN, 0o644), "channels.slack.token_file", "others may read it", "chmod o-rwx"),
+    (
+        "relay",
+        write("slack_token", "https://hooks.slack.com/services/T0/B0/x"),
+        "channels.slack.token_file",
+        "holds a URL, such as that of an incoming webhook",
+        "expected a bot token",
+    ),
+    ("relay", write("slack_token", "xoxb-revoked"), "channels.slack bot token", "invalid_auth", "bot token (xoxb-…)"),
+    (
+        "relay",
+        scopes("channels:read", "channels:history"),
+        "channels.slack bot token",
+        "lacks the scope chat:write",
+        "install the app again",
+    ),
+    (
+        "relay",
+        edit("relay", "channels.slack.api_url", f"{NOWHERE}/api/"),
+        "channels.slack bot token",
+        "no connection",
+        "check its address",
+    ),
+    (
+        "relay",
+        edit("relay", "channels.slack.proxy", NOWHERE),
+        "channels.slack bot token",
+        "the proxy 127.0.0.1:1 (proxy) cannot be reached",
+        "DNS, firewall and proxy",
+    ),
+    (
+        "exporter",
+        edit("exporter", "targets.0.proxy", NOWHERE),
+        f"{TARGET} connection",
+        "no connection to the proxy 127.0.0.1:1 (proxy)",
+        "then the network",
+    ),
+    (
+        "relay",
+        edit("relay", "channels.slack.channel", "#securty-ops"),
+        "channels.slack channel",
+        "no channel #securty-ops that the bot sees",
+        "correct `channel`",
+    ),
+    (
+        "relay",
+        edit("relay", "channels.slack.channel", "C0123456789"),
+        "channels.slack channel",
+        "no channel C0123456789",
+        "correct `channel`",
+    ),
+    ("relay", slack_channel(is_member=False), "channels.slack channel", "not a member of #security-ops", "/invite @"),
+    ("relay", slack_channel(is_archived=True), "channels.slack channel", "#security-ops is archived", "unarchive it"),
+    (
+        "relay",
+        scopes("chat:write"),
+        "channels.slack channel",
+        "cannot be read without channels:read and groups:read",
+        "or run send-test",
+    ),
+    (
+        "relay",
+        write("pagerduty_key", "PABCDEF"),
+        "channels.pager.routing_key_file",
+        "32 letters and digits, and it has 7",
+        "copy the integration key",
+    ),
+    (
+        "relay",
+        lambda world: edit("relay", "channels.pager.url", f"{world.pages.url}/runbook")(world),
+        "channels.pager Events API",
+        "is not PagerDuty's Events API",
+        "correct `url`",
+    ),
+    ("relay", edit("relay", "channels.mail.port", 1), "channels.mail connection", "no connection", "check its address"),
+    (
+        "relay",
+        edit("relay", "channels.mail.tls", "starttls"),
+        "channels.mail connection",
+        "STARTTLS",
+        "correct the settings",
+    ),
+    ("relay", need_a_login, "channels.mail login", "AUTH", "leave out `username`"),
+    ("relay", refuse_recipient, "channels.mail recipients", "refuses c@example.org (550", "correct `to`"),
+    (
+        "relay",
+        edit("relay", "channels.hook.url", "https://hook.invalid/x"),
+        "channels.hook connection",
+        "no connection",
+        "check its address, then DNS",
+    ),
+    ("relay", answer("/hook", 502), "channels.hook connection", "HTTP 502", "see the log"),
+    ("relay", edit("relay", "database", "sqlite:///away/relay.db"), "database", "does not exist", "mkdir -p"),
+    (
+        "relay",
+        fill_database("relay.db", "CREATE TABLE customers (id INTEGER)"),
+        "database tables",
+        "another program's tables",
+        "set another `database`",
+    ),
+    ("relay", write("relay.db-last-used", "1.0"), "database tables", "there was an outbox", "put relay.db back"),
+    (
+        "relay",
+        edit("relay", "database", "postgresql://keypulse@127.0.0.1:1/relay"),
+        "database tables",
+        "refused",
+        "correct `database`",
+    ),
+    (
+        "relay",
+        edit("relay", "alertmanager.urls", [NOWHERE]),
+        "alertmanager.urls.0 API",
+        "no connection",
+        "correct the URL",
+    ),
+    (
+        "relay",
+        edit("relay", "routes.0.receiver", "kms-critcal"),
+        "routes.0.receiver at alertmanager.urls.0",
+        "no receiver kms-critcal; it has kms-critical, kms-security",
+        "correct the name",
+    ),
+    (
+        "relay",
+        receivers(RECEIVERS.replace("routes: [{receiver: kms-critical}]", "routes: []")),
+        "routes.0.receiver at alertmanager.urls.0",
+        "no route of Alertmanager leads to its receiver kms-critical",
+        "add a route there",
+    ),
+    (
+        "relay",
+        receivers(RECEIVERS.replace("kms-critical, webhook_configs", "kms-critical, slack_configs")),
+        "routes.0.receiver at alertmanager.urls.0",
+        "receiver kms-critical has no webhook",
+        "add `webhook_configs`",
+    ),
+    ("relay", write("ping_url", "ping"), "watchdogs.0.ping_url_file", "expected an http:// or https:// URL", "correct"),
+    (
+        "relay",
+        write("ping_url", f"{NOWHERE}/secret-of-ping"),
+        "watchdogs.0 ping",
+        "no connection to 127.0.0.1:1",
+        "DNS",
+    ),
+    (
+        "relay",
+        lambda world: world.write("ping_url", f"{world.pages.url.replace('http', 'https')}/secret-of-ping"),
+        "watchdogs.0 ping",
+        "no connection",
+        "check its address",
+    ),
+    ("relay", answer("/runbook", 404), "links.runbook", "no such page (HTTP 404)", "correct the address"),
+    (
+        "relay",
+        edit("relay", "links.dashboard", f"{NOWHERE}/d/x"),
+        "links.dashboard",
+        "does not answer",
+        "correct the address",
+    ),
+    (
+        "exporter",
+        edit("exporter", "targets.0.key", f"{KEY}r"),
+        f"{TARGET} round trip",
+        "key_not_found",
+        "gcloud kms keys list",
+    ),
+    (
+        "exporter",
+        deny,
+        f"{TARGET} permission cloudkms.cryptoKeys.get",
+        "the account does not have it",
+        "Grant the service account",
+    ),
+    (
+        "exporter",
+        edit("exporter", "targets.0.endpoint", "127.0.0.1:1"),
+        f"{TARGET} connection",
+        "refused",
+        "then the network",
+    ),
+    (
+        "exporter",
+        edit("exporter", "targets.0.canary_dir", "nowhere"),
+        "targets.0.canary_dir",
+        "no folder that this user may read and write",
+        "mkdir -p",
+    ),
+    (
+        "exporter",
+        answer("/healthz", 200, '{"status": "UP"}'),
+        "backends.0 (backend) documents",
+        "crypto_mode",
+        "set `health` and `metrics`",
+    ),
+    (
+        "exporter",
+        answer("/metrics", 500),
+        "backends.0 (backend) documents",
+        "HTTP 500",
+        "start the backend, correct the URLs",
+    ),
+    ("backend", write("local.key", "k" * 32, 0o644), "local_key_file", "others may read it", "chmod 600"),
+    ("backend", edit("backend", "kms.key", f"{KEY}r"), "kms round trip", "key_not_found", "gcloud kms keys list"),
+    (
+        "backend",
+        fill_database(
+            "backend.db",
+            "CREATE TABLE data_keys (id TEXT)",
+            "CREATE TABLE keyring_schema (singleton INTEGER, version INTEGER)",
+            "INSERT INTO keyring_schema VALUES (1, 9999)",
+        ),
+        "database tables",
+        "its keyring is of version 9999",
+        "start a newer one",
+    ),
+    (
+        "rotator",
+        lambda _world: None,
+        "driver keyring",
+        "keyring.db: there is no such file",
+        "expected the database of the service",
+    ),
+]
+
+
+def _list_names() -> Iterator[str]:
+    return (f"{n + 1}-{check}" for n, (_, _, check, _, _) in enumerate(BROKEN))
+
+
+def test_there_are_twenty_broken_configurations_and_more() -> None:
+    assert len(BROKEN) >= 20
+
+
+@pytest.mark.parametrize(("service", "break_", "check", "error", "hint"), BROKEN, ids=_list_names())
+async def test_what_is_broken_is_named_in_the_line_of_its_key_with_what_to_do(
+    service: str, break_: Break, check: str, error: str, hint: str, world: World
+) -> None:
+    break_(world)
+    results = await world.examine(service)
+    failed = {result.name: result for result in results if result.outcome is CheckOutcome.FAILED}
+    assert check in failed, [format_line(result) for result in results]
+    assert [format_line(result) for name, result in failed.items() if name not in _list_consequences(check)] == []
+    line = format_line(failed[check])
+    assert error in failed[check].detail, line
+    assert hint in failed[check].hint, line
+    assert failed[check].hint
+    assert "\n" not in line
+    for secret in (TOKEN, ROUTING_KEY, "secret-of-mail", "secret-of-ping", "xoxb-revoked"):
+        assert not any(secret in format_line(result, verbose=True) for result in results)
+    assert world.sent == []
+
+
+def _list_consequences(check: str) -> set[str]:
+    """The lines that may fail with it, for the same reason: a key that does not exist grants nothing."""
+    if check == f"{TARGET} round trip":
+        return {check, *(f"{TARGET} permission cloudkms.{each}" for each in PERMISSIONS)}
+    return {check}
+
+
+PERMISSIONS = (
+    "cryptoKeyVersions.useToEncrypt",
+    "cryptoKeyVersions.useToDecrypt",
+    "cryptoKeys.get",
+    "cryptoKeyVersions.list",
+)

@@ -1,0 +1,105 @@
+"""Health documents of other services, byte for byte: which mode, and whether it is ready."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from services.exporter.backends.documents import UnreadableError
+from services.exporter.backends.health_mapping import HealthMapping, HealthSetting
+from services.exporter.model import Health
+from shared.backend_contract import CryptoMode
+
+SETTING: TypeAdapter[HealthMapping] = TypeAdapter(HealthSetting)
+NESTED = {
+    "mode": "/crypto/mode",
+    "ready": "/crypto/ready",
+    "values": {"kms": ["KMS", "hsm", True], "env": ["local", False]},
+}
+
+
+def read(setting: object, document: object, status: int = 200) -> Health:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return SETTING.validate_python(setting).read(status, body)
+
+
+def crypto(mode: object, ready: object = True) -> dict[str, Any]:
+    return {"crypto": {"mode": mode, "ready": ready}, "padding": [None]}
+
+
+@pytest.mark.parametrize("word", ["KMS", "kms", "Hsm", " hsm ", True, "TRUE", 1, "1", 1.0])
+def test_each_word_of_kms_is_kms_whatever_its_case(word: object) -> None:
+    assert read(NESTED, crypto(word)) == Health(CryptoMode.KMS, ready=True)
+
+
+@pytest.mark.parametrize("word", ["LOCAL", "local", False, "false", 0])
+def test_each_word_of_env_is_env(word: object) -> None:
+    assert read(NESTED, crypto(word)) == Health(CryptoMode.ENV, ready=True)
+
+
+@pytest.mark.parametrize("ready", [True, "true", "True", " TRUE", 1, 1.0, "1"])
+def test_true_is_true_in_every_form(ready: object) -> None:
+    assert read(NESTED, crypto("kms", ready)).ready is True
+
+
+@pytest.mark.parametrize("ready", [False, "false", "FALSE", 0, 0.0, "0"])
+def test_false_is_false_in_every_form(ready: object) -> None:
+    assert read(NESTED, crypto("kms", ready), 503).ready is False
+
+
+@pytest.mark.parametrize("ready", ["yes", "", 2, -1, None, [True], "UP"])
+def test_what_is_neither_true_nor_false_cannot_be_read(ready: object) -> None:
+    with pytest.raises(UnreadableError, match=r"^/crypto/ready: expected "):
+        read(NESTED, crypto("kms", ready))
+
+
+@pytest.mark.parametrize("word", ["env", "hunter2", "", 2])
+def test_an_unknown_word_is_no_mode_and_the_rest_counts(word: object) -> None:
+    health = read(NESTED, crypto(word, "false"))
+    assert (health.mode, health.ready) == (None, False)
+    assert health.mode_problem == "/crypto/mode: expected 'KMS' or 'hsm' or 'true' or 'local' or 'false'"
+
+
+@pytest.mark.parametrize("document", [{}, {"crypto": None}, {"crypto": {"ready": True}}, crypto(None), crypto({})])
+def test_a_document_without_its_mode_cannot_be_read(document: object) -> None:
+    with pytest.raises(UnreadableError, match="/crypto/"):
+        read(NESTED, document)
+
+
+def test_without_values_the_words_are_those_of_the_contract() -> None:
+    paths = {"mode": "/mode"}
+    assert read(paths, {"mode": "Kms", "crypto_ready": True}) == Health(CryptoMode.KMS, ready=True)
+    assert read(paths, {"mode": "ENV", "crypto_ready": True}) == Health(CryptoMode.ENV, ready=True)
+    assert read(paths, {"mode": "hsm", "crypto_ready": True}).mode is None
+
+
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (204, True), (299, True), (500, False), (503, False)])
+def test_where_only_the_status_code_counts_there_is_no_mode_and_no_document(status: int, ready: bool) -> None:
+    assert read("status", b"\xff", status) == Health(None, ready)
+
+
+def test_a_mode_beside_the_status_code() -> None:
+    assert read({"mode": "/m", "ready": None}, {"m": "env"}, 503) == Health(CryptoMode.ENV, ready=False)
+
+
+def test_a_readiness_without_a_mode() -> None:
+    assert read({"mode": None, "ready": "/up"}, {"up": 1}, 503) == Health(None, ready=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ("Status", "Input should be a valid dictionary"),
+        ({"mode": "crypto.mode"}, "expected a JSON Pointer such as /crypto/mode"),
+        ({"values": {"kms": []}}, "at least 1 item"),
+        ({"values": {"kms": [""]}}, "expected a word, a number, or true or false"),
+        ({"values": {"kms": [None]}}, "expected a word, a number, or true or false"),
+        ({"values": {"kms": ["ENV"]}}, "expected words that stand for one mode only"),
+        ({"values": {"kms": [1], "env": ["true"]}}, "expected words that stand for one mode only"),
+        ({"values": {"hsm": ["x"]}}, "Extra inputs"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(setting: object, error: str) -> None:
+    with pytest.raises(ValidationError, match=error):
+        SETTING.validate_python(setting)

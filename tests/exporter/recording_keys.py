@@ -1,0 +1,98 @@
+"""Fake keys for `start_jobs` that record each call and its time."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
+from services.exporter.jobs import RunningJobs, start_jobs
+from services.exporter.results import Results
+from shared.kms.gcp.settings import GcpKeySettings
+from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KeyDescription, KmsError
+from shared.kms.profile import GENERIC_PROFILE
+from shared.kms.reason import Reason
+from shared.kms.settings import ProviderSettings
+from tests.exporter.running_exporter import FREE
+
+RING = "projects/demo/locations/global/keyRings/app/cryptoKeys"
+
+
+class Kms:
+    """All keys of all endpoints."""
+
+    def __init__(self) -> None:
+        self.stalled: set[str | None] = set()
+        """Endpoints that give no answer."""
+        self.slow = 0.0
+        """Seconds that each call takes."""
+        self.reason: Reason | None = None
+        """Why each call fails."""
+        self.asked: defaultdict[str, list[float]] = defaultdict(list)
+        """When each `encrypt` and `describe` began, by `operation key`."""
+
+    def connect(self, settings: ProviderSettings) -> "Key":
+        return Key(self, settings)
+
+    def times(self, operation: str, name: str) -> list[float]:
+        return self.asked[f"{operation} {RING}/{name}"]
+
+
+class Key:
+    """One connection to a key."""
+
+    profile = GENERIC_PROFILE
+
+    def __init__(self, kms: Kms, settings: ProviderSettings) -> None:
+        self._kms = kms
+        self._settings = settings
+
+    async def _called(self, operation: str, timeout: float) -> None:
+        self._kms.asked[f"{operation} {self._settings.key}"].append(asyncio.get_running_loop().time())
+        if self._settings.service_address in self._kms.stalled:
+            await asyncio.sleep(timeout)
+            raise KmsError(Reason.TIMEOUT, "stalled")
+        await asyncio.sleep(self._kms.slow)
+        if self._kms.reason:
+            raise KmsError(self._kms.reason, "told to")
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
+        await self._called("encrypt", timeout)
+        return EncryptResult(plaintext, "1", "SOFTWARE")
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
+        await self._called("decrypt", timeout)
+        return DecryptResult(ciphertext, is_primary=True)
+
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
+        await self._called("describe", timeout)
+        return KeyDescription("1", None, (), 2)
+
+    async def check_permissions(self, permissions: Sequence[str], *, timeout: float) -> frozenset[str]:
+        await self._called("permissions", timeout)
+        return frozenset(permissions)
+
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        return (ConnectivityPhase("dns", timeout),)
+
+    async def read_service_clock(self, *, timeout: float) -> float | None:  # noqa: ARG002
+        return None
+
+    async def close(self) -> None:
+        pass
+
+
+def named(name: str, endpoint: str = "127.0.0.1:1") -> Target:
+    kms = GcpKeySettings(key=f"{RING}/{name}", endpoint=endpoint, insecure=True)
+    return Target(name=name, service="backend", kms=kms)
+
+
+@asynccontextmanager
+async def watched(
+    kms: Kms, *targets: Target, record: Results | None = None, **probe: float
+) -> AsyncIterator[RunningJobs]:
+    """Watches `targets` each 30 s, 5 s at most, 16 at once, or as `probe` says."""
+    settings = ExporterSettings(listen=FREE, probe=ProbeSettings.model_validate(probe), targets=targets)
+    async with start_jobs(settings, record or Results(), kms.connect, Random(1)) as watch:  # noqa: S311  jitter
+        yield watch

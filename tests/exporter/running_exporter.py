@@ -1,0 +1,73 @@
+"""A running exporter, and its `/metrics` as Prometheus reads it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from ops.kms_emulator.emulator import Emulator
+from services.exporter.app import run_exporter
+from services.exporter.backends.settings import Backend
+from services.exporter.config import ExporterSettings, ProbeSettings, Target
+from shared.config.settings import Address
+from shared.http.server import serve
+from shared.kms.gcp.settings import GcpKeySettings
+from shared.kms.port import KmsKey
+from shared.kms.registry import connect_key
+from shared.kms.settings import ProviderSettings
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+INTERVAL = 1.0
+FREE = Address("127.0.0.1", 0)
+
+
+class Scrape:
+    """Reads `/metrics` as Prometheus does."""
+
+    def __init__(self, address: Address, session: aiohttp.ClientSession) -> None:
+        self._url = f"http://{address}/metrics"
+        self._session = session
+
+    async def text(self) -> str:
+        async with self._session.get(self._url) as response:
+            assert response.status == 200
+            return await response.text()
+
+    async def board(self) -> str:
+        """The page for people."""
+        async with self._session.get(self._url.removesuffix("metrics")) as response:
+            assert response.status == 200
+            return await response.text()
+
+    async def values(self) -> dict[str, float]:
+        """Each sample's value by its name and the values of its labels, such as `kms_probe_success backend ledger`."""
+        return {
+            " ".join([sample.name, *(sample.labels[label] for label in sorted(sample.labels))]): sample.value
+            for family in text_string_to_metric_families(await self.text())
+            for sample in family.samples
+        }
+
+
+def target(emulator: Emulator, name: str = "ledger-kek") -> Target:
+    kms = GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True)
+    return Target(name=name, service="backend", kms=kms)
+
+
+def configured(
+    *, targets: tuple[Target, ...] = (), backends: tuple[Backend, ...] = (), timeout: float = INTERVAL
+) -> ExporterSettings:
+    probe = ProbeSettings(interval=INTERVAL, timeout=timeout, concurrency=16)
+    return ExporterSettings(listen=FREE, probe=probe, targets=targets, backends=backends)
+
+
+@asynccontextmanager
+async def scraped(
+    settings: ExporterSettings, connect: Callable[[ProviderSettings], KmsKey] = connect_key
+) -> AsyncIterator[Scrape]:
+    async with (
+        run_exporter(settings, connect=connect) as application,
+        serve(application, FREE) as address,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Scrape(address, session)

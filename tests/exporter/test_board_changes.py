@@ -1,0 +1,179 @@
+"""What a page of the board requests: filters, pages, and by its cursor only the changes."""
+
+from typing import Any, Final
+
+import httpx2
+import pytest
+
+from services.exporter.history import History
+from services.exporter.model import BackendState, Call, Failure, Health, KeyInspection, Operation, ProbeResult
+from services.exporter.web.pages import BoardPages
+from shared.backend_contract import CryptoMode
+from shared.http.server import create_application, create_registry
+from shared.kms.port import KeyDescription
+from shared.kms.reason import Reason
+
+STALE: Final = 100.0
+
+
+class BoardClient:
+    """A board of 120 keys of which nothing is known, and a backend; its clock stands."""
+
+    def __init__(self) -> None:
+        self.now = 10_000.0
+        self.history = History(clock=lambda: self.now)
+        self.history.configure([("ledger", f"key-{n}") for n in range(1, 121)], ["ledger"])
+        self.restart()
+
+    def restart(self) -> None:
+        pages = BoardPages(self.history, result_max_age=STALE, clock=lambda: self.now)
+        self.app = create_application("keypulse exporter", create_registry(), pages.build_routes())
+
+    async def get(self, path: str, **query: str | int) -> httpx2.Response:
+        transport = httpx2.ASGITransport(app=self.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get(path, params=query)
+
+    async def news(self, **query: str | int) -> dict[str, Any]:
+        answer = await self.get("/api/board", **query)
+        assert answer.status_code == 200
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def order(self, **query: str | int) -> list[str]:
+        """The names of the keys that are shown."""
+        news = await self.news(**query)
+        cards = [news["cards"][known] for known in news["sections"]["keys"]["order"]]
+        return [card.partition('-name">')[2].partition("<")[0] for card in cards]
+
+    def probe(self, target: str, reason: Reason | None = None, detail: str = "") -> None:
+        failure = Failure(reason, detail) if reason else None
+        call = Call(Operation.ENCRYPT, 0.01, failure)
+        self.history.add_probe(ProbeResult("ledger", target, self.now, (call,), None))
+
+
+@pytest.fixture
+def board() -> BoardClient:
+    return BoardClient()
+
+
+async def test_a_page_has_fifty_keys_the_failing_ones_first_and_numbers_in_their_order(board: BoardClient) -> None:
+    board.probe("key-3")
+    board.probe("key-120", Reason.TIMEOUT)
+    first = await board.order()
+    assert first[:4] == ["key-120", "key-1", "key-2", "key-4"]
+    assert len(first) == 50
+    last = await board.order(keys=3)
+    assert last[-1] == "key-3"  # well, and so the last of all
+    assert len(last) == 20
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "x", "1e3", "", "\u0661", "9999999"])
+async def test_a_page_that_is_none_is_the_first(board: BoardClient, page: str) -> None:
+    assert (await board.order(keys=page))[0] == "key-1"
+
+
+async def test_a_page_behind_the_last_is_the_last(board: BoardClient) -> None:
+    assert await board.order(keys=999999) == await board.order(keys=3)
+
+
+async def test_the_pages_lead_to_one_another_and_keep_the_filter(board: BoardClient) -> None:
+    foot = (await board.news(q="KEY", keys=2))["sections"]["keys"]["foot"]
+    assert 'href="/?q=KEY&amp;keys=1"' in foot
+    assert 'href="/?q=KEY&amp;keys=3"' in foot
+    assert "Page 2 of 3" in foot
+    first, last = (
+        (await board.news())["sections"]["keys"]["foot"],
+        (await board.news(keys=3))["sections"]["keys"]["foot"],
+    )
+    assert "Previous" not in first
+    assert "Next" not in last
+    assert "<nav" not in (await board.news())["sections"]["backends"]["foot"]
+
+
+async def test_a_filter_looks_into_name_service_state_and_reason_whatever_the_case(board: BoardClient) -> None:
+    board.probe("key-7", Reason.PERMISSION_DENIED)
+    assert await board.order(q=" KEY-11 ") == ["key-11", *(f"key-11{n}" for n in range(10))]
+    assert await board.order(q="failing") == ["key-7"]
+    assert await board.order(q="Permission_Denied") == ["key-7"]
+    assert len(await board.order(q="ledger")) == 50
+    assert (await board.news(q="ledger"))["sections"]["keys"]["total"] == 120
+    assert "No match for “&lt;b&gt;”." in (await board.news(q="<b>"))["sections"]["keys"]["foot"]
+
+
+async def test_what_all_have_is_counted_whatever_the_filter(board: BoardClient) -> None:
+    board.probe("key-1", Reason.TIMEOUT)
+    board.probe("key-2")
+    news = await board.news(q="nothing has this name")
+    assert "1 of 121 failing" in news["overall"]
+    assert news["title"] == "(1 failing) keypulse exporter"
+    assert news["cards"] == {}
+
+
+async def test_a_cursor_brings_only_what_has_changed_since(board: BoardClient) -> None:
+    cursor = (await board.news())["cursor"]
+    assert (await board.news(cursor=cursor))["cards"] == {}
+    board.probe("key-5", Reason.TIMEOUT)
+    board.history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True)))
+    news = await board.news(cursor=cursor)
+    assert len(news["cards"]) == 2
+    assert news["sections"]["keys"]["order"][0] in news["cards"]
+    assert (await board.news(cursor=news["cursor"]))["cards"] == {}
+
+
+async def test_what_time_alone_does_changes_a_card_too(board: BoardClient) -> None:
+    board.probe("key-5")
+    board.history.add_inspection(
+        KeyInspection("ledger", "key-6", board.now, KeyDescription("1", board.now + 7, (), 1), None, (), None, {})
+    )
+    cursor = (await board.news())["cursor"]
+    board.now += 8
+    (overdue,) = (await board.news(q="key-6", cursor=cursor))["cards"].values()
+    assert "rotation overdue" in overdue
+    board.now += STALE
+    (stale,) = (await board.news(q="key-5", cursor=cursor))["cards"].values()
+    assert "no recent result" in stale
+    assert "Degraded" in stale
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "..", "BOOT", "BOOT.x.y", "BOOT.1", "BOOT.99999999999.x", "f" * 5000])
+async def test_a_cursor_that_is_none_brings_everything(board: BoardClient, cursor: str) -> None:
+    boot = (await board.news())["cursor"].partition(".")[0]
+    assert len((await board.news(cursor=cursor.replace("BOOT", boot)))["cards"]) == 51
+
+
+async def test_a_cursor_of_an_earlier_process_brings_everything(board: BoardClient) -> None:
+    cursor = (await board.news())["cursor"]
+    board.restart()
+    assert len((await board.news(cursor=cursor))["cards"]) == 51
+
+
+@pytest.mark.parametrize("at", ["nan", "inf", "-inf", "1e400", "-1e9"])
+async def test_a_cursor_with_an_odd_time_is_answered(board: BoardClient, at: str) -> None:
+    board.probe("key-5")
+    boot = (await board.news())["cursor"].partition(".")[0]
+    await board.news(cursor=f"{boot}.0.{at}")
+
+
+async def test_a_reload_shows_what_is_new_and_forgets_what_is_gone(board: BoardClient) -> None:
+    board.probe("key-1", Reason.TIMEOUT)
+    cursor = (await board.news())["cursor"]
+    board.history.configure([("vault", "key-1"), ("vault", "new")], [])
+    news = await board.news(cursor=cursor)
+    assert news["sections"]["backends"]["order"] == []
+    assert len(news["cards"]) == 2
+    assert all("Unknown" in card for card in news["cards"].values())  # key-1 is of another service now
+
+
+async def test_html_is_made_of_copies(board: BoardClient) -> None:
+    """A look stays as it is, whatever happens while its HTML is made in a thread."""
+    from services.exporter.web.board import BoardQuery, CardCache, MaxAges, build_board
+
+    board.probe("key-1", Reason.TIMEOUT, "first")
+    heads = CardCache(MaxAges(STALE, STALE))
+    seen = build_board(board.history, heads, BoardQuery(), board.now)
+    shown = seen.sections[1].changed_cards[0].history
+    assert shown is not board.history.targets["key-1"]
+    board.probe("key-1", Reason.TIMEOUT, "second")
+    assert shown.failure_spans[-1].detail == "first"  # type: ignore[union-attr]
+    assert len(shown.round_trips.ended_at) == 1  # type: ignore[union-attr]

@@ -1,0 +1,108 @@
+"""Older versions without a canary are not checked: their number and names are reported."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState, Key
+from services.exporter.metrics.collector import ExporterMetrics
+from services.exporter.model import KeyInspection
+from services.exporter.probes.canaries import CanaryFile
+from services.exporter.probes.key_inspection import KeyInspector
+from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.gcp.settings import GcpKeySettings
+from shared.kms.port import KeyDescription, KmsKey
+from shared.kms.registry import connect_key
+from tests.exporter.running_exporter import KEY
+
+Start = Callable[[], KeyInspector]
+DAY = 86400.0
+
+
+@pytest.fixture
+async def key(emulator: Emulator) -> AsyncIterator[KmsKey]:
+    provider = connect_key(GcpKeySettings(key=KEY, endpoint=str(emulator.address), insecure=True))
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+def start(key: KmsKey, tmp_path: Path) -> Start:
+    """Starts an exporter anew: nothing is in memory, the folder is what it was."""
+    return lambda: KeyInspector("backend", "ledger-kek", key, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
+
+
+def rotated(key: Key) -> Key:
+    after = key.with_new_version(bytes(32), 0.0)
+    return after.with_primary(len(after.versions), 0.0)
+
+
+def read_metrics(look: KeyInspection) -> list[float]:
+    metrics = ExporterMetrics([("backend", "ledger-kek")], [])
+    metrics.add_inspection(look)
+    name = "kms_key_versions_without_canary"
+    return [sample.value for family in metrics.collect() for sample in family.samples if sample.name == name]
+
+
+async def test_a_file_that_is_lost_while_nothing_runs_is_seen(emulator: Emulator, start: Start, tmp_path: Path) -> None:
+    running = start()
+    await running.inspect()
+    await emulator.store.update_key(KEY, rotated)
+    look = await running.inspect()
+    assert (look.versions_without_canary, read_metrics(look)) == ((), [0])
+    assert (await start().inspect()).versions_without_canary == ()  # as after any restart
+    await emulator.store.update_key(KEY, lambda key: key.with_state(1, EmulatedState.DISABLED))
+    (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
+    file.unlink()
+    look = await start().inspect()
+    assert (look.versions_without_canary, read_metrics(look)) == (("1",), [1])
+    assert look.problems == ()  # no failure: of versions that are older than the first start there never is one
+
+
+async def test_versions_that_were_never_primary_yet_or_are_gone_for_good_need_none(
+    emulator: Emulator, start: Start
+) -> None:
+    for _ in range(11):
+        await emulator.store.update_key(KEY, rotated)
+    now = emulator.store.clock()
+    await emulator.store.update_key(KEY, lambda key: key.with_primary(11, now).with_state(2, EmulatedState.DISABLED))
+    await emulator.store.update_key(KEY, lambda key: key.with_destruction(3, now).with_destruction(4, now - 31 * DAY))
+    look = await start().inspect()
+    assert look.versions_without_canary == ("10", "9", "8", "7", "6", "5", "3", "2", "1")
+
+
+class Between(GcpKmsKey):
+    """A key in the moments after a rotation: another primary version is described than the one that encrypts."""
+
+    primary: str | None = None
+
+    async def describe_key(self, *, timeout: float) -> KeyDescription:
+        return replace(await super().describe_key(timeout=timeout), primary_version=self.primary)
+
+
+async def test_without_a_primary_version_all_are_older_and_one_that_encrypted_just_now_has_its_canary(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    await emulator.store.update_key(KEY, rotated)
+    between = Between(KEY, endpoint=str(emulator.address), insecure=True)
+    start = KeyInspector("backend", "ledger-kek", between, 5, CanaryFile(tmp_path, "ledger-kek", KEY).sync)
+    assert (await start.inspect()).versions_without_canary == ("1",)
+    between.primary = "3"
+    assert (await start.inspect()).versions_without_canary == ("1",)
+    await between.close()
+
+
+async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_is_reported(
+    emulator: Emulator, key: KmsKey, start: Start
+) -> None:
+    await emulator.store.update_key(KEY, rotated)
+    look = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
+    assert (look.versions_without_canary, read_metrics(look)) == (None, [])
+    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
+    look = await start().inspect()
+    assert (look.versions_without_canary, read_metrics(look)) == (None, [])

@@ -1,0 +1,182 @@
+"""The metrics of a key, from its inspections."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.exporter.metrics.collector import ExporterMetrics
+from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation
+from shared.kms.port import KeyDescription, KeyVersion, VersionState
+from shared.kms.reason import Reason
+
+KEY = KeyDescription(
+    primary_version="3",
+    next_rotation_at=1_800_000_000.0,
+    versions=(
+        KeyVersion("1", VersionState.DESTROYED, "SOFTWARE", None),
+        KeyVersion("2", VersionState.PENDING_DESTRUCTION, "SOFTWARE", 1_750_000_000.0),
+        KeyVersion("3", VersionState.USABLE, "HSM", None, number=3),
+        KeyVersion("4", VersionState.USABLE, "HSM", None),
+    ),
+    call_count=2,
+)
+ENCRYPT, DECRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt", "cloudkms.cryptoKeyVersions.useToDecrypt"
+WHOLE = KeyInspection(
+    "backend",
+    "ledger-kek",
+    1_700_000_000.0,
+    KEY,
+    {ENCRYPT: True, DECRYPT: False},
+    (CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.3)),),
+    None,
+    {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 2, KeyRead.TEST_PERMISSIONS: 1},
+)
+
+
+@pytest.fixture
+def metrics() -> ExporterMetrics:
+    return ExporterMetrics([("backend", "ledger-kek"), ("backend", "other-kek")], [])
+
+
+def read_samples(metrics: ExporterMetrics, name: str, label: str | None = None) -> dict[str, float]:
+    """The samples of ledger-kek by the value of a label."""
+    return {
+        sample.labels[label] if label else "": sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == name and sample.labels["target"] == "ledger-kek"
+    }
+
+
+def keys_families(metrics: ExporterMetrics) -> set[str]:
+    samples = [sample for family in metrics.collect() for sample in family.samples]
+    return {sample.name for sample in samples if sample.name.startswith("kms_key_")}
+
+
+def test_a_key_is_shown_whole(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(WHOLE)
+    assert read_samples(metrics, "kms_key_primary_version") == {"": 3}
+    assert read_samples(metrics, "kms_key_next_rotation_timestamp_seconds") == {"": 1_800_000_000}
+    assert read_samples(metrics, "kms_key_version_destroy_timestamp_seconds", "version") == {"2": 1_750_000_000}
+    assert read_samples(metrics, "kms_key_permission", "permission") == {ENCRYPT: 1, DECRYPT: 0}
+
+
+def test_versions_are_counted_by_state_and_every_known_state_is_there(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(WHOLE)
+    counted = {"destroyed": 1, "pending_destruction": 1, "usable": 2}
+    absent = {"decrypt_only": 0, "disabled": 0, "not_ready": 0, "unknown": 0}
+    assert read_samples(metrics, "kms_key_versions", "state") == counted | absent
+
+
+def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_counts(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(WHOLE)
+    assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"3": 1}
+    autumn = KeyVersion("autumn", VersionState.USABLE, "HSM", None)
+    metrics.add_inspection(replace(WHOLE, description=KeyDescription("autumn", None, (autumn,), 1)))
+    assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"autumn": 1}
+    assert read_samples(metrics, "kms_key_primary_version") == {}
+
+
+def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(WHOLE)
+    restored = tuple(replace(version, destroy_at=None) for version in KEY.versions)
+    metrics.add_inspection(replace(WHOLE, description=KeyDescription(None, None, restored, 2)))
+    assert keys_families(metrics) == {"kms_key_versions", "kms_key_permission", "kms_key_inspection_problems"}
+
+
+def test_of_a_key_that_cannot_be_read_nothing_old_is_shown(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(WHOLE)
+    metrics.add_inspection(replace(WHOLE, description=None, problems=("cloudkms.cryptoKeys.get is not granted",)))
+    assert keys_families(metrics) == {"kms_key_permission", "kms_key_inspection_problems"}
+    metrics.add_inspection(replace(WHOLE, permissions=None))
+    assert "kms_key_permission" not in keys_families(metrics)
+
+
+def test_reads_and_canaries_count_as_operations(metrics: ExporterMetrics) -> None:
+    metrics.add_inspection(
+        replace(WHOLE, encrypt_call=Call(Operation.ENCRYPT, 0.1), wrong_aad_check=Call(Operation.DECRYPT, 9))
+    )
+    metrics.add_inspection(WHOLE)
+    assert read_samples(metrics, "kms_operations_total", "operation") == {
+        "encrypt": 1,
+        "decrypt": 1,
+        "canary_decrypt": 2,
+        "get_key": 2,
+        "list_versions": 4,
+        "test_permissions": 2,
+    }
+    # What is refused, as it has to be, lasted for as long as no decryption does.
+    counted = {"encrypt": 1, "decrypt": 0, "canary_decrypt": 2}
+    assert read_samples(metrics, "kms_operation_duration_seconds_count", "operation") == counted
+    assert read_samples(metrics, "kms_operation_duration_seconds_sum", "operation")["canary_decrypt"] == 0.6
+
+
+def test_what_a_snapshot_found_to_be_wrong_counts_as_a_failure_by_its_reason(metrics: ExporterMetrics) -> None:
+    lost = CanaryResult("1", Call(Operation.CANARY_DECRYPT, 0.1, Failure(Reason.KEY_DESTROYED, "gone")))
+    accepted = Call(Operation.DECRYPT, 0.1, Failure(Reason.PLAINTEXT_MISMATCH, "a wrong AAD was accepted"))
+    metrics.add_inspection(replace(WHOLE, canaries=(lost,), wrong_aad_check=accepted))
+    failed = {
+        (sample.labels["operation"], sample.labels["reason"]): sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == "kms_probe_failures_total" and sample.labels["target"] == "ledger-kek"
+    }
+    assert {both for both, count in failed.items() if count} == {
+        ("canary_decrypt", "key_destroyed"),
+        ("decrypt", "plaintext_mismatch"),
+    }
+    assert read_samples(metrics, "kms_probes_total") == {"": 0}
+
+
+def canary(version: str, reason: Reason | None = None) -> CanaryResult:
+    return CanaryResult(version, Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "because") if reason else None))
+
+
+def canaries(metrics: ExporterMetrics) -> set[tuple[str, str, float]]:
+    return {
+        (sample.labels["version"], sample.labels["reason"], sample.value)
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == "kms_canary_success"
+    }
+
+
+def test_a_canary_that_fails_says_which_version_and_why_and_is_healthy_again_when_it_works(
+    metrics: ExporterMetrics,
+) -> None:
+    metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DISABLED))))
+    assert canaries(metrics) == {("1", "", 1), ("2", "key_disabled", 0)}
+    metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2", Reason.KEY_DESTROYED))))
+    assert canaries(metrics) == {("1", "", 1), ("2", "key_destroyed", 0)}
+    metrics.add_inspection(replace(WHOLE, canaries=(canary("1"), canary("2"))))
+    assert canaries(metrics) == {("1", "", 1), ("2", "", 1)}
+    metrics.add_inspection(replace(WHOLE, canaries=()))
+    assert canaries(metrics) == set()
+
+
+@pytest.mark.parametrize("reason", [None, *Reason])
+def test_a_wrong_aad_counts_as_accepted_only_where_kms_decrypted_with_it(
+    metrics: ExporterMetrics, reason: Reason | None
+) -> None:
+    failure = Failure(reason, "because") if reason else None
+    metrics.add_inspection(replace(WHOLE, wrong_aad_check=Call(Operation.DECRYPT, 0.1, failure)))
+    known = {None: {"": 1}, Reason.PLAINTEXT_MISMATCH: {"": 0}}
+    assert read_samples(metrics, "kms_wrong_aad_refused") == known.get(reason, {})
+    metrics.add_inspection(WHOLE)
+    assert read_samples(metrics, "kms_wrong_aad_refused") == {}
+
+
+def test_what_was_wrong_at_the_last_inspection_is_counted_and_gone_with_it(metrics: ExporterMetrics) -> None:
+    assert read_samples(metrics, "kms_key_inspection_problems") == {}
+    metrics.add_inspection(
+        replace(WHOLE, problems=("the canary file was lost", "cloudkms.cryptoKeys.get is not granted"))
+    )
+    assert read_samples(metrics, "kms_key_inspection_problems") == {"": 2}
+    metrics.add_inspection(WHOLE)
+    assert read_samples(metrics, "kms_key_inspection_problems") == {"": 0}
+
+
+def test_a_snapshot_of_a_target_that_is_gone_is_dropped(metrics: ExporterMetrics) -> None:
+    metrics.configure([("backend", "other-kek")], [])
+    metrics.add_inspection(WHOLE)
+    assert keys_families(metrics) == set()

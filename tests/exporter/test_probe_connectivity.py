@@ -1,0 +1,179 @@
+"""Network or KMS? The connectivity is measured when a round trip failed on the network."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import KmsFault
+from services.exporter.probes.round_trip import CONNECTIVITY_MAX_AGE, Prober
+from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KmsError
+from shared.kms.reason import Reason
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+TIMEOUT = 2.0
+WELL = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
+
+
+class Measured(GcpKmsKey):
+    """A key that counts how often its way is measured."""
+
+    measured = 0
+
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        self.measured += 1
+        return await super().measure_connectivity(timeout=timeout)
+
+
+@pytest.fixture
+async def key(emulator: Emulator) -> AsyncIterator[Measured]:
+    provider = Measured(KEY, endpoint=str(emulator.address), insecure=True)
+    yield provider
+    await provider.close()
+
+
+class Slow(GcpKmsKey):
+    """A key whose calls take as long as they are told, and whose way may never end."""
+
+    def __init__(self, *, encrypt: float, decrypt: float = 0.0, way: float = 0.1) -> None:
+        super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
+        self._encrypt, self._decrypt, self._way_seconds = encrypt, decrypt, way
+        self.given: list[float] = []
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
+        await _bounded(self._encrypt, timeout)
+        return EncryptResult(plaintext, "1", "SOFTWARE")
+
+    async def decrypt(self, ciphertext: bytes, aad: bytes, *, timeout: float) -> DecryptResult:  # noqa: ARG002  the port's
+        await _bounded(self._decrypt, timeout)
+        return DecryptResult(ciphertext, is_primary=True)
+
+    async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
+        self.given.append(timeout)
+        await asyncio.sleep(self._way_seconds)
+        return WELL
+
+
+async def _bounded(seconds: float, timeout: float) -> None:
+    await asyncio.sleep(min(seconds, timeout))
+    if seconds > timeout:
+        raise KmsError(Reason.TIMEOUT, "late")
+
+
+def prober(key: GcpKmsKey, timeout: float = TIMEOUT) -> Prober:
+    return Prober("backend", "ledger-kek", key, timeout, clock=asyncio.get_running_loop().time)
+
+
+async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> None:
+    key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
+    way = (await prober(key).probe()).connectivity
+    await key.close()
+    assert [phase.name for phase in way] == ["dns", "tcp"]
+    assert way[0].error is None
+    assert way[1].error == "no connection: Connection refused (127.0.0.1:1)"
+
+
+@pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
+async def test_where_kms_stalls_the_way_says_that_the_network_is_healthy(
+    emulator: Emulator, key: Measured, operation: str
+) -> None:
+    emulator.faults.add(KmsFault(kind="stall", operation=operation))
+    way = (await prober(key).probe()).connectivity
+    assert [(phase.name, phase.error) for phase in way] == [("dns", None), ("tcp", None)]
+
+
+async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
+    assert (await prober(key).probe()).connectivity == ()
+    emulator.faults.add(KmsFault(kind="denied"))
+    assert (await prober(key).probe()).connectivity == ()
+    assert key.measured == 0
+
+
+async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute(
+    emulator: Emulator, key: Measured
+) -> None:
+    now = 1000.0
+    probes = Prober("backend", "ledger-kek", key, TIMEOUT, clock=lambda: now)
+    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    ways = [(await probes.probe()).connectivity for _ in range(3)]
+    assert ways[0]
+    assert ways == [ways[0]] * 3
+    assert key.measured == 1
+    now += CONNECTIVITY_MAX_AGE
+    assert (await probes.probe()).connectivity != ways[0]  # its seconds differ
+    assert key.measured == 2
+    emulator.faults.clear()
+    emulator.faults.add(KmsFault(kind="status", status="DEADLINE_EXCEEDED"))  # fails in another way
+    assert (await probes.probe()).connectivity
+    assert key.measured == 3
+    emulator.faults.clear()
+    assert (await probes.probe()).connectivity == ()
+    emulator.faults.add(KmsFault(kind="status", status="DEADLINE_EXCEEDED"))  # the same again, after it was well
+    assert (await probes.probe()).connectivity
+    assert key.measured == 4
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("encrypt", [0.0, 3.0, 99.0])
+async def test_a_round_trip_ends_within_two_timeouts_however_long_its_way_takes(encrypt: float) -> None:
+    key = Slow(encrypt=encrypt, decrypt=99.0, way=1e9)
+    begin = asyncio.get_running_loop().time()
+    result = await prober(key, 5.0).probe()
+    assert asyncio.get_running_loop().time() - begin <= 10.01
+    assert result.failed_call is not None
+    assert result.failed_call.failure is not None
+    assert result.failed_call.failure.reason is Reason.TIMEOUT
+    assert result.connectivity == ()
+    assert len(key.given) == 1
+    assert 0 < key.given[0] < 10 - (encrypt if encrypt < 5 else 0) - 5
+
+
+@pytest.mark.looptime
+async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_probe_measures() -> None:
+    key = Slow(encrypt=4.9, decrypt=99.0)
+    probes = prober(key, 5.0)
+    assert (await probes.probe()).connectivity == ()
+    assert key.given == []
+    key._encrypt = 0.0
+    assert (await probes.probe()).connectivity == WELL
+
+
+@pytest.mark.looptime
+async def test_a_way_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_no_result() -> None:
+    class Defect(Slow):
+        async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:  # noqa: ARG002  the port's
+            raise ZeroDivisionError
+
+    probes = prober(Defect(encrypt=99.0), 5.0)
+    with capture_logs() as logged:
+        results = [await probes.probe() for _ in range(3)]
+    assert [entry["event"] for entry in logged] == ["connectivity measurement failed"]
+    for result in results:
+        assert result.failed_call is not None
+        assert result.failed_call.failure is not None
+        assert (result.failed_call.failure.reason, result.connectivity) == (Reason.TIMEOUT, ())
+
+
+@pytest.mark.looptime
+async def test_a_probe_that_is_cancelled_while_its_way_is_measured_ends_as_cancelled() -> None:
+    key = Slow(encrypt=99.0, way=1e9)
+    task = asyncio.create_task(prober(key, 5.0).probe())
+    await asyncio.sleep(6)
+    assert key.given
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_wall_clock_that_jumps_moves_no_duration_and_no_way(emulator: Emulator, key: Measured) -> None:
+    wall = iter([1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0])
+    probes = Prober("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: next(wall))
+    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    results = [await probes.probe() for _ in range(3)]
+    assert [result.ended_at for result in results] == [1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0]
+    assert all(0 < call.seconds < TIMEOUT for result in results for call in result.calls)
+    assert key.measured == 1

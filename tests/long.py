@@ -1,9 +1,0 @@
-"""How much is tried.
-
-`FAULTS=long` asks for more of what takes long, such as each night; the suite has ten minutes on two cores without it.
-"""
-
-import os
-from typing import Final
-
-LONG: Final = os.environ.get("FAULTS") == "long"

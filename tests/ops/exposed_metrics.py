@@ -1,0 +1,95 @@
+"""The metrics that the exporter and the relay expose, by their own code."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from services.exporter.metrics.collector import ExporterMetrics
+from services.exporter.model import (
+    BackendState,
+    Call,
+    CanaryResult,
+    Failure,
+    Health,
+    KeyInspection,
+    Operation,
+    ProbeResult,
+)
+from services.relay.app import run_relay
+from services.relay.config import RelaySettings
+from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
+from shared.http.authorization import Authorizer
+from shared.keyring.administration import RotationType
+from shared.kms.reason import Reason
+from shared.process.hot_reload import ReloadMiddleware
+from tests.shared.sample import SETTINGS
+
+
+def by_the_exporter() -> list[Metric]:
+    """After a round trip, a look at the key whose older versions fail in every way, and the reading of a backend."""
+    metrics = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"])
+    call = Call(Operation.ENCRYPT, 0.1)
+    metrics.add_probe(ProbeResult("ledger", "ledger-kek", ended_at=1.0, calls=(call,), key_version=None))
+    canaries = tuple(
+        CanaryResult(str(n), Call(Operation.CANARY_DECRYPT, 0.1, Failure(reason, "as a test has it")))
+        for n, reason in enumerate(Reason)
+    )
+    look = KeyInspection(
+        "ledger",
+        "ledger-kek",
+        inspected_at=1.0,
+        description=None,
+        permissions=None,
+        canaries=canaries,
+        wrong_aad_check=None,
+        call_counts={},
+    )
+    metrics.add_inspection(look)
+    keyring = {name: {labels: 1.0} for name, labels in KEYRING_METRIC_LABELS.items()}
+    keyring[KMS_ROTATION_LAST_SUCCESS] = {(type_.value,): 1.0 for type_ in RotationType}
+    health = Health(CryptoMode.KMS, ready=True)
+    metrics.set_backend_states(
+        BackendState("ledger", health, init_timestamp=1.0, decryption_errors=0.0, keyring=keyring)
+    )
+    return list(metrics.collect())
+
+
+def by_a_relay(folder: Path) -> list[Metric]:
+    """At its first scrape, with nothing accepted so far."""
+    (folder / "token").write_text("a-secret-token-of-tests\n")
+    (folder / "key").write_text("0" * 32)
+    configuration: dict[str, Any] = {
+        "database": f"sqlite:///{folder}/relay.db",
+        "auth": {"bearer_token_file": str(folder / "token")},
+        "channels": {"pagerduty": {"kind": "pagerduty", "routing_key_file": str(folder / "key")}},
+        "default_channels": ["pagerduty"],
+    }
+
+    async def scrape() -> str:
+        async with run_relay(RelaySettings(**configuration)) as app:
+            answer = await asyncio.to_thread(TestClient(app).get, "/metrics")
+        return answer.text
+
+    return list(text_string_to_metric_families(asyncio.run(scrape())))
+
+
+def by_every_server() -> list[Metric]:
+    """What each says of its configuration."""
+    shown = CollectorRegistry()
+    ReloadMiddleware(Starlette(), SETTINGS, lambda: SETTINGS, None, (), Authorizer(shown))
+    return list(shown.collect())
+
+
+def names(families: Iterable[Metric]) -> set[str]:
+    """Of all samples, and of gauges and counters that have none yet."""
+    families = list(families)
+    suffixes = {"gauge": "", "counter": "_total"}
+    without = {family.name + suffixes[family.type] for family in families if family.type in suffixes}
+    return without | {sample.name for family in families for sample in family.samples}

@@ -1,0 +1,14 @@
+"""A folder in memory for databases that must outlive processes, but no power cut."""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+_MEMORY: Final = Path("/dev/shm")
+_ENOUGH: Final = 2 * 1024**3
+"""Bytes that are free: each of five workers may have two servers of some 100 MB. A container's own is often 64 MB."""
+
+
+def find_ram_disk() -> Path | None:
+    """In memory, where a database is made in a tenth of the time that a disk takes; None where there is too little."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH else None

@@ -1,0 +1,257 @@
+"""What collides is said, and nothing is merged then."""
+
+import re
+
+import pytest
+import yaml
+
+from services.relay.alertmanager_file.merge import CollisionError, Destination, merge
+from services.relay.intake.routing import parse_matcher
+from shared.config.errors import ConfigurationError
+
+DESTINATION = Destination("http://relay:9912/alerts", "/run/secrets/relay_token")
+FILE = """\
+route:
+  receiver: ops
+  routes: ROUTES
+receivers:
+  - {name: ops, slack_configs: [{api_url: "https://hooks.slack.com/services/a-secret", channel: "#ops"}]}
+  - {name: nobody}
+"""
+
+
+def file_with(*routes: str, receivers: str = "", inhibitions: str = "") -> str:
+    listed = "".join(f"\n    - {route}" for route in routes) or "[]"
+    rules = f"inhibit_rules:\n{inhibitions}" if inhibitions else ""
+    return FILE.replace("ROUTES", listed) + receivers + rules
+
+
+def places(text: str) -> list[str]:
+    """The receivers of the routes, in their order."""
+    return [route["receiver"] for route in yaml.safe_load(merge(text, DESTINATION))["route"]["routes"]]
+
+
+OURS = ["watchdog", "ops", "kms-security"]
+
+
+@pytest.mark.parametrize(
+    ("route", "keeps"),
+    [
+        ("{receiver: nobody}", True),
+        ("{receiver: nobody, continue: true}", False),
+        ("{receiver: nobody, matchers: ['severity=\"critical\"']}", True),
+        ("{receiver: nobody, matchers: [severity = warning]}", True),
+        ("{receiver: nobody, matchers: ['severity=info']}", False),
+        ("{receiver: nobody, match: {severity: critical}}", True),
+        ("{receiver: nobody, match: {severity: page}}", False),
+        ("{receiver: nobody, match_re: {severity: page|critical}}", True),
+        ("{receiver: nobody, match_re: {alertname: Node.*}}", False),
+        ("{receiver: nobody, matchers: ['alertname=Watchdog']}", True),
+        ("{receiver: nobody, matchers: ['alertname!~\"(KMS|Relay).*|Watchdog\"']}", False),
+        ('{receiver: nobody, matchers: [\'{severity="critical",team="x,y"}\']}', True),
+        ('{receiver: nobody, matchers: [\'{team="x,y",severity="info"}\']}', False),
+        ("{receiver: nobody, matchers: ['team=\"a\"']}", True),  # a label that an alert of ours may have
+        ("{receiver: nobody, matchers: ['severity=info', '?']}", False),
+    ],
+)
+def test_keypulses_routes_stand_before_the_first_one_that_keeps_one_of_its_alerts(route: str, keeps: bool) -> None:
+    assert places(file_with(route)) == ([*OURS, "nobody"] if keeps else ["nobody", *OURS])
+
+
+def test_a_file_without_routes_and_inhibitions_gets_them() -> None:
+    merged = yaml.safe_load(merge(FILE.replace("  routes: ROUTES\n", ""), DESTINATION))
+    assert [route["receiver"] for route in merged["route"]["routes"]] == OURS
+    assert len(merged["inhibit_rules"]) == 4
+    assert [receiver["name"] for receiver in merged["receivers"]] == [
+        "ops",
+        "nobody",
+        "kms-critical",
+        "kms-security",
+        "watchdog",
+    ]
+
+
+def test_the_relays_address_and_token_file_are_in_every_receiver() -> None:
+    odd = Destination("https://relay.example.org/x?a=1#{b}: /alerts", '/etc/a "b" #c: d/tök\\en', "ops")
+    merged = yaml.safe_load(merge(file_with(), odd))
+    webhooks = [receiver["webhook_configs"][0] for receiver in merged["receivers"] if "webhook_configs" in receiver]
+    assert len(webhooks) == 3
+    assert {webhook["url"] for webhook in webhooks} == {odd.url}
+    assert {webhook["http_config"]["authorization"]["credentials_file"] for webhook in webhooks} == {odd.token_file}
+
+
+def collisions(text: str, destination: Destination = DESTINATION) -> list[str]:
+    with pytest.raises(CollisionError) as caught:
+        merge(text, destination)
+    lines = list(caught.value.lines)
+    assert all("a-secret" not in line and len(line.split()) <= 25 for line in lines), lines
+    return lines
+
+
+def test_a_receiver_of_the_same_name_with_other_content_collides() -> None:
+    receivers = "  - {name: kms-critical, slack_configs: [{channel: '#x', api_url: 'https://a-secret'}]}\n"
+    receivers += "  - {name: watchdog}\n"
+    assert collisions(file_with(receivers=receivers)) == [
+        "receiver kms-critical exists, and its webhook_configs differ from keypulse's: rename it, or remove it",
+        "receiver watchdog exists, and its webhook_configs differ from keypulse's: rename it, or remove it",
+    ]
+
+
+def test_a_receiver_that_also_pages_past_the_relay_is_still_keypulses() -> None:
+    merged = merge(file_with(), DESTINATION)
+    paging = merged.replace(
+        "    # pagerduty_configs:\n    #   - routing_key_file", "    pagerduty_configs:\n      - routing_key_file"
+    )
+    proxied = paging.replace("        http_config:\n", "        http_config:\n          proxy_from_environment: true\n")
+    assert len({merged, paging, proxied}) == 3
+    assert merge(proxied, DESTINATION) == proxied
+
+
+def test_another_address_of_the_relay_collides() -> None:
+    merged = merge(file_with(), DESTINATION)
+    lines = collisions(merged, Destination("http://other:9912/alerts", DESTINATION.token_file))
+    assert [line.split()[1] for line in lines] == ["kms-critical", "kms-security", "watchdog"]
+
+
+@pytest.mark.parametrize(
+    ("route", "name"),
+    [
+        ("{receiver: nobody, matchers: ['alertname=~\"KMS.*\"']}", "KMS"),
+        ("{receiver: nobody, match_re: {alertname: ^KMS.*}}", "KMS"),
+        ("{receiver: nobody, match: {alertname: KMSHighLatency}}", "KMSHighLatency"),
+        (
+            "{receiver: nobody, matchers: ['team=\"a\"'], routes: [{receiver: nobody, match: {alertname: RelayDown}}]}",
+            "RelayDown",
+        ),
+    ],
+)
+def test_a_route_that_takes_keypulses_alerts_by_name_collides(route: str, name: str) -> None:
+    (line,) = collisions(file_with(route))
+    assert re.match(rf"route\.routes\[0\] takes {name}\w* by its name, and would get it no longer: remove it", line)
+
+
+def test_a_route_that_takes_them_by_name_and_lets_them_go_on_gets_them_as_before() -> None:
+    assert places(file_with("{receiver: nobody, continue: true, match_re: {alertname: KMS.*}}")) == ["nobody", *OURS]
+
+
+def test_one_that_lets_them_go_on_behind_a_route_that_keeps_them_collides() -> None:
+    behind = "{receiver: nobody, continue: true, match_re: {alertname: KMS.*}}"
+    (line,) = collisions(file_with("{receiver: nobody, match: {severity: critical}}", behind))
+    assert line.startswith("route.routes[1] takes KMS")
+
+
+def test_a_route_that_was_put_before_keypulses_and_keeps_its_alerts_collides() -> None:
+    merged = merge(file_with(), DESTINATION)
+    first = "    - {receiver: nobody, match: {severity: critical}}\n    # keypulse's heartbeat"
+    block = merge(file_with("{receiver: nobody}"), DESTINATION).replace("    # keypulse's heartbeat", first, 1)
+    assert merge(merged, DESTINATION) == merged
+    (line,) = collisions(block)
+    assert re.match(
+        r"route\.routes\[0\] keeps (KMS|Relay)\w+ from keypulse's route\.routes\[\d\]: move it below, or give it", line
+    )
+
+
+def test_a_changed_route_of_keypulse_collides() -> None:
+    block = merge(file_with("{receiver: nobody}"), DESTINATION).replace("repeat_interval: 30m", "repeat_interval: 1h")
+    (line,) = collisions(block)
+    assert "takes KMS" in line
+
+
+def test_what_was_taken_out_is_added_again_in_its_place() -> None:
+    merged = merge(file_with("{receiver: nobody}"), DESTINATION)
+    start, end = merged.index("    # keypulse's heartbeat"), merged.index("    # keypulse's relay")
+    assert merge(merged[:start] + merged[end:], DESTINATION) == merged
+
+
+def test_an_inhibition_that_is_there_in_another_order_is_not_added_again() -> None:
+    rule = (
+        "  - {equal: [service, env], target_matchers: ['alertname=\"KMSDecryptionErrorsBurst\"'],"
+        " source_matchers: ['alertname=\"KMSHighCryptoErrorRate\"']}\n"
+    )
+    assert len(yaml.safe_load(merge(file_with(inhibitions=rule), DESTINATION))["inhibit_rules"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("route", "goes_on"),
+    [
+        ("{receiver: nobody}", False),
+        ("{receiver: nobody, match: {alertname: Watchdog}}", True),
+        ("{receiver: ops, matchers: ['team=a'], routes: [{receiver: nobody, matchers: [alertname=~Watch.*]}]}", True),
+    ],
+)
+def test_the_heartbeat_goes_on_to_a_route_that_takes_it_by_name_and_to_no_other(route: str, goes_on: bool) -> None:
+    merged = merge(file_with(route), DESTINATION)
+    assert yaml.safe_load(merged)["route"]["routes"][0].get("continue", False) is goes_on
+    assert merge(merged, DESTINATION) == merged
+
+
+def test_a_route_of_keypulse_that_was_made_to_go_on_is_still_the_same() -> None:
+    merged = merge(file_with("{receiver: nobody}"), DESTINATION)
+    onward = merged.replace("      receiver: kms-security\n", "      receiver: kms-security\n      continue: true\n", 1)
+    assert onward != merged
+    assert merge(onward, DESTINATION) == onward
+
+
+def test_the_relays_own_alerts_go_to_the_receiver_that_was_named() -> None:
+    text = file_with("{receiver: nobody}").replace(
+        "{name: nobody}", "{name: 'night, shift', webhook_configs: [{url: 'http://x'}]}"
+    )
+    text = text.replace("receiver: nobody", "receiver: ops")
+    merged = yaml.safe_load(merge(text, Destination(DESTINATION.url, DESTINATION.token_file, "night, shift")))
+    assert [route["receiver"] for route in merged["route"]["routes"]][:3] == [
+        "watchdog",
+        "night, shift",
+        "kms-security",
+    ]
+
+
+@pytest.mark.parametrize("direct", ["nobody", "missing", "kms-critical"])
+def test_the_relays_own_alerts_reach_somebody_or_it_collides(direct: str) -> None:
+    (line,) = collisions(file_with(), Destination(DESTINATION.url, DESTINATION.token_file, direct))
+    assert line == f"receiver {direct} cannot report on the relay itself: name one that reaches people, with --direct"
+
+
+def test_once_they_are_routed_nobody_is_asked_where_to() -> None:
+    merged = merge(file_with(), Destination(DESTINATION.url, DESTINATION.token_file, "ops"))
+    elsewhere = merged.replace("receiver: ops", "receiver: nobody", 1)
+    assert merge(elsewhere, DESTINATION) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "because of route, expected one that amtool accepts"),
+        ("route: {receiver: a}\n", "because of receivers,"),
+        ("route: {}\nreceivers: []\n", "because of route.receiver,"),
+        ("route: {receiver: a, routes: [1]}\nreceivers: []\n", "because of route.routes.0,"),
+        ("route: {receiver: a}\nreceivers: [{}]\n", "because of receivers.0.name,"),
+        ("kind: Secret\ndata: {}\n", "is a Kubernetes Secret, expected the alertmanager.yaml that it holds"),
+    ],
+)
+def test_what_is_no_file_of_alertmanager_is_refused(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        merge(text, DESTINATION)
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: 1\na: 2\n", "- a\n", "a: {{ .Values.x }}\n"])
+def test_what_is_no_yaml_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="the file: "):
+        merge(text, DESTINATION)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FILE.replace("ROUTES", "&r []") + "inhibit_rules: *r\n",
+        FILE.replace("ROUTES", "") + "inhibit_rules: null\n",
+        "base: &base {routes: [{receiver: nobody}]}\n" + FILE.replace("  routes: ROUTES", "  <<: *base"),
+    ],
+    ids=["an alias", "null", "a merge key"],
+)
+def test_what_cannot_be_edited_is_reported(text: str) -> None:
+    assert re.search("write it out$|by hand$", collisions(text)[0])
+
+
+def test_its_own_matchers_are_ones_that_the_relay_understands() -> None:
+    routes = yaml.safe_load(merge(file_with(), DESTINATION))["route"]["routes"]
+    assert [parse_matcher(route["matchers"][0]).label for route in routes] == ["alertname"] * 3

@@ -1,0 +1,68 @@
+"""`keypulse-relay init`: what it prints is a configuration that a person fills in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner
+
+from services.relay.__main__ import main
+from services.relay.config import RelaySettings
+from shared.config.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def init(*options: str) -> str:
+    result = CliRunner().invoke(main, ["init", *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def load(text: str, folder: Path) -> RelaySettings:
+    (folder / "relay.yml").write_text(text)
+    return load_settings(RelaySettings, folder / "relay.yml")
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ((), ["log"]),
+        (("--slack", "#ops"), ["slack"]),
+        (("--slack", "webhook"), ["slack"]),
+        (("--email", "a@company.net", "--email", "Anna <b@company.net>"), ["email"]),
+        (("--pagerduty",), ["pagerduty"]),
+        (("--slack", "C0123456789", "--email", "a@company.net", "--pagerduty"), ["slack", "email", "pagerduty"]),
+    ],
+)
+def test_it_is_valid_has_what_was_asked_for_and_explains_it(
+    options: tuple[str, ...], kinds: list[str], tmp_path: Path
+) -> None:
+    text = init(*options)
+    settings = load(text, tmp_path)
+    assert [channel.kind for channel in settings.channels.values()] == kinds
+    assert settings.default_channels == tuple(settings.channels)
+    assert settings.environment == "production"
+    assert text.count("#") > 10
+
+
+def test_what_is_commented_out_is_valid_too(tmp_path: Path) -> None:
+    lines = init("--slack", "#ops").splitlines()
+    keys = ("routes:", "links:", "alertmanager:", "contacts:", "  - {", "  runbook:", "  dashboard:")
+    shown = [line.removeprefix("# ") if line.removeprefix("# ").startswith(keys) else line for line in lines]
+    settings = load("\n".join(shown), tmp_path)
+    assert settings.routes[0].channels == ("slack",)
+    assert settings.links.runbook is not None
+    assert settings.alertmanager.urls
+    assert settings.contacts
+
+
+def test_an_option_that_fits_no_channel_is_one_line_and_2() -> None:
+    result = CliRunner().invoke(main, ["init", "--slack", "ops"])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith('options: channels.slack.channel: expected "#name"')

@@ -1,0 +1,42 @@
+"""Webhooks that are not accepted, over real HTTP: what is stored of them, and what is counted."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from services.relay.outbox import quarantine
+from services.relay.outbox.engine.store import open_store
+from shared.sql import database_url
+from tests.relay.served_relay import TOKEN, Scripted, metric, payload, post, served, settings, until
+
+
+@pytest.mark.parametrize("source", ["keypulse", "x" * 201], ids=["the relay's own", "too long"])
+async def test_a_source_that_nobody_may_have_is_400_and_its_body_is_kept(tmp_path: Path, source: str) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        code, answer = await post(client, payload(1), f"/alerts?source={source}")
+        assert code == 400
+        assert answer["error"] == "source: expected at most 200 characters, and not keypulse"
+        assert await metric(client, "relay_webhooks_total", code="400") == 1
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
+        (kept,) = await quarantine.list_entries(store)
+        assert await quarantine.read_body(store, kept.id) == payload(1)
+    assert (kept.source, kept.code, kept.reason) == (source[:200], 400, answer["error"])
+
+
+async def test_a_sender_that_goes_away_within_its_body_is_logged_and_is_no_answer_of_ours(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        base = client._base_url
+        assert base is not None
+        _, writer = await asyncio.open_connection(base.host, base.port)
+        head = f"POST /alerts HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+        with capture_logs() as logs:
+            writer.write(head.encode() + b"{")
+            await writer.drain()
+            writer.close()
+            await until(lambda: any("client disconnected" in line["event"] for line in logs))
+        async with client.get("/metrics") as metrics:
+            answered = [line for line in (await metrics.text()).splitlines() if line.startswith("relay_webhooks_total")]
+        assert {line.split()[-1] for line in answered} == {"0.0"}
+        assert (await post(client, payload(1)))[0] == 202

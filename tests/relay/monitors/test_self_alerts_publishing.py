@@ -1,0 +1,106 @@
+"""An incident of the relay's own starts once and ends once, whichever replica publishes it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+
+from services.relay.model import Status, build_incident_id
+from services.relay.monitors.self_alerts import SelfAlert
+from services.relay.outbox.incidents import Incident, read_open_incident
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event, open_monitored_outbox
+
+OWN = SelfAlert(
+    "watchdog/Watchdog", {"alertname": "WatchdogAbsent", "severity": "critical"}, "a summary", "a description"
+)
+FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
+
+
+@pytest.fixture
+async def at(database: DatabaseUrl) -> AsyncIterator[MonitoredOutbox]:
+    async with open_monitored_outbox(database, Clock()) as at:
+        yield at
+
+
+async def opened(at: MonitoredOutbox, incident_id: str = OWN.incident_id) -> Incident | None:
+    return await at.store.read(partial(read_open_incident, incident_id=incident_id))
+
+
+async def going_on(at: MonitoredOutbox) -> Incident:
+    incident = await opened(at)
+    assert incident is not None
+    return incident
+
+
+async def test_it_starts_once_and_wakes_its_channels(at: MonitoredOutbox) -> None:
+    assert await at.publisher.fire(OWN, ["email", "pagerduty"])
+    assert not await at.publisher.fire(OWN, ["email", "pagerduty"])
+    ((told, channels),) = await at.list_published()
+    assert channels == {"email", "pagerduty"}
+    assert at.woken == ["email", "pagerduty"]
+    assert (told.source, told.receiver, told.status) == ("keypulse", "keypulse-relay", FIRING)
+    assert told.alerts[0].labels == OWN.labels
+    assert told.alerts[0].annotations == {"summary": "a summary", "description": "a description"}
+    assert told.alerts[0].starts_at.timestamp() == START
+
+
+async def test_of_many_that_tell_it_at_once_one_does(at: MonitoredOutbox) -> None:
+    begun = await asyncio.gather(*(at.publisher.fire(OWN, ["email"]) for _ in range(5)))
+    assert sorted(begun) == [False] * 4 + [True]
+    incident = await going_on(at)
+    over = await asyncio.gather(*(at.publisher.resolve(incident, "over") for _ in range(5)))
+    assert sorted(over) == [False] * 4 + [True]
+    assert [told.event.status for told in await at.list_published()] == [FIRING, RESOLVED]
+
+
+async def test_of_two_replicas_one_does(at: MonitoredOutbox, database: DatabaseUrl) -> None:
+    async with open_monitored_outbox(database, Clock()) as other:
+        begun = await asyncio.gather(*(each.publisher.fire(OWN, ["email"]) for each in (at, other) * 5))
+        assert begun.count(True) == 1
+        incident = await going_on(other)
+        over = await asyncio.gather(*(each.publisher.resolve(incident, "over") for each in (at, other) * 5))
+        assert over.count(True) == 1
+    assert [told.event.status for told in await at.list_published()] == [FIRING, RESOLVED]
+
+
+async def test_its_end_goes_where_it_was_reported_with_a_note_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
+    await at.publisher.fire(OWN, ["email", "pagerduty"])
+    assert await at.publisher.resolve(await going_on(at), "it is back")
+    told, channels = (await at.list_published())[-1]
+    assert channels == {"email", "pagerduty"}
+    assert (told.status, told.remark) == (RESOLVED, "it is back")
+    assert told.alerts[0].ends_at is not None
+    assert await opened(at) is None
+    superseded = {"channel": "email", "outcome": "superseded"}
+    assert at.registry.get_sample_value("relay_deliveries_total", superseded) == 1
+
+
+async def test_it_may_start_again_after_its_end(at: MonitoredOutbox) -> None:
+    await at.publisher.fire(OWN, ["email"])
+    await at.publisher.resolve(await going_on(at), "")
+    assert await at.publisher.fire(OWN, ["email"])
+    assert (await going_on(at)).episode == 2
+
+
+async def test_an_incident_that_has_changed_since_is_not_ended(at: MonitoredOutbox) -> None:
+    fires = event(("A", FIRING))
+    await at.accept(fires)
+    incident = await opened(at, build_incident_id(fires))
+    assert incident is not None
+    await at.accept(event(("A", FIRING), ("B", FIRING)))
+    assert not await at.publisher.resolve(incident, "")
+    assert len(await at.list_published()) == 2
+
+
+async def test_what_was_reported_resolved_is_not_reported_again(at: MonitoredOutbox) -> None:
+    mixed = event(("A", RESOLVED), ("B", FIRING))
+    await at.accept(mixed)
+    incident = await opened(at, build_incident_id(mixed))
+    assert incident is not None
+    assert await at.publisher.resolve(incident, "")
+    (alert,) = (await at.list_published())[-1].event.alerts
+    assert (alert.labels["alertname"], alert.status) == ("B", RESOLVED)
+    assert alert.ends_at is not None
+    assert alert.ends_at >= alert.starts_at

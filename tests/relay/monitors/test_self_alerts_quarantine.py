@@ -1,0 +1,67 @@
+"""A quarantined webhook is published on the default channels, once, until none came for an hour."""
+
+from services.relay.model import Status
+from services.relay.monitors.self_alerts import QuarantineMonitor
+from services.relay.outbox import quarantine
+from services.relay.outbox.quarantine import RefusedWebhook
+from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox
+
+
+async def quarantined(at: MonitoredOutbox, reason: str = "the body: is no JSON") -> None:
+    await quarantine.add_entry(at.store, RefusedWebhook("", 400, reason, b"{"), max_entries=100)
+
+
+def notice(at: MonitoredOutbox) -> QuarantineMonitor:
+    return QuarantineMonitor(at.publisher, ["slack", "email"])
+
+
+async def test_an_empty_quarantine_is_not_reported(at: MonitoredOutbox) -> None:
+    await notice(at).check()
+    assert await at.list_published() == []
+
+
+async def test_a_new_entry_is_reported_once_by_whichever_replica_looks_first(at: MonitoredOutbox) -> None:
+    await quarantined(at, "older")
+    await quarantined(at)
+    for replica in (notice(at), notice(at)):
+        await replica.check()
+    ((told, channels),) = await at.list_published()
+    assert channels == {"slack", "email"}
+    assert told.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
+    description = told.common_annotations["description"]
+    assert description.startswith("2 webhooks were quarantined")
+    assert "the reason of the last one: the body: is no JSON." in description
+    assert "GET /api/quarantine" in description
+
+
+async def test_it_ends_when_none_came_for_an_hour_and_starts_again_with_the_next(
+    at: MonitoredOutbox, clock: Clock
+) -> None:
+    await quarantined(at)
+    await notice(at).check()
+    clock.go(3000)
+    await quarantined(at)
+    clock.go(3000)
+    await notice(at).check()
+    assert len(await at.list_published()) == 1
+    clock.go(600)
+    await notice(at).check()
+    await quarantined(at)
+    await notice(at).check()
+    statuses = [told.event.status for told in await at.list_published()]
+    assert statuses == [Status.FIRING, Status.RESOLVED, Status.FIRING]
+
+
+async def test_a_start_does_not_tell_what_is_over_an_hour_old(at: MonitoredOutbox, clock: Clock) -> None:
+    await quarantined(at)
+    clock.go(3600)
+    await notice(at).check()
+    assert await at.list_published() == []
+
+
+async def test_a_reason_that_quotes_what_was_sent_stays_one_short_line(at: MonitoredOutbox) -> None:
+    await quarantined(at, "labels:\n\x1b[31m\u202e" + "<!channel> " * 1000)
+    await notice(at).check()
+    description = (await at.list_published())[0].event.common_annotations["description"]
+    assert len(description) < 500
+    assert not set(description) & {"\n", "\x1b", "\u202e"}

@@ -1,0 +1,73 @@
+"""An address of an example is an error in production: nobody would read the runbook, or get the mail."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.relay.config import RelaySettings
+from shared.config.errors import ConfigurationError
+from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
+from shared.config.settings import load_settings
+
+MAIL = {"kind": "email", "host": "smtp.ledger.test", "from": "keypulse <a@ledger.test>", "to": ["b@ledger.test"]}
+
+
+def load(folder: Path, **keys: Any) -> RelaySettings:
+    document = {
+        "auth": {"bearer_token_file": "token"},
+        "channels": {"one": {"kind": "log"}},
+        "default_channels": ["one"],
+        **keys,
+    }
+    (folder / "relay.yml").write_text(yaml.safe_dump(document))
+    return load_settings(RelaySettings, folder / "relay.yml")
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"links": {"runbook": "https://github.com/acme/ops/blob/main/KMS.md#{alertname_lower}"}}, "links: runbook"),
+        ({"links": {"dashboard": "https://grafana.example.org/d/kms"}}, "links: dashboard"),
+        ({"messages": {"board_url": "https://board.example.com:9911"}}, "messages: board_url"),
+        (
+            {"links": {"runbook": "https://example.org/{a}", "dashboard": "https://example.org/{b}"}},
+            "links: runbook, dashboard",
+        ),
+        ({"channels": {"one": {**MAIL, "host": "smtp.example.org"}}}, "channels.one: host"),
+        ({"channels": {"one": {**MAIL, "from": "keypulse <alerts@example.org>"}}}, "channels.one: from"),
+        ({"channels": {"one": {**MAIL, "to": ["b@ledger.test", "secops@example.net"]}}}, "channels.one: to"),
+    ],
+)
+def test_a_placeholder_is_an_error_in_production_alone(tmp_path: Path, keys: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(tmp_path, **keys)
+    expected = f"{key}: a placeholder is not allowed in production; expected an address of your own"
+    assert [line.partition("relay.yml: ")[2] for line in raised.value.lines] == [expected]
+    for environment in ("staging", "demo"):
+        assert load(tmp_path, environment=environment, **keys)
+
+
+def test_addresses_of_ones_own_are_accepted(tmp_path: Path) -> None:
+    links = {"runbook": "https://git.ledger.test/ops/acme-runbooks/{alertname_lower}"}
+    assert load(tmp_path, links=links, channels={"one": MAIL}).environment == "production"
+
+
+@pytest.mark.parametrize("host", ["example.org", "EXAMPLE.com.", "smtp.example.net", "kms.example", "api.acme.com"])
+def test_a_host_with_a_part_of_an_example_is_a_placeholder(host: str) -> None:
+    assert is_placeholder_host(host)
+    assert is_placeholder_url(f"https://{host}:8443/x")
+    assert is_placeholder_mailbox(f"keypulse <alerts@{host}>")
+
+
+@pytest.mark.parametrize("host", ["ledger.test", "counterexample.org", "acmecorp.com", "127.0.0.1", "[::1]"])
+def test_another_host_is_none(host: str) -> None:
+    assert not is_placeholder_host(host)
+    assert not is_placeholder_url(f"https://{host}/ops/acme.md")
+
+
+def test_the_account_at_the_beginning_of_a_path_counts() -> None:
+    assert is_placeholder_url("https://github.com/acme/ops/blob/main/KMS.md")
+    assert not is_placeholder_url("https://github.com/ledger/acme")
+    assert not is_placeholder_url("https://[half")

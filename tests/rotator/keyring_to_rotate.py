@@ -1,0 +1,158 @@
+"""A keyring in a database, with records, that a rotator works on; tests read it directly."""
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import URL, Connection, text
+
+from services.rotator.config import RotatorSettings
+from services.rotator.model import StepProgress, StepResult
+from services.rotator.session import Session, open_session
+from shared.config.settings import Address, load_settings
+from shared.keyring import store
+from shared.keyring.database import Database
+from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
+from shared.keyring.tables import TABLES, schema
+from shared.keyring.wrapping import KeyWrapper
+from shared.kms.gcp.client import GcpKmsKey
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+NONCE = bytes(12)
+
+
+class Quiet:
+    """Tells nobody, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def report_step(self, name: str, detail: str = "") -> None:
+        self.told.append(f"{name} {detail}".strip())
+
+    def report_progress(self, progress: StepProgress) -> None:
+        self.told.append(f"{progress.step} {progress.done}/{progress.total}, {progress.calls}/{progress.total_calls}")
+
+
+def secret(number: int) -> bytes:
+    """The data key of that number; the tests know what the database must never show."""
+    return hashlib.sha256(b"data key %d" % number).digest()
+
+
+def data_key_id(number: int) -> str:
+    return f"{number:032x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Where the keyring is, and a rotator's configuration for it."""
+
+    url: URL
+    kms: Address
+    folder: Path
+
+    def configuration(self, **overrides: Any) -> Path:
+        document = {
+            "driver": {
+                "kind": "sql",
+                "database": self.url.render_as_string(hide_password=False),
+                "records": {"table": "records", "data_key_column": "data_key_id"},
+            },
+            "kms": {"provider": "gcp", "key": KEY, "endpoint": str(self.kms), "insecure": True},
+            "state_dir": str(self.folder / "state"),
+            "other_keyrings": [],
+            "primary_check_interval": "10ms",
+            "verify_interval": "10ms",
+            **overrides,
+        }
+        file = self.folder / "rotator.yml"
+        file.write_text(yaml.safe_dump(document))
+        return file
+
+    def settings(self, **overrides: Any) -> RotatorSettings:
+        return load_settings(RotatorSettings, self.configuration(**overrides))
+
+    @asynccontextmanager
+    async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[Session]:
+        """A rotator's, as a command opens it."""
+        took: list[StepResult] = []
+        clock = (lambda: now[0]) if now else (lambda: datetime.now(UTC).timestamp())
+        async with open_session(self.settings(**overrides), Quiet(), took, clock) as session:
+            yield session
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Database]:
+        database = await Database.open(self.url, TABLES)
+        yield database
+        await database.close()
+
+    async def fill(self, keys: int, records: int = 2) -> None:
+        """Data keys wrapped by the primary version, the last one active, each with records."""
+        kms = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True)
+        wrapping = KeyWrapper(kms, KEY, 5.0)
+        try:
+            wraps = [await wrapping.wrap(data_key_id(number), secret(number)) for number in range(keys)]
+        finally:
+            await kms.close()
+
+        def write(connection: Connection) -> None:
+            blob = "BYTEA" if connection.dialect.name == "postgresql" else "BLOB"
+            connection.execute(text(f"CREATE TABLE records (id TEXT, data_key_id TEXT, sealed {blob})"))
+            for number, wrapped in enumerate(wraps):
+                status = DataKeyStatus.ACTIVE if number == keys - 1 else DataKeyStatus.RETIRED
+                proof, now = compute_fingerprint(secret(number)), datetime.now(UTC)
+                store.insert_data_key(connection, DataKey(data_key_id(number), status, wrapped, proof, now))
+                for record in range(records):
+                    sealed = AESGCM(secret(number)).encrypt(NONCE, b"record %d" % record, None)
+                    values = {"id": f"{number}-{record}", "key": data_key_id(number), "sealed": sealed}
+                    connection.execute(text("INSERT INTO records VALUES (:id, :key, :sealed)"), values)
+
+        async with self.database() as database:
+            await database.write(write)
+
+    async def reset(self, keys: Iterable[DataKey]) -> None:
+        """These data keys alone, and nothing of any rotation."""
+
+        def write(connection: Connection) -> None:
+            for table in TABLES.sorted_tables:
+                if table is not schema:
+                    connection.execute(table.delete())
+            for key in keys:
+                store.insert_data_key(connection, key)
+
+        async with self.database() as database:
+            await database.write(write)
+
+    async def lease_ends(self) -> None:
+        """As if its time had passed."""
+        async with self.database() as database:
+            await database.write(lambda connection: connection.execute(text("UPDATE keyring_lease SET expires_at = 0")))
+
+    async def keys(self) -> dict[str, DataKey]:
+        """What the database holds."""
+        async with self.database() as database:
+            rows = await database.read(lambda connection: store.list_data_keys(connection, "", 1000))
+        return {row.id: row for row in rows}
+
+    async def broken(self) -> list[str]:
+        """Records that cannot be read, by what is stored now and KMS; past everything that a rotator or driver does."""
+        kms, found = GcpKmsKey(KEY, endpoint=str(self.kms), insecure=True), []
+        wrapping, keys = KeyWrapper(kms, KEY, 5.0), await self.keys()
+        try:
+            async with self.database() as database:
+                rows = await database.read(
+                    lambda c: c.execute(text("SELECT id, data_key_id, sealed FROM records")).all()
+                )
+            secrets = {id_: await wrapping.unwrap(key) for id_, key in keys.items()}
+        finally:
+            await kms.close()
+        for id_, key, sealed in rows:
+            if AESGCM(secrets[key]).decrypt(NONCE, bytes(sealed), None) != b"record %d" % int(id_.partition("-")[2]):
+                found.append(id_)
+        return found

@@ -1,0 +1,84 @@
+"""A table of a program of somebody else's, in each kind of database, and a KMS key in memory."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL
+
+from tests import memory_kms, ram_disk
+from tests.mariadb import MariaDb
+from tests.rotator.table.tenants import Tenants
+
+KEY = "vault/tenants"
+_FIXTURES = {"sqlite": "sqlite_url", "postgresql": "postgres_database", "mariadb": "mariadb_database"}
+
+
+@pytest.fixture(scope="session")
+def shared_mariadb() -> Iterator[MariaDb]:
+    """One MariaDB for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="mariadb-", dir=ram_disk.find_ram_disk()))
+    try:
+        server = MariaDb(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mariadb_database(shared_mariadb: MariaDb) -> Iterator[URL]:
+    """An empty database in MariaDB."""
+    database = shared_mariadb.database(f"test_{uuid4().hex}")
+    yield database
+    shared_mariadb.drop(database)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> URL:
+    """An empty database in a file."""
+    (tmp_path / "app.db").touch()
+    return URL.create("sqlite", database=str(tmp_path / "app.db"))
+
+
+@pytest.fixture(params=_FIXTURES)
+def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    """An empty database: the test runs once with each kind."""
+    found: URL = request.getfixturevalue(_FIXTURES[request.param])
+    return found
+
+
+@pytest.fixture
+def kms_key() -> Iterator[memory_kms.StoredKey]:
+    """A key with one version, `elm`."""
+    with memory_kms.registered():
+        yield memory_kms.create_key(KEY, "elm")
+
+
+@pytest.fixture
+def build(kms_key: memory_kms.StoredKey, tmp_path: Path) -> Callable[[URL], Tenants]:
+    """The table in a database."""
+    return lambda url: Tenants(url, {"provider": "memory", "key": KEY}, tmp_path)
+
+
+@pytest.fixture
+async def tenants(build: Callable[[URL], Tenants], any_database: URL) -> Tenants:
+    """Three tenants, in each kind of database."""
+    made = build(any_database)
+    await made.create()
+    await made.add(["acme", "beta", "Ümläut 'quoted'"])
+    return made
+
+
+@pytest.fixture
+async def in_a_file(build: Callable[[URL], Tenants], sqlite_url: URL) -> Tenants:
+    """Three tenants in SQLite alone: what does not depend on the store."""
+    made = build(sqlite_url)
+    await made.create()
+    await made.add(["acme", "beta", "gamma"])
+    return made

@@ -1,0 +1,172 @@
+"""The table's own program goes on meanwhile; and rows that are wrong stop a rotation before it changes anything."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import URL
+
+from services.rotator.model import RotatorError
+from services.rotator.report import CommandOutcome
+from services.rotator.runner import resume, rollback, run
+from shared.keyring.administration import RotationType
+from tests.memory_kms import MemoryKey, StoredKey
+from tests.rotator.table.tenants import Tenants, aad, secret
+
+REWRAP = RotationType.REWRAP_KEK
+
+
+def interfere(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[None]], plaintext: bytes) -> None:
+    """Has `change` done once, right after this data key was wrapped anew and before that is stored."""
+    encrypt, left = MemoryKey.encrypt, [change]
+
+    async def encrypt_and_change(self: MemoryKey, content: bytes, bound_to: bytes, *, timeout: float) -> object:
+        encrypted = await encrypt(self, content, bound_to, timeout=timeout)
+        if content == plaintext and left:
+            await left.pop()()
+        return encrypted
+
+    monkeypatch.setattr(MemoryKey, "encrypt", encrypt_and_change)
+
+
+async def test_what_the_program_writes_and_deletes_meanwhile_is_left_as_it_is(
+    tenants: Tenants, kms_key: StoredKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = await tenants.wrap(b"another data key", aad("acme"))  # by the former version
+    late = await tenants.wrap(b"a late one", aad("late"))
+    kms_key.add_version("oak")
+
+    async def change() -> None:
+        await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :new WHERE tenant = 'acme'", {"new": new})
+        await tenants.execute("DELETE FROM tenant_keys WHERE tenant = 'beta'")
+        await tenants.execute(
+            "INSERT INTO tenant_keys (tenant, dek_ciphertext, kms_version) VALUES ('late', :dek, 'elm')", {"dek": late}
+        )
+        tenants.secrets |= {"acme": b"another data key", "late": b"a late one"}
+        del tenants.secrets["beta"]
+
+    async with tenants.session() as session:
+        interfere(monkeypatch, change, secret("acme"))
+        report = await run(session, REWRAP)
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ()), report
+        assert set(tenants.secrets) == {"acme", "late", "Ümläut 'quoted'"}
+        assert await tenants.unreadable() == []
+        assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
+        back = await rollback(session)
+        assert (back.outcome, back.problems) == (CommandOutcome.DONE, ())
+    assert await tenants.unreadable() == []
+    assert (await tenants.rows())["acme"] == (new, "elm")
+
+
+async def test_a_rollback_leaves_what_was_changed_or_deleted_since(tenants: Tenants, kms_key: StoredKey) -> None:
+    kms_key.add_version("oak")
+    async with tenants.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        await tenants.execute("DELETE FROM tenant_keys WHERE tenant = 'beta'")
+        new = await tenants.wrap(b"another", aad("acme"))
+        await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :new WHERE tenant = 'acme'", {"new": new})
+        report = await rollback(session)
+        assert (report.outcome, report.problems) == (CommandOutcome.DONE, ())
+    rows = await tenants.rows()
+    assert (rows["acme"][0], rows["Ümläut 'quoted'"][1], sorted(rows)) == (new, "elm", ["acme", "Ümläut 'quoted'"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("UPDATE tenant_keys SET dek_ciphertext = x'0102' WHERE tenant = 'beta'", r"beta \(KMS: invalid_request"),
+        (
+            "UPDATE tenant_keys SET dek_ciphertext = 'text' WHERE tenant = 'beta'",
+            r"beta \(its dek_ciphertext cannot be",
+        ),
+        ("UPDATE tenant_keys SET tenant = 'moved' WHERE tenant = 'beta'", r"moved \(KMS: invalid_request"),
+    ],
+)
+async def test_a_row_that_cannot_be_unwrapped_stops_all_and_is_named(
+    in_a_file: Tenants, kms_key: StoredKey, change: str, error: str
+) -> None:
+    await in_a_file.execute(change)
+    before = await in_a_file.execute("SELECT * FROM tenant_keys")
+    kms_key.add_version("oak")
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match=error) as refused:
+            await run(session, REWRAP)
+        assert "nothing was changed" in refused.value.message
+        assert "driver.where" in refused.value.message
+    assert await in_a_file.execute("SELECT * FROM tenant_keys") == before
+    in_a_file.driver["where"] = "tenant = 'acme'"
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+
+
+async def test_a_wrong_aad_is_noticed_before_anything_is_changed(in_a_file: Tenants, kms_key: StoredKey) -> None:
+    kms_key.add_version("oak")
+    before = await in_a_file.rows()
+    in_a_file.driver["aad"] = "{tenant}"
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match=r"acme \(KMS: invalid_request.*check `driver\.aad`"):
+            await run(session, REWRAP)
+    assert await in_a_file.rows() == before
+
+
+async def test_a_row_that_goes_wrong_under_way_is_left_out_and_tried_again(
+    tenants: Tenants, kms_key: StoredKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = (await tenants.rows())["beta"][0]
+    kms_key.add_version("oak")
+
+    async def change() -> None:
+        await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :bad WHERE tenant = 'beta'", {"bad": b"bad"})
+
+    interfere(monkeypatch, change, secret("acme"))
+    async with tenants.session() as session:
+        report = await run(session, REWRAP)
+        assert (report.outcome, {each.id for each in report.problems}) == (CommandOutcome.FAILED, {"beta"})
+        await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :good WHERE tenant = 'beta'", {"good": good})
+        assert (await resume(session)).outcome is CommandOutcome.DONE
+    assert await tenants.unreadable() == []
+    assert {version for _, version in (await tenants.rows()).values()} == {"oak"}
+
+
+async def test_a_value_that_differs_by_case_alone_is_another_one(
+    build: Callable[[URL], Tenants], kms_key: StoredKey, any_database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MariaDB and SQLite may compare text without case: a base64 of the program's own must not be overwritten."""
+    tenants = build(any_database)
+    collation = {"sqlite": " COLLATE NOCASE", "mariadb": " COLLATE utf8mb4_general_ci"}
+    tenants.driver = {"table": "t", "id": "id", "wrapped": "dek", "encoding": "hex", "key_version": "v"}
+    column = f"VARCHAR(400){collation.get(any_database.drivername, '')}"
+    await tenants.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, dek {column}, v VARCHAR(9))")
+    dek = (await tenants.wrap(b"k")).hex()
+    await tenants.execute("INSERT INTO t VALUES (1, :dek, 'elm')", {"dek": dek})
+    kms_key.add_version("oak")
+    writes: list[int] = []
+
+    async def change() -> None:
+        writes.append(1)
+        await tenants.execute("UPDATE t SET dek = :dek", {"dek": dek.upper()})
+
+    interfere(monkeypatch, change, b"k")
+    async with tenants.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+    ((after, version),) = await tenants.execute("SELECT dek, v FROM t")
+    assert (writes, version, after == after.upper()) == ([1], "oak", True)  # wrapped anew as the program left it
+
+
+async def test_a_wrapped_key_that_does_not_fit_is_never_cut(
+    build: Callable[[URL], Tenants], kms_key: StoredKey, mariadb_database: URL
+) -> None:
+    """MariaDB cuts values where its mode is not strict, as old installations have it."""
+    tenants = build(mariadb_database)
+    wrapped = await tenants.wrap(b"k")
+    tenants.driver = {"table": "t", "id": "id", "wrapped": "dek"}
+    await tenants.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, dek VARBINARY({len(wrapped)}))")
+    await tenants.execute("INSERT INTO t VALUES (1, :dek)", {"dek": wrapped})
+    await tenants.execute("SET GLOBAL sql_mode = ''")
+    kms_key.add_version("a-longer-name")
+    try:
+        async with tenants.session() as session:
+            with pytest.raises(RotatorError, match="Data too long for column 'dek'"):
+                await run(session, REWRAP)
+    finally:
+        await tenants.execute("SET GLOBAL sql_mode = DEFAULT")
+    assert await tenants.execute("SELECT dek FROM t") == [(wrapped,)]

@@ -1,0 +1,223 @@
+"""Every other command of the rotator on a table of another program: plan, census, verify, restore, retire."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import URL
+
+from services.rotator import inspection
+from services.rotator.__main__ import main
+from services.rotator.doctor import open_checks
+from services.rotator.model import RotatorError
+from services.rotator.report import CommandOutcome
+from services.rotator.restore import restore_backup
+from services.rotator.retirement import retire_version
+from services.rotator.runner import run
+from shared.keyring.administration import AdministrationError, RotationType
+from shared.process.doctor import run_doctor
+from tests import memory_kms
+from tests.memory_kms import StoredKey
+from tests.rotator.table.conftest import KEY
+from tests.rotator.table.tenants import Tenants, aad, secret
+
+REWRAP = RotationType.REWRAP_KEK
+
+
+async def test_doctor_reads_the_table_and_leaves_no_table_behind(in_a_file: Tenants) -> None:
+    results = {result.name: result for result in await run_doctor(in_a_file.settings(), open_checks)}
+    assert results["driver keyring"].detail == "3 data keys can be read"
+    assert await list_tables(in_a_file) == ["tenant_keys"]
+    in_a_file.driver["wrapped"] = "dek"
+    results = {result.name: result for result in await run_doctor(in_a_file.settings(), open_checks)}
+    assert not results["driver keyring"].is_ok
+    assert "dek" in results["driver keyring"].detail
+
+
+async def list_tables(tenants: Tenants) -> list[str]:
+    found = await tenants.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    return [name for (name,) in found]
+
+
+async def test_commands_that_read_leave_no_table_behind(in_a_file: Tenants, kms_key: StoredKey) -> None:
+    kms_key.add_version("oak")
+    async with in_a_file.session() as session:
+        plan = await inspection.show_plans(session, tuple(RotationType))
+        assert [(each.type, each.data_keys) for each in plan.plans] == [(REWRAP, 3)]
+        assert plan.next_commands == ("run --type rewrap-kek",)
+        census = (await inspection.show_key_usage(session)).census
+        assert census
+        assert [(each.kek, each.kek_version, each.data_keys) for each in census.versions] == [(KEY, "elm", 3)]
+        assert (await inspection.show_status(session)).summary == "there was no rotation yet"
+        assert (await inspection.run_verification(session, full=True)).outcome is CommandOutcome.DONE
+    assert await list_tables(in_a_file) == ["tenant_keys"]
+
+
+async def test_a_new_data_key_is_refused(in_a_file: Tenants) -> None:
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match="the driver table makes no new data keys; nothing was changed") as error:
+            await run(session, RotationType.NEW_DEK)
+        assert error.value.next_commands == ("run --type rewrap-kek",)
+    assert await list_tables(in_a_file) == ["tenant_keys"]
+
+
+async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_wrapped_here(
+    tenants: Tenants, kms_key: StoredKey
+) -> None:
+    tenants.driver["key_version"] = None
+    kms_key.add_version("oak")
+    async with tenants.session() as session:
+        with pytest.raises(RotatorError, match="version elm may be needed by 3 data keys whose version cannot be read"):
+            await retire_version(session, "elm")
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        again = await run(session, REWRAP)
+        assert again.outcome is CommandOutcome.NOTHING_TO_DO, again.summary
+        for backup in session.backups.folder.iterdir():
+            backup.unlink()
+        done = await retire_version(session, "elm", 1)
+        assert "version elm is disabled" in done.summary
+        assert await tenants.unreadable() == []
+        new = await tenants.wrap(b"another", aad("acme"))  # by oak, which nobody knows
+        await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :new WHERE tenant = 'acme'", {"new": new})
+        census = await session.administration.count_key_usage()
+        assert {each.kek_version: each.data_keys for each in census.versions} == {"oak": 2, "": 1}
+
+
+async def test_a_provider_whose_ciphertexts_name_their_version_is_asked(
+    in_a_file: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_file.driver["key_version"] = None
+    async with in_a_file.session() as session:
+        profile = session.administration._external.profile  # type: ignore[attr-defined]
+        assert profile.parse_version(b"anything") is None
+        monkeypatch.setattr(
+            type(profile), "parse_version", lambda _self, ciphertext: ciphertext[1 : 1 + ciphertext[0]].decode()
+        )
+        census = await session.administration.count_key_usage()
+    assert [(each.kek_version, each.data_keys) for each in census.versions] == [("elm", 3)]
+
+
+async def test_a_version_that_a_row_needs_is_not_retired(tenants: Tenants, kms_key: StoredKey) -> None:
+    kms_key.add_version("oak")
+    async with tenants.session() as session:
+        with pytest.raises(RotatorError, match="version elm is needed by 3 data keys"):
+            await retire_version(session, "elm")
+        lease = await session.administration.acquire_lease("a test", 60)
+        with pytest.raises(AdministrationError, match="3 rows of tenant_keys are wrapped by version elm"):
+            await session.administration.retire_version("elm", lease.token)
+
+
+async def test_nothing_is_wrapped_by_a_retired_version(tenants: Tenants, kms_key: StoredKey) -> None:
+    kms_key.add_version("oak")
+    async with tenants.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        lease = await session.administration.acquire_lease("a test", 60)
+        await session.administration.retire_version("elm", lease.token)
+        await session.administration.release_lease(lease.token)
+        kms_key.primary = "elm"
+        with pytest.raises(RotatorError, match="version elm of vault/tenants was retired"):
+            await run(session, REWRAP)
+
+
+async def test_a_backup_is_checked_and_put_back(tenants: Tenants, kms_key: StoredKey) -> None:
+    before = await tenants.rows()
+    kms_key.add_version("oak")
+    async with tenants.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        checked = await inspection.check_backup(session, "latest")
+        assert (checked.outcome, checked.problems) == (CommandOutcome.DONE, ())
+        await tenants.execute("UPDATE tenant_keys SET dek_ciphertext = :bad WHERE tenant = 'acme'", {"bad": b"bad"})
+        await tenants.execute("DELETE FROM tenant_keys WHERE tenant = 'beta'")
+        restored = await restore_backup(session, "latest")
+        assert restored.outcome is CommandOutcome.FAILED  # of a row that is gone there is no more than its wrapped key
+        assert "beta (the row is gone" in restored.problems[0].error
+    del tenants.secrets["beta"], before["beta"]
+    assert await tenants.rows() == before
+    assert await tenants.unreadable() == []
+
+
+async def test_the_backup_shows_no_data_key_and_no_wrapped_key(in_a_file: Tenants, kms_key: StoredKey) -> None:
+    before = await in_a_file.rows()
+    kms_key.add_version("oak")
+    async with in_a_file.session() as session:
+        report = await run(session, REWRAP)
+    assert report.backup
+    content = (in_a_file.folder / report.backup.file).read_bytes()
+    for wrapped, _ in before.values():
+        assert wrapped not in content
+    assert not any(secret(name).hex() in report.model_dump_json() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("driver", "error"),
+    [
+        ({"table": "other"}, "there is no table other; correct `driver.table`"),
+        ({"wrapped": "dek", "aad": "{region}"}, "the table tenant_keys has no column dek, region; correct `driver`"),
+        ({"id": "note"}, "nothing says that note is unique in tenant_keys; expected a primary key or a unique"),
+        ({"where": "deleted_at ="}, "the database does not understand `driver.where`: deleted_at ="),
+        ({"where": "no_column = 1"}, "the database does not understand `driver.where`: no_column = 1"),
+    ],
+)
+async def test_a_description_that_does_not_fit_is_refused(tenants: Tenants, driver: dict[str, str], error: str) -> None:
+    tenants.driver |= driver
+    with pytest.raises(AdministrationError, match=error):
+        async with tenants.session():
+            pass
+
+
+async def test_a_table_without_transactions_is_refused(tenants: Tenants) -> None:
+    if tenants.url.drivername != "mariadb":
+        pytest.skip("all tables of the others have them")
+    await tenants.execute("ALTER TABLE tenant_keys ENGINE=MyISAM")
+    with pytest.raises(AdministrationError, match="stored by MyISAM, which has no transactions; expected InnoDB"):
+        async with tenants.session():
+            pass
+
+
+async def test_a_row_without_an_id_is_refused(in_a_file: Tenants) -> None:
+    await in_a_file.execute("INSERT INTO tenant_keys (tenant, dek_ciphertext) VALUES (NULL, x'01')")
+    with pytest.raises(AdministrationError, match="a row of tenant_keys has NULL in tenant"):
+        async with in_a_file.session():
+            pass
+
+
+def test_the_command_line_reports_it_all(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Past every part of it: a file that is there, and a table that is not."""
+    folder = tmp_path_factory.mktemp("cli")
+    tenants = Tenants(
+        URL.create("sqlite", database=str(folder / "none.db")), {"provider": "memory", "key": KEY}, folder
+    )
+    with memory_kms.registered():
+        memory_kms.create_key(KEY, "elm")
+        done = CliRunner().invoke(main, ["plan", "--json", "--config", str(tenants.configuration())])
+    assert done.exit_code == 1
+    assert "there is no such file; correct `driver.database`" in json.loads(done.stdout)["summary"]
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("mysql://u@h/d", "expected sqlite:///FILE"),
+        ("mariadb://u@h/", "or mariadb://USER@HOST/NAME"),
+        ("mariadb://u@h/d?charset=latin1", "charset is no parameter; expected one of read_default_file, ssl_ca"),
+    ],
+)
+def test_another_database_is_refused(in_a_file_settings: Callable[[str], str], url: str, error: str) -> None:
+    assert error in in_a_file_settings(url)
+
+
+@pytest.fixture
+def in_a_file_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """What is said of a configuration with that database."""
+
+    def check(url: str) -> str:
+        folder = tmp_path_factory.mktemp("settings")
+        tenants = Tenants(URL.create("sqlite", database="x"), {"provider": "gcp", "key": GCP_KEY}, folder)
+        tenants.driver["database"] = url
+        return CliRunner().invoke(main, ["plan", "--config", str(tenants.configuration())]).stderr
+
+    return check
+
+
+GCP_KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"

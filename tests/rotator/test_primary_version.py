@@ -1,0 +1,46 @@
+"""A new primary version is in use once Encrypt has answered with it as often as it has to, one after the other."""
+
+from typing import cast
+
+import pytest
+
+from services.rotator.model import RotatorError
+from services.rotator.primary_version import wait_for_primary
+from shared.kms.port import EncryptResult, KmsError, KmsKey
+from shared.kms.reason import Reason
+
+
+class Answering:
+    """A KMS whose Encrypt uses these versions, one after another, and the last one from then on; 0 is no answer."""
+
+    def __init__(self, *versions: int) -> None:
+        self.versions, self.calls = versions, 0
+
+    async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002
+        version = self.versions[min(self.calls, len(self.versions) - 1)]
+        self.calls += 1
+        if not version:
+            raise KmsError(Reason.UNAVAILABLE, "out")
+        return EncryptResult(b"", str(version), "SOFTWARE")
+
+
+async def count_calls(kms: Answering) -> int:
+    """How many answers it took."""
+    await wait_for_primary(cast("KmsKey", kms), "2", "run", checks=3, total_timeout=60, interval=1, timeout=5)
+    return kms.calls
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("versions", "calls"), [((2,), 3), ((1, 1, 2), 5), ((2, 2, 1, 2), 6), ((2, 2, 0, 2), 6), ((2, 1, 2, 0, 2), 7)]
+)
+async def test_an_older_version_in_between_or_no_answer_starts_the_count_again(
+    versions: tuple[int, ...], calls: int
+) -> None:
+    assert await count_calls(Answering(*versions)) == calls
+
+
+@pytest.mark.looptime
+async def test_one_that_never_comes_ends_with_what_the_last_answer_was() -> None:
+    with pytest.raises(RotatorError, match=r"not used version 2 3 times in a row within 60 s .*: version 1\)"):
+        await count_calls(Answering(2, 2, 1))

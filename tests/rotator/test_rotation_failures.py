@@ -1,0 +1,220 @@
+"""Failures in the middle of a rotation: nothing is lost, and one sentence says what failed and what to type next."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.model import EmulatedState
+from services.rotator.model import RotatorError, StepProgress
+from services.rotator.report import CommandOutcome, Report
+from services.rotator.runner import resume, rollback, run
+from services.rotator.session import Session
+from shared.keyring.administration import (
+    RefusedError,
+    RotationState,
+    RotationType,
+    UnreachableError,
+    VerificationResult,
+)
+from shared.keyring.journal.metrics import read_keyring_metrics
+from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
+
+NewVersion = Callable[[], Awaitable[None]]
+REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
+
+
+async def failing(session: Session, type_: RotationType = REWRAP) -> RotatorError:
+    with pytest.raises(RotatorError) as failed:
+        await run(session, type_)
+    return failed.value
+
+
+def at_progress(session: Session, act: Callable[[int], object]) -> None:
+    """Calls `act` with the number of data keys done, after each batch."""
+
+    def report_progress(progress: StepProgress) -> None:
+        if progress.step != "verify":
+            act(progress.done)
+
+    session.progress.report_progress = report_progress  # type: ignore[method-assign]
+
+
+async def sql(rotated: Rotated, statement: str, **values: object) -> None:
+    async with rotated.database() as database:
+        await database.write(lambda connection: connection.execute(text(statement), values))
+
+
+@pytest.mark.parametrize("type_", [REWRAP, NEW])
+async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything_is_changed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator, type_: RotationType
+) -> None:
+    before = await in_a_file.keys()
+    await new_version()
+    await emulator.store.update_key(KEY, lambda key: key.with_state(2, EmulatedState.DISABLED))
+    async with in_a_file.session() as session:
+        failed = await failing(session, type_)
+        assert await session.administration.get_progress() is None
+    assert "the primary version 2 of the KMS key is DISABLED: nothing can be wrapped by it" in failed.message
+    assert failed.next_commands == (f"run --type {type_}",)
+    assert await in_a_file.keys() == before
+
+
+async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed(
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    await new_version()
+    denied = KmsFault(kind="denied", operation="Encrypt")
+    async with rotated.session(batch_size=1) as session:
+        at_progress(session, lambda done: emulator.faults.add(denied) if done == 1 else None)
+        failed = await failing(session)
+    assert "permission_denied" in failed.message
+    assert failed.next_commands == ("resume", "rollback")
+    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == ["1", "1", "2"]
+    assert await rotated.broken() == []
+    async with rotated.database() as database:
+        counted = await database.read(read_keyring_metrics)
+    assert (counted.failures_by_step["rotate"], counted.is_in_progress) == (1, True)
+    emulator.faults.clear()
+    async with rotated.session() as session:
+        assert (await failing(session)).next_commands == ("resume", "rollback")
+        assert (await resume(session)).outcome is CommandOutcome.DONE
+    assert {key.wrapped.kek_version for key in (await rotated.keys()).values()} == {"2"}
+
+
+async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    emulator.faults.add(KmsFault(kind="slow_primary", seconds=1.0))
+    await new_version()
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+
+
+async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_changed(
+    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
+) -> None:
+    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600.0))
+    before = await in_a_file.keys()
+    await new_version()
+    async with in_a_file.session(primary_timeout="300ms") as session:
+        failed = await failing(session)
+        assert await session.administration.get_progress() is None
+    assert "the last answer: version 1" in failed.message
+    assert failed.next_commands == ("run --type rewrap-kek",)
+    assert await in_a_file.keys() == before
+
+
+async def test_another_keys_wrap_is_skipped_and_named_and_no_failure(rotated: Rotated, new_version: NewVersion) -> None:
+    foreign = KEY.replace("ledger", "other")
+    await sql(rotated, "UPDATE data_keys SET kek = :kek WHERE id = :id", kek=foreign, id=data_key_id(0))
+    await new_version()
+    async with rotated.session() as session:
+        report = await run(session, REWRAP)
+    assert report.outcome is CommandOutcome.DONE
+    assert [(problem.id, problem.is_foreign) for problem in report.problems] == [(data_key_id(0), True)]
+    assert foreign in report.problems[0].error
+
+
+async def test_a_corrupt_wrap_is_named_and_the_rest_goes_on(rotated: Rotated, new_version: NewVersion) -> None:
+    await sql(rotated, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(1))
+    await new_version()
+    async with rotated.session() as session:
+        report = await run(session, REWRAP)
+    assert report.outcome is CommandOutcome.FAILED
+    assert [problem.id for problem in report.problems] == [data_key_id(1)]
+    assert report.next_commands == ("resume", "rollback")
+    assert [key.wrapped.kek_version for key in (await rotated.keys()).values()] == ["2", "1", "2"]
+
+
+async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    await new_version()
+    async with rotated.session() as first, rotated.session() as second:
+        outcomes = await asyncio.gather(run(first, REWRAP), run(second, REWRAP), return_exceptions=True)
+    done = [outcome for outcome in outcomes if isinstance(outcome, Report)]
+    (refused,) = (outcome for outcome in outcomes if isinstance(outcome, RefusedError))
+    assert [report.outcome for report in done] == [CommandOutcome.DONE]
+    assert first.caller in str(refused)
+
+
+async def test_who_loses_the_lease_in_the_middle_writes_nothing_more(rotated: Rotated, new_version: NewVersion) -> None:
+    await new_version()
+    async with rotated.session(batch_size=1) as session, rotated.session() as other:
+        taken: list[asyncio.Task[object]] = []
+
+        async def take() -> None:
+            await sql(rotated, "UPDATE keyring_lease SET expires_at = 0")
+            await other.administration.acquire_lease("somebody else", 60)
+
+        def act(done: int) -> None:
+            if done == 1:
+                taken.append(asyncio.ensure_future(take()))
+
+        at_progress(session, act)
+        rotate = session.administration.rotate
+
+        async def after_the_other(request: object) -> object:
+            for task in taken:
+                await task
+            return await rotate(request)  # type: ignore[arg-type]
+
+        session.administration.rotate = after_the_other  # type: ignore[method-assign,assignment]
+        failed = await failing(session)
+    assert "somebody else" in failed.message
+    assert failed.next_commands == ("status", "resume", "rollback")
+    assert sorted(key.wrapped.kek_version for key in (await rotated.keys()).values()) == ["1", "1", "2"]
+
+
+async def test_a_run_that_is_stopped_gives_the_lease_up_and_can_be_rolled_back(
+    rotated: Rotated, new_version: NewVersion
+) -> None:
+    before = await rotated.keys()
+    await new_version()
+    async with rotated.session(batch_size=1) as session:
+        running = asyncio.ensure_future(run(session, REWRAP))
+        at_progress(session, lambda done: running.cancel() if done == 1 else None)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    async with rotated.session() as session:
+        report = await rollback(session)
+        assert report.outcome is CommandOutcome.DONE
+        assert report.rotation
+        assert report.rotation.state is RotationState.ROLLED_BACK
+    assert await rotated.keys() == before
+
+
+async def test_what_failed_for_a_version_that_is_no_longer_the_primary_is_left_to_another_run(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    await sql(in_a_file, "UPDATE data_keys SET wrapped = :junk WHERE id = :id", junk=b"junk", id=data_key_id(1))
+    await new_version()
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.FAILED
+        await new_version()
+        report = await resume(session)
+        assert (report.outcome, report.next_commands) == (CommandOutcome.NOTHING_TO_DO, ("run --type rewrap-kek",))
+        assert [problem.id for problem in report.problems] == [data_key_id(1)]
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.FAILED
+    assert [key.wrapped.kek_version for key in (await in_a_file.keys()).values()] == ["3", "1", "3"]
+
+
+async def test_what_is_done_and_was_not_verified_is_verified_though_another_version_is_the_primary_by_now(
+    in_a_file: Rotated, new_version: NewVersion
+) -> None:
+    async with in_a_file.session() as session:
+        await new_version()
+        verify = session.administration.verify
+
+        async def nobody(mode: object, after: object = None) -> VerificationResult:
+            raise UnreachableError("nobody answers")
+
+        session.administration.verify = nobody  # type: ignore[method-assign]
+        await failing(session)
+        session.administration.verify = verify  # type: ignore[method-assign]
+        await new_version()
+        assert (await resume(session)).outcome is CommandOutcome.DONE

@@ -1,0 +1,75 @@
+"""Many data keys: each query and each batch needs the memory of one page, however many there are."""
+
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.keyring.administration import MAX_PAGE_SIZE, RotationState
+from shared.keyring.model import KeyringFingerprint, compute_fingerprint
+from shared.keyring.tables import data_keys
+from shared.sql.database_url import create_sqlite_url
+from tests.iterations import LONG
+from tests.shared.keyring.fake_kms import FakeKms
+from tests.shared.keyring.keyring import REWRAP, Keyring, opened, secret_of
+
+NUMBER = 100_000 if LONG else 10_000
+MEBIBYTE = 1024 * 1024
+
+
+@pytest.fixture
+async def keyring(tmp_path: Path) -> AsyncIterator[Keyring]:
+    kms = FakeKms()
+    async with opened(create_sqlite_url(tmp_path / "keyring.db"), kms) as keyring:
+        for first in range(0, NUMBER, 1000):
+            rows = [await _row(keyring, f"k{number:06}") for number in range(first, first + 1000)]
+            await keyring.database.write_exclusively(lambda it, rows=rows: it.execute(data_keys.insert(), rows))  # type: ignore[misc]
+        await keyring.take_lease()
+        kms.primary = 2
+        yield keyring
+
+
+async def _row(keyring: Keyring, name: str) -> dict[str, object]:
+    wrapped = await keyring.wrapping.wrap(name, secret_of(name))
+    return {
+        "id": name,
+        "status": "retired",
+        "wrapped": wrapped.ciphertext,
+        "kek": wrapped.kek,
+        "kek_version": wrapped.kek_version,
+        "algorithm": "AES-256-GCM",
+        "fingerprint": compute_fingerprint(secret_of(name)),
+        "created_at": 0.0,
+    }
+
+
+async def test_memory_does_not_grow_with_the_number_of_data_keys(keyring: Keyring) -> None:
+    carrier = keyring.administration
+    gc.collect()
+    tracemalloc.start()
+    try:
+        dry = await carrier.dry_run(REWRAP, "2")
+        census = await carrier.count_key_usage()
+        verified = await carrier.verify("full")
+        number, after = 0, ""
+        while page := await carrier.list_backup_rows(after):
+            number, after = number + len(page), page[-1].id
+        batch = await carrier.rotate(keyring.request(batch_size=MAX_PAGE_SIZE))
+        undone = await carrier.rollback("r1", keyring.token)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (dry.total, census.versions[0].data_keys, verified.data_keys, number) == (NUMBER,) * 4
+    assert (batch.state, batch.done, undone.done) == (RotationState.RUNNING, MAX_PAGE_SIZE, 0)
+    assert verified.fingerprint == _fingerprint()
+    assert peak < 5 * MEBIBYTE
+
+
+def _fingerprint() -> str:
+    whole = KeyringFingerprint()
+    for number in range(NUMBER):
+        name = f"k{number:06}"
+        whole._hash.update(f"{name} {compute_fingerprint(secret_of(name)).hex()}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,158 @@
+"""Cloud KMS by a real proxy, and with authorities of one's own."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from google.auth.credentials import AnonymousCredentials
+
+from ops.kms_emulator.emulator import Emulator
+from shared.config.settings import Address
+from shared.kms.gcp.client import GcpKmsKey
+from shared.kms.gcp.credentials import CredentialsLookup
+from shared.kms.port import KmsError
+from shared.kms.reason import Reason
+from shared.net.egress import EgressSettings
+from tests.shared.certificates import Authority
+from tests.shared.kms.conftest import KEY
+from tests.tinyproxy import TinyProxy, tinyproxy
+
+NAMES = (x509.DNSName("localhost"),)
+
+
+@asynccontextmanager
+async def tls_before(emulator: Emulator, authority: Authority) -> AsyncIterator[Address]:
+    """The emulator with TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.sign("kms", *NAMES))
+    context.set_alpn_protocols(["h2"])
+    connections: set[asyncio.Task[None]] = set()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*emulator.address)
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+        for end in (writer, back):
+            end.close()
+        await asyncio.gather(writer.wait_closed(), back.wait_closed(), return_exceptions=True)
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(connected(reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+    try:
+        yield Address("localhost", server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        await asyncio.wait_for(asyncio.gather(*connections), 10)  # each ends when its client has closed it
+
+
+@asynccontextmanager
+async def connected_key(at: Address, settings: EgressSettings) -> AsyncIterator[GcpKmsKey]:
+    def find() -> AnonymousCredentials:
+        return AnonymousCredentials()  # type: ignore[no-untyped-call]
+
+    key = GcpKmsKey(KEY, endpoint=str(at), lookup=CredentialsLookup(find), egress=settings)
+    try:
+        yield key
+    finally:
+        await key.close()
+
+
+async def round_trip(key: GcpKmsKey) -> bytes:
+    encrypted = await key.encrypt(b"secret", b"aad", timeout=10)
+    return (await key.decrypt(encrypted.ciphertext, b"aad", timeout=10)).plaintext
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def test_a_round_trip_through_a_proxy_with_a_login(
+    emulator: Emulator, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")  # the setting wins
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    async with tls_before(emulator, authority) as at:
+        with tinyproxy(tmp_path, login=True) as proxy:
+            file = tmp_path / "proxy_url"
+            file.write_text(proxy.url_with_login)
+            async with connected_key(at, EgressSettings(proxy_url_file=file, ca_file=authority.ca)) as key:
+                assert await round_trip(key) == b"secret"
+                assert proxy.asked == [f"CONNECT {at}"]
+                phases = await key.measure_connectivity(timeout=5)
+                assert [(phase.name, phase.error) for phase in phases] == [
+                    ("dns", None), ("tcp", None), ("proxy", None), ("tls", None)
+                ]  # fmt: skip
+                assert proxy.asked == [f"CONNECT {at}"] * 2
+
+
+async def test_what_a_proxy_refuses_is_told_with_its_phase(
+    emulator: Emulator, authority: Authority, tmp_path: Path
+) -> None:
+    def refused(proxy: TinyProxy, status: int) -> str:
+        return (
+            f"the proxy {proxy.address} (proxy) "
+            + {
+                403: f"refuses {at} (HTTP 403); allow it there, or set `proxy: none`",
+                407: "wants another user and password (HTTP 407); put them into its URL",
+            }[status]
+        )
+
+    async with tls_before(emulator, authority) as at:
+        for status, options in ((403, {"ports": (1,)}), (407, {"login": True})):
+            with tinyproxy(tmp_path, **options) as proxy:
+                async with connected_key(at, EgressSettings(proxy=proxy.url, ca_file=authority.ca)) as key:
+                    with pytest.raises(KmsError) as raised:
+                        await key.encrypt(b"x", b"", timeout=5)
+                    assert raised.value.reason is Reason.UNAVAILABLE
+                    phases = await key.measure_connectivity(timeout=5)
+                    assert [phase.name for phase in phases] == ["dns", "tcp", "proxy"]
+                    assert phases[-1].error == refused(proxy, status)
+
+
+async def test_the_environments_proxy_is_used_in_capitals_too_and_none_leads_past_it(
+    emulator: Emulator, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    with tinyproxy(tmp_path) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        async with connected_key(Address("kms.invalid", 443), EgressSettings()) as key:
+            with pytest.raises(KmsError):
+                await key.encrypt(b"x", b"", timeout=5)
+        assert set(proxy.asked) == {"CONNECT kms.invalid:443"}
+        async with tls_before(emulator, authority) as at:
+            for settings in (EgressSettings(ca_file=authority.ca), EgressSettings(proxy="none", ca_file=authority.ca)):
+                async with connected_key(at, settings) as key:
+                    assert await round_trip(key) == b"secret"
+        assert set(proxy.asked) == {"CONNECT kms.invalid:443"}
+
+
+async def test_authorities_are_read_again_when_their_file_changes(
+    emulator: Emulator, authority: Authority, tmp_path: Path
+) -> None:
+    file = tmp_path / "current.pem"
+    async with tls_before(emulator, authority) as at, connected_key(at, EgressSettings(ca_file=file)) as key:
+        with pytest.raises(KmsError, match=f"ca_file {file}: No such file or directory"):
+            await key.encrypt(b"x", b"", timeout=5)
+        file.write_bytes(Authority(tmp_path, "another").ca.read_bytes())
+        with pytest.raises(KmsError) as untrusted:
+            await key.encrypt(b"x", b"", timeout=5)
+        assert untrusted.value.reason is Reason.UNAVAILABLE
+        (tls,) = [phase for phase in await key.measure_connectivity(timeout=5) if phase.name == "tls"]
+        assert "is not trusted" in str(tls.error)
+        file.write_bytes(authority.ca.read_bytes())
+        with pytest.raises(KmsError):
+            await key.encrypt(b"x", b"", timeout=5)  # finds the file changed, and connects anew next time
+        assert await round_trip(key) == b"secret"
