@@ -158,7 +158,7 @@ class IncomingWebhookChannel:
             detail = "Slack: the answer is not one of an incoming webhook"
             return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, maybe_arrived=True)
         code = answer.strip()
-        meaning = _ERRORS.get(code) if 400 <= status < 500 and status != 429 else None
+        meaning = _ERRORS.get(code) if status < 500 else None
         named = f": {mask_reply(code, *_list_secrets(url))}" if re.fullmatch("[a-z_]{1,64}", code) else ""
         detail = f"Slack answered HTTP {status}{named}{_NEW_URL_HINT if code in _NEEDS_NEW_URL else ''}"
         if meaning is None:
