@@ -44,7 +44,7 @@ _ERROR_STATUSES: Final[dict[type[Exception], int]] = {
     UnreachableError: 503,
     KmsError: 503,
     DatabaseError: 503,
-    AdministrationError: 424,  # what is behind us refuses and goes on refusing, such as KMS
+    AdministrationError: 424,  # what is behind us refuses and continues refusing, such as KMS
 }
 """What an error of the keyring is answered: the first that fits."""
 _JSON: Final = TypeAdapter[Any](Any)
@@ -89,7 +89,7 @@ def handle_body(shape: BodyFormat[T], action: Callable[[T], Awaitable[object]]) 
 
 
 def parse_or_refuse(parse: Callable[[I], T], document: I) -> T:
-    """What `parse` makes of it. Raises RefusedError where it raises ValidationError."""
+    """What `parse` makes of it. Raises RefusedError if it raises ValidationError."""
     try:
         return parse(document)
     except ValidationError as error:

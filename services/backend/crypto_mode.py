@@ -70,7 +70,7 @@ class KmsChecker:
             log.exception("KMS check failed unexpectedly; it is tried again", seconds=interval)
 
     async def check(self) -> None:
-        """One round trip, and the mode that follows. Raises DatabaseError; the next check goes on from there."""
+        """One round trip, and the mode that follows. Raises DatabaseError; the next check continues from there."""
         async with self._keyring.lock:
             try:
                 await self._keyring.use_kms()

@@ -210,7 +210,7 @@ class Keyring:
         """Unwraps the data keys that no record has needed yet, and re-wraps by KMS those that the local key wraps.
 
         A few at a time, below KMS's quota, and beside the checks: of thousands it takes minutes. What KMS fails at
-        meanwhile decides nothing; the next time goes on from there. Of what KMS refused, a sample is tried again, see
+        meanwhile decides nothing; the next time continues from there. Of what KMS refused, a sample is tried again, see
         `UnwrapRetries`. Raises DatabaseError.
         """
         mode = self.mode
@@ -295,7 +295,7 @@ class Keyring:
             raise KeyUnavailableError(f"its data key {data_key_id} cannot be unwrapped: KMS: {error.reason}") from None
 
     async def _create_active_key(self, mode: CryptoMode, *, predecessor: DataKey | None) -> bool:
-        """Stores an active data key before it is used; False where `predecessor` is no longer active."""
+        """Stores an active data key before it is used; False if `predecessor` is no longer active."""
         new = UnwrappedKey(uuid.uuid4().hex, os.urandom(KEY_BYTES))
         wrapped = await self._wrap(mode, new)
         created_at = datetime.fromtimestamp(self._clock(), UTC)

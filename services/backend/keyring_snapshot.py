@@ -22,7 +22,7 @@ class KeyringPoller:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.snapshot: KeyringMetrics | None = None
-        """None where the database could not be read: nothing is shown rather than what was."""
+        """None if the database could not be read: nothing is shown rather than what was."""
 
     async def poll(self) -> None:
         """Reads it now."""

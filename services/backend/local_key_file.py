@@ -117,7 +117,7 @@ class InstanceLocalKey:
 
     @property
     def fingerprint(self) -> bytes | None:
-        """Of the local key; None where there is none."""
+        """Of the local key; None if there is none."""
         return self._key.fingerprint if self._key else None
 
     def wrap(self, plaintext: bytes, aad: bytes) -> bytes:
@@ -127,7 +127,7 @@ class InstanceLocalKey:
         return self._key.wrap(plaintext, aad)
 
     def unwrap(self, ciphertext: bytes, aad: bytes) -> bytes:
-        """What `wrap` was given. Raises DecryptionError, and UnwrapError where there is no local key."""
+        """What `wrap` was given. Raises DecryptionError, and UnwrapError if there is no local key."""
         if self._key is None:
             raise UnwrapError(f"it is wrapped by the local key, {self.missing_reason}")
         return self._key.unwrap(ciphertext, aad)
@@ -172,7 +172,7 @@ class InstanceLocalKey:
             raise LocalKeyMissingError(self._file) from None
 
     async def reopen_if_missing(self) -> None:
-        """Opens it where there was none: somebody may have put it back. Raises DatabaseError."""
+        """Opens it if there was none: somebody may have put it back. Raises DatabaseError."""
         if self._key is None:
             try:
                 await self.open()

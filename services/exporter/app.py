@@ -77,7 +77,7 @@ async def run_exporter(
 
 
 async def serve(runner: ServerRunner[ExporterSettings]) -> None:
-    """Runs until SIGTERM or SIGINT. Raises StartError where it cannot listen."""
+    """Runs until SIGTERM or SIGINT. Raises StartError if it cannot listen."""
     async with run_exporter(runner.settings) as app:
         await runner.serve(app, app.state.apply, on_stop=lambda: app.state.stop())  # noqa: PLW0108 - that of the generation that runs by then
 

@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from services.exporter.backends.reader import open_http_client
 from services.exporter.config import ExporterSettings, is_folder_usable
 from services.exporter.jobs import ReadBackend, build_backend_reader
 from services.exporter.model import BackendState
@@ -28,9 +27,8 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             kms = connect_key(target.kms)
             stack.push_async_callback(kms.close)
             checks += list_key_checks(key, kms, kms.profile.probe_permissions, timeout=settings.probe.timeout)
-        session = await stack.enter_async_context(open_http_client())
         for n, backend in enumerate(settings.backends):
-            read = build_backend_reader(backend, settings.probe.timeout, session, stack)
+            read = await build_backend_reader(backend, settings.probe.timeout, stack)
             checks.append(Check(f"backends.{n} ({backend.service}) documents", partial(_check_documents, read)))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
@@ -46,7 +44,7 @@ async def _check_folder(folder: Path) -> str:
 async def _check_documents(read: ReadBackend) -> str:
     states = await read()
     if problems := [problem for state in states for problem in state.problems]:
-        raise CheckError("; ".join(problems), "start the backend, correct the URLs, or describe its documents")
+        raise CheckError("; ".join(problems), "start the backend, correct the URLs, or set `health` and `metrics`")
     return ", ".join(_describe_state(state) for state in states)
 
 

@@ -46,6 +46,9 @@ _BACKEND: Final = """\
   - service: {service}
     health_url: {health}
     metrics_url: {metrics}
+    # Where the health document says it elsewhere, or in other words; `status` where only its status code counts:
+    # health: {{mode: /crypto/mode, ready: /crypto/ready, values: {{kms: [KMS, hsm], env: [local]}}}}
+    # authorization: {{credentials_file: /run/secrets/{service}_token}}
 """
 
 

@@ -40,7 +40,7 @@ class FailureSpan:
     detail: str
     """Of the last one: a service's text may differ at each call."""
     connectivity: tuple[ConnectivityPhase, ...]
-    """As it was measured last; empty where it was not."""
+    """As it was measured last; empty if it was not."""
 
 
 class RoundTrips:
@@ -250,7 +250,7 @@ class History:
         record.version = self._next_version()
 
     def remove_replica(self, service: str, replica: str | None) -> None:
-        """A replica is gone: its address stands behind the name no more."""
+        """A replica is gone: its address stands behind the name no longer."""
         if self.backends.pop((service, replica), None) is None:
             return
         version = self._next_version()

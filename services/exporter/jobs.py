@@ -14,8 +14,6 @@ from operator import itemgetter
 from random import Random
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from services.exporter.backends.credentials import BackendCredentials
 from services.exporter.backends.documents import OWN_NAMES
 from services.exporter.backends.reader import BackendReader, open_http_client
@@ -32,6 +30,7 @@ from services.exporter.scheduler import NextRun, ScheduledJob, run_schedule
 from shared.kms.port import KmsKey
 from shared.kms.reason import Reason
 from shared.kms.settings import ProviderSettings
+from shared.net.egress import DIRECT, Egress, EgressSettings
 
 Connect = Callable[[ProviderSettings], KmsKey]
 ReadBackend = Callable[[], Awaitable[Sequence[BackendState]]]
@@ -65,7 +64,6 @@ async def start_jobs(
         random: for the schedule's jitter.
     """
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(open_http_client())
         # One semaphore for each KMS: one that hangs does not block the keys of another.
         create_semaphore = partial(asyncio.Semaphore, settings.probe.concurrency)
         probe_semaphores: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(create_semaphore)
@@ -93,7 +91,7 @@ async def start_jobs(
             inspection_jobs[target.kms.provider].append((inspected_at, inspection))
         reads = [
             _build_backend_job(
-                backend.service, build_backend_reader(backend, settings.probe.timeout, session, stack), results
+                backend.service, await build_backend_reader(backend, settings.probe.timeout, stack), results
             )
             for backend in settings.backends
         ]
@@ -186,17 +184,17 @@ def _build_inspection_job(
     return ScheduledJob(f"key inspection of {target.name}", run)
 
 
-def build_backend_reader(
-    backend: Backend, timeout: float, session: aiohttp.ClientSession, stack: AsyncExitStack
-) -> ReadBackend:
+async def build_backend_reader(backend: Backend, timeout: float, stack: AsyncExitStack) -> ReadBackend:
     """What reads a backend, each of its replicas, once.
 
     Args:
         backend: its settings.
         timeout: seconds for each document.
-        session: makes the requests.
         stack: ends what the reader needs.
     """
+    # Replicas are reached by their addresses, which no proxy has to know.
+    egress = EgressSettings(proxy=DIRECT) if backend.resolve == "all" else backend
+    session = await stack.enter_async_context(open_http_client(Egress(egress)))
     parser = ThreadPoolExecutor(1, "metrics-parser")
     stack.callback(parser.shutdown, wait=False, cancel_futures=True)
     reader = BackendReader(

@@ -58,17 +58,17 @@ class ProbeResult:
     calls: tuple[Call, ...]
     """In their order, at least one; only the last one can have failed."""
     key_version: str | None
-    """The version that encrypted; None where nothing was encrypted."""
+    """The version that encrypted; None if nothing was encrypted."""
     protection_level: str | None = None
     """Of that version, such as `HSM`."""
     connectivity: tuple[ConnectivityPhase, ...] = ()
     """Measured where the service did not answer: is it the network, or KMS?"""
     key_version_number: int | None = None
-    """The number of the version that encrypted; None where the provider does not number versions."""
+    """The number of the version that encrypted; None if the provider does not number versions."""
 
     @property
     def failed_call(self) -> Call | None:
-        """The call that ended the round trip, or None where it succeeded."""
+        """The call that ended the round trip, or None if it succeeded."""
         last = self.calls[-1]
         return last if last.failure else None
 
@@ -109,17 +109,17 @@ class KeyInspection:
     """Whether the account has each permission that was checked."""
     canaries: tuple[CanaryResult, ...]
     wrong_aad_check: Call | None
-    """A decryption with the wrong AAD, which has to be refused; its failure says that it was not. None where the call
+    """A decryption with the wrong AAD, which has to be refused; its failure says that it was not. None if the call
     ended otherwise, so that nobody knows."""
     call_counts: Mapping[KeyRead, int]
     """How many calls of each kind were made."""
     problems: tuple[str, ...] = ()
     """One sentence each."""
     encrypt_call: Call | None = None
-    """The encryption that a new canary, or the check with the wrong AAD, needed; None where none did."""
+    """The encryption that a new canary, or the check with the wrong AAD, needed; None if none did."""
     versions_without_canary: tuple[str, ...] | None = None
     """Older versions that may be needed and have no canary, so that their ciphertexts are not checked, the newest
-    first; None where that is not known, or no canaries are kept."""
+    first; None if that is not known, or no canaries are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,10 @@ class Health:
     """What a backend's `/healthz` says of its encryption."""
 
     mode: CryptoMode | None
-    """None where it names none, or one that is unknown."""
+    """None if it names none, or one that is unknown."""
     ready: bool
     mode_problem: str | None = None
-    """Why the mode that it names is unknown, for a log and a person; None where it is known, or none is expected."""
+    """Why the mode that it names is unknown, for a log and a person; None if it is known, or none is expected."""
 
 
 Samples = Mapping[tuple[str, ...], float]
@@ -143,11 +143,11 @@ class BackendState:
 
     service: str
     health: Health | None
-    """None where the health check did not answer in time or could not be read: the backend counts as down."""
+    """None if the health check did not answer in time or could not be read: the backend counts as down."""
     init_timestamp: float | None = None
-    """Unix seconds of its last initialisation; None where its metrics do not say."""
+    """Unix seconds of its last initialisation; None if its metrics do not say."""
     decryption_errors: float | None = None
-    """Its own counter, as it is; None where its metrics do not say."""
+    """Its own counter, as it is; None if its metrics do not say."""
     keyring: Mapping[str, Samples] = field(default_factory=dict)
     """The families of its data keys and their rotation, unchanged, by name; without those that it does not expose."""
     problems: tuple[str, ...] = ()

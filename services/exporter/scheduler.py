@@ -15,7 +15,7 @@ import structlog
 from shared.process.concurrency import is_task_cancelled
 
 START_SPACING = 0.1
-"""Seconds between the first runs of two jobs, so that they do not all begin in the same moment."""
+"""Seconds between the first runs of two jobs, so that they do not all begin at the same moment."""
 JITTER_FRACTION = 0.1
 """How late a run may come, as a part of the interval, so that many exporters do not stay in step with one another."""
 MAX_BACKOFF = 60.0

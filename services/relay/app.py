@@ -232,7 +232,7 @@ def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:
-    """What the gauges show; None where the outbox cannot be read or cannot commit."""
+    """What the gauges show; None if the outbox cannot be read or cannot commit."""
     if store.error is not None:
         return None  # values that can still be read would hide that nothing is committed
     try:

@@ -39,7 +39,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
     """The payload that a channel would send for a webhook, the first of its incident. Sends nothing.
 
     Raises:
-        ValueError: the body is no webhook of Alertmanager; says where.
+        ValueError: the body is no webhook of Alertmanager; the message says where.
     """
     try:
         event = limit_size(read_event(body, ""))

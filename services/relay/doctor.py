@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
-from services.relay.config import RelaySettings
+from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import build_links
 from services.relay.model import Alert, Status
@@ -14,7 +15,7 @@ from services.relay.monitors.receivers import Receivers, check_receiver, check_u
 from services.relay.outbox.database_check import check_outbox
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
-from shared.net.page import check_page
+from shared.net.page import check_connection, check_page
 
 
 @asynccontextmanager
@@ -28,10 +29,10 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             checks += channel.list_checks(f"channels.{name}")
         token = SecretFile(settings.alertmanager.token_file) if settings.alertmanager.token_file else None
         for n, url in enumerate(settings.alertmanager.urls):
-            alertmanager = _Alertmanager(AlertmanagerClient(url, token))
+            alertmanager = _Alertmanager(AlertmanagerClient(url, token, settings.alertmanager))
             stack.push_async_callback(alertmanager.client.close)
             checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
-        yield [*checks, *_list_link_checks(settings)]
+        yield [*checks, *_list_ping_checks(settings), *_list_link_checks(settings)]
 
 
 class _Alertmanager:
@@ -64,6 +65,18 @@ class _Alertmanager:
     async def _check_unserved(self, served: Sequence[str | None]) -> str:
         assert self._receivers  # noqa: S101  # likewise
         return check_unserved(self._receivers, served)
+
+
+def _list_ping_checks(settings: RelaySettings) -> Iterator[Check]:
+    """Without a request, which would be a heartbeat."""
+    for n, watchdog in enumerate(settings.watchdogs):
+        if watchdog.ping_url_file:
+            key = f"watchdogs.{n}"
+            yield Check(f"{key} ping", partial(_check_ping, watchdog.ping_url_file, watchdog), f"{key}.ping_url_file")
+
+
+async def _check_ping(file: Path, watchdog: WatchdogSettings) -> str:
+    return await check_connection(SecretFile(file).read_value(), watchdog)
 
 
 def _list_link_checks(settings: RelaySettings) -> Iterator[Check]:

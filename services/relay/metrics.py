@@ -124,7 +124,7 @@ class OutboxGauges(Collector):
         watchdogs: likewise.
         states: those that are counted.
         unfinished_states: which of them are still to be sent.
-        read_state: reads the outbox; None where it cannot.
+        read_state: reads the outbox; None if it cannot.
     """
 
     def __init__(

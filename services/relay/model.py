@@ -54,7 +54,7 @@ class Event:
     """One webhook: the state of one group at one moment."""
 
     source: str
-    """Which of several independent Alertmanagers sent it; empty where there is one."""
+    """Which of several independent Alertmanagers sent it; empty if there is one."""
     receiver: str
     group_key: str
     status: Status
@@ -86,7 +86,7 @@ def collect_digests(event: Event) -> frozenset[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Where a person goes from an alert; each is http(s), or None where there is none."""
+    """Where a person goes from an alert; each is http(s), or None if there is none."""
 
     runbook: str | None
     dashboard: str | None
@@ -177,7 +177,7 @@ def hash_alerts(event: Event) -> int:
 
 
 def find_alertname(event: Event) -> str:
-    """What a person calls it; empty where the alerts of the group have several names and none is its own."""
+    """What a person calls it; empty if the alerts of the group have several names and none is its own."""
     return event.group_labels.get("alertname") or event.common_labels.get("alertname", "")
 
 
@@ -195,5 +195,5 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(event_json: bytes) -> Event:
-    """The event that `encode_event` wrote. Raises ValueError where it is not one."""
+    """The event that `encode_event` wrote. Raises ValueError if it is not one."""
     return untrusted_json.decode_json(_DECODER, event_json)

@@ -93,7 +93,7 @@ def format_state(message: Message) -> str:
 
 
 def format_remark(message: Message) -> str:
-    """The relay's own remarks on one line; empty where there are none."""
+    """The relay's own remarks on one line; empty if there are none."""
     return truncate(" ".join(filter(None, map(clean_line, (message.task.remark, message.event.remark)))), MAX_REMARK)
 
 
@@ -200,7 +200,7 @@ def list_group_links(event: Event) -> list[Link]:
 
 
 def _format_matchers(labels: Mapping[str, str]) -> str:
-    """The labels as Alertmanager's page reads them from its address; empty where it would not read the same."""
+    """The labels as Alertmanager's page reads them from its address; empty if it would not read the same."""
     if any(
         not _LABEL_NAME.fullmatch(key) or not value.isprintable() or set('"\\') & set(value)
         for key, value in labels.items()
@@ -222,7 +222,7 @@ def _sanitize_short_url(url: str) -> str | None:
 def sanitize_url(url: str | None) -> str | None:
     """An http(s) URL in which nothing ends a link in any medium.
 
-    None where it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
+    None if it is none, holds a user or a password (which may be a secret, or make a host look like another), or is
     longer than media take.
     """
     if not url or len(url) > MAX_URL or re.search(r"[\s\\]", url) or url != clean_text(url):

@@ -1,5 +1,7 @@
 """`keypulse-rotator`: rotates data keys and re-wraps them, and reports what it did."""
 
+import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,14 +13,18 @@ import click
 from services.rotator import inspection
 from services.rotator.app import SessionCommand, run_and_report
 from services.rotator.config import RotatorSettings
+from services.rotator.conformance import INTRODUCTION, run_conformance
 from services.rotator.doctor import open_checks
+from services.rotator.model import RotatorError
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import resume, rollback, run
 from shared import VERSION
-from shared.keyring.administration import RotationType
+from shared.check import format_line
+from shared.keyring.administration import AdministrationError, RotationType
 from shared.process.command_line import load_settings_or_exit
 from shared.process.doctor import create_doctor_command
+from shared.smoke.report import build_document
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -30,7 +36,8 @@ Examples:
   keypulse-rotator rollback --config rotator.yml
   keypulse-rotator census --config rotator.yml --json
   keypulse-rotator restore-check latest --config rotator.yml
-  keypulse-rotator retire 1 --confirm 1 --config rotator.yml"""
+  keypulse-rotator retire 1 --confirm 1 --config rotator.yml
+  keypulse-rotator conformance --config rotator.yml"""
 
 Command = Callable[..., Any]
 _TYPES: Final = click.Choice([str(each) for each in RotationType])
@@ -178,6 +185,24 @@ def destroy_(config: Path | None, *, as_json: bool, version: str, confirm: str, 
     """Have a version destroyed that was retired 30 days ago. Older backups of the database may need it for ever."""
     _check_confirmation(version, confirm)
     _run_command("destroy", config, as_json, lambda session: destroy_version(session, version, confirmed_backups))
+
+
+@main.command("conformance")
+@_add_options
+def conformance_(config: Path, *, as_json: bool) -> None:
+    """Check a service's admin API. Re-wraps one data key at most, and rolls that back."""
+    settings = load_settings_or_exit(RotatorSettings, config)
+    try:
+        if not as_json:
+            click.echo(f"{settings.driver.location}: {INTRODUCTION}\n", err=True)
+        results = asyncio.run(run_conformance(settings))
+    except (RotatorError, AdministrationError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    document = build_document(results)
+    lines = "\n".join(format_line(result, verbose=True) for result in results)
+    click.echo(json.dumps(document, indent=2) if as_json else lines)
+    sys.exit(0 if document["ok"] else 1)
 
 
 main.add_command(create_doctor_command(RotatorSettings, open_checks, "keypulse-rotator"))

@@ -26,7 +26,7 @@ class RotatorSettings(CommandSettings):
     driver: DriverSettings
     kms: KeySettings
     other_keyrings: tuple[DriverSettings, ...] | None = None
-    """Further keyrings that the same KMS key wraps; None where nobody has said whether there are any."""
+    """Further keyrings that the same KMS key wraps; None if nobody has said whether there are any."""
     state_dir: Annotated[FilePath, FileCheck(_check_state_folder, "checks later")]
     """Encrypted backups and reports; made if missing."""
     kms_timeout: Duration = 5.0

@@ -3,14 +3,19 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.check import Check, CheckError
-from shared.keyring.administration import AdministrationError
+from shared.keyring.administration import Administration, AdministrationError
+from shared.keyring.model import LOCAL_KEK
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.registry import connect_key
 from shared.kms.settings import ProviderSettings
+
+_MAX_KEYS: Final = 100
+"""Data keys that are read of a keyring."""
 
 
 @asynccontextmanager
@@ -31,20 +36,31 @@ async def open_checks(settings: RotatorSettings) -> AsyncIterator[Sequence[Check
 
 
 async def _check_keyring(driver: DriverSettings, kms: ProviderSettings) -> str:
-    """By the calls that read, and only them."""
+    """By one call that reads."""
     try:
         async with open_driver(driver, kms, caller="keypulse-rotator doctor") as administration:
-            usage = await administration.count_key_usage()
+            count, keks = await _read_keyring(administration, driver)
     except AdministrationError as error:
         what, _, hint = str(error).rpartition("; ")
         raise CheckError(
             what or hint, hint if what else f"correct the settings of the driver `{driver.kind}`"
         ) from None
-    # A driver without the service tells the key of our configuration; only the rows know better.
-    wrapping = {version.kek for version in usage.versions} | {usage.kek}
-    if usage.kek != kms.key or (usage.versions and kms.key not in {version.kek for version in usage.versions}):
-        others = ", ".join(sorted(each for each in wrapping - {kms.key} if each)) or "a KMS key that it does not tell"
+    if keks and kms.key not in keks:
         raise CheckError(
-            f"its data keys are wrapped by {others}", "set `kms.key` to that key, or the driver to another service"
+            f"its data keys are wrapped by {', '.join(sorted(keks))}",
+            "set `kms.key` to that key, or the driver to another service",
         )
-    return f"{sum(each.data_keys for each in usage.versions)} data keys"
+    return f"{count} data keys can be read"
+
+
+async def _read_keyring(administration: Administration, driver: DriverSettings) -> tuple[int, set[str]]:
+    """How many data keys were read, and the KMS keys that wrap them.
+
+    A hundred of a keyring, whose census also counts records. A table of another program has no list before the first
+    rotation, and its census is one scan.
+    """
+    if driver.has_own_keys:
+        keys = await administration.list_keys(limit=_MAX_KEYS)
+        return len(keys), {key.kek for key in keys} - {LOCAL_KEK}
+    versions = (await administration.count_key_usage()).versions
+    return sum(version.data_keys for version in versions), {version.kek for version in versions}

@@ -54,5 +54,5 @@ class ProgressReporter(Protocol):
         ...
 
     def report_progress(self, progress: StepProgress) -> None:
-        """A step goes on."""
+        """A step continues."""
         ...

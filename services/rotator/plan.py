@@ -49,7 +49,7 @@ def can_resume(latest: RotationProgress) -> bool:
 
 
 def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
-    """How its runner's latest verification ended; None where none came to its end since the last change."""
+    """How its runner's latest verification ended; None if none came to its end since the last change."""
     for entry in reversed(latest.journal):
         if entry.outcome not in (StepOutcome.SUCCEEDED, StepOutcome.PROBLEMS):
             continue

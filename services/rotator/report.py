@@ -34,7 +34,7 @@ class OtherKeyringUsage(BaseModel):
     name: str
     """Where it is."""
     census: KeyUsage | None = None
-    """None where it did not answer."""
+    """None if it did not answer."""
     error: str | None = None
     """Why it did not."""
 

@@ -153,7 +153,7 @@ async def _schedule_destruction(
 def _check_version_state(
     key: KeyDescription, version: str, command: str, expected: tuple[VersionState, ...]
 ) -> VersionState:
-    """The version's state in KMS. Raises RotatorError where it is none of those `expected`."""
+    """The version's state in KMS. Raises RotatorError if it is none of those `expected`."""
     found = key.find_version(version)
     if found is None:
         raise RotatorError(f"the KMS key has no version {version}", "census")
@@ -175,7 +175,7 @@ async def _refuse_if_used(
     confirmed_backups: int,
     other_keyrings: Sequence[OtherKeyringUsage],
 ) -> None:
-    """Raises RotatorError where a data key, a record, a kept backup or an unconfirmed backup needs the version."""
+    """Raises RotatorError if a data key, a record, a kept backup or an unconfirmed backup needs the version."""
     kek = session.settings.kms.key
     usage = await session.administration.count_key_usage()
     _refuse_if_used_by_keyring(usage, kek, key, version, "", "run --type rewrap-kek")
@@ -214,7 +214,7 @@ def _has_other_version(key: KeyDescription, needs: Sequence[str]) -> bool:
 def _refuse_if_used_by_keyring(
     usage: KeyUsage, kek: str, key: KeyDescription, version: str, prefix: str, next_command: str
 ) -> None:
-    """Raises RotatorError where a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
+    """Raises RotatorError if a data key or a record of a keyring needs the version; `prefix` begins its sentence."""
     versions = usage.versions
     if not any(each.kek == kek for each in versions):
         raise RotatorError(

@@ -133,7 +133,7 @@ class PasswordChecker:
             following = own.popleft()
             if own:
                 self._queues[network] = own
-            if not following.done():  # it was not cancelled in the same moment
+            if not following.done():  # it was not cancelled at the same moment
                 following.set_result(None)
                 return
         self._is_running = False

@@ -77,7 +77,7 @@ class LenientText(TypeDecorator[str]):
 
 
 class LenientTimestamp(TypeDecorator[float]):
-    """Unix seconds. Read as 0 where they are no moment."""
+    """Unix seconds. Read as 0 if they are no moment."""
 
     impl = Float
     cache_ok = True

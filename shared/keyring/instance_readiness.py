@@ -59,7 +59,7 @@ async def wait_for_all_instances(database: Database, data_key_id: str) -> None:
     """Returns once every instance that is alive holds the pending data key.
 
     Raises:
-        RefusedError: one does not, after three of its intervals, or two minutes where those are longer.
+        RefusedError: one does not, after three of its intervals, or two minutes if those are longer.
     """
     started_at = asyncio.get_running_loop().time()
     while lacking := await database.read(

@@ -155,7 +155,7 @@ def _rebuild_with_text_versions(connection: Connection, table: Table, versions: 
 
 
 def _name_needs_by_text(needs: str) -> str | None:
-    """The versions that a backup needs, as texts; None where they are no list of numbers."""
+    """The versions that a backup needs, as texts; None if they are no list of numbers."""
     try:
         numbers = json.loads(needs)
     except ValueError:

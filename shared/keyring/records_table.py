@@ -41,7 +41,7 @@ class RecordsTable:
     """None if this process cannot decrypt them."""
 
     async def check_columns(self, database: Database) -> None:
-        """Raises DatabaseError where there is no such table or column."""
+        """Raises DatabaseError if there is no such table or column."""
 
         def columns(connection: Connection) -> set[str]:
             found = inspect(connection)

@@ -161,6 +161,6 @@ def fetch(connection: Connection, query: Select[tuple[object, ...]], row_type: t
 
 
 def fetch_first(connection: Connection, query: Select[tuple[object, ...]], row_type: type[R]) -> R | None:
-    """The first row of `query`, as `fetch` gives it; None where there is none."""
+    """The first row of `query`, as `fetch` gives it; None if there is none."""
     row = connection.execute(query).first()
     return None if row is None else row_type(*row)

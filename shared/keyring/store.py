@@ -59,7 +59,7 @@ def find_active_data_key(connection: Connection) -> DataKey | None:
 def insert_data_key(connection: Connection, key: DataKey) -> None:
     """Stores a new one, or one that was abandoned.
 
-    Raises IntegrityError where its id is there or another is active, and RetiredVersionError.
+    Raises IntegrityError if its id is there or another is active, and RetiredVersionError.
     """
     refuse_retired_version(connection, key.wrapped)
     values = {
@@ -87,7 +87,7 @@ def replace_wrap(connection: Connection, data_key_id: str, expected: WrappedKey,
 
 
 def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
-    """Raises RetiredVersionError where nothing may be wrapped by this version any more."""
+    """Raises RetiredVersionError if nothing may be wrapped by this version any more."""
     if wrapped.kek_version in list_retired_versions(connection, wrapped.kek):
         raise RetiredVersionError(
             f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it; "
@@ -103,7 +103,7 @@ def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
 
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
-    """The fingerprint of the service's local key; None where none is stored."""
+    """The fingerprint of the service's local key; None if none is stored."""
     return connection.execute(select(local_key.c.fingerprint)).scalar_one_or_none()
 
 
@@ -146,7 +146,7 @@ class DataKeyStore:
 
         Args:
             new: a key that is not stored yet; its own status does not matter.
-            expected_active: the key that is expected to be active, or None where none is.
+            expected_active: the key that is expected to be active, or None if none is.
             local_fingerprint: fingerprint of the local key, where that wraps `new`.
 
         Returns:

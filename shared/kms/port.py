@@ -58,7 +58,7 @@ class EncryptResult:
     protection_level: str
     """`SOFTWARE`, `HSM`, `EXTERNAL`, …"""
     version_number: int | None = None
-    """The number of the version, for a metric; None where the provider does not number versions."""
+    """The number of the version, for a metric; None if the provider does not number versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +79,15 @@ class KeyVersion:
     state: VersionState
     protection_level: str
     destroy_at: float | None
-    """Unix seconds; None where no destruction is scheduled."""
+    """Unix seconds; None if no destruction is scheduled."""
     destroyed_at: float | None = None
     """Unix seconds; None while it is not destroyed."""
     provider_state: str = ""
-    """The state as the provider names it, such as `ENABLED`; empty where `state` says it."""
+    """The state as the provider names it, such as `ENABLED`; empty if `state` says it."""
     display_name: str = ""
-    """For people; empty where the id is readable itself."""
+    """For people; empty if the id is readable itself."""
     number: int | None = None
-    """For a metric; None where the provider does not number versions."""
+    """For a metric; None if the provider does not number versions."""
 
     @property
     def label(self) -> str:
@@ -105,7 +105,7 @@ class KeyDescription:
     """A key and all its versions, as they were read."""
 
     primary_version: str | None
-    """The version that encrypts; None where there is none."""
+    """The version that encrypts; None if there is none."""
     next_rotation_at: float | None
     """Unix seconds; None if none is scheduled."""
     versions: tuple[KeyVersion, ...]
@@ -114,7 +114,7 @@ class KeyDescription:
     """How many calls this took: a long list comes in pages."""
 
     def find_version(self, version: str | None) -> KeyVersion | None:
-        """The version of that id; None where the key has none."""
+        """The version of that id; None if the key has none."""
         return next((each for each in self.versions if each.id == version), None)
 
     def get_label(self, version: str) -> str:
@@ -123,7 +123,7 @@ class KeyDescription:
         return found.label if found else version
 
     def list_older_versions(self) -> tuple[KeyVersion, ...]:
-        """Those that are older than the primary version, the oldest first; all where there is none."""
+        """Those that are older than the primary version, the oldest first; all if there is none."""
         ids = [each.id for each in self.versions]
         return self.versions[: ids.index(self.primary_version)] if self.primary_version in ids else self.versions
 
@@ -188,7 +188,7 @@ class KmsKey(Protocol):
     async def read_service_clock(self, *, timeout: float) -> float | None:
         """The time by the service's clock, to the second, in unix seconds, within `timeout` seconds. Never raises.
 
-        None where the service does not tell it, or does not answer.
+        None if the service does not tell it, or does not answer.
         """
         ...
 

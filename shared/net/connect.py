@@ -21,7 +21,7 @@ async def connect(addresses: list[ResolvedAddress]) -> socket.socket:
         addresses: at least one.
 
     Raises:
-        OSError: no address accepted a connection; its errno is that of all of them, or None where they differ.
+        OSError: no address accepted a connection; its errno is that of all of them, or None if they differ.
     """
     infos = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in addresses]
     return await start_connection(infos, happy_eyeballs_delay=ATTEMPT_DELAY_SECONDS)

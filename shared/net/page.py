@@ -1,11 +1,18 @@
-"""Whether a page that people are sent to answers, for the command `doctor`."""
+"""Whether a page that people are sent to answers, and whether a server can be reached: for the command `doctor`."""
 
+import asyncio
+import ssl
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from shared.check import CheckError
+from shared.config.settings import Address
 from shared.net.aiohttp_connector import Connector
+from shared.net.connect import connect
+from shared.net.egress import Egress, EgressSettings
+from shared.net.resolver import resolve
+from shared.net.tunnel import open_tunnel
 
 
 async def check_page(url: str) -> str:
@@ -40,3 +47,35 @@ async def check_page(url: str) -> str:
     if status >= 400:
         raise CheckError(f"{host} answers with HTTP {status}", "see the log of what answers there")
     return f"{host} answers with HTTP {status}"
+
+
+async def check_connection(url: str, settings: EgressSettings) -> str:
+    """Connect to the server of a URL, with TLS if that is https, and hang up: for a URL whose request has an effect.
+
+    Args:
+        url: of an HTTP server; it may hold a secret in its path.
+        settings: by which proxy and authorities it is reached.
+
+    Raises:
+        CheckError: there is no connection, or its certificate is not trusted.
+    """
+    parts, egress = urlsplit(url), Egress(settings)
+    server = Address(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    try:
+        proxy = egress.find_proxy(url)
+        connection = await (open_tunnel(proxy, server) if proxy else connect(await resolve(*server)))
+        trusted = egress.load_tls_context() or await asyncio.to_thread(ssl.create_default_context)
+        _, writer = await asyncio.open_connection(
+            sock=connection,
+            ssl=trusted if parts.scheme == "https" else None,
+            server_hostname=server.host if parts.scheme == "https" else None,
+        )
+        writer.close()
+    except ssl.SSLCertVerificationError as error:
+        raise CheckError(
+            f"the certificate of {server} is not trusted: {error.verify_message}", "name its authority in `ca_file`"
+        ) from None
+    except OSError as error:
+        cause = error.strerror or type(error).__name__
+        raise CheckError(f"no connection to {server}: {cause}", "check its address, DNS, firewall and proxy") from None
+    return f"{server} can be reached"

@@ -1,4 +1,4 @@
-"""Reads a database without changing it, for the command `doctor`: no file is made, no table, and no WAL is begun."""
+"""Reads a database without changing it, for the command `doctor`: no file is made, no table, and no WAL is started."""
 
 import asyncio
 import sqlite3

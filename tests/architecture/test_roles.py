@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from ops.demo.stand_ins import app as stand_ins
 from ops.kms_emulator import emulator, fault_api
-from ops.kms_emulator.faults import KmsFaults
+from ops.kms_emulator.faults import EmulatorFaults
 from services.backend import app as backend
 from services.backend.config import BackendSettings
 from services.exporter import app as exporter
@@ -108,6 +108,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /api/kms/heal": Role.ADMIN,
         "GET /slack/api/{method}": OPEN,  # they ask for tokens of their own
         "POST /slack/api/{method}": OPEN,
+        "POST /slack/services/{team}/{app}/{secret}": OPEN,  # the secret is in the path
         "POST /pagerduty/v2/enqueue": OPEN,
     },
 }
@@ -115,6 +116,7 @@ UNRECORDED = {
     "PUT /v1/records/{id}": "an application's data",
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
+    "POST /slack/services/{team}/{app}/{secret}": "a message",
     "POST /pagerduty/v2/enqueue": "an event",
 }
 """What changes something and is no action of somebody's on the server."""
@@ -267,7 +269,7 @@ STARTS: Mapping[str, Callable[..., AbstractAsyncContextManager[tuple[Any, Starle
 async def serving(name: str, folder: Path, *, closed: bool = True, users: bool = False) -> AsyncIterator[Server]:
     """A server as `ServerRunner` serves it."""
     if name == "emulator":
-        app = fault_api.build_app(KmsFaults(lambda: 0.5), CollectorRegistry(), remote=False)
+        app = fault_api.build_app(EmulatorFaults(lambda: 0.5), CollectorRegistry(), remote=False)
         yield Server(app, app, [])
         return
     if name == "stand-ins":

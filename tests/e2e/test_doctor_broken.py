@@ -15,7 +15,7 @@ from aiohttp import web
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend import doctor as backend_doctor
 from services.backend.config import BackendSettings
 from services.exporter import doctor as exporter_doctor
@@ -60,6 +60,8 @@ class Pages:
     async def answer(self, request: web.Request) -> web.Response:
         if (body := await request.text()) not in {"", "{}"}:
             self.posted.append(f"{request.path}: {body}")
+        if request.path.startswith("/ping"):
+            self.posted.append(request.path)
         if request.path == "/api/v2/status":
             return web.json_response({"config": {"original": self.alertmanager}})
         status, text = self.answers.get(request.path, (404, "no such page"))
@@ -143,6 +145,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             "alertmanager": {"urls": [pages.url]},
             "links": {"runbook": f"{pages.url}/runbook#{{alertname}}", "dashboard": f"{pages.url}/dashboard"},
             "routes": [{"receiver": "kms-critical", "channels": ["slack"]}],
+            "watchdogs": [
+                {
+                    "matchers": ['alertname="Watchdog"'],
+                    "expect_every": "5m",
+                    "channels": ["slack"],
+                    "ping_url_file": "ping_url",
+                }
+            ],
             "channels": channels,
             "default_channels": ["slack"],
         }
@@ -165,6 +175,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         found.write("relay_token", "a-token-of-alertmanager")
         found.write("slack_token", TOKEN)
         found.write("pagerduty_key", ROUTING_KEY)
+        found.write("ping_url", f"{pages.url}/ping/secret-of-ping")
         yield found
 
 
@@ -175,7 +186,7 @@ async def test_a_configuration_that_works_passes_every_check_and_nothing_is_sent
     assert len(results) >= 4
     assert world.sent == []
     made = {file.name for file in world.folder.iterdir()}
-    assert made == {f"{service}.yml", "canaries", "relay_token", "slack_token", "pagerduty_key"}
+    assert made == {f"{service}.yml", "canaries", "relay_token", "slack_token", "pagerduty_key", "ping_url"}
 
 
 async def test_a_database_that_exists_is_read_and_left_as_it_is(world: World) -> None:
@@ -272,7 +283,7 @@ def need_a_login(world: World) -> None:
 
 
 def deny(world: World) -> None:
-    world.emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeys.get"))
+    world.emulator.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeys.get"))
 
 
 def fill_database(name: str, *statements: str) -> Break:
@@ -428,6 +439,21 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "receiver kms-critical has no webhook",
         "add `webhook_configs`",
     ),
+    ("relay", write("ping_url", "ping"), "watchdogs.0.ping_url_file", "expected an http:// or https:// URL", "correct"),
+    (
+        "relay",
+        write("ping_url", f"{NOWHERE}/secret-of-ping"),
+        "watchdogs.0 ping",
+        "no connection to 127.0.0.1:1",
+        "DNS",
+    ),
+    (
+        "relay",
+        lambda world: world.write("ping_url", f"{world.pages.url.replace('http', 'https')}/secret-of-ping"),
+        "watchdogs.0 ping",
+        "no connection",
+        "check its address",
+    ),
     ("relay", answer("/runbook", 404), "links.runbook", "no such page (HTTP 404)", "correct the address"),
     (
         "relay",
@@ -469,7 +495,7 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         answer("/healthz", 200, '{"status": "UP"}'),
         "backends.0 (backend) documents",
         "crypto_mode",
-        "describe its documents",
+        "set `health` and `metrics`",
     ),
     (
         "exporter",
@@ -524,7 +550,7 @@ async def test_what_is_broken_is_named_in_the_line_of_its_key_with_what_to_do(
     assert hint in failed[check].hint, line
     assert failed[check].hint
     assert "\n" not in line
-    for secret in (TOKEN, ROUTING_KEY, "secret-of-mail", "xoxb-revoked"):
+    for secret in (TOKEN, ROUTING_KEY, "secret-of-mail", "secret-of-ping", "xoxb-revoked"):
         assert not any(secret in format_line(result, verbose=True) for result in results)
     assert world.sent == []
 

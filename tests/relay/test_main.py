@@ -80,7 +80,9 @@ def test_check_says_that_the_file_is_valid(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "the configuration is valid\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["deliveries"], ["retry"], ["mark-restored"], ["render"], ["send-test"]])
+@pytest.mark.parametrize(
+    "command", [[], ["deliveries"], ["retry"], ["mark-restored"], ["render"], ["send-test"], ["doctor"], ["init"]]
+)
 def test_help_shows_examples_a_line_each(command: list[str]) -> None:
     result = relay(*command, "--help")
     assert result.returncode == 0

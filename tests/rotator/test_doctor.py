@@ -12,7 +12,7 @@ async def test_a_keyring_that_works_passes_every_check_and_stays_as_it_is(rotate
     before = await rotated.keys()
     results = await run_doctor(rotated.settings(), open_checks)
     assert [format_line(result) for result in results if not result.is_ok] == []
-    assert {result.name: result.detail for result in results}["driver keyring"] == "3 data keys"
+    assert {result.name: result.detail for result in results}["driver keyring"] == "3 data keys can be read"
     assert await rotated.keys() == before
     assert not (rotated.folder / "state").exists()
 

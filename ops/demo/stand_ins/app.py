@@ -17,7 +17,7 @@ from ops.demo.stand_ins.monitoring_links import MonitoringLinks
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.pages import PAGE_HEADERS, StandInPages
 from ops.demo.stand_ins.provider_faults import ProviderFaults
-from ops.demo.stand_ins.slack import Slack
+from ops.demo.stand_ins.slack import WEBHOOK_APP, WEBHOOK_SECRET, Slack
 from shared.config.settings import Address
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.server import create_application, create_registry, serve
@@ -43,6 +43,10 @@ class StandIns:
         """The base URL for a Slack client."""
         return f"http://{self.http}/slack/api/"
 
+    def build_slack_webhook_url(self, secret: str = WEBHOOK_SECRET) -> str:
+        """The URL of an incoming webhook, which posts into the first channel."""
+        return f"http://{self.http}/slack/services/{'/'.join(WEBHOOK_APP)}/{secret}"
+
     @property
     def pagerduty_url(self) -> str:
         """The URL for events."""
@@ -56,6 +60,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     smtp: Address = FREE_PORT,
     slack_tokens: Iterable[str] = ("xoxb-test",),
     pagerduty_keys: Iterable[str] = ("0" * 32,),
+    slack_webhook_secrets: Iterable[str] = (WEBHOOK_SECRET,),
     slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
     emulator_faults: str | None = None,
     docs: Path | None = None,
@@ -69,6 +74,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         http: the address of Slack, PagerDuty, the page and its API; port 0 picks a free one.
         smtp: the address of the mail server.
         slack_tokens: Slack's valid bot tokens.
+        slack_webhook_secrets: the last parts of the URLs of Slack's incoming webhooks.
         pagerduty_keys: PagerDuty's valid routing keys, 32 characters each.
         slack_channels: the channels of the bot.
         emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
@@ -82,7 +88,7 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     """
     changes = ChangeFeed()
     faults = ProviderFaults(changes)
-    slack = Slack(slack_tokens, slack_channels, faults, changes, clock)
+    slack = Slack(slack_tokens, slack_channels, faults, changes, clock, slack_webhook_secrets)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
     api = ControlApi(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
@@ -90,6 +96,9 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         ProtectedRoute(
             "/slack/api/{method}", slack.handle_call, RouteRequirements(None), ["GET", "POST"]
         ),  # they want tokens of their own,
+        ProtectedRoute(
+            "/slack/services/{team}/{app}/{secret}", slack.handle_webhook, RouteRequirements(None), ["POST"]
+        ),  # the secret is in their path,
         ProtectedRoute(
             "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
         ),  # and are asked by any name

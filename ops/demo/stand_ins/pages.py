@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
 from ops.demo.stand_ins.mail_server import MailServer
+from services.exporter import web
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 
@@ -22,6 +23,7 @@ _PAGE_TEMPLATE = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <link rel="icon" href="/page/icon.svg">
+<link rel="stylesheet" href="/page/theme.css">
 <link rel="stylesheet" href="/page/style.css">
 <link rel="stylesheet" href="/page/document.css">
 </head>
@@ -72,6 +74,7 @@ def _build_anchor(text: str, used_anchors: dict[str, int]) -> str:
 
 
 PAGE_FOLDER = Path(__file__).parent / "page"
+_THEME = Path(web.__file__).parent / "assets" / "theme.css"
 _COMMON_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 PAGE_HEADERS = {
     **_COMMON_HEADERS,
@@ -123,7 +126,8 @@ class StandInPages:
 
     async def serve_asset(self, request: Request) -> Response:
         """A style or script of the page."""
-        file = PAGE_FOLDER / request.path_params["name"]
+        name = request.path_params["name"]
+        file = _THEME if name == _THEME.name else PAGE_FOLDER / name
         if file.suffix not in (".css", ".js", ".svg") or not file.is_file():
             return PlainTextResponse("there is no such file\n", status_code=404)
         return FileResponse(file, headers=PAGE_HEADERS)

@@ -1,18 +1,19 @@
-"""A stand-in for Slack's Web API, with its channels and messages.
+"""A stand-in for Slack's Web API and an incoming webhook, with channels and messages.
 
 Rules: https://docs.slack.dev/reference/methods/chat.postMessage and its neighbours. Errors are HTTP 200 with
 `ok: false`.
 """
 
+import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from zlib import crc32
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ops.demo.stand_ins.change_feed import ChangeFeed
 from ops.demo.stand_ins.provider_faults import (
@@ -23,6 +24,7 @@ from ops.demo.stand_ins.provider_faults import (
     respond_with_fault,
 )
 from ops.demo.stand_ins.slack_validation import (
+    MAX_BYTES,
     Json,
     SlackRefusedError,
     is_true,
@@ -119,6 +121,16 @@ SCOPES = {
     "conversations.info": "channels:read",
 }  # of a bot in public channels, as all of these are
 LIST_SCOPES = {"public_channel": "channels:read", "private_channel": "groups:read"}
+WEBHOOK_APP = "T0000000001", "B0000000001"
+"""Team and app in the path of an incoming webhook; the secret follows."""
+WEBHOOK_SECRET = "stand-in-webhook-secret"  # noqa: S105  of the stand-in alone
+_WEBHOOK_STATUSES = {
+    **dict.fromkeys(("action_prohibited", "invalid_token", "posting_to_general_channel_denied"), 403),
+    **dict.fromkeys(("channel_not_found", "no_service", "no_team", "no_active_hooks"), 404),
+    "channel_is_archived": 410,
+    "rollup_error": 500,
+}
+"""Of the errors of an incoming webhook; the others are 400."""
 MAX_UPDATE_TEXT = 4000  # counted after escaping; a longer one is msg_too_long: chat.update, "Errors"
 
 
@@ -132,8 +144,10 @@ class Slack:
         faults: ProviderFaults,
         changes: ChangeFeed,
         clock: Callable[[], float],
+        webhook_secrets: Iterable[str] = (),
     ) -> None:
         self._tokens = frozenset(tokens)
+        self._webhook_secrets = frozenset(webhook_secrets)
         self._faults = faults
         self._changes = changes
         self._clock = clock
@@ -187,6 +201,47 @@ class Slack:
             ),
         )
 
+    async def handle_webhook(self, request: Request) -> Response:
+        """`/services/{team}/{app}/{secret}`: an incoming webhook, which posts into the first channel.
+
+        https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks#handling_errors
+        """
+        channel = next(iter(self.channels.values()))
+        body = await request.body()
+
+        def respond() -> Response:
+            try:
+                self._check_webhook(request.path_params)
+                self._post_by_webhook(channel, body)
+            except SlackRefusedError as error:
+                return _build_webhook_error(error.response["error"])
+            return PlainTextResponse("ok")
+
+        fault = self._faults.match(Provider.SLACK, lambda fault: fault.target in {None, channel.name})
+        return await respond_with_fault(
+            self._faults,
+            fault,
+            respond,
+            build_error=_build_webhook_error,
+            build_rate_limited=lambda headers: PlainTextResponse("rate_limited", 429, headers=headers),
+        )
+
+    def _check_webhook(self, path: Mapping[str, str]) -> None:
+        if (path["team"], path["app"]) != WEBHOOK_APP:
+            raise SlackRefusedError("no_service")
+        if path["secret"] not in self._webhook_secrets:
+            raise SlackRefusedError("invalid_token")
+
+    def _post_by_webhook(self, channel: SlackChannelState, body: bytes) -> None:
+        try:
+            arguments = json.loads(body)
+        except ValueError:
+            raise SlackRefusedError("invalid_payload") from None
+        if not isinstance(arguments, dict) or len(body) > MAX_BYTES:
+            raise SlackRefusedError("invalid_payload")
+        text, blocks = parse_content(arguments)
+        self._store(channel, text, blocks)
+
     def _respond(self, method: str, arguments: Json) -> Json:
         try:
             return {"ok": True, **self._find_method(method, arguments)(arguments)}
@@ -230,6 +285,20 @@ class Slack:
         text, blocks = parse_content(arguments)
         given_metadata = parse_metadata(arguments.get("metadata"))
         root = channel.find_thread_root(arguments.get("thread_ts"))
+        broadcast = root is not None and is_true(arguments.get("reply_broadcast"))
+        message = self._store(channel, text, blocks, thread_ts=root, reply_broadcast=broadcast, metadata=given_metadata)
+        return {"channel": channel.id, "ts": message.ts, "message": message.to_json(with_metadata=True)}
+
+    def _store(
+        self,
+        channel: SlackChannelState,
+        text: str,
+        blocks: list[Json],
+        *,
+        thread_ts: str | None = None,
+        reply_broadcast: bool = False,
+        metadata: Json | None = None,
+    ) -> SlackMessage:
         now = self._clock()
         self._last_ts = max(round(now, 6), self._last_ts + 0.000001)
         message = SlackMessage(
@@ -237,13 +306,13 @@ class Slack:
             at=now,
             text=text[:MAX_POST_TEXT],
             blocks=blocks,
-            thread_ts=root,
-            reply_broadcast=root is not None and is_true(arguments.get("reply_broadcast")),
-            metadata=given_metadata,
+            thread_ts=thread_ts,
+            reply_broadcast=reply_broadcast,
+            metadata=metadata,
         )
         channel.messages.append(message)
         self._changes.publish()
-        return {"channel": channel.id, "ts": message.ts, "message": message.to_json(with_metadata=True)}
+        return message
 
     def _update_message(self, arguments: Json) -> Json:
         channel = self._find_channel_by_id(arguments)
@@ -302,6 +371,11 @@ class Slack:
         if channel is None or channel.id != arguments["channel"]:
             raise SlackRefusedError("channel_not_found")
         return channel
+
+
+def _build_webhook_error(name: str) -> Response:
+    shown = "invalid_blocks" if name in {"msg_blocks_too_long", "invalid_blocks_format"} else name
+    return PlainTextResponse(shown, _WEBHOOK_STATUSES.get(name, 400))
 
 
 def _build_message_page(messages: list[SlackMessage], arguments: Json) -> Json:

@@ -24,7 +24,7 @@ class BackendCredentials:
         self._authorization, self._basic_auth = backend.authorization, backend.basic_auth
         self._token = SecretFile(backend.authorization.credentials_file) if backend.authorization else None
         self._password = PasswordFile(backend.basic_auth.password_file) if backend.basic_auth else None
-        self._tls = _ClientTls(backend.tls_config)
+        self._tls = _ClientTls(backend.effective_tls_config)
         self.server_name = backend.tls_config.server_name
         """The name in the backend's certificate; None where it is that of the URL."""
 

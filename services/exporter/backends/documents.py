@@ -83,7 +83,7 @@ def parse_health(body: bytes) -> Health:
 
 
 def _with_numbers(body: bytes) -> bytes:
-    """The same, in the same place, with a 0 where there is none: pieces would take many times the body's size."""
+    """The same, in the same place, with a 0 if there is none: pieces would take many times the body's size."""
     numbers = bytearray(body)
     for found in _NON_JSON_NUMBERS.finditer(body):
         if found[1]:

@@ -49,9 +49,9 @@ class HealthMapping(Section):
     """JSON Pointers into a health document. With neither, only the status code counts."""
 
     mode: Pointer | None = f"/{CRYPTO_MODE}"
-    """None where the document names no mode."""
+    """None if the document names no mode."""
     ready: Pointer | None = f"/{CRYPTO_READY}"
-    """None where the status code says it: 2xx is ready."""
+    """None if the status code says it: 2xx is ready."""
     values: ModeMapping = ModeMapping()
 
     @property

@@ -67,7 +67,7 @@ def _create_member_decoder(name: str) -> msgspec.json.Decoder[_Found]:
 
 
 def _create_element_decoder(index: str) -> msgspec.json.Decoder[_Found] | None:
-    """Of a list; None where the token is no index of one."""
+    """Of a list; None if the token is no index of one."""
     if not _INDEX.fullmatch(index):
         return None
     fields = [*((f"skipped_{n}", msgspec.Raw) for n in range(int(index))), ("value", msgspec.Raw)]

@@ -26,6 +26,7 @@ from services.exporter.backends.health_mapping import HealthMapping
 from services.exporter.model import BackendState, Health, Samples
 from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRIC_LABELS
 from shared.net.aiohttp_connector import Connector
+from shared.net.egress import Egress
 from shared.net.proxy import EgressError
 from shared.process.concurrency import run_in_thread_if_large
 
@@ -48,13 +49,13 @@ class _Answer(NamedTuple):
 
 
 @asynccontextmanager
-async def open_http_client() -> AsyncIterator[aiohttp.ClientSession]:
-    """The client for all backends.
+async def open_http_client(egress: Egress | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """The client of a backend; without `egress`, by the proxy of the environment.
 
     Each read makes a connection of its own, because an open one would still answer when no new caller gets in. Nothing
     is decompressed, so an answer cannot grow after it was measured.
     """
-    connector = Connector(force_close=True, limit=0)
+    connector = Connector(egress, force_close=True, limit=0)
     headers = {"Accept-Encoding": "identity", "User-Agent": "keypulse-exporter"}
     async with aiohttp.ClientSession(
         connector=connector,

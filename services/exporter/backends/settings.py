@@ -19,6 +19,7 @@ from services.exporter.backends.health_mapping import HealthSetting
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable
 from shared.config.settings import FilePath, PasswordPath, SecretPath, Section
 from shared.config.url import HttpUrl
+from shared.net.egress import DIRECT, EgressSettings
 
 Name = Annotated[str, Field(min_length=1)]
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
@@ -148,7 +149,7 @@ def _check_tls_files(settings: TlsConfig) -> Iterable[Path]:
     return [settings.key_file] if settings.key_file else []
 
 
-class Backend(Section):
+class Backend(EgressSettings):
     """A process whose crypto state is read."""
 
     service: Name = ""
@@ -174,6 +175,19 @@ class Backend(Section):
         if self.resolve and len({urlsplit(url).hostname for url in urls}) > 1:
             raise ValueError("expected `health_url` and `metrics_url` with the same host, where `resolve` is set")
         return self
+
+    @model_validator(mode="after")
+    def _check_egress(self) -> Self:
+        if self.ca_file and self.tls_config.ca_file:
+            raise ValueError("expected `ca_file` or `tls_config.ca_file`, not both")
+        if self.resolve and (self.proxy_url_file or self.proxy not in {None, DIRECT}):
+            raise ValueError("expected no proxy, where `resolve` is set: the addresses are reached directly")
+        return self
+
+    @property
+    def effective_tls_config(self) -> TlsConfig:
+        """`tls_config`, with `ca_file` of either place."""
+        return self.tls_config.model_copy(update={"ca_file": self.ca_file or self.tls_config.ca_file})
 
     @model_validator(mode="after")
     def _check_one_identity(self) -> Self:

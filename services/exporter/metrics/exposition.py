@@ -72,7 +72,7 @@ class Exposition:
         self._encodes_ahead = False
 
     async def encode_continuously(self, changed: asyncio.Event) -> None:
-        """Encodes after each change, for as long as it is not cancelled. Without it, a scrape encodes by itself."""
+        """Encodes after each change, until it is cancelled. Without it, a scrape encodes by itself."""
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "exposition")  # its own, so that encoding waits for nobody
         self._encodes_ahead = True
@@ -114,7 +114,7 @@ class _EncodedBody:
     plain: bytes
     compressed: bytes
     compressor: "zlib._Compress"
-    """As it is after `plain`; a copy of it goes on with what a scrape adds."""
+    """As it is after `plain`; a copy of it continues with what a scrape adds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ _CANARY: Final = TypeAdapter(tuple[Canary], config=_ADAPTER_CONFIG)
 class _MergeResult:
     canaries: CanariesByVersion
     versions_on_disk: frozenset[str] | None
-    """The versions that the file has now; None where that is not known."""
+    """The versions that the file has now; None if that is not known."""
     problems: tuple[str, ...]
 
 
@@ -151,7 +151,7 @@ class CanaryFile:
         )
 
     def _read(self) -> CanariesByVersion:
-        """Raises _BadFileError where the file is of no use, FileNotFoundError and other OSError."""
+        """Raises _BadFileError if the file is of no use, FileNotFoundError and other OSError."""
         try:
             found = _FILE.validate_json(_read_bounded(self.path))
         except ValidationError as error:  # never shown: it would quote the file
@@ -194,7 +194,7 @@ class CanaryFiles:
 
 
 class _BadFileError(Exception):
-    """The file cannot be used. The message goes on where the file's name ends."""
+    """The file cannot be used. The message continues where the file's name ends."""
 
 
 def _compute_digest(canary: Canary) -> bytes:

@@ -25,7 +25,7 @@ MIN_INTERVAL: Final = 60.0
 MAX_CONCURRENT_DECRYPTIONS: Final = 10
 """Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
 DESTROYED_CANARY_MAX_AGE: Final = 86400.0
-"""How long a canary goes on failing after its version was destroyed: a day to see that it was no mistake."""
+"""How long a canary continues failing after its version was destroyed: a day to see that it was no mistake."""
 
 T = TypeVar("T")
 

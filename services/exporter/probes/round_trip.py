@@ -70,7 +70,7 @@ class _ConnectivityCache:
     """The connectivity as it was measured last."""
 
     reason: Reason | None = None
-    """Why the last round trip failed; None where it succeeded, or where nothing was measured yet."""
+    """Why the last round trip failed; None if it succeeded, or where nothing was measured yet."""
     measured_at: float = 0.0
     """When it was measured, by the monotonic clock."""
     phases: tuple[ConnectivityPhase, ...] = ()

@@ -204,7 +204,7 @@ def get_version_label(inspection: KeyInspection, version: str) -> str:
 
 
 def format_data_keys(state: BackendState) -> str | None:
-    """How many data keys each version wraps, the version of most of them first; None where the backend does not say."""
+    """How many data keys each version wraps, the version of most of them first; None if the backend does not say."""
     wrapped: dict[str, float] = {}
     for (version, _status), number in state.keyring.get(KMS_DATA_KEYS, {}).items():
         wrapped[version] = wrapped.get(version, 0.0) + number
@@ -218,7 +218,7 @@ def format_data_keys(state: BackendState) -> str | None:
 
 
 def get_last_rotation_time(state: BackendState) -> float | None:
-    """When a rotation of whatever type last succeeded, Unix seconds; None where the backend does not say."""
+    """When a rotation of whatever type last succeeded, Unix seconds; None if the backend does not say."""
     return max(state.keyring.get(KMS_ROTATION_LAST_SUCCESS, {}).values(), default=None)
 
 

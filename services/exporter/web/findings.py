@@ -65,7 +65,7 @@ def advise_on_failure(reason: Reason, connectivity: Sequence[ConnectivityPhase],
 
 
 def describe_connectivity(connectivity: Sequence[ConnectivityPhase]) -> str | None:
-    """Whether it is the network or KMS, in a sentence; None where nothing was measured."""
+    """Whether it is the network or KMS, in a sentence; None if nothing was measured."""
     if not connectivity:
         return None
     durations = ", ".join(

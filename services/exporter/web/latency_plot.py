@@ -38,7 +38,7 @@ class Plot:
     failures: tuple[float, ...]
     """Where a round trip failed: x."""
     min_seconds: float | None
-    """Seconds of the fastest call that is drawn; None where no call has a length."""
+    """Seconds of the fastest call that is drawn; None if no call has a length."""
     max_seconds: float | None
     """Seconds of the slowest."""
     ticks: tuple[Tick, ...]
@@ -46,7 +46,7 @@ class Plot:
 
 
 def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
-    """The plot of the hour before `now`; None where nothing was tried in it."""
+    """The plot of the hour before `now`; None if nothing was tried in it."""
     steps = [_compute_point(at, now) for at in round_trips.ended_at]
     if not any(0 <= step < POINTS for step in steps):
         return None

@@ -41,8 +41,8 @@ def format_probe(
 
     Args:
         probe: whose they are.
-        result: None where it had not come after `waited_seconds` seconds.
-        connectivity: empty where it was not measured.
+        result: None if it had not come after `waited_seconds` seconds.
+        connectivity: empty if it was not measured.
         waited_seconds: seconds.
     """
     return "\n".join(_format_lines(probe, result, connectivity, waited_seconds))
@@ -196,7 +196,7 @@ class _ProbeMetrics(Collector):
     async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
         """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
 
-        Raises ProbeClosedError, or _BusyError where the probe was given its place too late to say anything of KMS.
+        Raises ProbeClosedError, or _BusyError if the probe was given its place too late to say anything of KMS.
         """
         start_deadline = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None

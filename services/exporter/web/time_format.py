@@ -45,7 +45,7 @@ def format_scale(seconds: float) -> str:
 
 
 def format_latency(seconds: float | None) -> str:
-    """A duration of a call: `4.2 ms`, `1.25 s`; a hyphen where there is none."""
+    """A duration of a call: `4.2 ms`, `1.25 s`; a hyphen if there is none."""
     if seconds is None:
         return "-"
     if seconds >= 1:

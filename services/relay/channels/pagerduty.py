@@ -278,7 +278,7 @@ def _add_routing_key(key: str, event_json: str) -> str:
 
 
 def _parse_reply(text: str) -> dict[str, Any]:
-    """The answer as an object; empty where it is none: the status alone decides then."""
+    """The answer as an object; empty if it is none: the status alone decides then."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):

@@ -157,6 +157,11 @@ class ChannelSettings(Section):
         """
         return None
 
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """What this channel cannot do and others of its kind can, a short text for each; empty for most."""
+        return ()
+
     @abstractmethod
     def connect(self, timeout: float) -> Channel:
         """The channel, with `timeout` seconds for a whole send. Connects at the first send."""

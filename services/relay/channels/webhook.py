@@ -146,7 +146,7 @@ class WebhookChannel:
         await self._session.close()
 
     def _read_url(self) -> str:
-        """Where to post to. Raises SendError where its file holds no address."""
+        """Where to post to. Raises SendError if its file holds no address."""
         if self._url_file is None:
             return self._url or ""
         try:

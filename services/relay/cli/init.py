@@ -10,6 +10,7 @@ from shared.process.command_line import print_configuration_or_exit
 
 _EXAMPLES: Final = """\b
 Examples:
+  keypulse-relay init --slack webhook > relay.yml
   keypulse-relay init --slack '#security-ops' > relay.yml
   keypulse-relay init --slack '#security-ops' --email secops@example.org --pagerduty > relay.yml"""
 _HEAD: Final = """\
@@ -47,6 +48,12 @@ _SLACK: Final = """\
   # channels:history. Put its token (xoxb-…) into the file: (umask 077; cat > slack_token)
   slack: {{kind: slack, channel: {channel}, token_file: slack_token}}
 """
+_WEBHOOK: Final = "webhook"
+_SLACK_WEBHOOK: Final = """\
+  # An incoming webhook of Slack. Put its URL into the file: (umask 077; cat > slack_webhook). Each message stands by
+  # itself; for threads use a bot: keypulse-relay init --slack CHANNEL
+  slack: {kind: slack, webhook_url_file: slack_webhook}
+"""
 _EMAIL: Final = """\
   # A mail server with STARTTLS on port 587. It may need `username` and `password_file`.
   email: {{kind: email, host: localhost, from: keypulse@localhost.localdomain, to: [{addresses}]}}
@@ -62,7 +69,11 @@ _LOG: Final = """\
 
 
 @click.command("init", short_help="Print a first configuration.", epilog=_EXAMPLES)
-@click.option("--slack", metavar="CHANNEL", help="Deliver to this channel of Slack: its name with #, or its ID.")
+@click.option(
+    "--slack",
+    metavar="CHANNEL|webhook",
+    help="Deliver to this channel of Slack, its name with # or its ID, by a bot; or by an incoming webhook.",
+)
 @click.option("--email", metavar="ADDRESS", multiple=True, help="Deliver to this address; may be repeated.")
 @click.option("--pagerduty", is_flag=True, help="Deliver to a service of PagerDuty.")
 def command(slack: str | None, email: tuple[str, ...], *, pagerduty: bool) -> None:
@@ -74,12 +85,12 @@ def build_configuration(slack: str | None, email: tuple[str, ...], *, pagerduty:
     """Build the YAML.
 
     Args:
-        slack: the channel, if any.
+        slack: the channel, or `webhook`, if any.
         email: the recipients, if any.
         pagerduty: whether there is a service of PagerDuty.
     """
     channels = {
-        "slack": slack and _SLACK.format(channel=_quote(slack)),
+        "slack": _SLACK_WEBHOOK if slack == _WEBHOOK else slack and _SLACK.format(channel=_quote(slack)),
         "email": email and _EMAIL.format(addresses=", ".join(_quote(address) for address in email)),
         "pagerduty": pagerduty and _PAGERDUTY,
     }

@@ -31,7 +31,7 @@ class SendResult(NamedTuple):
     lease_lost: bool = False
     """The lease ended too soon, and nothing was sent."""
     payload: bytes | None = None
-    """The last payload sent, credentials masked, compressed by zlib; None where nothing was sent."""
+    """The last payload sent, credentials masked, compressed by zlib; None if nothing was sent."""
     reply: str = ""
     """The provider's reply."""
 

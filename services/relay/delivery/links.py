@@ -127,7 +127,7 @@ def _expand_template(template: str | None, alert: Alert, accepted_at: datetime) 
 
 
 def _fill_template(template: str, values: Mapping[str, str]) -> str | None:
-    """The link, or None where it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
+    """The link, or None if it cannot be one or a value would steer it: a browser takes `..` for the folder above."""
     url = _parse_trusted_url(uritemplate.expand(_drop_empty_parameters(template, values), dict(values)))
     if url is None or {".", ".."}.intersection(re.split(r"[/\\]", unquote(urlsplit(url).path))):
         return None
@@ -149,7 +149,7 @@ def _format_milliseconds(moment: datetime) -> str:
 
 
 def _parse_trusted_url(url: str) -> str | None:
-    """The URL in ASCII, or None where it is not http(s) with a plain host, or is anything a browser may misread."""
+    """The URL in ASCII, or None if it is not http(s) with a plain host, or is anything a browser may misread."""
     if len(url) > MAX_URL or _CONTROL.search(url):
         return None
     try:

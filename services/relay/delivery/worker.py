@@ -191,7 +191,7 @@ class DeliveryRules:
     pacing_enabled: bool
     """Whether each channel keeps to its rate."""
     compare_delay: float
-    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 where there is none."""
+    """Seconds for which a restored backup waits to be compared with Alertmanager; 0 if there is none."""
 
 
 @asynccontextmanager
@@ -288,7 +288,7 @@ def _get_rate(channel: ChannelSettings) -> float | None:
 async def _prepare_channels(store: Store, names: Collection[str], compare_delay: float) -> bool:
     """Tries channels that were down at once, since the restart may follow a fix, and detects a restored backup.
 
-    False where the outbox is not available.
+    False if the outbox is not available.
     """
     try:
         await _mark_served(store, names)

@@ -21,11 +21,11 @@ def plan_event(
     routed_channels: Sequence[str],
     configured_channels: Collection[str],
 ) -> DeliveryPlan | None:
-    """The deliveries of an event from a webhook; None where it is a duplicate.
+    """The deliveries of an event from a webhook; None if it is a duplicate.
 
     Args:
         event: from the webhook.
-        state: what the outbox holds of its incident; None where that is new.
+        state: what the outbox holds of its incident; None if that is new.
         fingerprint: the event's `build_fingerprint`, from before its size was limited.
         now: unix seconds.
         duplicate_window: seconds within which an equal event is a duplicate.

@@ -1,4 +1,4 @@
-"""Accepts an event: commits it with one delivery for each channel, or nothing where it is a duplicate."""
+"""Accepts an event: commits it with one delivery for each channel, or nothing if it is a duplicate."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
@@ -70,7 +70,7 @@ class DeliveryPlan(NamedTuple):
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
-"""The incident's state and the time of acceptance → what to do; None where the event is a duplicate."""
+"""The incident's state and the time of acceptance → what to do; None if the event is a duplicate."""
 
 
 class AcceptResult(NamedTuple):
@@ -108,7 +108,7 @@ def plan_deliveries(
 
     Args:
         event: to be accepted.
-        state: what the outbox holds of its incident; None where that is new.
+        state: what the outbox holds of its incident; None if that is new.
         routed_channels: the channels that the routes name.
         configured_channels: the channels of this relay; those of other replicas are in the state.
     """

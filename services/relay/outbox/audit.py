@@ -89,6 +89,6 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
 
 
 def _find_excess(connection: Connection, max_entries: int) -> int:
-    """The newest entry that is one too many; 0 where there is none."""
+    """The newest entry that is one too many; 0 if there is none."""
     newest_excess = RowQuery(int, select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1))
     return newest_excess.fetch_first(connection) or 0

@@ -97,7 +97,7 @@ def record_claim(
         transaction: the current one.
         row: of the channel, as `admit` gave it.
         count: how many.
-        rate: messages per second; None where the channel has no rate limit.
+        rate: messages per second; None if the channel has no rate limit.
         trial_seconds: how long nothing else is claimed, where it is the trial of a circuit breaker.
     """
     changes: dict[str, float] = {}

@@ -73,7 +73,7 @@ class ByteLimit:
 
     @contextmanager
     def reserve(self, size: int, *, resolved: bool) -> Iterator[None]:
-        """While a webhook of so many bytes is committed. Raises StoreUnavailableError where it is refused."""
+        """While a webhook of so many bytes is committed. Raises StoreUnavailableError if it is refused."""
         cost = _estimate_stored_size(size)
         if self.max_bytes and self.used_bytes + cost > self._compute_ceiling(resolved=resolved):
             self._near_limit.set()

@@ -38,7 +38,7 @@ class ClaimRequest:
     lease_seconds: float
     """How long the lease lasts."""
     rate: float | None
-    """Messages per second that the channel accepts; None where it has no rate limit."""
+    """Messages per second that the channel accepts; None if it has no rate limit."""
     dedup_channels: tuple[str, ...] = ()
     """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
     in_flight_ids: tuple[str, ...] = ()
@@ -205,7 +205,7 @@ def _lock_due(transaction: Transaction, request: ClaimRequest, limit: int) -> li
 def _merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
     """A delivery whose lease ended waits again, and is merged into what waits behind it.
 
-    None where somebody else is changing what waits of its incident: it can wait a moment.
+    None if somebody else is changing what waits of its incident: it can wait a moment.
     """
     delivery = row.delivery
     if delivery.state != DeliveryState.SENDING:

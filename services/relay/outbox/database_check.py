@@ -14,7 +14,7 @@ from shared.sql.read_only import check_database
 
 
 async def check_outbox(database: DatabaseUrl) -> str:
-    """Say what the next start would find; nothing is changed. Raises CheckError where it would refuse the database."""
+    """Say what the next start would find; nothing is changed. Raises CheckError if it would refuse the database."""
     await asyncio.to_thread(_refuse_lost_file, database)
     return await check_database(database, _describe)
 

@@ -48,7 +48,7 @@ async def read_merged_events(store: Store, task: DeliveryTask) -> AsyncIterator[
 
 
 async def save_progress(store: Store, task: DeliveryTask, progress: Mapping[str, str]) -> bool:
-    """Commits what a channel has done of a delivery already. False where the lease was lost, and nothing is saved.
+    """Commits what a channel has done of a delivery already. False if the lease was lost, and nothing is saved.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.

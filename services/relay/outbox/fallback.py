@@ -3,7 +3,7 @@
 So does, after a while, what waits for a channel on which no replica delivers any more: a webhook may have been accepted
 under the former configuration, and nobody else would ever deliver it.
 
-The delivery goes on waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
+The delivery continues waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
 that each step finds the next ones. An event that a fallback channel delivers anyway is not repeated there.
 """
 

@@ -78,7 +78,7 @@ class Incident:
     event_id: str
     """Of its latest event; another one there means that it has changed since."""
     event: Event | None
-    """The latest event; None where something else than this program wrote it."""
+    """The latest event; None if something else than this program wrote it."""
 
 
 class _DeliveryStateRow(NamedTuple):
@@ -146,7 +146,7 @@ _RESTORED_PAGE: Final = (
 
 
 def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> dict[str, IncidentState]:
-    """What is known of incidents; their rows, made where there are none, are locked until the transaction ends.
+    """What is known of incidents; their rows, made if there are none, are locked until the transaction ends.
 
     Args:
         transaction: the current one.
@@ -176,7 +176,7 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
 
 
 def read_current_state(connection: Connection, incident_id: str) -> CurrentState | None:
-    """The episode and the latest event of an incident; None where there is no such incident."""
+    """The episode and the latest event of an incident; None if there is no such incident."""
     return _READ_CURRENT_STATE.fetch_first(connection, {"incident": incident_id})
 
 

@@ -177,7 +177,7 @@ def merge_into_successor(transaction: Transaction, delivery: DeliveryRow, retry:
         retry: when it would be tried again; the successor then is.
 
     Returns:
-        The id of the successor; None where nothing waits behind it, and nothing was changed.
+        The id of the successor; None if nothing waits behind it, and nothing was changed.
     """
     if delivery.channel in transaction.unmerged_channels:
         return None

@@ -87,5 +87,5 @@ async def list_entries(store: Store) -> list[QuarantineEntry]:
 
 
 async def read_body(store: Store, entry: int) -> bytes | None:
-    """The body of one that is kept; None where there is none. Raises StoreUnavailableError."""
+    """The body of one that is kept; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _BODY.fetch_first(connection, {"entry": entry}))

@@ -74,7 +74,7 @@ class DeliveryPage:
 
     deliveries: list[DeliverySummary]
     before: int | None
-    """Where the next page begins; None where there is none. It stays correct while deliveries are added."""
+    """Where the next page begins; None if there is none. It stays correct while deliveries are added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ async def list_deliveries(
 
 
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
-    """One delivery with its attempts and payload; None where there is none. Raises StoreUnavailableError."""
+    """One delivery with its attempts and payload; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _read_details(connection, delivery_id))
 
 

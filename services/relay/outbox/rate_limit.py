@@ -16,7 +16,7 @@ def count_available(next_token_at: float, now: float, limit: int, rate: float | 
         next_token_at: when the next token of an empty bucket is there.
         now: unix seconds.
         limit: how many there may be.
-        rate: messages per second; None where there is no limit.
+        rate: messages per second; None if there is no limit.
     """
     if rate is None:
         return limit, None

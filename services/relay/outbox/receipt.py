@@ -67,7 +67,7 @@ class AttemptOutcome(NamedTuple):
     maybe_sent: bool = False
     """Whether it arrived, or may have."""
     payload: bytes | None = None
-    """As it was sent, credentials masked, compressed by zlib; None where nothing was."""
+    """As it was sent, credentials masked, compressed by zlib; None if nothing was."""
     fallback_channels: tuple[str, ...] = ()
     """Channels that get the same events where this one is down, or where the delivery was given up."""
     is_expired: bool = False
@@ -78,7 +78,7 @@ class OutcomeResult(NamedTuple):
     """What was committed."""
 
     lease_valid: bool
-    """False where the lease was lost before: then another worker's outcome counts."""
+    """False if the lease was lost before: then another worker's outcome counts."""
     state: DeliveryState
     """What the delivery is now; SUPERSEDED where it was to be tried again and something newer waited."""
     age: float

@@ -113,7 +113,7 @@ async def requeue(store: Store, delivery_id: str) -> DeliveryState | None:
     """Sends a delivery again that is dead or waits; one in any other state is left alone.
 
     Returns:
-        The state that it had; None where there is no such delivery.
+        The state that it had; None if there is no such delivery.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.

@@ -6,7 +6,7 @@ while it is its incident's latest, against which a duplicate is compared; a clos
 
 A delivery that is unsettled, waiting or dead, has every event from its first to its last. Sent again, it becomes the
 current state of its incident, so it needs later events, too: otherwise an alert that ended in them would look as if it
-still fired. But an event adds nothing where newer events have all its alerts. So what is kept grows with the alerts of
+still fired. But an event adds nothing if newer events have all its alerts. So what is kept grows with the alerts of
 an incident, not with its events.
 
 SQLite's file does not shrink: freed pages are used again. (VACUUM would lock everybody out while it copies the file.)
@@ -74,7 +74,7 @@ FAST: Final = StepPlan(FAST_PRUNE_STEP, _PAUSE / 5)
 
 
 class Excess(NamedTuple):
-    """The newest that are too many; 0 where nothing is."""
+    """The newest that are too many; 0 if nothing is."""
 
     last_delivery_seq: int
     last_event_seq: int
@@ -370,7 +370,7 @@ async def find_redundant_events(store: Store, unsettled: UnsettledRanges, cutoff
 
 
 def _read_digests(seq: int, connection: Connection) -> frozenset[bytes] | None:
-    """The digests of an event's alerts; None where it cannot be read."""
+    """The digests of an event's alerts; None if it cannot be read."""
     row = _READ_EVENT.fetch_first(connection, {"event": seq})
     try:
         return None if row is None else collect_digests(decode_event(row.event))

@@ -98,7 +98,7 @@ def measure_bytes(connection: Connection) -> int:
 
 
 def _find_cutoff(connection: Connection, after: float, size: float) -> float | None:
-    """When so many bytes of rows that may be finished had come, from `after` on; None where there are fewer.
+    """When so many bytes of rows that may be finished had come, from `after` on; None if there are fewer.
 
     Args:
         connection: to read with.

@@ -1,6 +1,6 @@
 """The rows that the outbox's queries return, each with the one SELECT that all queries for it narrow.
 
-A field has the name and the type of its column, and None where the column may be null; a test compares them.
+A field has the name and the type of its column, and None if the column may be null; a test compares them.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ class RowQuery(Generic[R]):
         return [self.build_row(*row) for row in self._execute(connection, values)]
 
     def fetch_first(self, connection: Connection, values: Mapping[str, object] = _NO_VALUES) -> R | None:
-        """The first row; None where there is none."""
+        """The first row; None if there is none."""
         row = self._execute(connection, values).first()
         return None if row is None else self.build_row(*row)
 

@@ -88,7 +88,7 @@ def find_unreadable_entries(connection: Connection) -> tuple[int, ...]:
 
 
 def has_retarget(connection: Connection, rotation_id: str) -> bool:
-    """Whether the rotation went on with another version than it began with."""
+    """Whether the rotation continued with another version than it began with."""
     own = (_columns.rotation_id == rotation_id) & (_columns.step == JournalStep.RETARGET.value)
     return connection.execute(select(_columns.number).where(own).limit(1)).first() is not None
 
@@ -116,7 +116,7 @@ def parse_row(row: JournalEntryRow) -> JournalEntry:
 
 
 def refuse_defective_entry(entry: JournalEntry) -> None:
-    """Raises RefusedError where an entry could not be read again, or is too long."""
+    """Raises RefusedError if an entry could not be read again, or is too long."""
     texts = (entry.backup_name, entry.sha256, entry.detail)
     too_long = any(len(name or "") > MAX_NAME_LENGTH for name in texts[:2]) or len(entry.detail) > MAX_DETAIL_LENGTH
     if too_long or len(entry.needs or ()) > MAX_NEEDS:
@@ -128,7 +128,7 @@ def refuse_defective_entry(entry: JournalEntry) -> None:
 
 
 def find_defect(entry: JournalEntry) -> str | None:
-    """Why an entry says nothing that can be relied on; None where it does."""
+    """Why an entry says nothing that can be relied on; None if it does."""
     is_plan, is_backup = entry.step is JournalStep.PLAN, entry.backup is not None
     defects = {
         f"expected a step, one of {', '.join(_WRITABLE_STEPS)}": entry.step is JournalStep.UNKNOWN,

@@ -68,7 +68,7 @@ class RewrapEntry:
 
 
 def find_rotation(connection: Connection, rotation_id: str) -> Rotation | None:
-    """The rotation of that id. Raises RefusedError where its row cannot be read."""
+    """The rotation of that id. Raises RefusedError if its row cannot be read."""
     query = select_rows(rotations, RotationRow).where(rotations.c.id == rotation_id)
     row = fetch_first(connection, query, RotationRow)
     return _parse_rotation(row) if row else None
@@ -84,7 +84,7 @@ def begin_rotation(
     done: int = 0,
     new_data_key: str | None = None,
 ) -> Rotation:
-    """Stores that a rotation begins. Raises RefusedError where another is not finished."""
+    """Stores that a rotation begins. Raises RefusedError if another is not finished."""
     refuse_while_running(connection)
     if find_rotation(connection, request.rotation_id):
         raise RefusedError(f"another runner began rotation {request.rotation_id} at the same moment; call again")
@@ -108,7 +108,7 @@ def begin_rotation(
 
 
 def refuse_while_running(connection: Connection) -> None:
-    """Raises RefusedError where a rotation is not finished."""
+    """Raises RefusedError if a rotation is not finished."""
     query = select_rows(rotations, RotationRow).where(rotations.c.state == RotationState.RUNNING)
     other = fetch_first(connection, query, RotationRow)
     if other:
@@ -118,7 +118,7 @@ def refuse_while_running(connection: Connection) -> None:
 
 
 def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
-    """The rotation of that id. Raises RefusedError where there is none."""
+    """The rotation of that id. Raises RefusedError if there is none."""
     found = find_rotation(connection, rotation_id)
     if found is None:
         raise RefusedError(f"there is no rotation {rotation_id}")
@@ -126,7 +126,7 @@ def get_rotation(connection: Connection, rotation_id: str) -> Rotation:
 
 
 def check_unchanged(connection: Connection, expected: Rotation) -> None:
-    """Raises RefusedError where another runner finished, rolled back or retargeted it since it was `expected`."""
+    """Raises RefusedError if another runner finished, rolled back or retargeted it since it was `expected`."""
     found = get_rotation(connection, expected.id)
     if (found.state, found.is_rolling_back, found.target_version) != (
         expected.state,
@@ -154,7 +154,7 @@ def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old
 
 
 def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: str, **columns: Any) -> Rotation:
-    """Stores that the rotation goes on with another version, from its beginning; what failed is tried again."""
+    """Stores that the rotation continues with another version, from its beginning; what failed is tried again."""
     delete_problems(connection, rotation)
     entry = JournalEntry(
         step=JournalStep.RETARGET,
@@ -234,7 +234,7 @@ def find_unreadable_rotations(connection: Connection) -> dict[str, str]:
 
 
 def read_progress(connection: Connection, rotation_id: str | None) -> RotationProgress | None:
-    """How far that rotation is, or the latest. Raises RefusedError where its row cannot be read."""
+    """How far that rotation is, or the latest. Raises RefusedError if its row cannot be read."""
     query = select_rows(rotations, RotationRow).order_by(rotations.c.number.desc()).limit(1)
     if rotation_id is not None:
         query = query.where(rotations.c.id == rotation_id)

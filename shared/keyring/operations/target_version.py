@@ -1,4 +1,4 @@
-"""Which version of the KMS key a rotation wraps by; refused where that could not be unwrapped tomorrow."""
+"""Which version of the KMS key a rotation wraps by; refused if that could not be unwrapped tomorrow."""
 
 from collections.abc import Collection
 
@@ -34,7 +34,7 @@ async def choose_target_version(wrapping: KeyWrapper, requested: str | None, ret
 
 
 def refuse_other_version(wrapped: WrappedKey, version: str) -> None:
-    """Raises AdministrationError where a wrap is not by the target version."""
+    """Raises AdministrationError if a wrap is not by the target version."""
     if wrapped.kek_version != version:
         raise AdministrationError(
             f"Encrypt uses version {wrapped.kek_version}, not {version}; a new primary version takes effect within "

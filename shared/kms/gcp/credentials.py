@@ -1,6 +1,6 @@
 """Google's credentials, looked up once for all keys of a process.
 
-`google.auth.default()` reads files and queries the metadata server, and blocks for seconds where there is none: so it
+`google.auth.default()` reads files and queries the metadata server, and blocks for seconds if there is none: so it
 has a thread of its own, which nothing else waits for, and which ends with the process. A file that the environment
 names is read again once it is another: a service account's key is rotated, too.
 """
@@ -74,7 +74,7 @@ class CredentialsLookup:
 
 
 def _read_file_stamp() -> FileStamp | None:
-    """Of the file with the credentials; None where there is none, or none at the moment."""
+    """Of the file with the credentials; None if there is none, or none at the moment."""
     named = os.environ.get(CREDENTIALS)
     return SecretFile(Path(named)).read_stamp() if named else None
 

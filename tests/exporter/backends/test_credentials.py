@@ -4,7 +4,8 @@ import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,24 @@ from cryptography import x509
 from services.exporter.backends.credentials import BackendCredentials
 from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.settings import Backend
+from services.exporter.jobs import build_backend_reader
 from services.exporter.model import BackendState
 from shared.config.file_checks import check_files
 from shared.config.settings import use_base_folder
 from tests.shared.certificates import LOCALHOST, Authority
+from tests.tinyproxy import NOT_LOOPBACK, tinyproxy
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 HEALTHY = {"crypto_mode": "kms", "crypto_ready": True}
 
 
 @asynccontextmanager
-async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def serving(handler: Handler, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[str]:
     runner = web.ServerRunner(web.Server(handler, access_log=None))
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    await web.TCPSite(runner, host, 0, ssl_context=tls).start()
     try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -216,3 +219,28 @@ def test_the_check_opens_every_file(
     (found,) = check_files(backend)
     assert f"{found.key}: {found.message}".startswith(problem)
     assert "hunter2" not in found.message
+
+
+async def test_a_backend_is_read_by_its_proxy_with_its_authority(
+    parser: Executor, tmp_path: Path, authority: Authority
+) -> None:
+    names = (*LOCALHOST, x509.IPAddress(ip_address(NOT_LOOPBACK)))
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serving(answer, server_context(authority, *names), NOT_LOOPBACK))
+        proxy = stack.enter_context(tinyproxy(tmp_path))
+        settings = client(authority, tmp_path)
+        ca_file = settings["tls_config"].pop("ca_file")
+        backend = Backend.model_validate(
+            {
+                "service": "backend",
+                "health_url": f"{url}/healthz",
+                "metrics_url": f"{url}/metrics",
+                "proxy": proxy.url,
+                "ca_file": ca_file,
+                **settings,
+            }
+        )
+        read = await build_backend_reader(backend, 5.0, stack)
+        (state,) = await read()
+        assert is_whole(state)
+        assert proxy.asked == [f"CONNECT {url.removeprefix('https://')}"] * 2

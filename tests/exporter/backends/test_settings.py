@@ -53,13 +53,15 @@ def test_status_is_a_health_without_a_document(tmp_path: Path) -> None:
         ("headers: {X: {value: a, file: b}}", "headers.X: expected either `value` or `file`"),
         ("authorization: {credentials: hunter2}", "authorization.credentials: unknown key"),
         ("basic_auth: {username: 'a:b', password_file: c}", "basic_auth.username: expected a name without a colon"),
+        ("ca_file: a\n    tls_config: {ca_file: b}", "expected `ca_file` or `tls_config.ca_file`, not both"),
+        ("resolve: all\n    proxy: http://proxy:3128", "expected no proxy, where `resolve` is set"),
         ("tls_config: {cert_file: a}", "tls_config: expected both cert_file and key_file, or neither of them"),
     ],
 )
 def test_an_error_is_reported_where_it_stands(tmp_path: Path, line: str, mistake: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path, line)
-    said = [text.removeprefix(f"{tmp_path / 'exporter.yml'}: backends.0.") for text in raised.value.lines]
+    said = [text.removeprefix(f"{tmp_path / 'exporter.yml'}: backends.0").lstrip(".: ") for text in raised.value.lines]
     assert any(text.startswith(mistake) for text in said), said
     assert "hunter2" not in str(raised.value)
 

@@ -23,6 +23,8 @@ REASONS = {
     "grafana_token": "the demo has no Grafana; tests/ops/grafana/test_import.py runs it",
     "promtool test rules": "tests/ops/test_rules.py runs it",
     "merged.yml": "tests/relay/alertmanager_file merges files of others",
+    "init --slack webhook": "tests/relay/cli/test_first_message.py runs it",
+    "send-test --config relay.yml": "tests/relay/cli/test_first_message.py runs it",
     "--test-alert": "tests/ops/smoke/test_stack.py runs it",
 }
 """What a command has in it, and why that keeps it from the demo."""

@@ -50,7 +50,8 @@ async def test_the_page_lets_in_nothing_but_its_own_files(http: aiohttp.ClientSe
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("style.css", "text/css"), ("script.js", "javascript"), ("icon.svg", "svg")]
+    ("name", "kind"),
+    [("style.css", "text/css"), ("theme.css", "text/css"), ("script.js", "javascript"), ("icon.svg", "svg")],
 )
 async def test_styles_and_scripts_are_served(http: aiohttp.ClientSession, name: str, kind: str) -> None:
     async with http.get(f"/page/{name}") as answer:

@@ -29,6 +29,16 @@ case "$*" in
 esac
 """
 
+# A virtual environment has this pip, too.
+_PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m venv" ]; then
+  for folder; do :; done
+  mkdir -p "$folder/bin" && cp "${0%%/*}/pip" "$folder/bin/"
+else
+  exec %(python)s "$@"
+fi
+"""
+
 
 @pytest.fixture
 def machine(tmp_path: Path) -> NewMachine:
@@ -48,7 +58,7 @@ def machine(tmp_path: Path) -> NewMachine:
         (folder / "bin").mkdir(parents=True)
         (folder / "commands").mkdir()
         _program(folder / "bin/pip", _PIP % {"commands": folder / "commands"})
-        _program(folder / "bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        _program(folder / "bin/python", _PYTHON % {"python": sys.executable})
         for name, function in _scripts().items():
             module = function.replace(":", " import ")
             start = f'import sys; sys.argv[0] = "{name}"; from {module}; main()'

@@ -119,7 +119,8 @@ class Runner:
             return Step(name, "skipped")
         if "uses" in step:
             using = {key: interpolate(str(value), contexts) for key, value in step.get("with", {}).items()}
-            return Step(name, "success", using=using)
+            brought = {"python-path": f"{self.folder}/bin/python"} if "actions/setup-python@" in step["uses"] else {}
+            return Step(name, "success", using=using, outputs=brought)
         assert "${{" not in step["run"], "a value that somebody else chooses would be read as a command"
         self._number += 1
         number = self._number

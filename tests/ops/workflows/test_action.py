@@ -1,9 +1,11 @@
 """`action.yml` as another repository uses it: without a checkout of keypulse, and with nothing of its own."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.ops.github.stand_in import REPOSITORY, StandIn, run_stand_in
 from tests.ops.workflows.conftest import ROOT, NewMachine
@@ -42,7 +44,7 @@ def write_program(file: Path, script: str) -> None:
 def use(runner: Runner, **given: str) -> tuple[dict[str, str], str]:
     """How each step went, and what all of them printed."""
     steps = runner.use(ROOT, {name.replace("_", "-"): value for name, value in given.items()})
-    assert list(runner.temp.iterdir()) == [], "no secret is left"
+    assert {path.name for path in runner.temp.iterdir()} <= {"keypulse"}, "no secret is left"
     printed = "".join(step.output for step in steps)
     assert not any(secret in printed for secret in SECRETS.values())
     return outcomes(steps), printed
@@ -102,6 +104,18 @@ def test_who_does_not_say_otherwise_changes_nothing(elsewhere: Runner, github: S
         f"status {config}",
     ]
     assert github.requests == []
+
+
+def test_the_job_keeps_its_python_and_gets_keypulses_commands_alone(elsewhere: Runner) -> None:
+    before = {path.name for path in (elsewhere.folder / "bin").iterdir()}
+    done, _ = use(elsewhere, command="smoke", base_url="http://127.0.0.1:1")
+    assert done["Install"] == "success"
+    assert {path.name for path in (elsewhere.folder / "bin").iterdir()} == before
+    folders = [Path(folder) for folder in elsewhere.path.split(os.pathsep)]
+    assert folders[:2] == [elsewhere.temp / "keypulse/commands", elsewhere.folder / "bin"]
+    assert all(path.name.startswith("keypulse-") for path in folders[0].iterdir())
+    python = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][0]
+    assert python["with"]["update-environment"] is False
 
 
 def test_a_smoke_test_needs_no_checkout(elsewhere: Runner) -> None:

@@ -33,7 +33,9 @@ def secret_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def stand_ins() -> AsyncIterator[StandIns]:
-    async with run_stand_ins(slack_tokens=(SECRET,), pagerduty_keys=(SECRET,)) as running:
+    async with run_stand_ins(
+        slack_tokens=(SECRET,), slack_webhook_secrets=(SECRET,), pagerduty_keys=(SECRET,)
+    ) as running:
         yield running
 
 
@@ -60,14 +62,16 @@ class Providers:
         mails = [f"{mail.text} {mail.html}" for mail in stand_ins.mailbox.mails]
         lines = [json.dumps(line) for line in self._logged if line["event"] == "alert"]
         events = [str(event) for event in stand_ins.pagerduty.events]
-        return {"slack": slack, "email": mails, "pagerduty": events, "webhook": self._hooked, "log": lines}[kind]
+        return {"slack": slack, "email": mails, "pagerduty": events, "webhook": self._hooked, "log": lines}[
+            kind.partition("_")[0]
+        ]
 
     def answer_late(self, kind: str) -> None:
         """From now on the provider takes everything, and answers in an hour."""
         if kind == "webhook":
             self.hook_is_late = True
             return
-        of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind]
+        of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind.partition("_")[0]]
         self._stand_ins.faults.add(ProviderFault(provider=of, kind=FaultKind.SLOW_ANSWER, seconds=3600))
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from ops.demo.stand_ins.slack import WEBHOOK_APP
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
@@ -33,7 +34,13 @@ def kind_of(settings: type[ChannelSettings]) -> str:
 
 
 def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
-    """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here."""
+    """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here.
+
+    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret.
+    """
+    if kind == "slack_webhook":
+        secret_file.write_text(f"http://{provider}/slack/services/{'/'.join(WEBHOOK_APP)}/{SECRET}")
+        return {"kind": "slack", "webhook_url_file": secret_file}
     examples: dict[str, dict[str, Any]] = {
         "slack": {
             "kind": "slack",

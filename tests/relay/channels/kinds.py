@@ -15,13 +15,16 @@ def having(*fields: str) -> list[str]:
     return [kind_of(kind) for kind in KINDS if set(fields) & kind.model_fields.keys()]
 
 
-HTTP_KINDS = having("url", "api_url")  # those of which a status can be asked
-REMOTE_KINDS = having("url", "api_url", "host")  # those that somebody else provides, who asks for a secret
-EVERY_KIND = pytest.mark.parametrize("kind", [kind_of(settings) for settings in KINDS])
+HTTP_KINDS = [*having("url", "api_url"), "slack_webhook"]  # those of which a status can be asked
+REMOTE_KINDS = [*HTTP_KINDS, "email"]  # those that somebody else provides, who asks for a secret
+EVERY_KIND = pytest.mark.parametrize("kind", [*map(kind_of, KINDS), "slack_webhook"])
 EVERY_REMOTE_KIND = pytest.mark.parametrize("kind", REMOTE_KINDS)
 EVERY_HTTP_KIND = pytest.mark.parametrize("kind", HTTP_KINDS)
+EVERY_KIND_WITH_A_URL = pytest.mark.parametrize("kind", [kind for kind in HTTP_KINDS if kind != "slack_webhook"])
+"""Whose URL is in the configuration: that of an incoming webhook is the secret."""
 EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"webhook"}))
 """All but `webhook`, to which a status of 2xx says everything."""
+EVERY_HTTP_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
 
 
 async def failure(

@@ -17,10 +17,13 @@ from tests.relay.channels.conftest import Providers, TcpServer, WebServer
 from tests.relay.channels.examples import SECRET, example, message, settings
 from tests.relay.channels.kinds import (
     EVERY_HTTP_KIND,
+    EVERY_HTTP_KIND_THAT_READS_ANSWERS,
     EVERY_KIND,
     EVERY_KIND_THAT_READS_ANSWERS,
+    EVERY_KIND_WITH_A_URL,
     EVERY_REMOTE_KIND,
     HTTP_KINDS,
+    REMOTE_KINDS,
     failure,
     unused_address,
 )
@@ -61,7 +64,7 @@ async def test_what_was_taken_and_answered_too_late_may_have_arrived(
     assert len(providers.arrived(kind)) == 1
 
 
-@EVERY_KIND_THAT_READS_ANSWERS
+@EVERY_HTTP_KIND_THAT_READS_ANSWERS
 async def test_an_answer_that_would_grow_when_it_is_unpacked_is_not(
     kind: str, secret_file: Path, website: WebServer
 ) -> None:
@@ -119,7 +122,7 @@ async def test_a_lease_that_ends_while_it_connects_writes_no_request(
     assert requests == []
 
 
-@EVERY_HTTP_KIND
+@EVERY_KIND_WITH_A_URL
 async def test_without_a_secure_connection_nothing_arrived(kind: str, secret_file: Path, tcp: TcpServer) -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -151,7 +154,7 @@ async def test_an_answer_that_is_none_is_tried_again(kind: str, said: bytes, sec
     assert error.maybe_arrived is (kind in HTTP_KINDS)  # a mail server that greets like this was told nothing
 
 
-@EVERY_REMOTE_KIND
+@pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"slack_webhook"}))
 @pytest.mark.parametrize("content", [None, "", "\n \n", "a\x00b", b"\xff\xfe"])
 async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_fixed(
     kind: str, content: str | bytes | None, tmp_path: Path
@@ -185,8 +188,9 @@ async def test_cancelling_a_send_lets_go_of_the_provider(kind: str, secret_file:
     sending = asyncio.create_task(send(channel, message()))
     await asyncio.wait_for(connected.wait(), 5)
     sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
+    done, _ = await asyncio.wait({sending}, timeout=5)
+    assert sending in done
+    assert sending.cancelled()
     await asyncio.wait_for(left.wait(), 5)
     await channel.close()
 
@@ -303,7 +307,7 @@ async def test_retry_after_is_passed_on_in_seconds_and_as_a_date(
         assert 29 <= dated.retry_after <= 31
 
 
-@pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
+@EVERY_HTTP_KIND_THAT_READS_ANSWERS
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [

@@ -13,21 +13,19 @@ from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import (
     HUGE,
-    KINDS,
     NASTY,
     SECRET,
     change,
     critical,
     example,
-    kind_of,
     message,
     rotate,
     settings,
     with_text,
 )
 from tests.relay.channels.kinds import (
-    EVERY_HTTP_KIND,
     EVERY_KIND,
+    EVERY_KIND_WITH_A_URL,
     EVERY_REMOTE_KIND,
     REMOTE_KINDS,
     failure,
@@ -117,9 +115,9 @@ def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path
 
 
 @EVERY_KIND
-def test_each_kind_merges_and_paces_as_its_provider_needs(kind: str) -> None:
-    of = {kind_of(settings): settings for settings in KINDS}[kind]
-    per_second = {"slack": 1.0, "pagerduty": 2.0}
+def test_each_kind_merges_and_paces_as_its_provider_needs(kind: str, secret_file: Path) -> None:
+    of = settings(example(kind, secret_file, unused_address()))
+    per_second = {"slack": 1.0, "slack_webhook": 1.0, "pagerduty": 2.0}
     assert of.merges_waiting is (kind not in {"webhook", "log"})
     assert (of.provider_rate and of.provider_rate.per_second) == per_second.get(kind)
 
@@ -160,10 +158,12 @@ async def test_no_log_holds_the_secret(
     await channel.close()
     await failure(kind, secret_file, unused_address())
     assert caplog.records
-    assert SECRET not in caplog.text
+    # The stand-in's own log names the path of each request, which is the secret of an incoming webhook.
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith("uvicorn")]
+    assert SECRET not in str(ours)
 
 
-@EVERY_HTTP_KIND
+@EVERY_KIND_WITH_A_URL
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -186,7 +186,7 @@ def test_an_address_that_would_give_the_secret_away_is_refused(
         settings({**values, key: url})
 
 
-@EVERY_REMOTE_KIND
+@pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"slack_webhook"}))
 @pytest.mark.parametrize("allowed", [False, True])
 def test_plaintext_leaves_this_machine_only_where_that_is_allowed(kind: str, allowed: bool, secret_file: Path) -> None:
     values = {**example(kind, secret_file, Address("stand-ins", 1)), "allow_remote_insecure": allowed}

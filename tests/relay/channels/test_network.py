@@ -12,7 +12,7 @@ import pytest
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
-from tests.relay.channels.examples import message, settings
+from tests.relay.channels.examples import message, rotate, settings
 from tests.relay.channels.kinds import EVERY_REMOTE_KIND
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.shared.certificates import LOCALHOST, Authority
@@ -57,6 +57,13 @@ async def secure(kind: str, secret_file: Path, providers: Providers, tls_before:
     if kind == "email":
         address = await tls_before(Address(values["host"], values["port"]))
         return {**values, "host": address.host, "port": address.port, "tls": "implicit"}
+    if kind == "slack_webhook":
+        url = read(secret_file)
+        host, port = url.split("/")[2].split(":")
+        rotate(
+            secret_file, url.replace(f"http://{host}:{port}", f"https://{await tls_before(Address(host, int(port)))}")
+        )
+        return values
     key = "api_url" if "api_url" in values else "url"
     plain = values[key].split("/")[2]
     host, port = plain.split(":")
@@ -103,9 +110,8 @@ async def test_a_proxy_that_refuses_is_an_error_of_the_channel(  # noqa: PLR0917
     values = await secure(kind, secret_file, providers, tls_before)
     with tinyproxy(tmp_path, **options) as proxy:
         error = await refused({**values, "proxy": proxy.url})
-    target = (
-        f"127.0.0.1:{values['port']}" if kind == "email" else (values.get("api_url") or values["url"]).split("/")[2]
-    )
+    url = values.get("api_url") or values.get("url") or read(secret_file)
+    target = f"127.0.0.1:{values['port']}" if kind == "email" else url.split("/")[2]
     assert (error.reason, error.scope, error.maybe_arrived) == (reason, SendScope.CHANNEL, False)
     assert str(error).endswith(f"the proxy {proxy.address} (proxy) {sentence.format(target)}")
     assert providers.arrived(kind) == []
@@ -117,6 +123,8 @@ async def test_a_proxy_that_is_gone_or_cannot_connect_is_tried_again(
 ) -> None:
     values = await secure(kind, secret_file, providers, tls_before)
     values = {**values, "port": 1} if kind == "email" else values
+    if kind == "slack_webhook":
+        rotate(secret_file, f"https://127.0.0.1:1/{read(secret_file).split('/', 3)[3]}")
     for key in {"url", "api_url"} & values.keys():
         values[key] = f"https://127.0.0.1:1/{values[key].split('/', 3)[3]}"
     with tinyproxy(tmp_path) as proxy:
@@ -164,3 +172,7 @@ async def refused(values: dict[str, Any]) -> SendError:
     finally:
         await channel.close()
     return raised.value
+
+
+def read(file: Path) -> str:
+    return file.read_text()

@@ -34,6 +34,7 @@ def load(text: str, folder: Path) -> RelaySettings:
     [
         ((), ["log"]),
         (("--slack", "#ops"), ["slack"]),
+        (("--slack", "webhook"), ["slack"]),
         (("--email", "a@company.net", "--email", "Anna <b@company.net>"), ["email"]),
         (("--pagerduty",), ["pagerduty"]),
         (("--slack", "C0123456789", "--email", "a@company.net", "--pagerduty"), ["slack", "email", "pagerduty"]),

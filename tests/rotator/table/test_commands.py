@@ -9,18 +9,30 @@ from sqlalchemy import URL
 
 from services.rotator import inspection
 from services.rotator.__main__ import main
+from services.rotator.doctor import open_checks
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import AdministrationError, RotationType
+from shared.process.doctor import run_doctor
 from tests import memory_kms
 from tests.memory_kms import StoredKey
 from tests.rotator.table.conftest import KEY
 from tests.rotator.table.tenants import Tenants, aad, secret
 
 REWRAP = RotationType.REWRAP_KEK
+
+
+async def test_doctor_reads_the_table_and_leaves_no_table_behind(in_a_file: Tenants) -> None:
+    results = {result.name: result for result in await run_doctor(in_a_file.settings(), open_checks)}
+    assert results["driver keyring"].detail == "3 data keys can be read"
+    assert await list_tables(in_a_file) == ["tenant_keys"]
+    in_a_file.driver["wrapped"] = "dek"
+    results = {result.name: result for result in await run_doctor(in_a_file.settings(), open_checks)}
+    assert not results["driver keyring"].is_ok
+    assert "dek" in results["driver keyring"].detail
 
 
 async def list_tables(tenants: Tenants) -> list[str]:

@@ -106,7 +106,8 @@ async def connect_client(client: SMTP, route: SmtpRoute) -> None:
     except UnicodeError:
         raise OSError(0, "no host can have such a name") from None
     try:
-        await client.connect(sock=connection, local_hostname=name)
+        # The whole send has a timeout. One here, too, would swallow a cancellation at this moment on Python 3.11.
+        await client.connect(sock=connection, local_hostname=name, timeout=None)
     except BaseException:
         connection.close()
         raise

@@ -12,13 +12,13 @@ import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
-from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     ProviderCall,
     build_in_thread_if_large,
@@ -29,6 +29,7 @@ from services.relay.channels.provider_call import (
 )
 from services.relay.channels.slack.blocks import Mention, build_post
 from services.relay.channels.slack.diagnosis import check_channel, check_token
+from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
 from services.relay.http_session import HttpSession, encode_json
@@ -61,22 +62,52 @@ BotTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EX
 """A file with a bot token; `--check` recognises what is something else."""
 
 
+def _check_webhook_url(secret: str) -> None:
+    if secret.startswith(("xoxb-", "xoxp-", "xapp-")):
+        raise ValueError("holds a token; name it in `token_file`, beside `channel`")
+    if not secret.startswith(("https://", "http://")):
+        raise ValueError("holds no URL")
+
+
+_EXPECTED_URL: Final = "expected a file with the URL https://hooks.slack.com/services/… on its first line"
+WebhookUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED_URL, _check_webhook_url))]
+"""A file with the URL of an incoming webhook, likewise."""
+
+
 class SlackSettings(EgressSettings, ChannelSettings):
-    """A channel of a Slack workspace, with the token of a bot that is a member of it."""
+    """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
 
     kind: Literal["slack"]
-    channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)]
-    """`"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
+    channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] | None = None
+    """With `token_file`: `"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is mentioned in the first message of an episode."""
-    token_file: BotTokenPath
+    token_file: BotTokenPath | None = None
+    webhook_url_file: WebhookUrlPath | None = None
+    """Contains the URL of an incoming webhook, instead of `channel` and `token_file`."""
     api_url: ProviderUrl = "https://slack.com/api/"
 
-    def connect(self, timeout: float) -> "SlackChannel":
+    @model_validator(mode="after")
+    def _check_one_access(self) -> Self:
+        given = (self.channel is not None, self.token_file is not None, self.webhook_url_file is not None)
+        if given not in {(True, True, False), (False, False, True)}:
+            raise ValueError("expected `channel` and `token_file`, or `webhook_url_file` instead of both")
+        return self
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """See the base."""
+        return LIMITATIONS if self.webhook_url_file else ()
+
+    def connect(self, timeout: float) -> Channel:
         """The channel, with `timeout` seconds for a whole send."""
-        return SlackChannel(self, timeout)
+        if self.webhook_url_file is None:
+            return SlackChannel(self, timeout)
+        return IncomingWebhookChannel(
+            self.webhook_url_file, self.mention, timeout, self, allow_remote_insecure=self.allow_remote_insecure
+        )
 
 
 class SlackChannel:
@@ -86,10 +117,13 @@ class SlackChannel:
         self._settings = settings
         self._timeout = timeout
         self._clock = clock
+        if settings.channel is None or settings.token_file is None:
+            raise ValueError("expected settings of a bot")
+        self._channel_name = settings.channel
         self._token = SecretFile(settings.token_file)
         self._session = HttpSession("Slack", check_current_lease, settings)
         self._client: AsyncWebClient | None = None
-        self._channel_id = settings.channel if re.fullmatch(_CHANNEL_ID, settings.channel) else None
+        self._channel_id = self._channel_name if re.fullmatch(_CHANNEL_ID, self._channel_name) else None
         """The channel's ID; None while unknown."""
 
     async def send(self, attempt: Attempt) -> Receipt:
@@ -130,7 +164,7 @@ class SlackChannel:
             Check(token, lambda: check_token(self._open_for_checks()), depends_on=f"{key}.token_file"),
             Check(
                 f"{key} channel",
-                lambda: check_channel(self._open_for_checks(), self._settings.channel, self._channel_id),
+                lambda: check_channel(self._open_for_checks(), self._channel_name, self._channel_id),
                 depends_on=token,
             ),
         ]
@@ -153,7 +187,7 @@ class SlackChannel:
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
-        post = await find_post(api, message, self._settings.channel, self._channel_id)
+        post = await find_post(api, message, self._channel_name, self._channel_id)
         if isinstance(post, NotFound):
             call.maybe_sent = post is NotFound.UNKNOWN
             return None
@@ -168,7 +202,7 @@ class SlackChannel:
         post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
         thread = _find_thread(message)
         return {
-            "channel": self._settings.channel,
+            "channel": self._channel_name,
             "text": post.text,
             "blocks": post.blocks,
             **({"thread_ts": thread, "reply_broadcast": True} if thread else {}),

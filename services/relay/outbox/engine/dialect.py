@@ -68,7 +68,7 @@ def is_sqlite(database: DatabaseUrl) -> bool:
 
 
 def make_file(database: DatabaseUrl) -> None:
-    """An empty file where there is none, for SQLite. Raises FileLostError, OSError."""
+    """An empty file if there is none, for SQLite. Raises FileLostError, OSError."""
     if is_sqlite(database):
         SqliteFile(database).create()
 

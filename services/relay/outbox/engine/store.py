@@ -159,7 +159,7 @@ class Store:
         """For who only reads, beside whoever writes: makes and changes nothing. Blocks.
 
         Raises:
-            StoreUnusableError: waiting would not help, as where the tables are of another version.
+            StoreUnusableError: waiting would not help, for example if the tables are of another version.
             StoreUnavailableError: the database cannot be read now.
         """
         try:
@@ -225,7 +225,7 @@ async def open_store(
     *,
     read_only: bool = False,
 ) -> AsyncIterator[Store]:
-    """The store of a database; its tables are made where there are none.
+    """The store of a database; its tables are made if there are none.
 
     Args:
         database: a file, whose folder must exist, or a database of PostgreSQL.

@@ -89,7 +89,7 @@ class WorkQueue:
             return batch
 
     def return_job(self, work: QueuedJob) -> bool:
-        """Puts a running job at the end of the queue; False where that is closed. For the thread."""
+        """Puts a running job at the end of the queue; False if that is closed. For the thread."""
         with self._changed:
             if not self._closed:
                 self._running.remove(work)

@@ -2,7 +2,7 @@
 
 Each file there is one revision and names the one before it. Its `upgrade` gets Alembic's operations and works on both
 stores, within the transaction of the caller. What a revision says is never changed once it was released: databases
-stand on it. So none imports `schema`, which goes on changing.
+stand on it. So none imports `schema`, which continues changing.
 """
 
 import logging

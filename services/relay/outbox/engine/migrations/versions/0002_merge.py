@@ -61,7 +61,7 @@ def upgrade(op: Operations) -> None:
 
 
 def _merge(connection: Connection) -> None:
-    """An incident has one waiting delivery on a channel at most: the newest, which goes on where the oldest stood."""
+    """An incident has one waiting delivery on a channel at most: the newest, which continues where the oldest stood."""
     # `set_at` as early as it can have been: a clock that is set back to before it makes what waits due.
     connection.execute(
         text("UPDATE deliveries SET first_event = event_seq, set_at = accepted_at, waits_since = accepted_at")

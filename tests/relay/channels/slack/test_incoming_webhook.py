@@ -1,0 +1,180 @@
+"""Slack by an incoming webhook: its answers, its URL, and what it cannot do."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.channels.port import Channel
+from services.relay.channels.slack.blocks import REPEAT_REMARK
+from services.relay.channels.slack.incoming_webhook import LIMITATIONS
+from services.relay.send_error import SendError, SendReason, SendScope
+from shared.check import CheckOutcome, CheckResult, run_checks
+from shared.config.file_checks import check_files
+from tests.relay.channels.conftest import WebServer
+from tests.relay.channels.examples import SECRET, change, critical, example, message, rotate, settings
+from tests.relay.channels.kinds import unused_address
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import lost, now, posts
+
+
+@pytest.fixture
+def values(secret_file: Path, stand_ins: StandIns) -> dict[str, Any]:
+    return example("slack_webhook", secret_file, stand_ins.http)
+
+
+async def fail(values: dict[str, Any]) -> SendError:
+    channel = settings(values).connect(5)
+    try:
+        with pytest.raises(SendError) as raised:
+            await channel.send(Recorded(message()))
+    finally:
+        await channel.close()
+    return raised.value
+
+
+async def test_a_message_arrives_and_its_end_without_a_mention(values: dict[str, Any], stand_ins: StandIns) -> None:
+    channel = settings({**values, "mention": "channel"}).connect(5)
+    attempt = Recorded(critical(message()))
+    receipt = await channel.send(attempt)
+    await send(channel, change(message("03-resolved-1"), first_receipt=receipt))
+    await channel.close()
+    first, last = posts(stand_ins)
+    assert receipt == {"answer": "ok"}
+    assert attempt.answers == ["HTTP 200 ok"]
+    assert "<!channel>" in str(first.blocks)
+    assert "<!channel>" not in str(last.blocks)
+    assert last.thread_ts is None
+    assert SECRET not in f"{receipt} {attempt} {channel.render_payload(message())}"
+    assert json.loads(channel.render_payload(message())).keys() == {
+        "text", "blocks", "mrkdwn", "parse", "unfurl_links", "unfurl_media"
+    }  # fmt: skip
+
+
+async def test_a_message_whose_answer_was_lost_is_repeated_with_a_remark(
+    values: dict[str, Any], stand_ins: StandIns
+) -> None:
+    channel = settings(values).connect(5)
+    await channel.send(await lost(stand_ins, channel, now()))
+    await channel.close()
+    first, second = posts(stand_ins)
+    assert REPEAT_REMARK not in first.text
+    assert REPEAT_REMARK in second.text
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason", "scope"),
+    [
+        (400, "invalid_payload", SendReason.REJECTED, SendScope.MESSAGE),
+        (400, "invalid_blocks", SendReason.REJECTED, SendScope.MESSAGE),
+        (403, "no_text", SendReason.REJECTED, SendScope.MESSAGE),
+        (403, "too_many_attachments", SendReason.REJECTED, SendScope.MESSAGE),
+        (403, "action_prohibited", SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        (403, "posting_to_general_channel_denied", SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        (403, "invalid_token", SendReason.UNAUTHORIZED, SendScope.CHANNEL),
+        (403, "team_disabled", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        (400, "user_not_found", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        (404, "channel_not_found", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        (404, "no_service", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        (410, "channel_is_archived", SendReason.MISCONFIGURED, SendScope.CHANNEL),
+        (429, "rate_limited", SendReason.RATE_LIMITED, SendScope.ATTEMPT),
+        (500, "rollup_error", SendReason.SERVER_ERROR, SendScope.ATTEMPT),
+    ],
+)
+async def test_each_answer_of_slack_has_its_reason_and_scope(
+    status: int, code: str, reason: SendReason, scope: SendScope, secret_file: Path, website: WebServer
+) -> None:
+    error = await fail(example("slack_webhook", secret_file, await website(status, code, Retry_After="30")))
+    assert (error.reason, error.scope, error.maybe_arrived) == (reason, scope, status == 500)
+    assert str(error).startswith(f"Slack answered HTTP {status}: {code}")
+    assert error.retry_after == (30.0 if scope is SendScope.ATTEMPT else None)
+    assert ("make a new webhook" in str(error)) is (code in {"invalid_token", "no_service"})
+
+
+async def test_the_stand_in_answers_as_slack_does(
+    values: dict[str, Any], stand_ins: StandIns, secret_file: Path
+) -> None:
+    rotate(secret_file, stand_ins.build_slack_webhook_url("another"))
+    assert "HTTP 403: invalid_token" in str(await fail(values))
+    rotate(secret_file, stand_ins.build_slack_webhook_url().replace("T0000000001", "T2"))
+    assert "HTTP 404: no_service" in str(await fail(values))
+    rotate(secret_file, stand_ins.build_slack_webhook_url(SECRET))
+    for name, status in (("channel_is_archived", 410), ("channel_not_found", 404), ("invalid_payload", 400)):
+        stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=name, count=1))
+        assert f"HTTP {status}: {name}" in str(await fail(values))
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
+    assert (await fail(values)).retry_after == 7
+    assert posts(stand_ins) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("xoxb-1-2", "holds a token; name it in `token_file`, beside `channel`"),
+        ("hooks.slack.com/services/T/B/x", "holds no URL"),
+        ("", "is empty"),
+    ],
+)
+async def test_a_file_that_holds_no_url_is_found_by_check_and_is_an_error_of_the_channel(
+    content: str, sentence: str, values: dict[str, Any], secret_file: Path
+) -> None:
+    rotate(secret_file, content)
+    (problem,) = (problem for problem in check_files(settings(values)) if problem.startup_policy)
+    assert problem.key == "webhook_url_file"
+    assert sentence in problem.message
+    error = await fail(values)
+    assert error.scope is SendScope.CHANNEL
+    assert str(secret_file) in str(error)
+
+
+@pytest.mark.parametrize("url", ["http://hooks.example.org/services/T/B/hunter2", "https://a:hunter2@hooks.slack.com/"])
+async def test_a_url_that_would_give_the_secret_away_is_not_used(
+    url: str, values: dict[str, Any], secret_file: Path
+) -> None:
+    rotate(secret_file, url)
+    error = await fail(values)
+    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
+    assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "missing_or_more",
+    [{"webhook_url_file": None}, {"channel": "#a"}, {"token_file": "t"}, {"channel": "#a", "token_file": "t"}],
+)
+def test_it_is_either_a_webhook_or_a_bot(missing_or_more: dict[str, Any], values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected `channel` and `token_file`, or `webhook_url_file` instead of both"):
+        settings({**values, **missing_or_more})
+
+
+async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
+    values: dict[str, Any], stand_ins: StandIns, secret_file: Path, website: WebServer
+) -> None:
+    assert settings(values).limitations == LIMITATIONS
+    channel = settings(values).connect(5)
+    passed = await run_alone(channel)
+    assert passed.outcome is CheckOutcome.PASSED
+    assert passed.detail == f"Slack knows the URL; {'; '.join(LIMITATIONS)}"
+    assert posts(stand_ins) == []
+    rotate(secret_file, stand_ins.build_slack_webhook_url("gone"))
+    refused = await run_alone(channel)
+    assert "invalid_token" in refused.detail
+    assert "gone" not in f"{refused}"
+    await channel.close()
+    for status, body in ((200, "ok"), (200, "<html>"), (404, "no_service")):
+        wrong = settings(example("slack_webhook", secret_file, await website(status, body))).connect(5)
+        assert (await run_alone(wrong)).outcome is CheckOutcome.FAILED
+        await wrong.close()
+    unreachable = settings(example("slack_webhook", secret_file, unused_address())).connect(5)
+    assert "no connection" in (await run_alone(unreachable)).detail
+    await unreachable.close()
+
+
+async def run_alone(channel: Channel) -> CheckResult:
+    (check,) = channel.list_checks("channels.slack")
+    (result,) = await run_checks([replace(check, depends_on=None)], time.monotonic)
+    return result

@@ -1,0 +1,223 @@
+"""The conformance test passes for the reference backend, leaves its data keys as they are, and finds each deviation."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from sqlalchemy import URL, text
+
+from services.rotator import conformance
+from services.rotator.__main__ import main
+from services.rotator.config import RotatorSettings
+from services.rotator.conformance import run_conformance
+from shared.config.settings import load_settings
+from shared.keyring import store
+from shared.keyring.administration import Administration, RefusedError, RotationProgress, RotationState, RotationType
+from shared.keyring.database import Database
+from shared.keyring.local_administration import LocalAdministration
+from shared.keyring.model import DataKey, DataKeyStatus, compute_fingerprint
+from shared.keyring.tables import TABLES
+from shared.keyring.wrapping import KeyWrapper
+from tests import memory_kms
+
+KEY = "vault/ledger"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def keyring(tmp_path: Path) -> AsyncIterator[LocalAdministration]:
+    """Three data keys, two of them of a former version, behind no HTTP."""
+    with memory_kms.registered():
+        key = memory_kms.create_key(KEY, "elm")
+        wrapping = KeyWrapper(memory_kms.MemoryKey(KEY), KEY, 5.0)
+        database = await Database.open(URL.create("sqlite", database=str(tmp_path / "keyring.db")), TABLES)
+        for number, status in enumerate((DataKeyStatus.RETIRED, DataKeyStatus.RETIRED, DataKeyStatus.ACTIVE)):
+            if status is DataKeyStatus.ACTIVE:
+                key.add_version("oak")
+            secret, name = bytes([number]) * 32, f"key-{number}"
+            row = DataKey(name, status, await wrapping.wrap(name, secret), compute_fingerprint(secret), NOW)
+            await database.write(partial(store.insert_data_key, key=row))
+        yield LocalAdministration(database, wrapping)
+        await database.close()
+
+
+async def check(
+    keyring: Administration, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> dict[str, tuple[bool, str]]:
+    """The checks of a service of which some methods are others."""
+    (folder / "token").write_text("the-token-of-the-service")
+    document = {
+        "driver": {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": "token"},
+        "kms": {"provider": "memory", "key": KEY},
+        "state_dir": "state",
+    }
+    file = folder / "rotator.yml"
+    file.write_text(yaml.safe_dump(document))
+    settings = load_settings(RotatorSettings, file)
+
+    class Service:
+        def __getattr__(self, name: str) -> Any:
+            return changes.get(name) or getattr(keyring, name)
+
+    class Stranger:
+        async def list_keys(self, after: str = "", limit: int = 1) -> Any:
+            if "stranger" in changes:
+                return await keyring.list_keys(after, limit)
+            raise RefusedError("the token is refused")
+
+    @asynccontextmanager
+    async def opened(driver: Any, kms: Any, *, caller: str = "") -> AsyncIterator[Any]:
+        yield Service() if driver == settings.driver else Stranger()
+
+    monkeypatch.setattr(conformance, "open_driver", opened)
+    results = await run_conformance(settings)
+    return {result.name: (result.is_ok, f"{result.detail}; {result.hint}") for result in results}
+
+
+async def test_a_service_that_does_it_all_passes_and_its_data_keys_stay_as_they_are(
+    keyring: LocalAdministration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = list(await keyring.list_backup_rows())
+    results = await check(keyring, tmp_path, monkeypatch)
+    assert [name for name, (is_ok, _) in results.items() if not is_ok] == [], results
+    assert len(results) == 17
+    assert list(await keyring.list_backup_rows()) == before
+    latest = await keyring.get_progress()
+    assert latest
+    assert (latest.state, latest.rotation_id.partition("-")[0]) == (RotationState.ROLLED_BACK, "conformance")
+    assert (await keyring.acquire_lease("the next one", 1)).holder == "the next one"
+
+
+def _deviations(keyring: LocalAdministration) -> dict[str, tuple[str, dict[str, Any]]]:  # noqa: C901 - a list
+    """What a service may do otherwise, and the check that finds it."""
+
+    async def none(*_: object, **__: object) -> tuple[()]:
+        return ()
+
+    async def first_page(after: str = "", limit: int = 1000) -> Any:
+        return await keyring.list_keys("", limit)
+
+    async def no_usage() -> Any:
+        usage = await keyring.count_key_usage()
+        return usage.model_copy(update={"versions": usage.versions[:1]})
+
+    async def other_kek() -> Any:
+        return (await keyring.count_key_usage()).model_copy(update={"kek": None})
+
+    async def always_some(rotation_id: str | None = None) -> Any:
+        return RotationProgress(
+            rotation_id=rotation_id or "r",
+            type=RotationType.REWRAP_KEK,
+            state=RotationState.DONE,
+            target_version="oak",
+            caller="",
+            started_at=NOW,
+            updated_at=NOW,
+            total=0,
+            done=0,
+        )
+
+    async def other_fingerprints(after: str = "", limit: int = 1000) -> Any:
+        rows = await keyring.list_backup_rows(after, limit)
+        return [row.model_copy(update={"wrapped": "AAAA"}) for row in rows]
+
+    async def lease_for_all(holder: str, seconds: float, token: str = "") -> Any:
+        await keyring._database.write(lambda connection: connection.execute(text("DELETE FROM keyring_lease")))
+        return await keyring.acquire_lease(holder, seconds)
+
+    async def any_token(request: Any) -> Any:
+        return await always_some(request.rotation_id)
+
+    async def any_entry(rotation_id: str, token: str, entry: Any) -> None:
+        try:
+            await keyring.add_journal_entry(rotation_id, token, entry)
+        except RefusedError as error:
+            if "journal entry" not in str(error):
+                raise
+
+    async def counts_all(rows: Any, token: str) -> int:
+        return len(rows)
+
+    async def never_back(rotation_id: str, token: str) -> Any:
+        latest = await keyring.get_progress()
+        if latest is None:
+            raise RefusedError("there is no rotation")
+        return latest
+
+    async def no_pages(mode: Any, after: str | None = None) -> Any:
+        return (await keyring.verify(mode)).model_copy(update={"data_keys": 1})
+
+    return {
+        "no data key": ("keys", {"list_keys": none}),
+        "a token of anybody": ("wrong token", {"stranger": True}),
+        "pages": ("keys", {"list_keys": first_page}),
+        "usage": ("key usage", {"count_key_usage": no_usage}),
+        "kek": ("key usage", {"count_key_usage": other_kek}),
+        "progress": ("progress", {"get_progress": always_some}),
+        "backup": ("backup", {"list_backup_rows": none}),
+        "wrapped": ("unwrap", {"list_backup_rows": other_fingerprints}),
+        "verify": ("verify", {"verify": no_pages}),
+        "lease": ("lease", {"acquire_lease": lease_for_all}),
+        "rotate": ("nothing without the lease", {"rotate": any_token}),
+        "journal": ("journal", {"add_journal_entry": any_entry}),
+        "restore": ("restore", {"restore": counts_all}),
+        "rollback": ("rollback", {"rollback": never_back}),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("no data key", "a token of anybody", "pages", "usage", "kek", "progress", "backup", "wrapped", "verify"),
+        *("lease", "rotate", "journal", "restore", "rollback"),
+    ],
+)
+async def test_each_deviation_is_found_by_its_check(
+    keyring: LocalAdministration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    check_name, changes = _deviations(keyring)[name]
+    results = await check(keyring, tmp_path, monkeypatch, **changes)
+    is_ok, detail = results[check_name]
+    assert not is_ok, results
+    assert "docs/admin-api.openapi.yaml" in detail
+
+
+def test_a_driver_without_an_admin_api_is_refused(tmp_path: Path) -> None:
+    document = {
+        "driver": {"kind": "sql", "database": "sqlite:///keyring.db"},
+        "kms": {"key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"},
+        "state_dir": "state",
+    }
+    file = tmp_path / "rotator.yml"
+    file.write_text(yaml.safe_dump(document))
+    done = CliRunner().invoke(main, ["conformance", "--config", str(file)])
+    assert done.exit_code == 1
+    assert "the driver sql uses no admin API; expected admin_api or command" in done.stderr
+
+
+def test_a_service_that_does_not_answer_fails_the_first_check_and_skips_the_others(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("the-token-of-the-service")
+    document = {
+        "driver": {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": "token"},
+        "kms": {"key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"},
+        "state_dir": "state",
+    }
+    file = tmp_path / "rotator.yml"
+    file.write_text(yaml.safe_dump(document))
+    done = CliRunner().invoke(main, ["conformance", "--json", "--config", str(file)])
+    checks = json.loads(done.stdout)["checks"]
+    assert (done.exit_code, checks[0]["outcome"], {each["outcome"] for each in checks[1:]}) == (
+        1,
+        "failed",
+        {"skipped"},
+    )
+    text = CliRunner().invoke(main, ["conformance", "--config", str(file)])
+    assert text.stdout.startswith("✗ keys: http://127.0.0.1:1: no answer")
+    assert "takes the lease, re-wraps one data key at most, and rolls that back" in text.stderr
