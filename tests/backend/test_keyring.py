@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.long import LONG
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
 from ops.kms_emulator.faults import KmsFault
@@ -21,6 +20,7 @@ from services.backend.records import CorruptRecordError, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
+from tests.iterations import LONG
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")

@@ -5,7 +5,6 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.long import LONG
 
 from ops.audit.apply import apply_changes
 from ops.audit.diff import diff_change
@@ -13,6 +12,7 @@ from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
 from ops.audit.plan import plan_changes
 from ops.audit.resources import read_part
+from tests.iterations import LONG
 from tests.ops.audit.initial_states import BUCKET, FOREIGN_BINDING, PROJECT, half_done
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand

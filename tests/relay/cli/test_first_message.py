@@ -6,9 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from tests.relay.channels.slack.posted import posts
-
 from ops.demo.stand_ins.app import run_stand_ins
+from tests.relay.channels.slack.posted import posts
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ from shared.keyring.administration import AdministrationError, RotationState, St
 from shared.keyring.model import DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.kms.port import KmsError
 from shared.sql.database_url import create_sqlite_url
-from tests.long import LONG
+from tests.iterations import LONG
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, NEW_DEK, REWRAP, Keyring, opened, secret_of
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import lost, now, posts
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
@@ -21,6 +19,8 @@ from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, change, critical, example, message, rotate, settings
 from tests.relay.channels.kinds import unused_address
+from tests.relay.channels.recorded import Recorded, send
+from tests.relay.channels.slack.posted import lost, now, posts
 
 
 @pytest.fixture
