@@ -173,8 +173,8 @@ def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) ->
         "condition": {"age": COLD_AFTER_DAYS},
     }
     if ages != [delete_rule] or cold_rule not in rules:
-        kept = [rule for rule in rules if rule not in [*ages, cold_rule]]
-        new = new | {"lifecycle": {"rule": [*kept, cold_rule, delete_rule]}}
+        other_rules = [rule for rule in rules if rule not in [*ages, cold_rule]]
+        new = new | {"lifecycle": {"rule": [*other_rules, cold_rule, delete_rule]}}
     return new
 
 
