@@ -20,6 +20,7 @@ from services.backend.records import CorruptRecordError, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
+from tests.iterations import LONG
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
@@ -284,7 +285,7 @@ async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_d
 
 
 # Each example starts an emulator; the fixture is a function without state.
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30 if LONG else 12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(["outage", "heal", "restart", "check", "put", "put"]), max_size=14))
 def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wraps(
     steps: list[str], open_backend: Open

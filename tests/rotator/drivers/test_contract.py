@@ -173,22 +173,17 @@ async def test_a_rotation_is_undone_and_its_steps_are_noted(keyring: Administrat
         await keyring.rollback("unheard-of", lease.token)
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
+async def test_a_journal_entry_that_could_not_be_read_again_is_refused(keyring: Administration) -> None:
+    lease = await keyring.acquire_lease("a test", 60)
+    for entry in (
         JournalEntry(step=JournalStep.UNKNOWN, outcome=StepOutcome.SUCCEEDED),
         JournalEntry(step=JournalStep.RELOAD, outcome=StepOutcome.UNREADABLE),
         JournalEntry(step=JournalStep.BACKUP, outcome=StepOutcome.SUCCEEDED, backup_name="x.backup"),
         RELOADED.model_copy(update={"detail": "x" * 1001}),
         RELOADED.model_copy(update={"detail": "a NUL \0"}),
-    ],
-)
-async def test_a_journal_entry_that_could_not_be_read_again_is_refused(
-    keyring: Administration, entry: JournalEntry
-) -> None:
-    lease = await keyring.acquire_lease("a test", 60)
-    with pytest.raises(RefusedError, match=r"this journal entry|(step|outcome|detail): "):
-        await keyring.add_journal_entry("r", lease.token, entry)
+    ):
+        with pytest.raises(RefusedError, match=r"this journal entry|(step|outcome|detail): "):
+            await keyring.add_journal_entry("r", lease.token, entry)
     assert (await keyring.count_key_usage()).backups == ()
 
 
