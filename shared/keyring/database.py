@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
 
 import structlog
@@ -211,9 +212,13 @@ class Database:
         def unhurried(connection: Connection) -> T:
             extend_statement_timeout(connection, seconds)
             try:
-                return work(connection)
-            finally:
-                reset_statement_timeout(connection)
+                result = work(connection)
+            except BaseException:
+                with suppress(exc.SQLAlchemyError):  # the connection may be what failed
+                    reset_statement_timeout(connection)
+                raise
+            reset_statement_timeout(connection)
+            return result
 
         may_be_slow = seconds > ANSWER_TIMEOUT_SECONDS
         return await self._run(self._read_threads, self._read_engine, unhurried if may_be_slow else work, seconds)
@@ -266,10 +271,10 @@ class Database:
 
 def _build_renaming(table_names: Mapping[str, str]) -> Callable[..., tuple[str, Any]]:
     """Has each statement name the tables as the database does; values are never part of a statement."""
-    known = re.compile(rf"\b(?:{'|'.join(map(re.escape, table_names))})\b")
+    own_table = re.compile(rf"\b(?:{'|'.join(map(re.escape, table_names))})\b")
 
     def rename(_connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> tuple[str, Any]:
-        return known.sub(lambda found: table_names[found[0]], statement), values
+        return own_table.sub(lambda found: table_names[found[0]], statement), values
 
     return rename
 

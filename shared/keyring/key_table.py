@@ -1,20 +1,24 @@
 """The rows of data keys that rotations work on: the keyring's own table, or one that another program made.
 
-The methods work on a connection, in whatever transaction the caller has begun.
+What takes a connection works in whatever transaction the caller has begun. What looks through all rows takes the
+database, and as many transactions as it needs.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from shared.keyring import store
 from shared.keyring.column_types import build_unreadable_version_condition
+from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
 from shared.keyring.rows import VersionCount, fetch
 from shared.keyring.tables import data_keys, problems
 
-_columns = data_keys.c
+SCAN_SECONDS: Final = 60.0
+"""How long the database may take to look through all rows, or through a page of those of another program."""
+_columns: Final = data_keys.c
 
 
 class KeyCounts(NamedTuple):
@@ -35,13 +39,13 @@ class KeyTable(Protocol):
         """Those that come after the id `after`, in the table's order; fewer than `limit` are all."""
         ...
 
-    def list_outdated(
-        self, connection: Connection, version: str, after: str, limit: int, rotation: int | None = None
+    async def list_outdated(
+        self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
     ) -> tuple[DataKey, ...]:
         """Those that `version` of the KMS key does not wrap, but for the problems of the rotation of that number."""
         ...
 
-    def count_outdated(self, connection: Connection, version: str) -> int:
+    async def count_outdated(self, database: Database, version: str) -> int:
         """How many of them are ours to wrap."""
         ...
 
@@ -49,7 +53,7 @@ class KeyTable(Protocol):
         """Whether there is one, decided within a moment."""
         ...
 
-    def count(self, connection: Connection) -> KeyCounts:
+    async def count(self, database: Database) -> KeyCounts:
         """Of the whole table."""
         ...
 
@@ -65,7 +69,7 @@ class KeyTable(Protocol):
         """The one that encrypts new records; None where each row is used for its own."""
         ...
 
-    def find_unreadable(self, connection: Connection) -> Mapping[str, str]:
+    async def find_unreadable(self, database: Database) -> Mapping[str, str]:
         """Why rows cannot be read, by their ids."""
         ...
 
@@ -97,8 +101,15 @@ class OwnKeyTable:
         """See `KeyTable`, as for every method here."""
         return store.list_data_keys(connection, after, limit)
 
-    def list_outdated(  # noqa: D102
-        self, connection: Connection, version: str, after: str, limit: int, rotation: int | None = None
+    async def list_outdated(  # noqa: D102
+        self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
+    ) -> tuple[DataKey, ...]:
+        return await database.read(
+            lambda connection: self._list_outdated(connection, version, after, limit, rotation), seconds=SCAN_SECONDS
+        )
+
+    def _list_outdated(
+        self, connection: Connection, version: str, after: str, limit: int, rotation: int | None
     ) -> tuple[DataKey, ...]:
         condition = self._build_outdated_condition(version)
         if rotation is not None:
@@ -106,31 +117,30 @@ class OwnKeyTable:
             condition &= ~exists().where(same)
         return store.list_data_keys(connection, after, limit, condition)
 
-    def count_outdated(self, connection: Connection, version: str) -> int:  # noqa: D102
+    async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
         ours = _columns.kek.in_((self._kek, LOCAL_KEK))
         outdated = select(func.count()).where(self._build_outdated_condition(version), ours)
-        return connection.execute(outdated).scalar_one()
+        return await database.read(lambda connection: connection.execute(outdated).scalar_one(), seconds=SCAN_SECONDS)
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: D102
-        return bool(self.list_outdated(connection, version, "", 1, rotation))
+        return bool(self._list_outdated(connection, version, "", 1, rotation))
 
-    def count(self, connection: Connection) -> KeyCounts:  # noqa: D102
-        counted = select(_columns.kek, _columns.kek_version, func.count()).group_by(_columns.kek, _columns.kek_version)
-        return KeyCounts(tuple(fetch(connection, counted, VersionCount)), self.find_unreadable(connection))
+    async def count(self, database: Database) -> KeyCounts:  # noqa: D102
+        return await database.read(_count, seconds=SCAN_SECONDS)
 
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
         return store.find_data_key(connection, data_key_id)
 
     def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: D102
         by = _columns.kek_version
-        needed = (by == version) | build_unreadable_version_condition(connection, by)
-        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & needed)), None)
+        may_need_it = (by == version) | build_unreadable_version_condition(connection, by)
+        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & may_need_it)), None)
 
     def find_active(self, connection: Connection) -> DataKey | None:  # noqa: D102
         return store.find_active_data_key(connection)
 
-    def find_unreadable(self, connection: Connection) -> Mapping[str, str]:  # noqa: D102
-        return store.find_unreadable_data_keys(connection)
+    async def find_unreadable(self, database: Database) -> Mapping[str, str]:  # noqa: D102
+        return await database.read(store.find_unreadable_data_keys, seconds=SCAN_SECONDS)
 
     def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:  # noqa: D102
         return store.list_retired_versions(connection, self._kek)
@@ -143,3 +153,8 @@ class OwnKeyTable:
 
     def _build_outdated_condition(self, version: str) -> ColumnElement[bool]:
         return ~((_columns.kek == self._kek) & (_columns.kek_version == version))
+
+
+def _count(connection: Connection) -> KeyCounts:
+    counted = select(_columns.kek, _columns.kek_version, func.count()).group_by(_columns.kek, _columns.kek_version)
+    return KeyCounts(tuple(fetch(connection, counted, VersionCount)), store.find_unreadable_data_keys(connection))

@@ -85,11 +85,11 @@ class LocalAdministration:
         """Counts in the database."""
 
         def count(connection: Connection) -> KeyUsage:
-            return usage.count_key_usage(
-                connection, self._database.read_clock(connection), self._wrapping.kek, self._keys, self._records
-            )
+            now = self._database.read_clock(connection)
+            return usage.count_key_usage(connection, now, self._wrapping.kek, self._keys, counts, self._records)
 
         async with translate_errors():
+            counts = await self._keys.count(self._database)
             return await self._database.read(count, seconds=RECORD_QUERY_SECONDS)
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:

@@ -6,17 +6,16 @@ from sqlalchemy import Connection, select
 
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
 from shared.keyring.journal import entries
-from shared.keyring.key_table import KeyTable
+from shared.keyring.key_table import KeyCounts, KeyTable
 from shared.keyring.model import get_version_sort_key
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.tables import rotations
 
 
 def count_key_usage(
-    connection: Connection, now: float, kek: str, keys: KeyTable, records: RecordsTable | None
+    connection: Connection, now: float, kek: str, keys: KeyTable, counts: KeyCounts, records: RecordsTable | None
 ) -> KeyUsage:
-    """Of the whole keyring at `now`, unix seconds; `kek` is the KMS key that it is wrapped by now."""
-    counts = keys.count(connection)
+    """Of the whole keyring at `now`, unix seconds; `kek` is its KMS key, and `counts` are those of `keys`."""
     data_key_counts = sorted(counts.versions, key=lambda row: (row.kek, get_version_sort_key(row.kek_version)))
     of_records = records.count_by_version(connection) if records else {}
     active = keys.find_active(connection)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from shared.http.authentication import USER_SCOPE_KEY
@@ -220,10 +220,10 @@ async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str
     assert (await admin.get("rotations/latest")).json() == {"error": "no rotation was ever made"}
     answer = await admin.post("rotate", json={**asked, "token": "another's"})
     assert answer.status_code == 409
-    emulator.faults.add(KmsFault(kind="denied", operation="Encrypt", count=1))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt", count=1))
     answer = await admin.post("rotate", json=asked)
     assert (answer.status_code, "permission_denied" in answer.json()["error"]) == (424, True)
-    emulator.faults.add(KmsFault(kind="status", operation="Encrypt", count=1))
+    emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt", count=1))
     assert (await admin.post("rotate", json=asked)).status_code == 503
     assert (await admin.post("release", json={"token": lease})).status_code == 204
 

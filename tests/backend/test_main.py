@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.fork_server import forked
@@ -180,7 +180,7 @@ def test_a_full_disk_refuses_a_put_with_a_sentence_and_the_service_stays_up(conf
 async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
     emulator: Emulator, configuration: Configuration
 ) -> None:
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     file = configuration(str(emulator.address), kms_timeout="60s")
 
     def start_and_stop() -> dict[str, Any]:

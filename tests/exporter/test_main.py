@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -136,7 +136,7 @@ def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path)
 
 
 async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path: Path, emulator: Emulator) -> None:
-    emulator.faults.add(KmsFault(kind="stall", count=1))
+    emulator.faults.add(EmulatorFault(kind="stall", count=1))
 
     def stop() -> tuple[float, int, bytes]:
         with started(config(tmp_path, str(emulator.address))) as (process, address):

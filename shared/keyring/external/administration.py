@@ -3,7 +3,7 @@
 Before a rotation changes anything, every row is unwrapped once: a row that cannot be is named, and nothing is changed.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -31,7 +31,6 @@ from shared.keyring.external.table import ExternalTable
 from shared.keyring.external.tables import build_table_names, create_tables, get_table_prefix
 from shared.keyring.local_administration import LocalAdministration, translate_errors
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
-from shared.keyring.operations.rewrap import SCAN_SECONDS
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
 from shared.process.concurrency import run_concurrently
@@ -93,7 +92,7 @@ class ExternalAdministration(LocalAdministration):
         if await self._has_tables():
             return await super().count_key_usage()
         async with translate_errors():
-            counts = await self._database.read(self._keys.count, seconds=SCAN_SECONDS)
+            counts = await self._keys.count(self._database)
             now = await self._database.read(self._database.read_clock)
         return KeyUsage(
             kek=self._wrapping.kek,
@@ -160,9 +159,9 @@ class ExternalAdministration(LocalAdministration):
                 "`driver.encoding`, correct the rows, or leave them out by `driver.where`"
             )
 
-    async def _read_unreadable(self) -> dict[str, str]:
+    async def _read_unreadable(self) -> Mapping[str, str]:
         async with translate_errors():
-            return dict(await self._database.read(self._keys.find_unreadable, seconds=SCAN_SECONDS))
+            return await self._keys.find_unreadable(self._database)
 
     async def _unwrap(self, key: DataKey) -> bytes | Problem:
         try:

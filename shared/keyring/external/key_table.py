@@ -6,30 +6,35 @@ row is wrapped anew.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from shared.keyring import store
+from shared.keyring.database import Database
 from shared.keyring.external.fingerprints import FingerprintRow, compute_sha256, read_fingerprints, write_fingerprints
 from shared.keyring.external.table import ExternalTable, Row, UnreadableRow
 from shared.keyring.external.tables import has_tables
-from shared.keyring.key_table import KeyCounts
+from shared.keyring.key_table import SCAN_SECONDS, KeyCounts
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.rows import VersionCount
 from shared.keyring.tables import problems
 from shared.kms.port import is_version
 from shared.kms.profile import KmsProfile
 
-_PAGE: Final = 1000
 _MAX_UNREADABLE: Final = 100
 """Rows that are named."""
 _UNKNOWN_AGE: Final = datetime.fromtimestamp(0, UTC)
 _UNKNOWN_ALGORITHM: Final = "unknown"
+
+
+class _Keys(NamedTuple):
+    keys: list[DataKey]
+    unreadable: list[UnreadableRow]
 
 
 @dataclass
@@ -60,33 +65,35 @@ class ExternalKeyTable:
         rows = self.table.read_page(connection, after, limit)
         return tuple(self._build_data_keys(connection, rows))
 
-    def list_outdated(  # noqa: D102
-        self, connection: Connection, version: str, after: str, limit: int, rotation: int | None = None
+    async def list_outdated(  # noqa: D102
+        self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
     ) -> tuple[DataKey, ...]:
         found: list[DataKey] = []
-        for keys in self._scan(connection, after):
+        async for keys, _ in self._scan(database, after):
             outdated = [key for key in keys if (key.wrapped.kek, key.wrapped.kek_version) != (self.kek, version)]
-            left_out = _list_problems(connection, rotation, outdated)
+            left_out = set[str]()
+            if outdated and rotation is not None:
+                left_out = await database.read(partial(_list_problems, rotation=rotation, keys=outdated))
             found += (key for key in outdated if key.id not in left_out)
             if len(found) >= limit:
                 break
         return tuple(found[:limit])
 
-    def count_outdated(self, connection: Connection, version: str) -> int:  # noqa: D102
-        return sum(
-            key.wrapped.kek == self.kek and key.wrapped.kek_version != version
-            for keys in self._scan(connection)
-            for key in keys
-        )
+    async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
+        total = 0
+        async for keys, _ in self._scan(database):
+            total += sum(key.wrapped.kek == self.kek and key.wrapped.kek_version != version for key in keys)
+        return total
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: ARG002, D102
         return False  # the pass that is over has seen every row; what is written meanwhile is for the next rotation
 
-    def count(self, connection: Connection) -> KeyCounts:  # noqa: D102
+    async def count(self, database: Database) -> KeyCounts:  # noqa: D102
         counted: Counter[tuple[str, str]] = Counter()
         unreadable: dict[str, str] = {}
-        for keys in self._scan(connection, unreadable=unreadable):
+        async for keys, bad in self._scan(database):
             counted.update((key.wrapped.kek, key.wrapped.kek_version) for key in keys)
+            unreadable |= {row.id: row.error for row in bad[: _MAX_UNREADABLE - len(unreadable)]}
         return KeyCounts(tuple(VersionCount(*names, total) for names, total in counted.items()), unreadable)
 
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
@@ -99,8 +106,8 @@ class ExternalKeyTable:
     def find_active(self, connection: Connection) -> DataKey | None:  # noqa: ARG002, D102
         return None
 
-    def find_unreadable(self, connection: Connection) -> Mapping[str, str]:  # noqa: D102
-        return self.count(connection).unreadable
+    async def find_unreadable(self, database: Database) -> Mapping[str, str]:  # noqa: D102
+        return (await self.count(database)).unreadable
 
     def list_retired_versions(self, connection: Connection) -> Mapping[str, float]:  # noqa: D102
         return store.list_retired_versions(connection, self.kek) if self.has_tables(connection) else {}
@@ -135,15 +142,19 @@ class ExternalKeyTable:
             ),
         )
 
-    def _scan(
-        self, connection: Connection, after: str = "", unreadable: dict[str, str] | None = None
-    ) -> Iterator[list[DataKey]]:
-        """All data keys after that id, in pages."""
-        for some in _group(self.table.scan(connection, after)):
-            for row in some:
-                if isinstance(row, UnreadableRow) and unreadable is not None and len(unreadable) < _MAX_UNREADABLE:
-                    unreadable[row.id] = row.error
-            yield list(self._build_data_keys(connection, [row for row in some if isinstance(row, Row)]))
+    async def _scan(self, database: Database, after: str = "") -> AsyncIterator[_Keys]:
+        """All data keys after that id, and the rows that cannot be read, each page in a transaction of its own."""
+        last = self.table.parse_cursor(after)
+        while True:
+            keys, last = await database.read(partial(self._read_keys, last=last), seconds=SCAN_SECONDS)
+            yield keys
+            if last is None:
+                return
+
+    def _read_keys(self, connection: Connection, last: tuple[Any, ...] | None) -> tuple[_Keys, tuple[Any, ...] | None]:
+        rows, following = self.table.read_chunk(connection, last)
+        keys = list(self._build_data_keys(connection, [row for row in rows if isinstance(row, Row)]))
+        return _Keys(keys, [row for row in rows if isinstance(row, UnreadableRow)]), following
 
     def _build_data_keys(self, connection: Connection, rows: list[Row]) -> Iterator[DataKey]:
         stored = read_fingerprints(connection, [row.id for row in rows]) if rows and self.has_tables(connection) else {}
@@ -187,15 +198,8 @@ class ExternalKeyTable:
         return self.table.convert_version(new.kek_version)
 
 
-def _list_problems(connection: Connection, rotation: int | None, keys: list[DataKey]) -> set[str]:
+def _list_problems(connection: Connection, rotation: int, keys: list[DataKey]) -> set[str]:
     """Those of these data keys that the rotation leaves out."""
-    if rotation is None or not keys:
-        return set()
     column = problems.c.data_key_id
     these = select(column).where(problems.c.rotation == rotation, column.in_([key.id for key in keys]))
     return set(connection.execute(these).scalars())
-
-
-def _group(rows: Iterator[Row | UnreadableRow]) -> Iterator[list[Row | UnreadableRow]]:
-    while some := list(islice(rows, _PAGE)):
-        yield some

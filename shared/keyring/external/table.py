@@ -1,7 +1,7 @@
 """A table of another program, in SQL: pages of rows, one row, and a change of one that is still what was read."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
@@ -32,7 +32,7 @@ from shared.keyring.external.encoding import EncodingError, StoredWrap, parse_st
 from shared.keyring.external.layout import TableLayout
 from shared.keyring.external.row_id import format_row_id, get_python_type, is_usable, parse_row_id
 
-_SCAN_ROWS: Final = 1000
+CHUNK_ROWS: Final = 1000
 """Rows in memory at a time."""
 
 
@@ -55,6 +55,14 @@ class UnreadableRow(NamedTuple):
 
     id: str
     error: str
+
+
+class Chunk(NamedTuple):
+    """Some rows."""
+
+    rows: list[Row | UnreadableRow]
+    last: tuple[Any, ...] | None
+    """The id's values of the last one; None where these are the last of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +119,8 @@ class ExternalTable:
         if connection.dialect.name != "mariadb":
             return
         query = text("SELECT engine FROM information_schema.tables WHERE table_schema = :place AND table_name = :name")
-        place = self.layout.schema or connection.engine.url.database
-        engine = connection.execute(query, {"place": place, "name": self.layout.name}).scalar()
+        database_name = self.layout.schema or connection.engine.url.database
+        engine = connection.execute(query, {"place": database_name, "name": self.layout.name}).scalar()
         if str(engine).lower() != "innodb":
             raise RefusedError(
                 f"the table {self.layout.table} is stored by {engine}, which has no transactions; expected InnoDB: "
@@ -133,33 +141,33 @@ class ExternalTable:
             raise RefusedError(f"a row of {self.layout.table} has NULL in {', '.join(self.layout.id_columns)}")
 
     def read_page(self, connection: Connection, after: str, limit: int) -> list[Row]:
-        """The rows that can be read, after the one of that id; fewer than `limit` are all."""
-        rows: list[Row] = []
-        for row in self.scan(connection, after, limit):
-            if isinstance(row, Row):
-                rows.append(row)
-            if len(rows) == limit:
-                break
-        return rows
+        """The rows that can be read, after the one of that id; fewer than `limit` are all. Raises RefusedError."""
+        found: list[Row] = []
+        last: tuple[Any, ...] | None = self.parse_cursor(after)
+        while True:
+            rows, last = self.read_chunk(connection, last, limit)
+            found += (row for row in rows if isinstance(row, Row))
+            if last is None or len(found) >= limit:
+                return found[:limit]
 
-    def scan(self, connection: Connection, after: str = "", page: int = _SCAN_ROWS) -> Iterator[Row | UnreadableRow]:
-        """Every row after the one of that id, in the order of the id's columns. Raises RefusedError."""
+    def parse_cursor(self, after: str) -> tuple[Any, ...] | None:
+        """The values of the id's columns; None at the beginning. Raises RefusedError."""
         try:
-            last = parse_row_id(after, self.kinds) if after else None
+            return parse_row_id(after, self.kinds) if after else None
         except ValueError as error:
             raise RefusedError(str(error)) from None
-        page = min(page, _SCAN_ROWS)
+
+    def read_chunk(self, connection: Connection, last: tuple[Any, ...] | None, limit: int = CHUNK_ROWS) -> Chunk:
+        """The next rows in the order of the id's columns, a thousand at most."""
+        limit = min(limit, CHUNK_ROWS)
         ids = [self.table.c[name] for name in self.layout.id_columns]
-        while True:
-            query = self._filter(select(*self.table.c)).order_by(*ids).limit(page)
-            if last is not None:
-                query = query.where(_is_after(ids, last))
-            found = connection.execute(query).all()
-            for values in found:
-                yield self._parse(values._asdict())
-            if len(found) < page:
-                return
-            last = tuple(found[-1]._asdict()[name] for name in self.layout.id_columns)
+        query = self._filter(select(*self.table.c)).order_by(*ids).limit(limit)
+        if last is not None:
+            query = query.where(_is_after(ids, last))
+        found = [row._asdict() for row in connection.execute(query)]
+        is_end = len(found) < limit
+        following = None if is_end else tuple(found[-1][name] for name in self.layout.id_columns)
+        return Chunk([self._parse(values) for values in found], following)
 
     def find(self, connection: Connection, row_id: str) -> Row | None:
         """The row of that id; None where it is gone, or cannot be read."""

@@ -6,7 +6,7 @@ what was read. What another program changes meanwhile is found in the next pass;
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -21,9 +21,6 @@ from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.process.concurrency import run_concurrently
-
-SCAN_SECONDS: Final = 60.0
-"""How long the database may take to look through all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +43,7 @@ class RewrapRotation:
 
     async def _read_page(self, after: str, limit: int) -> tuple[DataKey, ...]:
         version, number = self.rotation.target_version, self.rotation.number
-        return await self.database.read(
-            lambda connection: self.keys.list_outdated(connection, version, after, limit, number), seconds=SCAN_SECONDS
-        )
+        return await self.keys.list_outdated(self.database, version, after, limit, number)
 
     async def _finish_pass(self) -> None:
         is_left = bool(await self._read_page("", 1))

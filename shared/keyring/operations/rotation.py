@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 from sqlalchemy import Connection
 
@@ -26,7 +25,7 @@ from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
 from shared.keyring.key_table import KeyTable
 from shared.keyring.operations import target_version as target
 from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
-from shared.keyring.operations.rewrap import SCAN_SECONDS, RewrapRotation
+from shared.keyring.operations.rewrap import RewrapRotation
 from shared.keyring.operations.rollback import Rollback
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper
@@ -75,7 +74,7 @@ class RotationRunner:
         request = RotateRequest(rotation_id="dry-run", type=type_, token="", caller="", target_version=version)
         if type_ is RotationType.NEW_DEK:
             return _build_dry_run_progress(request, version, STEP_COUNT)
-        total = await self._count_outdated(version)
+        total = await self.keys.count_outdated(self.database, version)
         return _build_dry_run_progress(request, version, total).model_copy(
             update={"problems": await self._find_skipped_data_keys(version)}
         )
@@ -89,11 +88,6 @@ class RotationRunner:
             rotation = await Rollback(self.database, self.keys, self.wrapping, rotation, token).begin()
         await Rollback(self.database, self.keys, self.wrapping, rotation, token).run_batch()
 
-    async def _count_outdated(self, version: str) -> int:
-        return await self.database.read(
-            lambda connection: self.keys.count_outdated(connection, version), seconds=SCAN_SECONDS
-        )
-
     async def _find_rotation(self, rotation_id: str) -> Rotation | None:
         return await self.database.read(lambda connection: progress.find_rotation(connection, rotation_id))
 
@@ -102,7 +96,7 @@ class RotationRunner:
         return await target.choose_target_version(self.wrapping, requested, retired)
 
     async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
-        total = await self._count_outdated(version)
+        total = await self.keys.count_outdated(self.database, version)
 
         def begin(connection: Connection, now: float) -> Rotation:
             return progress.begin_rotation(connection, now, request, target_version=version, total=total)
@@ -111,7 +105,7 @@ class RotationRunner:
 
     async def _retry_failed(self, request: RotateRequest, rotation: Rotation) -> Rotation:
         """A rotation that failed tries once more what it could not do."""
-        left = await self._count_outdated(rotation.target_version)
+        left = await self.keys.count_outdated(self.database, rotation.target_version)
 
         def reopen(connection: Connection, now: float) -> Rotation:
             progress.check_unchanged(connection, rotation)
@@ -132,7 +126,7 @@ class RotationRunner:
         """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
         if request.type is RotationType.NEW_DEK:
             return await new_dek.retarget(rotation, version)
-        left = await self._count_outdated(version)
+        left = await self.keys.count_outdated(self.database, version)
 
         def write(connection: Connection, now: float) -> Rotation:
             progress.check_unchanged(connection, rotation)
@@ -146,10 +140,7 @@ class RotationRunner:
         left_out: list[Problem] = []
         after = ""
         while len(left_out) < MAX_PROBLEMS:
-            keys = await self.database.read(
-                partial(self.keys.list_outdated, version=version, after=after, limit=MAX_PAGE_SIZE),
-                seconds=SCAN_SECONDS,
-            )
+            keys = await self.keys.list_outdated(self.database, version, after, MAX_PAGE_SIZE)
             if not keys:
                 break
             after = keys[-1].id

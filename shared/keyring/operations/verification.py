@@ -49,7 +49,7 @@ class KeyringVerifier:
             await run_concurrently(keys, self._unwrap, self._check_data_keys)
             if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
-        unreadable = await self.database.read(self.keys.find_unreadable, seconds=RECORD_QUERY_SECONDS)
+        unreadable = await self.keys.find_unreadable(self.database)
         for data_key_id, error in unreadable.items():
             self._add_problem(data_key_id, error)
         if self.records:

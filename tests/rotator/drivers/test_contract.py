@@ -6,7 +6,7 @@
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.administration import (
     Administration,
     AdministrationError,
@@ -241,7 +241,7 @@ async def test_what_kms_refuses_is_reported_and_tried_again_by_nobody(
     keyring: Administration, emulator: Emulator
 ) -> None:
     lease = await keyring.acquire_lease("a test", 60)
-    emulator.faults.add(KmsFault(kind="denied", operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(AdministrationError, match="permission_denied") as refused:
         await keyring.rotate(request)
@@ -250,7 +250,7 @@ async def test_what_kms_refuses_is_reported_and_tried_again_by_nobody(
 
 async def test_a_kms_that_is_not_there_may_be_tried_again(keyring: Administration, emulator: Emulator) -> None:
     lease = await keyring.acquire_lease("a test", 60)
-    emulator.faults.add(KmsFault(kind="status", operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt"))
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token=lease.token, caller="a test")
     with pytest.raises(UnreachableError, match="unavailable"):
         await keyring.rotate(request)

@@ -146,14 +146,14 @@ async def test_twenty_thousand_rows_under_load_stay_readable_whenever_the_rotato
     await add_version(emulator)
     program, kills = Program(tenants, Random(14)), 0  # noqa: S311 - a test's
     overrides: dict[str, Any] = {"batch_size": 1000, "lease": "60s"}
-    async with program.running(0.05):
+    async with program.running(0.2):
         command, commits = "run", 1
         while not await run_killed(tenants, command, commits, **overrides):
             kills += 1
             await end_lease(tenants, PREFIX)
             async with tenants.session() as session:
                 latest = await session.administration.get_progress()
-            command, commits = ("run", commits + 1) if latest is None else ("resume", 5 + kills % 7)
+            command, commits = ("run", commits + 1) if latest is None else ("resume", 5 + kills % 23)
     assert await tenants.unreadable() == []
     async with tenants.session() as session:
         assert (await run(session, REWRAP)).outcome in {CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO}
