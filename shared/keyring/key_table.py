@@ -133,8 +133,8 @@ class OwnKeyTable:
 
     def find_needing(self, connection: Connection, version: str) -> DataKey | None:  # noqa: D102
         by = _columns.kek_version
-        needed = (by == version) | build_unreadable_version_condition(connection, by)
-        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & needed)), None)
+        may_need_it = (by == version) | build_unreadable_version_condition(connection, by)
+        return next(iter(store.list_data_keys(connection, "", 1, (_columns.kek == self._kek) & may_need_it)), None)
 
     def find_active(self, connection: Connection) -> DataKey | None:  # noqa: D102
         return store.find_active_data_key(connection)

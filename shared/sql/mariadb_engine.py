@@ -55,5 +55,5 @@ def create_mariadb_engine(url: URL, connections: int, *, lock_seconds: float, st
 def describe_mariadb_error(error: BaseException) -> str:
     """What the database says, on one line, without a value of a row; `error` is the driver's."""
     code, *text = error.args or (0,)
-    said = _ERRORS_WITH_VALUES.get(code) or " ".join(str(part) for part in text)
-    return f"{' '.join(said.split()) or type(error).__name__} (MariaDB's error {code})"
+    message = _ERRORS_WITH_VALUES.get(code) or " ".join(str(part) for part in text)
+    return f"{' '.join(message.split()) or type(error).__name__} (MariaDB's error {code})"
