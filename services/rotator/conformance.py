@@ -136,8 +136,8 @@ class _Suite:
             file = Path(folder, "token")
             await asyncio.to_thread(file.write_text, secrets.token_urlsafe(24))
             driver = self.settings.driver.model_copy(update={"token_file": file})
-            async with open_driver(driver, self.settings.kms) as other_driver:
-                await _expect_refusal(other_driver.list_keys(limit=1), "a wrong token is accepted")
+            async with open_driver(driver, self.settings.kms) as other_caller:
+                await _expect_refusal(other_caller.list_keys(limit=1), "a wrong token is accepted")
         return "is refused"
 
     async def check_pages(self) -> str:
@@ -258,8 +258,8 @@ class _Suite:
         _expect(began.rotation_id == self.rotation_id, f"rotation_id is {began.rotation_id}, not {self.rotation_id}")
         _expect(began.type is RotationType.REWRAP_KEK, f"type is {began.type}")
         _expect(began.done <= 1, f"a batch_size of 1 did {began.done} data keys")
-        stored = await self.administration.get_progress(self.rotation_id)
-        _expect(stored and stored.rotation_id == self.rotation_id, "rotations/{rotation_id} does not have it")
+        by_id = await self.administration.get_progress(self.rotation_id)
+        _expect(by_id and by_id.rotation_id == self.rotation_id, "rotations/{rotation_id} does not have it")
         latest = await self.administration.get_progress()
         _expect(latest and latest.rotation_id == self.rotation_id, "rotations/latest is another one")
         fingerprints = {key.id: key.fingerprint for key in await self._list_keys()}

@@ -36,11 +36,11 @@ async def verify_by_pages(
 ) -> VerificationResult:
     """All of it page by page, so that no call lasts as long as the keyring is large."""
     result = await administration.verify(mode, "")
-    listed_ids = set[str]()
+    cursors = set[str]()
     while (last := result.next) is not None:
-        if last in listed_ids:
+        if last in cursors:
             raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
-        listed_ids.add(last)
+        cursors.add(last)
         report_count(result.data_keys)
         result = _merge_verifications(result, await administration.verify(mode, last))
     report_count(result.data_keys)

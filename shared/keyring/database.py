@@ -271,10 +271,10 @@ class Database:
 
 def _build_renaming(table_names: Mapping[str, str]) -> Callable[..., tuple[str, Any]]:
     """Has each statement name the tables as the database does; values are never part of a statement."""
-    own_table = re.compile(rf"\b(?:{'|'.join(map(re.escape, table_names))})\b")
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, table_names))})\b")
 
     def rename(_connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> tuple[str, Any]:
-        return own_table.sub(lambda found: table_names[found[0]], statement), values
+        return pattern.sub(lambda found: table_names[found[0]], statement), values
 
     return rename
 

@@ -67,8 +67,8 @@ class ExternalAdministration(LocalAdministration):
             kek: its full name.
             timeout: seconds of one call.
         """
-        prefix = get_table_prefix(layout)
-        database = Database(url, table_names=build_table_names(layout, prefix))
+        prefix, quote = get_table_prefix(layout), "`" if url.drivername == "mariadb" else '"'
+        database = Database(url, table_names=build_table_names(layout, prefix, quote))
         try:
             try:
                 table = await database.read(lambda connection: ExternalTable.open(connection, layout))

@@ -118,9 +118,9 @@ class ExternalTable:
     def _check_storage(self, connection: Connection) -> None:
         if connection.dialect.name != "mariadb":
             return
-        query = text("SELECT engine FROM information_schema.tables WHERE table_schema = :place AND table_name = :name")
-        database_name = self.layout.schema or connection.engine.url.database
-        engine = connection.execute(query, {"place": database_name, "name": self.layout.name}).scalar()
+        query = text("SELECT engine FROM information_schema.tables WHERE table_schema = :schema AND table_name = :name")
+        schema = self.layout.schema or connection.engine.url.database
+        engine = connection.execute(query, {"schema": schema, "name": self.layout.name}).scalar()
         if str(engine).lower() != "innodb":
             raise RefusedError(
                 f"the table {self.layout.table} is stored by {engine}, which has no transactions; expected InnoDB: "

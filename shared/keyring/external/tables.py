@@ -56,16 +56,16 @@ _LENGTHS: Final = {"rotation_id": 64, "id": 64, "kek_version": MAX_VERSION_LENGT
 
 def get_table_prefix(layout: TableLayout) -> str:
     """What the names of the tables begin with: another one for each column of wrapped keys."""
-    identity = f"{layout.name}_{layout.wrapped}"
-    label = re.sub(r"[^a-z0-9]+", "_", identity.lower())
-    if label != identity or len(label) > _MAX_LABEL_LENGTH:
-        label = f"{label[: _MAX_LABEL_LENGTH - 9]}_{sha256(identity.encode()).hexdigest()[:8]}"
+    name = f"{layout.name}_{layout.wrapped}"
+    label = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    if label != name or len(label) > _MAX_LABEL_LENGTH:
+        label = f"{label[: _MAX_LABEL_LENGTH - 9]}_{sha256(name.encode()).hexdigest()[:8]}"
     return f"keypulse_{label}"
 
 
-def build_table_names(layout: TableLayout, prefix: str) -> dict[str, str]:
-    """The names as SQL has them, by those of a keyring's tables."""
-    qualifier = '"{}".'.format(layout.schema.replace('"', '""')) if layout.schema else ""
+def build_table_names(layout: TableLayout, prefix: str, quote: str) -> dict[str, str]:
+    """The names as SQL has them, by those of a keyring's tables; `quote` stands around an identifier."""
+    qualifier = f"{quote}{layout.schema.replace(quote, quote * 2)}{quote}." if layout.schema else ""
     return {table.name: qualifier + _rename(table, prefix) for table in _TABLES}
 
 

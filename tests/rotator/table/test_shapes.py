@@ -145,6 +145,24 @@ async def test_a_table_of_another_schema_has_its_journal_there(
     assert tables == []
 
 
+async def test_a_table_of_another_database_of_mariadb_has_its_journal_there(
+    build: Build, kms_key: StoredKey, mariadb_database: URL
+) -> None:
+    tenants, other = build(mariadb_database), f"{mariadb_database.database}_other"
+    await tenants.execute(f"CREATE DATABASE {other}")
+    try:
+        tenants.driver = {"table": f"{other}.keys", "id": "id", "wrapped": "dek"}
+        await tenants.execute(f"CREATE TABLE {other}.keys (id INTEGER PRIMARY KEY, dek BLOB)")
+        insert = f"INSERT INTO {other}.keys VALUES (1, :dek)"  # noqa: S608 - a test
+        await tenants.execute(insert, {"dek": await tenants.wrap(b"k")})
+        kms_key.add_version("oak")
+        await rewrap(tenants)
+        read = f"SELECT state FROM {other}.keypulse_keys_dek_rotations"  # noqa: S608 - a test
+        assert await tenants.execute(read) == [("done",)]
+    finally:
+        await tenants.execute(f"DROP DATABASE {other}")
+
+
 @pytest.mark.parametrize(
     ("column", "versions"),
     [
