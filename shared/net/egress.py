@@ -11,9 +11,9 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, model_validator
 
-from shared.config.file_checks import FileCheck, FileCheckError
+from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import FileStamp, SecretFile, SecretUnreadableError
-from shared.config.settings import FilePath, SecretPath, Section
+from shared.config.settings import FilePath, Section
 from shared.net.proxy import EgressError, Proxy, find_environment_proxy, parse_proxy_url
 
 DIRECT: Final = "none"
@@ -51,6 +51,12 @@ def _check_proxy(value: str) -> str:
     return value
 
 
+_EXPECTED_PROXY: Final = "expected a file with http://USER:PASSWORD@HOST:PORT on its first line"
+ProxyUrlPath = Annotated[
+    FilePath,
+    FileCheck(create_secret_check(SecretFile, _EXPECTED_PROXY, lambda url: parse_proxy_url(url, "proxy_url_file"))),
+]
+"""Of the URL of a proxy with a login."""
 CaPath = Annotated[FilePath, FileCheck(_check_ca_file)]
 """Of certificate authorities, in PEM."""
 
@@ -60,7 +66,7 @@ class EgressSettings(Section):
 
     proxy: Annotated[str, AfterValidator(_check_proxy)] | None = None
     """`http://HOST:PORT`, or `none`; without it, HTTPS_PROXY, HTTP_PROXY and NO_PROXY decide."""
-    proxy_url_file: SecretPath | None = None
+    proxy_url_file: ProxyUrlPath | None = None
     """Contains the proxy's URL instead, with a user and a password."""
     ca_file: CaPath | None = None
     """Certificate authorities in PEM, trusted instead of the usual ones."""

@@ -28,11 +28,8 @@ def build_channel_options(address: Address, proxy: Proxy | None) -> list[tuple[s
     options: list[tuple[str, Any]] = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
     if proxy is None:
         return options
-    options += [
-        ("grpc.http_connect_server", str(address)),
-        ("grpc.default_authority", str(address)),
-        ("grpc.ssl_target_name_override", address.host),
-    ]
+    # The authority is also the name that the certificate has to have.
+    options += [("grpc.http_connect_server", str(address)), ("grpc.default_authority", str(address))]
     if proxy.authorization:
         options.append(("grpc.http_connect_headers", f"Proxy-Authorization:{proxy.authorization}"))
     return options

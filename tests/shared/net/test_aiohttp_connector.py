@@ -5,6 +5,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from shared.config.file_checks import check_files
 from shared.config.settings import Address
 from shared.net.aiohttp_connector import Connector
 from shared.net.egress import Egress, EgressSettings
@@ -106,6 +107,21 @@ async def test_what_the_proxy_refuses_names_the_server_and_the_proxy(
         with pytest.raises(EgressError, match=rf"cannot connect to {NOT_LOOPBACK}:1 \(HTTP 50\d\)$") as unreachable:
             await get(f"https://{NOT_LOOPBACK}:1/", by(proxy))
         assert not unreachable.value.is_permanent
+
+
+def test_check_opens_both_files(tmp_path: Path, authority: Authority) -> None:
+    def problems(proxy_url: str, ca_file: Path) -> list[str]:
+        file = tmp_path / "proxy_url"
+        file.write_text(proxy_url)
+        file.chmod(0o600)
+        return [problem.message for problem in check_files(EgressSettings(proxy_url_file=file, ca_file=ca_file))]
+
+    assert problems(f"http://{USER}:{PASSWORD}@proxy:3128", authority.ca) == []
+    wrong = problems(f"socks5://{USER}:{PASSWORD}@proxy:3128", tmp_path / "absent.pem")
+    assert wrong == [
+        f"{tmp_path}/proxy_url: expected http://HOST:PORT of a proxy",
+        f"{tmp_path}/absent.pem: No such file or directory",
+    ]
 
 
 async def test_the_file_of_authorities_is_read_again_when_it_changes(

@@ -53,8 +53,10 @@ _ERRORS: Final = {
 
 https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks#handling_errors
 """
-_NEW_URL_HINT: Final = "; make a new webhook in the app's settings, and put its URL into the file"
-_NEEDS_NEW_URL: Final = frozenset({"invalid_token", "no_service", "no_service_id", "no_active_hooks", "no_team"})
+_HINTS: Final = dict.fromkeys(
+    (SendReason.UNAUTHORIZED, SendReason.MISCONFIGURED),
+    "correct what it names, or make a new webhook and put its URL into `webhook_url_file`",
+)
 _EMPTY_MESSAGE: Final = '{"text":""}'
 """Slack posts nothing of it, and answers what is wrong with it, or with the URL."""
 _MIN_SECRET_LENGTH: Final = 8
@@ -121,7 +123,7 @@ class IncomingWebhookChannel:
         await self._session.close()
 
     async def _check_url(self) -> str:
-        with report_send_errors():
+        with report_send_errors(_HINTS):
             url = self._read_url()
             status, headers, answer = await self._post(url, _EMPTY_MESSAGE)
             error = self._build_error(url, status, headers, answer)
@@ -158,9 +160,9 @@ class IncomingWebhookChannel:
             detail = "Slack: the answer is not one of an incoming webhook"
             return SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, detail, maybe_arrived=True)
         code = answer.strip()
-        meaning = _ERRORS.get(code) if 400 <= status < 500 and status != 429 else None
+        meaning = _ERRORS.get(code) if status < 500 else None
         named = f": {mask_reply(code, *_list_secrets(url))}" if re.fullmatch("[a-z_]{1,64}", code) else ""
-        detail = f"Slack answered HTTP {status}{named}{_NEW_URL_HINT if code in _NEEDS_NEW_URL else ''}"
+        detail = f"Slack answered HTTP {status}{named}"
         if meaning is None:
             return build_status_error(status, headers, detail, self._clock())
         return SendError(*meaning, detail)

@@ -91,9 +91,8 @@ async def test_each_answer_of_slack_has_its_reason_and_scope(
 ) -> None:
     error = await fail(example("slack_webhook", secret_file, await website(status, code, Retry_After="30")))
     assert (error.reason, error.scope, error.maybe_arrived) == (reason, scope, status == 500)
-    assert str(error).startswith(f"Slack answered HTTP {status}: {code}")
+    assert str(error) == f"Slack answered HTTP {status}: {code}"
     assert error.retry_after == (30.0 if scope is SendScope.ATTEMPT else None)
-    assert ("make a new webhook" in str(error)) is (code in {"invalid_token", "no_service"})
 
 
 async def test_the_stand_in_answers_as_slack_does(
@@ -163,6 +162,7 @@ async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
     rotate(secret_file, stand_ins.build_slack_webhook_url("gone"))
     refused = await run_alone(channel)
     assert "invalid_token" in refused.detail
+    assert "make a new webhook" in refused.hint
     assert "gone" not in f"{refused}"
     await channel.close()
     for status, body in ((200, "ok"), (200, "<html>"), (404, "no_service")):
