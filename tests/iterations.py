@@ -1,6 +1,6 @@
 """How many examples and iterations tests use.
 
-`FAULTS=long` asks for more of what takes long, such as each night; the suite has ten minutes on two cores without it.
+`FAULTS=long` asks for more of what takes long, such as each night; the suite has six minutes on two cores without it.
 """
 
 import os

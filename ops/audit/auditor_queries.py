@@ -28,8 +28,9 @@ def list_queries(project: str, *, bigquery: bool) -> Iterator[tuple[str, str]]:
     """
     read = f'logName="projects/{project}/logs/{_DATA_ACCESS_LOG}" AND protoPayload.serviceName="{KMS}"'
     command = read.replace("data_access", "activity")
-    decrypted = f'{read} AND protoPayload.methodName="Decrypt"'
+    decrypted, encrypted = (f'{read} AND protoPayload.methodName="{method}"' for method in ("Decrypt", "Encrypt"))
     yield "Who decrypted, when, from where: the last day", _build_gcloud_command(project, decrypted, "1d", _COLUMNS)
+    yield "Who encrypted, when, from where: the last day", _build_gcloud_command(project, encrypted, "1d", _COLUMNS)
     yield (
         "What was refused or failed: the last week",
         _build_gcloud_command(project, f"{read} AND severity>=ERROR", "7d", _COLUMNS),
@@ -74,6 +75,18 @@ _BIGQUERY_QUERIES: Final = {
           AND protopayload_auditlog.methodName = "Decrypt"
         GROUP BY who, key, caller
         ORDER BY times DESC""",
+    "Who encrypted on which day, how often, from where: the last 30 days": """
+        SELECT
+          DATE(timestamp) AS day,
+          COALESCE({who}) AS who,
+          protopayload_auditlog.resourceName AS key,
+          protopayload_auditlog.requestMetadata.callerIp AS caller,
+          COUNT(*) AS times, MIN(timestamp) AS first, MAX(timestamp) AS last
+        FROM `{dataset}.cloudaudit_googleapis_com_data_access`
+        WHERE timestamp > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 30 DAY)
+          AND protopayload_auditlog.methodName = "Encrypt"
+        GROUP BY day, who, key, caller
+        ORDER BY day DESC, times DESC""",
     "What was refused or failed, by reason: the last 30 days": """
         SELECT
           COALESCE({who}) AS who,

@@ -65,7 +65,9 @@ def _format_bucket(bucket: Resource) -> Iterator[str]:
     yield "never public" if access.get("publicAccessPrevention") == "enforced" else "may be made public"
     for rule in bucket.get("lifecycle", {}).get("rule", []):
         conditions = ", ".join(f"{name} {value}" for name, value in rule["condition"].items())
-        yield f"{rule['action']['type']} at {conditions}" + (" days" if set(rule["condition"]) == {"age"} else "")
+        yield f"{' '.join(rule['action'].values())} at {conditions}" + (
+            " days" if set(rule["condition"]) == {"age"} else ""
+        )
 
 
 def _format_bucket_access(policy: Resource) -> Iterator[str]:

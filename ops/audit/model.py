@@ -10,6 +10,9 @@ DATASET: Final = "kms_audit"
 BIGQUERY_SINK: Final = "kms-audit-bigquery"
 STORAGE_SINK: Final = "kms-audit-storage"
 RETENTION_DAYS: Final = 730
+COLD_STORAGE_CLASS: Final = "COLDLINE"
+COLD_AFTER_DAYS: Final = 90
+"""Auditors read the dataset; the bucket's old files are kept for the law, and cost a fifth in this class."""
 
 Resource = dict[str, Any]
 """A resource as Google's API writes it in JSON."""

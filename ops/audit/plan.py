@@ -8,6 +8,8 @@ from typing import Final
 
 from ops.audit.model import (
     BIGQUERY_SINK,
+    COLD_AFTER_DAYS,
+    COLD_STORAGE_CLASS,
     DATASET,
     KMS,
     RETENTION_DAYS,
@@ -154,7 +156,7 @@ def _grant_dataset_access(old: Resource, state: CurrentState, _desired: DesiredS
 
 
 def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) -> Resource:
-    new = old or {"name": desired.bucket, "location": desired.location}
+    new = old or {"name": desired.bucket, "location": desired.location, "storageClass": "STANDARD"}
     access = {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"}
     existing = old.get("iamConfiguration", {})
     uniform = existing.get("uniformBucketLevelAccess", {}).get("enabled")
@@ -166,8 +168,13 @@ def _build_bucket(old: Resource, _state: CurrentState, desired: DesiredState) ->
     rules = old.get("lifecycle", {}).get("rule", [])
     delete_rule = {"action": {"type": "Delete"}, "condition": {"age": RETENTION_DAYS}}
     ages = [rule for rule in rules if rule["action"] == delete_rule["action"] and set(rule["condition"]) == {"age"}]
-    if ages != [delete_rule]:
-        new = new | {"lifecycle": {"rule": [*(rule for rule in rules if rule not in ages), delete_rule]}}
+    cold_rule = {
+        "action": {"type": "SetStorageClass", "storageClass": COLD_STORAGE_CLASS},
+        "condition": {"age": COLD_AFTER_DAYS},
+    }
+    if ages != [delete_rule] or cold_rule not in rules:
+        other_rules = [rule for rule in rules if rule not in [*ages, cold_rule]]
+        new = new | {"lifecycle": {"rule": [*other_rules, cold_rule, delete_rule]}}
     return new
 
 

@@ -9,7 +9,7 @@ from google.cloud import kms_v1 as kms
 
 from ops.kms_emulator import ciphertext as crypto
 from ops.kms_emulator import resource_names
-from ops.kms_emulator.faults import KmsFaults
+from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.grpc_errors import failed_precondition, invalid_argument
 from ops.kms_emulator.model import Key
 from ops.kms_emulator.store import EmulatorStore
@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024
 class CryptoMethods:
     """The two methods that use key material."""
 
-    def __init__(self, store: EmulatorStore, faults: KmsFaults) -> None:
+    def __init__(self, store: EmulatorStore, faults: EmulatorFaults) -> None:
         self._store = store
         self._faults = faults
 

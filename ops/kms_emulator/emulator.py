@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 
 from ops.kms_emulator import fault_api, grpc_service
-from ops.kms_emulator.faults import KmsFaults
+from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.store import EmulatorStore, LockedFolder
 from shared.config.settings import Address
@@ -30,7 +30,7 @@ class Emulator:
     """The address of gRPC, in plaintext."""
     faults_address: Address
     """The address of HTTP: faults and metrics."""
-    faults: KmsFaults
+    faults: EmulatorFaults
     store: EmulatorStore
 
 
@@ -66,7 +66,7 @@ async def run_emulator(
             raise StartError(error.message) from None
         with bind_socket(listen):  # report a taken address before anything starts: gRPC would log several lines
             pass
-        active = KmsFaults(random.random)
+        active = EmulatorFaults(random.random)
         metrics = create_registry()
         http = fault_api.build_app(active, metrics, remote=not faults.is_loopback)
         faults_address = await stack.enter_async_context(serve(http, faults))

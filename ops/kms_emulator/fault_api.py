@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.kms_emulator.faults import KmsFault, KmsFaults
+from ops.kms_emulator.faults import EmulatorFault, EmulatorFaults
 from shared.config.server_settings import Role
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.body_limits import BodyTooLargeError, read_body
@@ -24,7 +24,7 @@ MAX_BODY = 64 * 1024
 """Bytes of a fault."""
 
 
-def build_app(faults: KmsFaults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
+def build_app(faults: EmulatorFaults, metrics: CollectorRegistry, *, remote: bool) -> Starlette:
     """Build the emulator's HTTP application.
 
     Args:
@@ -41,7 +41,7 @@ def build_app(faults: KmsFaults, metrics: CollectorRegistry, *, remote: bool) ->
         except BodyTooLargeError:
             return _build_refusal(413, f"expected at most {MAX_BODY} bytes")
         try:
-            fault = KmsFault.model_validate_json(body)
+            fault = EmulatorFault.model_validate_json(body)
         except ValidationError as error:
             return _build_refusal(400, "; ".join(_format_error(detail) for detail in error.errors()))
         return JSONResponse({"id": faults.add(fault)}, status_code=201)

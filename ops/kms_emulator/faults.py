@@ -41,7 +41,7 @@ def _check_status(name: str) -> str:
     return name
 
 
-class KmsFault(BaseModel):
+class EmulatorFault(BaseModel):
     """A fault. A field that is None matches any value; a `kind` ignores the fields that it does not name.
 
     - `latency`: the answer comes `seconds` later.
@@ -87,11 +87,11 @@ class KmsFault(BaseModel):
 
 @dataclass(slots=True)
 class _ActiveFault:
-    fault: KmsFault
+    fault: EmulatorFault
     match_count: int = 0
 
 
-class KmsFaults:
+class EmulatorFaults:
     """The faults that are active. For one event loop.
 
     Args:
@@ -103,7 +103,7 @@ class KmsFaults:
         self._active: dict[str, _ActiveFault] = {}
         self._ids = itertools.count(1)
 
-    def add(self, fault: KmsFault) -> str:
+    def add(self, fault: EmulatorFault) -> str:
         """Add a fault; return its id."""
         id_ = str(next(self._ids))
         self._active[id_] = _ActiveFault(fault)
@@ -117,7 +117,7 @@ class KmsFaults:
         """Heals everything. A call that stalls already goes on stalling: nothing brings a lost answer back."""
         self._active.clear()
 
-    def list_active(self) -> dict[str, KmsFault]:
+    def list_active(self) -> dict[str, EmulatorFault]:
         """Return the active faults by id; `count` is what remains."""
         return {
             id_: a.fault.model_copy(update={"count": a.fault.count - a.match_count}) if a.fault.count else a.fault
@@ -125,8 +125,12 @@ class KmsFaults:
         }
 
     def match(
-        self, kind: FaultKind, operation: str, key: str | None, is_match: Callable[[KmsFault], bool] = lambda _: True
-    ) -> KmsFault | None:
+        self,
+        kind: FaultKind,
+        operation: str,
+        key: str | None,
+        is_match: Callable[[EmulatorFault], bool] = lambda _: True,
+    ) -> EmulatorFault | None:
         """Return the fault of this kind that applies to this call, or None; count it as applied.
 
         Args:

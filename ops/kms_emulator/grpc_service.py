@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from ops.kms_emulator import iam_methods
 from ops.kms_emulator.crypto_methods import CryptoMethods
-from ops.kms_emulator.faults import KmsFaults
+from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.grpc_errors import StatusError
 from ops.kms_emulator.key_methods import KeyMethods
 from ops.kms_emulator.permissions import TEST_IAM_PERMISSIONS
@@ -22,7 +22,9 @@ from shared.kms.gcp.wire_format import get_key_name
 Method = Callable[[Any], Awaitable[Any]]
 
 
-def build_handlers(store: EmulatorStore, faults: KmsFaults, metrics: CollectorRegistry) -> list[grpc.GenericRpcHandler]:
+def build_handlers(
+    store: EmulatorStore, faults: EmulatorFaults, metrics: CollectorRegistry
+) -> list[grpc.GenericRpcHandler]:
     """Return the handlers of Cloud KMS; any other method answers UNIMPLEMENTED."""
     requests = Counter(
         "emulator_requests_total", "Calls by operation and gRPC status.", ["operation", "code"], registry=metrics
@@ -90,7 +92,7 @@ def build_handlers(store: EmulatorStore, faults: KmsFaults, metrics: CollectorRe
 
 
 def _wrap_method(
-    operation: str, method: Method, *, faults: KmsFaults, requests: Counter
+    operation: str, method: Method, *, faults: EmulatorFaults, requests: Counter
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     """Wrap `method` for gRPC: apply faults, translate a StatusError, count the call."""
 

@@ -3,14 +3,14 @@
 from google.iam.v1 import iam_policy_pb2
 
 from ops.kms_emulator import resource_names
-from ops.kms_emulator.faults import KmsFaults
+from ops.kms_emulator.faults import EmulatorFaults
 from ops.kms_emulator.grpc_errors import StatusError, invalid_argument
 from ops.kms_emulator.store import EmulatorStore
 from shared.kms.gcp.wire_format import get_key_name
 
 
 async def test_iam_permissions(
-    request: iam_policy_pb2.TestIamPermissionsRequest, *, store: EmulatorStore, faults: KmsFaults
+    request: iam_policy_pb2.TestIamPermissionsRequest, *, store: EmulatorStore, faults: EmulatorFaults
 ) -> iam_policy_pb2.TestIamPermissionsResponse:
     """Return which of the permissions the caller has; none on a missing resource."""
     for permission in request.permissions:

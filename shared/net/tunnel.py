@@ -50,6 +50,8 @@ async def request_tunnel(connection: socket.socket, proxy: Proxy, target: Addres
     except OSError as error:
         raise EgressError(f"{proxy} closed the connection: {error.strerror or type(error).__name__}") from None
     status = _STATUS.match(answer)
+    if not answer:
+        raise EgressError(f"{proxy} closed the connection")
     if status is None:
         raise EgressError(f"{proxy} does not answer as an HTTP proxy; correct its address", is_permanent=True)
     if not 200 <= int(status[1]) < 300:

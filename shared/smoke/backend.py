@@ -93,7 +93,8 @@ async def _read_health(server: HttpClient) -> dict[str, Any]:
     document = answer.parse_json("GET /healthz")
     if not isinstance(document, dict) or not {"crypto_mode", "crypto_ready"} <= document.keys():
         raise CheckError(
-            "GET /healthz answers without crypto_mode and crypto_ready", "give the address of a backend: --base-url"
+            "GET /healthz answers without crypto_mode and crypto_ready",
+            "give the address of a backend; leave --base-url out where the exporter reads another health document",
         )
     return document
 

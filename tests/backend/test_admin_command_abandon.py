@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from shared.config.settings import Address
@@ -30,7 +30,7 @@ async def test_what_a_lost_local_key_takes_along_is_listed_and_given_up_by_its_n
 ) -> None:
     await asyncio.to_thread((tmp_path / "token").write_text, "the-admin-token-of-a-test")
     configured = settings(str(emulator.address), admin={"token_file": "token"})
-    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     async with run_backend(configured) as app:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -10,14 +10,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.backend_contract import CryptoMode
 from shared.keyring.database import DatabaseError
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus
 from shared.keyring.tables import data_keys
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
+OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -36,16 +36,16 @@ async def test_with_kms_healthy_the_first_data_key_is_wrapped_by_kms(
     ("fault", "reason"),
     [
         (OUTAGE, "unavailable"),
-        (KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"), "permission_denied"),
-        (KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"), "permission_denied"),
-        (KmsFault(kind="stall"), "timeout"),
-        (KmsFault(kind="corrupt_crc"), "crc_mismatch"),
-        (KmsFault(kind="wrong_plaintext"), "plaintext_mismatch"),
+        (EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"), "permission_denied"),
+        (EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"), "permission_denied"),
+        (EmulatorFault(kind="stall"), "timeout"),
+        (EmulatorFault(kind="corrupt_crc"), "crc_mismatch"),
+        (EmulatorFault(kind="wrong_plaintext"), "plaintext_mismatch"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )
 async def test_a_start_without_kms_is_in_env_mode_with_its_reason_and_keeps_records(
-    fault: KmsFault, reason: str, emulator: Emulator, open_backend: Open, tmp_path: Path
+    fault: EmulatorFault, reason: str, emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     emulator.faults.add(fault)
     timeout = 0.3 if fault.kind == "stall" else 5.0
@@ -90,7 +90,7 @@ async def test_an_exhausted_quota_is_reported_and_changes_no_mode_for_kms_answer
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
         await backend.checker.check()
-        emulator.faults.add(KmsFault(kind="status", status="RESOURCE_EXHAUSTED"))
+        emulator.faults.add(EmulatorFault(kind="status", status="RESOURCE_EXHAUSTED"))
         for _ in range(3):
             await backend.checker.check()
         assert (backend.keyring.mode, backend.keyring.reason) == (CryptoMode.KMS, "KMS refuses: quota_exhausted")

@@ -18,13 +18,13 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from tests.conftest import Until
 from tests.postgres import Postgres
 
-OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
+OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 MANY = 20
 

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, create_engine, text
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from services.backend.local_key_file import InstanceLocalKey, read_or_create
@@ -22,7 +22,7 @@ from shared.keyring.instance_readiness import InstanceHeartbeat
 from shared.keyring.tables import TABLES
 from tests.conftest import Until
 
-OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
+OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 TOKEN = {"Authorization": "Bearer the-token-of-a-test"}
 
 

@@ -9,7 +9,7 @@ import httpx2
 from sqlalchemy import URL, create_engine, text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 
@@ -47,7 +47,7 @@ async def test_a_record_of_a_data_key_that_was_just_made_is_read_by_the_other_in
         await b.post("/admin/crypto/reload")
         async with asyncio.timeout(10):
             assert (await promoting).json()["state"] == "done"
-        emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
         await a.post("/admin/crypto/reload")
         assert (await a.put("/v1/records/x", content=b"kept")).status_code == 204
         active = (await a.get("/admin/crypto/census")).json()["active"]

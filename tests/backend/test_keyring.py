@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.keyring import KeyUnavailableError
 from services.backend.local_key_file import read_or_create
@@ -20,9 +20,10 @@ from services.backend.records import CorruptRecordError, decrypt_record
 from shared.backend_contract import CryptoMode
 from shared.keyring.model import LOCAL_KEK, DataKeyStatus, build_wrapping_aad
 from shared.keyring.tables import local_key
+from tests.iterations import LONG
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
+OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -77,7 +78,7 @@ async def test_what_is_read_while_kms_returns_is_served_as_soon_as_the_mode_is_k
         await backend.check()
         assert len(backend.keyring.unwrap_errors) == 1
         emulator.faults.clear()
-        emulator.faults.add(KmsFault(kind="latency", seconds=0.05))
+        emulator.faults.add(EmulatorFault(kind="latency", seconds=0.05))
         checking = asyncio.create_task(backend.checker.check())
         while not checking.done():
             with suppress(KeyUnavailableError):
@@ -165,7 +166,7 @@ async def test_kms_that_fails_in_the_middle_of_its_return_leaves_the_local_wrap_
         await backend.check()
         before = await backend.store.list_all()
         emulator.faults.clear()
-        emulator.faults.add(KmsFault(kind="status", operation="Encrypt", probability=0.5))
+        emulator.faults.add(EmulatorFault(kind="status", operation="Encrypt", probability=0.5))
         emulator.faults._random = iter([0.9, 0.1]).__next__  # the check's own call succeeds, the re-wrap's fails
         await backend.check()
         assert backend.keyring.mode is CryptoMode.ENV
@@ -180,7 +181,7 @@ async def test_a_wrap_that_does_not_give_the_key_back_never_replaces_one_that_do
         await backend.check()
         before = await backend.store.list_all()
         emulator.faults.clear()
-        emulator.faults.add(KmsFault(kind="wrong_plaintext", probability=0.5))
+        emulator.faults.add(EmulatorFault(kind="wrong_plaintext", probability=0.5))
         emulator.faults._random = iter([0.9, 0.1]).__next__
         await backend.check()
         assert "plaintext_mismatch" in backend.keyring.reason
@@ -194,7 +195,7 @@ async def test_a_wrongly_unwrapped_key_encrypts_nothing_and_the_right_one_is_use
         await backend.check()
         await backend.put("r", b"kept")
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        emulator.faults.add(KmsFault(kind="wrong_plaintext", probability=0.5, count=1))
+        emulator.faults.add(EmulatorFault(kind="wrong_plaintext", probability=0.5, count=1))
         emulator.faults._random = iter([0.9, 0.1]).__next__
         await backend.checker.check()
         with pytest.raises(KeyUnavailableError, match="not the key that was stored"):
@@ -284,7 +285,7 @@ async def test_an_instance_whose_local_key_is_no_longer_the_known_one_makes_no_d
 
 
 # Each example starts an emulator; the fixture is a function without state.
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30 if LONG else 12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(["outage", "heal", "restart", "check", "put", "put"]), max_size=14))
 def test_after_any_outages_and_restarts_every_record_is_readable_and_only_kms_wraps(
     steps: list[str], open_backend: Open

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.keyring import KeyUnavailableError
 from shared.backend_contract import CryptoMode
 from shared.keyring.administration import RotateRequest, RotationType
@@ -62,7 +62,7 @@ async def test_kms_that_is_out_when_a_data_key_is_met_says_so_and_is_asked_again
         await _new_dek(other)
         await other.keyring.reload()
         await other.put("r", b"kept")
-        emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", count=2))
+        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", count=2))
         with pytest.raises(KeyUnavailableError, match="KMS: unavailable"):
             await one.get("r")
         await one.keyring.reload()  # it meets the fault, and leaves mode and keys as they are

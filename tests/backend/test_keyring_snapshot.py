@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from services.backend.keyring_snapshot import KeyringPoller
@@ -22,7 +22,7 @@ from shared.keyring.database import Database
 from shared.kms.port import EncryptResult, KmsKey
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-OUTAGE = KmsFault(kind="status", status="UNAVAILABLE")
+OUTAGE = EmulatorFault(kind="status", status="UNAVAILABLE")
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -86,7 +86,7 @@ async def test_a_defect_does_not_end_the_checks_and_is_logged_with_its_trace(
 async def test_checks_that_are_cancelled_end_even_in_the_middle_of_one(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
-    emulator.faults.add(KmsFault(kind="stall", count=1))
+    emulator.faults.add(EmulatorFault(kind="stall", count=1))
     async with open_backend(tmp_path, str(emulator.address), timeout=60) as backend:
         watching = asyncio.create_task(backend.checker.run(0.02, asyncio.Event()))
         async with asyncio.timeout(10):

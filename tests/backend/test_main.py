@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.model import build_wrapping_aad
 from shared.kms.gcp.client import GcpKmsKey
 from tests.fork_server import forked
@@ -117,11 +117,12 @@ def test_a_database_or_key_that_cannot_be_used_exits_1_with_one_sentence(
 
 
 @contextmanager
-def _served(file: Path) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client, Path]]:
+def _served(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client, Path]]:
     """A running process, a client on it, and the file of its log; at the end it is stopped, if it still runs."""
+    command = command or forked("services.backend")
     log = file.parent / "log"
     with log.open("w") as stderr:
-        process = subprocess.Popen([*COMMAND, "--config", str(file)], stderr=stderr, text=True)
+        process = subprocess.Popen([*command, "--config", str(file)], stderr=stderr, text=True)
     try:
         with httpx2.Client(base_url=f"http://{_listening(process, log)}") as client:
             yield process, client, log
@@ -153,7 +154,7 @@ def test_a_stop_signal_ends_it_with_0_and_the_record_is_there_at_the_next_start(
 
 def test_a_killed_process_has_lost_nothing_that_it_answered_for(configuration: Configuration) -> None:
     file = configuration(NOWHERE)
-    with _served(file) as (process, client, _log):
+    with _served(file, COMMAND) as (process, client, _log):
         for number in range(20):
             assert client.put(f"/v1/records/r{number}", content=b"%d" % number).status_code == 204
         process.kill()
@@ -164,7 +165,7 @@ def test_a_killed_process_has_lost_nothing_that_it_answered_for(configuration: C
 
 def test_a_full_disk_refuses_a_put_with_a_sentence_and_the_service_stays_up(configuration: Configuration) -> None:
     file = configuration(NOWHERE)
-    with _served(file) as (process, client, _log):
+    with _served(file, COMMAND) as (process, client, _log):
         client.put("/v1/records/small", content=b"kept").raise_for_status()
         unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (256 * 1024, resource.RLIM_INFINITY))
         refused = client.put("/v1/records/large", content=b"x" * 1024 * 1024)
@@ -179,7 +180,7 @@ def test_a_full_disk_refuses_a_put_with_a_sentence_and_the_service_stays_up(conf
 async def test_a_kms_that_stalls_does_not_keep_the_port_closed(
     emulator: Emulator, configuration: Configuration
 ) -> None:
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     file = configuration(str(emulator.address), kms_timeout="60s")
 
     def start_and_stop() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from services.backend.request_body import RequestRefusedError, read_body
@@ -192,7 +192,7 @@ async def test_a_record_whose_key_waits_for_kms_is_unavailable_and_counted_until
     configured = settings(str(emulator.address))
     async with run_backend(configured) as app, _client(app) as client:
         await client.put("/v1/records/r", content=b"kept")
-    emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
+    emulator.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
     async with run_backend(configured) as app, _client(app) as client:
         answer = await client.get("/v1/records/r")
         assert answer.status_code == 503
@@ -256,7 +256,7 @@ async def test_while_no_data_key_can_be_used_nothing_is_stored_and_health_says_w
         read.append("a part")
         yield b"x"
 
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     async with run_backend(settings(str(emulator.address), kms_timeout="60s")) as app, _client(app) as client:
         put = await client.put("/v1/records/r", content=body())
         health = await client.get("/healthz")

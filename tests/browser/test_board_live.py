@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
@@ -25,7 +25,7 @@ def card(page: Page, name: str) -> Locator:
 
 
 async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message: str = "no role") -> None:
-    watch.kms.faults.add(KmsFault(kind="status", status=kind, message=message, key=key_name(LEDGER)))
+    watch.kms.faults.add(EmulatorFault(kind="status", status=kind, message=message, key=key_name(LEDGER)))
     await watch.probe(LEDGER)
 
 

@@ -5,7 +5,7 @@ from playwright.async_api import Browser, Page, expect
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from tests.browser.senders import Senders
 
 TITLE = "🔴 Firing: KMSCryptoModeNotKMS"
@@ -26,7 +26,7 @@ async def test_the_buttons_break_and_heal_kms(page: Page, kms: emulator.Emulator
 
 
 async def test_what_somebody_else_broke_is_shown(page: Page, kms: emulator.Emulator) -> None:
-    kms.faults.add(KmsFault(kind="wrong_plaintext"))
+    kms.faults.add(EmulatorFault(kind="wrong_plaintext"))
     await expect(page.locator("#kms-now")).to_have_text("KMS is broken: several faults")
 
 

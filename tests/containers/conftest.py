@@ -28,7 +28,7 @@ def images(engine: Engine) -> None:
 
 
 @pytest.fixture(scope="session")
-def add_summary_line() -> list[str]:
+def summary_lines() -> list[str]:
     """What is appended here stands at the end of the run."""
     return _said
 

@@ -32,12 +32,14 @@ class Demo(Stack):
 
 
 @pytest.fixture(scope="module")
-def demo(engine: Engine, tmp_path_factory: pytest.TempPathFactory, say: list[str]) -> Iterator[Composed]:
+def demo(engine: Engine, tmp_path_factory: pytest.TempPathFactory, summary_lines: list[str]) -> Iterator[Composed]:
     folder = tmp_path_factory.mktemp("demo")
     with composed(engine, "demo", folder) as project:
-        say.extend(f"{name} is left out: its image is not here and cannot be pulled" for name in project.left_out)
+        summary_lines.extend(
+            f"{name} is left out: its image is not here and cannot be pulled" for name in project.left_out
+        )
         project.began = time.time()
-        say.append(f"from `compose up` to all healthy: {project.up():.0f} s")
+        summary_lines.append(f"from `compose up` to all healthy: {project.up():.0f} s")
         yield project
 
 
@@ -105,7 +107,7 @@ def test_limits_are_in_force(demo: Composed) -> None:
 
 
 async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheus(
-    demo: Composed, tmp_path: Path, say: list[str]
+    demo: Composed, tmp_path: Path, summary_lines: list[str]
 ) -> None:
     hops: list[Hop] = []
     async with AsyncExitStack() as stack:
@@ -118,7 +120,7 @@ async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheu
             assert missing == []
             if state == "firing":
                 last = max(hop.at for hop in found)
-                say.append(f"from `compose up` to the page on the third channel: {last - demo.began:.0f} s")
+                summary_lines.append(f"from `compose up` to the page on the third channel: {last - demo.began:.0f} s")
                 await asyncio.to_thread(demo.restart, "relay", "prometheus")
         told = await seen.get_json("relay", f"/api/deliveries?limit=100&alertname={scenario.ALERT}")
     delivered = sorted((row["channel"], row["status"]) for row in told["deliveries"] if row["state"] == "delivered")

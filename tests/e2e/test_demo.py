@@ -100,6 +100,7 @@ demo.main(["--once"])
 """
 
 
+@pytest.mark.played
 def test_a_channel_that_stays_silent_is_named_and_the_exit_code_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ONCE_WITH_A_SILENT_PAGER],

@@ -15,7 +15,7 @@ from aiohttp import web
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend import doctor as backend_doctor
 from services.backend.config import BackendSettings
 from services.exporter import doctor as exporter_doctor
@@ -283,7 +283,7 @@ def need_a_login(world: World) -> None:
 
 
 def deny(world: World) -> None:
-    world.emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeys.get"))
+    world.emulator.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeys.get"))
 
 
 def fill_database(name: str, *statements: str) -> Break:

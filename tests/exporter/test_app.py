@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.backends.settings import Backend
 from services.exporter.config import ExporterSettings, ProbeSettings
 from shared.http.server import serve
@@ -38,7 +38,7 @@ class Health:
 
 
 async def test_a_scrape_does_not_wait_for_probes_that_hang(emulator: Emulator, until: Until) -> None:
-    emulator.faults.add(KmsFault(kind="stall", count=16))
+    emulator.faults.add(EmulatorFault(kind="stall", count=16))
     targets = tuple(target(emulator, f"kek-{n}") for n in range(20))
     probe = ProbeSettings(interval=60, timeout=60, concurrency=16)
     async with scraped(ExporterSettings(listen=FREE, probe=probe, targets=targets)) as scrape:
@@ -73,12 +73,12 @@ async def test_a_key_whose_turn_does_not_come_is_no_success_for_metrics_and_boar
             return any(name not in failed for name in late) and "no round trip in time" in board
 
         await until(all_succeed)
-        emulator.faults.add(KmsFault(kind="stall"))
+        emulator.faults.add(EmulatorFault(kind="stall"))
         await until(some_wait_in_vain)
 
 
 async def test_backends_are_read_while_every_probe_hangs(emulator: Emulator, until: Until) -> None:
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     health = Health()
     async with serve(health.app(), FREE) as address:
         backend = Backend(service="backend", health_url=f"http://{address}/healthz")
@@ -105,6 +105,7 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
             whole = {
                 "crypto_backend_up backend": 1,
                 "crypto_mode backend": 1,
+                "crypto_mode_unknown backend": 0,
                 "crypto_ready backend": 1,
                 "crypto_init_timestamp_seconds backend": 1_700_000_000,
                 "crypto_decryption_errors_total backend": 17,

@@ -11,7 +11,7 @@ import httpx2
 from aiohttp import web
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.app import run_exporter
 from services.exporter.backends.settings import Backend
 from services.exporter.config import ExporterSettings, ProbeSettings, Target
@@ -29,7 +29,7 @@ async def test_when_it_stops_no_task_and_no_connection_is_left(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
     """A probe and a look at the key hang, and somebody waits at `/probe`."""
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     target = Target(
         name="ledger-kek",
         service="backend",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter import app
 from services.exporter.config import ExporterSettings, ProbeSettings, Target
@@ -47,7 +47,7 @@ def fault(name: str, seen_at: Operation, reason: Reason, **how: object) -> Row:
     row: Row
 
     async def breaks(emulator: Emulator) -> None:
-        ids.append(emulator.faults.add(KmsFault.model_validate({"key": row.key, **how})))
+        ids.append(emulator.faults.add(EmulatorFault.model_validate({"key": row.key, **how})))
 
     async def heals(emulator: Emulator) -> None:
         emulator.faults.remove(ids.pop())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.model import KeyInspection, Operation
 from services.exporter.probes.canaries import CanaryFile
@@ -168,7 +168,7 @@ async def test_where_encrypt_goes_on_with_the_old_primary_the_new_one_gets_its_c
 ) -> None:
     lifecycle = start()
     await lifecycle.inspect()
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=3600))
     await change(rotated)
     slow = await lifecycle.inspect()
     assert slow.encrypt_call is not None
@@ -183,7 +183,7 @@ async def test_where_encrypt_goes_on_with_the_old_primary_the_new_one_gets_its_c
 async def test_without_the_right_to_read_the_key_canaries_are_made_and_decrypted_all_the_same(
     emulator: Emulator, start: Start, change: Change
 ) -> None:
-    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="GetCryptoKey"))
     lifecycle = start()
     assert found(await lifecycle.inspect()) == {}
     await change(rotated)
@@ -197,8 +197,8 @@ async def test_where_nothing_tells_the_present_version_the_last_one_that_was_kep
     await lifecycle.inspect()
     await change(rotated)
     await lifecycle.inspect()
-    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
-    emulator.faults.add(KmsFault(kind="denied", operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
     assert found(await lifecycle.inspect()) == {"1": None}
 
 
@@ -206,7 +206,7 @@ async def test_another_plaintext_is_a_mismatch(emulator: Emulator, start: Start,
     lifecycle = start()
     await lifecycle.inspect()
     await change(rotated)
-    emulator.faults.add(KmsFault(kind="wrong_plaintext"))
+    emulator.faults.add(EmulatorFault(kind="wrong_plaintext"))
     assert found(await lifecycle.inspect()) == {"1": Reason.PLAINTEXT_MISMATCH}
 
 
@@ -217,7 +217,7 @@ async def test_many_canaries_are_decrypted_a_few_at_a_time(
     for _ in range(2 * MAX_CONCURRENT_DECRYPTIONS + 1):
         await lifecycle.inspect()
         await change(rotated)
-    emulator.faults.add(KmsFault(kind="latency", operation="Decrypt", seconds=0.05))
+    emulator.faults.add(EmulatorFault(kind="latency", operation="Decrypt", seconds=0.05))
     key.most = 0
     assert len(found(await lifecycle.inspect())) == 2 * MAX_CONCURRENT_DECRYPTIONS + 1
     assert key.most == MAX_CONCURRENT_DECRYPTIONS

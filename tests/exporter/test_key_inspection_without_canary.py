@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState, Key
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection
@@ -103,6 +103,6 @@ async def test_where_the_key_cannot_be_read_or_no_folder_is_configured_nothing_i
     await emulator.store.update_key(KEY, rotated)
     look = await KeyInspector("backend", "ledger-kek", key, 5).inspect()
     assert (look.versions_without_canary, read_metrics(look)) == (None, [])
-    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="GetCryptoKey"))
     look = await start().inspect()
     assert (look.versions_without_canary, read_metrics(look)) == (None, [])

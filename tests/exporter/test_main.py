@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from tests.fork_server import forked
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -38,9 +38,10 @@ def config(tmp_path: Path, endpoint: str = "127.0.0.1:1", listen: str = "127.0.0
 
 
 @contextmanager
-def started(file: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(file: Path, command: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A real process, and where it listens."""
-    process = subprocess.Popen([*COMMAND, "--config", str(file)], stderr=subprocess.PIPE, text=True)
+    command = [*(command or forked("services.exporter")), "--config", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr
         for line in process.stderr:
@@ -135,7 +136,7 @@ def test_on_the_network_it_refuses_to_start_without_a_token_file(tmp_path: Path)
 
 
 async def test_a_sigterm_during_a_stalled_probe_ends_it_with_0_at_once(tmp_path: Path, emulator: Emulator) -> None:
-    emulator.faults.add(KmsFault(kind="stall", count=1))
+    emulator.faults.add(EmulatorFault(kind="stall", count=1))
 
     def stop() -> tuple[float, int, bytes]:
         with started(config(tmp_path, str(emulator.address))) as (process, address):
@@ -160,7 +161,7 @@ def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with started(config(tmp_path)) as (process, _):
+        with started(config(tmp_path), COMMAND) as (process, _):
             assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

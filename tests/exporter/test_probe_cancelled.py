@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.probes.round_trip import Prober
 from shared.kms.gcp.client import GcpKmsKey
@@ -44,10 +44,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("work", [probe, inspect])
 @pytest.mark.parametrize(
-    "fault", [KmsFault(kind="stall"), KmsFault(kind="stall", operation="Decrypt"), KmsFault(kind="latency", seconds=20)]
+    "fault",
+    [
+        EmulatorFault(kind="stall"),
+        EmulatorFault(kind="stall", operation="Decrypt"),
+        EmulatorFault(kind="latency", seconds=20),
+    ],
 )
 async def test_cancelled_it_ends_as_cancelled_and_leaves_neither_task_nor_channel(
-    emulator: Emulator, work: Callable[[KmsKey], Awaitable[object]], fault: KmsFault
+    emulator: Emulator, work: Callable[[KmsKey], Awaitable[object]], fault: EmulatorFault
 ) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     tasks_before, sockets_before = tasks(), sockets()

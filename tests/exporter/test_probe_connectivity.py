@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.probes.round_trip import CONNECTIVITY_MAX_AGE, Prober
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import ConnectivityPhase, DecryptResult, EncryptResult, KmsError
@@ -80,14 +80,14 @@ async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> No
 async def test_where_kms_stalls_the_way_says_that_the_network_is_healthy(
     emulator: Emulator, key: Measured, operation: str
 ) -> None:
-    emulator.faults.add(KmsFault(kind="stall", operation=operation))
+    emulator.faults.add(EmulatorFault(kind="stall", operation=operation))
     way = (await prober(key).probe()).connectivity
     assert [(phase.name, phase.error) for phase in way] == [("dns", None), ("tcp", None)]
 
 
 async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
     assert (await prober(key).probe()).connectivity == ()
-    emulator.faults.add(KmsFault(kind="denied"))
+    emulator.faults.add(EmulatorFault(kind="denied"))
     assert (await prober(key).probe()).connectivity == ()
     assert key.measured == 0
 
@@ -97,7 +97,7 @@ async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute
 ) -> None:
     now = 1000.0
     probes = Prober("backend", "ledger-kek", key, TIMEOUT, clock=lambda: now)
-    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     ways = [(await probes.probe()).connectivity for _ in range(3)]
     assert ways[0]
     assert ways == [ways[0]] * 3
@@ -106,12 +106,12 @@ async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute
     assert (await probes.probe()).connectivity != ways[0]  # its seconds differ
     assert key.measured == 2
     emulator.faults.clear()
-    emulator.faults.add(KmsFault(kind="status", status="DEADLINE_EXCEEDED"))  # fails in another way
+    emulator.faults.add(EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"))  # fails in another way
     assert (await probes.probe()).connectivity
     assert key.measured == 3
     emulator.faults.clear()
     assert (await probes.probe()).connectivity == ()
-    emulator.faults.add(KmsFault(kind="status", status="DEADLINE_EXCEEDED"))  # the same again, after it was well
+    emulator.faults.add(EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"))  # the same again, after it was well
     assert (await probes.probe()).connectivity
     assert key.measured == 4
 
@@ -172,7 +172,7 @@ async def test_a_probe_that_is_cancelled_while_its_way_is_measured_ends_as_cance
 async def test_a_wall_clock_that_jumps_moves_no_duration_and_no_way(emulator: Emulator, key: Measured) -> None:
     wall = iter([1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0])
     probes = Prober("backend", "ledger-kek", key, TIMEOUT, wall_clock=lambda: next(wall))
-    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     results = [await probes.probe() for _ in range(3)]
     assert [result.ended_at for result in results] == [1_700_000_000.0, 1_600_000_000.0, 1_900_000_000.0]
     assert all(0 < call.seconds < TIMEOUT for result in results for call in result.calls)

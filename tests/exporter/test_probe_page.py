@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text
 
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.kms.reason import Reason
 from tests.exporter.probe_server import Probed, probed
 
@@ -61,14 +61,14 @@ async def test_an_accept_header_that_nobody_understands_gets_text(page: Probed) 
 @pytest.mark.parametrize(
     ("fault", "reason", "calls"),
     [
-        (KmsFault(kind="denied", operation="Encrypt"), Reason.PERMISSION_DENIED, {"encrypt"}),
-        (KmsFault(kind="wrong_plaintext"), Reason.PLAINTEXT_MISMATCH, {"encrypt", "decrypt"}),
-        (KmsFault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE, {"encrypt"}),
+        (EmulatorFault(kind="denied", operation="Encrypt"), Reason.PERMISSION_DENIED, {"encrypt"}),
+        (EmulatorFault(kind="wrong_plaintext"), Reason.PLAINTEXT_MISMATCH, {"encrypt", "decrypt"}),
+        (EmulatorFault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE, {"encrypt"}),
     ],
-    ids=lambda value: value.kind if isinstance(value, KmsFault) else "",
+    ids=lambda value: value.kind if isinstance(value, EmulatorFault) else "",
 )
 async def test_a_failed_probe_says_why_and_which_calls_were_made(
-    page: Probed, fault: KmsFault, reason: Reason, calls: set[str]
+    page: Probed, fault: EmulatorFault, reason: Reason, calls: set[str]
 ) -> None:
     page.emulator.faults.add(fault)
     found = samples((await page.get("?target=ledger-kek")).body)
@@ -78,7 +78,7 @@ async def test_a_failed_probe_says_why_and_which_calls_were_made(
 
 
 async def test_a_failure_on_the_way_brings_the_steps_of_the_way(page: Probed) -> None:
-    page.emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    page.emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     found = samples((await page.get("?target=ledger-kek")).body)
     assert {labels[0] for name, *labels in found if name == "probe_phase_duration_seconds"} == {"dns", "tcp"}
 
@@ -86,7 +86,7 @@ async def test_a_failure_on_the_way_brings_the_steps_of_the_way(page: Probed) ->
 async def test_when_the_scrape_ends_first_the_answer_is_a_timeout_and_the_probe_goes_on(
     page: Probed, until: Until
 ) -> None:
-    page.emulator.faults.add(KmsFault(kind="latency", seconds=0.6, operation="Decrypt"))
+    page.emulator.faults.add(EmulatorFault(kind="latency", seconds=0.6, operation="Decrypt"))
     found = samples((await page.get("?target=ledger-kek", {SCRAPE_TIMEOUT: "0.7"})).body)
     assert found[("probe_success",)] == 0
     assert found["probe_failure_reason", "timeout"] == 1
@@ -153,7 +153,7 @@ async def test_a_scrape_just_after_another_gets_the_same_probe() -> None:
 
 
 async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed) -> None:
-    page.emulator.faults.add(KmsFault(kind="latency", seconds=0.4, operation="Encrypt"))
+    page.emulator.faults.add(EmulatorFault(kind="latency", seconds=0.4, operation="Encrypt"))
     waiting = asyncio.create_task(page.get("?target=ledger-kek"))
     with pytest.raises(TimeoutError):
         await page.get("?target=ledger-kek", seconds=0.1)
@@ -162,7 +162,7 @@ async def test_a_scraper_that_hangs_up_ends_nothing_for_the_others(page: Probed)
 
 
 async def test_a_target_that_is_watched_no_more_is_reported_at_once(page: Probed, until: Until) -> None:
-    page.emulator.faults.add(KmsFault(kind="stall", count=1))
+    page.emulator.faults.add(EmulatorFault(kind="stall", count=1))
     waiting = asyncio.create_task(page.get("?target=ledger-kek"))
 
     async def stalls() -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as text
 
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.probes.round_trip import Prober
 from shared.config.secret_file import TokenFile
@@ -68,7 +68,7 @@ async def test_a_scrape_measures_no_way_while_all_is_healthy() -> None:
 
 async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
     async with probed() as page:
-        page.emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", message="try again later"))
+        page.emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", message="try again later"))
         of_kms = (await page.get(STEPS)).body
     assert "unavailable: try again later" in lines(of_kms)["encrypt"]
     assert "The network works" in of_kms
@@ -83,7 +83,7 @@ async def test_the_steps_tell_a_fault_of_kms_from_one_of_the_network() -> None:
 
 async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
     async with probed() as page:
-        page.emulator.faults.add(KmsFault(kind="stall"))
+        page.emulator.faults.add(EmulatorFault(kind="stall"))
         answer = await page.get(STEPS, {"X-Prometheus-Scrape-Timeout-Seconds": "0.6"})
     assert "It had not ended after 0.1 s: timeout. It continues and will be counted at /metrics." in answer.body
     assert "not measured: no time was left" in answer.body

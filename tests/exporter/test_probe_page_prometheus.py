@@ -10,7 +10,7 @@ import aiohttp
 import yaml
 
 from ops.demo.processes import run_processes
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.config.settings import Address
 from shared.http.server import bind_socket
 from tests.exporter.probe_server import Probed, probed
@@ -53,16 +53,16 @@ async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patie
             return count_requests
 
         await until(holds('probe_success{job="keypulse-probe",target="ledger-kek"} == 1'))
-        page.emulator.faults.add(KmsFault(kind="denied"))
+        page.emulator.faults.add(EmulatorFault(kind="denied"))
         await until(holds('probe_failure_reason{target="ledger-kek",reason="permission_denied"} == 1'))
         page.emulator.faults.clear()
-        page.emulator.faults.add(KmsFault(kind="stall"))
+        page.emulator.faults.add(EmulatorFault(kind="stall"))
         await until(holds('probe_failure_reason{target="ledger-kek",reason="timeout"} == 1 and on(target) up == 1'))
 
 
 async def test_promtool_has_nothing_to_say_of_a_probe() -> None:
     async with probed() as page:
-        page.emulator.faults.add(KmsFault(kind="status"))
+        page.emulator.faults.add(EmulatorFault(kind="status"))
         shown = (await page.get("?target=ledger-kek")).body
     check = ["promtool", "check", "metrics"]
     found = await asyncio.to_thread(

@@ -1,7 +1,6 @@
 """What the tests of the rules' tests share: a rule is spoilt, and its promtool tests are asked whether they notice."""
 
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,14 @@ JOB = f"{{{EXPORTER_SELECTOR}}}"
 """How an expression selects the exporter's job."""
 
 
-def one_of_each(
-    mistakes: Iterable[Mistake], kind: Callable[[Mistake], str | None] = itemgetter(0)
-) -> list[pytest.ParameterSet]:
-    """A case for each mistake: `make test` tries the first of a kind, by default of a rule, `make rehearse` all.
+def one_of(mistakes: Iterable[Mistake]) -> list[pytest.ParameterSet]:
+    """A case for each mistake: `make test` tries the first, and that it would be noticed; `make rehearse` tries all.
 
     They can fail only once a rule or its tests have changed, and each of the hundreds is promtool's whole evaluation.
     """
-    cases, tried = [], set()
-    for mistake in mistakes:
-        cases.append(pytest.param(*mistake, marks=[pytest.mark.played] if kind(mistake) in tried else []))
-        tried.add(kind(mistake))
-    return cases
+    return [
+        pytest.param(*mistake, marks=[pytest.mark.played] if number else []) for number, mistake in enumerate(mistakes)
+    ]
 
 
 def mistaken(folder: Path, name: str, right: str, wrong: str) -> bool:

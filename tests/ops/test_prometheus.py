@@ -100,11 +100,11 @@ async def query_api(prometheus: str) -> AsyncIterator[Callable[..., Awaitable[An
     """The `data` of an answer of Prometheus's API."""
     async with aiohttp.ClientSession(prometheus, timeout=aiohttp.ClientTimeout(total=10)) as session:
 
-        async def ask(path: str, **parameters: str) -> Any:
+        async def query_api(path: str, **parameters: str) -> Any:
             async with session.get(f"/api/v1/{path}", params=parameters) as answer:
                 return (await answer.json())["data"]
 
-        yield ask
+        yield query_api
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -113,25 +113,25 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.1)
 
 
-async def has(ask: Callable[..., Awaitable[Any]], metric: str) -> bool:
-    return bool((await ask("query", query=metric))["result"])
+async def has(query_api: Callable[..., Awaitable[Any]], metric: str) -> bool:
+    return bool((await query_api("query", query=metric))["result"])
 
 
 async def test_on_the_demos_clock_every_rule_evaluates_and_a_lost_mode_fires_and_resolves(
-    exporter: Scraped, ask: Callable[..., Awaitable[Any]]
+    exporter: Scraped, query_api: Callable[..., Awaitable[Any]]
 ) -> None:
     async def evaluated() -> bool:
-        groups = (await ask("rules"))["groups"]
+        groups = (await query_api("rules"))["groups"]
         return all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
 
     async def recorded(name: str, expected: str) -> bool:
-        result = (await ask("query", query=name))["result"]
+        result = (await query_api("query", query=name))["result"]
         return [(r["metric"]["env"], r["metric"]["service"], r["value"][1]) for r in result] == [
             ("production", "ledger", expected)
         ]
 
     async def firing() -> set[str]:
-        return {a["labels"]["alertname"] for a in (await ask("alerts"))["alerts"] if a["state"] == "firing"}
+        return {a["labels"]["alertname"] for a in (await query_api("alerts"))["alerts"] if a["state"] == "firing"}
 
     exporter.exposed = crypto(mode=1)
     await until(lambda: recorded("kms:crypto_health_status", "1"))
@@ -154,7 +154,7 @@ async def test_on_the_demos_clock_every_rule_evaluates_and_a_lost_mode_fires_and
         return await firing() == {"Watchdog"}
 
     await until(only_the_heartbeat_fires)
-    loaded = (await ask("rules"))["groups"]
+    loaded = (await query_api("rules"))["groups"]
     rules = [rule for group in loaded for rule in group["rules"]]
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
     assert {group["name"]: len(group["rules"]) for group in loaded} == {g["name"]: len(g["rules"]) for g in GROUPS}
@@ -197,7 +197,7 @@ def probed(*, success: int, **failures: int) -> str:
 
 
 async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_same(
-    exporter: Scraped, ask: Callable[..., Awaitable[Any]]
+    exporter: Scraped, query_api: Callable[..., Awaitable[Any]]
 ) -> None:
     failures = dict.fromkeys(("permission_denied", "timeout"), 0)
 
@@ -207,7 +207,7 @@ async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_
         async def says() -> bool:
             failures[reason] += 1
             exporter.exposed = probed(success=0, **failures)
-            for alert in (await ask("alerts"))["alerts"]:
+            for alert in (await query_api("alerts"))["alerts"]:
                 if alert["labels"]["alertname"] == "KMSProbeFailing" and alert["state"] == "firing":
                     found.update(alert)
             return str(found.get("annotations", {}).get("description", "")).startswith(f"{reason} at encrypt: ")
@@ -216,7 +216,7 @@ async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_
         return found
 
     exporter.exposed = probed(success=1)
-    await until(lambda: has(ask, "kms_probe_success"))
+    await until(lambda: has(query_api, "kms_probe_success"))
     denied = await alert_that_says("permission_denied")
     assert "Last successful round trip: 1970-01-01 00:00:01 +0000 UTC." in denied["annotations"]["description"]
     assert {**await alert_that_says("timeout"), "annotations": {}} == {**denied, "annotations": {}}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.rule_mutations import mistaken, one_of_each
+from tests.ops.rule_mutations import mistaken, one_of
 
 OUTBOX = "relay:outbox_deliveries"
 OLDEST = "relay:outbox_oldest_timestamp_seconds"
@@ -101,6 +101,6 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "right", "wrong"), one_of_each(MISTAKES))
+@pytest.mark.parametrize(("rule", "right", "wrong"), one_of(MISTAKES))
 def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert mistaken(tmp_path, rule, right, wrong)

@@ -72,7 +72,7 @@ def test_the_shipped_configuration_lacks_nothing_but_contacts_and_addresses(monk
     with pytest.raises(ConfigurationError) as raised:
         load_settings(RelaySettings, SHIPPED)
     roles = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["contacts"]
-    lacks = ["links", *(f"contacts.{role}" for role in roles), "channels.email-secops"]
+    lacks = ["links", *(f"contacts.{role}" for role in roles), "channels.email-secops", "channels.email-oncall"]
     assert [line.split(": ")[1] for line in raised.value.lines] == lacks
     monkeypatch.setenv("KEYPULSE_RELAY__ENVIRONMENT", "staging")
     assert len(list(load_settings(RelaySettings, SHIPPED).find_warnings())) == len(roles)

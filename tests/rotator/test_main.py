@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from tests.fork_server import forked
 from tests.rotator.keyring_to_rotate import Rotated, secret
 
@@ -129,7 +129,7 @@ async def test_a_failure_is_one_sentence_and_1_and_says_what_to_type(
 ) -> None:
     config = str(in_a_file.configuration())
     await new_version()
-    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", operation="Encrypt"))
     ended = await rotator("run", "--type", "rewrap-kek", "--config", config)
     assert ended.code == 1
     assert "the smoke test failed, nothing was changed: ✗ KMS" in ended.out
@@ -157,7 +157,7 @@ async def test_a_signal_ends_it_with_a_sentence_and_the_lease_is_given_up(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     config = str(in_a_file.configuration(primary_timeout="60s"))
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=3600))
     await new_version()
     process = await started("run", "--type", "rewrap-kek", "--config", config)
     assert process.stderr

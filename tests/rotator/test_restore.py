@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.rotator.backups import backup_file
 from services.rotator.backups.backup_file import BackupError
 from services.rotator.inspection import check_backup
@@ -74,7 +74,7 @@ async def test_no_backup_is_put_back_in_the_middle_of_a_rotation(
 ) -> None:
     await new_version()
     async with in_a_file.session(batch_size=1) as session:
-        denied = KmsFault(kind="denied", operation="Encrypt")
+        denied = EmulatorFault(kind="denied", operation="Encrypt")
         session.progress.report_progress = lambda *_: emulator.faults.add(denied)  # type: ignore[method-assign,assignment]
         with pytest.raises(RotatorError):
             await run(session, RotationType.REWRAP_KEK)

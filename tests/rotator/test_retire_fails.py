@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
 from services.rotator.retirement import retire_version
@@ -21,7 +21,7 @@ async def test_a_refusal_of_kms_is_reported_and_nothing_is_written_down(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await rewrapped(in_a_file, new_version)
-    emulator.faults.add(KmsFault(kind="denied", operation="UpdateCryptoKeyVersion"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="UpdateCryptoKeyVersion"))
     refused = await refusal(in_a_file, retire_version, 1)
     assert "PERMISSION_DENIED" in refused.message.upper()
     assert refused.next_commands == ("retire 1 --confirm 1",)
@@ -102,7 +102,7 @@ async def test_a_version_that_kms_does_not_enable_again_is_reported_to_be_disabl
     async with in_a_file.session() as session:
 
         async def dies(kek_version: str, token: str) -> None:
-            emulator.faults.add(KmsFault(kind="denied", operation="UpdateCryptoKeyVersion"))
+            emulator.faults.add(EmulatorFault(kind="denied", operation="UpdateCryptoKeyVersion"))
             raise UnreachableError("nobody answers")
 
         session.administration.retire_version = dies  # type: ignore[method-assign]

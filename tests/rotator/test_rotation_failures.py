@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError, StepProgress
 from services.rotator.report import CommandOutcome, Report
@@ -67,7 +67,7 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await new_version()
-    denied = KmsFault(kind="denied", operation="Encrypt")
+    denied = EmulatorFault(kind="denied", operation="Encrypt")
     async with rotated.session(batch_size=1) as session:
         at_progress(session, lambda done: emulator.faults.add(denied) if done == 1 else None)
         failed = await failing(session)
@@ -88,7 +88,7 @@ async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed
 async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=1.0))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=1.0))
     await new_version()
     async with in_a_file.session() as session:
         assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
@@ -97,7 +97,7 @@ async def test_a_run_waits_until_encrypt_uses_the_new_primary_version(
 async def test_an_encrypt_that_never_uses_it_ends_a_run_before_anything_is_changed(
     in_a_file: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600.0))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=3600.0))
     before = await in_a_file.keys()
     await new_version()
     async with in_a_file.session(primary_timeout="300ms") as session:

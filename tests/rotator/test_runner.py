@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import text
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.rotator.inspection import run_verification, show_plans
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
@@ -69,7 +69,7 @@ async def test_a_failure_is_over_once_a_run_finds_all_in_order_and_nothing_to_do
     async with in_a_file.session() as session:
         if type_ is RotationType.NEW_DEK:
             await run(session, type_)
-        emulator.faults.add(KmsFault(kind="denied", operation="Encrypt"))
+        emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
         with pytest.raises(RotatorError, match="smoke test failed"):
             await run(session, type_)
         emulator.faults.clear()

@@ -374,8 +374,8 @@ class Slack:
 
 
 def _build_webhook_error(name: str) -> Response:
-    shown = "invalid_blocks" if name in {"msg_blocks_too_long", "invalid_blocks_format"} else name
-    return PlainTextResponse(shown, _WEBHOOK_STATUSES.get(name, 400))
+    error_name = "invalid_blocks" if name in {"msg_blocks_too_long", "invalid_blocks_format"} else name
+    return PlainTextResponse(error_name, _WEBHOOK_STATUSES.get(name, 400))
 
 
 def _build_message_page(messages: list[SlackMessage], arguments: Json) -> Json:

@@ -7,6 +7,7 @@ alerts of others go where they went. A second merge finds everything there, and 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -85,8 +86,7 @@ def merge(text: str, destination: Destination) -> str:
     found = _find_routes(
         document["route"].get("routes") or [], ours["route"]["routes"], None if destination.direct else direct
     )
-    others = (route for index, route in enumerate(file.route.routes) if index not in found.values())
-    if any(find_named(route, [_HEARTBEAT]) for route in others):
+    if any(find_named(route, [_HEARTBEAT]) for route in file.route.routes):
         fragment = fragment.replace(*_GOES_ON)
         ours = yaml.safe_load(fragment)
     receivers = [receiver for receiver in ours["receivers"] if receiver["name"] != _DIRECT]
@@ -95,7 +95,7 @@ def merge(text: str, destination: Destination) -> str:
         file.route.routes,
         [Route.model_validate(route) for route in ours["route"]["routes"]],
         found,
-        list(_read_alerts()),
+        _read_alerts(),
     )
     collisions = [*_compare_receivers(document["receivers"], receivers), *plan.collisions]
     if any(ours["route"]["routes"][number]["receiver"] == direct for number in plan.missing):
@@ -141,13 +141,16 @@ def _build_fragment(destination: Destination, direct: str) -> str:
     return text
 
 
-def _read_alerts() -> Iterator[Labels]:
+@cache
+def _read_alerts() -> Sequence[Labels]:
     """The certain labels of each of keypulse's alerts."""
-    for file in (_OPS / "prometheus/rules").iterdir():
-        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]:
-            for rule in group["rules"]:
-                if "alert" in rule:
-                    yield {"alertname": rule["alert"], "severity": rule["labels"]["severity"]}
+    return [
+        {"alertname": rule["alert"], "severity": rule["labels"]["severity"]}
+        for file in (_OPS / "prometheus/rules").iterdir()
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
 
 
 def _find_routes(theirs: Sequence[Entry], ours: Sequence[Entry], any_receiver: str | None) -> dict[int, int]:

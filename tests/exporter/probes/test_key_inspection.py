@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection, KeyRead, Operation
@@ -72,7 +72,7 @@ async def test_versions_are_read_with_their_states_and_the_times_of_their_destru
 
 
 async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emulator, lifecycle: KeyInspector) -> None:
-    emulator.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
+    emulator.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToDecrypt"))
     snapshot = await lifecycle.inspect()
     assert snapshot.permissions == {
         one: one != "cloudkms.cryptoKeyVersions.useToDecrypt" for one in GCP_PROFILE.probe_permissions
@@ -83,7 +83,7 @@ async def test_what_iam_does_not_grant_is_0_and_the_rest_is_read(emulator: Emula
 async def test_where_the_key_may_not_be_read_the_permissions_and_the_wrong_aad_still_are(
     emulator: Emulator, lifecycle: KeyInspector
 ) -> None:
-    emulator.faults.add(KmsFault(kind="denied", operation="GetCryptoKey"))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="GetCryptoKey"))
     for _ in range(2):
         snapshot = await lifecycle.inspect()
         assert snapshot.description is None
@@ -115,7 +115,7 @@ async def test_of_a_key_that_is_not_there_no_permission_is_reported_to_be_missin
 async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
     emulator: Emulator, lifecycle: KeyInspector
 ) -> None:
-    emulator.faults.add(KmsFault(kind="status", operation="TestIamPermissions", status="UNAVAILABLE"))
+    emulator.faults.add(EmulatorFault(kind="status", operation="TestIamPermissions", status="UNAVAILABLE"))
     snapshot = await lifecycle.inspect()
     assert snapshot.permissions is None
     assert snapshot.problems[0].startswith("its permissions cannot be read: unavailable: ")
@@ -125,7 +125,7 @@ async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
 
 async def test_where_kms_stalls_a_look_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
     lifecycle = KeyInspector("backend", "ledger-kek", key, 0.5)
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     async with asyncio.timeout(20):
         snapshot = await lifecycle.inspect()
     assert (snapshot.description, snapshot.permissions, snapshot.wrong_aad_check) == (None, None, None)
@@ -179,14 +179,14 @@ async def test_after_a_rotation_a_wrong_aad_is_tried_on_the_new_version(
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (KmsFault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
-        (KmsFault(kind="denied", operation="Decrypt"), "permission_denied"),
-        (KmsFault(kind="stall", operation="Decrypt"), "timeout"),
+        (EmulatorFault(kind="status", operation="Decrypt", status="UNAVAILABLE"), "unavailable"),
+        (EmulatorFault(kind="denied", operation="Decrypt"), "permission_denied"),
+        (EmulatorFault(kind="stall", operation="Decrypt"), "timeout"),
     ],
-    ids=lambda value: value.kind if isinstance(value, KmsFault) else value,
+    ids=lambda value: value.kind if isinstance(value, EmulatorFault) else value,
 )
 async def test_another_error_says_nothing_of_the_wrong_aad(
-    emulator: Emulator, lifecycle: KeyInspector, fault: KmsFault, told: str
+    emulator: Emulator, lifecycle: KeyInspector, fault: EmulatorFault, told: str
 ) -> None:
     emulator.faults.add(fault)
     snapshot = await lifecycle.inspect()

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.exporter.model import Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, Prober
 from shared.kms.gcp.client import GcpKmsKey
@@ -59,42 +59,42 @@ async def test_a_round_trip_through_a_healthy_key_is_right_in_every_respect(key:
 @pytest.mark.parametrize(
     ("fault", "operation", "reason"),
     [
-        (KmsFault(kind="stall"), "encrypt", Reason.TIMEOUT),
-        (KmsFault(kind="stall", operation="Decrypt"), "decrypt", Reason.TIMEOUT),
-        (KmsFault(kind="latency", seconds=5), "encrypt", Reason.TIMEOUT),
-        (KmsFault(kind="corrupt_crc"), "encrypt", Reason.CRC_MISMATCH),
-        (KmsFault(kind="corrupt_crc", operation="Decrypt"), "decrypt", Reason.CRC_MISMATCH),
-        (KmsFault(kind="wrong_plaintext"), "decrypt", Reason.PLAINTEXT_MISMATCH),
-        (KmsFault(kind="denied", operation="Encrypt"), "encrypt", Reason.PERMISSION_DENIED),
-        (KmsFault(kind="denied", operation="Decrypt"), "decrypt", Reason.PERMISSION_DENIED),
-        (KmsFault(kind="status", status="DEADLINE_EXCEEDED"), "encrypt", Reason.TIMEOUT),
-        (KmsFault(kind="status", status="UNAVAILABLE"), "encrypt", Reason.UNAVAILABLE),
-        (KmsFault(kind="status", status="INTERNAL"), "encrypt", Reason.UNAVAILABLE),
-        (KmsFault(kind="status", status="CANCELLED"), "encrypt", Reason.UNAVAILABLE),
-        (KmsFault(kind="status", status="UNAUTHENTICATED"), "encrypt", Reason.UNAUTHENTICATED),
-        (KmsFault(kind="status", status="RESOURCE_EXHAUSTED"), "encrypt", Reason.QUOTA_EXHAUSTED),
-        (KmsFault(kind="status", status="NOT_FOUND"), "encrypt", Reason.KEY_NOT_FOUND),
-        (KmsFault(kind="status", status="INVALID_ARGUMENT"), "encrypt", Reason.INVALID_REQUEST),
-        (KmsFault(kind="status", status="FAILED_PRECONDITION"), "encrypt", Reason.UNAVAILABLE),
+        (EmulatorFault(kind="stall"), "encrypt", Reason.TIMEOUT),
+        (EmulatorFault(kind="stall", operation="Decrypt"), "decrypt", Reason.TIMEOUT),
+        (EmulatorFault(kind="latency", seconds=5), "encrypt", Reason.TIMEOUT),
+        (EmulatorFault(kind="corrupt_crc"), "encrypt", Reason.CRC_MISMATCH),
+        (EmulatorFault(kind="corrupt_crc", operation="Decrypt"), "decrypt", Reason.CRC_MISMATCH),
+        (EmulatorFault(kind="wrong_plaintext"), "decrypt", Reason.PLAINTEXT_MISMATCH),
+        (EmulatorFault(kind="denied", operation="Encrypt"), "encrypt", Reason.PERMISSION_DENIED),
+        (EmulatorFault(kind="denied", operation="Decrypt"), "decrypt", Reason.PERMISSION_DENIED),
+        (EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"), "encrypt", Reason.TIMEOUT),
+        (EmulatorFault(kind="status", status="UNAVAILABLE"), "encrypt", Reason.UNAVAILABLE),
+        (EmulatorFault(kind="status", status="INTERNAL"), "encrypt", Reason.UNAVAILABLE),
+        (EmulatorFault(kind="status", status="CANCELLED"), "encrypt", Reason.UNAVAILABLE),
+        (EmulatorFault(kind="status", status="UNAUTHENTICATED"), "encrypt", Reason.UNAUTHENTICATED),
+        (EmulatorFault(kind="status", status="RESOURCE_EXHAUSTED"), "encrypt", Reason.QUOTA_EXHAUSTED),
+        (EmulatorFault(kind="status", status="NOT_FOUND"), "encrypt", Reason.KEY_NOT_FOUND),
+        (EmulatorFault(kind="status", status="INVALID_ARGUMENT"), "encrypt", Reason.INVALID_REQUEST),
+        (EmulatorFault(kind="status", status="FAILED_PRECONDITION"), "encrypt", Reason.UNAVAILABLE),
         (
-            KmsFault(
+            EmulatorFault(
                 kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DISABLED."
             ),
             "encrypt",
             Reason.KEY_DISABLED,
         ),
         (
-            KmsFault(
+            EmulatorFault(
                 kind="status", status="FAILED_PRECONDITION", message="is not enabled, current state is: DESTROYED."
             ),
             "encrypt",
             Reason.KEY_DESTROYED,
         ),
     ],
-    ids=lambda value: value.kind if isinstance(value, KmsFault) else str(value),
+    ids=lambda value: value.kind if isinstance(value, EmulatorFault) else str(value),
 )
 async def test_each_fault_has_its_reason_and_is_over_when_it_is_healed(
-    emulator: Emulator, key: KmsKey, fault: KmsFault, operation: str, reason: Reason
+    emulator: Emulator, key: KmsKey, fault: EmulatorFault, operation: str, reason: Reason
 ) -> None:
     prober = Prober("backend", "ledger-kek", key, TIMEOUT)
     emulator.faults.add(fault)
@@ -128,11 +128,11 @@ async def test_where_nothing_listens_kms_is_unavailable() -> None:
 async def test_a_timeout_counts_at_its_full_length_even_where_the_service_gave_up_early(
     emulator: Emulator, key: KmsKey
 ) -> None:
-    emulator.faults.add(KmsFault(kind="status", status="DEADLINE_EXCEEDED"))
+    emulator.faults.add(EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"))
     (call,) = (await Prober("backend", "ledger-kek", key, TIMEOUT).probe()).calls
     assert call.seconds == TIMEOUT
     emulator.faults.clear()
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     (call,) = (await Prober("backend", "ledger-kek", key, TIMEOUT).probe()).calls
     assert TIMEOUT <= call.seconds < 2 * TIMEOUT
 

@@ -47,7 +47,11 @@ def test_everything_is_set_up_and_a_second_run_changes_nothing(run: Run, world: 
     assert world.datasets["acme-prod.kms_audit"]["location"] == "europe-west3"
     bucket = world.buckets["acme-kms-audit"]
     assert bucket["iamConfiguration"]["uniformBucketLevelAccess"] == {"enabled": True}
-    assert bucket["lifecycle"]["rule"] == [{"action": {"type": "Delete"}, "condition": {"age": 730}}]
+    assert bucket["lifecycle"]["rule"] == [
+        {"action": {"type": "SetStorageClass", "storageClass": "COLDLINE"}, "condition": {"age": 90}},
+        {"action": {"type": "Delete"}, "condition": {"age": 730}},
+    ]
+    assert bucket["storageClass"] == "STANDARD"
     stand.asked.clear()
     assert run() == []
     assert not set(stand.names()) & (WRITES | UPDATES)

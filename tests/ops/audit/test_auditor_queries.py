@@ -33,6 +33,7 @@ def test_a_query_can_be_run_as_it_is(question: str, tmp_path: Path) -> None:
     assert "acme-prod" in arguments[1 if "BigQuery" in question else 2]
     assert ("activity" in str(arguments)) == ("Who changed" in question)
     assert ("Decrypt" in str(arguments)) == ("decrypted" in question)
+    assert ("Encrypt" in str(arguments)) == ("encrypted" in question)
 
 
 def entry(method: str, log: str = "data_access", severity: str = "INFO") -> Resource:
@@ -49,6 +50,7 @@ CHANGED = entry("UpdateCryptoKeyVersion", "activity", "NOTICE")
     ("question", "selected", "freshness"),
     [
         ("Who decrypted, when, from where: the last day", [DECRYPTED, DENIED], "1d"),
+        ("Who encrypted, when, from where: the last day", [ENCRYPTED], "1d"),
         ("What was refused or failed: the last week", [DENIED], "7d"),
         ("Who changed a key, a version or who may use it: the last 30 days", [CHANGED], "30d"),
         ("Unusual callers: who decrypted from where least often in the last week", [DECRYPTED, DENIED], "7d"),
@@ -67,6 +69,7 @@ def test_a_query_of_the_log_selects_what_its_question_requests(
     ("question", "days", "condition"),
     [
         ("Who decrypted, how often", ["30"], 'methodName = "Decrypt"'),
+        ("Who encrypted on which day", ["30"], 'methodName = "Encrypt"'),
         ("What was refused or failed, by reason", ["30"], 'severity = "ERROR"'),
         ("Unusual callers", ["97", "7"], "HAVING first >"),
         ("Who changed a key", ["730"], "cloudaudit_googleapis_com_activity"),
@@ -81,7 +84,7 @@ def test_a_query_of_bigquery_covers_the_days_that_its_question_names(
 
 
 def test_every_question_of_an_auditor_is_there_for_both() -> None:
-    for words in ("Who decrypted", "refused or failed", "Unusual callers", "Who changed a key"):
+    for words in ("Who decrypted", "Who encrypted", "refused or failed", "Unusual callers", "Who changed a key"):
         assert [words in question for question in ALL].count(True) == 2
 
 
@@ -89,11 +92,11 @@ def test_without_bigquery_its_queries_are_left_out(audit: Audit) -> None:
     plain = audit("queries", "--project", "acme-prod")
     full = audit("queries", "--project", "acme-prod", "--bigquery")
     assert (plain.exit_code, full.exit_code) == (0, 0)
-    assert ("bq query" in plain.output, full.output.count("bq query")) == (False, 4)
+    assert ("bq query" in plain.output, full.output.count("bq query")) == (False, 5)
     assert full.output.startswith(plain.output.rstrip("\n"))
 
 
 def test_the_output_as_a_whole_is_a_script(audit: Audit) -> None:
     output = audit("queries", "--project", "acme-prod", "--project", "acme-test", "--bigquery").output
-    assert output.count("bq query") == 8
+    assert output.count("bq query") == 10
     subprocess.run(["bash", "-n"], input=output, text=True, check=True, timeout=30)

@@ -12,6 +12,7 @@ from ops.audit.google_api import GoogleApi
 from ops.audit.model import DesiredState
 from ops.audit.plan import plan_changes
 from ops.audit.resources import read_part
+from tests.iterations import LONG
 from tests.ops.audit.initial_states import BUCKET, FOREIGN_BINDING, PROJECT, half_done
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand
@@ -61,7 +62,9 @@ def done(google: GoogleApi | CutOff) -> None:
         assert diff_change(change), "a change that nobody would see"
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=40 if LONG else 20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(world=half_done(), cuts=st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=3))
 def test_from_any_half_done_state_a_run_ends_in_the_same_state(
     world: LoggingWorld, cuts: list[tuple[int, bool]], stand: Stand, google: GoogleApi

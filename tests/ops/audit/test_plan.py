@@ -33,12 +33,13 @@ EMPTY: dict[AuditPart, Resource | None] = {
     AuditPart.API: {"parent": "projects/1234", "state": "DISABLED"},
     AuditPart.POLICY: {"etag": "a", "bindings": []},
 }
+COLD: Resource = {"action": {"type": "SetStorageClass", "storageClass": "COLDLINE"}, "condition": {"age": 90}}
 BUCKET: Resource = {
     "name": "acme-kms-audit",
     "location": "EUROPE-WEST3",
     "projectNumber": "1234",
     "iamConfiguration": {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"},
-    "lifecycle": {"rule": [{"action": {"type": "Delete"}, "condition": {"age": 730}}]},
+    "lifecycle": {"rule": [COLD, {"action": {"type": "Delete"}, "condition": {"age": 730}}]},
 }
 
 
@@ -197,9 +198,10 @@ def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
     cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
     drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}
     new = plan_part(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}})
-    assert new["lifecycle"]["rule"] == [cold, drafts, BUCKET["lifecycle"]["rule"][0]]
+    assert new["lifecycle"]["rule"] == [cold, drafts, *BUCKET["lifecycle"]["rule"]]
     assert diff_change(Change(AuditPart.BUCKET, BUCKET | {"lifecycle": {"rule": [soon, cold, drafts]}}, new)) == [
         "- Delete at age 30 days",
+        "+ SetStorageClass COLDLINE at age 90 days",
         "+ Delete at age 730 days",
     ]
 

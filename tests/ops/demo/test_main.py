@@ -1,6 +1,7 @@
 """What `keypulse-demo` looks at before it says that all is well, and what it gives to the shell of a person on call."""
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ops.demo import __main__ as demo
-from ops.demo import kms_admin, shell_environment, stack
+from ops.demo import kms_admin, scenario, shell_environment, stack, timeline
 from ops.demo.configuration import DOCS, KEY
 from ops.demo.ports import Ports
 from ops.kms_emulator.emulator import run_emulator
@@ -39,6 +40,32 @@ async def test_an_incident_is_not_even_started_where_a_line_is_red(
     monkeypatch.setattr(stack, "run_stack", nothing)
     assert await demo._run_incident(tmp_path / "demo.json") is False
     assert not (tmp_path / "demo.json").exists()
+
+
+async def test_a_message_that_did_not_arrive_is_named_and_the_exit_code_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = "no 'delivered' on pagerduty (firing) within 60 s"
+
+    @asynccontextmanager
+    async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
+        yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
+
+    async def well(_ports: Ports) -> bool:
+        return True
+
+    async def incident(*_: object) -> tuple[list[timeline.Hop], list[str]]:
+        return [timeline.Hop("fault", None, "firing", 0.0, 0.0)], [missing]
+
+    monkeypatch.setattr(stack, "run_stack", nothing)
+    monkeypatch.setattr(demo, "_run_smoke_test", well)
+    monkeypatch.setattr(scenario, "run_incident", incident)
+    with pytest.raises(SystemExit) as ended:
+        await demo._run_once(tmp_path / "demo.json")
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert (missing in said, "all six messages arrived" in said) == (True, False)
+    assert json.loads((tmp_path / "demo.json").read_text())["ok"] is False
 
 
 def test_the_shell_of_a_person_on_call_has_the_runbooks_variables_and_keypulses_commands(tmp_path: Path) -> None:

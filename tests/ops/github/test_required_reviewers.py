@@ -55,6 +55,7 @@ def test_an_environment_with_reviewers_lets_it_through_and_names_them(github: St
         [],
         [{"type": "wait_timer", "wait_timer": 30}, {"type": "branch_policy"}],
         [{"type": "required_reviewers", "reviewers": []}],
+        [{"type": "of_tomorrow", "reviewers": [{"reviewer": {"login": "alice"}}]}],
     ],
 )
 def test_one_without_reviewers_refuses(github: StandIn, rules: Any) -> None:
@@ -119,6 +120,7 @@ def test_a_renamed_repository_is_followed_on_the_same_host(github: StandIn) -> N
 @pytest.mark.parametrize(
     ("answer", "wait"),
     [
+        (Answer(500, {}), 5.0),
         (Answer(502, b"bad gateway"), 5.0),
         (Answer(429, {}), 60.0),
         (Answer(429, {}, {"Retry-After": "7"}), 7.0),

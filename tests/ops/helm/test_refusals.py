@@ -225,9 +225,18 @@ def test_a_chart_without_a_runbook_and_images_of_ones_own_installs_nothing_in_pr
     assert REQUIRED.format("image.repository, runbookUrl") in str(refusal.value)
 
     texts_as_they_are({"env": "staging"})
-    texts_as_they_are(
-        {"image": {"repository": OWN_IMAGES}, "dashboard": {"enabled": False}}
-    )  # nothing leads to a runbook
+    without_dashboard = {"image": {"repository": OWN_IMAGES}, "dashboard": {"enabled": False}}
+    texts_as_they_are(without_dashboard)  # nothing leads to a runbook
+    with pytest.raises(helm.HelmError, match="runbookUrl: empty, or a placeholder"):
+        texts_as_they_are(without_dashboard | {"prometheusRule": {"enabled": True}})
+
+
+def test_what_is_not_installed_may_keep_its_placeholders() -> None:
+    placeholder = "https://example.org"
+    exporter = {"mode": "off", "config": {"backends": [{"service": "a", "health_url": placeholder}]}}
+    relay = {"enabled": False, "config": {"links": {"runbook": placeholder}}}
+
+    rendered({"exporter": exporter, "relay": relay, "backend": {"image": "registry.example.org/b"}})
 
 
 def test_an_empty_repository_is_refused_everywhere_unless_each_part_has_its_image() -> None:

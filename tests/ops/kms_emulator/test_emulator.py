@@ -13,7 +13,7 @@ from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.config.settings import Address
 from shared.http.server import StartError
 
@@ -66,7 +66,7 @@ async def test_a_stalled_call_ends_when_the_emulator_stops_and_leaves_no_task_be
     async with run_emulator(keys=[KEY]) as emulator:
         channel, client = connect(emulator)
         await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
-        emulator.faults.add(KmsFault(kind="stall", count=1))
+        emulator.faults.add(EmulatorFault(kind="stall", count=1))
         stalled = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=60))
         async with asyncio.timeout(5):
             while emulator.faults.list_active():  # noqa: ASYNC110 - the call has met its fault once that is used up

@@ -5,7 +5,7 @@ import aiohttp
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 
@@ -31,7 +31,7 @@ async def test_a_fault_is_added_shown_and_healed(http: aiohttp.ClientSession, em
     async with http.post("/faults", json=body) as answer:
         assert answer.status == 201
         id_ = (await answer.json())["id"]
-    assert emulator.faults.list_active() == {id_: KmsFault(**body)}
+    assert emulator.faults.list_active() == {id_: EmulatorFault(**body)}
     async with http.get("/faults") as answer:
         assert await answer.json() == {"faults": [{"id": id_, **body}]}
     async with http.delete(f"/faults/{id_}") as answer:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ops.kms_emulator.faults import KmsFault, KmsFaults
+from ops.kms_emulator.faults import EmulatorFault, EmulatorFaults
 from ops.kms_emulator.permissions import PERMISSIONS
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -15,8 +15,8 @@ def never() -> float:
 
 
 def test_a_fault_meets_only_its_key_and_operation() -> None:
-    faults = KmsFaults(never)
-    faults.add(KmsFault(kind="status", key=KEY, operation="Encrypt"))
+    faults = EmulatorFaults(never)
+    faults.add(EmulatorFault(kind="status", key=KEY, operation="Encrypt"))
     assert faults.match("status", "Encrypt", KEY)
     assert not faults.match("status", "Decrypt", KEY)
     assert not faults.match("status", "Encrypt", KEY + "2")
@@ -25,15 +25,15 @@ def test_a_fault_meets_only_its_key_and_operation() -> None:
 
 
 def test_a_fault_without_key_and_operation_meets_every_call() -> None:
-    faults = KmsFaults(never)
-    faults.add(KmsFault(kind="status"))
+    faults = EmulatorFaults(never)
+    faults.add(EmulatorFault(kind="status"))
     assert faults.match("status", "CreateKeyRing", None)
     assert faults.match("status", "Decrypt", KEY)
 
 
 def test_a_count_is_used_up() -> None:
-    faults = KmsFaults(never)
-    id_ = faults.add(KmsFault(kind="status", count=2))
+    faults = EmulatorFaults(never)
+    id_ = faults.add(EmulatorFault(kind="status", count=2))
     assert faults.match("status", "Encrypt", KEY)
     assert faults.list_active()[id_].count == 1
     assert faults.match("status", "Encrypt", KEY)
@@ -43,15 +43,15 @@ def test_a_count_is_used_up() -> None:
 
 def test_a_probability_throws_the_dice_and_counts_only_what_it_met() -> None:
     dice = iter([0.5, 0.49, 0.9, 0.0])
-    faults = KmsFaults(lambda: next(dice))
-    faults.add(KmsFault(kind="status", probability=0.5, count=2))
+    faults = EmulatorFaults(lambda: next(dice))
+    faults.add(EmulatorFault(kind="status", probability=0.5, count=2))
     assert [bool(faults.match("status", "Encrypt", KEY)) for _ in range(4)] == [False, True, False, True]
     assert faults.list_active() == {}
 
 
 def test_faults_are_healed_one_by_one_or_all_at_once() -> None:
-    faults = KmsFaults(never)
-    first, second = faults.add(KmsFault(kind="status")), faults.add(KmsFault(kind="stall"))
+    faults = EmulatorFaults(never)
+    first, second = faults.add(EmulatorFault(kind="status")), faults.add(EmulatorFault(kind="stall"))
     assert first != second
     assert faults.remove(first)
     assert not faults.remove(first)
@@ -73,12 +73,12 @@ def test_faults_are_healed_one_by_one_or_all_at_once() -> None:
 def test_denied_takes_away_a_permission_by_its_name_or_by_the_operation_that_needs_it(
     fault: dict[str, str], refused: set[str]
 ) -> None:
-    denied = KmsFault(kind="denied", **fault)
+    denied = EmulatorFault(kind="denied", **fault)
     assert {permission for permission in PERMISSIONS.values() if denied.denies(permission)} == refused
 
 
 def test_only_denied_takes_away_permissions() -> None:
-    assert not KmsFault(kind="status").denies(USE_TO_ENCRYPT)
+    assert not EmulatorFault(kind="status").denies(USE_TO_ENCRYPT)
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_only_denied_takes_away_permissions() -> None:
 )
 def test_a_fault_that_could_never_happen_is_refused(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        KmsFault(**fields)
+        EmulatorFault(**fields)

@@ -12,7 +12,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 
 from ops.kms_emulator import grpc_service
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.permissions import OPERATIONS
 from shared.http.server import create_registry
 from shared.kms.gcp.wire_format import compute_crc32c
@@ -58,7 +58,7 @@ async def test_the_synchronous_client_works_as_well(emulator: Emulator) -> None:
 async def test_a_status_fault_answers_any_status_with_its_text(
     client: KeyManagementServiceAsyncClient, emulator: Emulator, status: str
 ) -> None:
-    emulator.faults.add(KmsFault(kind="status", status=status, message="out to lunch", count=1))
+    emulator.faults.add(EmulatorFault(kind="status", status=status, message="out to lunch", count=1))
     with pytest.raises(exceptions.GoogleAPICallError) as answer:
         await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
     assert answer.value.grpc_status_code == grpc.StatusCode[status]
@@ -92,7 +92,7 @@ async def test_a_status_fault_answers_any_status_with_its_text(
 async def test_a_fault_of_a_key_finds_it_wherever_a_request_names_it(
     client: KeyManagementServiceAsyncClient, emulator: Emulator, operation: str, call: Any
 ) -> None:
-    emulator.faults.add(KmsFault(kind="status", key=KEY, operation=operation))
+    emulator.faults.add(EmulatorFault(kind="status", key=KEY, operation=operation))
     with pytest.raises(exceptions.ServiceUnavailable):
         await call(client)
     emulator.faults.clear()
@@ -103,7 +103,7 @@ async def test_latency_delays_the_answer_and_nothing_else(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
     await client.encrypt(name=KEY, plaintext=b"x", **ONCE)  # connected
-    emulator.faults.add(KmsFault(kind="latency", operation="Encrypt", seconds=0.3))
+    emulator.faults.add(EmulatorFault(kind="latency", operation="Encrypt", seconds=0.3))
     before = time.monotonic()
     slow = asyncio.create_task(client.encrypt(name=KEY, plaintext=b"x", **ONCE))
     await client.get_crypto_key(name=KEY, **ONCE)
@@ -117,7 +117,7 @@ async def test_a_stalled_call_is_bounded_by_the_deadline_of_its_caller(
 ) -> None:
     await client.encrypt(name=KEY, plaintext=b"x", **ONCE)  # connected
     tasks = len(asyncio.all_tasks())
-    emulator.faults.add(KmsFault(kind="stall", operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="stall", operation="Encrypt"))
     with pytest.raises(exceptions.DeadlineExceeded):
         await client.encrypt(name=KEY, plaintext=b"x", retry=None, timeout=1)
     async with asyncio.timeout(5):
@@ -130,7 +130,7 @@ async def test_a_stalled_call_is_bounded_by_the_deadline_of_its_caller(
 async def test_a_corrupted_checksum_is_wrong_and_the_rest_is_right(
     client: KeyManagementServiceAsyncClient, emulator: Emulator, operation: str
 ) -> None:
-    emulator.faults.add(KmsFault(kind="corrupt_crc", operation=operation))
+    emulator.faults.add(EmulatorFault(kind="corrupt_crc", operation=operation))
     encrypted = await client.encrypt(name=KEY, plaintext=b"x", **ONCE)
     decrypted = await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)
     assert decrypted.plaintext == b"x"
@@ -145,7 +145,7 @@ async def test_a_corrupted_checksum_is_wrong_and_the_rest_is_right(
 async def test_a_wrong_plaintext_has_the_right_checksum_for_itself(
     client: KeyManagementServiceAsyncClient, emulator: Emulator, plaintext: bytes
 ) -> None:
-    emulator.faults.add(KmsFault(kind="wrong_plaintext"))
+    emulator.faults.add(EmulatorFault(kind="wrong_plaintext"))
     encrypted = await client.encrypt(name=KEY, plaintext=plaintext, **ONCE)
     decrypted = await client.decrypt(name=KEY, ciphertext=encrypted.ciphertext, **ONCE)
     assert decrypted.plaintext != plaintext
@@ -155,7 +155,7 @@ async def test_a_wrong_plaintext_has_the_right_checksum_for_itself(
 async def test_a_slow_change_of_primary_encrypts_with_the_old_one_for_a_while(
     client: KeyManagementServiceAsyncClient, emulator: Emulator, now: list[float]
 ) -> None:
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=60))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=60))
     assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1
     await client.create_crypto_key_version(parent=KEY, **ONCE)
     key = await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
@@ -170,7 +170,7 @@ async def test_a_slow_change_of_primary_encrypts_with_the_old_one_for_a_while(
 async def test_healing_ends_a_slow_change_of_primary(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=60))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=60))
     await client.create_crypto_key_version(parent=KEY, **ONCE)
     await client.update_crypto_key_primary_version(name=KEY, crypto_key_version_id="2", **ONCE)
     assert (await client.encrypt(name=KEY, plaintext=b"x", **ONCE)).name == V1

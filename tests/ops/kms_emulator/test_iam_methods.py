@@ -3,7 +3,7 @@ from google.api_core import exceptions
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 USE_TO_ENCRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt"
@@ -29,7 +29,7 @@ async def test_a_wildcard_is_refused(client: KeyManagementServiceAsyncClient) ->
 async def test_a_denied_permission_is_not_granted_and_its_operation_answers_permission_denied(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
-    denied = emulator.faults.add(KmsFault(kind="denied", key=KEY, permission=USE_TO_ENCRYPT))
+    denied = emulator.faults.add(EmulatorFault(kind="denied", key=KEY, permission=USE_TO_ENCRYPT))
     assert await _granted(client, KEY, BOTH) == [USE_TO_DECRYPT]
     text = rf"Permission '{USE_TO_ENCRYPT}' denied on resource '{KEY}' \(or it may not exist\)."
     with pytest.raises(exceptions.PermissionDenied, match=text):
@@ -43,7 +43,7 @@ async def test_a_denied_permission_is_not_granted_and_its_operation_answers_perm
 async def test_asking_for_permissions_uses_up_no_count(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
-    emulator.faults.add(KmsFault(kind="denied", operation="Encrypt", count=1))
+    emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt", count=1))
     for _ in range(3):
         assert await _granted(client, KEY, BOTH) == [USE_TO_DECRYPT]
     with pytest.raises(exceptions.PermissionDenied):
@@ -55,7 +55,7 @@ async def test_a_permission_denied_on_one_key_is_granted_on_another(
     client: KeyManagementServiceAsyncClient, emulator: Emulator
 ) -> None:
     await emulator.store.create_missing_keys([f"{KEY}2"])
-    emulator.faults.add(KmsFault(kind="denied", key=f"{KEY}2"))
+    emulator.faults.add(EmulatorFault(kind="denied", key=f"{KEY}2"))
     assert await _granted(client, f"{KEY}2", BOTH) == []
     assert await _granted(client, KEY, BOTH) == BOTH
 

@@ -71,6 +71,13 @@ async def test_a_line_for_each_check_and_exit_code_1_for_one_that_failed(backend
     assert (suite.get("tests"), suite.get("failures")) == ("5", "1")
 
 
+@pytest.mark.parametrize(("environment", "expected"), [("", True), ("production", True), ("staging", False)])
+async def test_the_runbooks_of_the_rules_are_checked_in_production(environment: str, expected: bool) -> None:
+    done = await smoke("--prometheus", "http://127.0.0.1:1", "--json", KEYPULSE_SMOKE_ENVIRONMENT=environment)
+    names = [check["name"] for check in json.loads(done.stdout)["checks"]]
+    assert ("rules lead to your runbook" in names) is expected
+
+
 async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")

@@ -211,6 +211,21 @@ def test_the_relays_own_alerts_reach_somebody_or_it_collides(direct: str) -> Non
     assert line == f"receiver {direct} cannot report on the relay itself: name one that reaches people, with --direct"
 
 
+def test_the_relay_cannot_report_on_itself_through_the_relay() -> None:
+    merged = merge(file_with("{receiver: nobody}"), DESTINATION)
+    start, end = merged.index("    # keypulse's relay"), merged.index("    # keypulse's alerts")
+    destination = Destination(DESTINATION.url, DESTINATION.token_file, "kms-critical")
+    (line,) = collisions(merged[:start] + merged[end:], destination)
+    assert line.startswith("receiver kms-critical cannot report on the relay itself")
+
+
+def test_another_receiver_than_the_one_that_is_named_collides() -> None:
+    text = file_with().replace("{name: nobody}", "{name: night-shift, webhook_configs: [{url: 'http://x'}]}")
+    merged = merge(text, DESTINATION)
+    (line,) = collisions(merged, Destination(DESTINATION.url, DESTINATION.token_file, "night-shift"))
+    assert "takes Relay" in line
+
+
 def test_once_they_are_routed_nobody_is_asked_where_to() -> None:
     merged = merge(file_with(), Destination(DESTINATION.url, DESTINATION.token_file, "ops"))
     elsewhere = merged.replace("receiver: ops", "receiver: nobody", 1)

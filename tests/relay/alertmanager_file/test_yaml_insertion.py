@@ -34,6 +34,8 @@ X = {"name": "x", "with": [1]}
             1,
             "r:\n  - |\n    # text\n\n  # about x\n  - name: x\n    with: [1]\n  - b\n",
         ),
+        ("r:\n- |\n  text\ns: 1\n", None, "r:\n- |\n  text\n# about x\n- name: x\n  with: [1]\ns: 1\n"),
+        ("r:\n- - a\n- b\n", 0, "r:\n# about x\n- name: x\n  with: [1]\n- - a\n- b\n"),
         ("r:\n- |+\n  text\n\n", None, "r:\n- |+\n  text\n\n# about x\n- name: x\n  with: [1]\n"),
         ("r: [a, b]  # c\n", 1, 'r: [a, {"name": "x", "with": [1]}, b]  # c\n'),
         ("r: [a, ]\n", None, 'r: [a, {"name": "x", "with": [1]}, ]\n'),

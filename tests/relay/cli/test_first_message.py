@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ops.demo.stand_ins.app import run_stand_ins
-from tests.relay.channels.slack.posted import posts
+from tests.relay.channels.slack.slack_posts import posts
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 

@@ -24,7 +24,7 @@ async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None
     (message,) = channel.sent
     assert (message.task.delivery_id, message.task.incident_id) == (delivery.id, "one")
     assert message.event == event_of("firing")
-    assert [link.runbook for link in message.links] == [event_of().alerts[0].annotations["runbook_url"]]
+    assert [link.runbook for link in message.links] == ["https://docs.example.org/#kmscryptomodenotkms"]
     assert message.task.accepted_at.timestamp() == pytest.approx(delivery.accepted_at, abs=1e-5)
     assert (delivery.state, delivery.receipt, delivery.reason) == (DeliveryState.DELIVERED, {"number": "1"}, "ok")
 

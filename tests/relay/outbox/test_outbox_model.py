@@ -24,7 +24,7 @@ from tests.relay.outbox.state_machine import OutboxMachine
 from tests.relay.outbox.tables import opened, up
 
 START = 1_800_000_000.0
-LONGER = 50 if LONG else 1
+LONGER = 60 if LONG else 1
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 """A history takes a tenth of a second, and more on a busy machine: that says nothing of the outbox."""
 
@@ -87,7 +87,7 @@ def test_an_outbox_in_sqlite_agrees_with_the_model(folder: Path) -> None:
             shutil.copyfile(empty, file)
             super().__init__(SimulatedOutbox(database_url.create_sqlite_url(file), FileClock()))
 
-    check(InSqlite, 25)
+    check(InSqlite, 20)
 
 
 def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: DatabaseUrl) -> None:
@@ -100,4 +100,4 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
                 clock.start_again()
                 super().__init__(SimulatedOutbox(postgres_database, clock))
 
-        check(InPostgresql, 10)
+        check(InPostgresql, 5)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.backups import backup_file, encrypted_pages, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
@@ -191,7 +191,7 @@ async def test_restore_check_tries_the_version_that_the_data_keys_need(
 
 async def test_a_kms_that_refuses_the_backups_key_is_a_sentence(in_a_file: Rotated, emulator: Emulator) -> None:
     async with in_a_file.session() as session:
-        emulator.faults.add(KmsFault(kind="denied"))
+        emulator.faults.add(EmulatorFault(kind="denied"))
         with pytest.raises(BackupError, match="KMS does not wrap the backup's key: permission_denied"):
             await write(session)
         assert list(session.backups.folder.iterdir()) == []

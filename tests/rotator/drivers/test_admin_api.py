@@ -27,11 +27,11 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture
-def open_driver_for(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
-    """`async with asking(handler) as keyring`: a driver, and a real HTTP server that answers it by `handler`."""
+def open_keyring(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Administration]]:
+    """`async with open_keyring(handler) as keyring`: a driver, and a real HTTP server that answers it by `handler`."""
 
     @asynccontextmanager
-    async def asking(
+    async def open_keyring(
         handler: Handler,
         *,
         timeout: float = 20.0,
@@ -54,7 +54,7 @@ def open_driver_for(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager
         finally:
             await runner.cleanup()
 
-    return asking
+    return open_keyring
 
 
 Asking = Callable[..., AbstractAsyncContextManager[Administration]]
@@ -67,14 +67,14 @@ def always(status: int, body: str | bytes = b"", **headers: str) -> Handler:
     return handler
 
 
-async def test_the_first_token_is_sent_and_the_caller_is_named(asking: Asking, tmp_path: Path) -> None:
+async def test_the_first_token_is_sent_and_the_caller_is_named(open_keyring: Asking, tmp_path: Path) -> None:
     seen = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
         seen.append((request.path, request.headers["Authorization"], request.headers["X-Keypulse-Caller"]))
         return web.json_response(CENSUS)
 
-    async with asking(handler, caller="me\r\nX-Evil: ünd") as keyring:
+    async with open_keyring(handler, caller="me\r\nX-Evil: ünd") as keyring:
         await keyring.count_key_usage()
         (tmp_path / "token").write_text("a-new-token")
         await keyring.count_key_usage()
@@ -84,11 +84,13 @@ async def test_the_first_token_is_sent_and_the_caller_is_named(asking: Asking, t
     ]
 
 
-async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_need_any_version(asking: Asking) -> None:
+async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_need_any_version(
+    open_keyring: Asking,
+) -> None:
     async def handler(_request: web.BaseRequest) -> web.Response:
         return web.json_response(CENSUS)
 
-    async with asking(handler) as keyring:
+    async with open_keyring(handler) as keyring:
         found = await keyring.count_key_usage()
     assert (
         found.unknown_usage
@@ -123,32 +125,32 @@ async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_n
     ],
 )
 async def test_each_answer_that_is_none_is_one_sentence_with_the_next_step(
-    asking: Asking, handler: Handler, kind: type[AdministrationError], sentence: str
+    open_keyring: Asking, handler: Handler, kind: type[AdministrationError], sentence: str
 ) -> None:
-    async with asking(handler) as keyring:
+    async with open_keyring(handler) as keyring:
         with pytest.raises(kind, match=sentence) as told:
             await keyring.count_key_usage()
     assert type(told.value) is kind
     assert len(str(told.value)) < 800
 
 
-async def test_a_server_without_an_admin_api_is_not_mistaken_for_one_without_a_rotation(asking: Asking) -> None:
-    async with asking(always(404, "Not Found")) as keyring:
+async def test_a_server_without_an_admin_api_is_not_mistaken_for_one_without_a_rotation(open_keyring: Asking) -> None:
+    async with open_keyring(always(404, "Not Found")) as keyring:
         with pytest.raises(RefusedError, match="no admin API is there"):
             await keyring.get_progress()
-    async with asking(always(404, '{"error": "no rotation was ever made"}')) as keyring:
+    async with open_keyring(always(404, '{"error": "no rotation was ever made"}')) as keyring:
         assert await keyring.get_progress() is None
 
 
-async def test_a_server_that_repeats_the_token_does_not_get_it_into_any_text(asking: Asking) -> None:
+async def test_a_server_that_repeats_the_token_does_not_get_it_into_any_text(open_keyring: Asking) -> None:
     for status in (200, 409, 500):
-        async with asking(always(status, json.dumps({"error": f"you sent {TOKEN}"}))) as keyring:
+        async with open_keyring(always(status, json.dumps({"error": f"you sent {TOKEN}"}))) as keyring:
             with pytest.raises(AdministrationError) as told:
                 await keyring.count_key_usage()
         assert TOKEN not in str(told.value)
 
 
-async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking: Asking) -> None:
+async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(open_keyring: Asking) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
@@ -156,7 +158,7 @@ async def test_a_server_that_does_not_answer_is_waited_for_within_a_bound(asking
             await answer.write(b" ")
             await asyncio.sleep(0.1)
 
-    async with asking(handler, timeout=1.0) as keyring:
+    async with open_keyring(handler, timeout=1.0) as keyring:
         with pytest.raises(UnreachableError, match="no answer within 1 s; it may have been done: check with `status`"):
             await keyring.count_key_usage()
 
@@ -181,7 +183,9 @@ async def test_a_token_that_cannot_be_sent_is_refused_before_anything_is(
             await keyring.count_key_usage()
 
 
-async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(asking: Asking, tmp_path: Path) -> None:
+async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(
+    open_keyring: Asking, tmp_path: Path
+) -> None:
     authority, seen = Authority(tmp_path), []
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*authority.sign("server", *LOCALHOST))
@@ -190,28 +194,30 @@ async def test_only_a_certificate_that_somebody_vouches_for_gets_the_token(askin
         seen.append(request.headers["Authorization"])
         return web.json_response(CENSUS)
 
-    async with asking(handler, tls=tls) as keyring:
+    async with open_keyring(handler, tls=tls) as keyring:
         with pytest.raises(RefusedError, match=r"no secure connection .*ca_file"):
             await keyring.count_key_usage()
     assert seen == []
-    async with asking(handler, tls=tls, ca_file=authority.ca) as keyring:
+    async with open_keyring(handler, tls=tls, ca_file=authority.ca) as keyring:
         await keyring.count_key_usage()
     assert seen == [f"Bearer {TOKEN}"]
 
 
-async def test_a_proxy_leads_to_the_service_or_says_why_it_does_not(asking: Asking, tmp_path: Path) -> None:
+async def test_a_proxy_leads_to_the_service_or_says_why_it_does_not(open_keyring: Asking, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*authority.sign("server", *LOCALHOST))
     with tinyproxy(tmp_path) as proxy:
-        async with asking(always(200, json.dumps(CENSUS)), tls=tls, ca_file=authority.ca, proxy=proxy.url) as keyring:
+        async with open_keyring(
+            always(200, json.dumps(CENSUS)), tls=tls, ca_file=authority.ca, proxy=proxy.url
+        ) as keyring:
             await keyring.count_key_usage()
         assert len(proxy.asked) == 1
-    async with asking(always(200), tls=tls, ca_file=authority.ca, proxy=proxy.url) as keyring:
+    async with open_keyring(always(200), tls=tls, ca_file=authority.ca, proxy=proxy.url) as keyring:
         with pytest.raises(UnreachableError, match=rf"the proxy {proxy.address} \(proxy\) cannot be reached"):
             await keyring.count_key_usage()
     with tinyproxy(tmp_path, login=True) as closed:
-        async with asking(always(200), tls=tls, ca_file=authority.ca, proxy=closed.url) as keyring:
+        async with open_keyring(always(200), tls=tls, ca_file=authority.ca, proxy=closed.url) as keyring:
             with pytest.raises(RefusedError, match=r"wants another user and password \(HTTP 407\)"):
                 await keyring.count_key_usage()
 

@@ -172,8 +172,8 @@ async def test_a_command_that_cannot_be_started_is_refused(argv: tuple[str, ...]
             await keyring.count_key_usage()
 
 
-async def test_a_backend_that_is_gone_is_reported_by_the_far_side(backend_gone: Backend) -> None:
-    async with backend_gone.connected("command") as keyring:
+async def test_a_backend_that_is_gone_is_reported_by_the_far_side(stop_backend: Backend) -> None:
+    async with stop_backend.connected("command") as keyring:
         with pytest.raises(UnreachableError, match=r"does not answer: Connection refused; is it running\?"):
             await keyring.count_key_usage()
 

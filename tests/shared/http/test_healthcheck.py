@@ -14,6 +14,7 @@ import pytest
 from shared.config.settings import Address
 from shared.http import healthcheck
 from shared.http.healthcheck import check_configured_server, check_server
+from tests.fork_server import forked
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 from tests.shared.sample import Settings
 
@@ -46,14 +47,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
+    (tmp_path / "server.py").write_text(SERVER)
     (tmp_path / "sample.yml").write_text(f"listen: 127.0.0.1:{free_port()}\n")
     return tmp_path / "sample.yml"
 
 
 @contextmanager
 def running(config: Path, *options: object) -> Iterator[None]:
-    command = [sys.executable, "-c", SERVER, "--config", str(config), *map(str, options)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+    command = [*forked("server"), "--config", str(config), *map(str, options)]
+    with subprocess.Popen(command, cwd=config.parent, stderr=subprocess.PIPE, text=True) as server:
         bound = threading.Timer(60, server.kill)
         bound.start()
         try:
@@ -67,9 +69,15 @@ def running(config: Path, *options: object) -> Iterator[None]:
 
 
 def check(config: Path, *options: object, **environment: str) -> tuple[int, str]:
-    command = [sys.executable, "-c", SERVER, "--config", str(config), "--healthcheck", *map(str, options)]
+    command = [*forked("server"), "--config", str(config), "--healthcheck", *map(str, options)]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+        command,
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -17,6 +17,7 @@ from shared.keyring.administration import AdministrationError, RotationState, St
 from shared.keyring.model import DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.kms.port import KmsError
 from shared.sql.database_url import create_sqlite_url
+from tests.iterations import LONG
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import KEY, NEW_DEK, REWRAP, Keyring, opened, secret_of
 
@@ -101,7 +102,7 @@ class Scenario:
         self.kms.disabled = disabled
 
 
-@settings(max_examples=60)
+@settings(max_examples=60 if LONG else 25)
 @given(data=st.data())
 def test_after_any_steps_and_deaths_every_data_key_unwraps_and_is_the_same(data: st.DataObject) -> None:
     async def scenario(folder: Path) -> None:

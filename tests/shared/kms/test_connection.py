@@ -10,7 +10,7 @@ import pytest
 from google.cloud.kms_v1 import DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.wire_format import compute_crc32c
@@ -90,7 +90,7 @@ async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkey
 
 async def test_a_caller_that_is_cancelled_is_cancelled_and_not_told_of_an_error(emulator: Emulator) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(key.encrypt(b"x", b"", timeout=30), 0.2)
     await key.close()
@@ -190,7 +190,7 @@ async def test_a_call_in_progress_ends_with_an_error_of_the_port_when_the_key_is
 async def test_after_a_call_that_was_cancelled_the_connection_is_closed_and_not_left_to_the_collector(
     emulator: Emulator, until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 ) -> None:
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
 
     async def connected() -> bool:

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.check import CheckOutcome, CheckResult, format_line
 from shared.config.secret_file import SecretFile
 from shared.smoke.backend import check_backend
@@ -61,7 +61,7 @@ async def test_a_backend_that_is_down_is_one_red_line_and_the_rest_is_not_checke
 
 
 async def test_the_mode_env_is_one_red_line(backend: Backend, until: Until) -> None:
-    backend.kms.faults.add(KmsFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
+    backend.kms.faults.add(EmulatorFault(kind="denied", permission="cloudkms.cryptoKeyVersions.useToEncrypt"))
 
     async def on_its_own_key() -> bool:
         return failed(await check_backend(backend.url)) != []

@@ -16,7 +16,7 @@ from shared.check import CheckError
 
 _READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
 _SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
-_REINSTALL: Final = "add it under OAuth & Permissions of the app, and install the app again"
+_REINSTALL: Final = "add it to the app's bot scopes, and install the app again"
 _HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
 
 
@@ -91,6 +91,6 @@ def _describe_correction() -> str:
 def _build_scope_error(channel: str, scopes: Any) -> CheckError:
     without = " and ".join(scopes)
     return CheckError(
-        f"whether {channel} exists, with the bot in it, cannot be read without {without}",
+        f"whether the bot is in {channel} cannot be read without {without}",
         f"{_REINSTALL}, or run send-test",
     )

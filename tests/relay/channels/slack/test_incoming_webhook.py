@@ -19,8 +19,8 @@ from shared.config.file_checks import check_files
 from tests.relay.channels.conftest import WebServer
 from tests.relay.channels.examples import SECRET, change, critical, example, message, rotate, settings
 from tests.relay.channels.kinds import unused_address
-from tests.relay.channels.recorded import Recorded, send
-from tests.relay.channels.slack.posted import lost, now, posts
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import lost, now, posts
 
 
 @pytest.fixture

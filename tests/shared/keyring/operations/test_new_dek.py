@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring import store
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
 from shared.keyring.journal import progress
@@ -62,7 +62,7 @@ async def test_kms_that_fails_before_the_new_data_key_is_stored_leaves_nothing(
 ) -> None:
     await keyring.fill(1)
     before = await keyring.keys()
-    emulator.faults.add(KmsFault(kind="wrong_plaintext", count=1))
+    emulator.faults.add(EmulatorFault(kind="wrong_plaintext", count=1))
     with pytest.raises(AdministrationError, match="plaintext_mismatch"):
         await keyring.rotate(NEW_DEK)
     assert (await keyring.keys(), await keyring.administration.get_progress()) == (before, None)

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.local_key_file import LocalKey
 from shared.backend_contract import LOCAL_KEK_VERSION
 from shared.keyring.administration import (
@@ -89,7 +89,7 @@ async def test_kms_that_refuses_half_way_leaves_what_is_done_and_the_next_call_g
     await keyring.fill(12)
     before = await keyring.fingerprint()
     await versions.rotate()
-    fault = emulator.faults.add(KmsFault(kind="status", status="PERMISSION_DENIED", operation="Decrypt", count=3))
+    fault = emulator.faults.add(EmulatorFault(kind="status", status="PERMISSION_DENIED", operation="Decrypt", count=3))
     with pytest.raises(AdministrationError, match=r"permission_denied.*resume when it works again"):
         await keyring.rotate()
     emulator.faults.remove(fault)
@@ -106,7 +106,7 @@ async def test_an_outage_is_distinguished_since_it_may_be_tried_again(
 ) -> None:
     await keyring.fill(1)
     await versions.rotate()
-    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE", count=1, operation="Encrypt"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE", count=1, operation="Encrypt"))
     with pytest.raises(UnreachableError, match="unavailable"):
         await keyring.rotate()
     assert (await keyring.rotate()).done == 1
@@ -117,7 +117,7 @@ async def test_encrypt_that_still_uses_the_old_version_changes_nothing_and_says_
 ) -> None:
     await keyring.fill(2)
     before = await keyring.keys()
-    emulator.faults.add(KmsFault(kind="slow_primary", seconds=3600))
+    emulator.faults.add(EmulatorFault(kind="slow_primary", seconds=3600))
     await versions.rotate()
     with pytest.raises(AdministrationError, match=r"Encrypt uses version 1, not 2; .* wait"):
         await keyring.rotate()
@@ -132,7 +132,7 @@ async def test_a_wrap_that_does_not_give_the_key_back_is_never_stored(
     await keyring.fill(1)
     before = await keyring.keys()
     await versions.rotate()
-    emulator.faults.add(KmsFault(kind="wrong_plaintext", probability=0.5))
+    emulator.faults.add(EmulatorFault(kind="wrong_plaintext", probability=0.5))
     emulator.faults._random = iter([0.9, 0.1]).__next__  # the old wrap is unwrapped rightly, the new one wrongly
     with pytest.raises(AdministrationError, match="plaintext_mismatch"):
         await keyring.rotate()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
 from shared.keyring.journal import progress as journal
 from shared.keyring.key_table import OwnKeyTable
@@ -47,7 +47,7 @@ async def test_a_rollback_that_kms_stops_goes_on_and_nobody_rotates_meanwhile(
     before = await keyring.keys()
     await versions.rotate()
     await keyring.rotate()
-    fault = emulator.faults.add(KmsFault(kind="status", status="UNAUTHENTICATED", operation="Decrypt", count=1))
+    fault = emulator.faults.add(EmulatorFault(kind="status", status="UNAUTHENTICATED", operation="Decrypt", count=1))
     with pytest.raises(AdministrationError, match="unauthenticated"):
         await keyring.rollback()
     emulator.faults.remove(fault)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend import records as backend
 from services.backend.aes_gcm import UnwrappedKey
 from services.backend.records import RECORDS_TABLE, Records
@@ -90,7 +90,7 @@ async def test_a_hundred_foreign_wraps_hide_no_problem_of_our_own(keyring: Keyri
 
 
 async def test_kms_that_is_out_is_no_problem_of_a_data_key(keyring: Keyring, emulator: Emulator) -> None:
-    emulator.faults.add(KmsFault(kind="status", status="UNAVAILABLE"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     with pytest.raises(UnreachableError, match="KMS: unavailable"):
         await keyring.administration.verify("sample")
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ops.kms_emulator.emulator import Emulator, run_emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from shared.config.settings import Address
 from shared.kms.gcp.client import GcpKmsKey
@@ -40,18 +40,18 @@ async def test_a_rotated_key_decrypts_what_its_older_version_made(provider: KmsK
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (KmsFault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE),
-        (KmsFault(kind="status", status="INTERNAL"), Reason.UNAVAILABLE),
-        (KmsFault(kind="status", status="UNAUTHENTICATED"), Reason.UNAUTHENTICATED),
-        (KmsFault(kind="status", status="RESOURCE_EXHAUSTED"), Reason.QUOTA_EXHAUSTED),
-        (KmsFault(kind="status", status="DEADLINE_EXCEEDED"), Reason.TIMEOUT),
-        (KmsFault(kind="status", status="INVALID_ARGUMENT"), Reason.INVALID_REQUEST),
-        (KmsFault(kind="denied"), Reason.PERMISSION_DENIED),
-        (KmsFault(kind="corrupt_crc"), Reason.CRC_MISMATCH),
+        (EmulatorFault(kind="status", status="UNAVAILABLE"), Reason.UNAVAILABLE),
+        (EmulatorFault(kind="status", status="INTERNAL"), Reason.UNAVAILABLE),
+        (EmulatorFault(kind="status", status="UNAUTHENTICATED"), Reason.UNAUTHENTICATED),
+        (EmulatorFault(kind="status", status="RESOURCE_EXHAUSTED"), Reason.QUOTA_EXHAUSTED),
+        (EmulatorFault(kind="status", status="DEADLINE_EXCEEDED"), Reason.TIMEOUT),
+        (EmulatorFault(kind="status", status="INVALID_ARGUMENT"), Reason.INVALID_REQUEST),
+        (EmulatorFault(kind="denied"), Reason.PERMISSION_DENIED),
+        (EmulatorFault(kind="corrupt_crc"), Reason.CRC_MISMATCH),
     ],
 )
 async def test_what_goes_wrong_has_its_reason_for_both_operations(
-    provider: KmsKey, emulator: Emulator, fault: KmsFault, reason: Reason
+    provider: KmsKey, emulator: Emulator, fault: EmulatorFault, reason: Reason
 ) -> None:
     ciphertext = (await provider.encrypt(b"x", b"aad", timeout=5)).ciphertext
     emulator.faults.add(fault)
@@ -115,10 +115,10 @@ async def test_a_version_is_disabled_and_enabled_and_its_destruction_scheduled(
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(KmsFault(kind="denied"), Reason.PERMISSION_DENIED), (KmsFault(kind="stall"), Reason.TIMEOUT)],
+    [(EmulatorFault(kind="denied"), Reason.PERMISSION_DENIED), (EmulatorFault(kind="stall"), Reason.TIMEOUT)],
 )
 async def test_who_may_not_administer_a_version_or_gets_no_answer_is_reported(
-    provider: KmsKeyAdmin, emulator: Emulator, fault: KmsFault, reason: Reason
+    provider: KmsKeyAdmin, emulator: Emulator, fault: EmulatorFault, reason: Reason
 ) -> None:
     emulator.faults.add(fault)
     for call in (
@@ -133,7 +133,7 @@ async def test_who_may_not_administer_a_version_or_gets_no_answer_is_reported(
 
 async def test_a_stalled_service_is_a_timeout_after_the_callers_own_bound(provider: KmsKey, emulator: Emulator) -> None:
     await provider.encrypt(b"x", b"", timeout=5)  # connected
-    emulator.faults.add(KmsFault(kind="stall"))
+    emulator.faults.add(EmulatorFault(kind="stall"))
     before = time.monotonic()
     with pytest.raises(KmsError) as late:
         await provider.encrypt(b"x", b"", timeout=0.3)

@@ -19,7 +19,7 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 
 from ops.kms_emulator.emulator import Emulator
-from ops.kms_emulator.faults import KmsFault
+from ops.kms_emulator.faults import EmulatorFault
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.gcp.credentials import CredentialsLookup
 from shared.kms.port import KmsError
@@ -213,7 +213,7 @@ async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones
     key._credentials = await lookup.get_credentials()  # which plaintext does not need
     await key.encrypt(b"x", b"", timeout=5)
     connection = key._client
-    emulator.faults.add(KmsFault(kind="status", status="UNAUTHENTICATED"))
+    emulator.faults.add(EmulatorFault(kind="status", status="UNAUTHENTICATED"))
     for changed in (False, True):
         if changed:
             file.write_text('{"another": "key"}')
