@@ -3,7 +3,7 @@
 Before a rotation changes anything, every row is unwrapped once: a row that cannot be is named, and nothing is changed.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from shared.keyring.external.key_table import ExternalKeyTable
 from shared.keyring.external.layout import TableLayout
 from shared.keyring.external.table import ExternalTable
 from shared.keyring.external.tables import build_table_names, create_tables, get_table_prefix
+from shared.keyring.journal.progress import MAX_PROBLEMS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
@@ -144,24 +145,21 @@ class ExternalAdministration(LocalAdministration):
 
     async def _learn_rows(self) -> None:
         """Stores the fingerprint of each row that is not known yet, and refuses where one cannot be unwrapped."""
-        problems = [Problem(id=row_id, error=error) for row_id, error in (await self._read_unreadable()).items()]
-        after = ""
+        problems: list[Problem] = []
         async with translate_errors():
-            while keys := await self._database.read(partial(self._keys.list_page, after=after, limit=MAX_PAGE_SIZE)):
-                after = keys[-1].id
+            async for keys, unreadable in self._external.scan(self._database):
+                problems += (Problem(id=row.id, error=row.error) for row in unreadable)
                 unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
                 await run_concurrently(unknown, self._unwrap, partial(self._store_learned, problems))
+                if len(problems) >= MAX_PROBLEMS:
+                    break
         if problems:
             named = ", ".join(f"{problem.id} ({problem.error})" for problem in problems[:_MAX_NAMED_ROWS])
-            more = f" and {len(problems) - _MAX_NAMED_ROWS} more" if len(problems) > _MAX_NAMED_ROWS else ""
+            more = " and others" if len(problems) > _MAX_NAMED_ROWS else ""
             raise AdministrationError(
                 f"nothing was changed, for these rows cannot be unwrapped: {named}{more}; check `driver.aad` and "
                 "`driver.encoding`, correct the rows, or leave them out by `driver.where`"
             )
-
-    async def _read_unreadable(self) -> Mapping[str, str]:
-        async with translate_errors():
-            return await self._keys.find_unreadable(self._database)
 
     async def _unwrap(self, key: DataKey) -> bytes | Problem:
         try:

@@ -32,7 +32,9 @@ _UNKNOWN_AGE: Final = datetime.fromtimestamp(0, UTC)
 _UNKNOWN_ALGORITHM: Final = "unknown"
 
 
-class _Keys(NamedTuple):
+class KeyPage(NamedTuple):
+    """Some data keys, and the rows between them that cannot be read."""
+
     keys: list[DataKey]
     unreadable: list[UnreadableRow]
 
@@ -69,7 +71,7 @@ class ExternalKeyTable:
         self, database: Database, version: str, after: str, limit: int, rotation: int | None = None
     ) -> tuple[DataKey, ...]:
         found: list[DataKey] = []
-        async for keys, _ in self._scan(database, after):
+        async for keys, _ in self.scan(database, after):
             outdated = [key for key in keys if (key.wrapped.kek, key.wrapped.kek_version) != (self.kek, version)]
             left_out = set[str]()
             if outdated and rotation is not None:
@@ -81,7 +83,7 @@ class ExternalKeyTable:
 
     async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
         total = 0
-        async for keys, _ in self._scan(database):
+        async for keys, _ in self.scan(database):
             total += sum(key.wrapped.kek == self.kek and key.wrapped.kek_version != version for key in keys)
         return total
 
@@ -91,7 +93,7 @@ class ExternalKeyTable:
     async def count(self, database: Database) -> KeyCounts:  # noqa: D102
         counted: Counter[tuple[str, str]] = Counter()
         unreadable: dict[str, str] = {}
-        async for keys, bad in self._scan(database):
+        async for keys, bad in self.scan(database):
             counted.update((key.wrapped.kek, key.wrapped.kek_version) for key in keys)
             unreadable |= {row.id: row.error for row in bad[: _MAX_UNREADABLE - len(unreadable)]}
         return KeyCounts(tuple(VersionCount(*names, total) for names, total in counted.items()), unreadable)
@@ -142,7 +144,7 @@ class ExternalKeyTable:
             ),
         )
 
-    async def _scan(self, database: Database, after: str = "") -> AsyncIterator[_Keys]:
+    async def scan(self, database: Database, after: str = "") -> AsyncIterator[KeyPage]:
         """All data keys after that id, and the rows that cannot be read, each page in a transaction of its own."""
         last = self.table.parse_cursor(after)
         while True:
@@ -151,10 +153,12 @@ class ExternalKeyTable:
             if last is None:
                 return
 
-    def _read_keys(self, connection: Connection, last: tuple[Any, ...] | None) -> tuple[_Keys, tuple[Any, ...] | None]:
+    def _read_keys(
+        self, connection: Connection, last: tuple[Any, ...] | None
+    ) -> tuple[KeyPage, tuple[Any, ...] | None]:
         rows, following = self.table.read_chunk(connection, last)
         keys = list(self._build_data_keys(connection, [row for row in rows if isinstance(row, Row)]))
-        return _Keys(keys, [row for row in rows if isinstance(row, UnreadableRow)]), following
+        return KeyPage(keys, [row for row in rows if isinstance(row, UnreadableRow)]), following
 
     def _build_data_keys(self, connection: Connection, rows: list[Row]) -> Iterator[DataKey]:
         stored = read_fingerprints(connection, [row.id for row in rows]) if rows and self.has_tables(connection) else {}

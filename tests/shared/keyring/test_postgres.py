@@ -196,3 +196,10 @@ async def test_tables_of_an_older_version_are_refused_with_a_sentence(
     await (await Database.open(url, old)).close()
     with pytest.raises(DatabaseError, match=r"data_keys has no column algorithm, .*: an older keypulse"):
         await Database.open(url, TABLES)
+
+
+async def test_a_long_read_whose_connection_ends_names_the_cause_and_the_next_one_succeeds(database: Database) -> None:
+    end = text("SELECT pg_terminate_backend(pg_backend_pid())")
+    with pytest.raises(DatabaseError, match="terminating connection due to administrator command"):
+        await database.read(lambda connection: connection.execute(end), seconds=30)
+    assert await database.read(_count, seconds=30) == 0
