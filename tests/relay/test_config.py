@@ -255,3 +255,13 @@ def test_the_files_of_a_database_start_at_the_files_folder(tmp_path: Path) -> No
 def test_a_watchdog_is_called_after_its_matchers(tmp_path: Path, matchers: list[str], name: str) -> None:
     document = yaml.safe_load(CONTRACT) | {"watchdogs": [WATCHDOG | {"matchers": matchers}]}
     assert [each.name for each in read(tmp_path, yaml.safe_dump(document)).watchdogs] == [name]
+
+
+def test_a_channel_of_slack_that_a_hash_cuts_off_is_recognised(tmp_path: Path) -> None:
+    channel = "channels:\n  one:\n    kind: slack\n    channel: #ops\n    token_file: token\n"
+    with pytest.raises(ConfigurationError) as refused:
+        read(tmp_path, f"auth: {{bearer_token_file: token}}\ndefault_channels: [one]\n{channel}")
+    (line,) = refused.value.lines
+    assert line.endswith(
+        "channels.one.channel: YAML takes # and what follows it for a comment; expected the value in quotes"
+    )
