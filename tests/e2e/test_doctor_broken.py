@@ -463,6 +463,13 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "correct the address",
     ),
     (
+        "relay",
+        edit("relay", "links.dashboard", "https://grafana..ledger.test/d/x"),
+        "links.dashboard",
+        "grafana..ledger.test does not answer",
+        "correct the address",
+    ),
+    (
         "exporter",
         edit("exporter", "targets.0.key", f"{KEY}r"),
         f"{TARGET} round trip",
@@ -503,6 +510,13 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "backends.0 (backend) documents",
         "HTTP 500",
         "start the backend, correct the URLs",
+    ),
+    (
+        "exporter",
+        answer("/metrics", 200, "process_start_time_seconds 1\n"),
+        "backends.0 (backend) documents",
+        "none of the names that are read",
+        "set `health` and `metrics`",
     ),
     ("backend", write("local.key", "k" * 32, 0o644), "local_key_file", "others may read it", "chmod 600"),
     ("backend", edit("backend", "kms.key", f"{KEY}r"), "kms round trip", "key_not_found", "gcloud kms keys list"),
