@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.delivery.links import LinkRules, check_template
+from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -172,7 +172,7 @@ class LinkSettings(Section):
     dashboard: Template | None = None
     prefer: Literal["template", "annotation"] = "template"
     """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url` of its own."""
-    allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
+    allow_hosts: tuple[Annotated[str, AfterValidator(check_allowed_host)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 

@@ -265,3 +265,17 @@ def test_a_channel_of_slack_that_a_hash_cuts_off_is_recognised(tmp_path: Path) -
     assert line.endswith(
         "channels.one.channel: YAML takes # and what follows it for a comment; expected the value in quotes"
     )
+
+
+@pytest.mark.parametrize(
+    "host", ["https://grafana.ledger.test", "grafana.ledger.test:3000", "*.ledger.test", "", "[::1]"]
+)
+def test_an_allowed_host_that_no_link_could_have_is_an_error(tmp_path: Path, host: str) -> None:
+    (line,) = list_errors(tmp_path, links={"allow_hosts": [host]})
+    assert line.startswith("links.allow_hosts.0: expected the name of a host, without https://, a port, a path or *")
+
+
+def test_a_recipient_that_is_no_address_is_one_error(tmp_path: Path) -> None:
+    mail = {"kind": "email", "host": "localhost", "from": "a@ledger.test", "to": ["b at ledger.test"]}
+    (line,) = list_errors(tmp_path, channels={"one": mail}, default_channels=["one"], routes=[])
+    assert line.startswith("channels.one.to.0: expected one address")
