@@ -63,7 +63,7 @@ def check_template(template: str) -> str:
 
 
 def check_allowed_host(host: str) -> str:
-    """The host in lower case. Raises ValueError for what no host of a URL equals, such as a URL or a host with a port."""
+    """The host in lower case. Raises ValueError for what is more than a host, such as a URL or a host with a port."""
     if not _HOST.fullmatch(host):
         raise ValueError("expected the name of a host, without https://, a port, a path or *")
     return host.lower()
