@@ -212,6 +212,12 @@ async def test_a_database_that_is_in_use_is_read_and_left_as_it_is(world: World)
 async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: World) -> None:
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
     assert line.detail == "no route of the relay serves kms-security: what leads here goes to `default_channels`"
+    world.relay["routes"].append({"matchers": ['severity="info"'], "channels": ["slack"]})
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert line.detail.startswith("no route of the relay serves kms-security")
+    world.relay["routes"][1]["matchers"] = []
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert line.detail == "each of kms-critical, kms-security has a route of the relay"
     world.relay["routes"] = []
     world.pages.alertmanager = "route: {receiver: x}\nreceivers: [{name: x}]"
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
