@@ -179,7 +179,6 @@ def test_an_error_is_one_line_with_its_key_and_what_was_expected(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"kind": "slack", "channel": None}, 'channel: expected "#name", in quotes, since YAML takes # for a comment'),
         ({"kind": "slack", "channel": "ops"}, 'channel: expected "#name", in quotes, since YAML takes # for a comment'),
         ({"kind": "slack", "mention": "all"}, "mention: expected 'channel', 'here' or 'none', got 'all'"),
         ({"kind": "email", "host": "a b"}, "host: expected the name or the address of a mail server"),
@@ -195,6 +194,20 @@ def test_an_error_in_a_channel_is_reported_in_the_words_of_the_documentation(
     lines = list_errors(tmp_path, channels={"one": changes}, default_channels=["one"], routes=[])
     assert any(line.startswith(f"channels.one.{expected}") for line in lines), lines
     assert not any("geheim" in line or "nput should" in line for line in lines)
+
+
+def test_a_channel_that_a_comment_cut_off_is_named_although_the_error_is_about_the_whole_section(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "relay.yml"
+    file.write_text(
+        "auth: {bearer_token_file: t}\ndefault_channels: [slack]\n"
+        "channels:\n  slack:\n    kind: slack\n    channel: #security-ops\n    token_file: x\n"
+    )
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(RelaySettings, file)
+    expected = "YAML takes # and what follows it for a comment; expected the value in quotes"
+    assert raised.value.lines == [f"{file}: channels.slack.channel: {expected}"]
 
 
 def test_several_errors_are_named_at_once(tmp_path: Path) -> None:
