@@ -179,7 +179,6 @@ def test_an_error_is_one_line_with_its_key_and_what_was_expected(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"kind": "slack", "channel": None}, 'channel: expected "#name", in quotes, since YAML takes # for a comment'),
         ({"kind": "slack", "channel": "ops"}, 'channel: expected "#name", in quotes, since YAML takes # for a comment'),
         ({"kind": "slack", "mention": "all"}, "mention: expected 'channel', 'here' or 'none', got 'all'"),
         ({"kind": "email", "host": "a b"}, "host: expected the name or the address of a mail server"),
@@ -195,6 +194,18 @@ def test_an_error_in_a_channel_is_reported_in_the_words_of_the_documentation(
     lines = list_errors(tmp_path, channels={"one": changes}, default_channels=["one"], routes=[])
     assert any(line.startswith(f"channels.one.{expected}") for line in lines), lines
     assert not any("geheim" in line or "nput should" in line for line in lines)
+
+
+def test_a_channel_that_a_comment_cut_off_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "relay.yml"
+    file.write_text(
+        "auth: {bearer_token_file: t}\ndefault_channels: [slack]\n"
+        "channels:\n  slack:\n    kind: slack\n    channel: #security-ops\n    token_file: x\n"
+    )
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(RelaySettings, file)
+    expected = "YAML takes # and what follows it for a comment; expected the value in quotes"
+    assert raised.value.lines == [f"{file}: channels.slack.channel: {expected}"]
 
 
 def test_several_errors_are_named_at_once(tmp_path: Path) -> None:
@@ -257,14 +268,12 @@ def test_a_watchdog_is_called_after_its_matchers(tmp_path: Path, matchers: list[
     assert [each.name for each in read(tmp_path, yaml.safe_dump(document)).watchdogs] == [name]
 
 
-def test_a_channel_of_slack_that_a_hash_cuts_off_is_recognised(tmp_path: Path) -> None:
-    channel = "channels:\n  one:\n    kind: slack\n    channel: #ops\n    token_file: token\n"
+def test_a_comment_in_a_section_is_not_named_for_another_error_of_that_section(tmp_path: Path) -> None:
+    mail = "kind: email\n    host: smtp.ledger.test\n    port: 25 #smtp\n    tls: none\n    from: a@b.c\n    to: [d@e.f]"
     with pytest.raises(ConfigurationError) as refused:
-        read(tmp_path, f"auth: {{bearer_token_file: token}}\ndefault_channels: [one]\n{channel}")
+        read(tmp_path, f"auth: {{bearer_token_file: t}}\ndefault_channels: [one]\nchannels:\n  one:\n    {mail}\n")
     (line,) = refused.value.lines
-    assert line.endswith(
-        "channels.one.channel: YAML takes # and what follows it for a comment; expected the value in quotes"
-    )
+    assert "channels.one: `tls: none` would send alerts in plaintext" in line
 
 
 @pytest.mark.parametrize(

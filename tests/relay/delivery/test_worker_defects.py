@@ -50,7 +50,7 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
     assert delivery.state is DeliveryState.DELIVERED
     (logged,) = [entry for entry in logs if entry["log_level"] == "error"]
     assert (logged["event"], logged["error"]) == ("unexpected error in the channel", type(error).__name__)
-    assert any("scripted.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
+    assert any("served_relay.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
     assert found is not None
     assert (
         found.attempts[0].detail == f"a defect: {type(error).__name__}"
@@ -117,7 +117,7 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.sql.engine.LOCK_SECONDS", 0.05)
-    monkeypatch.setattr("services.relay.delivery.task._OUTBOX_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("services.relay.delivery.task.RETRY_SECONDS", 0.05)
     other = sqlite3.connect(tmp_path / "relay.db", isolation_level=None)
 
     async def lock() -> None:
