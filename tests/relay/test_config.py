@@ -269,7 +269,9 @@ def test_a_watchdog_is_called_after_its_matchers(tmp_path: Path, matchers: list[
 
 
 def test_a_comment_in_a_section_is_not_named_for_another_error_of_that_section(tmp_path: Path) -> None:
-    mail = "kind: email\n    host: smtp.ledger.test\n    port: 25 #smtp\n    tls: none\n    from: a@b.c\n    to: [d@e.f]"
+    mail = (
+        "kind: email\n    host: smtp.ledger.test\n    port: 25 #smtp\n    tls: none\n    from: a@b.c\n    to: [d@e.f]"
+    )
     with pytest.raises(ConfigurationError) as refused:
         read(tmp_path, f"auth: {{bearer_token_file: t}}\ndefault_channels: [one]\nchannels:\n  one:\n    {mail}\n")
     (line,) = refused.value.lines
