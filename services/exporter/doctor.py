@@ -29,7 +29,8 @@ async def open_checks(settings: ExporterSettings) -> AsyncIterator[Sequence[Chec
             checks += list_key_checks(key, kms, kms.profile.probe_permissions, timeout=settings.probe.timeout)
         for n, backend in enumerate(settings.backends):
             read = await build_backend_reader(backend, settings.probe.timeout, stack)
-            checks.append(Check(f"backends.{n} ({backend.service}) documents", partial(_check_documents, read)))
+            documents = partial(_check_documents, read, has_metrics=backend.metrics_url is not None)
+            checks.append(Check(f"backends.{n} ({backend.service}) documents", documents))
         if settings.runbook_url:
             checks.append(Check("runbook_url", partial(check_page, settings.runbook_url)))
         yield checks
@@ -41,11 +42,18 @@ async def _check_folder(folder: Path) -> str:
     return str(folder)
 
 
-async def _check_documents(read: ReadBackend) -> str:
+async def _check_documents(read: ReadBackend, *, has_metrics: bool) -> str:
     states = await read()
-    if problems := [problem for state in states for problem in state.problems]:
+    problems = [problem for state in states for problem in state.problems]
+    if has_metrics and not problems and any(_has_no_metrics(state) for state in states):
+        problems = ["metrics: they have none of the names that are read"]
+    if problems:
         raise CheckError("; ".join(problems), "start the backend, correct the URLs, or set `health` and `metrics`")
     return ", ".join(_describe_state(state) for state in states)
+
+
+def _has_no_metrics(state: BackendState) -> bool:
+    return state.init_timestamp is None and state.decryption_errors is None and not state.keyring
 
 
 def _describe_state(state: BackendState) -> str:

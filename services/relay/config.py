@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
-from services.relay.delivery.links import LinkRules, check_template
+from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -71,8 +71,10 @@ def parse_contact(value: object) -> object:
 
 
 def is_placeholder(address: str) -> bool:
-    """Whether it is empty, or still to be filled in, such as `<telephone>`."""
-    return re.fullmatch(r"(<.*>)?", address.strip(), re.DOTALL) is not None
+    """Whether it is empty, still to be filled in, such as `<telephone>`, or an address of an example."""
+    if re.fullmatch(r"(<.*>)?", address.strip(), re.DOTALL):
+        return True
+    return _is_placeholder_address("", address)
 
 
 def _check_contact(address: str, info: ValidationInfo) -> str:
@@ -170,7 +172,7 @@ class LinkSettings(Section):
     dashboard: Template | None = None
     prefer: Literal["template", "annotation"] = "template"
     """Which of the two wins, where an alert has an annotation `runbook_url` or `dashboard_url` of its own."""
-    allow_hosts: tuple[Annotated[str, AfterValidator(str.lower)], ...] = ()
+    allow_hosts: tuple[Annotated[str, AfterValidator(check_allowed_host)], ...] = ()
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 
@@ -259,9 +261,9 @@ class RelaySettings(ServerSettings):
     listen: ListenAddress = Address("127.0.0.1", 9912)
     auth: RelayAuthSettings
     database: DatabaseSetting = Field("sqlite:////var/lib/keypulse/relay.db", validate_default=True)
-    alertmanager: AlertmanagerSettings = AlertmanagerSettings()
     # Before whatever may be a placeholder everywhere but in production.
     environment: Literal["production", "staging", "demo"] = "production"
+    alertmanager: Annotated[AlertmanagerSettings, AfterValidator(_check_placeholders)] = AlertmanagerSettings()
     links: Annotated[LinkSettings, AfterValidator(_check_placeholders)] = LinkSettings()
     messages: Annotated[MessageSettings, AfterValidator(_check_placeholders)] = MessageSettings()
     contacts: dict[ContactRole, ContactAddress] = Field({}, max_length=MAX_CONTACTS)

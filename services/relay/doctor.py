@@ -45,10 +45,11 @@ class _Alertmanager:
     def list_checks(self, key: str, settings: RelaySettings) -> Iterator[Check]:
         api = f"{key} API"
         yield Check(api, self._read_receivers, "alertmanager.token_file" if settings.alertmanager.token_file else None)
-        served = [route.receiver for route in settings.routes]
-        for n, receiver in enumerate(served):
-            if receiver is not None:
-                yield Check(f"routes.{n}.receiver at {key}", partial(self._check_receiver, receiver), api)
+        for n, route in enumerate(settings.routes):
+            if route.receiver is not None:
+                yield Check(f"routes.{n}.receiver at {key}", partial(self._check_receiver, route.receiver), api)
+        # A route of no receiver serves each of them, unless its matchers leave alerts to `default_channels`.
+        served = [route.receiver for route in settings.routes if route.receiver is not None or not route.matchers]
         yield Check(f"{key} receivers", partial(self._check_unserved, served), api)
 
     async def _read_receivers(self) -> str:

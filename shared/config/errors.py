@@ -61,8 +61,6 @@ def format_error(
         cut_off: where the file has a value that a `#` cuts off.
     """
     loc = tuple(_strip_union_members(model.model_json_schema(), error["loc"]))
-    # An error of a section may be about a key in it that a `#` emptied.
-    loc = next((each for each in sorted(cut_off, key=str) if loc and each[:-1] == loc), loc)
     key = ".".join(str(part) for part in loc)
     source = (env_prefix and _find_variable(env_prefix, loc)) or str(file or "environment")
     kind, message = error["type"], error["msg"]

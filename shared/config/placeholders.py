@@ -21,7 +21,7 @@ def is_placeholder_url(url: str) -> bool:
         host = parts.hostname or ""
     except ValueError:
         return False
-    return is_placeholder_host(host) or parts.path.split("/")[1:2] in ([placeholder] for placeholder in _PLACEHOLDERS)
+    return is_placeholder_host(host) or not _PLACEHOLDERS.isdisjoint(parts.path.lower().split("/")[1:2])
 
 
 def is_placeholder_mailbox(mailbox: str) -> bool:

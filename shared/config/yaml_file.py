@@ -1,7 +1,7 @@
 """YAML in a file or a text → a mapping. A duplicate key is an error, not a silent loss of the first value."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -73,7 +73,10 @@ def _find_cut_off_line(text: str, error: Exception) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.context_mark is None or error.problem_mark is None:
         return ""
     lines = text.splitlines()
-    for number in range(error.context_mark.line, min(error.problem_mark.line + 1, len(lines))):
+    numbers: Iterable[int] = range(error.context_mark.line, min(error.problem_mark.line + 1, len(lines)))
+    if error.context_mark.line >= len(lines):  # the file ended where a value was expected
+        numbers = reversed(range(len(lines)))
+    for number in numbers:
         if re.search(r"[:,\[{][ \t]+#\S", lines[number]):
             return f"; line {number + 1}: YAML takes # and what follows it for a comment; put the value in quotes"
     return ""

@@ -32,7 +32,7 @@ async def check_page(url: str) -> str:
             status = response.status
     except TimeoutError:
         raise
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, UnicodeError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise CheckError(
             f"{host} does not answer: {cause}", "correct the address, or let this machine reach it"
@@ -75,7 +75,7 @@ async def check_connection(url: str, settings: EgressSettings) -> str:
         raise CheckError(
             f"the certificate of {server} is not trusted: {error.verify_message}", "name its authority in `ca_file`"
         ) from None
-    except OSError as error:
-        cause = error.strerror or type(error).__name__
+    except (OSError, UnicodeError) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise CheckError(f"no connection to {server}: {cause}", "check its address, DNS, firewall and proxy") from None
     return f"{server} can be reached"

@@ -69,7 +69,9 @@ def parse_proxy_url(url: str, source: str) -> Proxy:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError(expected) from None
-    if parts.scheme != "http" or not host or port == 0 or parts.path not in {"", "/"} or not url.isprintable():
+    # What follows the port may be the rest of a password that is not encoded, and the host its user.
+    follows = parts.path not in {"", "/"} or re.search("[?#]", url)
+    if parts.scheme != "http" or not host or port == 0 or follows or not url.isprintable():
         raise ValueError(expected)
     login = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return Proxy(Address(host, port or _DEFAULT_PORT), source, login)

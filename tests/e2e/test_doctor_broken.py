@@ -212,6 +212,12 @@ async def test_a_database_that_is_in_use_is_read_and_left_as_it_is(world: World)
 async def test_a_receiver_that_no_route_of_the_relay_serves_is_named(world: World) -> None:
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
     assert line.detail == "no route of the relay serves kms-security: what leads here goes to `default_channels`"
+    world.relay["routes"].append({"matchers": ['severity="info"'], "channels": ["slack"]})
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert line.detail.startswith("no route of the relay serves kms-security")
+    world.relay["routes"][1]["matchers"] = []
+    (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
+    assert line.detail == "each of kms-critical, kms-security has a route of the relay"
     world.relay["routes"] = []
     world.pages.alertmanager = "route: {receiver: x}\nreceivers: [{name: x}]"
     (line,) = [each for each in await world.examine("relay") if each.name == "alertmanager.urls.0 receivers"]
@@ -463,6 +469,13 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "correct the address",
     ),
     (
+        "relay",
+        edit("relay", "links.dashboard", "https://grafana..ledger.test/d/x"),
+        "links.dashboard",
+        "grafana..ledger.test does not answer",
+        "correct the address",
+    ),
+    (
         "exporter",
         edit("exporter", "targets.0.key", f"{KEY}r"),
         f"{TARGET} round trip",
@@ -503,6 +516,13 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "backends.0 (backend) documents",
         "HTTP 500",
         "start the backend, correct the URLs",
+    ),
+    (
+        "exporter",
+        answer("/metrics", 200, "process_start_time_seconds 1\n"),
+        "backends.0 (backend) documents",
+        "none of the names that are read",
+        "set `health` and `metrics`",
     ),
     ("backend", write("local.key", "k" * 32, 0o644), "local_key_file", "others may read it", "chmod 600"),
     ("backend", edit("backend", "kms.key", f"{KEY}r"), "kms round trip", "key_not_found", "gcloud kms keys list"),

@@ -196,9 +196,7 @@ def test_an_error_in_a_channel_is_reported_in_the_words_of_the_documentation(
     assert not any("geheim" in line or "nput should" in line for line in lines)
 
 
-def test_a_channel_that_a_comment_cut_off_is_named_although_the_error_is_about_the_whole_section(
-    tmp_path: Path,
-) -> None:
+def test_a_channel_that_a_comment_cut_off_is_named(tmp_path: Path) -> None:
     file = tmp_path / "relay.yml"
     file.write_text(
         "auth: {bearer_token_file: t}\ndefault_channels: [slack]\n"
@@ -268,3 +266,27 @@ def test_the_files_of_a_database_start_at_the_files_folder(tmp_path: Path) -> No
 def test_a_watchdog_is_called_after_its_matchers(tmp_path: Path, matchers: list[str], name: str) -> None:
     document = yaml.safe_load(CONTRACT) | {"watchdogs": [WATCHDOG | {"matchers": matchers}]}
     assert [each.name for each in read(tmp_path, yaml.safe_dump(document)).watchdogs] == [name]
+
+
+def test_a_comment_in_a_section_is_not_named_for_another_error_of_that_section(tmp_path: Path) -> None:
+    mail = (
+        "kind: email\n    host: smtp.ledger.test\n    port: 25 #smtp\n    tls: none\n    from: a@b.c\n    to: [d@e.f]"
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        read(tmp_path, f"auth: {{bearer_token_file: t}}\ndefault_channels: [one]\nchannels:\n  one:\n    {mail}\n")
+    (line,) = refused.value.lines
+    assert "channels.one: `tls: none` would send alerts in plaintext" in line
+
+
+@pytest.mark.parametrize(
+    "host", ["https://grafana.ledger.test", "grafana.ledger.test:3000", "*.ledger.test", "", "[::1]"]
+)
+def test_an_allowed_host_that_no_link_could_have_is_an_error(tmp_path: Path, host: str) -> None:
+    (line,) = list_errors(tmp_path, links={"allow_hosts": [host]})
+    assert line.startswith("links.allow_hosts.0: expected the name of a host, without https://, a port, a path or *")
+
+
+def test_a_recipient_that_is_no_address_is_one_error(tmp_path: Path) -> None:
+    mail = {"kind": "email", "host": "localhost", "from": "a@ledger.test", "to": ["b at ledger.test"]}
+    (line,) = list_errors(tmp_path, channels={"one": mail}, default_channels=["one"], routes=[])
+    assert line.startswith("channels.one.to.0: expected one address")

@@ -46,7 +46,7 @@ def relay(file: Path, *arguments: str) -> tuple[int, str]:
 def test_a_placeholder_is_an_error_in_production_and_everywhere_else_a_doubt(
     tmp_path: Path, how: str | None, named: dict[str, str]
 ) -> None:
-    contacts = {"owner": how, "lead": "Ada <ada@example.org>"}
+    contacts = {"owner": how, "lead": "Ada <ada@ledger.test>"}
     (line,) = list_errors(tmp_path, contacts=contacts, **named)
     assert line.startswith("contacts.owner: a placeholder is not allowed in production; expected ")
     for environment in ("staging", "demo"):

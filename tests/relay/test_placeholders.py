@@ -35,6 +35,7 @@ def load(folder: Path, **keys: Any) -> RelaySettings:
             {"links": {"runbook": "https://example.org/{a}", "dashboard": "https://example.org/{b}"}},
             "links: runbook, dashboard",
         ),
+        ({"alertmanager": {"urls": ["http://alertmanager.example.org:9093"]}}, "alertmanager: urls"),
         ({"channels": {"one": {**MAIL, "host": "smtp.example.org"}}}, "channels.one: host"),
         ({"channels": {"one": {**MAIL, "from": "keypulse <alerts@example.org>"}}}, "channels.one: from"),
         ({"channels": {"one": {**MAIL, "to": ["b@ledger.test", "secops@example.net"]}}}, "channels.one: to"),
@@ -47,6 +48,15 @@ def test_a_placeholder_is_an_error_in_production_alone(tmp_path: Path, keys: dic
     assert [line.partition("relay.yml: ")[2] for line in raised.value.lines] == [expected]
     for environment in ("staging", "demo"):
         assert load(tmp_path, environment=environment, **keys)
+
+
+@pytest.mark.parametrize("address", ["secops@example.org", "Ada <ada@example.com>", "https://wiki.example.net/on-call"])
+def test_a_contact_at_a_placeholder_is_an_error_in_production(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ConfigurationError, match="a placeholder is not allowed in production"):
+        load(tmp_path, contacts={"owner": address})
+    assert [key for key, _ in load(tmp_path, environment="demo", contacts={"owner": address}).find_warnings()] == [
+        "contacts.owner"
+    ]
 
 
 def test_addresses_of_ones_own_are_accepted(tmp_path: Path) -> None:
@@ -69,5 +79,6 @@ def test_another_host_is_none(host: str) -> None:
 
 def test_the_account_at_the_beginning_of_a_path_counts() -> None:
     assert is_placeholder_url("https://github.com/acme/ops/blob/main/KMS.md")
+    assert is_placeholder_url("https://github.com/Acme/ops/blob/main/KMS.md")
     assert not is_placeholder_url("https://github.com/ledger/acme")
     assert not is_placeholder_url("https://[half")

@@ -62,6 +62,13 @@ def check_template(template: str) -> str:
     return template
 
 
+def check_allowed_host(host: str) -> str:
+    """The host in lower case. Raises ValueError for what is more than a host, such as a URL or a host with a port."""
+    if not _HOST.fullmatch(host):
+        raise ValueError("expected the name of a host, without https://, a port, a path or *")
+    return host.lower()
+
+
 def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
     """An alert's links. A template wins over the annotation of the same meaning, unless the rules prefer annotations.
 

@@ -286,6 +286,10 @@ def test_the_values_to_begin_with_are_refused_until_each_placeholder_is_filled_i
         ),
         ({"smokeTest": {"baseUrl": "https://ledger.example"}}, "smokeTest.baseUrl"),
         (
+            {"relay": {"config": {"alertmanager": {"urls": ["http://alertmanager.example.org:9093"]}}}},
+            "relay.config.alertmanager.urls.0",
+        ),
+        (
             {"exporter": {"config": {"backends": [{"service": "a", "health_url": "http://example.com:80/healthz"}]}}},
             "exporter.config.backends.0.health_url",
         ),

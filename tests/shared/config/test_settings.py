@@ -241,6 +241,13 @@ def test_a_bracket_that_a_hash_keeps_open_is_recognised(file: Path) -> None:
     assert line.endswith("; line 1: YAML takes # and what follows it for a comment; put the value in quotes")
 
 
+@pytest.mark.parametrize("after", ["", "\n\n", "# the end\n"])
+def test_a_bracket_that_a_hash_keeps_open_on_the_last_line_is_recognised(file: Path, after: str) -> None:
+    file.write_text(f"part: #nobody\nlisten: 127.0.0.1:1\npets:\n  rex: {{kind: dog, name: #ops}}\n{after}")
+    (line,) = _lines(file)
+    assert line.endswith("; line 4: YAML takes # and what follows it for a comment; put the value in quotes")
+
+
 def test_without_any_configuration_one_sentence_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_settings(Settings, None)

@@ -99,7 +99,13 @@ def test_a_login_is_decoded_and_never_shown() -> None:
     assert parse_proxy_url("http://[fd00::1]:3128", "proxy").address == Address("fd00::1", 3128)
 
 
-@pytest.mark.parametrize("url", ["socks5://me:hunter2@proxy:1080", "https://me:hunter2@proxy", "http://hunter2@p:x/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("socks5://me:hunter2@proxy:1080", "https://me:hunter2@proxy", "http://hunter2@p:x/"),
+        *("http://me:2#hunter2@proxy:3128", "http://me:2?hunter2@proxy:3128", "http://me:2/hunter2@proxy:3128"),
+    ],
+)
 def test_what_is_no_http_proxy_is_an_error_that_does_not_repeat_it(url: str) -> None:
     with pytest.raises(EgressError) as raised:
         find_environment_proxy("https://slack.com/", {"HTTPS_PROXY": url})

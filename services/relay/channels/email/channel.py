@@ -57,6 +57,13 @@ def _check_host(value: str) -> str:
     return value
 
 
+def _require_recipient(recipients: tuple[str, ...]) -> tuple[str, ...]:
+    # Not pydantic's min_length, which complains of an empty list where an address has an error of its own.
+    if not recipients:
+        raise ValueError("expected a list of at least 1")
+    return recipients
+
+
 Mailbox = Annotated[str, AfterValidator(_check_address)]
 """An address, perhaps with a name before it."""
 
@@ -75,7 +82,7 @@ class EmailSettings(EgressSettings, ChannelSettings):
     username: str | None = None
     password_file: PasswordPath | None = None
     sender: Mailbox = Field(alias="from")
-    to: Annotated[tuple[Mailbox, ...], Field(min_length=1, max_length=100)]
+    to: Annotated[tuple[Mailbox, ...], Field(max_length=100), AfterValidator(_require_recipient)]
 
     @model_validator(mode="after")
     def _check_plaintext(self) -> Self:

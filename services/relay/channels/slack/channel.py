@@ -80,7 +80,7 @@ class SlackSettings(EgressSettings, ChannelSettings):
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
 
     kind: Literal["slack"]
-    channel: Annotated[str, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] | None = None
+    channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
     """With `token_file`: `"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
     """Who is mentioned in the first message of an episode."""

@@ -26,7 +26,7 @@ from services.relay.channels.status_error import build_status_error
 from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.check import Check
+from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.config.url import check_secret_url
 from shared.net.egress import EgressSettings
@@ -129,6 +129,11 @@ class IncomingWebhookChannel:
             error = self._build_error(url, status, headers, answer)
             if error.scope is not SendScope.MESSAGE:
                 raise error
+        if _ERRORS.get(answer.strip()) != _REJECTED:  # any web server refuses what it does not know
+            raise CheckError(
+                f"what answers is not an incoming webhook of Slack (HTTP {status})",
+                "correct the URL in `webhook_url_file`",
+            )
         return f"Slack knows the URL; {'; '.join(LIMITATIONS)}"
 
     async def _post(self, url: str, payload: str) -> tuple[int, Mapping[str, str], str]:

@@ -165,7 +165,7 @@ async def test_doctor_asks_slack_without_posting_and_says_what_it_cannot_do(
     assert "make a new webhook" in refused.hint
     assert "gone" not in f"{refused}"
     await channel.close()
-    for status, body in ((200, "ok"), (200, "<html>"), (404, "no_service")):
+    for status, body in ((200, "ok"), (200, "<html>"), (404, "no_service"), (400, "Bad Request"), (413, "no_service")):
         wrong = settings(example("slack_webhook", secret_file, await website(status, body))).connect(5)
         assert (await run_alone(wrong)).outcome is CheckOutcome.FAILED
         await wrong.close()
