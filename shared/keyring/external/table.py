@@ -193,7 +193,14 @@ class ExternalTable:
             raise AdministrationError(
                 f"a constraint of {self.layout.table} refuses a new wrapped form of row {row.id}; change that first"
             ) from None
-        return changed.rowcount == 1
+        if changed.rowcount != 1:
+            return False
+        if connection.execute(select(1).where(self._is_row(row.key), self._condition())).first() is None:
+            raise RefusedError(  # rolls back: neither a verification nor a rollback could find the row again
+                f"row {row.id} leaves `driver.where` as soon as it is wrapped anew, and could not be rolled back; "
+                "name no column there that a rotation changes"
+            )
+        return True
 
     def convert_version(self, version: str) -> object:
         """What a column of the version takes, where it held none before."""
