@@ -37,6 +37,7 @@ from shared.kms.port import KmsKey
 from shared.process.concurrency import run_concurrently
 
 _MAX_NAMED_ROWS = 5
+_CHECKED_ROWS = 3
 _ONLY_REWRAP = "the driver table wraps keys anew, and makes none: expected --type rewrap-kek"
 
 
@@ -87,6 +88,16 @@ class ExternalAdministration(LocalAdministration):
             async with translate_errors():
                 await self._database.write(lambda connection: create_tables(connection, layout, prefix))
         return await super().acquire_lease(holder, seconds, token)
+
+    async def check_rows(self) -> None:
+        """Whether the first rows can be unwrapped, and the account may change them. Raises AdministrationError."""
+        async with translate_errors():
+            await self._database.write(self._external.table.check_update)
+            keys = await self._database.read(partial(self._external.list_page, after="", limit=_CHECKED_ROWS))
+            for key in keys:
+                found = await self._unwrap(None, key) if key.wrapped.kek == self._wrapping.kek else b""
+                if isinstance(found, Problem):
+                    raise AdministrationError(f"row {found.id} cannot be unwrapped: {found.error}; check `driver.aad`")
 
     async def count_key_usage(self) -> KeyUsage:
         """Reads every row."""

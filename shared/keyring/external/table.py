@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     cast,
     exc,
+    false,
     inspect,
     literal_column,
     or_,
@@ -201,6 +202,11 @@ class ExternalTable:
                 "name no column there that a rotation changes"
             )
         return True
+
+    def check_update(self, connection: Connection) -> None:
+        """Whether the account may change what a rotation changes; no row is changed."""
+        names = filter(None, (self.layout.wrapped, self.layout.key_version))
+        connection.execute(update(self.table).where(false()).values({name: self.table.c[name] for name in names}))
 
     def convert_version(self, version: str) -> object:
         """What a column of the version takes, where it held none before."""
