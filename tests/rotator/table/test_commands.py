@@ -62,7 +62,7 @@ async def test_doctor_notices_an_account_that_may_not_change_the_table(build: Bu
     await tenants.execute(f"CREATE ROLE {account} LOGIN PASSWORD 'x'")
     await tenants.execute(f"GRANT SELECT ON tenant_keys TO {account}")
     try:
-        reader = replace(tenants, url=postgres_database.set(username=account, password="x"))  # noqa: S106 - a test's
+        reader = replace(tenants, url=postgres_database.set(username=account, password="x"))
         results = {result.name: result for result in await run_doctor(reader.settings(), open_checks)}
         assert "permission denied" in results["driver keyring"].detail
         assert await tenants.unreadable() == []
