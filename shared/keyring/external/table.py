@@ -113,6 +113,7 @@ class ExternalTable:
         versions = existing.get(layout.key_version or "")
         opened = cls(layout, table, kinds, isinstance(versions, types.Numeric | types.Integer))
         opened._check_storage(connection)
+        opened._check_row_security(connection)
         opened._check_rows(connection)
         return opened
 
@@ -126,6 +127,16 @@ class ExternalTable:
             raise RefusedError(
                 f"the table {self.layout.table} is stored by {engine}, which has no transactions; expected InnoDB: "
                 f"ALTER TABLE {self.layout.name} ENGINE=InnoDB"
+            )
+
+    def _check_row_security(self, connection: Connection) -> None:
+        """A row that is hidden would be counted for no version: `retire` would take the one that it needs."""
+        if connection.dialect.name != "postgresql":
+            return
+        name = connection.dialect.identifier_preparer.format_table(self.table)
+        if connection.execute(text("SELECT row_security_active(CAST(:name AS text))"), {"name": name}).scalar():
+            raise RefusedError(
+                f"row-level security hides rows of {self.layout.table} from this account; expected one with BYPASSRLS"
             )
 
     def _check_rows(self, connection: Connection) -> None:

@@ -71,6 +71,30 @@ async def test_doctor_notices_an_account_that_may_not_change_the_table(build: Bu
         await tenants.execute(f"DROP ROLE {account}")
 
 
+async def test_rows_that_are_hidden_from_the_account_are_not_taken_for_absent(
+    build: Build, postgres_database: URL
+) -> None:
+    tenants = build(postgres_database)
+    await tenants.create()
+    await tenants.add(["acme"])
+    account = f"rotator_{uuid4().hex}"
+    await tenants.execute(f"CREATE ROLE {account} LOGIN PASSWORD 'x'")
+    await tenants.execute(f"GRANT SELECT, UPDATE ON tenant_keys TO {account}")
+    await tenants.execute("ALTER TABLE tenant_keys ENABLE ROW LEVEL SECURITY")
+    hidden = replace(tenants, url=postgres_database.set(username=account, password="x"))  # noqa: S106 - a test's
+    try:
+        with pytest.raises(AdministrationError, match="row-level security hides rows of tenant_keys"):
+            async with hidden.session():
+                pass
+        await tenants.execute(f"ALTER ROLE {account} BYPASSRLS")
+        async with hidden.session() as session:
+            usage = await session.administration.count_key_usage()
+            assert [each.data_keys for each in usage.versions] == [1]
+    finally:
+        await tenants.execute(f"REVOKE ALL ON tenant_keys FROM {account}")
+        await tenants.execute(f"DROP ROLE {account}")
+
+
 async def list_tables(tenants: Tenants) -> list[str]:
     found = await tenants.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
     return [name for (name,) in found]
