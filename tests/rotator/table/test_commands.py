@@ -81,7 +81,7 @@ async def test_rows_that_are_hidden_from_the_account_are_not_taken_for_absent(
     await tenants.execute(f"CREATE ROLE {account} LOGIN PASSWORD 'x'")
     await tenants.execute(f"GRANT SELECT, UPDATE ON tenant_keys TO {account}")
     await tenants.execute("ALTER TABLE tenant_keys ENABLE ROW LEVEL SECURITY")
-    hidden = replace(tenants, url=postgres_database.set(username=account, password="x"))  # noqa: S106 - a test's
+    hidden = replace(tenants, url=postgres_database.set(username=account, password="x"))
     try:
         with pytest.raises(AdministrationError, match="row-level security hides rows of tenant_keys"):
             async with hidden.session():
