@@ -98,7 +98,8 @@ def find_reviewers(environment: dict[str, Any]) -> list[str]:
         if rule.get("type") == "required_reviewers":
             for reviewer in rule.get("reviewers") or []:
                 who = reviewer.get("reviewer") or {}
-                names.append(str(who.get("slug") or who.get("login") or who.get("id")))
+                if name := who.get("slug") or who.get("login"):
+                    names.append(str(name))
     return names
 
 

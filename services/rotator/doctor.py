@@ -9,6 +9,7 @@ from services.rotator.config import RotatorSettings
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.check import Check, CheckError
 from shared.keyring.administration import Administration, AdministrationError
+from shared.keyring.external.administration import ExternalAdministration
 from shared.keyring.model import LOCAL_KEK
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.registry import connect_key
@@ -57,10 +58,16 @@ async def _read_keyring(administration: Administration, driver: DriverSettings) 
     """How many data keys were read, and the KMS keys that wrap them.
 
     A hundred of a keyring, whose census also counts records. A table of another program has no list before the first
-    rotation, and its census is one scan.
+    rotation, and its census is one scan. Of the first rows it is tried whether they can be unwrapped, and changed.
     """
     if driver.has_own_keys:
         keys = await administration.list_keys(limit=_MAX_KEYS)
         return len(keys), {key.kek for key in keys} - {LOCAL_KEK}
-    versions = (await administration.count_key_usage()).versions
-    return sum(version.data_keys for version in versions), {version.kek for version in versions}
+    usage = await administration.count_key_usage()
+    if usage.unreadable:
+        raise AdministrationError(
+            f"{usage.unreadable} rows of the table cannot be read; check `driver.encoding` and `driver.aad`"
+        )
+    if isinstance(administration, ExternalAdministration):
+        await administration.check_rows()
+    return sum(version.data_keys for version in usage.versions), {version.kek for version in usage.versions}

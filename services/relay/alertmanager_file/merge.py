@@ -86,7 +86,7 @@ def merge(text: str, destination: Destination) -> str:
     found = _find_routes(
         document["route"].get("routes") or [], ours["route"]["routes"], None if destination.direct else direct
     )
-    if any(find_named(route, [_HEARTBEAT]) for route in file.route.routes):
+    if any(find_named(route, [_HEARTBEAT], label) for route in file.route.routes for label in _HEARTBEAT):
         fragment = fragment.replace(*_GOES_ON)
         ours = yaml.safe_load(fragment)
     receivers = [receiver for receiver in ours["receivers"] if receiver["name"] != _DIRECT]

@@ -16,6 +16,7 @@ from services.relay.intake.routing import Matcher, parse_matcher
 Labels = Mapping[str, str]
 _LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', re.DOTALL)
 """One matcher among several, which are separated by commas; a comma in quotes separates nothing."""
+_NAME: Final = re.compile(r"\w+")
 _SOMETHING_ELSE: Final = "SomethingElse"
 """Stands for every alert that is not keypulse's."""
 
@@ -71,7 +72,10 @@ def plan_routes(
                 )
     stopped = [labels for labels in alerts if any(find_stopped(route, [labels]) for route in ours)]
     for index in (index for index in others if index >= first):
-        if name := find_named(others[index], stopped):
+        named = [
+            labels for labels in _list_named(others[index]) if any(find_stopped(route, [labels]) for route in ours)
+        ]
+        if name := find_named(others[index], [*stopped, *named]):
             collisions.setdefault(
                 index,
                 f"route.routes[{index}] takes {name} by its name, and would get it no longer: "
@@ -93,15 +97,24 @@ def find_stopped(route: Route, alerts: Iterable[Labels]) -> str | None:
     return next((labels["alertname"] for labels in alerts if may_match(route, labels)), None)
 
 
-def find_named(route: Route, alerts: Sequence[Labels]) -> str | None:
-    """The name of an alert that a route, or one below it, takes by its name; None if there is none."""
+def find_named(route: Route, alerts: Sequence[Labels], label: str = "alertname") -> str | None:
+    """The name of an alert that a route, or one below it, takes by its name or by that label; None for none."""
     for each in _walk(route):
-        by_name = [matcher for matcher in _parse_matchers(each) if matcher.label == "alertname"]
-        if not all(matcher.matches({"alertname": _SOMETHING_ELSE}) for matcher in by_name):
+        by_label = [matcher for matcher in _parse_matchers(each) if matcher.label == label]
+        if not all(matcher.matches({label: _SOMETHING_ELSE}) for matcher in by_label):
             for labels in alerts:
                 if may_match(each, labels):
                     return labels["alertname"]
     return None
+
+
+def _list_named(route: Route) -> list[Labels]:
+    """The alerts that a route, or one below it, names; of a pattern what stands in it as text.
+
+    An alert of somebody else whose name begins as keypulse's do is in none of keypulse's rules.
+    """
+    by_name = (matcher for each in _walk(route) for matcher in _parse_matchers(each) if matcher.label == "alertname")
+    return [{"alertname": name} for matcher in by_name for name in _NAME.findall(matcher.value)]
 
 
 def _walk(route: Route) -> Iterator[Route]:

@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from services.rotator.drivers.driver_settings import BaseDriverSettings
 from shared.config.settings import Duration
@@ -53,6 +53,16 @@ class TableDriverSettings(BaseDriverSettings):
     """A condition in SQL; other rows are left alone."""
     kms_timeout: Duration = 5.0
     """Of one call."""
+
+    @model_validator(mode="after")
+    def _check_aad(self) -> Self:
+        """A rotation changes these columns, and the service would build another AAD by them."""
+        changed = {self.wrapped, self.key_version} & set(self.layout.aad.columns if self.layout.aad else ())
+        if changed:
+            raise ValueError(
+                f"`aad` uses {', '.join(map(str, changed))}, which a rotation changes: expected other columns"
+            )
+        return self
 
     rotation_types: ClassVar[tuple[RotationType, ...]] = (RotationType.REWRAP_KEK,)
     has_own_keys: ClassVar[bool] = False

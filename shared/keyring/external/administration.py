@@ -37,6 +37,7 @@ from shared.kms.port import KmsKey
 from shared.process.concurrency import run_concurrently
 
 _MAX_NAMED_ROWS = 5
+_CHECKED_ROWS = 3
 _ONLY_REWRAP = "the driver table wraps keys anew, and makes none: expected --type rewrap-kek"
 
 
@@ -88,6 +89,16 @@ class ExternalAdministration(LocalAdministration):
                 await self._database.write(lambda connection: create_tables(connection, layout, prefix))
         return await super().acquire_lease(holder, seconds, token)
 
+    async def check_rows(self) -> None:
+        """Whether the first rows can be unwrapped, and the account may change them. Raises AdministrationError."""
+        async with translate_errors():
+            await self._database.write(self._external.table.check_update)
+            keys = await self._database.read(partial(self._external.list_page, after="", limit=_CHECKED_ROWS))
+            for key in keys:
+                found = await self._unwrap(None, key) if key.wrapped.kek == self._wrapping.kek else b""
+                if isinstance(found, Problem):
+                    raise AdministrationError(f"row {found.id} cannot be unwrapped: {found.error}; check `driver.aad`")
+
     async def count_key_usage(self) -> KeyUsage:
         """Reads every row."""
         if await self._has_tables():
@@ -130,7 +141,8 @@ class ExternalAdministration(LocalAdministration):
         return await super().dry_run(type_, target_version)
 
     async def retire_version(self, kek_version: str, token: str) -> None:
-        """Counts every row first: another program may have written one a moment ago."""
+        """Unwraps the rows that are not known yet, and counts all: another program may have written one just now."""
+        await self._learn_rows()
         for each in (await self.count_key_usage()).versions:
             if each.kek == self._wrapping.kek and each.kek_version in (kek_version, UNREADABLE_VERSION):
                 raise RefusedError(
@@ -147,25 +159,32 @@ class ExternalAdministration(LocalAdministration):
         """Stores the fingerprint of each row that is not known yet, and refuses where one cannot be unwrapped."""
         problems: list[Problem] = []
         async with translate_errors():
+            primary = (await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)).primary_version
             async for keys, unreadable in self._external.scan(self._database):
                 problems += (Problem(id=row.id, error=row.error) for row in unreadable)
                 unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
-                await run_concurrently(unknown, self._unwrap, partial(self._store_learned, problems))
+                await run_concurrently(unknown, partial(self._unwrap, primary), partial(self._store_learned, problems))
                 if len(problems) >= MAX_PROBLEMS:
                     break
         if problems:
             named = ", ".join(f"{problem.id} ({problem.error})" for problem in problems[:_MAX_NAMED_ROWS])
             more = " and others" if len(problems) > _MAX_NAMED_ROWS else ""
             raise AdministrationError(
-                f"nothing was changed, for these rows cannot be unwrapped: {named}{more}; check `driver.aad` and "
-                "`driver.encoding`, correct the rows, or leave them out by `driver.where`"
+                f"nothing was changed, because of these rows: {named}{more}; check `driver.aad`, `driver.encoding` and "
+                "`driver.key_version`, correct the rows, or leave them out by `driver.where`"
             )
 
-    async def _unwrap(self, key: DataKey) -> bytes | Problem:
+    async def _unwrap(self, primary: str | None, key: DataKey) -> bytes | Problem:
         try:
-            return compute_fingerprint(await self._wrapping.unwrap(key))
+            fingerprint = compute_fingerprint(await self._wrapping.unwrap(key))
         except UnwrapError as error:
             return Problem(id=key.id, error=str(error))
+        if key.wrapped.kek_version == primary:  # it would not be wrapped anew: the column must be right
+            kms, aad = self._wrapping.kms, key.wrapping_aad
+            if not (await kms.decrypt(key.wrapped.ciphertext, aad, timeout=self._wrapping.timeout)).is_primary:
+                column = self._external.table.layout.key_version
+                return Problem(id=key.id, error=f"its {column} says {primary}, and another version wraps it")
+        return fingerprint
 
     async def _store_learned(self, problems: list[Problem], results: Sequence[tuple[DataKey, bytes | Problem]]) -> None:
         problems += (found for _, found in results if isinstance(found, Problem))

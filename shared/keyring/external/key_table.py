@@ -186,6 +186,8 @@ class ExternalKeyTable:
     def _parse_version(self, stored: object) -> tuple[str, str]:
         """The KMS key and its version, by the table's own column: a version, or the full name of one."""
         text = stored.decode(errors="replace") if isinstance(stored, bytes) else str(stored or "")
+        if text == self.kek:
+            return self.kek, UNREADABLE_VERSION
         name, _, version = text.rpartition("/")
         if name and name != self.kek and not name.startswith(f"{self.kek}/"):
             return text, version
@@ -193,6 +195,8 @@ class ExternalKeyTable:
 
     def _format_version(self, stored: object, new: WrappedKey) -> object:
         """What the column holds for another version: of the same form as before."""
+        if stored == self.kek:
+            return stored  # the key's name, which no version changes
         if new.kek_version == UNREADABLE_VERSION:
             return None
         if isinstance(stored, int):

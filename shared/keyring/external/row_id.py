@@ -49,8 +49,8 @@ def format_row_id(values: Sequence[object], kinds: Sequence[type]) -> str:
     """The id of a row. Raises ValueError where it would be that of another row, or of none."""
     texts = [_format_value(value) for value in values]
     text = texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
-    if len(text) > MAX_ID_LENGTH or "\0" in text:
-        raise ValueError(f"its id is longer than {MAX_ID_LENGTH} characters, or holds a NUL")
+    if not 0 < len(text) <= MAX_ID_LENGTH or "\0" in text:
+        raise ValueError(f"its id is empty, longer than {MAX_ID_LENGTH} characters, or holds a NUL")
     if parse_row_id(text, kinds) != tuple(values):
         raise ValueError("its id is not of the type of its column")
     return text

@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     cast,
     exc,
+    false,
     inspect,
     literal_column,
     or_,
@@ -112,6 +113,7 @@ class ExternalTable:
         versions = existing.get(layout.key_version or "")
         opened = cls(layout, table, kinds, isinstance(versions, types.Numeric | types.Integer))
         opened._check_storage(connection)
+        opened._check_row_security(connection)
         opened._check_rows(connection)
         return opened
 
@@ -125,6 +127,16 @@ class ExternalTable:
             raise RefusedError(
                 f"the table {self.layout.table} is stored by {engine}, which has no transactions; expected InnoDB: "
                 f"ALTER TABLE {self.layout.name} ENGINE=InnoDB"
+            )
+
+    def _check_row_security(self, connection: Connection) -> None:
+        """A row that is hidden would be counted for no version: `retire` would take the one that it needs."""
+        if connection.dialect.name != "postgresql":
+            return
+        name = connection.dialect.identifier_preparer.format_table(self.table)
+        if connection.execute(text("SELECT row_security_active(CAST(:name AS text))"), {"name": name}).scalar():
+            raise RefusedError(
+                f"row-level security hides rows of {self.layout.table} from this account; expected one with BYPASSRLS"
             )
 
     def _check_rows(self, connection: Connection) -> None:
@@ -193,7 +205,19 @@ class ExternalTable:
             raise AdministrationError(
                 f"a constraint of {self.layout.table} refuses a new wrapped form of row {row.id}; change that first"
             ) from None
-        return changed.rowcount == 1
+        if changed.rowcount != 1:
+            return False
+        if connection.execute(select(1).where(self._is_row(row.key), self._condition())).first() is None:
+            raise RefusedError(  # rolls back: neither a verification nor a rollback could find the row again
+                f"row {row.id} leaves `driver.where` as soon as it is wrapped anew, and could not be rolled back; "
+                "name no column there that a rotation changes"
+            )
+        return True
+
+    def check_update(self, connection: Connection) -> None:
+        """Whether the account may change what a rotation changes; no row is changed."""
+        names = filter(None, (self.layout.wrapped, self.layout.key_version))
+        connection.execute(update(self.table).where(false()).values({name: self.table.c[name] for name in names}))
 
     def convert_version(self, version: str) -> object:
         """What a column of the version takes, where it held none before."""

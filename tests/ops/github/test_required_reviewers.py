@@ -56,6 +56,7 @@ def test_an_environment_with_reviewers_lets_it_through_and_names_them(github: St
         [{"type": "wait_timer", "wait_timer": 30}, {"type": "branch_policy"}],
         [{"type": "required_reviewers", "reviewers": []}],
         [{"type": "of_tomorrow", "reviewers": [{"reviewer": {"login": "alice"}}]}],
+        [{"type": "required_reviewers", "reviewers": [{"type": "Team", "reviewer": None}]}],
     ],
 )
 def test_one_without_reviewers_refuses(github: StandIn, rules: Any) -> None:

@@ -134,6 +134,22 @@ def test_a_route_that_takes_them_by_name_and_lets_them_go_on_gets_them_as_before
     assert places(file_with("{receiver: nobody, continue: true, match_re: {alertname: KMS.*}}")) == ["nobody", *OURS]
 
 
+@pytest.mark.parametrize(
+    ("conditions", "name"),
+    [
+        ("match: {alertname: KMSLicenseExpired}", "KMSLicenseExpired"),
+        ("matchers: ['alertname=~\"DHCP.*|RelayPort.*\"']", "RelayPort"),
+    ],
+)
+def test_an_alert_of_others_that_is_named_as_keypulses_are_keeps_its_route_or_collides(
+    conditions: str, name: str
+) -> None:
+    named = f"{{receiver: nobody, {conditions}}}"
+    assert places(file_with(named)) == ["nobody", *OURS]
+    (line,) = collisions(file_with("{receiver: ops, match: {severity: critical}}", named))
+    assert line.startswith(f"route.routes[1] takes {name} by its name, and would get it no longer")
+
+
 def test_one_that_lets_them_go_on_behind_a_route_that_keeps_them_collides() -> None:
     behind = "{receiver: nobody, continue: true, match_re: {alertname: KMS.*}}"
     (line,) = collisions(file_with("{receiver: nobody, match: {severity: critical}}", behind))
@@ -176,6 +192,8 @@ def test_an_inhibition_that_is_there_in_another_order_is_not_added_again() -> No
     [
         ("{receiver: nobody}", False),
         ("{receiver: nobody, match: {alertname: Watchdog}}", True),
+        ("{receiver: nobody, match: {severity: none}}", True),
+        ("{receiver: nobody, matchers: ['severity=~\".+\"']}", False),
         ("{receiver: ops, matchers: ['team=a'], routes: [{receiver: nobody, matchers: [alertname=~Watch.*]}]}", True),
     ],
 )

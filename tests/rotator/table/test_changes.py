@@ -7,9 +7,12 @@ from sqlalchemy import URL
 
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
+from services.rotator.retirement import retire_version
 from services.rotator.runner import resume, rollback, run
+from shared.config.errors import ConfigurationError
 from shared.keyring.administration import RotationType
 from tests.memory_kms import MemoryKey, StoredKey
+from tests.rotator.table.conftest import KEY
 from tests.rotator.table.tenants import Tenants, aad, secret
 
 REWRAP = RotationType.REWRAP_KEK
@@ -79,6 +82,7 @@ async def test_a_rollback_leaves_what_was_changed_or_deleted_since(tenants: Tena
             r"beta \(its dek_ciphertext cannot be",
         ),
         ("UPDATE tenant_keys SET tenant = 'moved' WHERE tenant = 'beta'", r"moved \(KMS: invalid_request"),
+        ("UPDATE tenant_keys SET tenant = '' WHERE tenant = 'beta'", r"\(its id is empty"),
     ],
 )
 async def test_a_row_that_cannot_be_unwrapped_stops_all_and_is_named(
@@ -106,6 +110,57 @@ async def test_a_wrong_aad_is_noticed_before_anything_is_changed(in_a_file: Tena
         with pytest.raises(RotatorError, match=r"acme \(KMS: invalid_request.*check `driver\.aad`"):
             await run(session, REWRAP)
     assert await in_a_file.rows() == before
+
+
+async def test_an_aad_that_a_rotation_would_change_is_refused(in_a_file: Tenants) -> None:
+    in_a_file.driver["aad"] = "{tenant}/{kms_version}"
+    with pytest.raises(ConfigurationError, match="`aad` uses kms_version, which a rotation changes"):
+        in_a_file.settings()
+
+
+async def test_a_condition_that_rows_leave_by_the_rotation_itself_is_refused(
+    in_a_file: Tenants, kms_key: StoredKey
+) -> None:
+    in_a_file.driver["where"] = "kms_version = 'elm'"
+    before = await in_a_file.rows()
+    kms_key.add_version("oak")
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match=r"leaves `driver\.where` as soon as it is wrapped anew"):
+            await run(session, REWRAP)
+    assert await in_a_file.rows() == before
+    in_a_file.driver["where"] = None
+    async with in_a_file.session() as session:
+        assert (await resume(session)).outcome is CommandOutcome.DONE
+    assert await in_a_file.unreadable() == []
+
+
+async def test_a_column_that_names_a_version_which_wraps_nothing_is_noticed(
+    in_a_file: Tenants, kms_key: StoredKey
+) -> None:
+    kms_key.add_version("oak")
+    await in_a_file.execute("UPDATE tenant_keys SET kms_version = 'oak'")  # `elm` wraps them all
+    async with in_a_file.session() as session:
+        with pytest.raises(RotatorError, match=r"acme \(its kms_version says oak, and another version wraps it"):
+            await run(session, REWRAP)
+        with pytest.raises(
+            RotatorError, match="version elm is not retired: nothing was changed, because of these rows: acme"
+        ):
+            await retire_version(session, "elm")
+    assert await in_a_file.unreadable() == []
+    in_a_file.driver["key_version"] = None
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        assert {key.kek_version for key in await session.administration.list_keys()} == {"oak"}
+
+
+async def test_a_column_with_the_name_of_the_kms_key_stays_as_it_is(in_a_file: Tenants, kms_key: StoredKey) -> None:
+    await in_a_file.execute("UPDATE tenant_keys SET kms_version = :name", {"name": KEY})
+    kms_key.add_version("oak")
+    async with in_a_file.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.NOTHING_TO_DO
+    assert {version for _, version in (await in_a_file.rows()).values()} == {KEY}
+    assert await in_a_file.unreadable() == []
 
 
 async def test_a_row_that_goes_wrong_under_way_is_left_out_and_tried_again(

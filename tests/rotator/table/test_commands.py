@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -22,6 +24,7 @@ from tests.memory_kms import StoredKey
 from tests.rotator.table.conftest import KEY
 from tests.rotator.table.tenants import Tenants, aad, secret
 
+Build = Callable[[URL], Tenants]
 REWRAP = RotationType.REWRAP_KEK
 
 
@@ -33,6 +36,63 @@ async def test_doctor_reads_the_table_and_leaves_no_table_behind(in_a_file: Tena
     results = {result.name: result for result in await run_doctor(in_a_file.settings(), open_checks)}
     assert not results["driver keyring"].is_ok
     assert "dek" in results["driver keyring"].detail
+
+
+@pytest.mark.parametrize(
+    ("driver", "detail", "hint"),
+    [
+        ({"aad": "{tenant}"}, "row acme cannot be unwrapped: KMS: invalid_request (version elm)", "check `driver.aad`"),
+        ({"encoding": "hex"}, "3 rows of the table cannot be read", "check `driver.encoding` and `driver.aad`"),
+    ],
+)
+async def test_doctor_names_a_table_that_is_not_as_described(
+    in_a_file: Tenants, driver: dict[str, str], detail: str, hint: str
+) -> None:
+    in_a_file.driver |= driver
+    results = {result.name: result for result in await run_doctor(in_a_file.settings(), open_checks)}
+    found = results["driver keyring"]
+    assert (found.is_ok, found.detail, found.hint) == (False, detail, hint)
+
+
+async def test_doctor_notices_an_account_that_may_not_change_the_table(build: Build, postgres_database: URL) -> None:
+    tenants = build(postgres_database)
+    await tenants.create()
+    await tenants.add(["acme"])
+    account = f"reader_{uuid4().hex}"
+    await tenants.execute(f"CREATE ROLE {account} LOGIN PASSWORD 'x'")
+    await tenants.execute(f"GRANT SELECT ON tenant_keys TO {account}")
+    try:
+        reader = replace(tenants, url=postgres_database.set(username=account, password="x"))
+        results = {result.name: result for result in await run_doctor(reader.settings(), open_checks)}
+        assert "permission denied" in results["driver keyring"].detail
+        assert await tenants.unreadable() == []
+    finally:
+        await tenants.execute(f"REVOKE ALL ON tenant_keys FROM {account}")
+        await tenants.execute(f"DROP ROLE {account}")
+
+
+async def test_rows_that_are_hidden_from_the_account_are_not_taken_for_absent(
+    build: Build, postgres_database: URL
+) -> None:
+    tenants = build(postgres_database)
+    await tenants.create()
+    await tenants.add(["acme"])
+    account = f"rotator_{uuid4().hex}"
+    await tenants.execute(f"CREATE ROLE {account} LOGIN PASSWORD 'x'")
+    await tenants.execute(f"GRANT SELECT, UPDATE ON tenant_keys TO {account}")
+    await tenants.execute("ALTER TABLE tenant_keys ENABLE ROW LEVEL SECURITY")
+    hidden = replace(tenants, url=postgres_database.set(username=account, password="x"))
+    try:
+        with pytest.raises(AdministrationError, match="row-level security hides rows of tenant_keys"):
+            async with hidden.session():
+                pass
+        await tenants.execute(f"ALTER ROLE {account} BYPASSRLS")
+        async with hidden.session() as session:
+            usage = await session.administration.count_key_usage()
+            assert [each.data_keys for each in usage.versions] == [1]
+    finally:
+        await tenants.execute(f"REVOKE ALL ON tenant_keys FROM {account}")
+        await tenants.execute(f"DROP ROLE {account}")
 
 
 async def list_tables(tenants: Tenants) -> list[str]:
