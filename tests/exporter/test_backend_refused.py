@@ -95,7 +95,8 @@ async def test_where_nothing_listens_the_backend_is_down(reader: Reader) -> None
         state = await reader(url).read()
     assert state.health is None
     (problem,) = state.problems
-    assert "Cannot connect to host" in problem
+    assert problem.startswith("health check: cannot connect to 127.0.0.1:")
+    assert problem.endswith(": Connection refused")
     assert "secret" not in problem
 
 

@@ -5,6 +5,7 @@ read is a problem with a sentence, never an exception.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Container, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -176,5 +177,12 @@ class BackendReader:
         except aiohttp.ClientResponseError as error:  # its own text would hold the URL
             raise UnreadableError(f"the answer is not HTTP: {' '.join(error.message.split())[:200]}") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise UnreadableError(str(error)[:200] or type(error).__name__) from None
+            raise UnreadableError(_describe_error(error)[:200]) from None
         return _Answer(response.status, response.content_type, bytes(body))
+
+
+def _describe_error(error: aiohttp.ClientError | OSError) -> str:
+    """The error in words; aiohttp's own text for a refused connection holds Python's tuples."""
+    if type(error) is aiohttp.ClientConnectorError and (number := error.os_error.errno) and number > 0:
+        return f"cannot connect to {error.host}:{error.port}: {os.strerror(number)}"
+    return str(error) or type(error).__name__

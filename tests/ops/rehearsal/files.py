@@ -25,7 +25,11 @@ DEPLOYMENTS = {
 }
 SHORTER = (
     ("keys.yml", "for: 1440s", "for: 1s"),
-    ("kms.yml", "changes(crypto_mode[60s])", "changes(crypto_mode[25s])"),
+    (
+        "kms.yml",
+        'changes(crypto_mode{job=~"keypulse-exporter|"}[60s])',
+        'changes(crypto_mode{job=~"keypulse-exporter|"}[25s])',
+    ),
     ("kms.yml", "> 60", "> 10"),
     ("relay.yml", "> 600", "> 10"),
     ("exporter.yml", "kms_key_inspection_problems[20s]", "kms_key_inspection_problems[5s]"),
