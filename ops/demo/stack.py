@@ -86,7 +86,10 @@ async def run_stack(ports: Ports) -> AsyncIterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="keypulse-demo-") as folder:
         write_configuration(Path(folder), ports)
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http,
+            # Not kept open: a connection left idle may be closed just as it is used again.
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(total=2)
+            ) as http,
             run_processes(Path(folder)) as children,
         ):
             stack = Stack(ports, http, children, Path(folder))
