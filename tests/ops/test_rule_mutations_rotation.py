@@ -18,7 +18,7 @@ MISTAKES = [
     (OVERDUE, "<= 35 * 86400", "<= 33 * 86400"),
     (OVERDUE, "<= 35 * 86400", "<= 37 * 86400"),
     (OVERDUE, "[1h]", "[10m]"),
-    (OVERDUE, '{type="rewrap-kek"}', ""),
+    (OVERDUE, ', type="rewrap-kek"', ""),
     (OVERDUE, "> 0", ">= 0"),
     (OVERDUE, "unless on (env, service, kek_version)", "and on (env, service, kek_version)"),
     (OVERDUE, "on (env, service, kek_version)", "on (service, kek_version)"),
