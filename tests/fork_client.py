@@ -6,6 +6,7 @@ It runs as a script, with nothing imported that takes time. See `fork_server.py`
 import array
 import marshal
 import os
+import select
 import signal
 import socket
 import sys
@@ -22,9 +23,15 @@ def main() -> None:
         descriptors = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
         server.sendmsg([marshal.dumps(request)], descriptors)
         pid = int(server.recv(64))
+        # A signal that arrives just before a blocking call would wait for its end: the pipe ends `select` then.
+        awake, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup)
         for number in FORWARDED:
             signal.signal(number, lambda number, _frame: os.kill(pid, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+        while server.fileno() not in select.select([server.fileno(), awake], [], [])[0]:
+            os.read(awake, 64)
         code = int(server.recv(64))
     if code < 0:  # killed by a signal
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
