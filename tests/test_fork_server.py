@@ -18,7 +18,8 @@ import json, os, signal, sys, time
 if sys.argv[1:] == ["wait"]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    for _ in range(1200):  # a signal just before a sleep would wait for its end
+        time.sleep(0.05)
 print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("WORD"), sys.stdin.read(), __name__]))
 print("an error", file=sys.stderr)
 sys.exit({"one": 1, "text": "a reason", "none": None}[os.environ["ENDS"]])
