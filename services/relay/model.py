@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -94,6 +94,40 @@ class Links:
     """The exporter's board at the key or the service of the alert."""
 
 
+class RelatedIncident(NamedTuple):
+    """Another open incident of the same environment and service."""
+
+    incident_id: str
+    title: str
+    """Its title as messages show it, on one line."""
+    since: datetime
+    """When its episode started."""
+
+
+class IncidentContext(NamedTuple):
+    """What the outbox knows of an incident beside the event that is sent. It may differ from attempt to attempt."""
+
+    started_at: datetime | None = None
+    """When the episode started; None if that is not known."""
+    episodes_in_7_days: int = 0
+    """How many times the incident started in the last 7 days, this episode included; 0 if that is not known."""
+    related: tuple[RelatedIncident, ...] = ()
+    """The oldest open incidents of the same environment and service."""
+    related_count: int = 0
+    """How many there are, the ones that `related` leaves out included."""
+    previous_at: datetime | None = None
+    """When the channel accepted the previous message of this episode; None if this message is its first."""
+    previous_alerts: Mapping[str, Status] = {}
+    """Each alert of that message, by fingerprint, with its status then."""
+    acknowledged_by: str = ""
+    """Who acknowledged the episode; empty while nobody has."""
+    acknowledged_at: datetime | None = None
+    escalated_to: tuple[str, ...] = ()
+    """The channels that the episode was escalated to."""
+    escalated_at: datetime | None = None
+    """When the last of them was added."""
+
+
 class DeliveryTask(NamedTuple):
     """One claimed delivery, until the provider has it.
 
@@ -143,6 +177,24 @@ class DeliveryTask(NamedTuple):
     """When the attempt is cancelled at the latest, by CLOCK_MONOTONIC, which all processes of a machine share."""
     lease_ends: float = 0.0
     """Until when nobody else claims the delivery, by the same clock."""
+    context: IncidentContext = IncidentContext()
+
+
+class ExcerptBlock(NamedTuple):
+    """A part of a runbook's section, without mark-up."""
+
+    kind: Literal["paragraph", "step", "code"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunbookExcerpt:
+    """The first diagnosis steps of an alert's section in the runbook."""
+
+    alertname: str
+    blocks: tuple[ExcerptBlock, ...]
+    is_truncated: bool
+    """Whether the section goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +207,11 @@ class Message:
     """One for each alert of the event, in their order."""
     contacts: Mapping[str, str] = field(default_factory=dict)
     """The address of each role: 10 at most, each text of 200 characters at most."""
+    title: str = ""
+    """The cause and its effect on one line, from a team's template; empty: see `text.format_title`."""
+    excerpt: RunbookExcerpt | None = None
+    chart: bytes | None = None
+    """A PNG of the alert's expression over the last hour; None if there is none."""
 
 
 def build_incident_id(event: Event) -> str:
