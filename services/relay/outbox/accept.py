@@ -14,6 +14,7 @@ from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
+from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
 
 # Statements are built once: building one costs more than a database takes to run it.
@@ -39,7 +40,7 @@ _FIRST_WAITING_EVENT: Final = (
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
 )
-_INCIDENT_COLUMNS: Final = ("episode", "is_open", "latest_event_seq", "group_id", "earlier_events")
+_INCIDENT_COLUMNS: Final = ("episode", "is_open", "latest_event_seq", "group_id", "earlier_events", "severity")
 _UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
@@ -206,6 +207,7 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
                 "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
                 "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
+                "new_severity": find_worst_severity(each.request.incoming.event) or "",
             }
             for each, seq in zip(planned, seqs, strict=True)
         ],

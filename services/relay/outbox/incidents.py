@@ -108,6 +108,7 @@ _NEW_INCIDENT: Final = {
     "group_id": None,
     "resolved_elsewhere": None,
     "earlier_events": None,
+    "severity": None,
 }
 _READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 _READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))

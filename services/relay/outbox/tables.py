@@ -63,6 +63,7 @@ incidents = Table(
     Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
     Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
+    Column("severity", Text),  # the worst of the latest event; empty if it has none, null if an older version wrote it
 )
 
 events = Table(
@@ -111,6 +112,7 @@ deliveries = Table(
     Column("fallback_up_to", BigInteger),  # up to this event fallback channels deliver it, too; see `fallback`
     # Up to this event it may have been delivered before, for a backup was restored; see `restore_detection`.
     Column("maybe_delivered_up_to", BigInteger),
+    Column("digest_id", Text),  # the digest that delivers it, or that named it before its own message; see `digests`
     sqlite_autoincrement=True,
 )
 
@@ -217,6 +219,7 @@ _add_index(
 # By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
 _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
