@@ -75,12 +75,12 @@ def _format_change(alerts: list[Alert], change: str, event: Event) -> str:
 
 def _format_related(message: Message) -> tuple[str, ...]:
     context = message.task.context
-    shown = context.related[:MAX_RELATED]
-    more = max(context.related_count, len(context.related)) - len(shown)
+    listed = context.related[:MAX_RELATED]
+    more = max(context.related_count, len(context.related)) - len(listed)
     items = [
         f"{truncate(clean_line(incident.title), _MAX_RELATED_TITLE)}, "
         f"since {format_short_time(incident.since, message.zone)}"
-        for incident in shown
+        for incident in listed
     ]
     return (*items, *([f"… and {more} more"] if more else []))
 

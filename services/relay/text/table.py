@@ -68,13 +68,13 @@ def arrange_alerts(message: Message, *, max_cards: int, max_tables: int, max_row
     for alert, links in list_alerts(message):
         rules.setdefault(alert.labels.get("alertname", ""), []).append(AlertCard(alert, links))
     single = [card for cards in rules.values() if len(cards) < TABLE_FROM for card in cards]
-    shown = select_alerts([card.alert for card in single], max_cards)
-    left_out = [card.alert for card in single if card.alert not in shown]
+    listed = select_alerts([card.alert for card in single], max_cards)
+    left_out = [card.alert for card in single if card.alert not in listed]
     parts: list[AlertCard | AlertTable] = []
     tables = 0
     for cards in rules.values():
         if len(cards) < TABLE_FROM:
-            parts += [card for card in cards if card.alert in shown]
+            parts += [card for card in cards if card.alert in listed]
         elif tables < max_tables:
             parts.append(build_table(cards, message, max_rows))
             tables += 1
@@ -92,14 +92,14 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
         max_rows: what is over is counted in `more`.
     """
     alerts = [card.alert for card in cards]
-    shown = select_alerts(alerts, max_rows)
+    listed = select_alerts(alerts, max_rows)
     names = _find_differing_labels(alerts)
-    columns = {name: [alert.labels.get(name, "") for alert in shown] for name in names[:MAX_COLUMNS]}
+    columns = {name: [alert.labels.get(name, "") for alert in listed] for name in names[:MAX_COLUMNS]}
     caption = [_find_shared_text(alerts, names)]
     if not caption[0]:
         caption = [alerts[0].labels.get("alertname", "")]
-        columns["what"] = [_describe(alert) for alert in shown]
-    states = [format_short_period(alert, message.zone) for alert in shown]
+        columns["what"] = [_describe(alert) for alert in listed]
+    states = [format_short_period(alert, message.zone) for alert in listed]
     if len(set(states)) == 1:
         caption.append(states[0])
     else:
@@ -109,9 +109,9 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
         caption=truncate(" · ".join(filter(None, map(clean_line, caption))), _MAX_CAPTION),
         columns=tuple(truncate(clean_line(name), MAX_CELL) for name in columns),
         rows=tuple(zip(*cells, strict=True)),
-        alerts=tuple(shown),
+        alerts=tuple(listed),
         links=cards[0].links,
-        more=format_more([alert for alert in alerts if alert not in shown]),
+        more=format_more([alert for alert in alerts if alert not in listed]),
     )
 
 

@@ -15,7 +15,9 @@ def format_time(moment: datetime, zone: tzinfo = UTC) -> str:
         there = moment.astimezone(zone)
     except OverflowError:  # at the edge of the calendar
         there = moment
-    in_utc = f"{moment:%H:%M:%S} UTC" if there.date() == moment.date() else f"{_format_day(moment)} {moment:%H:%M:%S} UTC"
+    in_utc = (
+        f"{moment:%H:%M:%S} UTC" if there.date() == moment.date() else f"{_format_day(moment)} {moment:%H:%M:%S} UTC"
+    )
     if there.utcoffset() == timedelta():
         return f"{_format_day(moment)} {moment:%H:%M:%S} UTC"
     return f"{_format_day(there)} {there:%H:%M:%S} {_name_zone(there)} ({in_utc})"
