@@ -143,6 +143,8 @@ class ChannelSettings(Section):
     """Whether a waiting event is merged into the next one of its incident."""
     shows_chart: ClassVar[bool] = False
     """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
+    digests: ClassVar[bool] = False
+    """Whether in a storm one message may name many incidents; its `send` then knows `Message.digest`."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final
 from uuid import uuid4
 
@@ -24,8 +25,9 @@ from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
-from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases
+from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
@@ -54,6 +56,7 @@ class Worker:
         max_concurrency: how many messages are sent at once.
         context: what all workers share.
         dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
+        digest_over: how many deliveries may wait for the rate before they become digests; None if it has none.
     """
 
     def __init__(
@@ -64,18 +67,21 @@ class Worker:
         max_concurrency: int,
         context: DeliveryContext,
         dedup_channels: tuple[str, ...] = (),
+        digest_over: int | None = None,
     ) -> None:
         self._name = name
         self._channel = channel
         self._rate = rate
         self._max_concurrency = max_concurrency
         self._dedup_channels = dedup_channels
+        self._digest_over = digest_over
         self._context = context
         self._deliverer = Deliverer(name, context)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
-        self._in_flight_ids: set[str] = set()
+        self._in_flight: dict[str, tuple[str, ...]] = {}
+        """The ids of the deliveries of each message that is being sent: several, where it is a digest."""
         self._stopping = False
 
     def wake(self) -> None:
@@ -103,7 +109,7 @@ class Worker:
 
     async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
         self._send_finished.clear()
-        if len(self._in_flight_ids) >= self._max_concurrency:
+        if len(self._in_flight) >= self._max_concurrency:
             await self._send_finished.wait()
             return
         self._wake_event.clear()
@@ -111,19 +117,20 @@ class Worker:
         claimed = await self._claim()
         size = sum(len(each.event_json) for each in claimed.tasks)
         for each in claimed.tasks:
-            self._in_flight_ids.add(each.delivery_id)
+            members = tuple(member.task.delivery_id for member in each.members)
+            self._in_flight[each.delivery_id] = members or (each.delivery_id,)
             sends.create_task(self._deliver(each, claimed_at + self._context.lease_seconds))
         if claimed.channel_down and await self._deliverer.fall_back():
             self._wake_event.set()
         if size > MAX_CLAIM_BYTES:  # nothing more is claimed beside so much
-            while self._in_flight_ids and not self._stopping:
+            while self._in_flight and not self._stopping:
                 self._send_finished.clear()
                 await self._send_finished.wait()
         elif not claimed.tasks:
             await self._sleep(claimed)
 
     async def _claim(self) -> ClaimResult:
-        context, free = self._context, self._max_concurrency - len(self._in_flight_ids)
+        context, free = self._context, self._max_concurrency - len(self._in_flight)
         request = ClaimRequest(
             self._name,
             free,
@@ -131,7 +138,8 @@ class Worker:
             context.lease_seconds,
             self._rate,
             self._dedup_channels,
-            tuple(self._in_flight_ids),
+            tuple(chain.from_iterable(self._in_flight.values())),
+            self._digest_over,
         )
         return await claim_due(context.store, request)
 
@@ -141,7 +149,7 @@ class Worker:
         except Exception:
             log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
         finally:
-            self._in_flight_ids.discard(task.delivery_id)
+            del self._in_flight[task.delivery_id]
             self._send_finished.set()
             self._wake_event.set()
 
@@ -190,6 +198,8 @@ class DeliveryRules:
     """Channels that get the deliveries of one that is down."""
     pacing_enabled: bool
     """Whether each channel keeps to its rate."""
+    digest_over: int
+    """How many deliveries may wait for a channel's rate before they become digests."""
     compare_delay: float
     """Seconds for which a restored backup waits to be compared with Alertmanager; 0 if there is none."""
 
@@ -248,7 +258,9 @@ async def _run_workers(
     for name, channel in channels.items():
         own = settings[name]
         rate = _get_rate(own) if rules.pacing_enabled else None
-        workers[name] = Worker(name, channel, rate, own.max_concurrency, context, _find_dedup_channels(own, settings))
+        digest_over = rules.digest_over if own.digests else None
+        dedup_channels = _find_dedup_channels(own, settings)
+        workers[name] = Worker(name, channel, rate, own.max_concurrency, context, dedup_channels, digest_over)
     prepared = await _prepare_channels(store, channels, rules.compare_delay)
     preparation = asyncio.create_task(
         _retry_preparation(store, channels, rules.compare_delay, prepared=prepared), name="prepare channels"

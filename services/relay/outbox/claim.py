@@ -181,9 +181,7 @@ def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResu
     return ClaimResult(tasks, 0.0, admission.channel_down)
 
 
-def _select_due(
-    transaction: Transaction, request: ClaimRequest, limit: int, *, is_breaker_trial: bool
-) -> Selection:
+def _select_due(transaction: Transaction, request: ClaimRequest, limit: int, *, is_breaker_trial: bool) -> Selection:
     """The deliveries to claim."""
     values = {"channel": request.channel, "now": transaction.now, "in_flight": request.in_flight_ids}
     if request.digest_over is None or request.rate is None:
@@ -231,9 +229,7 @@ def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[De
         maybe_sent=any(each.maybe_sent for each in tasks),
         progress=first.progress,
         is_breaker_trial=first.is_breaker_trial,
-        members=tuple(
-            DigestMember(task, digests.is_named_only(row)) for row, task in zip(due, tasks, strict=True)
-        ),
+        members=tuple(DigestMember(task, digests.is_named_only(row)) for row, task in zip(due, tasks, strict=True)),
     )
 
 

@@ -3,8 +3,8 @@
 It is a storm where more than `digest_over` deliveries wait for the channel's rate. Then what is not critical is
 collected into digests of at most `MAX_MEMBERS` deliveries, each for one token of the rate. These are sent alone all the
 same: what is critical, the resolve of an incident that was shown alone, and what may have arrived alone already. They
-go first. Only when an incident has waited for as long as the channel needs for a burst of messages, a digest goes
-before them. It then names the waiting critical incidents, too; these are released after it, and still get their message.
+go first. Only when an incident has waited for as long as a burst of messages takes, a digest goes before them. It then
+names the waiting critical incidents, too; these are released after it, and still get a message of their own.
 
 A digest that may have arrived, because its answer was lost, is claimed again as a whole and under its id, so that its
 channel can search for it: its members are those with its `digest_id` that may have been sent. A digest that certainly
@@ -65,9 +65,8 @@ _CRITICAL_FIRST: Final = (
     *_OLDEST_FIRST,
 )
 _LOCK_CLAIMABLE: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE).limit(bindparam("most"))
-_COUNT_CLAIMABLE: Final = RowQuery(
-    int, select(func.count()).select_from(select(_delivery.seq).where(*IS_CLAIMABLE).limit(bindparam("most")).subquery())
-)
+_some_claimable = select(_delivery.seq).where(*IS_CLAIMABLE).limit(bindparam("most")).subquery()
+_COUNT_CLAIMABLE: Final = RowQuery(int, select(func.count()).select_from(_some_claimable))
 _FIRST_NAMEABLE: Final = DUE_DELIVERIES.where(*IS_CLAIMABLE, _is_nameable).order_by(*_OLDEST_FIRST).limit(1)
 _LOCK_NAMEABLE: Final = (
     _LOCK_CLAIMABLE.where(_is_nameable).order_by(*_CRITICAL_FIRST).for_update(of=deliveries, skip_locked=True)

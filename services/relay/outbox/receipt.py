@@ -190,7 +190,7 @@ def _select_effects(requests: Sequence[_OutcomeRequest]) -> list[_OutcomeRequest
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
     """The current state of incidents that were opened, or got events, while another's resolve closed them, too."""
     repeats: dict[tuple[str, str], NewDelivery] = {}
-    for task, outcome, _ in requests:
+    for task, outcome, _, _ in requests:
         if not task.dedup_channels or not outcome.maybe_sent or (outcome.payload is None and not task.maybe_sent):
             continue
         found = find_open_incidents(transaction.connection, [task.incident_id], task.dedup_channels)

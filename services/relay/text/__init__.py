@@ -5,10 +5,19 @@ changes the direction of text, and a link is http(s) or absent. Escaping is up t
 """
 
 from services.relay.text.context import ContextLine, join_items, list_context
+from services.relay.text.digest import (
+    format_digest,
+    format_digest_note,
+    format_digest_title,
+    format_entry,
+    group_entries,
+    sort_entries,
+)
 from services.relay.text.labels import (
     Severity,
     find_worst_severity,
     limit_labels,
+    rank_severity,
     select_own_labels,
     sort_labels,
 )
@@ -70,7 +79,11 @@ __all__ = [
     "format_class",
     "format_counts",
     "format_description",
+    "format_digest",
+    "format_digest_note",
+    "format_digest_title",
     "format_duration",
+    "format_entry",
     "format_event_title",
     "format_headline",
     "format_omission",
@@ -82,6 +95,7 @@ __all__ = [
     "format_summary",
     "format_time",
     "format_title",
+    "group_entries",
     "has_cause",
     "is_resolved",
     "join_items",
@@ -91,10 +105,12 @@ __all__ = [
     "list_group_links",
     "put_into_past",
     "quote_url",
+    "rank_severity",
     "sanitize_url",
     "select_alerts",
     "select_contacts",
     "select_own_labels",
+    "sort_entries",
     "sort_labels",
     "truncate",
 ]

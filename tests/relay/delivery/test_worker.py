@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.relay.delivery.retry_policy import RetryPolicy
-from services.relay.outbox.claim import MAX_CLAIM_BYTES
+from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig

@@ -90,7 +90,7 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
         candidate = [*blocks, *more, *contacts_block]
         if (
             len(candidate) > MAX_BLOCKS - _RESERVED_BLOCKS
-            or _count_characters(candidate) > MAX_CHARACTERS - _RESERVED_CHARACTERS
+            or count_characters(candidate) > MAX_CHARACTERS - _RESERVED_CHARACTERS
         ):
             break
         blocks += more
@@ -180,9 +180,9 @@ def _build_plain_text(text: str, limit: int) -> Block:
     return {"type": "plain_text", "text": escape(text, limit), "emoji": False}
 
 
-def _count_characters(value: Any) -> int:
+def count_characters(value: Any) -> int:
     """How many characters all texts and links of some blocks have."""
     if isinstance(value, str):
         return len(value)
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(_count_characters, children))
+    return sum(map(count_characters, children))

@@ -29,6 +29,7 @@ from services.relay.channels.provider_call import (
 )
 from services.relay.channels.slack.blocks import Mention, build_post
 from services.relay.channels.slack.diagnosis import check_channel, check_token
+from services.relay.channels.slack.digest_blocks import build_digest_post
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
@@ -78,6 +79,8 @@ class SlackSettings(EgressSettings, ChannelSettings):
     """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
+
+    digests: ClassVar[bool] = True
 
     kind: Literal["slack"]
     channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
@@ -199,7 +202,11 @@ class SlackChannel:
         return self._client
 
     def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
-        post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
+        post = (
+            build_digest_post(message, may_be_a_repeat=may_be_a_repeat)
+            if message.digest
+            else build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
+        )
         thread = _find_thread(message)
         return {
             "channel": self._channel_name,
