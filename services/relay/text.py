@@ -14,6 +14,8 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from services.relay.model import DIGEST_BYTES, Alert, Event, Links, Message, Status
+from shared.kms.alert_fixes import list_fixes as list_alert_fixes
+from shared.kms.fixes import Fix
 
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
@@ -27,6 +29,8 @@ MAX_URL = 1_900
 MAX_SHORT_URL = 650
 """For links that keypulse builds itself, from a few labels."""
 MAX_REMARK = 500
+MAX_FIXES = 6
+"""Commands of one message."""
 _LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 _IMPORTANT_LABELS = ("alertname", "env", "service", "severity")
 
@@ -180,6 +184,15 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
         listed.update(new)
         result.append((alert, new))
     return result
+
+
+def list_fixes(message: Message) -> list[Fix]:
+    """The commands that fix the alerts that fire, each once; at most `MAX_FIXES`, none once the group is resolved."""
+    if is_resolved(message.event):
+        return []
+    firing = (alert for alert in message.event.alerts if alert.status is Status.FIRING)
+    commands = dict.fromkeys(fix for alert in firing for fix in list_alert_fixes(alert.annotations))
+    return list(islice(commands, MAX_FIXES))
 
 
 def list_group_links(event: Event) -> list[Link]:
