@@ -5,6 +5,7 @@ changes the direction of text, and a link is http(s) or absent. Escaping is up t
 """
 
 from services.relay.text.context import ContextLine, join_items, list_context
+from services.relay.text.fixes import MAX_FIXES, list_fixes
 from services.relay.text.labels import (
     Severity,
     find_worst_severity,
@@ -47,8 +48,10 @@ from services.relay.text.title import (
     put_into_past,
     select_contacts,
 )
+from shared.kms.fixes import Fix
 
 __all__ = [
+    "MAX_FIXES",
     "MAX_REMARK",
     "MAX_SHORT_URL",
     "MAX_TITLE",
@@ -57,6 +60,7 @@ __all__ = [
     "AlertTable",
     "Arrangement",
     "ContextLine",
+    "Fix",
     "Link",
     "Severity",
     "arrange_alerts",
@@ -88,6 +92,7 @@ __all__ = [
     "limit_labels",
     "list_alerts",
     "list_context",
+    "list_fixes",
     "list_group_links",
     "put_into_past",
     "quote_url",
