@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
@@ -219,6 +219,8 @@ class Message:
     """A PNG of the alert's expression over the last hour; None if there is none."""
     current_values: Mapping[str, str] = field(default_factory=dict)
     """What the expression of an alert gives now, by fingerprint, such as `1.84 (fires if > 1)`; empty if unknown."""
+    zone: tzinfo = UTC
+    """The readers' time zone, of `messages.timezone`."""
 
 
 def build_incident_id(event: Event) -> str:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -62,6 +63,8 @@ class SenderSettings:
     """The address of each role."""
     timeout: float
     """Seconds for one send."""
+    zone: tzinfo = UTC
+    """The readers' time zone."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -156,7 +159,8 @@ class _LocalSender:
         receipt, error = None, None
         try:
             async with asyncio.timeout_at(task.attempt_ends):
-                message = await build_message(task, self._settings.link_rules, self._settings.contacts)
+                settings = self._settings
+                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._channels[task.channel].send(attempt)
         except DeliveryLeaseLostError:
