@@ -185,6 +185,8 @@ class DeliveryTask(NamedTuple):
     context: IncidentContext = IncidentContext()
     members: tuple["DigestMember", ...] = ()
     """The deliveries of a digest, whose id `delivery_id` is then; empty for the message of one incident."""
+    is_edit: bool = False
+    """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
 
 
 class DigestMember(NamedTuple):

@@ -21,6 +21,7 @@ from services.relay.text import (
     format_state,
     is_resolved,
     list_alerts,
+    list_fixes,
     list_group_links,
     sanitize_url,
 )
@@ -165,6 +166,22 @@ def test_a_group_leads_to_its_alerts_and_to_a_silence_of_exactly_its_labels() ->
     matchers = parse_qs(urlsplit(SILENCE_URL).fragment.partition("?")[2])["filter"]
     assert matchers == ['{alertname="KMSCryptoModeNotKMS",env="production",service="backend"}']
     assert list_group_links(replace(message("01-firing-1").event, external_url="javascript:x")) == []
+
+
+def test_alerts_that_fire_have_the_commands_that_fix_them_each_once() -> None:
+    fired = message("01-firing-1")
+    (alert,) = fired.event.alerts
+    key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+    annotations = {"kms_provider": "gcp", "kms_key": key, "kms_reason": "permission_denied"}
+    denied = replace(alert, annotations=annotations)
+    unknown = replace(alert, annotations={**annotations, "kms_reason": "; id"})
+    over = replace(alert, status=Status.RESOLVED, annotations={**annotations, "kms_reason": "key_disabled"})
+    alerts = (denied, unknown, over, denied)
+    fixes = list_fixes(replace(fired, event=replace(fired.event, alerts=alerts)))
+    assert [fix.title for fix in fixes] == ["Grant the role", "See who changed IAM in the last hour"]
+    assert "keys add-iam-policy-binding ledger --project=demo " in fixes[0].command
+    resolved = replace(fired.event, status=Status.RESOLVED, alerts=alerts)
+    assert list_fixes(replace(fired, event=resolved)) == []
 
 
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:

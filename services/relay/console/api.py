@@ -26,7 +26,7 @@ from shared.http.authorization import ProtectedRoute, RouteRequirements, describ
 from shared.http.json_api import Page, build_error_response, format_cursor, format_time, parse_page
 
 T = TypeVar("T")
-_FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
+_FILTERS: Final = ("state", "channel", "alertname", "digest", "since", "limit", "cursor")
 
 
 def build_routes(
@@ -131,6 +131,7 @@ def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page
         state=_parse_parameter("state", parse_state, parameters),
         channel=_parse_parameter("channel", check_text, parameters),
         alertname=_parse_parameter("alertname", check_text, parameters),
+        digest=_parse_parameter("digest", check_text, parameters),
         since=_parse_parameter("since", parse_time, parameters),
     )
     return delivery_filter, page

@@ -113,8 +113,9 @@ class DeliveryContext:
 class Deliverer:
     """Sends the claimed deliveries of one channel, and records their outcomes."""
 
-    def __init__(self, name: str, context: DeliveryContext) -> None:
+    def __init__(self, name: str, context: DeliveryContext, *, is_editable: bool = False) -> None:
         self._name = name
+        self._is_editable = is_editable
         self._shared = context
         self._pauses = PauseLimits(context.retry_policy.backoff_initial, context.retry_policy.backoff_max)
         self._fallback = tuple(other for other in context.fallback_channels if other != name)
@@ -136,7 +137,7 @@ class Deliverer:
             await self._record_digest(task, result, started_at)
             return
         if result.error is None:
-            outcome = _build_success(result, started_at)
+            outcome = self._build_success(result, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at, self._shared.random)
             log.warning(
@@ -153,7 +154,7 @@ class Deliverer:
 
     async def _record_digest(self, task: DeliveryTask, result: SendResult, started_at: float) -> None:
         if result.error is None:
-            success = _build_success(result, started_at)
+            success = self._build_success(result, started_at)
             outcomes = [_build_member_success(task, member, success) for member in task.members]
         else:
             outcomes = self._build_digest_failures(task, result, result.error, started_at)
@@ -232,6 +233,20 @@ class Deliverer:
 
         return save
 
+    def _build_success(self, result: SendResult, started_at: float) -> AttemptOutcome:
+        return AttemptOutcome(
+            DeliveryState.DELIVERED,
+            started_at,
+            result.seconds,
+            SendReason.OK,
+            result.reply,
+            ChannelEffect.REACHED,
+            receipt=result.receipt,
+            maybe_sent=True,
+            payload=result.payload,
+            is_editable=self._is_editable,
+        )
+
     def _build_failure(
         self,
         task: DeliveryTask,
@@ -261,6 +276,7 @@ class Deliverer:
             payload=result.payload,
             fallback_channels=self._fallback,
             is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
+            is_editable=self._is_editable,
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
@@ -297,20 +313,6 @@ def _build_member_success(task: DeliveryTask, member: DigestMember, success: Att
     if member.is_named_only:
         return success._replace(state=DeliveryState.QUEUED, receipt=None, maybe_sent=False, payload=None)
     return success._replace(receipt={**(success.receipt or {}), "digest": task.delivery_id})
-
-
-def _build_success(result: SendResult, started_at: float) -> AttemptOutcome:
-    return AttemptOutcome(
-        DeliveryState.DELIVERED,
-        started_at,
-        result.seconds,
-        SendReason.OK,
-        result.reply,
-        ChannelEffect.REACHED,
-        receipt=result.receipt,
-        maybe_sent=True,
-        payload=result.payload,
-    )
 
 
 def _classify_effect(error: SendError) -> ChannelEffect:

@@ -13,13 +13,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import structlog
 
 from services.relay.channels.port import Channel, ChannelSettings
 from services.relay.delivery.attempt import OpenSender, Sender, SenderSettings
+from services.relay.delivery.editor import Editor, build_editors
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
@@ -28,6 +29,7 @@ from services.relay.outbox import breaker
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
+from services.relay.outbox.edits import release_edits
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
@@ -46,37 +48,45 @@ _SECRET_CHECK_INTERVAL: Final = 1.0
 log = structlog.get_logger(__name__)
 
 
+class SendingLimits(NamedTuple):
+    """How much a channel takes."""
+
+    max_concurrency: int
+    """Messages that are sent at once."""
+    rate: float | None = None
+    """Messages a second; None for no limit."""
+    digest_over: int | None = None
+    """How many deliveries may wait for the rate before they become digests; None if the channel has none."""
+
+
 class Worker:
     """Delivers on one channel while `run` runs.
 
     Args:
         name: of the channel.
         channel: itself.
-        rate: messages a second; None for no limit.
-        max_concurrency: how many messages are sent at once.
+        limits: how much it takes.
         context: what all workers share.
         dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
-        digest_over: how many deliveries may wait for the rate before they become digests; None if it has none.
+        is_editable: whether the channel edits its messages.
     """
 
     def __init__(
         self,
         name: str,
         channel: Channel,
-        rate: float | None,
-        max_concurrency: int,
+        limits: SendingLimits,
         context: DeliveryContext,
         dedup_channels: tuple[str, ...] = (),
-        digest_over: int | None = None,
+        *,
+        is_editable: bool = False,
     ) -> None:
-        self._name = name
+        self.name = name
         self._channel = channel
-        self._rate = rate
-        self._max_concurrency = max_concurrency
+        self._limits = limits
         self._dedup_channels = dedup_channels
-        self._digest_over = digest_over
         self._context = context
-        self._deliverer = Deliverer(name, context)
+        self._deliverer = Deliverer(name, context, is_editable=is_editable)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
@@ -104,12 +114,12 @@ class Worker:
                 except StoreUnavailableError:  # the store has logged it
                     await self._pause()
                 except Exception:
-                    log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
+                    log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
                     await self._pause()
 
     async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
         self._send_finished.clear()
-        if len(self._in_flight) >= self._max_concurrency:
+        if len(self._in_flight) >= self._limits.max_concurrency:
             await self._send_finished.wait()
             return
         self._wake_event.clear()
@@ -130,16 +140,16 @@ class Worker:
             await self._sleep(claimed)
 
     async def _claim(self) -> ClaimResult:
-        context, free = self._context, self._max_concurrency - len(self._in_flight)
+        context, free = self._context, self._limits.max_concurrency - len(self._in_flight)
         request = ClaimRequest(
-            self._name,
+            self.name,
             free,
             context.lease_owner,
             context.lease_seconds,
-            self._rate,
+            self._limits.rate,
             self._dedup_channels,
             tuple(chain.from_iterable(self._in_flight.values())),
-            self._digest_over,
+            self._limits.digest_over,
         )
         return await claim_due(context.store, request)
 
@@ -147,7 +157,7 @@ class Worker:
         try:
             await self._deliverer.deliver(task, lease_ends)
         except Exception:
-            log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
+            log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
         finally:
             del self._in_flight[task.delivery_id]
             self._send_finished.set()
@@ -168,7 +178,7 @@ class Worker:
         """Tries a channel again whose secret has changed."""
         secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         if secrets != self._secrets:
-            await breaker.commit_allow_trial(self._context.store, [self._name])
+            await breaker.commit_allow_trial(self._context.store, [self.name])
             self._secrets = secrets
             self._wake_event.set()
 
@@ -221,6 +231,7 @@ async def run_delivery(
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await release_leases(store, lease_owner)
+                await release_edits(store, lease_owner)
                 await detect_restore(store, compare_delay=rules.compare_delay)  # records that it was used until now
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning(
@@ -237,10 +248,14 @@ async def _run_workers(
     workers: dict[str, Worker] = {}
 
     def wake(names: Iterable[str]) -> None:
+        names = tuple(names)
         for name in names:
             if name in workers:
                 workers[name].wake()
+        for editor in editors:
+            editor.wake(names)
 
+    editors: list[Editor] = []
     context = DeliveryContext(
         store=store,
         metrics=metrics,
@@ -259,26 +274,34 @@ async def _run_workers(
         own = settings[name]
         rate = _get_rate(own) if rules.pacing_enabled else None
         digest_over = rules.digest_over if own.digests else None
-        dedup_channels = _find_dedup_channels(own, settings)
-        workers[name] = Worker(name, channel, rate, own.max_concurrency, context, dedup_channels, digest_over)
+        workers[name] = Worker(
+            name,
+            channel,
+            SendingLimits(own.max_concurrency, rate, digest_over),
+            context,
+            _find_dedup_channels(own, settings),
+            is_editable=own.edit_scope() is not None,
+        )
+    editors += build_editors(settings, context, pacing_enabled=rules.pacing_enabled)
+    runners: list[Worker | Editor] = [*workers.values(), *editors]
     prepared = await _prepare_channels(store, channels, rules.compare_delay)
     preparation = asyncio.create_task(
         _retry_preparation(store, channels, rules.compare_delay, prepared=prepared), name="prepare channels"
     )
 
-    async def deliver(worker: Worker) -> None:
+    async def deliver(runner: Worker | Editor) -> None:
         await asyncio.wait([preparation])  # until then the outbox may be a restored backup
-        await worker.run()
+        await runner.run()
 
-    tasks = [asyncio.create_task(deliver(worker), name=f"deliver {name}") for name, worker in workers.items()]
+    tasks = [asyncio.create_task(deliver(runner), name=f"deliver {runner.name}") for runner in runners]
     sweeper = asyncio.create_task(_run_sweeper(store, context, wake, channels, rules.compare_delay), name="sweeper")
     try:
         yield wake
     finally:
         sweeper.cancel()
         preparation.cancel()
-        for worker in workers.values():
-            worker.stop()
+        for runner in runners:
+            runner.stop()
         try:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
         finally:  # a stop that cancels a reload ends the wait, and no more than that

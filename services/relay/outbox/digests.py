@@ -46,6 +46,7 @@ _was_shown_alone = (
 _is_nameable = and_(
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.digest_id.is_(None),
+    _delivery.named_in.is_(None),
     _delivery.maybe_sent == 0,
     _delivery.progress.is_(None),
     or_(_delivery.reason.is_(None), _delivery.reason != SendReason.REJECTED),  # so a refused digest goes one by one

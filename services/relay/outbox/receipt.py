@@ -15,6 +15,13 @@ from sqlalchemy import bindparam, insert, update
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
+from services.relay.outbox.edits import (
+    DIGEST_EPISODE,
+    FirstMessage,
+    find_digests,
+    record_first_messages,
+    request_channel_edits,
+)
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import enqueue_fallback
@@ -35,7 +42,7 @@ _LOCK_DELIVERIES: Final = (
 )
 _OUTCOME_COLUMNS: Final = (
     *("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent", "payload"),
-    *("attempts", "digest_id"),
+    *("attempts", "digest_id", "named_in"),
 )
 _WRITE_OUTCOMES: Final = BulkStatement(
     update(deliveries)
@@ -76,6 +83,8 @@ class AttemptOutcome(NamedTuple):
     """Channels that get the same events where this one is down, or where the delivery was given up."""
     is_expired: bool = False
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
+    is_editable: bool = False
+    """Whether the channel edits its messages."""
 
 
 class OutcomeResult(NamedTuple):
@@ -171,6 +180,9 @@ def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeReques
                 pauses=each.pauses,
             )
             reached -= {each.task.channel}
+    editable = [each for each in valid_requests if each.outcome.is_editable]
+    if editable:
+        _record_edits(transaction, editable, rows)
     if others:
         enqueue_deliveries(transaction, _build_group_repeats(transaction, requests))
     return [
@@ -185,6 +197,28 @@ def _select_effects(requests: Sequence[_OutcomeRequest]) -> list[_OutcomeRequest
     """One request for each attempt, since a digest reached the channel once; in the order in which locks are taken."""
     by_attempt = {each.digest_id or each.task.delivery_id: each for each in reversed(requests)}
     return sorted(by_attempt.values(), key=lambda each: each.task.channel)
+
+
+def _record_edits(
+    transaction: Transaction, requests: Sequence[_OutcomeRequest], rows: Mapping[str, DeliveryRow]
+) -> None:
+    """The first message of an episode is edited at each later change, be it that its own message was given up."""
+    ended = [each for each in requests if each.outcome.state not in WAITING]
+    first_messages: dict[str, FirstMessage] = {}
+    for task, outcome, _, digest_id in ended:
+        if outcome.state is DeliveryState.DELIVERED and (digest_id or task.first_receipt is None):
+            place = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
+            message = FirstMessage(*place, task.channel, rows[task.delivery_id].seq)
+            first_messages.setdefault(digest_id or task.delivery_id, message)
+    record_first_messages(transaction, list(first_messages.values()))
+    changed = {
+        (each.task.incident_id, each.task.episode, each.task.channel)
+        for each in ended
+        if each.task.first_receipt is not None
+    }
+    digests = find_digests(transaction, changed) if changed else frozenset()
+    older = {place for place in digests if place[0] not in first_messages}
+    request_channel_edits(transaction, changed | older)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
@@ -214,7 +248,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
     is_named_only = outcome.state is DeliveryState.QUEUED
     maybe_sent = is_retried and not is_named_only and (outcome.maybe_sent or request.task.maybe_sent)
     # A digest that certainly did not arrive is forgotten: its members may be collected anew.
-    keeps_digest = not is_retried or is_named_only or maybe_sent or row.progress is not None
+    keeps_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
         "ours": row.seq,
         "new_state": DeliveryState.RETRYING if is_named_only and row.attempts > 1 else outcome.state,
@@ -227,6 +261,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_payload": outcome.payload,
         "new_attempts": row.attempts - is_named_only,
         "new_digest_id": row.digest_id if keeps_digest else None,
+        "new_named_in": request.digest_id if is_named_only else row.named_in,
     }
 
 

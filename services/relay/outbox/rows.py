@@ -95,6 +95,7 @@ class DeliveryRow(NamedTuple):
     maybe_delivered_up_to: int | None
     finished_at: float | None
     digest_id: str | None
+    named_in: str | None
 
 
 class DueRow(NamedTuple):

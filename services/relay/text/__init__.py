@@ -13,6 +13,7 @@ from services.relay.text.digest import (
     group_entries,
     sort_entries,
 )
+from services.relay.text.fixes import MAX_FIXES, list_fixes
 from services.relay.text.labels import (
     Severity,
     find_worst_severity,
@@ -56,8 +57,10 @@ from services.relay.text.title import (
     put_into_past,
     select_contacts,
 )
+from shared.kms.fixes import Fix
 
 __all__ = [
+    "MAX_FIXES",
     "MAX_REMARK",
     "MAX_SHORT_URL",
     "MAX_TITLE",
@@ -66,6 +69,7 @@ __all__ = [
     "AlertTable",
     "Arrangement",
     "ContextLine",
+    "Fix",
     "Link",
     "Severity",
     "arrange_alerts",
@@ -102,6 +106,7 @@ __all__ = [
     "limit_labels",
     "list_alerts",
     "list_context",
+    "list_fixes",
     "list_group_links",
     "put_into_past",
     "quote_url",

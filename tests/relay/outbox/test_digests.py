@@ -158,7 +158,7 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
     await storm.deliver(task)
     rows = await storm.rows()
     assert await storm.states("abcd") == {"delivered"}
-    assert {(rows[name].state, rows[name].attempts, rows[name].digest_id) for name in critical[5:]} == {
+    assert {(rows[name].state, rows[name].attempts, rows[name].named_in) for name in critical[5:]} == {
         ("queued", 0, task.delivery_id)
     }
     # Their own messages follow, and nothing names them again.

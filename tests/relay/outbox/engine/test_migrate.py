@@ -53,6 +53,8 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
             "deliveries_dead",
             "deliveries_delivered",
             "deliveries_of_digest",
+            "deliveries_named_in",
+            "edits_due",
             "events_of_relay",
             "incidents_of_group",
         }
