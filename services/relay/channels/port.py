@@ -141,6 +141,8 @@ class ChannelSettings(Section):
 
     merges_waiting: ClassVar[bool] = True
     """Whether a waiting event is merged into the next one of its incident."""
+    acknowledges: ClassVar[bool] = False
+    """Whether its provider knows acknowledgements: `send` acknowledges where the task says so."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None

@@ -54,6 +54,7 @@ class Worker:
         max_concurrency: how many messages are sent at once.
         context: what all workers share.
         dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
+        acknowledges: whether its provider knows acknowledgements.
     """
 
     def __init__(
@@ -64,12 +65,15 @@ class Worker:
         max_concurrency: int,
         context: DeliveryContext,
         dedup_channels: tuple[str, ...] = (),
+        *,
+        acknowledges: bool = False,
     ) -> None:
         self._name = name
         self._channel = channel
         self._rate = rate
         self._max_concurrency = max_concurrency
         self._dedup_channels = dedup_channels
+        self._acknowledges = acknowledges
         self._context = context
         self._deliverer = Deliverer(name, context)
         self._wake_event = asyncio.Event()
@@ -131,6 +135,7 @@ class Worker:
             context.lease_seconds,
             self._rate,
             self._dedup_channels,
+            self._acknowledges,
             tuple(self._in_flight_ids),
         )
         return await claim_due(context.store, request)
@@ -248,7 +253,15 @@ async def _run_workers(
     for name, channel in channels.items():
         own = settings[name]
         rate = _get_rate(own) if rules.pacing_enabled else None
-        workers[name] = Worker(name, channel, rate, own.max_concurrency, context, _find_dedup_channels(own, settings))
+        workers[name] = Worker(
+            name,
+            channel,
+            rate,
+            own.max_concurrency,
+            context,
+            _find_dedup_channels(own, settings),
+            acknowledges=own.acknowledges,
+        )
     prepared = await _prepare_channels(store, channels, rules.compare_delay)
     preparation = asyncio.create_task(
         _retry_preparation(store, channels, rules.compare_delay, prepared=prepared), name="prepare channels"
