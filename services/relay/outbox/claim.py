@@ -16,7 +16,6 @@ from sqlalchemy import and_, bindparam, case, exists, func, select, update
 from services.relay.model import DeliveryTask, Status
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
-from services.relay.outbox.claimed_incidents import ClaimedIncident, read_claimed_incidents
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
@@ -42,8 +41,6 @@ class ClaimRequest:
     """Messages per second that the channel accepts; None if it has no rate limit."""
     dedup_channels: tuple[str, ...] = ()
     """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
-    acknowledges: bool = False
-    """Whether its provider knows acknowledgements."""
     in_flight_ids: tuple[str, ...] = ()
     """The deliveries that the worker is sending: their leases last, whatever the clock was set to."""
 
@@ -241,8 +238,6 @@ class _ClaimContext:
     resolved_incidents: Collection[str]
     """Those whose group matters, since they are resolved on a channel where groups are one."""
     group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
-    claimed_incidents: Mapping[str, ClaimedIncident]
-    """By delivery."""
 
 
 def _build_tasks(
@@ -272,7 +267,6 @@ def _build_tasks(
         group_incidents=find_open_incidents(connection, resolved_incidents, request.dedup_channels)
         if resolved_incidents
         else {},
-        claimed_incidents=read_claimed_incidents(connection, request.channel, due, acknowledges=request.acknowledges),
     )
     return tuple(_build_task(row, context) for row in due)
 
@@ -283,7 +277,6 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
     receipt = context.receipts.get(episode)
     last_firing = context.last_firing.get(episode, 0)
     is_resolved = delivery.incident_id in context.resolved_incidents
-    incident = context.claimed_incidents.get(delivery.id, ClaimedIncident())
     return DeliveryTask(
         delivery_id=delivery.id,
         lease_id=context.lease_id,
@@ -309,7 +302,4 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         open_group_incidents={
             other.other_id: other.latest_event_seq for other in context.group_incidents.get(delivery.incident_id, ())
         },
-        acknowledges=incident.acknowledges,
-        is_repeat=incident.is_repeat,
-        context=incident.context,
     )
