@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
@@ -123,7 +123,7 @@ class IncidentContext(NamedTuple):
     previous_at: datetime | None = None
     """When the channel accepted the previous message of this episode; None if this message is its first."""
     previous_alerts: Mapping[str, Status] = {}
-    """Each alert of that message, by fingerprint, with its status then."""
+    """Each alert of that message, by fingerprint, with its status then; empty if that is not known."""
     acknowledged_by: str = ""
     """Who acknowledged the episode; empty while nobody has."""
     acknowledged_at: datetime | None = None
@@ -183,6 +183,8 @@ class DeliveryTask(NamedTuple):
     lease_ends: float = 0.0
     """Until when nobody else claims the delivery, by the same clock."""
     context: IncidentContext = IncidentContext()
+    is_edit: bool = False
+    """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
 
 
 class ExcerptBlock(NamedTuple):
@@ -219,6 +221,8 @@ class Message:
     """A PNG of the alert's expression over the last hour; None if there is none."""
     current_values: Mapping[str, str] = field(default_factory=dict)
     """What the expression of an alert gives now, by fingerprint, such as `1.84 (fires if > 1)`; empty if unknown."""
+    zone: tzinfo = UTC
+    """The readers' time zone, of `messages.timezone`."""
 
 
 def build_incident_id(event: Event) -> str:

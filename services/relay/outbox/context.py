@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, case, func, literal_column, 
 from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIncident, Status
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events, incidents
-from services.relay.text import format_headline, truncate
+from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 EPISODE_WINDOW: Final = 7 * 86400.0
@@ -141,7 +141,7 @@ def build_service_id(event: Event) -> str | None:
 
 def build_title(event: Event) -> str:
     """How messages of other incidents name this one."""
-    return clean_for_database(truncate(format_headline(event), _MAX_TITLE))
+    return clean_for_database(truncate(format_event_title(event), _MAX_TITLE))
 
 
 def read_contexts(connection: Connection, tasks: Sequence[DeliveryTask]) -> list[IncidentContext]:
@@ -149,7 +149,9 @@ def read_contexts(connection: Connection, tasks: Sequence[DeliveryTask]) -> list
     ids = sorted({task.incident_id for task in tasks})
     rows = {row.id: row for row in _READ_INCIDENTS.fetch_all(connection, {"incidents": ids})}
     services = _read_services(connection, rows.values())
-    previous = _read_previous(connection, [task for task in tasks if task.first_receipt is not None])
+    previous = _read_previous(
+        connection, [task for task in tasks if task.first_receipt is not None and not task.is_edit]
+    )
     return [
         _build_context(
             task,
@@ -195,7 +197,7 @@ def _build_context(
     services: Mapping[str | None, _OpenIncidents],
     previous: _PreviousRow | None,
 ) -> IncidentContext:
-    context = IncidentContext()
+    context = task.context
     if row is not None:
         since = task.accepted_at.timestamp() + task.age - EPISODE_WINDOW
         of_service = services.get(row.service_id, _OpenIncidents(0, ()))
