@@ -87,8 +87,8 @@ def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSet
             _check_channels(step, info)
         except ValueError as error:
             raise ValueError(f"{key}.{error}") from None
-        if known := earlier.intersection(step.channels):
-            raise ValueError(f"{key}.channels: {min(known)} has the incident by then; expected another channel")
+        if repeated := earlier.intersection(step.channels):
+            raise ValueError(f"{key}.channels: {min(repeated)} has the incident by then; expected another channel")
         before, earlier = step.after, earlier.union(step.channels)
     return route
 

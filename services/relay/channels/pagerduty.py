@@ -142,10 +142,7 @@ class PagerDutyChannel:
                 if number:
                     await attempt.save_progress(_TRIGGERED)
                 receipt = await self._send_event(call, message, action)
-        acknowledged_at = message.task.context.acknowledged_at
-        if "acknowledge" in actions and acknowledged_at is not None:
-            return {**receipt, "acknowledged": acknowledged_at.isoformat()}
-        return receipt
+        return {**receipt, "acknowledged": message.task.acknowledgement} if "acknowledge" in actions else receipt
 
     def render_payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
@@ -177,7 +174,7 @@ class PagerDutyChannel:
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         """The events that are still to be sent."""
         if not is_resolved(message.event):
-            if not message.task.acknowledges:
+            if not message.task.acknowledgement:
                 return ("trigger",)
             is_open = message.task.is_repeat or progress == _TRIGGERED
             return ("acknowledge",) if is_open else ("trigger", "acknowledge")
