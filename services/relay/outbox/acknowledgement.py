@@ -106,11 +106,10 @@ async def acknowledge(
         row = _lock_open(transaction, incident_id)
         if row.acknowledged_at is not None:
             return Acknowledgement(incident_id, row.acknowledged_by, row.acknowledged_at, is_changed=False)
-        values = {"by": who, "at": transaction.now, "via": via, "starts_at": None}
-        _write(transaction, incident_id, values)
+        _write(transaction, incident_id, {"by": who, "at": transaction.now, "via": via, "starts_at": None})
         insert_entry(transaction, who, peer or via, "acknowledge", incident_id)
-        place = {"incident": incident_id, "episode": row.episode, "channels": sorted(acknowledging_channels)}
-        channels = sorted(_FIND_CHANNELS.fetch_all(transaction.connection, place))
+        values = {"incident": incident_id, "episode": row.episode, "channels": sorted(acknowledging_channels)}
+        channels = sorted(_FIND_CHANNELS.fetch_all(transaction.connection, values))
         seq, remark = row.latest_event_seq, f"Acknowledged by {who}."
         new = [NewDelivery(seq, seq, incident_id, row.episode, channel, remark) for channel in channels]
         enqueue_deliveries(transaction, new)
