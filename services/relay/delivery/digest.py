@@ -91,22 +91,22 @@ def _build_entry(member: DigestMember, link_rules: LinkRules) -> DigestEntry:
     links = tuple(build_links(alert, member.task.accepted_at, link_rules) for alert in event.alerts)
     message = Message(member.task, event, links)
     labels = {**event.common_labels, **event.group_labels}
-    place = {name: labels[name] for name in ("env", "service") if labels.get(name)}
+    location = {name: labels[name] for name in ("env", "service") if labels.get(name)}
     return DigestEntry(
         title=format_title(message),
         status=compute_status(event),
         severity=find_worst_severity(event) or "",
         counts=member.counts,
-        service=_format_service(place),
+        service=_format_service(location),
         link=_find_link(event) or next((sanitize_url(each.runbook) for each in links), None),
-        service_link=_find_link(replace(event, group_labels=place)) if place else None,
+        service_link=_find_link(replace(event, group_labels=location)) if location else None,
         receiver_link=_find_link(replace(event, group_labels={})),
         is_named_only=member.is_named_only,
     )
 
 
-def _format_service(place: Mapping[str, str]) -> str:
-    env, service = (clean_line(place.get(name, "")) for name in ("env", "service"))
+def _format_service(location: Mapping[str, str]) -> str:
+    env, service = (clean_line(location.get(name, "")) for name in ("env", "service"))
     return truncate(f"{service} ({env})" if service and env else service or env, _MAX_SERVICE)
 
 

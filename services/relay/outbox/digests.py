@@ -2,7 +2,7 @@
 
 It is a storm where more than `digest_over` deliveries wait for the channel's rate. Then what is not critical is
 collected into digests of at most `MAX_MEMBERS` deliveries, each for one token of the rate. These are sent alone all the
-same: what is critical, the resolve of an incident that was shown alone, and what may have arrived alone already. They
+same: what is critical, the resolve of an incident that was sent alone, and what may have arrived alone already. They
 go first. Only when an incident has waited for as long as a burst of messages takes, a digest goes before them. It then
 names the waiting critical incidents, too; these are released after it, and still get a message of their own.
 
@@ -32,7 +32,7 @@ MAX_MEMBERS: Final = 100
 
 _delivery = deliveries.c
 _own = deliveries.alias("own")
-_was_shown_alone = (
+_was_sent_alone = (
     select(_own.c.seq)
     .where(
         _own.c.incident_id == _delivery.incident_id,
@@ -51,7 +51,7 @@ _is_nameable = and_(
     _delivery.progress.is_(None),
     or_(_delivery.reason.is_(None), _delivery.reason != SendReason.REJECTED),  # so a refused digest goes one by one
     incidents.c.severity.is_not(None),
-    or_(events.c.status == Status.FIRING, not_(_was_shown_alone)),
+    or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
 )
 """What a digest may name: it was not sent yet, alone or in a digest."""
 _is_unanswered = and_(
@@ -142,9 +142,9 @@ def select_in_storm(
         return None
     oldest = _FIRST_NAMEABLE.fetch_first(transaction.connection, values)
     patience = BURST_SECONDS * max(1.0, 1.0 / rules.rate)
-    is_overdue = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > patience
+    is_late = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > patience
     # A digest that is overdue gets the last token, unless the first message after an outage may be a critical one.
-    alone_limit = available - 1 if is_overdue and not is_breaker_trial else available
+    alone_limit = available - 1 if is_late and not is_breaker_trial else available
     alone = lock_due(transaction, _LOCK_ALONE_IN_STORM, values, alone_limit) if alone_limit else []
     if alone:
         return Selection(alone)

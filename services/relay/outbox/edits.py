@@ -334,9 +334,11 @@ def request_channel_edits(transaction: Transaction, places: Collection[tuple[str
         _REQUEST_FOR_CHANNEL.execute(transaction.connection, rows)
 
 
-def find_digests(transaction: Transaction, places: Collection[tuple[str, int, str]]) -> frozenset[tuple[str, int, str]]:
-    """The places of the digests that name these incidents, episodes and channels."""
-    incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*places, strict=True))
+def find_digests(
+    transaction: Transaction, messages: Collection[tuple[str, int, str]]
+) -> frozenset[tuple[str, int, str]]:
+    """Incident, episode and channel in `edits` of the digests that name these incidents, episodes and channels."""
+    incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*messages, strict=True))
     values = {"incidents": incident_ids, "episodes": episodes, "channels": channels}
     rows = _DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values)
     return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)

@@ -207,8 +207,8 @@ def _record_edits(
     first_messages: dict[str, FirstMessage] = {}
     for task, outcome, _, digest_id in ended:
         if outcome.state is DeliveryState.DELIVERED and (digest_id or task.first_receipt is None):
-            place = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
-            message = FirstMessage(*place, task.channel, rows[task.delivery_id].seq)
+            identity = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
+            message = FirstMessage(*identity, task.channel, rows[task.delivery_id].seq)
             first_messages.setdefault(digest_id or task.delivery_id, message)
     record_first_messages(transaction, list(first_messages.values()))
     changed = {
@@ -217,7 +217,7 @@ def _record_edits(
         if each.task.first_receipt is not None
     }
     digests = find_digests(transaction, changed) if changed else frozenset()
-    older = {place for place in digests if place[0] not in first_messages}
+    older = {digest for digest in digests if digest[0] not in first_messages}
     request_channel_edits(transaction, changed | older)
 
 
@@ -248,7 +248,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
     is_named_only = outcome.state is DeliveryState.QUEUED
     maybe_sent = is_retried and not is_named_only and (outcome.maybe_sent or request.task.maybe_sent)
     # A digest that certainly did not arrive is forgotten: its members may be collected anew.
-    keeps_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
+    stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
         "ours": row.seq,
         "new_state": DeliveryState.RETRYING if is_named_only and row.attempts > 1 else outcome.state,
@@ -260,7 +260,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_maybe_sent": int(maybe_sent),
         "new_payload": outcome.payload,
         "new_attempts": row.attempts - is_named_only,
-        "new_digest_id": row.digest_id if keeps_digest else None,
+        "new_digest_id": row.digest_id if stays_in_digest else None,
         "new_named_in": request.digest_id if is_named_only else row.named_in,
     }
 

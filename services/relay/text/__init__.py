@@ -7,7 +7,7 @@ changes the direction of text, and a link is http(s) or absent. Escaping is up t
 from services.relay.text.context import ContextLine, join_items, list_context
 from services.relay.text.digest import (
     format_digest,
-    format_digest_note,
+    format_digest_reason,
     format_digest_title,
     format_entry,
     group_entries,
@@ -84,7 +84,7 @@ __all__ = [
     "format_counts",
     "format_description",
     "format_digest",
-    "format_digest_note",
+    "format_digest_reason",
     "format_digest_title",
     "format_duration",
     "format_entry",

@@ -47,7 +47,7 @@ def format_digest_title(message: Message) -> str:
     return f"{incidents}: {', '.join(f'{number} {state}' for number, state in numbers if number)}"
 
 
-def format_digest_note(message: Message) -> str:
+def format_digest_reason(message: Message) -> str:
     """Why there is one message for all, on one line, with the relay's own remarks."""
     own = sum(entry.is_named_only for entry in message.digest)
     follow = "The critical one gets" if own == 1 else f"The {own} critical ones get"
@@ -75,7 +75,7 @@ def format_entry(entry: DigestEntry, limit: int = 0) -> str:
 
 
 def format_digest(message: Message, limit: int) -> str:
-    """A digest as plain text of at most `limit` characters: its note, then each service with its incidents.
+    """A digest as plain text of at most `limit` characters: why it is one, then each service with its incidents.
 
     Titles are shortened, and links left out, before incidents are; the last line then says how many.
     """
@@ -87,7 +87,7 @@ def format_digest(message: Message, limit: int) -> str:
 
 
 def _list_lines(message: Message, length: int, *, links: bool) -> Iterable[str]:
-    yield format_digest_note(message)
+    yield format_digest_reason(message)
     for service, entries in group_entries(message):
         yield f"\n{service}: {len(entries)}"
         for entry in entries:
@@ -97,9 +97,9 @@ def _list_lines(message: Message, length: int, *, links: bool) -> Iterable[str]:
 
 
 def _cut_lines(lines: Sequence[str], limit: int) -> str:
-    text, shown = lines[0], 1
+    text, line_count = lines[0], 1
     for line in lines[1:]:
         if len(text) + 1 + len(line) + _SHORTEST_TITLE > limit:
             break
-        text, shown = f"{text}\n{line}", shown + 1
-    return truncate(f"{text}\n… and {len(lines) - shown} more lines", limit)
+        text, line_count = f"{text}\n{line}", line_count + 1
+    return truncate(f"{text}\n… and {len(lines) - line_count} more lines", limit)

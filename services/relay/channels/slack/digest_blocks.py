@@ -22,13 +22,13 @@ from services.relay.channels.slack.blocks import (
     escape,
 )
 from services.relay.model import DigestEntry, Message, Status
-from services.relay.text import format_digest_note, format_digest_title, format_entry, group_entries
+from services.relay.text import format_digest_reason, format_digest_title, format_entry, group_entries
 
 MAX_CHARACTERS: Final = 11_000
 """Of everything in the blocks."""
 _MAX_BLOCK: Final = 3_000
 """Of one block; what Slack documents for a section."""
-_MAX_NOTE: Final = 900
+_MAX_REASON: Final = 900
 _MAX_SERVICE: Final = 40
 _SHORTEST_TITLE: Final = 24
 """Characters of a title at least, which is what a hundred incidents of a hundred services leave to each."""
@@ -43,12 +43,12 @@ def build_digest_post(message: Message, *, may_be_a_repeat: bool = False) -> Pos
         message: with its entries.
         may_be_a_repeat: whether it says so.
     """
-    note = " ".join(filter(None, (REPEAT_REMARK if may_be_a_repeat else "", format_digest_note(message))))
+    reason = " ".join(filter(None, (REPEAT_REMARK if may_be_a_repeat else "", format_digest_reason(message))))
     has_firing = any(entry.status is Status.FIRING for entry in message.digest)
     title = f"{'🔴' if has_firing else '🟢'} {format_digest_title(message)}"
     frame: list[Block] = [
         {"type": "header", "text": {"type": "plain_text", "text": escape(title, MAX_HEADER), "emoji": False}},
-        {"type": "context", "elements": [{"type": "plain_text", "text": escape(note, _MAX_NOTE), "emoji": False}]},
+        {"type": "context", "elements": [{"type": "plain_text", "text": escape(reason, _MAX_REASON), "emoji": False}]},
     ]
     limit = MAX_CHARACTERS - count_characters(frame)
     return Post(_build_fallback_text(message, title), [*frame, *_build_lists(message, limit)])
