@@ -198,9 +198,17 @@ def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(-5, "0 s"), (0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "25 h 1 min 1 s")],
+    [
+        (-5, "0 s"),
+        (0, "0 s"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (605, "10 min"),
+        (7_380, "2 h 3 min"),
+        (90_061, "1 d 1 h"),
+    ],
 )
-def test_a_span_is_reported_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
+def test_a_duration_is_reported_in_its_two_largest_units(seconds: float, said: str) -> None:
     start = datetime(2026, 11, 24, tzinfo=UTC)
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))
