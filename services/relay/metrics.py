@@ -8,6 +8,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.relay.model import MessagePart, PartOutcome
+
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
@@ -65,6 +67,15 @@ class Metrics:
             ["channel", "outcome"],
             registry=registry,
         )
+        self._message_parts = Counter(
+            "relay_message_parts_total",
+            "What messages got beside their event, by how that ended.",
+            ["part", "outcome"],
+            registry=registry,
+        )
+        for part in MessagePart:
+            for ending in PartOutcome:
+                self._message_parts.labels(part, ending)
         self._used_bytes = Gauge(
             "relay_outbox_bytes",
             "Bytes that the outbox holds, as measured last, and what was accepted since.",
@@ -108,6 +119,10 @@ class Metrics:
     def count_attempt(self, channel: str, reason: str) -> None:
         """An attempt ended."""
         self._attempts.labels(channel, reason).inc()
+
+    def count_message_part(self, part: MessagePart, outcome: PartOutcome) -> None:
+        """A part of a message was added, or not."""
+        self._message_parts.labels(part, outcome).inc()
 
     def count_delivery(self, channel: str, outcome: str) -> None:
         """A delivery ended."""

@@ -123,7 +123,7 @@ class IncidentContext(NamedTuple):
     previous_at: datetime | None = None
     """When the channel accepted the previous message of this episode; None if this message is its first."""
     previous_alerts: Mapping[str, Status] = {}
-    """Each alert of that message, by fingerprint, with its status then."""
+    """Each alert of that message, by fingerprint, with its status then; empty if that is not known."""
     acknowledged_by: str = ""
     """Who acknowledged the episode; empty while nobody has."""
     acknowledged_at: datetime | None = None
@@ -202,6 +202,25 @@ class RunbookExcerpt:
     blocks: tuple[ExcerptBlock, ...]
     is_truncated: bool
     """Whether the section goes on."""
+
+
+class MessagePart(StrEnum):
+    """What a message gets beside its event, if it can be had in time."""
+
+    RUNBOOK = "runbook"
+    CHART = "chart"
+
+
+class PartOutcome(StrEnum):
+    """How that ended."""
+
+    ADDED = "added"
+    ABSENT = "absent"
+    """There is none for this alert."""
+    LATE = "late"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """There are too many at once, or one has failed a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

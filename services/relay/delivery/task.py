@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -12,9 +13,10 @@ from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress,
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
-from services.relay.model import DeliveryTask, Event, decode_event, encode_event
+from services.relay.model import DeliveryTask, Event, IncidentContext, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.context import read_contexts
 from services.relay.outbox.delivery_lease import read_merged_events, save_progress
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
@@ -23,6 +25,11 @@ from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.logs import describe_exception
+
+_CONTEXT_SECONDS: Final = 1.0
+"""How long a message waits for its context."""
+
+log = structlog.get_logger(__name__)
 
 
 async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> DeliveryTask:
@@ -43,6 +50,7 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
     if task.first_event_seq != task.last_event_seq:
         async with asyncio.timeout_at(attempt_ends):
             event_json, size = await _merge_events(store, task)
+    context = await _read_context(store, task)
     keep_open = False
     if task.open_group_incidents:
         build = partial(
@@ -51,8 +59,28 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         async with asyncio.timeout_at(attempt_ends):
             keep_open = await store.read(build)
     return task._replace(
-        event_json=event_json, events_size=size, keep_open=keep_open, attempt_ends=attempt_ends, lease_ends=lease_ends
+        event_json=event_json,
+        events_size=size,
+        keep_open=keep_open,
+        attempt_ends=attempt_ends,
+        lease_ends=lease_ends,
+        context=context,
     )
+
+
+async def _read_context(store: Store, task: DeliveryTask) -> IncidentContext:
+    """What the outbox knows of the incident; nothing where that cannot be read in time."""
+    try:
+        async with asyncio.timeout(_CONTEXT_SECONDS):
+            return await store.read_batch(read_contexts, task)
+    except (StoreUnavailableError, TimeoutError) as error:
+        log.warning(
+            "context could not be read; the message goes without it",
+            channel=task.channel,
+            delivery_id=task.delivery_id,
+            error=str(error) or f"no answer within {_CONTEXT_SECONDS:g} s",
+        )
+        return task.context
 
 
 async def _merge_events(store: Store, task: DeliveryTask) -> tuple[bytes, int]:
@@ -68,9 +96,6 @@ async def _merge_events(store: Store, task: DeliveryTask) -> tuple[bytes, int]:
 def _merge_json(merged: Event | None, event_json: bytes) -> Event:
     event = decode_event(event_json)
     return event if merged is None else merge_events(merged, event)
-
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +148,8 @@ class Deliverer:
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
+        for part, ending in result.enrichment.items():
+            self._shared.metrics.count_message_part(part, ending)
         await self._record(task, outcome)
 
     async def fall_back(self) -> bool:

@@ -1,13 +1,15 @@
 """Accepts an event: commits it with one delivery for each channel, or nothing if it is a duplicate."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import bindparam, insert, select, update
 
-from services.relay.model import Event, Status, encode_event
+from services.relay.model import MAX_EPISODES, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
+from services.relay.outbox.context import EPISODE_WINDOW, build_service_id, build_title
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState, lock_states
@@ -39,7 +41,17 @@ _FIRST_WAITING_EVENT: Final = (
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
 )
-_INCIDENT_COLUMNS: Final = ("episode", "is_open", "latest_event_seq", "group_id", "earlier_events")
+_INCIDENT_COLUMNS: Final = (
+    "episode",
+    "is_open",
+    "latest_event_seq",
+    "group_id",
+    "earlier_events",
+    "service_id",
+    "title",
+    "started_at",
+    "episode_starts",
+)
 _UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
@@ -206,6 +218,7 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
                 "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
                 "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
+                **_describe_incident(each, transaction.now),
             }
             for each, seq in zip(planned, seqs, strict=True)
         ],
@@ -222,6 +235,20 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
             row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded_channels
         )
     return accepted
+
+
+def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
+    """What `context` reads of the incident."""
+    event, state = planned.request.incoming.event, planned.state
+    started_at, starts = (state.started_at, state.episode_starts) if state else (None, ())
+    if state is None or planned.plan.episode != state.episode:
+        started_at, starts = now, (*(start for start in starts if start > now - EPISODE_WINDOW), now)
+    return {
+        "new_service_id": build_service_id(event),
+        "new_title": build_title(event),
+        "new_started_at": started_at,
+        "new_episode_starts": json.dumps(starts[-MAX_EPISODES:]),
+    }
 
 
 def _enqueue_deliveries(

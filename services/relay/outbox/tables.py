@@ -63,6 +63,11 @@ incidents = Table(
     Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
     Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
+    # What messages of other incidents and of this one say of it; see `context`.
+    Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
+    Column("title", Text),  # of its latest event
+    Column("started_at", Double),  # when its episode started; null before its first event is committed
+    Column("episode_starts", Text),  # JSON; when its last episodes of 7 days started
 )
 
 events = Table(
@@ -248,6 +253,7 @@ _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, whe
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
+_add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
