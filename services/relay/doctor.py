@@ -10,7 +10,7 @@ from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import build_links
 from services.relay.model import Alert, Status
-from services.relay.monitors.alertmanager_api import AlertmanagerClient, AlertmanagerError
+from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved, parse_receivers
 from services.relay.outbox.database_check import check_outbox
 from shared.check import Check, CheckError

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from services.relay.model import Event, Status
-from services.relay.monitors.alertmanager_api import (
+from services.relay.alertmanager_api import (
     ActiveAlert,
     AlertmanagerClient,
     AlertmanagerError,
