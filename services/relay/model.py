@@ -96,6 +96,14 @@ class Links:
     """The exporter's board at the key or the service of the alert."""
 
 
+class EscalationStep(NamedTuple):
+    """Where an incident goes that nobody has acknowledged."""
+
+    after: float
+    """Seconds after its first delivery."""
+    channels: tuple[str, ...]
+
+
 class RelatedIncident(NamedTuple):
     """Another open incident of the same environment and service."""
 
@@ -176,6 +184,10 @@ class DeliveryTask(NamedTuple):
     """Where it resolves: the channels on which that resolves every incident of its group; see `alert_groups`."""
     open_group_incidents: Mapping[str, int] = {}
     """The open incidents of its group on these channels, each with its latest event at the claim."""
+    acknowledges: bool = False
+    """Whether the incident at the provider is to be acknowledged, too."""
+    is_repeat: bool = False
+    """Whether the channel accepted all its events before, so that only the acknowledgement is new."""
     keep_open: bool = False
     """Whether its resolve must not close the provider's incident, since an open incident of its group needs it."""
     attempt_ends: float = 0.0

@@ -4,16 +4,18 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, case, func, insert, select, update
 
-from services.relay.model import Event, Status, encode_event
+from services.relay.model import EscalationStep, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.escalation import encode_steps
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.rows import RowQuery, select_values
-from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
+from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
+from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
 
 # Statements are built once: building one costs more than a database takes to run it.
@@ -39,11 +41,23 @@ _FIRST_WAITING_EVENT: Final = (
     deliveries.c.channel.in_(bindparam("channels", expanding=True)),
     deliveries.c.finished_at.is_(None),
 )
-_INCIDENT_COLUMNS: Final = ("episode", "is_open", "latest_event_seq", "group_id", "earlier_events")
+_INCIDENT_COLUMNS: Final = (
+    *("episode", "is_open", "latest_event_seq", "group_id", "earlier_events"),
+    *("severity", "escalation", "escalation_after"),
+)
+_is_same_episode = incidents.c.episode == bindparam("new_episode")
 _UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
-    .values({name: bindparam(f"new_{name}") for name in _INCIDENT_COLUMNS})
+    .values(
+        {
+            **{name: bindparam(f"new_{name}") for name in _INCIDENT_COLUMNS},
+            **{name: case((_is_same_episode, incidents.c[name])) for name in EPISODE_COLUMNS},
+            "first_event_seq": func.coalesce(
+                case((_is_same_episode, incidents.c.first_event_seq)), bindparam("new_latest_event_seq")
+            ),
+        }
+    )
 )
 
 
@@ -67,6 +81,8 @@ class DeliveryPlan(NamedTuple):
     channels: tuple[str, ...]
     unconfigured_channels: tuple[str, ...] = ()
     """Channels on which the incident is open, but which this relay has not configured: they may have been renamed."""
+    escalation: tuple[EscalationStep, ...] = ()
+    """Where it goes if nobody acknowledges it; the first step first."""
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
@@ -88,6 +104,7 @@ class AcceptResult(NamedTuple):
 class _AcceptRequest(NamedTuple):
     incoming: IncomingEvent
     event_json: bytes
+    severity: str | None
     plan: PlanEvent
 
 
@@ -150,8 +167,9 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
     """
     # Encoded before the transaction, so that a large event makes nobody wait.
     size = len(incoming.body)
-    event_json = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
-    return await store.batch(_accept_batch, _AcceptRequest(incoming, event_json, plan), size=size)
+    event = incoming.event
+    event_json, severity = await run_in_thread_if_large(size, lambda: (encode_event(event), find_worst_severity(event)))
+    return await store.batch(_accept_batch, _AcceptRequest(incoming, event_json, severity, plan), size=size)
 
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
@@ -206,8 +224,11 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
                 "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
                 "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
+                "new_severity": each.request.severity,
+                "new_escalation": encode_steps(steps),
+                "new_escalation_after": steps[0].after if steps else None,
             }
-            for each, seq in zip(planned, seqs, strict=True)
+            for each, seq, steps in zip(planned, seqs, map(_select_steps, planned), strict=True)
         ],
     )
     record_resolved_elsewhere(
@@ -222,6 +243,12 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
             row["id"], len(channels), is_duplicate=False, channels=channels, superseded_channels=superseded_channels
         )
     return accepted
+
+
+def _select_steps(planned: _PlannedEvent) -> tuple[EscalationStep, ...]:
+    """The steps that still add a channel."""
+    plan = planned.plan
+    return tuple(step for step in plan.escalation if plan.is_open and not set(step.channels) <= set(plan.channels))
 
 
 def _enqueue_deliveries(

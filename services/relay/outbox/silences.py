@@ -11,15 +11,16 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, or_, select, update
 
 from services.relay.model import decode_event
+from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.rows import INCIDENTS, RowQuery, select_columns, select_values
-from services.relay.outbox.tables import audit, clean_for_database, incidents, silences
+from services.relay.outbox.tables import clean_for_database, incidents, silences
 
 _KEEP_SECONDS: Final = 7 * 86400.0
 """How long a finished row is kept."""
@@ -206,14 +207,7 @@ async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, det
         changes = {"state": state, "detail": clean_for_database(detail), "attempts": 0, "due_at": transaction.now}
         _update_claimed(transaction, row, **changes, **ended)
         action = {SilenceState.CREATED: "silence", SilenceState.REFUSED: "silence refused"}.get(state, "silence failed")
-        entry = {
-            "at": transaction.now,
-            "who": row.who,
-            "peer": f"slack:{row.user_id}",
-            "action": action,
-            "object": f"{row.incident_id} {silence_id}".strip(),
-        }
-        transaction.connection.execute(insert(audit), entry)
+        insert_entry(transaction, row.who, f"slack:{row.user_id}", action, f"{row.incident_id} {silence_id}".strip())
 
     await store.run(finish)
 

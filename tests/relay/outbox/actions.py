@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from services.relay.delivery.task import prepare_task
-from services.relay.model import DeliveryTask, Event, decode_event
+from services.relay.model import DeliveryTask, EscalationStep, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
@@ -17,12 +17,17 @@ PAUSES = PauseLimits(initial=1, maximum=300)
 
 
 async def accept(
-    store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None
+    store: Store,
+    incident: str,
+    *channels: str,
+    episode: int = 1,
+    event: Event | None = None,
+    is_open: bool = True,
+    escalation: tuple[EscalationStep, ...] = (),
 ) -> AcceptResult:
     incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
-    return await accept_event(
-        store, incoming, lambda _known, _now: DeliveryPlan(episode, is_open=True, channels=channels or ("a",))
-    )
+    plan = DeliveryPlan(episode, is_open=is_open, channels=channels or ("a",), escalation=escalation)
+    return await accept_event(store, incoming, lambda _known, _now: plan)
 
 
 async def claim_some(
