@@ -202,9 +202,7 @@ class AlertmanagerClient:
         with translate_connection_errors("Alertmanager"):
             async with (
                 asyncio.timeout(_REPLY_TIMEOUT),
-                self._session.open().request(
-                    method, self.url + path, headers=self._headers(), json=document
-                ) as answer,
+                self._session.open().request(method, self.url + path, headers=self._headers(), json=document) as answer,
             ):
                 if answer.status != 200:
                     raise AlertmanagerError(f"it answered HTTP {answer.status}", is_refusal=answer.status < 500)

@@ -29,7 +29,7 @@ from shared.http.untrusted_json import UntrustedJsonError
 _MAX_ANSWERS: Final = 32
 _OVER: Final = "This incident is over: nothing to do."
 _FOREIGN: Final = "Only members of this workspace can do that."
-_SILENCE_OFF: Final = "Silences by button are off. Set `interactive.silence` in the relay's configuration."
+_SILENCE_OFF: Final = "Silences by button are off."
 
 log = structlog.get_logger(__name__)
 
@@ -96,16 +96,10 @@ class PressHandler:
         return True
 
     async def _act(self, press: Press) -> _Reply:
-        incident_id = clean_for_database(press.incident_id)
-        find = partial(find_message, incident_id=incident_id, slack_channel=press.channel, ts=press.ts)
-        message = await self._store.read(find)
-        bot = self._bots.get(message.channel) if message else None
-        if message is None or bot is None:
-            return _Reply(PressOutcome.REFUSED, "the relay has sent no such message")
-        if not press.team or not press.team == press.user_team == await bot.read_team():
-            return _Reply(PressOutcome.REFUSED, _FOREIGN, bot)
-        if not message.is_current:
-            return _Reply(PressOutcome.REFUSED, _OVER, bot)
+        found = await self._find_message(press)
+        if isinstance(found, _Reply):
+            return found
+        message, bot = found
         if press.action is Action.SILENCE:
             return await self._request_silence(press, message, bot)
         try:
@@ -117,6 +111,18 @@ class PressHandler:
             return _Reply(PressOutcome.DONE)
         unchanged = f"{changed.by} has acknowledged it already." if changed.by else "Nobody has acknowledged it."
         return _Reply(PressOutcome.UNCHANGED, unchanged, bot)
+
+    async def _find_message(self, press: Press) -> tuple[KnownMessage, SlackWebApi] | _Reply:
+        """The message with the button, and the bot that has sent it; or why the press does not count."""
+        incident_id = clean_for_database(press.incident_id)
+        find = partial(find_message, incident_id=incident_id, slack_channel=press.channel, ts=press.ts)
+        message = await self._store.read(find)
+        bot = self._bots.get(message.channel) if message else None
+        if message is None or bot is None:
+            return _Reply(PressOutcome.REFUSED, "the relay has sent no such message")
+        if not press.team or not press.team == press.user_team == await bot.read_team():
+            return _Reply(PressOutcome.REFUSED, _FOREIGN, bot)
+        return (message, bot) if message.is_current else _Reply(PressOutcome.REFUSED, _OVER, bot)
 
     async def _acknowledge(self, press: Press) -> Acknowledgement:
         peer = f"slack:{press.user_id}"

@@ -82,7 +82,7 @@ class SilenceWorker:
                 has_worked = await self.work_once()
             except StoreUnavailableError:  # the store has logged it
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:  # of one silence must not end the others
+            except Exception as error:  # noqa: BLE001  # of one silence must not end the others
                 log.error("unexpected error while a silence was created", **describe_exception(error))  # noqa: TRY400  # its text may hold a secret
                 await asyncio.sleep(RETRY_SECONDS)
             else:

@@ -112,7 +112,9 @@ class SocketModeClient:
                     connection = await self._connect()
                 except SlackCallError as error:
                     retry_after = error.retry_after
-                    log.warning("no connection to Slack; it is tried again", error=str(error), hint=_HINTS.get(error.code))
+                    log.warning(
+                        "no connection to Slack; it is tried again", error=str(error), hint=_HINTS.get(error.code)
+                    )
                 else:
                     tasks.create_task(self._serve(connection, tasks))
                     await connection.needs_successor.wait()
@@ -123,7 +125,7 @@ class SocketModeClient:
         """None after a connection that lasted; else longer each time, and not the same for all replicas."""
         if failures == 0:
             return 0.0
-        delay = min(self._times.retry_initial * 2 ** min(failures - 1, 16), self._times.retry_max)
+        delay = min(self._times.retry_initial * 2.0 ** min(failures - 1, 16), self._times.retry_max)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
 
     async def _connect(self) -> _Connection:
@@ -185,13 +187,13 @@ class SocketModeClient:
                         limit.reschedule(loop.time() + self._times.overlap)
                     elif envelope.envelope_id:
                         tasks.create_task(self._answer(connection, envelope))
+            if not connection.needs_successor.is_set():
+                log.warning("the connection to Slack ended; the next one opens", close_code=socket.close_code)
         except TimeoutError:
             log.info("an old connection to Slack is closed; the next one is open")
         finally:
             self._count_open(-1)
-            if not connection.needs_successor.is_set():
-                log.warning("the connection to Slack ended; the next one opens", close_code=socket.close_code)
-                connection.needs_successor.set()
+            connection.needs_successor.set()
             await socket.close()
 
     async def _answer(self, connection: _Connection, envelope: _Envelope) -> None:
@@ -202,7 +204,7 @@ class SocketModeClient:
             await connection.socket.send_json({"envelope_id": envelope.envelope_id})
         except (ConnectionError, aiohttp.ClientError):
             log.warning("a press was committed, and could not be acknowledged: the connection to Slack has ended")
-        except Exception as error:  # of one press must not end the others
+        except Exception as error:  # noqa: BLE001  # of one press must not end the others
             log.error("unexpected error while a press was handled", **describe_exception(error))  # noqa: TRY400  # its text may hold a secret
 
     async def _handle_in_time(self, payload: msgspec.Raw) -> bool:

@@ -63,7 +63,10 @@ class SlackWebApi:
                     self.session.open().post(self.api_url + method, data=arguments, headers=headers) as response,
                 ):
                     body, status = await response.read(), response.status
-                    retry_after, scopes = response.headers.get("Retry-After", ""), response.headers.get("X-OAuth-Scopes")
+                    retry_after, scopes = (
+                        response.headers.get("Retry-After", ""),
+                        response.headers.get("X-OAuth-Scopes"),
+                    )
         except TimeoutError:
             raise SlackCallError(f"Slack: no answer within {CALL_TIMEOUT:g} s") from None
         except (SendError, SecretUnreadableError) as error:

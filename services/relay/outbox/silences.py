@@ -1,7 +1,7 @@
 """Silences that people request by a button: each press is one row, whichever replica it reached, and however often.
 
-A row is a small job: claim it under a lease, begin (at most one silence of an incident at a time), create the silence in
-Alertmanager, record what became of it, answer the person. A replica that is killed in between leaves the rest to the
+A row is a small job: claim it under a lease, begin (at most one silence of an incident at a time), create the silence
+in Alertmanager, record what became of it, answer the person. A replica that is killed in between leaves the rest to the
 next one.
 """
 
@@ -109,7 +109,10 @@ _OTHERS: Final = _SILENCES.where(
     _row.id != bindparam("id"),
     _row.ends_at > bindparam("now"),
     # One from before that is asked for by its mark in Alertmanager, where a person may have ended it.
-    or_(_row.state == SilenceState.CREATING, and_(_row.state == SilenceState.CREATED, _row.began_at > bindparam("recent"))),
+    or_(
+        _row.state == SilenceState.CREATING,
+        and_(_row.state == SilenceState.CREATED, _row.began_at > bindparam("recent")),
+    ),
 )
 _OPEN_INCIDENT: Final = INCIDENTS.where(
     incidents.c.id == bindparam("incident"), incidents.c.is_open == 1, incidents.c.episode == bindparam("episode")
@@ -174,7 +177,12 @@ async def begin_silence(
         other = _OTHERS.fetch_first(transaction.connection, values)
         if other is not None:
             raise SilenceRefusedError(f"It is silenced already, by {other.created_by}.")
-        changes = {"state": SilenceState.CREATING, "alertmanager": alertmanager, "began_at": now, "ends_at": now + seconds}
+        changes = {
+            "state": SilenceState.CREATING,
+            "alertmanager": alertmanager,
+            "began_at": now,
+            "ends_at": now + seconds,
+        }
         _update_claimed(transaction, row, **changes, created_by=clean_for_database(created_by))
         return SilencePlan(labels, now + seconds)
 
