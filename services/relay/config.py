@@ -1,7 +1,7 @@
 """The relay's configuration: each error names the key and what was expected."""
 
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -18,9 +18,11 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
+from services.relay.channels.slack.channel import SlackSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.interactive.settings import InteractiveSettings
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -164,6 +166,20 @@ def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "R
     if intake is not None and retention.max_bytes < (least := compute_minimum(intake.max_body)):
         raise ValueError(f"max_bytes: expected at least {least} bytes, to hold a webhook of intake.max_body")
     return retention
+
+
+def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -> InteractiveSettings:
+    channels, alertmanager = info.data.get("channels"), info.data.get("alertmanager")
+    bots = (isinstance(each, SlackSettings) and each.token_file is not None for each in (channels or {}).values())
+    if interactive.app_token_file is None and interactive.silence_rules.is_enabled:
+        raise ValueError("silence: expected `app_token_file` beside it, since presses come by Socket Mode")
+    if interactive.app_token_file is not None and channels is not None and not any(bots):
+        raise ValueError(
+            "app_token_file: expected a channel of kind slack with `token_file`, whose messages have buttons"
+        )
+    if interactive.silence_rules.is_enabled and alertmanager is not None and not alertmanager.urls:
+        raise ValueError("silence: expected `alertmanager.urls`, where silences are created")
+    return interactive
 
 
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
@@ -382,6 +398,8 @@ class RelaySettings(ServerSettings):
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
+    # After the channels and Alertmanager, against which it is checked.
+    interactive: Annotated[InteractiveSettings, AfterValidator(_check_interactive)] = InteractiveSettings()
 
     @property
     def link_rules(self) -> LinkRules:
@@ -394,6 +412,12 @@ class RelaySettings(ServerSettings):
             links.prefer == "annotation",
             frozenset(links.allow_hosts),
         )
+
+    @property
+    def slack_bots(self) -> Mapping[str, SlackSettings]:
+        """The channels that a bot of Slack serves."""
+        slack = {name: channel for name, channel in self.channels.items() if isinstance(channel, SlackSettings)}
+        return {name: channel for name, channel in slack.items() if channel.token_file is not None}
 
     @property
     def unmerged_channels(self) -> frozenset[str]:
