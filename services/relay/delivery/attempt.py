@@ -8,11 +8,19 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from services.relay.channels.port import Channel, ChannelSettings, DeliveryLeaseLostError, Progress, Receipt
+from services.relay.channels.port import (
+    Channel,
+    ChannelSettings,
+    DeliveryLeaseLostError,
+    EditingChannel,
+    Progress,
+    Receipt,
+)
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
 from services.relay.model import DeliveryTask, Message
@@ -62,6 +70,8 @@ class SenderSettings:
     """The address of each role."""
     timeout: float
     """Seconds for one send."""
+    zone: tzinfo = UTC
+    """The readers' time zone."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -156,9 +166,10 @@ class _LocalSender:
         receipt, error = None, None
         try:
             async with asyncio.timeout_at(task.attempt_ends):
-                message = await build_message(task, self._settings.link_rules, self._settings.contacts)
+                settings = self._settings
+                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
                 attempt = LeasedAttempt(task, message, save_progress)
-                receipt = await self._channels[task.channel].send(attempt)
+                receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:
             if attempt is None or attempt.payload is None:
                 return SendResult(loop.time() - started, lease_lost=True)
@@ -173,6 +184,14 @@ class _LocalSender:
             payload=_compress(attempt.payload) if attempt and attempt.payload is not None else None,
             reply=attempt.reply if attempt else "",
         )
+
+    async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:
+        channel = self._channels[task.channel]
+        if not task.is_edit:
+            return await channel.send(attempt)
+        if isinstance(channel, EditingChannel):
+            return await channel.edit(attempt)
+        raise SendError(SendReason.REJECTED, SendScope.MESSAGE, "messages of this channel are not edited")
 
     def _build_error(self, task: DeliveryTask, exception: BaseException, *, sent: bool) -> SendError:
         """The exception as a SendError."""

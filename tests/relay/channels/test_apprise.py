@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from services.relay.channels.apprise.plugin import Exchange, _run_with, build_fo
 from services.relay.channels.apprise.text import MAX_BODY, build_text
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.http_session import HttpSession
-from services.relay.model import Message
+from services.relay.model import Event, IncidentContext, Message
 from services.relay.send_error import SendError, SendReason, SendScope
+from services.relay.text import list_fixes
 from shared.check import CheckError
 from tests.relay.channels.conftest import Answering, TcpServer, WebServer
-from tests.relay.channels.examples import HUGE, NASTY, critical, message, rotate, settings, with_text
+from tests.relay.channels.examples import HUGE, NASTY, change, critical, message, rotate, settings, with_text
 from tests.relay.channels.kinds import unused_address
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.shared.certificates import LOCALHOST, Authority
@@ -91,14 +93,35 @@ def test_markdown_shows_every_character_as_it_is() -> None:
 
 
 def test_the_first_alert_is_always_there_and_the_contacts_before_the_other_ones() -> None:
-    of = critical(with_text("w" * 800, 9))
-    built = build_text(of, limit=400)
-    assert "w" * 100 in built.body
-    assert built.body.endswith("… and 8 more")
-    assert len(built.body) <= 400
-    named = build_text(critical(message("09-firing-5", contacts={"on call": "#team"})), limit=900)
-    assert "on call: #team" in named.body
-    assert re.search(r"… and \d more", named.body)
+    one = build_text(critical(with_text("w" * 800, 2)), limit=320)
+    assert "w" * 90 in one.body
+    assert one.body.endswith("… and 1 more firing")
+    assert len(one.body) <= 320
+    many = build_text(critical(message("09-firing-5", contacts={"on call": "#team"})), limit=700)
+    assert "on call: #team" in many.body
+    rows = [line for line in many.body.split("\n") if line.startswith("• ")]
+    assert len(rows) == 5  # a table
+
+
+def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts() -> None:
+    of = message(event_with_fix(), contacts={"on call": "#team"})
+    context = IncidentContext(episodes_in_7_days=3, acknowledged_by="@ann <!here>")
+    of = change(of, context=context, current_values={of.event.alerts[0].fingerprint: "0 (fires if == 0)"})
+    (fix, *_) = list_fixes(of)
+    for is_markdown in (False, True):
+        body = build_text(of, is_markdown=is_markdown).body
+        assert fix.command in body.split("\n")
+        parts = ("now 0", fix.command, "Escalate to", "Acknowledged: by @\u200bann", "the 3rd time", "Alertmanager")
+        places = [body.index(part) for part in parts]
+        assert places == sorted(places)
+
+
+def event_with_fix() -> Event:
+    """A critical alert of a permission that KMS refuses."""
+    event = message("01-firing-1").event
+    key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+    kms = {"kms_provider": "gcp", "kms_key": key, "kms_reason": "permission_denied", "kms_target": "ledger-kek"}
+    return replace(event, alerts=tuple(replace(a, annotations={**a.annotations, **kms}) for a in event.alerts))
 
 
 async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Path, answering: Answering) -> None:
@@ -114,7 +137,7 @@ async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Pa
     await send(channel, message("03-resolved-1"))
     await channel.close()
     assert [each["topic"] for each in seen] == ["security", "security"]
-    assert [each["title"].partition(":")[0] for each in seen] == ["Firing", "Resolved"]
+    assert [each["title"].split()[0] for each in seen] == ["Firing:", "Resolved"]
     assert "Runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms" in seen[0]["message"]
 
 

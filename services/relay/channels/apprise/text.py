@@ -5,22 +5,31 @@ some services find mentions in plain text, and show mark-up in titles.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Final, NamedTuple
 
-from services.relay.model import Message
+from services.relay.model import Alert, Message
 from services.relay.text import (
+    AlertCard,
+    AlertTable,
+    Fix,
     Link,
+    arrange_alerts,
     find_worst_severity,
+    format_class,
     format_counts,
     format_description,
-    format_headline,
+    format_more,
+    format_omission,
     format_period,
     format_remark,
-    format_state,
+    format_subject,
     format_summary,
-    list_alerts,
+    join_items,
+    list_context,
+    list_fixes,
     list_group_links,
     select_contacts,
     truncate,
@@ -29,10 +38,14 @@ from services.relay.text import (
 MAX_BODY: Final = 4_000
 """Characters of a body, or as many as the service takes, if those are fewer."""
 MAX_TITLE: Final = 250
-_RESERVED: Final = 24
+_RESERVED: Final = 40
 """Characters of the body kept for how many alerts are missing."""
-_LAST: Final = 1_000_000
-"""A position after those of all alerts."""
+_MAX_CARDS: Final = 20
+_MAX_TABLES: Final = 5
+_MAX_ROWS: Final = 20
+_MAX_FIXES: Final = 2
+_CONTACTS, _CONTEXT, _GROUP_LINKS = 1, 2, 3
+"""Positions after the alerts."""
 _MARKUP: Final = re.compile(r"(?<![\w.])@(?=\w)|<(?=\S)|\](?=\()")
 """How a mention or a link begins, whichever the service: @name, <@U012>, <at>name</at>, [name](…); no mail address."""
 _INVISIBLE_SPACE: Final = "\u200b"
@@ -73,30 +86,62 @@ def build_text(
         is_markdown: whether the body is Markdown, or plain text.
         escapes_title: whether the title is, too.
     """
-    event, alerts = message.event, list_alerts(message)
+    event = message.event
     write = partial(_write, is_markdown=is_markdown)
-    head = " · ".join(filter(None, (format_counts(event), find_worst_severity(event))))
-    contacts = [f"{role}: {address}" for role, address in select_contacts(message).items()]
     body = _Blocks(measure, min(limit, MAX_BODY))
-    body.add(0, write(head))
-    body.add(1, write(format_remark(message)))
-    listed = 0
-    for alert, links in alerts:
-        summary, description, period = format_summary(alert), format_description(alert), format_period(alert)
-        variants = [write(summary, description, period, links=links), write(summary, period, links=links)]
-        if not listed:  # as much of it as there is space for
-            variants += [write(truncate(summary, length), period, links=links[:1]) for length in (250, 100)]
-            variants += [write(truncate(summary, length)) for length in (250, 100, 40)]
-        if not any(body.add(2 + listed, text) for text in variants):
+    head = " · ".join(filter(None, (format_class(message), format_counts(event), find_worst_severity(event))))
+    body.add(write(head, format_remark(message)))
+    arranged = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
+    listed: list[Alert] = []
+    for part in arranged.parts:
+        variants = _write_table(part, write) if isinstance(part, AlertTable) else _write_card(part, message, write)
+        added = next((alerts for alerts, text in variants if body.add(text)), None)
+        if added is None:
             break
-        listed += 1
-        if listed == 1:
-            body.add(_LAST, write("Escalate to", *contacts) if contacts else "")
-    missing = len(alerts) - listed + event.unlisted_count
-    body.add(2 + listed, write(f"… and {missing} more") if missing else "", is_reserved=True)
-    body.add(_LAST + 1, write(links=list_group_links(event)))
-    title = truncate(_disarm(f"{format_state(message)}: {message.title or format_headline(event)}"), title_limit)
+        if not listed:
+            body.add(*(_write_fix(fix, is_markdown=is_markdown) for fix in list_fixes(message)[:_MAX_FIXES]))
+            contacts = [f"{role}: {address}" for role, address in select_contacts(message).items()]
+            body.add(write("Escalate to", *contacts) if contacts else "", position=_CONTACTS)
+            body.add(
+                write(*(f"{line.name}: {join_items(line.items)}" for line in list_context(message))), position=_CONTEXT
+            )
+        listed += added
+    left_out = format_more([alert for alert in event.alerts if alert not in listed])
+    body.add(write(left_out, format_omission(event)), is_reserved=True)
+    body.add(write(links=list_group_links(event)), position=_GROUP_LINKS)
+    title = truncate(_disarm(format_subject(message)), title_limit)
     return Text(_escape_markdown(title) if escapes_title else title, body.join(), is_markdown)
+
+
+def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
+    """An alert, whole and then shorter and shorter; with each the alerts that it shows."""
+    alert, links = card
+    summary, period = format_summary(alert), format_period(alert, message.zone)
+    value = message.current_values.get(alert.fingerprint, "")
+    now = f"now {value}" if value else ""
+    yield [alert], write(summary, format_description(alert), period, now, links=links)
+    yield [alert], write(summary, period, now, links=links)
+    for length in (250, 100):
+        yield [alert], write(truncate(summary, length), period, links=links[:1])
+    for length in (250, 100, 40):
+        yield [alert], write(truncate(summary, length))
+
+
+def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
+    """A table with all its rows, and then with fewer and fewer."""
+    rows = [" · ".join(filter(None, row)) for row in table.rows]
+    for count in (_MAX_ROWS, 10, 5, 2):
+        lines = (f"• {row}" for row in rows[:count])
+        yield list(table.alerts[:count]), write(table.caption, *lines, links=table.links)
+    for length in (250, 100, 40):
+        yield [], write(truncate(table.caption, length))
+
+
+def _write_fix(fix: Fix, *, is_markdown: bool) -> str:
+    """A command as it is to be pasted: it is safe already, and an invisible space would break it."""
+    if is_markdown:
+        return f"{_escape_markdown(fix.title)}:\n\n````\n{fix.command}\n````"
+    return f"{fix.title}:\n{fix.command}"
 
 
 class _Blocks:
@@ -110,29 +155,30 @@ class _Blocks:
     def __init__(self, measure: Callable[[str], int], limit: int) -> None:
         self._measure = measure
         self._limit = limit
-        self._blocks: dict[int, str] = {}
+        self._blocks: list[tuple[int, str]] = []
 
-    def add(self, position: int, block: str, *, is_reserved: bool = False) -> bool:
-        """Adds a block, where it fits; an empty one is not shown.
+    def add(self, *blocks: str, position: int = 0, is_reserved: bool = False) -> bool:
+        """Adds each block that fits; whether the last one did. An empty one fits, and is not shown.
 
         Args:
-            position: where it stands.
-            block: its text.
-            is_reserved: whether it may use the space that is kept for it.
+            blocks: their texts.
+            position: they stand after those of the same or a lower position.
+            is_reserved: whether they may use the space that is kept for them.
         """
-        candidate = {**self._blocks, position: block} if block else self._blocks
         limit = self._limit - (0 if is_reserved else _RESERVED)
-        if self._measure(self._join(candidate)) > limit:
-            return False
-        self._blocks = candidate
-        return True
+        fits = True
+        for block in blocks:
+            candidate = sorted([*self._blocks, (position, block)], key=itemgetter(0)) if block else self._blocks
+            fits = self._measure(self._join(candidate)) <= limit
+            self._blocks = candidate if fits else self._blocks
+        return fits
 
     def join(self) -> str:
         """The whole text."""
         return self._join(self._blocks)
 
-    def _join(self, blocks: Mapping[int, str]) -> str:
-        return "\n\n".join(blocks[position] for position in sorted(blocks))
+    def _join(self, blocks: list[tuple[int, str]]) -> str:
+        return "\n\n".join(block for _, block in blocks)
 
 
 def _write(*texts: str, links: Sequence[Link] = (), is_markdown: bool) -> str:
