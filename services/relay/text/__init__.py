@@ -24,7 +24,15 @@ from services.relay.text.strings import (
     sanitize_url,
     truncate,
 )
-from services.relay.text.table import AlertCard, AlertTable, Arrangement, arrange_alerts, build_table, select_alerts
+from services.relay.text.table import (
+    AlertCard,
+    AlertTable,
+    Arrangement,
+    arrange_alerts,
+    build_table,
+    format_more,
+    select_alerts,
+)
 from services.relay.text.times import format_duration, format_period, format_short_time, format_time
 from services.relay.text.title import (
     MAX_REMARK,
@@ -77,6 +85,7 @@ __all__ = [
     "format_duration",
     "format_event_title",
     "format_headline",
+    "format_more",
     "format_omission",
     "format_period",
     "format_remark",
