@@ -13,7 +13,7 @@ from services.relay.text.labels import (
     select_own_labels,
     sort_labels,
 )
-from services.relay.text.links import list_alerts, list_group_links
+from services.relay.text.links import list_alerts, list_group_links, list_images
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
@@ -94,6 +94,7 @@ __all__ = [
     "list_context",
     "list_fixes",
     "list_group_links",
+    "list_images",
     "put_into_past",
     "quote_url",
     "sanitize_url",
