@@ -59,6 +59,12 @@ class Metrics:
             ["channel"],
             registry=registry,
         )
+        self._edits = Counter(
+            "relay_edits_total",
+            "Attempts to edit the first message of an incident.",
+            ["channel", "outcome"],
+            registry=registry,
+        )
         self._used_bytes = Gauge(
             "relay_outbox_bytes",
             "Bytes that the outbox holds, as measured last, and what was accepted since.",
@@ -79,7 +85,7 @@ class Metrics:
         """Sets the configured channels; the counts of others are removed."""
         channels = frozenset(channels)
         for channel in self._channels - channels:
-            for each in (self._leases_lost, self._duration, self._deliveries, self._attempts):
+            for each in (self._leases_lost, self._duration, self._deliveries, self._attempts, self._edits):
                 each.remove_by_labels({"channel": channel})
         for channel in channels:
             self._leases_lost.labels(channel)
@@ -110,6 +116,10 @@ class Metrics:
     def observe_duration(self, channel: str, seconds: float) -> None:
         """A delivery got its receipt so long after its commit."""
         self._duration.labels(channel).observe(seconds)
+
+    def count_edit(self, channel: str, outcome: str) -> None:
+        """An attempt to edit ended."""
+        self._edits.labels(channel, outcome).inc()
 
     def count_lost_lease(self, channel: str) -> None:
         """A lease expired before its outcome was recorded."""

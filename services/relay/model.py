@@ -185,6 +185,8 @@ class DeliveryTask(NamedTuple):
     lease_ends: float = 0.0
     """Until when nobody else claims the delivery, by the same clock."""
     context: IncidentContext = IncidentContext()
+    is_edit: bool = False
+    """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
 
 
 class ExcerptBlock(NamedTuple):

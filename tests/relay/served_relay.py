@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from services.relay.app import run_relay
-from services.relay.channels.port import Attempt, Channel, ChannelSettings, Receipt
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, EditingChannel, Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.intake import endpoint, webhook_parser
@@ -71,8 +71,25 @@ class Scripted:
         self.closed = True
 
 
+class ScriptedEdits(Scripted):
+    """One that edits its messages, too; each edit takes the next step of a script of its own."""
+
+    def __init__(self, *script: Step) -> None:
+        super().__init__()
+        self.edits = Scripted(*script)
+        self.shown: Receipt | None = None
+        """The receipt of an edit; None for that of the message that it edits."""
+
+    async def edit(self, attempt: Attempt) -> Receipt:
+        await self.edits.send(attempt)
+        return self.shown or attempt.message.task.first_receipt or {}
+
+
 class ScriptedSettings(ChannelSettings):
     channel: Any
+
+    def edit_scope(self) -> str | None:
+        return "scripted" if isinstance(self.channel, EditingChannel) else None
 
     def connect(self, timeout: float) -> Channel:  # noqa: ARG002  # the port's
         channel: Channel = self.channel

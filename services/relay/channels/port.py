@@ -4,7 +4,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final, Protocol
+from typing import Annotated, ClassVar, Final, Protocol, runtime_checkable
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
@@ -136,6 +136,25 @@ class Channel(Protocol):
         ...
 
 
+@runtime_checkable
+class EditingChannel(Channel, Protocol):
+    """A channel that can edit the first message of an episode."""
+
+    async def edit(self, attempt: Attempt) -> Receipt:
+        """Makes the message of the task's `first_receipt` show the attempt's message, and nobody is notified.
+
+        Doing it twice changes nothing. Where that message is gone, another one takes its place.
+
+        Returns:
+            The receipt of the message that shows it.
+
+        Raises:
+            SendError: of the scope MESSAGE where the message cannot be edited, and never will be.
+            DeliveryLeaseLostError: somebody else may edit it; nothing was edited.
+        """
+        ...
+
+
 class ChannelSettings(Section):
     """The settings of any channel; each kind adds its own keys and a `kind`."""
 
@@ -147,6 +166,8 @@ class ChannelSettings(Section):
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None
     """The provider's documented rate limit."""
+    edit_rate: ClassVar[MessageRate] = MessageRate(1.0)
+    """The provider's documented rate limit of edits, where the channel makes any."""
     rate: Rate | None = None
     """A rate such as 1/s or 120/m, instead of the provider's."""
     allow_remote_insecure: bool = False
@@ -157,6 +178,10 @@ class ChannelSettings(Section):
 
         Equal for channels that lead to the same place.
         """
+        return None
+
+    def edit_scope(self) -> str | None:
+        """What shares one limit of edits, equal in all replicas; None if messages of this channel are not edited."""
         return None
 
     @property

@@ -13,7 +13,14 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from services.relay.channels.port import Channel, ChannelSettings, DeliveryLeaseLostError, Progress, Receipt
+from services.relay.channels.port import (
+    Channel,
+    ChannelSettings,
+    DeliveryLeaseLostError,
+    EditingChannel,
+    Progress,
+    Receipt,
+)
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
 from services.relay.model import DeliveryTask, Message
@@ -162,7 +169,7 @@ class _LocalSender:
                 settings = self._settings
                 message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
                 attempt = LeasedAttempt(task, message, save_progress)
-                receipt = await self._channels[task.channel].send(attempt)
+                receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:
             if attempt is None or attempt.payload is None:
                 return SendResult(loop.time() - started, lease_lost=True)
@@ -177,6 +184,14 @@ class _LocalSender:
             payload=_compress(attempt.payload) if attempt and attempt.payload is not None else None,
             reply=attempt.reply if attempt else "",
         )
+
+    async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:
+        channel = self._channels[task.channel]
+        if not task.is_edit:
+            return await channel.send(attempt)
+        if isinstance(channel, EditingChannel):
+            return await channel.edit(attempt)
+        raise SendError(SendReason.REJECTED, SendScope.MESSAGE, "messages of this channel are not edited")
 
     def _build_error(self, task: DeliveryTask, exception: BaseException, *, sent: bool) -> SendError:
         """The exception as a SendError."""

@@ -98,8 +98,9 @@ class DeliveryContext:
 class Deliverer:
     """Sends the claimed deliveries of one channel, and records their outcomes."""
 
-    def __init__(self, name: str, context: DeliveryContext) -> None:
+    def __init__(self, name: str, context: DeliveryContext, *, is_editable: bool = False) -> None:
         self._name = name
+        self._is_editable = is_editable
         self._shared = context
         self._pauses = PauseLimits(context.retry_policy.backoff_initial, context.retry_policy.backoff_max)
         self._fallback = tuple(other for other in context.fallback_channels if other != name)
@@ -118,7 +119,7 @@ class Deliverer:
             self._shared.metrics.count_lost_lease(self._name)
             return
         if result.error is None:
-            outcome = _build_success(result, started_at)
+            outcome = self._build_success(result, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
@@ -165,6 +166,20 @@ class Deliverer:
 
         return save
 
+    def _build_success(self, result: SendResult, started_at: float) -> AttemptOutcome:
+        return AttemptOutcome(
+            DeliveryState.DELIVERED,
+            started_at,
+            result.seconds,
+            SendReason.OK,
+            result.reply,
+            ChannelEffect.REACHED,
+            receipt=result.receipt,
+            maybe_sent=True,
+            payload=result.payload,
+            is_editable=self._is_editable,
+        )
+
     def _build_failure(
         self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
     ) -> AttemptOutcome:
@@ -198,6 +213,7 @@ class Deliverer:
             payload=result.payload,
             fallback_channels=self._fallback,
             is_expired=retry_delay is None and error.scope is not SendScope.MESSAGE,
+            is_editable=self._is_editable,
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
@@ -224,20 +240,6 @@ class Deliverer:
             metrics.count_delivery(self._name, result.state)
         if result.lease_valid and result.state is DeliveryState.DELIVERED:
             metrics.observe_duration(self._name, result.age)
-
-
-def _build_success(result: SendResult, started_at: float) -> AttemptOutcome:
-    return AttemptOutcome(
-        DeliveryState.DELIVERED,
-        started_at,
-        result.seconds,
-        SendReason.OK,
-        result.reply,
-        ChannelEffect.REACHED,
-        receipt=result.receipt,
-        maybe_sent=True,
-        payload=result.payload,
-    )
 
 
 def _classify_effect(error: SendError) -> ChannelEffect:

@@ -19,6 +19,7 @@ import structlog
 
 from services.relay.channels.port import Channel, ChannelSettings
 from services.relay.delivery.attempt import OpenSender, Sender, SenderSettings
+from services.relay.delivery.editor import Editor, build_editors
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
@@ -26,6 +27,7 @@ from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases
+from services.relay.outbox.edits import release_edits
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back_unserved
@@ -54,6 +56,7 @@ class Worker:
         max_concurrency: how many messages are sent at once.
         context: what all workers share.
         dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
+        is_editable: whether the channel edits its messages.
     """
 
     def __init__(
@@ -64,14 +67,16 @@ class Worker:
         max_concurrency: int,
         context: DeliveryContext,
         dedup_channels: tuple[str, ...] = (),
+        *,
+        is_editable: bool = False,
     ) -> None:
-        self._name = name
+        self.name = name
         self._channel = channel
         self._rate = rate
         self._max_concurrency = max_concurrency
         self._dedup_channels = dedup_channels
         self._context = context
-        self._deliverer = Deliverer(name, context)
+        self._deliverer = Deliverer(name, context, is_editable=is_editable)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
@@ -98,7 +103,7 @@ class Worker:
                 except StoreUnavailableError:  # the store has logged it
                     await self._pause()
                 except Exception:
-                    log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
+                    log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
                     await self._pause()
 
     async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
@@ -125,7 +130,7 @@ class Worker:
     async def _claim(self) -> ClaimResult:
         context, free = self._context, self._max_concurrency - len(self._in_flight_ids)
         request = ClaimRequest(
-            self._name,
+            self.name,
             free,
             context.lease_owner,
             context.lease_seconds,
@@ -139,7 +144,7 @@ class Worker:
         try:
             await self._deliverer.deliver(task, lease_ends)
         except Exception:
-            log.exception("unexpected error in the channel's worker; the worker continues", channel=self._name)
+            log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
         finally:
             self._in_flight_ids.discard(task.delivery_id)
             self._send_finished.set()
@@ -160,7 +165,7 @@ class Worker:
         """Tries a channel again whose secret has changed."""
         secrets = await asyncio.to_thread(self._channel.read_secret_versions)
         if secrets != self._secrets:
-            await breaker.commit_allow_trial(self._context.store, [self._name])
+            await breaker.commit_allow_trial(self._context.store, [self.name])
             self._secrets = secrets
             self._wake_event.set()
 
@@ -211,6 +216,7 @@ async def run_delivery(
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await release_leases(store, lease_owner)
+                await release_edits(store, lease_owner)
                 await detect_restore(store, compare_delay=rules.compare_delay)  # records that it was used until now
         except (StoreUnavailableError, TimeoutError) as error:
             log.warning(
@@ -227,10 +233,14 @@ async def _run_workers(
     workers: dict[str, Worker] = {}
 
     def wake(names: Iterable[str]) -> None:
+        names = tuple(names)
         for name in names:
             if name in workers:
                 workers[name].wake()
+        for editor in editors:
+            editor.wake(names)
 
+    editors: list[Editor] = []
     context = DeliveryContext(
         store=store,
         metrics=metrics,
@@ -248,25 +258,35 @@ async def _run_workers(
     for name, channel in channels.items():
         own = settings[name]
         rate = _get_rate(own) if rules.pacing_enabled else None
-        workers[name] = Worker(name, channel, rate, own.max_concurrency, context, _find_dedup_channels(own, settings))
+        workers[name] = Worker(
+            name,
+            channel,
+            rate,
+            own.max_concurrency,
+            context,
+            _find_dedup_channels(own, settings),
+            is_editable=own.edit_scope() is not None,
+        )
+    editors += build_editors(settings, context, pacing_enabled=rules.pacing_enabled)
+    runners: list[Worker | Editor] = [*workers.values(), *editors]
     prepared = await _prepare_channels(store, channels, rules.compare_delay)
     preparation = asyncio.create_task(
         _retry_preparation(store, channels, rules.compare_delay, prepared=prepared), name="prepare channels"
     )
 
-    async def deliver(worker: Worker) -> None:
+    async def deliver(runner: Worker | Editor) -> None:
         await asyncio.wait([preparation])  # until then the outbox may be a restored backup
-        await worker.run()
+        await runner.run()
 
-    tasks = [asyncio.create_task(deliver(worker), name=f"deliver {name}") for name, worker in workers.items()]
+    tasks = [asyncio.create_task(deliver(runner), name=f"deliver {runner.name}") for runner in runners]
     sweeper = asyncio.create_task(_run_sweeper(store, context, wake, channels, rules.compare_delay), name="sweeper")
     try:
         yield wake
     finally:
         sweeper.cancel()
         preparation.cancel()
-        for worker in workers.values():
-            worker.stop()
+        for runner in runners:
+            runner.stop()
         try:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
         finally:  # a stop that cancels a reload ends the wait, and no more than that

@@ -14,6 +14,7 @@ from sqlalchemy import bindparam, insert, update
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
+from services.relay.outbox.edits import FirstMessage, record_first_messages, request_channel_edits
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import enqueue_fallback
@@ -72,6 +73,8 @@ class AttemptOutcome(NamedTuple):
     """Channels that get the same events where this one is down, or where the delivery was given up."""
     is_expired: bool = False
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
+    is_editable: bool = False
+    """Whether the channel edits its messages."""
 
 
 class OutcomeResult(NamedTuple):
@@ -134,6 +137,9 @@ def _record_batch(transaction: Transaction, requests: Sequence[_OutcomeRequest])
                 pauses=each.pauses,
             )
             reached -= {each.task.channel}
+    editable = [each for each in valid_requests if each.outcome.is_editable]
+    if editable:
+        _record_edits(transaction, editable, rows)
     if others:
         enqueue_deliveries(transaction, _build_group_repeats(transaction, requests))
     return [
@@ -142,6 +148,23 @@ def _record_batch(transaction: Transaction, requests: Sequence[_OutcomeRequest])
         else _handle_lost_lease(transaction, each, rows.get(each.task.delivery_id))
         for each in requests
     ]
+
+
+def _record_edits(
+    transaction: Transaction, requests: Sequence[_OutcomeRequest], rows: Mapping[str, DeliveryRow]
+) -> None:
+    """The first message of an episode is edited at each later change, be it that its own message was given up."""
+    ended = [(task, outcome) for task, outcome, _ in requests if outcome.state is not DeliveryState.RETRYING]
+    record_first_messages(
+        transaction,
+        [
+            FirstMessage(task.incident_id, task.episode, task.channel, rows[task.delivery_id].seq)
+            for task, outcome in ended
+            if task.first_receipt is None and outcome.state is DeliveryState.DELIVERED
+        ],
+    )
+    changed = {(task.incident_id, task.episode, task.channel) for task, _ in ended if task.first_receipt is not None}
+    request_channel_edits(transaction, changed)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:

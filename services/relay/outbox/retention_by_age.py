@@ -31,6 +31,7 @@ from services.relay.outbox.tables import (
     DeliveryState,
     attempts,
     deliveries,
+    edits,
     events,
     incidents,
     quarantine,
@@ -102,6 +103,7 @@ class _PrunableRow(NamedTuple):
     accepted_at: float
     finished_at: float | None
     is_active: bool
+    is_edited: bool
 
 
 class _UnusedEventRow(NamedTuple):
@@ -139,6 +141,13 @@ _IS_ACTIVE: Final = or_(
     ),
 )
 """Its incident is open, or something of it is still to be delivered on its channel."""
+_IS_EDITED: Final = exists().where(
+    edits.c.incident_id == _delivery.incident_id,
+    edits.c.episode == _delivery.episode,
+    edits.c.channel == _delivery.channel,
+    edits.c.wanted > edits.c.shown,
+)
+"""The first message of its episode on its channel is still to be edited, and shows the last event of the episode."""
 _READ_DELIVERIES: Final = (
     RowQuery(
         _PrunableRow,
@@ -151,6 +160,7 @@ _READ_DELIVERIES: Final = (
             _delivery.accepted_at,
             _delivery.finished_at,
             _IS_ACTIVE.label("is_active"),
+            _IS_EDITED.label("is_edited"),
         ),
     )
     .where(_delivery.seq > bindparam("after"))
@@ -279,6 +289,7 @@ class _DeliveryPruner:
         old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
         if old:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
+            connection.execute(delete(edits).where(edits.c.delivery_seq.in_(old)))
             connection.execute(delete(deliveries).where(_delivery.seq.in_(old)))
         last = rows[-1]
         return _PruneStepResult(len(old), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))
@@ -289,6 +300,8 @@ class _DeliveryPruner:
         return row.finished_at < self._cutoff or (row.seq <= self._bound and row.state in SETTLED)
 
     def _must_stay(self, row: _PrunableRow) -> bool:
+        if row.is_edited:
+            return True
         if not row.is_active and row.incident_id not in self._unsettled:
             return False
         about = (row.incident_id, row.episode, row.channel)

@@ -126,6 +126,34 @@ attempts = Table(
     sqlite_with_rowid=False,
 )
 
+# The first message of an episode on a channel, where it is edited as the incident changes; see `edits`.
+edits = Table(
+    "edits",
+    metadata,
+    Column("incident_id", Text, primary_key=True),
+    Column("episode", Integer, primary_key=True),
+    Column("channel", Text, primary_key=True),
+    Column("delivery_seq", _Seq, ForeignKey("deliveries.seq"), nullable=False),  # its receipt says where the message is
+    Column("wanted", Integer, nullable=False),  # how many edits were requested
+    Column("shown", Integer, nullable=False),  # the last of them that the message shows, or that was given up
+    Column("requested_at", Double, nullable=False),  # when the first of the others was
+    Column("attempts", Integer, nullable=False),  # since then
+    Column("due_at", Double, nullable=False),  # when it may be claimed; while there is a lease, when that ends
+    Column("due_set_at", Double, nullable=False),  # when `due_at` was written
+    Column("lease", Text),  # whose claim it is
+    Column("reason", Text),  # how the last attempt ended
+    sqlite_with_rowid=False,
+)
+
+edit_limits = Table(
+    "edit_limits",
+    metadata,
+    Column("scope", Text, primary_key=True),  # what shares a rate; see `ChannelSettings.edit_scope`
+    Column("next_token_at", Double, nullable=False),  # as in `channels`
+    Column("retry_after_until", Double),
+    Column("retry_after_set_at", Double),
+)
+
 channels = Table(
     "channels",
     metadata,
@@ -217,6 +245,8 @@ _add_index(
 # By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
 _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
+_add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")

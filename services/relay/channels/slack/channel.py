@@ -8,6 +8,7 @@ searches for a post whose reply was lost before it posts again; without it, the 
 `find_post` documents when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
 """
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -31,9 +32,17 @@ from services.relay.channels.slack.blocks import Mention, build_post
 from services.relay.channels.slack.diagnosis import check_channel, check_token
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
-from services.relay.channels.slack.web_api import THREAD_ERRORS, SlackApi, SlackError, create_client
+from services.relay.channels.slack.web_api import (
+    EDIT_REFUSED,
+    MESSAGE_GONE,
+    THREAD_ERRORS,
+    SlackApi,
+    SlackError,
+    create_client,
+)
 from services.relay.http_session import HttpSession, encode_json
 from services.relay.model import Message
+from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
@@ -78,6 +87,8 @@ class SlackSettings(EgressSettings, ChannelSettings):
     """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
+    # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
+    edit_rate: ClassVar[MessageRate] = MessageRate(45 / 60)
 
     kind: Literal["slack"]
     channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
@@ -95,6 +106,12 @@ class SlackSettings(EgressSettings, ChannelSettings):
         if given not in {(True, True, False), (False, False, True)}:
             raise ValueError("expected `channel` and `token_file`, or `webhook_url_file` instead of both")
         return self
+
+    def edit_scope(self) -> str | None:
+        """One for each bot; messages of an incoming webhook cannot be edited."""
+        if self.token_file is None:
+            return None
+        return hashlib.sha256(f"{self.api_url} {self.token_file}".encode()).hexdigest()[:16]
 
     @property
     def limitations(self) -> tuple[str, ...]:
@@ -145,9 +162,25 @@ class SlackChannel:
                     raise
                 await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
                 answer = await self._post(api, call, _remove_thread(message))
-            receipt = {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
+            receipt = _build_receipt(answer, token)
             self._channel_id = receipt["channel"] or self._channel_id
         return receipt
+
+    async def edit(self, attempt: Attempt) -> Receipt:
+        """Edits the first message; one that is gone is posted again. The receipt is that of the one that is there."""
+        message = attempt.message
+        async with call_provider(attempt, "Slack", self._timeout) as call:
+            token = read_secret(self._token)
+            api = SlackApi(self._get_client(token), token, call, self._clock())
+            try:
+                await self._update(api, call, message, message.task.first_receipt or {})
+            except SlackError as error:
+                if error.code in EDIT_REFUSED:
+                    raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
+                if error.code not in MESSAGE_GONE:
+                    raise
+                return await self._replace(api, call, message, token)
+        return message.task.first_receipt or {}
 
     def render_payload(self, message: Message) -> str:
         """The arguments as JSON; the token is in a header."""
@@ -185,6 +218,21 @@ class SlackChannel:
         call.before_request(encode_json(arguments))
         return await api.post("chat.postMessage", arguments)
 
+    async def _update(self, api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
+        arguments = await build_in_thread_if_large(message, lambda: self._build_update(message, receipt))
+        call.before_request(encode_json(arguments))
+        await api.post("chat.update", arguments)
+
+    async def _replace(self, api: SlackApi, call: ProviderCall, message: Message, token: str) -> Receipt:
+        """Posts the message again, as the first one of its episode; an earlier attempt may have done that already."""
+        first = replace(message, task=message.task._replace(first_receipt={}))
+        found = await self._find_post(api, call, first)
+        if found is not None:
+            await self._update(api, call, message, found)
+            return found
+        answer = await self._post(api, call, first)
+        return _build_receipt(answer, token)
+
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
         post = await find_post(api, message, self._channel_name, self._channel_id)
@@ -212,6 +260,24 @@ class SlackChannel:
             "unfurl_links": False,
             "unfurl_media": False,
         }
+
+    def _build_update(self, message: Message, receipt: Receipt) -> dict[str, Any]:
+        """Text and blocks both, since what is left out is removed; the metadata stays.
+
+        https://docs.slack.dev/reference/methods/chat.update
+        """
+        post = build_post(message, "none")
+        return {
+            "channel": receipt.get("channel", ""),
+            "ts": receipt.get("ts", ""),
+            "text": post.text,
+            "blocks": post.blocks,
+            "parse": "none",
+        }
+
+
+def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
+    return {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
 
 
 def _find_thread(message: Message) -> str:

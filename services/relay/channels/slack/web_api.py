@@ -70,6 +70,14 @@ THREAD_ERRORS: Final = frozenset(
 )
 """Errors about the thread, and not about the message or the channel: it can be posted outside of the thread."""
 
+# https://docs.slack.dev/reference/methods/chat.update, "Errors"
+MESSAGE_GONE: Final = frozenset({"message_not_found", "cant_update_message"})
+"""The message was deleted, or another app has posted it: one of our own takes its place."""
+EDIT_REFUSED: Final = frozenset(
+    {"is_inactive", "is_archived", "channel_not_found", "edit_window_closed", "block_mismatch"}
+)
+"""The message stays as it is: its channel is archived or gone, or the workspace lets nobody edit it any more."""
+
 # "It's possible some aspect of the operation succeeded before the error was raised", the page states for both.
 MAYBE_POSTED: Final = frozenset({"fatal_error", "internal_error"})
 

@@ -1,0 +1,395 @@
+"""Edits of first messages: which of them show less than is known, and who edits which, and when.
+
+A channel that edits has one row here for each episode, from the receipt of its first message on. A request adds one to
+`wanted`; an edit shows the incident as it is at its claim, and so all requests until then at once. A claim is a lease,
+as that of a delivery, so of all replicas one edits a message at a time. Where a lease ended during an edit, the older
+state may have arrived last: then the message is edited once more.
+
+Channels with one token share a rate of edits, that of `edit_limits`.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import Connection, bindparam, case, func, or_, select, update
+
+from services.relay.model import DeliveryTask
+from services.relay.outbox.engine.batching import BulkStatement, Transaction
+from services.relay.outbox.engine.dialect import build_insert
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.rate_limit import count_available, spend
+from services.relay.outbox.rows import EVENTS, RowQuery, select_values
+from services.relay.outbox.tables import (
+    CLOCK_TOLERANCE,
+    clean_for_database,
+    deliveries,
+    edit_limits,
+    edits,
+    events,
+    incidents,
+)
+
+_LOCKED_RETRY_SECONDS: Final = 0.05
+"""Seconds until the next try where another replica is claiming."""
+_FIRST: Final = 0.0
+"""The `due_at` of an edit that a person waits for: before all others."""
+
+_edit = edits.c
+_limit = edit_limits.c
+_IS_WAITING: Final = _edit.wanted > _edit.shown
+_is_shown = _edit.wanted == _edit.shown
+_INSERT_FIRST_MESSAGES: Final = {
+    dialect: BulkStatement(build_insert(edits, dialect).on_conflict_do_nothing(), [column.name for column in edits.c])
+    for dialect in ("sqlite", "postgresql")
+}
+_request_values = {
+    "wanted": _edit.wanted + 1,
+    "requested_at": case((_is_shown, bindparam("now")), else_=_edit.requested_at),
+    "due_set_at": case((_is_shown, bindparam("now")), else_=_edit.due_set_at),
+}
+_REQUEST_FOR_CHANNEL: Final = BulkStatement(
+    update(edits)
+    .where(
+        _edit.incident_id == bindparam("incident"),
+        _edit.episode == bindparam("of_episode"),
+        _edit.channel == bindparam("of_channel"),
+    )
+    .values(**_request_values, due_at=case((_is_shown, bindparam("now")), else_=_edit.due_at))
+)
+_current_episode = select(incidents.c.episode).where(incidents.c.id == _edit.incident_id).scalar_subquery()
+_of_current_episode = (_edit.incident_id.in_(bindparam("incidents", expanding=True)), _edit.episode == _current_episode)
+_REQUEST_FOR_PERSON: Final = (
+    update(edits)
+    .where(*_of_current_episode)
+    # One that is being made has its lease's end there.
+    .values(**_request_values, due_at=case((_edit.lease.is_(None), _FIRST), else_=_edit.due_at))
+)
+_EDITED_CHANNELS: Final = select_values(str, _edit.channel).where(*_of_current_episode)
+
+
+class EditClaimRequest(NamedTuple):
+    """Which edits a worker requests."""
+
+    scope: str
+    """Whose rate they share."""
+    channels: tuple[str, ...]
+    limit: int
+    lease_owner: str
+    lease_seconds: float
+    rate: float | None
+    """Edits per second; None for no limit."""
+    in_flight_ids: tuple[str, ...] = ()
+    """The deliveries whose messages the worker is editing: their leases last, whatever the clock was set to."""
+
+
+class EditClaim(NamedTuple):
+    """One claimed edit."""
+
+    task: DeliveryTask
+    """Its delivery is the one that sent the message; its age is that of the request."""
+    version: int
+    """It shows the requests up to this one."""
+
+
+class EditClaimResult(NamedTuple):
+    """What a worker gets."""
+
+    claims: tuple[EditClaim, ...]
+    retry_in: float | None
+    """Seconds until the next claim; None if no edit waits."""
+
+
+class EditResult(StrEnum):
+    """How an attempt to edit ended."""
+
+    SHOWN = "shown"
+    RETRYING = "retrying"
+    GIVEN_UP = "given_up"
+
+
+@dataclass(frozen=True, slots=True)
+class EditOutcome:
+    """How an attempt to edit ended, and what becomes of the message."""
+
+    result: EditResult
+    reason: str
+    receipt: Mapping[str, str] | None = None
+    """Where another message has taken its place; else None."""
+    retry_in: float = 0.0
+    retry_after: float | None = None
+    """Seconds that the provider asked everybody of the scope to wait."""
+    maybe_sent: bool = False
+    """Whether the edit arrived, or may have."""
+
+
+class FirstMessage(NamedTuple):
+    """The first message of an episode on a channel that edits."""
+
+    incident_id: str
+    episode: int
+    channel: str
+    delivery_seq: int
+
+
+class _LimitRow(NamedTuple):
+    next_token_at: float
+    retry_after_until: float | None
+    retry_after_set_at: float | None
+
+
+class _EditRow(NamedTuple):
+    """An edit to claim, with the delivery that sent the message and the incident as it stands."""
+
+    incident_id: str
+    episode: int
+    channel: str
+    wanted: int
+    attempts: int
+    requested_at: float
+    id: str
+    accepted_at: float
+    receipt: str | None
+    remark: str | None
+    current_episode: int
+    latest_event_seq: int
+
+
+_READ_LIMIT: Final = RowQuery(
+    _LimitRow, select(_limit.next_token_at, _limit.retry_after_until, _limit.retry_after_set_at)
+).where(_limit.scope == bindparam("scope"))
+_LOCK_LIMIT: Final = _READ_LIMIT.for_update(skip_locked=True)
+_DUE_EDITS: Final = RowQuery(
+    _EditRow,
+    select(
+        *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
+        *(deliveries.c[name] for name in ("id", "accepted_at", "receipt", "remark")),
+        incidents.c.episode.label("current_episode"),
+        incidents.c.latest_event_seq,
+    )
+    .select_from(edits)
+    .join(deliveries, deliveries.c.seq == _edit.delivery_seq)
+    .join(incidents, incidents.c.id == _edit.incident_id),
+).where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
+_LOCK_DUE: Final = (
+    _DUE_EDITS.where(
+        # What was set in what is now the future is due: the clock was set back.
+        or_(_edit.due_at <= bindparam("now"), _edit.due_set_at > bindparam("now") + CLOCK_TOLERANCE),
+        deliveries.c.id.not_in(bindparam("in_flight", expanding=True)),
+    )
+    .order_by(_edit.due_at, _edit.delivery_seq)
+    .limit(bindparam("most"))
+    .for_update(of=edits, skip_locked=True)
+)
+_NEXT_DUE: Final = (
+    select_values(float, _edit.due_at)
+    .where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
+    .order_by(_edit.due_at)
+    .limit(1)
+)
+_of_one = (
+    _edit.incident_id == bindparam("incident"),
+    _edit.episode == bindparam("of_episode"),
+    _edit.channel == bindparam("of_channel"),
+)
+_MARK_CLAIMED: Final = BulkStatement(
+    update(edits)
+    .where(*_of_one)
+    .values(
+        lease=bindparam("new_lease"),
+        due_at=bindparam("ends"),
+        due_set_at=bindparam("now"),
+        attempts=_edit.attempts + 1,
+    )
+)
+_LAST_EVENT: Final = select_values(int, func.max(deliveries.c.event_seq)).where(
+    deliveries.c.incident_id == bindparam("incident"),
+    deliveries.c.episode == bindparam("of_episode"),
+    deliveries.c.channel == bindparam("of_channel"),
+)
+_READ_EVENTS: Final = EVENTS.where(events.c.seq.in_(bindparam("seqs", expanding=True)))
+_end = (
+    update(edits)
+    .where(*_of_one, _edit.lease == bindparam("ours"))
+    .values(due_at=bindparam("new_due_at"), due_set_at=bindparam("now"), lease=None, reason=bindparam("new_reason"))
+)
+_END: Final = _end.values(shown=bindparam("new_shown"), requested_at=bindparam("now"), attempts=0)
+_END_RETRY: Final = _end
+_ADD_REQUEST: Final = update(edits).where(*_of_one).values(wanted=_edit.wanted + 1)
+_REPLACE_RECEIPT: Final = (
+    update(deliveries).where(deliveries.c.id == bindparam("delivery")).values(receipt=bindparam("new_receipt"))
+)
+_RELEASE: Final = (
+    update(edits)
+    .where(_edit.lease.startswith(bindparam("owner")))
+    .values(due_at=bindparam("now"), due_set_at=bindparam("now"), lease=None)
+)
+
+
+def request_edits(transaction: Transaction, incident_ids: Collection[str]) -> frozenset[str]:
+    """Has the first messages of the current episode of these incidents edited, before all others: a person waits.
+
+    Returns:
+        The channels to wake.
+    """
+    if not incident_ids:
+        return frozenset()
+    values = {"incidents": sorted(incident_ids), "now": transaction.now}
+    transaction.connection.execute(_REQUEST_FOR_PERSON, values)
+    return frozenset(_EDITED_CHANNELS.fetch_all(transaction.connection, {"incidents": sorted(incident_ids)}))
+
+
+def record_first_messages(transaction: Transaction, messages: Sequence[FirstMessage]) -> None:
+    """Records messages that are edited from now on."""
+    if messages:
+        now = transaction.now
+        state = {"wanted": 0, "shown": 0, "requested_at": now, "attempts": 0, "due_at": now, "due_set_at": now}
+        rows = [{**each._asdict(), **state, "lease": None, "reason": None} for each in messages]
+        _INSERT_FIRST_MESSAGES[transaction.connection.dialect.name].execute(transaction.connection, rows)
+
+
+def request_channel_edits(transaction: Transaction, places: Collection[tuple[str, int, str]]) -> None:
+    """Has the first messages edited that these incidents, episodes and channels have, in the order of the requests."""
+    if places:
+        rows = [
+            {"incident": incident, "of_episode": episode, "of_channel": channel, "now": transaction.now}
+            for incident, episode, channel in sorted(places)
+        ]
+        _REQUEST_FOR_CHANNEL.execute(transaction.connection, rows)
+
+
+async def claim_edits(store: Store, request: EditClaimRequest) -> EditClaimResult:
+    """Edits that are due, within their rate. Raises StoreUnavailableError: it is not known whether any was claimed."""
+    return await store.run(partial(_claim, request=request))
+
+
+async def record_edit(store: Store, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
+    """Commits how an edit ended; False if its lease was lost. Raises StoreUnavailableError: it may not be committed."""
+    return await store.run(partial(_record, scope=scope, claim=claim, outcome=outcome))
+
+
+async def release_edits(store: Store, lease_owner: str) -> None:
+    """Makes what an owner claimed and did not finish due at once. Raises StoreUnavailableError."""
+    await store.run(
+        lambda transaction: transaction.connection.execute(_RELEASE, {"owner": lease_owner, "now": transaction.now})
+    )
+
+
+def _claim(transaction: Transaction, request: EditClaimRequest) -> EditClaimResult:
+    connection, now = transaction.connection, transaction.now
+    next_due_at = _NEXT_DUE.fetch_first(connection, {"channels": request.channels})
+    if next_due_at is None:  # as almost always: nothing is locked
+        return EditClaimResult((), None)
+    limit = _lock_limit(transaction, request.scope)
+    if limit is None:
+        return EditClaimResult((), _LOCKED_RETRY_SECONDS)
+    pause = _compute_pause(limit, now)
+    if pause > 0:
+        return EditClaimResult((), pause)
+    available, token_in = count_available(limit.next_token_at, now, request.limit, request.rate)
+    if not available:
+        return EditClaimResult((), token_in)
+    values = {"channels": request.channels, "now": now, "most": available, "in_flight": request.in_flight_ids}
+    rows = _LOCK_DUE.fetch_all(connection, values)
+    if not rows:
+        return EditClaimResult((), max(next_due_at - now, _LOCKED_RETRY_SECONDS))
+    if request.rate is not None:
+        next_token_at = spend(limit.next_token_at, now, len(rows), request.rate)
+        _update_limit(connection, request.scope, next_token_at=next_token_at)
+    lease_id = f"{request.lease_owner}/{uuid4().hex}"
+    claimed = {"new_lease": lease_id, "now": now, "ends": now + request.lease_seconds}
+    _MARK_CLAIMED.execute(connection, [{**_identify(row), **claimed} for row in rows])
+    return EditClaimResult(tuple(_build_claims(transaction, rows, lease_id)), 0.0)
+
+
+def _identify(row: _EditRow | DeliveryTask) -> dict[str, object]:
+    return {"incident": row.incident_id, "of_episode": row.episode, "of_channel": row.channel}
+
+
+def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: str) -> list[EditClaim]:
+    """Each shows the latest event of its episode."""
+    connection = transaction.connection
+    seqs = [
+        row.latest_event_seq
+        if row.episode == row.current_episode
+        else _LAST_EVENT.fetch_one(connection, _identify(row))
+        for row in rows
+    ]
+    found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs))})}
+    return [
+        _build_claim(row, seq, found.get(seq, b""), lease_id, transaction.now)
+        for row, seq in zip(rows, seqs, strict=True)
+    ]
+
+
+def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now: float) -> EditClaim:
+    task = DeliveryTask(
+        delivery_id=row.id,
+        incident_id=row.incident_id,
+        episode=row.episode,
+        channel=row.channel,
+        accepted_at=datetime.fromtimestamp(row.accepted_at, UTC),
+        event_json=event_json,
+        events_size=len(event_json),
+        first_receipt=json.loads(row.receipt) if row.receipt else {},
+        remark=row.remark or "",
+        age=max(now - row.requested_at, 0.0),
+        attempt_number=row.attempts + 1,
+        lease_id=lease_id,
+        first_event_seq=seq,
+        last_event_seq=seq,
+        is_edit=True,
+    )
+    return EditClaim(task, row.wanted)
+
+
+def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
+    connection, now, task = transaction.connection, transaction.now, claim.task
+    is_over = outcome.result is not EditResult.RETRYING
+    place = _identify(task)
+    ended: Any = connection.execute(
+        _END if is_over else _END_RETRY,
+        {
+            **place,
+            "ours": task.lease_id,
+            "now": now,
+            "new_due_at": now + outcome.retry_in,
+            "new_reason": outcome.reason,
+            **({"new_shown": claim.version} if is_over else {}),
+        },
+    )
+    is_lease_valid = bool(ended.rowcount)
+    if not is_lease_valid and outcome.maybe_sent:
+        connection.execute(_ADD_REQUEST, place)
+    if is_lease_valid and outcome.receipt is not None:
+        receipt = clean_for_database(json.dumps(dict(outcome.receipt)))
+        connection.execute(_REPLACE_RECEIPT, {"delivery": task.delivery_id, "new_receipt": receipt})
+    if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
+        until = now + max(_compute_pause(limit, now), outcome.retry_after)
+        _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)
+    return is_lease_valid
+
+
+def _lock_limit(transaction: Transaction, scope: str) -> _LimitRow | None:
+    """The limit of a scope, made if there is none; None if another replica is claiming."""
+    connection, values = transaction.connection, {"scope": scope}
+    if _READ_LIMIT.fetch_first(connection, values) is None:
+        insert = build_insert(edit_limits, connection.dialect.name).on_conflict_do_nothing()
+        connection.execute(insert, {"scope": scope, "next_token_at": 0.0})
+    return _LOCK_LIMIT.fetch_first(connection, values)
+
+
+def _compute_pause(limit: _LimitRow, now: float) -> float:
+    """Seconds that are left of the pause that the provider asked for; none of one from a clock that was set back."""
+    if limit.retry_after_until is None or (limit.retry_after_set_at or 0.0) > now + CLOCK_TOLERANCE:
+        return 0.0
+    return max(limit.retry_after_until - now, 0.0)
+
+
+def _update_limit(connection: Connection, scope: str, **changes: float) -> None:
+    connection.execute(update(edit_limits).where(_limit.scope == scope).values(**changes))

@@ -1,0 +1,216 @@
+"""Which first messages are edited, when and by whom, on both stores."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from services.relay.model import DeliveryTask, Status, decode_event
+from services.relay.outbox import edits
+from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.retention_by_age import prune_before
+from services.relay.outbox.tables import DeliveryState, deliveries
+from shared.sql import database_url
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.served_relay import event_of
+
+RESOLVED = event_of("resolved")
+SHOWN = EditOutcome(EditResult.SHOWN, "ok", maybe_sent=True)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl, clock: Clock) -> AsyncIterator[Store]:
+    async with open_store(database, clock) as store:
+        yield store
+
+
+@pytest.fixture
+async def timed(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    """An outbox whose time is the clock's; PostgreSQL has its own."""
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+        yield store
+
+
+async def deliver(store: Store, incident: str = "x", state: DeliveryState = DeliveryState.DELIVERED, **of: Any) -> None:
+    await accept(store, incident, **of)
+    await end_attempt(store, await claim_one(store), state, is_editable=True)
+
+
+async def claim(store: Store, owner: str = "me", limit: int = 8, **changes: Any) -> EditClaimResult:
+    return await edits.claim_edits(store, EditClaimRequest("scope", ("a",), limit, owner, 20, None)._replace(**changes))
+
+
+async def claim_edit(store: Store, owner: str = "me") -> EditClaim:
+    (one,) = (await claim(store, owner)).claims
+    return one
+
+
+async def nothing_to_edit(store: Store) -> bool:
+    return await claim(store) == EditClaimResult((), None)
+
+
+async def request(store: Store, *incidents: str) -> frozenset[str]:
+    return await store.run(lambda transaction: edits.request_edits(transaction, incidents))
+
+
+def status_of(task: DeliveryTask) -> Status:
+    return decode_event(task.event_json).status
+
+
+async def test_each_change_after_the_first_message_edits_it_and_many_changes_are_one_edit(store: Store) -> None:
+    await deliver(store)
+    assert await nothing_to_edit(store)
+    await deliver(store)
+    await deliver(store, event=RESOLVED)
+
+    task, version = await claim_edit(store)
+
+    assert (status_of(task), version, task.is_edit) == (Status.RESOLVED, 2, True)
+    assert task.first_receipt == {"number": "1"}
+    assert await edits.record_edit(store, "scope", EditClaim(task, version), SHOWN)
+    assert await nothing_to_edit(store)
+
+
+async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: Store) -> None:
+    await deliver(store)
+    await deliver(store, state=DeliveryState.RETRYING)
+    assert await nothing_to_edit(store)
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, is_editable=True)
+    assert await claim_edit(store)
+
+
+async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
+    await deliver(store)
+    await deliver(store)
+    first = await claim_edit(store)
+    await deliver(store, event=RESOLVED)
+    assert not (await claim(store, "other")).claims
+    await edits.record_edit(store, "scope", first, SHOWN)
+    assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
+
+
+async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
+    await deliver(timed)
+    await deliver(timed)
+    lost = await claim_edit(timed)
+    clock.now += 21
+    second = await claim_edit(timed, "other")
+    assert second.task.attempt_number == 2
+    assert await edits.record_edit(timed, "scope", second, SHOWN)
+
+    assert not await edits.record_edit(timed, "scope", lost, SHOWN)
+
+    await edits.record_edit(timed, "scope", await claim_edit(timed), SHOWN)
+    assert not await edits.record_edit(timed, "scope", lost, EditOutcome(EditResult.RETRYING, "connection"))
+    assert await nothing_to_edit(timed)
+
+
+async def test_an_older_episode_is_edited_to_its_own_end(store: Store) -> None:
+    await deliver(store)
+    await deliver(store, event=RESOLVED)
+    await deliver(store, episode=2)
+    await deliver(store, episode=2)
+    found = {each.task.episode: status_of(each.task) for each in (await claim(store)).claims}
+    assert found == {1: Status.RESOLVED, 2: Status.FIRING}
+
+
+async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) -> None:
+    for incident in ("x", "y", "z"):
+        await deliver(timed, incident)
+        await deliver(timed, incident)
+        clock.now += 1
+    assert await request(timed, "z", "unknown") == {"a"}
+    assert await request(timed) == frozenset()
+    first = (await claim(timed, limit=1)).claims[0]
+    assert (first.task.incident_id, first.version) == ("z", 2)
+    assert await request(timed, "z") == {"a"}
+    assert [each.task.incident_id for each in (await claim(timed)).claims] == ["x", "y"]
+
+
+async def test_the_scope_keeps_its_rate_and_the_pause_that_the_provider_asked_for(timed: Store, clock: Clock) -> None:
+    for number in range(6):
+        await deliver(timed, f"{number}")
+        await deliver(timed, f"{number}")
+    taken = await claim(timed, rate=0.75)
+    assert (len(taken.claims), taken.retry_in) == (3, 0.0)
+    empty = await claim(timed, rate=0.75)
+    assert not empty.claims
+    assert empty.retry_in is not None
+    assert 0 < empty.retry_in <= 1 / 0.75
+    clock.now += empty.retry_in
+    assert len((await claim(timed, rate=0.75)).claims) == 1
+
+    asked = EditOutcome(EditResult.RETRYING, "rate_limited", retry_in=1, retry_after=30)
+    await edits.record_edit(timed, "scope", taken.claims[0], asked)
+    clock.now += 10
+    assert await claim(timed) == EditClaimResult((), pytest.approx(20))  # type: ignore[arg-type]
+    clock.now += 20
+    assert len((await claim(timed)).claims) == 6  # the leases of the first four are over
+
+
+@pytest.mark.parametrize("result", [EditResult.GIVEN_UP, EditResult.RETRYING])
+async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, result: EditResult) -> None:
+    await deliver(timed)
+    await deliver(timed)
+    await edits.record_edit(timed, "scope", await claim_edit(timed), EditOutcome(result, "rejected", retry_in=5))
+    waiting = await claim(timed)
+    assert waiting == EditClaimResult((), 5 if result is EditResult.RETRYING else None)
+    clock.now += 5
+    again = (await claim(timed)).claims
+    assert [(each.task.attempt_number, each.task.age) for each in again] == (
+        [(2, 5.0)] if result is EditResult.RETRYING else []
+    )
+
+
+async def test_another_message_takes_the_place_of_the_first_one(store: Store) -> None:
+    await deliver(store)
+    await deliver(store)
+    replaced = EditOutcome(EditResult.SHOWN, "ok", receipt={"number": "2"})
+    await edits.record_edit(store, "scope", await claim_edit(store), replaced)
+    await accept(store, "x")
+    assert (await claim_one(store)).first_receipt == {"number": "2"}
+
+
+async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_delays_nothing(
+    timed: Store, clock: Clock
+) -> None:
+    await deliver(timed)
+    await deliver(timed)
+    await claim_edit(timed)
+    await edits.release_edits(timed, "other")
+    assert not (await claim(timed)).claims
+    await edits.release_edits(timed, "me")
+    held = await claim_edit(timed)
+    clock.now -= 500
+    assert not (await claim(timed, in_flight_ids=(held.task.delivery_id,))).claims
+    assert await claim_edit(timed, "other")
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Clock, shown: bool) -> None:
+    await deliver(timed)
+    await deliver(timed, event=RESOLVED)
+    await timed.run(lambda transaction: transaction.connection.exec_driver_sql("UPDATE incidents SET is_open = 0"))
+    if shown:
+        await edits.record_edit(timed, "scope", await claim_edit(timed), SHOWN)
+    clock.now += 100
+    await prune_before(timed, clock.now - 50)
+    assert len(await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())) == (
+        0 if shown else 2
+    )
