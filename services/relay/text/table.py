@@ -95,10 +95,14 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
     listed, left_out = select_alerts(alerts, max_rows)
     names = _find_differing_labels(alerts)
     columns = {name: [alert.labels.get(name, "") for alert in listed] for name in names[:MAX_COLUMNS]}
-    caption = [_find_shared_text(alerts, names)]
-    if not caption[0]:
-        caption = [alerts[0].labels.get("alertname", "")]
-        columns["what"] = [_describe(alert) for alert in listed]
+    caption: list[str] = []
+    for name, describe in (("title", format_alert_title), ("summary", _format_summary)):
+        shared = _find_shared_text([describe(alert) for alert in alerts], alerts, names)
+        if shared is None:
+            columns[name] = [describe(alert) for alert in listed]
+        elif shared and not caption:
+            caption = [shared]
+    caption = caption or [alerts[0].labels.get("alertname", "")]
     now = [message.current_values.get(alert.fingerprint, "") for alert in listed]
     if any(now):
         columns["now"] = now
@@ -144,21 +148,19 @@ def _find_differing_labels(alerts: Sequence[Alert]) -> list[str]:
     return sorted((name for name in order if name in values), key=lambda name: -len(values[name]))
 
 
-def _find_shared_text(alerts: Sequence[Alert], names: Sequence[str]) -> str:
-    """What all say, with a gap where each has its own labels' value: `KMSHighLatency on …`; empty if they differ."""
-    shared = ""
-    for alert in alerts:
+def _find_shared_text(texts: Sequence[str], alerts: Sequence[Alert], names: Sequence[str]) -> str | None:
+    """What the texts share, a gap for each own label: `KMSHighLatency on …`; None if they differ."""
+    shared = None
+    for found, alert in zip(texts, alerts, strict=True):
         values = (alert.labels.get(name, "") for name in names)
         own = {clean_line(value) for value in values if 0 < len(value) <= MAX_CELL}
-        found = _describe(alert)
-        if own:
-            pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
-            found = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _GAP, found)
-        if shared and found != shared:
-            return ""
-        shared = found
+        pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
+        gapped = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _GAP, found) if own else found
+        if shared is not None and gapped != shared:
+            return None
+        shared = gapped
     return shared
 
 
-def _describe(alert: Alert) -> str:
-    return format_alert_title(alert) or truncate(format_summary(alert), _MAX_CAPTION)
+def _format_summary(alert: Alert) -> str:
+    return truncate(format_summary(alert), _MAX_CAPTION)
