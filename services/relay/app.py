@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -20,8 +20,8 @@ from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEB
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Event
-from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.model import EscalationStep, Event
+from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
@@ -95,7 +95,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *api.build_routes(store, settings.channels, wake),
+                        *api.build_routes(store, settings.channels, settings.acknowledging_channels, wake, metrics),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -148,9 +148,11 @@ async def run_intake_and_delivery(
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
-        def route(event: Event) -> Sequence[str]:
+        def route(event: Event) -> RoutedChannels:
             index = find_route(event, rules.routes)
-            return rules.default_channels if index is None else rules.routes[index].channels
+            if index is None:
+                return RoutedChannels(rules.default_channels)
+            return RoutedChannels(rules.routes[index].channels, rules.routes[index].escalation)
 
         monitors = Monitors(
             AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime
@@ -209,7 +211,15 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     """What the configuration says about the intake."""
     return IntakeRules(
-        routes=[Route(route.receiver, route.matchers, route.channels) for route in settings.routes],
+        routes=[
+            Route(
+                route.receiver,
+                route.matchers,
+                route.channels,
+                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
+            )
+            for route in settings.routes
+        ],
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,

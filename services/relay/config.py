@@ -29,7 +29,7 @@ from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
 P = TypeVar("P", bound=Section)
-R = TypeVar("R", "RouteSettings", "WatchdogSettings")
+R = TypeVar("R", "RouteSettings", "EscalationSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_LENGTH: Final = 200
@@ -74,6 +74,22 @@ def _check_channels(route: R, info: ValidationInfo) -> R:
             _check_channel(name, info)
         except ValueError as error:
             raise ValueError(f"channels: {name}: {error}") from None
+    return route
+
+
+def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSettings":
+    before, earlier = 0.0, set(route.channels)
+    for number, step in enumerate(route.escalate):
+        key = f"escalate.{number}"
+        if step.after <= before:
+            raise ValueError(f"{key}.after: expected a longer time than that of the step before it, and more than 0")
+        try:
+            _check_channels(step, info)
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from None
+        if repeated := earlier.intersection(step.channels):
+            raise ValueError(f"{key}.channels: {min(repeated)} has the incident by then; expected another channel")
+        before, earlier = step.after, earlier.union(step.channels)
     return route
 
 
@@ -204,12 +220,22 @@ class MessageSettings(Section):
         return _load_zone(self.timezone)
 
 
+class EscalationSettings(Section):
+    """Where an incident goes that was delivered, and that nobody has acknowledged."""
+
+    after: Duration
+    """Since its first delivery."""
+    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
+
+
 class RouteSettings(Section):
     """Alerts of a receiver that match go to these channels; the first route that matches counts."""
 
     receiver: str | None = None
     matchers: tuple[ParsedMatcher, ...] = ()
     channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
+    escalate: tuple[EscalationSettings, ...] = ()
+    """Further channels, one step after the other."""
 
 
 class IntakeSettings(Section):
@@ -298,7 +324,9 @@ class RelaySettings(ServerSettings):
     channels: Annotated[
         dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
     ]
-    routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
+    routes: tuple[
+        Annotated[RouteSettings, AfterValidator(_check_channels), AfterValidator(_check_escalation)], ...
+    ] = ()
     default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
@@ -320,6 +348,11 @@ class RelaySettings(ServerSettings):
     def unmerged_channels(self) -> frozenset[str]:
         """The channels that get every event as a message of its own."""
         return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
+
+    @property
+    def acknowledging_channels(self) -> frozenset[str]:
+        """The channels whose provider knows acknowledgements."""
+        return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which are errors only in production."""

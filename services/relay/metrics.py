@@ -9,6 +9,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
+ACKNOWLEDGED_VIA = ("api", "slack")
+"""The ways of an acknowledgement that a relay itself sees."""
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
 
@@ -59,6 +61,15 @@ class Metrics:
             ["channel"],
             registry=registry,
         )
+        self._acknowledgements = Counter(
+            "relay_acknowledgements_total", "Incidents acknowledged through this relay.", ["via"], registry=registry
+        )
+        self._escalations = Counter(
+            "relay_escalations_total",
+            "Incidents that went to a further channel, since nobody acknowledged them.",
+            ["channel"],
+            registry=registry,
+        )
         self._edits = Counter(
             "relay_edits_total",
             "Attempts to edit the first message of an incident.",
@@ -77,6 +88,8 @@ class Metrics:
         )
         for code in CODES:
             self._webhooks.labels(code)
+        for via in ACKNOWLEDGED_VIA:
+            self._acknowledgements.labels(via)
         self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
         self._channels: frozenset[str] = frozenset()
         self.set_channels(channels)
@@ -85,11 +98,13 @@ class Metrics:
         """Sets the configured channels; the counts of others are removed."""
         channels = frozenset(channels)
         for channel in self._channels - channels:
-            for each in (self._leases_lost, self._duration, self._deliveries, self._attempts, self._edits):
+            of_channels = (self._leases_lost, self._duration, self._deliveries, self._attempts)
+            for each in (*of_channels, self._edits, self._escalations):
                 each.remove_by_labels({"channel": channel})
         for channel in channels:
             self._leases_lost.labels(channel)
             self._duration.labels(channel)
+            self._escalations.labels(channel)
             for outcome in self._outcomes:
                 self._deliveries.labels(channel, outcome)
             for reason in self._reasons:
@@ -116,6 +131,14 @@ class Metrics:
     def observe_duration(self, channel: str, seconds: float) -> None:
         """A delivery got its receipt so long after its commit."""
         self._duration.labels(channel).observe(seconds)
+
+    def count_acknowledgement(self, via: str) -> None:
+        """Somebody acknowledged an incident that nobody had acknowledged."""
+        self._acknowledgements.labels(via).inc()
+
+    def count_escalation(self, channel: str) -> None:
+        """An incident went to a further channel."""
+        self._escalations.labels(channel).inc()
 
     def count_edit(self, channel: str, outcome: str) -> None:
         """An attempt to edit ended."""

@@ -65,6 +65,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /api/deliveries/{id}": Role.VIEWER,
         "POST /api/deliveries/{id}/retry": Role.RESPONDER,
         "POST /api/deliveries/retry": Role.ADMIN,
+        "POST /api/incidents/{id}/acknowledge": Role.RESPONDER,
+        "POST /api/incidents/{id}/unacknowledge": Role.RESPONDER,
         "GET /api/quarantine": Role.VIEWER,
         "GET /api/quarantine/{id}": Role.ADMIN,
     },

@@ -8,6 +8,11 @@ https://developer.pagerduty.com/docs/send-alert-event
 Receivers are no part of the key, so the incidents of two receivers with one groupKey are one in PagerDuty: while one of
 them is open, the resolve of the other is not sent.
 
+An acknowledgement is an event of its own, after the trigger. PagerDuty drops it if nothing is open, or if another
+routing key opened it. An incident that is acknowledged calls nobody again, whatever is triggered: who acknowledged it
+has to look. PagerDuty's API has no event that withdraws an acknowledgement.
+https://developer.pagerduty.com/docs/events-api-v2-overview
+
 PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
 triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.
 
@@ -67,6 +72,7 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
     provider_rate: ClassVar[MessageRate | None] = MessageRate(120 / 60)
+    acknowledges: ClassVar[bool] = True
 
     kind: Literal["pagerduty"]
     routing_key_file: RoutingKeyPath
@@ -100,15 +106,19 @@ class PagerDutyChannel:
         self._session = HttpSession("PagerDuty", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
-        actions = self._list_actions(attempt.message, attempt.progress)
+        """Triggers, acknowledges or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`.
+
+        Once PagerDuty has an acknowledgement, the receipt also has its time, as `acknowledged`.
+        """
+        message = attempt.message
+        actions = self._list_actions(message, attempt.progress)
         receipt: Receipt = {"dedup_key": build_dedup_key(attempt.message.event), "status": _LEFT_OPEN}
         async with call_provider(attempt, "PagerDuty", self._timeout) as call:
             for number, action in enumerate(actions):
                 if number:
                     await attempt.save_progress(_TRIGGERED)
-                receipt = await self._send_event(call, attempt.message, action)
-        return receipt
+                receipt = await self._send_event(call, message, action)
+        return {**receipt, "acknowledged": message.task.acknowledgement} if "acknowledge" in actions else receipt
 
     def render_payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
@@ -140,7 +150,10 @@ class PagerDutyChannel:
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         """The events that are still to be sent."""
         if not is_resolved(message.event):
-            return ("trigger",)
+            if not message.task.acknowledgement:
+                return ("trigger",)
+            is_open = message.task.is_repeat or progress == _TRIGGERED
+            return ("acknowledge",) if is_open else ("trigger", "acknowledge")
         triggers = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
         beginning: tuple[Action, ...] = ("trigger",) if triggers else ()
         end: tuple[Action, ...] = () if message.task.keep_open else ("resolve",)

@@ -13,6 +13,8 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.console.incidents_api import IncidentsEndpoint
+from services.relay.metrics import Metrics
 from services.relay.outbox import quarantine as rejected
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
@@ -30,16 +32,23 @@ _FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
 
 
 def build_routes(
-    store: Store, channels: Collection[str], wake_channels: Callable[[Iterable[str]], None]
+    store: Store,
+    channels: Collection[str],
+    acknowledging_channels: Collection[str],
+    wake_channels: Callable[[Iterable[str]], None],
+    metrics: Metrics,
 ) -> list[ProtectedRoute]:
     """The routes of the API.
 
     Args:
         store: the outbox.
         channels: the configured names.
+        acknowledging_channels: those whose provider knows acknowledgements.
         wake_channels: called with the channels that have something new to deliver.
+        metrics: counts acknowledgements.
     """
     deliveries, quarantine = _DeliveriesEndpoint(store, channels, wake_channels), _QuarantineEndpoint(store)
+    incidents = IncidentsEndpoint(store, acknowledging_channels, wake_channels, metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
@@ -52,6 +61,8 @@ def build_routes(
         route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
         route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
         route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
+        route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
+        route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
     ]

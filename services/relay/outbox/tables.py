@@ -63,7 +63,28 @@ incidents = Table(
     Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
     Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
+    Column("severity", Text),  # the worst one of its latest event; null if that has no usual one
+    # From here on of the current episode; the next one begins without them. See EPISODE_COLUMNS.
+    Column("first_event_seq", BigInteger),  # null before its first event is committed
+    Column("acknowledged_by", Text),  # null while nobody has acknowledged it
+    Column("acknowledged_at", Double),
+    Column("acknowledged_via", Text),  # `api`, `command line` or `slack`
+    Column("escalation", Text),  # JSON; the steps that are still to come, see `escalation`; null if there is none
+    Column("escalation_after", Double),  # the seconds of the next step; null if there is none
+    Column("escalation_starts_at", Double),  # from when on they count; null: from the first delivery on
+    Column("escalated_to", Text),  # JSON; the channels, in order
+    Column("escalated_at", Double),  # when the last of them was added
+    # What messages of other incidents and of this one say of it; see `context`.
+    Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
+    Column("title", Text),  # of its latest event
+    Column("started_at", Double),  # when its episode started; null before its first event is committed
+    Column("episode_starts", Text),  # JSON; when its last episodes of 7 days started
 )
+
+EPISODE_COLUMNS: Final = (
+    *("acknowledged_by", "acknowledged_at", "acknowledged_via", "escalation_starts_at", "escalated_to", "escalated_at"),
+)
+"""The columns of an incident that the next episode begins without."""
 
 events = Table(
     "events",
@@ -248,6 +269,9 @@ _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, whe
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
+_add_index("incidents_by_episode", incidents.c.first_event_seq)
+_add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
+_add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 

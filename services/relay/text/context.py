@@ -27,7 +27,7 @@ def list_context(message: Message) -> list[ContextLine]:
     lines = (
         ContextLine("Acknowledged", _format_acknowledgement(message)),
         ContextLine("Escalated", _format_escalation(message)),
-        ContextLine("Changed", _format_changes(message)),
+        ContextLine("Last message", _format_changes(message)),
         ContextLine("Also firing", _format_related(message)),
         ContextLine("How often", _format_frequency(message)),
     )
@@ -55,12 +55,14 @@ def _format_changes(message: Message) -> tuple[str, ...]:
     context, event = message.task.context, message.event
     if context.previous_at is None:
         return ()
+    span = format_duration(message.task.accepted_at - context.previous_at)
     before = context.previous_alerts
+    if not before:  # it was too large to be compared
+        return (f"{span} ago",)
     new = [a for a in event.alerts if a.status is Status.FIRING and before.get(a.fingerprint) is not Status.FIRING]
     over = [a for a in event.alerts if a.status is Status.RESOLVED and before.get(a.fingerprint) is not Status.RESOLVED]
     changes = ", ".join(filter(None, (_format_change(new, "new", event), _format_change(over, "resolved", event))))
-    span = format_duration(message.task.accepted_at - context.previous_at)
-    return (f"{changes or 'nothing'} since the last message, {span} ago",)
+    return (f"{span} ago; {f'since then {changes}' if changes else 'nothing has changed'}",)
 
 
 def _format_change(alerts: list[Alert], change: str, event: Event) -> str:

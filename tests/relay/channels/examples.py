@@ -150,7 +150,7 @@ def detailed(of: Message, text: str = "") -> Message:
         related=(related,),
         related_count=4,
         previous_at=now - timedelta(minutes=10),
-        previous_alerts={},
+        previous_alerts={"another": Status.FIRING},
         acknowledged_by=f"{text}alice",
         acknowledged_at=now - timedelta(minutes=5),
         escalated_to=("pagerduty", "oncall"),

@@ -175,7 +175,7 @@ def test_both_parts_have_the_fix_the_context_the_value_and_the_runbooks_steps(ki
         "gcloud kms keys add-iam-policy-binding ledger",
         "by alice at 2026-11-24 22:41 UTC",
         "to pagerduty, oncall at 2026-11-24 22:40 UTC",
-        "1 new since the last message, 10 min ago",
+        "10 min ago; since then 1 new",
         "KMSCanaryLost · production / backend, since 2026-11-24 22:43 UTC",
         "… and 3 more",
         "3rd time in 7 days",
