@@ -94,6 +94,8 @@ class Links:
     dashboard: str | None
     board: str | None = None
     """The exporter's board at the key or the service of the alert."""
+    image: str | None = None
+    """A picture that the alert brings: https, and from a host that `links.allow_hosts` names."""
 
 
 class EscalationStep(NamedTuple):

@@ -13,7 +13,7 @@ from services.relay.text.labels import (
     select_own_labels,
     sort_labels,
 )
-from services.relay.text.links import list_alerts, list_group_links
+from services.relay.text.links import list_alerts, list_group_links, list_images
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
@@ -43,6 +43,7 @@ from services.relay.text.title import (
     format_class,
     format_counts,
     format_description,
+    format_end,
     format_event_title,
     format_headline,
     format_omission,
@@ -83,6 +84,7 @@ __all__ = [
     "format_counts",
     "format_description",
     "format_duration",
+    "format_end",
     "format_event_title",
     "format_headline",
     "format_more",
@@ -103,6 +105,7 @@ __all__ = [
     "list_context",
     "list_fixes",
     "list_group_links",
+    "list_images",
     "put_into_past",
     "quote_url",
     "sanitize_url",
