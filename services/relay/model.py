@@ -94,6 +94,8 @@ class Links:
     dashboard: str | None
     board: str | None = None
     """The exporter's board at the key or the service of the alert."""
+    image: str | None = None
+    """A picture that the alert brings: https, and from a host that `links.allow_hosts` names."""
 
 
 class EscalationStep(NamedTuple):
@@ -249,6 +251,25 @@ class DigestEntry(NamedTuple):
     """Where a person sees all alerts of the receiver that the incident came to."""
     is_named_only: bool
     """Whether a message of its own follows."""
+
+
+class MessagePart(StrEnum):
+    """What a message gets beside its event, if it can be had in time."""
+
+    RUNBOOK = "runbook"
+    CHART = "chart"
+
+
+class PartOutcome(StrEnum):
+    """How that ended."""
+
+    ADDED = "added"
+    ABSENT = "absent"
+    """There is none for this alert."""
+    LATE = "late"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """There are too many at once, or one has failed a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

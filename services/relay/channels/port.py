@@ -164,8 +164,8 @@ class ChannelSettings(Section):
     """Whether its provider knows acknowledgements: `send` carries the task's there, and puts it into the receipt."""
     shows_chart: ClassVar[bool] = False
     """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
-    digests: ClassVar[bool] = False
-    """Whether in a storm one message may name many incidents; its `send` then knows `Message.digest`."""
+    digest_size: ClassVar[int] = 0
+    """How many incidents one message may name in a storm, see `Message.digest`; 0 if each gets its own."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None

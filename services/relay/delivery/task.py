@@ -186,6 +186,8 @@ class Deliverer:
                 retry_in=None if outcome.state is DeliveryState.DEAD else round(outcome.retry_in, 1),
             )
         self._shared.metrics.count_attempt(self._name, outcome.reason)
+        for part, ending in result.enrichment.items():
+            self._shared.metrics.count_message_part(part, ending)
         await self._record(task, outcome)
 
     async def _record_digest(self, task: DeliveryTask, result: SendResult, started_at: float) -> None:

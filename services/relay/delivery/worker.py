@@ -55,8 +55,10 @@ class SendingLimits(NamedTuple):
     """Messages that are sent at once."""
     rate: float | None = None
     """Messages a second; None for no limit."""
-    digest_over: int | None = None
-    """How many deliveries may wait for the rate before they become digests; None if the channel has none."""
+    digest_over: int = 0
+    """How many deliveries may wait for the rate before they become digests."""
+    digest_size: int = 0
+    """How many deliveries one digest may have; 0 if the channel has none."""
 
 
 class Worker:
@@ -150,6 +152,7 @@ class Worker:
             self._dedup_channels,
             tuple(chain.from_iterable(self._in_flight.values())),
             self._limits.digest_over,
+            self._limits.digest_size,
         )
         return await claim_due(context.store, request)
 
@@ -274,11 +277,10 @@ async def _run_workers(
     for name, channel in channels.items():
         own = settings[name]
         rate = _get_rate(own) if rules.pacing_enabled else None
-        digest_over = rules.digest_over if own.digests else None
         workers[name] = Worker(
             name,
             channel,
-            SendingLimits(own.max_concurrency, rate, digest_over),
+            SendingLimits(own.max_concurrency, rate, rules.digest_over, own.digest_size),
             context,
             _find_dedup_channels(own, settings),
             is_editable=own.edit_scope() is not None,

@@ -41,8 +41,10 @@ class ClaimRequest:
     """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
     in_flight_ids: tuple[str, ...] = ()
     """The deliveries that the worker is sending: their leases last, whatever the clock was set to."""
-    digest_over: int | None = None
-    """How many deliveries may wait for the rate before they become digests; None if the channel has none."""
+    digest_over: int = 0
+    """How many deliveries may wait for the rate before they become digests."""
+    digest_size: int = 0
+    """How many deliveries one digest may have; 0 if the channel has none."""
 
 
 class ClaimResult(NamedTuple):
@@ -184,9 +186,9 @@ def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResu
 def _select_due(transaction: Transaction, request: ClaimRequest, limit: int, *, is_breaker_trial: bool) -> Selection:
     """The deliveries to claim."""
     values = {"channel": request.channel, "now": transaction.now, "in_flight": request.in_flight_ids}
-    if request.digest_over is None or request.rate is None:
+    if not request.digest_size or request.rate is None:
         return Selection(lock_due(transaction, _LOCK_DUE, values, limit))
-    rules = StormRules(request.digest_over, request.rate)
+    rules = StormRules(request.digest_over, request.digest_size, request.rate)
     selected = digests.select_in_storm(transaction, values, limit, rules, is_breaker_trial=is_breaker_trial)
     return selected or Selection(lock_due(transaction, digests.LOCK_ALONE, values, limit))
 

@@ -1,7 +1,7 @@
 """What a claim takes in a storm: one digest of many incidents, or the next messages of incidents that need their own.
 
 It is a storm where more than `digest_over` deliveries wait for the channel's rate. Then what is not critical is
-collected into digests of at most `MAX_MEMBERS` deliveries, each for one token of the rate. These are sent alone all the
+collected into digests of at most `digest_size` deliveries, each for one token of the rate. These are sent alone all the
 same: what is critical, the resolve of an incident that was sent alone, and what may have arrived alone already. They
 go first. Only when an incident has waited for as long as a burst of messages takes, a digest goes before them. It then
 names the waiting critical incidents, too; these are released after it, and still get a message of their own.
@@ -26,9 +26,6 @@ from services.relay.outbox.rows import DUE_DELIVERIES, DueRow, RowQuery, select_
 from services.relay.outbox.tables import WAITING, DeliveryState, deliveries, events, incidents
 from services.relay.send_error import SendReason
 from services.relay.text import Severity
-
-MAX_MEMBERS: Final = 100
-"""As many titles fit into one message of Slack, whatever they are; see `channels.slack.digest_blocks`."""
 
 _delivery = deliveries.c
 _own = deliveries.alias("own")
@@ -102,6 +99,8 @@ class StormRules:
 
     digest_over: int
     """How many deliveries may wait for its rate before there is a digest."""
+    digest_size: int
+    """How many deliveries a digest may have."""
     rate: float
     """Messages per second."""
 
@@ -149,7 +148,7 @@ def select_in_storm(
     if alone:
         return Selection(alone)
     # Of their events a digest holds a title each, so their size does not matter.
-    members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": MAX_MEMBERS})
+    members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": rules.digest_size})
     return Selection(members, uuid4().hex) if members else None
 
 

@@ -13,7 +13,6 @@ from services.relay.outbox import queries
 from services.relay.outbox.breaker import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases, save_progress
-from services.relay.outbox.digests import MAX_MEMBERS
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
 from services.relay.outbox.requeue import requeue
@@ -25,6 +24,7 @@ from tests.relay.served_relay import event_of, with_labels
 
 OVER = 3
 """More waiting deliveries are a storm."""
+SIZE = 10
 
 
 class Storm:
@@ -40,10 +40,10 @@ class Storm:
             alert = replace(event.alerts[0], status=event.status)
             await accept(self.store, name, event=replace(event, alerts=(alert,)))
 
-    async def claim(self, owner: str = "me", *, after: float = 1.0, over: int | None = OVER) -> ClaimResult:
+    async def claim(self, owner: str = "me", *, after: float = 1.0, size: int = SIZE) -> ClaimResult:
         """By default after a second, so that there is a token."""
         self.clock.move(after)
-        return await claim_due(self.store, ClaimRequest("a", 8, owner, 20, 1.0, digest_over=over))
+        return await claim_due(self.store, ClaimRequest("a", 8, owner, 20, 1.0, digest_over=OVER, digest_size=size))
 
     async def claim_alone(self) -> list[str]:
         tasks = (await self.claim()).tasks
@@ -117,16 +117,16 @@ async def test_few_go_one_by_one_and_more_go_as_one_message_for_one_token(storm:
 
 async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(storm: Storm) -> None:
     await storm.tell("abcdef")
-    assert [len(task.members) for task in (await storm.claim(over=None)).tasks] == [0]
-    everything = await claim_due(storm.store, ClaimRequest("a", 8, "me", 20, None, digest_over=OVER))
+    assert [len(task.members) for task in (await storm.claim(size=0)).tasks] == [0]
+    everything = await claim_due(storm.store, ClaimRequest("a", 8, "me", 20, None, digest_over=OVER, digest_size=SIZE))
     assert [task.incident_id for task in everything.tasks] == ["b", "c", "d", "e", "f"]
 
 
 async def test_a_digest_holds_a_limited_number_and_the_next_one_holds_the_rest(storm: Storm) -> None:
-    names = [f"{number:03}" for number in range(MAX_MEMBERS + OVER + 1)]
+    names = [f"{number:02}" for number in range(SIZE + OVER + 1)]
     await storm.tell(names)
     first, second = [list_incidents(await storm.claim_digest()) for _ in range(2)]
-    assert (first, second) == (names[:MAX_MEMBERS], names[MAX_MEMBERS:])
+    assert (first, second) == (names[:SIZE], names[SIZE:])
 
 
 async def test_what_waits_of_a_member_is_merged_and_the_digest_shows_its_current_state(storm: Storm) -> None:

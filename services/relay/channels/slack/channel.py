@@ -30,7 +30,7 @@ from services.relay.channels.provider_call import (
 )
 from services.relay.channels.slack.blocks import Mention, build_post
 from services.relay.channels.slack.diagnosis import check_channel, check_token
-from services.relay.channels.slack.digest_blocks import build_digest_post
+from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS, build_digest_post
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
 from services.relay.channels.slack.web_api import (
@@ -91,7 +91,7 @@ class SlackSettings(EgressSettings, ChannelSettings):
     # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
     edit_rate: ClassVar[MessageRate] = MessageRate(45 / 60)
 
-    digests: ClassVar[bool] = True
+    digest_size: ClassVar[int] = MAX_INCIDENTS
 
     kind: Literal["slack"]
     channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None

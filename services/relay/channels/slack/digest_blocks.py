@@ -24,6 +24,8 @@ from services.relay.channels.slack.blocks import (
 from services.relay.model import DigestEntry, Message, Status
 from services.relay.text import format_digest_reason, format_digest_title, format_entry, group_entries
 
+MAX_INCIDENTS: Final = 100
+"""As many fit into one message, whatever their titles are."""
 MAX_CHARACTERS: Final = 11_000
 """Of everything in the blocks."""
 _MAX_BLOCK: Final = 3_000

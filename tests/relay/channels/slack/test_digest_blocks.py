@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 from ops.demo.stand_ins.slack.blocks import find_block_errors
 from services.relay.channels.slack.blocks import count_characters
-from services.relay.channels.slack.digest_blocks import MAX_CHARACTERS, build_digest_post
+from services.relay.channels.slack.digest_blocks import MAX_CHARACTERS, MAX_INCIDENTS, build_digest_post
 from services.relay.model import Status
-from services.relay.outbox.digests import MAX_MEMBERS
 from tests.iterations import LONG
 from tests.relay.channels.digests import Named, digest_of
 from tests.relay.channels.examples import strange
@@ -39,7 +38,7 @@ def read_links(blocks: list[dict[str, Any]]) -> dict[str, str]:
     return {each["text"]: each["url"] for section in sections for each in section["elements"] if each["type"] == "link"}
 
 
-@given(st.lists(incidents, min_size=1, max_size=5), st.integers(1, MAX_MEMBERS), st.booleans())
+@given(st.lists(incidents, min_size=1, max_size=5), st.integers(1, MAX_INCIDENTS), st.booleans())
 @settings(max_examples=200 if LONG else 40, deadline=None)
 def test_any_digest_names_every_incident_within_slacks_limits(some: list[Named], size: int, repeat: bool) -> None:
     many = [each._replace(service=f"{each.service}{number % 7}") for number, each in enumerate((some * size)[:size])]
@@ -55,11 +54,11 @@ def test_any_digest_names_every_incident_within_slacks_limits(some: list[Named],
 
 
 def test_a_hundred_services_with_long_names_and_titles_that_are_escaped_fit() -> None:
-    message = digest_of(Named("& < > " * 100, f"service {number} " + "w" * 100) for number in range(MAX_MEMBERS))
+    message = digest_of(Named("& < > " * 100, f"service {number} " + "w" * 100) for number in range(MAX_INCIDENTS))
     post = build_digest_post(message, may_be_a_repeat=True)
     assert count_characters(post.blocks) <= MAX_CHARACTERS
     assert list(find_block_errors(post.blocks)) == []
-    assert sum(line.startswith(MARKS) for line in read_lines(post.blocks)) == MAX_MEMBERS
+    assert sum(line.startswith(MARKS) for line in read_lines(post.blocks)) == MAX_INCIDENTS
     assert list(read_links(post.blocks)) == ["All alerts in Alertmanager"]
 
 
@@ -69,7 +68,7 @@ def test_each_title_leads_to_its_alerts_and_in_a_full_digest_each_service_does()
     assert len(links) == 21
     alerts = "https://alertmanager.example.org/#/alerts?receiver=kms-security&filter="
     assert all(url.startswith(alerts) for url in links.values())
-    titles = [f"cause {number:03}: backend cannot encrypt with ledger-kek" for number in range(MAX_MEMBERS)]
+    titles = [f"cause {number:03}: backend cannot encrypt with ledger-kek" for number in range(MAX_INCIDENTS)]
     full = build_digest_post(digest_of(Named(title, f"service {n % 2}") for n, title in enumerate(titles)))
     assert list(read_links(full.blocks)) == ["service 0 (production): 50", "service 1 (production): 50"]
     assert [line[2:] for line in read_lines(full.blocks) if line.startswith(MARKS)] == [*titles[::2], *titles[1::2]]

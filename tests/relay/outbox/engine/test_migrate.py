@@ -55,6 +55,7 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
             "deliveries_of_digest",
             "deliveries_named_in",
             "edits_due",
+            "silences_due",
             "events_of_relay",
             "incidents_of_group",
             "incidents_escalating",

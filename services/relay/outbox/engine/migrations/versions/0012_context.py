@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import Column, Double, Text, text
 
 revision = "0012"
-down_revision = "0011"
+down_revision = "0010"
 
 
 def upgrade(op: Operations) -> None:

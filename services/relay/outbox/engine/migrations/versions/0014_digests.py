@@ -3,8 +3,8 @@
 from alembic.operations import Operations
 from sqlalchemy import Column, Text, text
 
-revision = "0011"
-down_revision = "0010"
+revision = "0014"
+down_revision = "0013"
 
 
 def upgrade(op: Operations) -> None:
