@@ -94,6 +94,8 @@ class Links:
     dashboard: str | None
     board: str | None = None
     """The exporter's board at the key or the service of the alert."""
+    image: str | None = None
+    """A picture that the alert brings: https, and from a host that `links.allow_hosts` names."""
 
 
 class EscalationStep(NamedTuple):
@@ -214,6 +216,25 @@ class RunbookExcerpt:
     blocks: tuple[ExcerptBlock, ...]
     is_truncated: bool
     """Whether the section goes on."""
+
+
+class MessagePart(StrEnum):
+    """What a message gets beside its event, if it can be had in time."""
+
+    RUNBOOK = "runbook"
+    CHART = "chart"
+
+
+class PartOutcome(StrEnum):
+    """How that ended."""
+
+    ADDED = "added"
+    ABSENT = "absent"
+    """There is none for this alert."""
+    LATE = "late"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """There are too many at once, or one has failed a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)
