@@ -195,7 +195,9 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
     """What the configuration says about delivery."""
     delivery = settings.delivery
     return DeliveryRules(
-        sender=SenderSettings(settings.channels, settings.link_rules, settings.contacts, delivery.timeout),
+        sender=SenderSettings(
+            settings.channels, settings.link_rules, settings.contacts, delivery.timeout, settings.messages.zone
+        ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,
         fallback_channels=settings.default_channels,

@@ -63,7 +63,7 @@ def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> 
         accepted_at=now,
     )
     links = tuple(build_links(alert, now, rules) for alert in event.alerts)
-    return Message(task, event, links, settings.contacts)
+    return Message(task, event, links, settings.contacts, zone=settings.messages.zone)
 
 
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sized
+from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +34,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_LENGTH: Final = 200
 """Characters of a role, and of its address."""
+
+
+def _check_timezone(name: str) -> str:
+    try:
+        _load_zone(name)
+    except (LookupError, ValueError, OSError):  # no such file, no path, a folder
+        raise ValueError("expected the IANA name of a time zone, such as UTC or Europe/Berlin") from None
+    return name
+
+
+def _load_zone(name: str) -> tzinfo:
+    return UTC if name == "UTC" else ZoneInfo(name)  # UTC, even on a machine without time zones
 
 
 def _check_channel_name(name: str) -> str:
@@ -181,6 +195,13 @@ class MessageSettings(Section):
 
     board_url: BaseUrl | None = None
     """The exporter's board; each alert links to its key or its service there."""
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
+    """The readers' time zone, beside UTC in mails and PagerDuty; Slack knows each reader's own."""
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone itself."""
+        return _load_zone(self.timezone)
 
 
 class RouteSettings(Section):

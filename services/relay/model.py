@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
@@ -14,6 +14,8 @@ from shared.http import untrusted_json
 
 OWN_SOURCE: Final = "keypulse"
 """Of every incident of the relay's own; no sender may use it."""
+MAX_EPISODES: Final = 100
+"""How many starts of an incident are counted."""
 DIGEST_BYTES: Final = 8
 """Bytes of a fingerprint's digest."""
 
@@ -110,7 +112,10 @@ class IncidentContext(NamedTuple):
     started_at: datetime | None = None
     """When the episode started; None if that is not known."""
     episodes_in_7_days: int = 0
-    """How many times the incident started in the last 7 days, this episode included; 0 if that is not known."""
+    """How many times the incident started in the last 7 days, this episode included; 0 if that is not known.
+
+    At most `MAX_EPISODES`, which stands for as many or more.
+    """
     related: tuple[RelatedIncident, ...] = ()
     """The oldest open incidents of the same environment and service."""
     related_count: int = 0
@@ -214,6 +219,10 @@ class Message:
     excerpt: RunbookExcerpt | None = None
     chart: bytes | None = None
     """A PNG of the alert's expression over the last hour; None if there is none."""
+    current_values: Mapping[str, str] = field(default_factory=dict)
+    """What the expression of an alert gives now, by fingerprint, such as `1.84 (fires if > 1)`; empty if unknown."""
+    zone: tzinfo = UTC
+    """The readers' time zone, of `messages.timezone`."""
 
 
 def build_incident_id(event: Event) -> str:

@@ -1,9 +1,10 @@
-"""What is particular to one provider, as data: permissions, quotas and advice. Pure."""
+"""What is particular to one provider, as data: permissions, quotas, advice and commands. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from shared.kms.fixes import GENERIC_FIXES, FixTable
 from shared.kms.reason import Reason
 
 GENERIC_ADVICE: Final[Mapping[Reason, str]] = {
@@ -24,7 +25,7 @@ GENERIC_ADVICE: Final[Mapping[Reason, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class KmsProfile:
-    """A provider's permissions, quotas and advice."""
+    """A provider's permissions, quotas, advice and commands."""
 
     service_name: str
     """As its users call it, such as `Cloud KMS`."""
@@ -40,6 +41,8 @@ class KmsProfile:
     """How many it may make at once after a rest."""
     advice: Mapping[Reason, str] = field(default_factory=dict)
     """What to do about a failure, where it differs from `GENERIC_ADVICE`."""
+    fixes: FixTable = GENERIC_FIXES
+    """The commands that fix a failure."""
     permission_advice: str = GENERIC_ADVICE[Reason.PERMISSION_DENIED]
     """What to do where a permission is missing."""
     rotation_advice: str = "The KMS shows the rotation schedule of the key."

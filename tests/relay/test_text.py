@@ -21,6 +21,7 @@ from services.relay.text import (
     format_state,
     is_resolved,
     list_alerts,
+    list_fixes,
     list_group_links,
     sanitize_url,
 )
@@ -167,6 +168,22 @@ def test_a_group_leads_to_its_alerts_and_to_a_silence_of_exactly_its_labels() ->
     assert list_group_links(replace(message("01-firing-1").event, external_url="javascript:x")) == []
 
 
+def test_alerts_that_fire_have_the_commands_that_fix_them_each_once() -> None:
+    fired = message("01-firing-1")
+    (alert,) = fired.event.alerts
+    key = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+    annotations = {"kms_provider": "gcp", "kms_key": key, "kms_reason": "permission_denied"}
+    denied = replace(alert, annotations=annotations)
+    unknown = replace(alert, annotations={**annotations, "kms_reason": "; id"})
+    over = replace(alert, status=Status.RESOLVED, annotations={**annotations, "kms_reason": "key_disabled"})
+    alerts = (denied, unknown, over, denied)
+    fixes = list_fixes(replace(fired, event=replace(fired.event, alerts=alerts)))
+    assert [fix.title for fix in fixes] == ["Grant the role", "See who changed IAM in the last hour"]
+    assert "keys add-iam-policy-binding ledger --project=demo " in fixes[0].command
+    resolved = replace(fired.event, status=Status.RESOLVED, alerts=alerts)
+    assert list_fixes(replace(fired, event=resolved)) == []
+
+
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:
     (alert,) = message("03-resolved-1").event.alerts
     assert format_period(alert) == "resolved; fired from 2026-11-24 22:46:10 UTC to 2026-11-24 22:46:18 UTC (8 s)"
@@ -181,9 +198,17 @@ def test_a_resolved_alert_without_an_end_is_not_reported_as_firing() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(-5, "0 s"), (0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "25 h 1 min 1 s")],
+    [
+        (-5, "0 s"),
+        (0, "0 s"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (605, "10 min"),
+        (7_380, "2 h 3 min"),
+        (90_061, "1 d 1 h"),
+    ],
 )
-def test_a_span_is_reported_in_hours_minutes_and_seconds(seconds: float, said: str) -> None:
+def test_a_duration_is_reported_in_its_two_largest_units(seconds: float, said: str) -> None:
     start = datetime(2026, 11, 24, tzinfo=UTC)
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))

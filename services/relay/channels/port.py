@@ -160,6 +160,8 @@ class ChannelSettings(Section):
 
     merges_waiting: ClassVar[bool] = True
     """Whether a waiting event is merged into the next one of its incident."""
+    shows_chart: ClassVar[bool] = False
+    """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None

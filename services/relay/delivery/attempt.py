@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -69,6 +70,8 @@ class SenderSettings:
     """The address of each role."""
     timeout: float
     """Seconds for one send."""
+    zone: tzinfo = UTC
+    """The readers' time zone."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -163,7 +166,8 @@ class _LocalSender:
         receipt, error = None, None
         try:
             async with asyncio.timeout_at(task.attempt_ends):
-                message = await build_message(task, self._settings.link_rules, self._settings.contacts)
+                settings = self._settings
+                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:

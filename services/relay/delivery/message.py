@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
@@ -59,13 +59,16 @@ def _intersect(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, st
     return {key: value for key, value in one.items() if other.get(key) == value}
 
 
-async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str]) -> Message:
+async def build_message(
+    task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str], zone: tzinfo = UTC
+) -> Message:
     """The message of a task; the same at each attempt, so that a channel can find what it sent.
 
     Args:
         task: with its merged event.
         link_rules: for its links.
         contacts: the address of each role.
+        zone: the readers' time zone.
 
     Raises:
         ValueError: the outbox holds something that is no event.
@@ -74,7 +77,7 @@ async def build_message(task: DeliveryTask, link_rules: LinkRules, contacts: Map
     size = len(task.event_json)
     enrich = _enrich_event if size > LARGE_BYTES else _enrich_event_cached
     event, found = await run_in_thread_if_large(size, lambda: enrich(*arguments))
-    return Message(task, event, found, contacts)
+    return Message(task, event, found, contacts, zone=zone)
 
 
 def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from shared.kms.gcp.fixes import GCP_FIXES
 from shared.kms.port import VersionState
 from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
@@ -31,6 +32,7 @@ GCP_PROFILE: Final = KmsProfile(
         Reason.KEY_NOT_FOUND: "Compare key in the configuration with what gcloud kms keys list shows.",
         Reason.KEY_DESTROYED: "Restore the version now: after its date it is gone for good.",
     },
+    fixes=GCP_FIXES,
     permission_advice="Grant the service account its role on this key.",
     rotation_advice="gcloud kms keys describe shows its schedule.",
     propagation="minutes, rarely hours (https://cloud.google.com/kms/docs/consistency)",

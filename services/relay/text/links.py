@@ -1,0 +1,64 @@
+"""The links of a message: each once, with its text, http(s) or absent."""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from services.relay.model import Alert, Event, Links, Message, Status
+from services.relay.text.labels import sort_labels
+from services.relay.text.strings import Link, clean_text, sanitize_short_url, sanitize_url
+
+_LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
+    """The alerts, those that still fire first, each with the links that no alert before it has."""
+    pairs = list(zip(message.event.alerts, message.links, strict=True))
+    listed: set[Link] = set()
+    result = []
+    for alert, links in sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED):
+        new = [link for link in _list_links(alert, links) if link not in listed]
+        listed.update(new)
+        result.append((alert, new))
+    return result
+
+
+def list_group_links(event: Event) -> list[Link]:
+    """The Alertmanager that sent it, at the alerts of the group, and its silence form with the group's labels.
+
+    If the group has no labels, or one that cannot be written as a matcher, the first link shows all alerts of the
+    receiver, and there is no second one: it would silence more than the group.
+    """
+    alerts = f"{event.external_url.rstrip('/')}/#/alerts?receiver={_quote(clean_text(event.receiver))}"
+    if matchers := _format_matchers(event.group_labels):
+        filled = _quote("{" + matchers + "}")
+        at_group = sanitize_short_url(f"{alerts}&filter={filled}")
+        silence = sanitize_short_url(f"{event.external_url.rstrip('/')}/#/silences/new?filter={filled}")
+        if at_group and silence:
+            return [Link("Alertmanager", at_group), Link("Silence", silence)]
+    url = sanitize_url(alerts)
+    return [Link("Alertmanager", url)] if url else []
+
+
+def _format_matchers(labels: Mapping[str, str]) -> str:
+    """The labels as Alertmanager's page reads them from its address; empty if it would not read the same."""
+    if any(
+        not _LABEL_NAME.fullmatch(key) or not value.isprintable() or set('"\\') & set(value)
+        for key, value in labels.items()
+    ):
+        return ""
+    return ",".join(f'{key}="{value}"' for key, value in sort_labels(labels))
+
+
+def _quote(text: str) -> str:
+    return quote(text, safe="", errors="replace")
+
+
+def _list_links(alert: Alert, links: Links) -> list[Link]:
+    found = (
+        ("Runbook", links.runbook),
+        ("Dashboard", links.dashboard),
+        ("Board", links.board),
+        ("Prometheus", alert.generator_url),
+    )
+    return [Link(text, url) for text, candidate in found if (url := sanitize_url(candidate))]

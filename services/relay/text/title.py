@@ -1,0 +1,164 @@
+"""The first lines of a message: what broke and why, where, and whether it is over.
+
+A title is the cause and its effect, from the annotation `title`: `permission_denied: backend (production) cannot
+encrypt with ledger-kek`. The class and the labels of the alert come after it. An alert without one keeps its headline:
+`KMSProbeFailing · production / backend`.
+"""
+
+import re
+from datetime import datetime
+from typing import Final
+
+from services.relay.model import DIGEST_BYTES, Alert, Event, Message, Status
+from services.relay.text.labels import IMPORTANT_LABELS, Severity, find_worst_severity, rank_severity, sort_labels
+from services.relay.text.strings import clean_line, clean_text, truncate
+from services.relay.text.times import format_duration
+
+MAX_TITLE: Final = 300
+MAX_REMARK: Final = 500
+_PAST: Final = {
+    "cannot": "could not",
+    "can": "could",
+    "is": "was",
+    "are": "were",
+    "has": "had",
+    "have": "had",
+    "does": "did",
+    "do": "did",
+    "fails": "failed",
+    "fail": "failed",
+    "needs": "needed",
+    "takes": "took",
+    "uses": "used",
+}
+_VERB: Final = re.compile(rf"(?<=\s)({'|'.join(_PAST)})(?=\s|$)")
+
+
+def is_resolved(event: Event) -> bool:
+    """Whether the whole group is resolved. Where Alertmanager cut alerts off, it counts as firing."""
+    return event.status is Status.RESOLVED and event.truncated_alerts == 0
+
+
+def compute_status(event: Event) -> Status:
+    """The status of the whole group."""
+    return Status.RESOLVED if is_resolved(event) else Status.FIRING
+
+
+def format_title(message: Message) -> str:
+    """What broke and why, on one line; the same text while it fires and when it is over. See `format_subject`."""
+    return truncate(clean_line(message.title), MAX_TITLE) or format_event_title(message.event)
+
+
+def format_event_title(event: Event) -> str:
+    """The `title` of the worst alert that fires, of any where all are resolved; the headline where none has one."""
+    alerts = sorted(event.alerts, key=lambda alert: (alert.status is Status.RESOLVED, rank_severity(alert)))
+    titles = (format_alert_title(alert) for alert in alerts)
+    return next(filter(None, titles), "") or format_headline(event)
+
+
+def format_alert_title(alert: Alert) -> str:
+    """The annotation `title` on one line; empty where there is none."""
+    return truncate(clean_line(alert.annotations.get("title", "")), MAX_TITLE)
+
+
+def format_subject(message: Message) -> str:
+    """The title with its state: what a subject, a header or a summary begins with.
+
+    A cause speaks for itself while it fires: `permission_denied: backend cannot encrypt with ledger-kek`. Once it is
+    over: `Resolved after 12 min: permission_denied: backend could not encrypt with ledger-kek`. Without a cause the
+    state comes first: `Firing: KMSProbeFailing · production / backend`.
+    """
+    title = format_title(message)
+    if is_resolved(message.event):
+        return f"{_format_end(message)}: {put_into_past(title)}"
+    return title if has_cause(message) else f"Firing: {title}"
+
+
+def has_cause(message: Message) -> bool:
+    """Whether its title says more than its headline."""
+    return format_title(message) != format_headline(message.event)
+
+
+def format_class(message: Message) -> str:
+    """The headline as a line after the title; empty where it is the title."""
+    return format_headline(message.event) if has_cause(message) else ""
+
+
+def put_into_past(title: str) -> str:
+    """The title with its first verb in the past, where that is a verb of our own rules, such as `cannot`."""
+    return _VERB.sub(lambda found: _PAST[found[1]], title, count=1)
+
+
+def _format_end(message: Message) -> str:
+    duration = compute_duration(message)
+    if message.task.firing_undelivered:
+        return f"Fired and resolved within {duration}"
+    return f"Resolved after {duration}"
+
+
+def compute_duration(message: Message) -> str:
+    """From the first start to the last end, or to the acceptance of the event where no end is given."""
+    event, context = message.event, message.task.context
+    starts = [alert.starts_at for alert in event.alerts] + ([context.started_at] if context.started_at else [])
+    ends = [alert.ends_at for alert in event.alerts if alert.ends_at is not None]
+    accepted: datetime = message.task.accepted_at
+    return format_duration(max(ends, default=accepted) - min(starts, default=accepted))
+
+
+def format_state(message: Message) -> str:
+    """`Firing` or `Resolved`; `Fired and resolved` where the channel got no message of the firing."""
+    if not is_resolved(message.event):
+        return "Firing"
+    return "Fired and resolved" if message.task.firing_undelivered else "Resolved"
+
+
+def format_remark(message: Message) -> str:
+    """The relay's own remarks on one line; empty if there are none."""
+    return truncate(" ".join(filter(None, map(clean_line, (message.task.remark, message.event.remark)))), MAX_REMARK)
+
+
+def format_headline(event: Event) -> str:
+    """What it is and where, such as `KMSCryptoNotReady · production / backend`.
+
+    It uses only the labels of the group, so it is the same for every event of an incident.
+    """
+    labels = event.group_labels
+    name = labels.get("alertname") or event.receiver
+    location = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
+    others = [f"{key}={value}" for key, value in sort_labels(labels) if key not in IMPORTANT_LABELS]
+    return " · ".join(clean_line(part) for part in (name, location, *others) if part)
+
+
+def format_counts(event: Event) -> str:
+    """How many alerts, such as `2 firing, 1 resolved, 7 not listed`."""
+    firing = sum(alert.status is Status.FIRING for alert in event.alerts)
+    resolved = len(event.alerts) - firing + len(event.unlisted_resolved) // DIGEST_BYTES
+    firing += len(event.unlisted_firing) // DIGEST_BYTES
+    numbers = (firing, "firing"), (resolved, "resolved"), (event.truncated_alerts, "not listed")
+    return ", ".join(f"{number} {label}" for number, label in numbers if number) or "no alerts"
+
+
+def format_omission(event: Event) -> str:
+    """That the message does not have all alerts of its group, and where they are; empty if it has."""
+    if not event.unlisted_count:
+        return ""
+    cut, left_out = event.truncated_alerts, event.unlisted_count - event.truncated_alerts
+    reasons = [f"{cut} cut off by Alertmanager" if cut else "", f"{left_out} too many to list" if left_out else ""]
+    return f"Some alerts of this group are missing here: {', '.join(filter(None, reasons))}. Alertmanager shows them."
+
+
+def select_contacts(message: Message) -> dict[str, str]:
+    """The contacts by role while a critical alert fires; otherwise none."""
+    if is_resolved(message.event) or find_worst_severity(message.event) is not Severity.CRITICAL:
+        return {}
+    return {clean_line(role): clean_line(address) for role, address in message.contacts.items()}
+
+
+def format_summary(alert: Alert) -> str:
+    """What is wrong, on one line."""
+    return clean_line(alert.annotations.get("summary", "")) or clean_line(alert.labels.get("alertname", "")) or "Alert"
+
+
+def format_description(alert: Alert) -> str:
+    """The longer text, perhaps of several lines, perhaps empty."""
+    return clean_text(alert.annotations.get("description", ""))

@@ -1,0 +1,32 @@
+"""The annotations of an alert → the commands that fix it. Pure: it needs no provider's library.
+
+The rules in ops/prometheus/rules fill in the annotations whose names begin with `kms_`.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from shared.kms.fixes import Fix
+from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.profile import GENERIC_PROFILE, KmsProfile
+from shared.kms.reason import Reason
+
+PROFILES: Final[Mapping[str, KmsProfile]] = {"gcp": GCP_PROFILE}
+"""By the provider's name; a test compares them with the registry, which needs the providers' libraries."""
+_REASONS: Final = {str(reason): reason for reason in Reason}
+_VALUES: Final = ("target", "version", "permission", "account")
+
+
+def list_fixes(annotations: Mapping[str, str]) -> tuple[Fix, ...]:
+    """The commands for an alert; none if it has no reason, or a value in it is not valid.
+
+    Args:
+        annotations: `kms_reason`, and what is known of `kms_provider`, `kms_key` (the key's full name), `kms_target`,
+            `kms_version`, `kms_permission` and `kms_account`.
+    """
+    reason = _REASONS.get(annotations.get("kms_reason", ""))
+    if reason is None:
+        return ()
+    profile = PROFILES.get(annotations.get("kms_provider", ""), GENERIC_PROFILE)
+    values = {name: annotations.get(f"kms_{name}", "") for name in _VALUES}
+    return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), values))

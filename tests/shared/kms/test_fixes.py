@@ -1,0 +1,123 @@
+"""The commands that fix a failure: complete, filled in, and never with anything that an alert smuggles in."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.kms.alert_fixes import PROFILES, list_fixes
+from shared.kms.fixes import GENERIC_FIXES
+from shared.kms.reason import Reason
+from shared.kms.registry import providers
+
+KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
+KNOWN = {
+    "kms_provider": "gcp",
+    "kms_key": KEY,
+    "kms_reason": "permission_denied",
+    "kms_target": "ledger-kek",
+    "kms_version": "3",
+    "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
+    "kms_account": "exporter@demo.iam.gserviceaccount.com",
+}
+RING = ["--project=demo", "--location=global", "--keyring=app"]
+
+
+def commands(**changes: str) -> list[list[str]]:
+    return [shlex.split(fix.command) for fix in list_fixes({**KNOWN, **changes})]
+
+
+def test_a_missing_role_is_granted_on_the_key_to_the_account_and_the_audit_log_names_who_took_it() -> None:
+    grant, log = commands()
+    assert grant == [
+        *("gcloud", "kms", "keys", "add-iam-policy-binding", "ledger", *RING),
+        *("--role=roles/cloudkms.cryptoKeyEncrypterDecrypter",),
+        "--member=serviceAccount:exporter@demo.iam.gserviceaccount.com",
+    ]
+    assert log[:5] == ["gcloud", "logging", "read", "--project=demo", "--freshness=1h"]
+    assert log[-1].endswith('protoPayload.methodName:"SetIamPolicy"')
+
+    (grant, _) = commands(kms_permission="cloudkms.cryptoKeys.get", kms_account="")
+    assert grant[-2:] == ["--role=roles/cloudkms.viewer", "--member=serviceAccount:$EXPORTER_ACCOUNT"]
+    assert commands(kms_account="$SERVICE_ACCOUNT")[0][-1] == "--member=serviceAccount:$SERVICE_ACCOUNT"
+
+
+def test_a_version_is_enabled_or_restored_and_listed_where_it_is_not_known() -> None:
+    of_version = ["3", *RING, "--key=ledger"]
+    enable, versions = (
+        ["gcloud", "kms", "keys", "versions", "enable", *of_version],
+        ["gcloud", "kms", "keys", "versions"],
+    )
+    assert commands(kms_reason="key_disabled")[:2] == [enable, [*versions, "list", *RING, "--key=ledger"]]
+    assert commands(kms_reason="key_destroyed")[:2] == [[*versions, "restore", *of_version], enable]
+    assert commands(kms_reason="key_destroyed", kms_version="")[0] == [*versions, "list", *RING, "--key=ledger"]
+
+
+@pytest.mark.parametrize("provider", PROFILES)
+def test_each_reason_has_a_command_of_sound_shell(provider: str) -> None:
+    script = "#!/bin/bash\n"
+    for reason in Reason:
+        fixes = list_fixes({**KNOWN, "kms_provider": provider, "kms_reason": reason})
+        assert fixes, reason
+        assert all("\n" not in fix.command and fix.title for fix in fixes)
+        script += "".join(f"{fix.command}\n" for fix in fixes)
+    shellcheck = [sys.executable.rpartition("/")[0] + "/shellcheck", "-s", "bash", "-e", "SC2154", "-"]
+    answer = subprocess.run(shellcheck, input=script, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_each_provider_has_the_profile_of_its_settings() -> None:
+    """The registry needs the providers' libraries, which the relay does not have."""
+    assert PROFILES.keys() == providers.keys()
+    key = providers["gcp"](provider="gcp", key=KEY)
+    assert PROFILES["gcp"] is key.profile
+
+
+def test_a_provider_that_is_not_known_has_the_commands_that_need_no_provider() -> None:
+    fixes = list_fixes({**KNOWN, "kms_provider": "memory", "kms_reason": "timeout"})
+    assert fixes == tuple(GENERIC_FIXES.build(Reason.TIMEOUT, "", KNOWN | {"target": "ledger-kek"}))
+    assert list_fixes({**KNOWN, "kms_provider": "memory"}) == ()
+    assert list_fixes({}) == list_fixes({**KNOWN, "kms_reason": "$(id)"}) == ()
+
+
+HOSTILE = st.text() | st.sampled_from(
+    [
+        "; id",
+        "$(id)",
+        "`id`",
+        "' id '",
+        '" id "',
+        "\nid",
+        "--impersonate-service-account=x",
+        "\u202e",
+        "{reason}",
+        "|id",
+    ]
+)
+
+
+@given(place=st.sampled_from(sorted(KNOWN)), text=HOSTILE, reason=st.sampled_from(Reason))
+def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_word(place: str, text: str, reason: Reason) -> None:
+    known = {**KNOWN, "kms_reason": str(reason)}
+    expected = {fix.title: shlex.split(fix.command) for fix in list_fixes(known)}
+    for value in (text, known[place] + text, text + known[place]):
+        for fix in list_fixes({**known, place: value}):
+            if place == "kms_reason" or (place == "kms_provider" and fix.title not in expected):
+                continue  # another reason's commands
+            words = shlex.split(fix.command)
+            assert len(words) == len(expected[fix.title])
+            for word, usual in zip(words, expected[fix.title], strict=True):
+                assert word == usual or re.fullmatch(r"[\w$.:/@=?&-]+", word, re.ASCII)
+                assert word.startswith("-") == usual.startswith("-"), "it is no option"
+
+
+@pytest.mark.parametrize("value", ["--help", "ledger --impersonate-service-account=x", "ledger;id", "a/b", "ledger\n"])
+def test_a_key_whose_name_is_none_of_google_s_has_no_command_but_those_without_its_name(value: str) -> None:
+    key = KEY.removesuffix("ledger") + value
+    for reason in Reason:
+        found = [fix.command for fix in list_fixes({**KNOWN, "kms_reason": reason, "kms_key": key})]
+        assert [command for command in found if "gcloud" in command] == []
