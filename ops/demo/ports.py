@@ -19,6 +19,7 @@ class Ports:
     prometheus: int = 9914
     alertmanager: int = 9915
     smtp: int = 1025
+    sockets: int = 9916
 
     @classmethod
     def pick_free(cls) -> "Ports":

@@ -109,6 +109,9 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /slack/api/{method}": OPEN,  # they ask for tokens of their own
         "POST /slack/api/{method}": OPEN,
         "POST /slack/services/{team}/{app}/{secret}": OPEN,  # the secret is in the path
+        "POST /slack/upload/{file}": OPEN,  # whoever has the URL
+        "GET /slack/files/{file}": Role.VIEWER,
+        "POST /api/slack": Role.ADMIN,
         "POST /pagerduty/v2/enqueue": OPEN,
     },
 }
@@ -117,6 +120,7 @@ UNRECORDED = {
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
     "POST /slack/services/{team}/{app}/{secret}": "a message",
+    "POST /slack/upload/{file}": "a part of a message",
     "POST /pagerduty/v2/enqueue": "an event",
 }
 """What changes something and is no action of somebody's on the server."""

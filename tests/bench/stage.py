@@ -105,7 +105,7 @@ class Stage:
     async def stand_ins(self, smtp_port: int) -> Running:
         """The demo's Slack, PagerDuty and mail server, which check what they get."""
         address = f"127.0.0.1:{free_port()}"
-        listen = ("--http", address, "--smtp", f"127.0.0.1:{smtp_port}")
+        listen = ("--http", address, "--smtp", f"127.0.0.1:{smtp_port}", "--sockets", f"127.0.0.1:{free_port()}")
         token = ("--slack-token-file", self.secret("slack_token", SLACK_TOKEN))
         key = ("--pagerduty-key-file", self.secret("pagerduty_key", ROUTING_KEY))
         command = (sys.executable, "-m", "ops.demo.stand_ins", *listen, *token, *key)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from ops.demo.stand_ins.slack import MAX_STORED, SlackMessage
+from ops.demo.stand_ins.slack.workspace import MAX_STORED, SlackMessage
 from tests.browser.senders import CRITICAL, RUNBOOK, Senders
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser

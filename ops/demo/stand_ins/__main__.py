@@ -28,6 +28,11 @@ Examples:
 )
 @click.option("--smtp", default="127.0.0.1:1025", show_default=True, metavar="HOST:PORT", help="The mail server.")
 @click.option("--slack-token-file", required=True, type=click.Path(path_type=Path), help="Bot tokens, one a line.")
+@click.option("--slack-app-token-file", type=click.Path(path_type=Path), help="App-level tokens, for Socket Mode.")
+@click.option(
+    "--sockets", default="127.0.0.1:9916", show_default=True, metavar="HOST:PORT", help="Slack's Socket Mode."
+)
+@click.option("--slack-rates", is_flag=True, help="Enforce Slack's documented rate limits.")
 @click.option("--pagerduty-key-file", required=True, type=click.Path(path_type=Path), help="Routing keys, one a line.")
 @click.option("--emulator-faults", metavar="URL", help="The KMS emulator's faults API, for the page's buttons.")
 @click.option("--prometheus", metavar="URL", help="Prometheus, for the graph at /graph.")
@@ -41,6 +46,9 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     http: str,
     smtp: str,
     slack_token_file: Path,
+    slack_app_token_file: Path | None,
+    sockets: str,
+    slack_rates: bool,
     pagerduty_key_file: Path,
     emulator_faults: str | None,
     prometheus: str | None,
@@ -55,7 +63,13 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     """
     http_address = parse_listen_option_or_exit("--http", http, allow_remote_insecure=allow_remote_insecure)
     smtp_address = parse_listen_option_or_exit("--smtp", smtp, allow_remote_insecure=allow_remote_insecure)
+    sockets_address = parse_listen_option_or_exit("--sockets", sockets, allow_remote_insecure=allow_remote_insecure)
     tokens = parse_option_or_exit("--slack-token-file", _read_secrets, slack_token_file)
+    app_tokens = (
+        parse_option_or_exit("--slack-app-token-file", _read_secrets, slack_app_token_file)
+        if slack_app_token_file
+        else ()
+    )
     keys = parse_option_or_exit("--pagerduty-key-file", _read_secrets, pagerduty_key_file)
     given = {"emulator_faults": emulator_faults, "prometheus": prometheus, "alertmanager": alertmanager}
     urls: dict[str, Any] = {
@@ -68,7 +82,15 @@ def main(  # noqa: PLR0913, PLR0917  (one for each option)
     run_until_done_or_exit(
         _serve_until_stopped(
             run_stand_ins(
-                http=http_address, smtp=smtp_address, slack_tokens=tokens, pagerduty_keys=keys, docs=folder, **urls
+                http=http_address,
+                smtp=smtp_address,
+                sockets=sockets_address,
+                slack_tokens=tokens,
+                slack_app_tokens=app_tokens,
+                slack_rates=slack_rates,
+                pagerduty_keys=keys,
+                docs=folder,
+                **urls,
             )
         )
     )

@@ -17,7 +17,11 @@ from ops.demo.stand_ins.monitoring_links import MonitoringLinks
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.pages import PAGE_HEADERS, StandInPages
 from ops.demo.stand_ins.provider_faults import ProviderFaults
-from ops.demo.stand_ins.slack import WEBHOOK_APP, WEBHOOK_SECRET, Slack
+from ops.demo.stand_ins.slack.actions import SlackActions
+from ops.demo.stand_ins.slack.socket_mode import SocketMode, serve_sockets
+from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP, WEBHOOK_SECRET, WebApi
+from ops.demo.stand_ins.slack.workspace import Workspace
+from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.server import create_application, create_registry, serve
@@ -32,7 +36,8 @@ class StandIns:
     app: Starlette
     http: Address
     smtp: Address
-    slack: Slack
+    slack: Workspace
+    socket_mode: SocketMode
     pagerduty: PagerDuty
     mailbox: MailServer
     faults: ProviderFaults
@@ -58,10 +63,13 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     *,
     http: Address = FREE_PORT,
     smtp: Address = FREE_PORT,
+    sockets: Address = FREE_PORT,
     slack_tokens: Iterable[str] = ("xoxb-test",),
+    slack_app_tokens: Iterable[str] = ("xapp-test",),
     pagerduty_keys: Iterable[str] = ("0" * 32,),
     slack_webhook_secrets: Iterable[str] = (WEBHOOK_SECRET,),
     slack_channels: Iterable[str] = ("#security-critical", "#security-ops"),
+    slack_rates: bool = False,
     emulator_faults: str | None = None,
     docs: Path | None = None,
     prometheus: str | None = None,
@@ -73,10 +81,13 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     Args:
         http: the address of Slack, PagerDuty, the page and its API; port 0 picks a free one.
         smtp: the address of the mail server.
+        sockets: the address of Slack's Socket Mode.
         slack_tokens: Slack's valid bot tokens.
+        slack_app_tokens: Slack's valid app-level tokens, for Socket Mode.
         slack_webhook_secrets: the last parts of the URLs of Slack's incoming webhooks.
         pagerduty_keys: PagerDuty's valid routing keys, 32 characters each.
         slack_channels: the channels of the bot.
+        slack_rates: whether Slack enforces its documented rate limits; `slack.rates.enabled` changes it.
         emulator_faults: the URL of the KMS emulator's faults API, for the page's buttons.
         docs: the folder of the documents under `/docs/`.
         prometheus: its URL, for the graph at `/graph`.
@@ -88,17 +99,24 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
     """
     changes = ChangeFeed()
     faults = ProviderFaults(changes)
-    slack = Slack(slack_tokens, slack_channels, faults, changes, clock, slack_webhook_secrets)
+    slack = Workspace(slack_channels, changes, clock)
+    slack.rates.enabled = slack_rates
+    socket_mode = SocketMode(slack)
+    web_api = WebApi(slack, socket_mode, slack_tokens, slack_app_tokens, slack_webhook_secrets, faults)
     pagerduty = PagerDuty(pagerduty_keys, faults, changes, clock)
     mailbox = MailServer(faults, changes, clock)
     api = ControlApi(slack, pagerduty, mailbox, faults, KmsFaults(emulator_faults), changes)
+    actions = SlackActions(slack, socket_mode)
     routes = [
         ProtectedRoute(
-            "/slack/api/{method}", slack.handle_call, RouteRequirements(None), ["GET", "POST"]
+            "/slack/api/{method}", web_api.handle_call, RouteRequirements(None), ["GET", "POST"]
         ),  # they want tokens of their own,
         ProtectedRoute(
-            "/slack/services/{team}/{app}/{secret}", slack.handle_webhook, RouteRequirements(None), ["POST"]
+            "/slack/services/{team}/{app}/{secret}", web_api.handle_webhook, RouteRequirements(None), ["POST"]
         ),  # the secret is in their path,
+        ProtectedRoute("/slack/upload/{file}", web_api.files.handle_upload, RouteRequirements(None), ["POST"]),
+        ProtectedRoute("/slack/files/{file}", web_api.files.show, RouteRequirements(Role.VIEWER)),
+        ProtectedRoute("/api/slack", actions.handle, RouteRequirements(Role.ADMIN, action="act in Slack"), ["POST"]),
         ProtectedRoute(
             "/pagerduty/v2/enqueue", pagerduty.enqueue, RouteRequirements(None), ["POST"]
         ),  # and are asked by any name
@@ -107,9 +125,14 @@ async def run_stand_ins(  # noqa: PLR0913  (one keyword for each thing that a te
         *MonitoringLinks(prometheus, alertmanager, PAGE_HEADERS).build_routes(),
     ]
     app = create_application("keypulse stand-ins", create_registry(), routes)
-    async with mail_server.serve_smtp(mailbox, smtp) as smtp_address, serve(app, http) as http_address:
+    async with (
+        mail_server.serve_smtp(mailbox, smtp) as smtp_address,
+        serve_sockets(socket_mode, sockets) as socket_address,
+        serve(app, http) as http_address,
+    ):
+        web_api.socket_port = socket_address.port
         try:
-            yield StandIns(app, http_address, smtp_address, slack, pagerduty, mailbox, faults, changes)
+            yield StandIns(app, http_address, smtp_address, slack, socket_mode, pagerduty, mailbox, faults, changes)
         finally:
             changes.stop()
             faults.clear()

@@ -13,7 +13,7 @@ from ops.demo.stand_ins.kms_faults import FAULTS_BY_NAME, EmulatorError, KmsFaul
 from ops.demo.stand_ins.mail_server import MailServer
 from ops.demo.stand_ins.pagerduty import PagerDuty
 from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
-from ops.demo.stand_ins.slack import Slack
+from ops.demo.stand_ins.slack.workspace import Workspace
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.body_limits import BodyTooLargeError, read_body
@@ -27,7 +27,7 @@ class ControlApi:
 
     def __init__(
         self,
-        slack: Slack,
+        slack: Workspace,
         pagerduty: PagerDuty,
         mailbox: MailServer,
         faults: ProviderFaults,
@@ -63,6 +63,7 @@ class ControlApi:
         snapshot = {
             "version": self._changes.version,
             "slack": self._slack.get_state(),
+            "people": self._slack.get_people(),
             "mailbox": self._mailbox.get_state(),
             "pagerduty": self._pagerduty.get_state(),
             "faults": self._faults.get_state(),

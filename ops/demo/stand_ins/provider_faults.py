@@ -64,6 +64,8 @@ class ProviderFault(BaseModel):
     recipient: str | None = None
     target: str | None = None
     """A Slack channel, by its name with `#`; None is every request, also those that name no channel."""
+    method: str | None = None
+    """A method of Slack's Web API, such as chat.update; None is all of them."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -76,6 +78,8 @@ class ProviderFault(BaseModel):
             raise ValueError("kind slow_answer: expected how late, in `seconds`")
         if self.target is not None and self.provider is not Provider.SLACK:
             raise ValueError("target: expected with provider slack only")
+        if self.method is not None and self.provider is not Provider.SLACK:
+            raise ValueError("method: expected with provider slack only")
         return self
 
 

@@ -31,7 +31,7 @@ async def outcome(*options: str) -> tuple[int | None, str]:
 
 
 async def test_it_serves_with_the_tokens_of_the_files_and_stops_on_sigterm(secrets: tuple[str, ...]) -> None:
-    process = await run("--http", "127.0.0.1:0", "--smtp", "127.0.0.1:0", *secrets)
+    process = await run("--http", "127.0.0.1:0", "--smtp", "127.0.0.1:0", "--sockets", "127.0.0.1:0", *secrets)
     try:
         assert process.stderr is not None
         async with asyncio.timeout(30):
@@ -74,7 +74,9 @@ async def test_a_wrong_option_is_one_line_and_exit_2(
 
 
 async def test_they_listen_beyond_loopback_only_where_that_is_allowed(secrets: tuple[str, ...]) -> None:
-    process = await run("--http", "0.0.0.0:0", "--smtp", "0.0.0.0:0", *secrets, "--allow-remote-insecure")
+    process = await run(
+        "--http", "0.0.0.0:0", "--smtp", "0.0.0.0:0", "--sockets", "0.0.0.0:0", *secrets, "--allow-remote-insecure"
+    )
     assert process.stderr is not None
     async with asyncio.timeout(30):
         line = (await process.stderr.readuntil(b'"event": "listening"')) + await process.stderr.readline()

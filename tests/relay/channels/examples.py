@@ -9,7 +9,7 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from ops.demo.stand_ins.slack import WEBHOOK_APP
+from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS

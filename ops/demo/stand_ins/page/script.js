@@ -37,7 +37,7 @@ async function refresh() {
 
 function draw(state) {
   announce(state);
-  showSlack(state.slack);
+  showSlack(state.slack, state.people);
   showMails(state.mailbox);
   showIncidents(state.pagerduty.incidents);
   showProviderFaults(state.faults);
@@ -56,8 +56,8 @@ function count(name, value) {
 // Tells a screen reader what is new since the last look; at the first look nothing is.
 function announce(state) {
   const found = new Map();
-  for (const { channel, messages } of state.slack)
-    for (const message of messages) found.set(`slack ${channel} ${message.ts}`, `Slack, ${channel}: ${summary(message)}`);
+  for (const { channel, messages, ephemeral } of state.slack)
+    for (const message of [...messages, ...ephemeral]) found.set(`slack ${channel} ${message.ts}`, `Slack, ${channel}: ${summary(message)}`);
   for (const mail of state.mailbox) found.set(`mail ${mail.id}`, `Mail: ${mail.subject}: ${snippet(mail)}`);
   for (const incident of state.pagerduty.incidents)
     found.set(`${incident.opened_at} ${incident.dedup_key} ${incident.status}`, `PagerDuty, ${incident.status}: ${incident.summary}`);

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.demo.stand_ins.slack_validation import MAX_BLOCKS_TEXT, count_text, find_block_errors
+from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
 from services.relay.channels.slack.blocks import build_post
 from services.relay.model import Message
 from tests.iterations import LONG

@@ -7,7 +7,7 @@ import pytest
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from ops.demo.stand_ins.slack import SlackMessage
+from ops.demo.stand_ins.slack.workspace import SlackMessage
 from services.relay.channels.port import Channel
 from services.relay.channels.slack.web_api import ERROR_MEANINGS
 from services.relay.send_error import SendError, SendReason, SendScope

@@ -1,17 +1,12 @@
-"""Validates calls of Slack's Web API: arguments, and `blocks` with errors as (text, JSON pointer), as Slack does.
+"""Validates `blocks`, with errors as (text, JSON pointer), as Slack does.
 
 Limits: https://docs.slack.dev/reference/block-kit/blocks. `slack_sdk.models.blocks` checks the same, but clients that
 send plain dictionaries bypass it. Block types that keypulse does not use are refused as unknown.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
-
-from starlette.requests import Request
-
-from shared.http.body_limits import BodyTooLargeError, read_body
+from urllib.parse import urlsplit
 
 MAX_BLOCKS = 50
 MAX_BLOCKS_TEXT = (
@@ -20,10 +15,13 @@ MAX_BLOCKS_TEXT = (
 
 BlockError = tuple[str, str]
 Json = dict[str, Any]
+FindFile = Callable[[str], object | None]
+"""Finds a file that blocks may show, by its ID."""
 
 
-def find_block_errors(blocks: list[Any]) -> Iterator[BlockError]:
+def find_block_errors(blocks: list[Any], find_file: FindFile = lambda _id: None) -> Iterator[BlockError]:
     """Yield the errors in the blocks of one message; none if Slack would accept them."""
+    block_ids = set[str]()
     if len(blocks) > MAX_BLOCKS:
         yield f"no more than {MAX_BLOCKS} items allowed", "/blocks"
     for i, block in enumerate(blocks):
@@ -37,7 +35,23 @@ def find_block_errors(blocks: list[Any]) -> Iterator[BlockError]:
             continue
         if len(str(block.get("block_id", ""))) > 255:
             yield "must be less than 256 characters", f"{at}/block_id"
+        yield from _find_repeated_ids(block, at, block_ids)
         yield from check(block, at)
+        if "slack_file" in block:
+            yield from _check_slack_file(block, at, find_file)
+
+
+def _find_repeated_ids(block: Json, pointer: str, block_ids: set[str]) -> Iterator[BlockError]:
+    """A `block_id` is unique in its message, an `action_id` in its block."""
+    if block_id := block.get("block_id"):
+        if block_id in block_ids:
+            yield f"block_id {block_id} already exists", f"{pointer}/block_id"
+        block_ids.add(str(block_id))
+    elements = block.get("elements")
+    elements = [each for each in elements if isinstance(each, dict)] if isinstance(elements, list) else []
+    action_ids = [each["action_id"] for each in elements if each.get("action_id")]
+    if len(action_ids) != len(set(map(str, action_ids))):
+        yield "action_id already exists for block_id", f"{pointer}/elements"
 
 
 def count_text(value: Any) -> int:
@@ -80,11 +94,23 @@ def _check_actions(block: Json, pointer: str) -> Iterator[BlockError]:
 
 
 def _check_image(block: Json, pointer: str) -> Iterator[BlockError]:
-    yield from _check_url(block.get("image_url"), f"{pointer}/image_url")
+    if "slack_file" not in block:
+        yield from _check_url(block.get("image_url"), f"{pointer}/image_url")
+    elif "image_url" in block:
+        yield "only one of image_url and slack_file allowed", pointer
     if not isinstance(block.get("alt_text"), str):
         yield "missing required field: alt_text", pointer
     elif len(block["alt_text"]) > 2000:
         yield "must be less than 2001 characters", f"{pointer}/alt_text"
+
+
+def _check_slack_file(block: Json, pointer: str, find_file: FindFile) -> Iterator[BlockError]:
+    """By its ID or its URL, and never both: https://docs.slack.dev/reference/block-kit/composition-objects/slack-file-object."""
+    file = block["slack_file"]
+    if not isinstance(file, dict) or ("id" in file) == ("url" in file):
+        yield "expected id or url", f"{pointer}/slack_file"
+    elif "id" in file and find_file(str(file["id"])) is None:
+        yield "invalid slack file", f"{pointer}/slack_file"
 
 
 def _check_divider(_block: Json, _at: str) -> Iterator[BlockError]:
@@ -143,6 +169,16 @@ def _check_element(element: Any, pointer: str) -> Iterator[BlockError]:
         yield f"failed to match all allowed schemas: style {element['style']}", f"{pointer}/style"
     if "url" in element:
         yield from _check_url(element["url"], f"{pointer}/url")
+    if "confirm" in element:
+        yield from _check_confirm(element["confirm"], f"{pointer}/confirm")
+
+
+def _check_confirm(confirm: Any, pointer: str) -> Iterator[BlockError]:
+    if not isinstance(confirm, dict):
+        yield "must be an object", pointer
+        return
+    for key, max_length in (("title", 100), ("text", 300), ("confirm", 30), ("deny", 30)):
+        yield from _check_text(confirm.get(key), f"{pointer}/{key}", max_length, kinds=("plain_text",))
 
 
 def _check_url(url: Any, pointer: str) -> Iterator[BlockError]:
@@ -157,76 +193,3 @@ def _check_url(url: Any, pointer: str) -> Iterator[BlockError]:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         yield "must be a valid URL", pointer
-
-
-MAX_BYTES = 1024 * 1024
-
-
-class SlackRefusedError(Exception):
-    """Slack's `ok: false`; `details` go into the answer beside the error's name."""
-
-    def __init__(self, error: str, **details: Any) -> None:
-        super().__init__(error)
-        self.response: Json = {"ok": False, "error": error, **details}
-
-
-async def read_arguments(request: Request) -> Json:
-    """The arguments of a call, the token among them. Raises SlackRefusedError."""
-    try:
-        raw = await read_body(request.stream(), MAX_BYTES)
-    except BodyTooLargeError:
-        raise SlackRefusedError("request_too_large") from None
-    arguments: Json = dict(request.query_params)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        try:
-            given = json.loads(raw)
-        except ValueError:
-            raise SlackRefusedError("invalid_json") from None
-        if not isinstance(given, dict):
-            raise SlackRefusedError("json_not_object")
-        arguments |= given
-    else:
-        arguments |= dict(parse_qsl(raw.decode(errors="replace")))
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return {**arguments, "token": token.strip()} if scheme.lower() == "bearer" else arguments
-
-
-def parse_content(arguments: Json) -> tuple[str, list[Json]]:
-    """Text and blocks, checked. Raises SlackRefusedError."""
-    text, blocks = arguments.get("text") or "", arguments.get("blocks") or []
-    if isinstance(blocks, str):  # a form carries blocks as JSON in a string
-        try:
-            blocks = json.loads(blocks)
-        except ValueError:
-            raise SlackRefusedError("invalid_blocks_format") from None
-    if not isinstance(text, str) or not isinstance(blocks, list):
-        raise SlackRefusedError("invalid_blocks_format" if isinstance(text, str) else "invalid_arguments")
-    if not text and not blocks:
-        raise SlackRefusedError("no_text")
-    if found := [f"{text} [json-pointer:{pointer}]" for text, pointer in find_block_errors(blocks)]:
-        messages = [f"[ERROR] {error}" for error in found]
-        raise SlackRefusedError("invalid_blocks", errors=found, response_metadata={"messages": messages})
-    if count_text(blocks) > MAX_BLOCKS_TEXT:
-        raise SlackRefusedError("msg_blocks_too_long")
-    return text, blocks
-
-
-def parse_metadata(value: Any) -> Json | None:
-    """A message's metadata, checked. Raises SlackRefusedError."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise SlackRefusedError("invalid_metadata_format") from None
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("event_type"), str):
-        raise SlackRefusedError("invalid_metadata_format")
-    if not isinstance(value.get("event_payload"), dict):
-        raise SlackRefusedError("invalid_metadata_format")
-    return value
-
-
-def is_true(value: Any) -> bool:
-    """Whether a boolean argument is set; a form writes it as 1 or true."""
-    return str(value).lower() in ("1", "true")
