@@ -204,6 +204,10 @@ class RunbookExcerpt:
     """Whether the section goes on."""
 
 
+Button = Literal["acknowledge", "silence"]
+"""What a reader can press; `acknowledge` is both ways."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What a channel sends: one event, or several merged, enriched. From attempt to attempt only `task` differs."""
@@ -223,6 +227,8 @@ class Message:
     """What the expression of an alert gives now, by fingerprint, such as `1.84 (fires if > 1)`; empty if unknown."""
     zone: tzinfo = UTC
     """The readers' time zone, of `messages.timezone`."""
+    buttons: tuple[Button, ...] = ()
+    """What readers can press, where the channel has buttons and the relay hears of it."""
 
 
 def build_incident_id(event: Event) -> str:

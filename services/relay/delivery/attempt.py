@@ -23,7 +23,7 @@ from services.relay.channels.port import (
 )
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
-from services.relay.model import DeliveryTask, Message
+from services.relay.model import Button, DeliveryTask, Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
@@ -72,6 +72,8 @@ class SenderSettings:
     """Seconds for one send."""
     zone: tzinfo = UTC
     """The readers' time zone."""
+    buttons: tuple[Button, ...] = ()
+    """What readers can press."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -167,7 +169,9 @@ class _LocalSender:
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 settings = self._settings
-                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
+                message = await build_message(
+                    task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
+                )
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:

@@ -144,7 +144,9 @@ def _find_shared_text(alerts: Sequence[Alert], names: Sequence[str]) -> str:
     """What all say, with a gap where each has its own labels' value: `KMSHighLatency on …`; empty if they differ."""
     shared = ""
     for alert in alerts:
-        own = {value for name in names if (value := clean_line(alert.labels.get(name, "")))}
+        values = (alert.labels.get(name, "") for name in names)
+        # A longer value is in no caption, and a pattern of it takes long to compile.
+        own = {cleaned for value in values if len(value) <= _MAX_CAPTION and (cleaned := clean_line(value))}
         found = _describe(alert)
         if own:
             pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
