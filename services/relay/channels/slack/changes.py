@@ -30,7 +30,7 @@ class Change:
 def compare_with_previous(message: Message) -> Change:
     """What changed since the previous message of the episode on the channel; of the first one, everything is new."""
     context, event = message.task.context, message.event
-    is_known = context.previous_at is not None
+    is_known = context.previous_at is not None and bool(context.previous_alerts)
     before = context.previous_alerts
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     is_first = message.task.first_receipt is None

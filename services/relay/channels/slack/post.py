@@ -82,7 +82,7 @@ _MORE_LENGTH: Final = 20
 _MAX_MORE: Final = 120
 """Characters of the block that counts the alerts that are not shown."""
 _SHOWN_APART: Final = {"Acknowledged", "Escalated"}
-_SINCE_LAST_MESSAGE: Final = "Since the last message"
+_SINCE_LAST_MESSAGE: Final = "Last message"
 _CHANGES, _FIXES, _ALERTS, _CONTEXT, _EXCERPT = 0, 100, 200, 300, 400
 """Where parts are in a message."""
 

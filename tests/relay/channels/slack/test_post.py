@@ -75,6 +75,7 @@ def reply(payload: str | Message, before: dict[str, Status], **context: Any) -> 
     """A later message of an incident, whose previous one had these alerts, by the numbers of the payload's alerts."""
     made = message(payload) if isinstance(payload, str) else payload
     previous = {made.event.alerts[int(number)].fingerprint: status for number, status in before.items()}
+    previous["of earlier"] = Status.RESOLVED
     known = IncidentContext(previous_at=AT - timedelta(minutes=5), previous_alerts=previous, **context)
     return change(made, first_receipt=FIRST, context=known, accepted_at=AT)
 
@@ -212,7 +213,7 @@ def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_mes
     ]
     assert "now 1.84 (fires if &gt; 1)" in shown[5]
     assert "Also firing: KMSHighLatency on backend, since 2026-11-24 22:50 UTC" in shown
-    assert "In 7 days: the 3rd time" in shown
+    assert "How often: 3rd time in 7 days" in shown
     start = shown.index("First steps of the runbook")
     assert shown[start + 1 : start + 5] == [
         "1. Read the mode",
@@ -281,11 +282,11 @@ def test_a_reply_says_what_changed_and_shows_only_that() -> None:
     assert post.blocks[0]["type"] == "section"
     shown = lines(post)
     assert shown[0] == "🟠 Firing: KMSHighCryptoErrorRate · production / backend"
-    assert shown[2].startswith("Since the last message: 5 min ago: 1 new (")
+    assert shown[2].startswith("Last message: 5 min ago; since then 1 new (")
     assert [three.event.alerts[n].labels["instance"] in str(post.blocks[3:]) for n in range(3)] == [False, False, True]
     assert (post.details, "more" in str(post.blocks)) == ("", False)
     repeat = build_post(reply("05-firing-3", dict.fromkeys("012", Status.FIRING)), "none")
-    assert "nothing changed" in str(repeat.blocks)
+    assert "nothing has changed" in str(repeat.blocks)
 
 
 def test_a_resolved_list_that_was_cut_looks_like_firing_and_says_what_is_missing() -> None:
