@@ -91,7 +91,7 @@ async def test_what_cannot_be_committed_is_not_acknowledged(
 
 
 async def _fail(*_arguments: object, **_options: object) -> None:
-    from services.relay.outbox.engine.work_queue import StoreUnavailableError  # noqa: PLC0415
+    from services.relay.outbox.engine.work_queue import StoreUnavailableError
 
     raise StoreUnavailableError("the disk is full")
 
