@@ -1,4 +1,4 @@
-"""The connection to Slack: one that swallows presses is replaced, one that ends has a successor before, none is left."""
+"""The connection to Slack: one that swallows presses is replaced, and one that ends has a successor; none is left."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
