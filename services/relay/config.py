@@ -1,9 +1,10 @@
 """The relay's configuration: each error names the key and what was expected."""
 
 import re
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -18,14 +19,25 @@ from pydantic import (
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
+from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
 from services.relay.outbox.byte_limit import compute_minimum
+from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings
-from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
-from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.config.settings import (
+    Address,
+    Duration,
+    ListenAddress,
+    SecretPath,
+    Section,
+    Size,
+    TokenPath,
+    resolve_path,
+)
+from shared.config.url import BaseUrl, UrlFilePath, check_base_url, check_secret_url
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
@@ -89,8 +101,8 @@ def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSet
             _check_channels(step, info)
         except ValueError as error:
             raise ValueError(f"{key}.{error}") from None
-        if known := earlier.intersection(step.channels):
-            raise ValueError(f"{key}.channels: {min(known)} has the incident by then; expected another channel")
+        if repeated := earlier.intersection(step.channels):
+            raise ValueError(f"{key}.channels: {min(repeated)} has the incident by then; expected another channel")
         before, earlier = step.after, earlier.union(step.channels)
     return route
 
@@ -222,8 +234,35 @@ class LinkSettings(Section):
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 
-class MessageSettings(Section):
-    """What messages contain beside the alert."""
+def _parse_runbook(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        return check_base_url(value)
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("expected a Markdown file, a folder of them, or the URL of one")
+    return resolve_path(Path(value))
+
+
+def _check_runbook(location: Path | str) -> Iterable[Path]:
+    if isinstance(location, Path):
+        check_readable(location)
+    return ()  # it holds no secret
+
+
+RunbookLocation = Annotated[
+    Path | str, BeforeValidator(_parse_runbook, json_schema_input_type=str), FileCheck(_check_runbook)
+]
+"""A Markdown file, a folder with a file for each alert, or a URL."""
+
+
+class MessageSettings(EgressSettings):
+    """What messages contain beside the alert. The proxy and the authorities are for runbook and Prometheus."""
+
+    runbook: RunbookLocation | None = None
+    """Each message shows the first diagnosis steps of its alert's section."""
+    prometheus_url: BaseUrl | None = None
+    """Each message shows what its alert's expression gives now, and a chart of the last hour."""
+    prometheus_token_file: SecretPath | None = None
+    """Sent as Bearer."""
 
     board_url: BaseUrl | None = None
     """The exporter's board; each alert links to its key or its service there."""
@@ -234,6 +273,18 @@ class MessageSettings(Section):
     def zone(self) -> tzinfo:
         """The time zone itself."""
         return _load_zone(self.timezone)
+
+    @property
+    def enrichment(self) -> EnrichmentSettings:
+        """What delivery adds to messages."""
+        egress = EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
+        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, egress)
+
+    @model_validator(mode="after")
+    def _check_plaintext_secret(self) -> Self:
+        if self.prometheus_url and self.prometheus_token_file:
+            check_secret_url(self.prometheus_url)
+        return self
 
 
 class EscalationSettings(Section):

@@ -9,6 +9,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.relay.model import MessagePart, PartOutcome
+
 PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 ACKNOWLEDGED_VIA = ("api", "slack")
@@ -88,6 +90,15 @@ class Metrics:
             ["channel", "outcome"],
             registry=registry,
         )
+        self._message_parts = Counter(
+            "relay_message_parts_total",
+            "What messages got beside their event, by how that ended.",
+            ["part", "outcome"],
+            registry=registry,
+        )
+        for part in MessagePart:
+            for ending in PartOutcome:
+                self._message_parts.labels(part, ending)
         self._presses = Counter(
             "relay_presses_total",
             "Presses of buttons in Slack that reached this relay.",
@@ -150,6 +161,10 @@ class Metrics:
     def count_attempt(self, channel: str, reason: str) -> None:
         """An attempt ended."""
         self._attempts.labels(channel, reason).inc()
+
+    def count_message_part(self, part: MessagePart, outcome: PartOutcome) -> None:
+        """A part of a message was added, or not."""
+        self._message_parts.labels(part, outcome).inc()
 
     def count_delivery(self, channel: str, outcome: str) -> None:
         """A delivery ended."""

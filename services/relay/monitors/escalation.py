@@ -37,5 +37,5 @@ class EscalationMonitor:
                     channels=done.skipped_channels,
                     hint="correct `routes`; the incident's next event brings the new steps",
                 )
-            publisher.wake_channels(done.channels)
+            publisher.wake_channels(done.edited_channels.union(done.channels))
         return _CHECK_INTERVAL

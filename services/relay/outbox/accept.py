@@ -1,13 +1,15 @@
 """Accepts an event: commits it with one delivery for each channel, or nothing if it is a duplicate."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import bindparam, case, func, insert, select, update
 
-from services.relay.model import EscalationStep, Event, Status, encode_event
+from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
+from services.relay.outbox.context import EPISODE_WINDOW, build_service_id, build_title
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.escalation import encode_steps
@@ -42,8 +44,8 @@ _FIRST_WAITING_EVENT: Final = (
     deliveries.c.finished_at.is_(None),
 )
 _INCIDENT_COLUMNS: Final = (
-    *("episode", "is_open", "latest_event_seq", "group_id", "earlier_events"),
-    *("severity", "escalation", "escalation_after"),
+    *("episode", "is_open", "latest_event_seq", "group_id", "earlier_events", "escalation", "escalation_after"),
+    *("severity", "service_id", "title", "started_at", "episode_starts"),
 )
 _is_same_episode = incidents.c.episode == bindparam("new_episode")
 _UPDATE_INCIDENTS: Final = BulkStatement(
@@ -104,7 +106,6 @@ class AcceptResult(NamedTuple):
 class _AcceptRequest(NamedTuple):
     incoming: IncomingEvent
     event_json: bytes
-    severity: str | None
     plan: PlanEvent
 
 
@@ -167,9 +168,8 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
     """
     # Encoded before the transaction, so that a large event makes nobody wait.
     size = len(incoming.body)
-    event = incoming.event
-    event_json, severity = await run_in_thread_if_large(size, lambda: (encode_event(event), find_worst_severity(event)))
-    return await store.batch(_accept_batch, _AcceptRequest(incoming, event_json, severity, plan), size=size)
+    event_json = await run_in_thread_if_large(size, lambda: encode_event(incoming.event))
+    return await store.batch(_accept_batch, _AcceptRequest(incoming, event_json, plan), size=size)
 
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
@@ -224,9 +224,9 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
                 "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
                 "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
-                "new_severity": each.request.severity,
                 "new_escalation": encode_steps(steps),
                 "new_escalation_after": steps[0].after if steps else None,
+                **_describe_incident(each, transaction.now),
             }
             for each, seq, steps in zip(planned, seqs, map(_select_steps, planned), strict=True)
         ],
@@ -249,6 +249,21 @@ def _select_steps(planned: _PlannedEvent) -> tuple[EscalationStep, ...]:
     """The steps that still add a channel."""
     plan = planned.plan
     return tuple(step for step in plan.escalation if plan.is_open and not set(step.channels) <= set(plan.channels))
+
+
+def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
+    """What `context` reads of the incident."""
+    event, state = planned.request.incoming.event, planned.state
+    started_at, starts = (state.started_at, state.episode_starts) if state else (None, ())
+    if state is None or planned.plan.episode != state.episode:
+        started_at, starts = now, (*(start for start in starts if start > now - EPISODE_WINDOW), now)
+    return {
+        "new_severity": find_worst_severity(event),
+        "new_service_id": build_service_id(event),
+        "new_title": build_title(event),
+        "new_started_at": started_at,
+        "new_episode_starts": json.dumps(starts[-MAX_EPISODES:]),
+    }
 
 
 def _enqueue_deliveries(

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import bindparam, select, update
 
 from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.edits import request_edits
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
@@ -105,15 +106,17 @@ async def acknowledge(
         row = _lock_open(transaction, incident_id)
         if row.acknowledged_at is not None:
             return Acknowledgement(incident_id, row.acknowledged_by, row.acknowledged_at, is_changed=False)
-        values = {"by": who, "at": transaction.now, "via": via, "starts_at": None}
-        _write(transaction, incident_id, values)
+        _write(transaction, incident_id, {"by": who, "at": transaction.now, "via": via, "starts_at": None})
         insert_entry(transaction, who, peer or via, "acknowledge", incident_id)
-        place = {"incident": incident_id, "episode": row.episode, "channels": sorted(acknowledging_channels)}
-        channels = sorted(_FIND_CHANNELS.fetch_all(transaction.connection, place))
+        values = {"incident": incident_id, "episode": row.episode, "channels": sorted(acknowledging_channels)}
+        channels = sorted(_FIND_CHANNELS.fetch_all(transaction.connection, values))
         seq, remark = row.latest_event_seq, f"Acknowledged by {who}."
         new = [NewDelivery(seq, seq, incident_id, row.episode, channel, remark) for channel in channels]
         enqueue_deliveries(transaction, new)
-        return Acknowledgement(incident_id, who, transaction.now, is_changed=True, channels_to_wake=tuple(channels))
+        channels_to_wake = request_edits(transaction, [incident_id]).union(channels)
+        return Acknowledgement(
+            incident_id, who, transaction.now, is_changed=True, channels_to_wake=tuple(sorted(channels_to_wake))
+        )
 
     return await store.run(work)
 
@@ -130,7 +133,10 @@ async def unacknowledge(
         values = {"by": None, "at": None, "via": None, "starts_at": transaction.now}
         _write(transaction, incident_id, values)
         insert_entry(transaction, clean_for_database(who)[:MAX_NAME], peer or via, "unacknowledge", incident_id)
-        return Acknowledgement(incident_id, None, None, is_changed=True)
+        channels_to_wake = request_edits(transaction, [incident_id])
+        return Acknowledgement(
+            incident_id, None, None, is_changed=True, channels_to_wake=tuple(sorted(channels_to_wake))
+        )
 
     return await store.run(work)
 

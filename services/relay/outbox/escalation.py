@@ -18,6 +18,7 @@ from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from services.relay.model import EscalationStep
 from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.edits import request_edits
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
@@ -40,6 +41,8 @@ class Escalation(NamedTuple):
     """Those that were added."""
     skipped_channels: tuple[str, ...]
     """Those on which no replica delivers."""
+    edited_channels: frozenset[str] = frozenset()
+    """Those whose first message is edited, to show it."""
 
 
 class _EscalatingRow(NamedTuple):
@@ -160,7 +163,8 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
             "at": now if channels else row.escalated_at,
         },
     )
-    return Escalation(row.id, channels, tuple(name for name in named if name not in served))
+    edited = request_edits(transaction, [row.id]) if channels else frozenset()
+    return Escalation(row.id, channels, tuple(name for name in named if name not in served), edited)
 
 
 def _format_wait(seconds: float) -> str:

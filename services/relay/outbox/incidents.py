@@ -61,6 +61,10 @@ class IncidentState(NamedTuple):
     """The last few events before the latest one, the oldest first."""
     served_channels: frozenset[str] = frozenset()
     """The channels on which any replica delivers."""
+    started_at: float | None = None
+    """When its episode started; None if that is not known."""
+    episode_starts: tuple[float, ...] = ()
+    """When its last episodes started, the oldest first."""
     latest_event_json: bytes | None = None
     """The latest event, where one of `earlier_events` has the same content as the new event."""
 
@@ -246,6 +250,8 @@ def _build_state(
         is_latest_own=not row.body_size,
         served_channels=served_channels,
         earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),
+        started_at=row.started_at,
+        episode_starts=tuple(json.loads(row.episode_starts or "[]")),
     )
 
 

@@ -74,6 +74,11 @@ incidents = Table(
     Column("escalation_starts_at", Double),  # from when on they count; null: from the first delivery on
     Column("escalated_to", Text),  # JSON; the channels, in order
     Column("escalated_at", Double),  # when the last of them was added
+    # What messages of other incidents and of this one say of it; see `context`.
+    Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
+    Column("title", Text),  # of its latest event
+    Column("started_at", Double),  # when its episode started; null before its first event is committed
+    Column("episode_starts", Text),  # JSON; when its last episodes of 7 days started
 )
 
 EPISODE_COLUMNS: Final = (
@@ -292,6 +297,7 @@ _add_index("silences_of_incident", silences.c.incident_id)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
+_add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 

@@ -41,10 +41,15 @@ async def claim_one(store: Store, channel: str = "a", owner: str = "me") -> Deli
     return one
 
 
+async def prepare(store: Store, claim: DeliveryTask, *, acknowledges: bool = False) -> DeliveryTask:
+    """A claim as it goes to its channel."""
+    ends = asyncio.get_running_loop().time() + 10
+    return await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends, acknowledges=acknowledges)
+
+
 async def read_event(store: Store, claim: DeliveryTask) -> Event:
     """What the holder of a claim tells."""
-    ends = asyncio.get_running_loop().time() + 10
-    return decode_event((await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends)).event_json)
+    return decode_event((await prepare(store, claim)).event_json)
 
 
 async def nothing_due(store: Store, channel: str = "a") -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
@@ -17,12 +17,11 @@ from services.relay.outbox.acknowledgement import (
     unacknowledge,
 )
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import read_delivery
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
 from tests.relay.served_relay import event_of
 
 
@@ -42,20 +41,25 @@ async def withdrawn(store: Store, who: str = "ben") -> Acknowledgement:
 
 
 async def page(store: Store) -> DeliveryTask:
-    """The one delivery that PagerDuty's worker claims."""
-    claimed = await claim_due(store, ClaimRequest("pagerduty", 9, "me", 20, None, acknowledges=True))
-    (one,) = claimed.tasks
-    return one
+    """The delivery that PagerDuty's worker claims, as it goes to the channel."""
+    return await prepare(store, await claim_one(store, "pagerduty"), acknowledges=True)
 
 
 async def no_page(store: Store) -> bool:
-    return not (await claim_due(store, ClaimRequest("pagerduty", 9, "me", 20, None, acknowledges=True))).tasks
+    return await nothing_due(store, "pagerduty")
 
 
 def receipt_of(claim: DeliveryTask) -> dict[str, Any]:
     """What PagerDuty's channel gives for a claim."""
-    at = claim.context.acknowledged_at
-    return {"receipt": {"dedup_key": "k", **({"acknowledged": at.isoformat()} if claim.acknowledges and at else {})}}
+    return {"receipt": {"dedup_key": "k", **({"acknowledged": claim.acknowledgement} if claim.acknowledgement else {})}}
+
+
+async def next_of(store: Store, channel: str = "a") -> IncidentContext:
+    """What the next message of a channel says of its incident; it is delivered."""
+    claim = await claim_one(store, channel)
+    context = (await prepare(store, claim)).context
+    await end_attempt(store, claim)
+    return context
 
 
 async def paged(store: Store) -> DeliveryTask:
@@ -81,17 +85,17 @@ async def test_the_first_of_many_presses_counts_and_a_message_says_who(store: St
     assert {each.by for each in done} == {first.by}
     assert await audited(store) == [(first.by, "10.0.0.7", "acknowledge", "x")]
     for channel in ("a", "log"):
-        claim = await claim_one(store, channel)
-        assert claim.context.acknowledged_by == first.by
-        assert claim.context.acknowledged_at is not None
-        assert claim.context.acknowledged_at.timestamp() == pytest.approx(first.at)
+        context = await next_of(store, channel)
+        assert context.acknowledged_by == first.by
+        assert context.acknowledged_at is not None
+        assert context.acknowledged_at.timestamp() == pytest.approx(first.at)
 
     assert await withdrawn(store) == Acknowledgement("x", None, None, is_changed=True)
     assert await withdrawn(store) == Acknowledgement("x", None, None, is_changed=False)
     assert (await audited(store))[0] == ("ben", "command line", "unacknowledge", "x")
     assert len(await audited(store)) == 2
     await accept(store, "x", "b")
-    assert (await claim_one(store, "b")).context.acknowledged_by == ""
+    assert (await next_of(store, "b")).acknowledged_by == ""
 
 
 async def test_one_that_is_over_or_unknown_cannot_be_acknowledged(store: Store) -> None:
@@ -110,12 +114,10 @@ async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
     await accept(store, "x")
     assert (await acknowledged(store, "ben")).by == "anna"
     await accept(store, "x", is_open=False, event=event_of("resolved"))
-    claim = await claim_one(store)
-    assert claim.context.acknowledged_by == "anna"  # of the resolve, too
-    await end_attempt(store, claim)
+    assert (await next_of(store)).acknowledged_by == "anna"  # of the resolve, too
 
     await accept(store, "x", episode=2)
-    assert (await claim_one(store)).context.acknowledged_by == ""
+    assert (await next_of(store)).acknowledged_by == ""
     assert (await acknowledged(store, "ben")).by == "ben"
 
 
@@ -124,34 +126,29 @@ async def test_what_an_earlier_episode_still_has_to_deliver_is_not_acknowledged(
     await accept(store, "x", "log", is_open=False, event=event_of("resolved"))
     await accept(store, "x", "log", episode=2)
     await acknowledged(store)
-    names = []
-    for _ in range(3):
-        claim = await claim_one(store, "log")
-        names.append(claim.context.acknowledged_by)
-        await end_attempt(store, claim)
-    assert names == ["", "", "anna"]
+    assert [(await next_of(store, "log")).acknowledged_by for _ in range(3)] == ["", "", "anna"]
 
 
 async def test_pagerduty_gets_an_acknowledgement_once_after_what_it_has(store: Store) -> None:
     await accept(store, "x", "a", "pagerduty")
-    assert not (await paged(store)).acknowledges
+    assert not (await paged(store)).acknowledgement
 
     assert (await acknowledged(store)).channels_to_wake == ("pagerduty",)
     assert (await acknowledged(store, "ben")).channels_to_wake == ()
 
     claim = await paged(store)
-    assert (claim.acknowledges, claim.is_repeat, claim.remark) == (True, True, "Acknowledged by anna.")
+    assert (bool(claim.acknowledgement), claim.is_repeat, claim.remark) == (True, True, "Acknowledged by anna.")
     assert await no_page(store)
     await end_attempt(store, await claim_one(store))
     assert await nothing_due(store)  # no other channel gets a message for it
     await accept(store, "x", "pagerduty")  # a repeat
-    assert not (await paged(store)).acknowledges
+    assert not (await paged(store)).acknowledgement
 
     await withdrawn(store)
     assert await no_page(store)
     await acknowledged(store, "ben")
     claim = await paged(store)
-    assert (claim.acknowledges, claim.is_repeat) == (True, True)
+    assert (bool(claim.acknowledgement), claim.is_repeat) == (True, True)
 
 
 @pytest.mark.parametrize("then", ["nothing", "fails", "is left"])
@@ -167,7 +164,7 @@ async def test_a_page_that_is_not_out_yet_is_sent_and_then_acknowledged(store: S
 
     claim = await paged(store)
 
-    assert (claim.acknowledges, claim.is_repeat) == (True, then == "is left")
+    assert (bool(claim.acknowledgement), claim.is_repeat) == (True, then == "is left")
     assert await no_page(store)
 
 
@@ -177,7 +174,7 @@ async def test_an_acknowledgement_that_waits_goes_with_what_follows_and_never_af
     await acknowledged(store)
     await accept(store, "x", "pagerduty")
     claim = await page(store)
-    assert (claim.acknowledges, claim.is_repeat) == (True, False)
+    assert (bool(claim.acknowledgement), claim.is_repeat) == (True, False)
     await end_attempt(store, claim, DeliveryState.RETRYING)  # its answer was lost, say
     await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
 
@@ -187,7 +184,7 @@ async def test_an_acknowledgement_that_waits_goes_with_what_follows_and_never_af
     assert await no_page(store)
     await accept(store, "x", "pagerduty", episode=2)
     again = await paged(store)
-    assert (again.acknowledges, again.is_repeat) == (False, False)
+    assert (again.acknowledgement, again.is_repeat) == ("", False)
 
 
 async def test_an_acknowledgement_revives_no_page_that_was_given_up(store: Store) -> None:
@@ -204,8 +201,8 @@ async def test_the_record_of_the_delivery_says_why_it_was_sent(store: Store) -> 
     await accept(store, "x", "pagerduty")
     await paged(store)
     await acknowledged(store, "an\0na" + "x" * 300)
-    record = await read_delivery(store, (await paged(store)).delivery_id)
+    claim = await paged(store)
+    record = await read_delivery(store, claim.delivery_id)
     assert record is not None
-    assert record.delivery.remark is not None
-    assert record.delivery.remark.startswith("Acknowledged by an\ufffdnaxxx")
-    assert record.delivery.receipt == {"dedup_key": "k", "acknowledged": record.delivery.receipt["acknowledged"]}
+    assert record.delivery.remark == f"Acknowledged by an\ufffdna{'x' * 195}."
+    assert record.delivery.receipt == {"dedup_key": "k", "acknowledged": claim.acknowledgement}

@@ -14,7 +14,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import Escalation, escalate_due
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
 from tests.relay.served_relay import event_of
 
 SERVED = ("a", "lead", "boss", "log")
@@ -69,18 +69,18 @@ async def test_what_nobody_acknowledges_goes_to_one_step_after_the_other(store: 
     await let_pass(store, 20)
     assert await escalated(store) == [Escalation("x", ("lead",), ())]
     assert await escalated(store) == []
-    claim = await claim_one(store, "lead")
+    claim = await prepare(store, await claim_one(store, "lead"))
     assert claim.remark == "Escalated: nobody acknowledged it within 10 min."
     assert (claim.context.escalated_to, claim.context.escalated_at is not None) == (("lead",), True)
     await end_attempt(store, claim)
     assert await nothing_due(store, "boss")
 
     await accept(store, "x", "a", "lead", escalation=STEPS)  # a repeat, of all channels on which it is open
-    assert (await claim_one(store)).context.escalated_to == ("lead",)
+    assert (await prepare(store, await claim_one(store))).context.escalated_to == ("lead",)
     await let_pass(store, 1200)
     assert await escalated(store) == [Escalation("x", ("boss", "log"), ())]
     assert await deliver(store, "boss") == await deliver(store, "log")
-    assert (await claim_one(store, "lead")).context.escalated_to == ("lead", "boss", "log")
+    assert (await prepare(store, await claim_one(store, "lead"))).context.escalated_to == ("lead", "boss", "log")
 
     entries, _ = await OutboxAudit(store).list_entries(10, None)
     assert [(each.who, each.peer, each.action, each.on) for each in entries] == [
@@ -126,12 +126,12 @@ async def test_a_new_episode_escalates_anew_and_its_resolve_reaches_where_it_wen
         await deliver(store, channel)
     await accept(store, "x", *SERVED, is_open=False, event=event_of("resolved"))
     for channel in SERVED:
-        claim = await claim_one(store, channel)
+        claim = await prepare(store, await claim_one(store, channel))
         assert claim.context.escalated_to == ("lead", "boss", "log")
         await end_attempt(store, claim)
 
     await accept(store, "x", "a", episode=2, escalation=STEPS)
-    claim = await claim_one(store)
+    claim = await prepare(store, await claim_one(store))
     assert claim.context.escalated_to == ()
     await end_attempt(store, claim)
     assert await escalated(store) == []

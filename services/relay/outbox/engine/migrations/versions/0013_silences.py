@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import Column, Double, Integer, Text, text
 
 revision = "0013"
-down_revision = "0010"
+down_revision = "0012"
 
 
 def upgrade(op: Operations) -> None:
