@@ -60,8 +60,10 @@ async def test_doctor_tries_the_app_token_and_the_scopes_of_silences(tmp_path: P
     stand_ins.slack.app_scopes.clear()
     stand_ins.slack.scopes.discard("usergroups:read")
     assert list((await run_checks(settings)).values()) == [
-        "✗ Slack answered missing_scope; the token needs connections:write; "
-        "give the app-level token the scope connections:write",
+        (
+            "✗ Slack answered missing_scope; the token needs connections:write; "
+            "give the app-level token the scope connections:write"
+        ),
         "✗ the bot lacks the scope usergroups:read; add it to the app's bot scopes, and install the app again",
     ]
     (tmp_path / "app").write_text("xoxb-test")
