@@ -24,7 +24,7 @@ from services.relay.channels.port import (
 from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enricher, EnrichmentSettings, open_enricher
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
-from services.relay.model import DeliveryTask, Message, MessagePart, PartOutcome
+from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
@@ -76,6 +76,8 @@ class SenderSettings:
     zone: tzinfo = UTC
     """The readers' time zone."""
     enrichment: EnrichmentSettings = NO_ENRICHMENT
+    buttons: tuple[Button, ...] = ()
+    """What readers can press."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -174,8 +176,10 @@ class _LocalSender:
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 settings = self._settings
-                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
-                shows_chart = settings.channels[task.channel].shows_chart
+                message = await build_message(
+                    task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
+                )
+                shows_chart = settings.channels[task.channel].shows_chart and not task.is_edit
                 message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
