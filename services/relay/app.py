@@ -196,7 +196,12 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
     delivery = settings.delivery
     return DeliveryRules(
         sender=SenderSettings(
-            settings.channels, settings.link_rules, settings.contacts, delivery.timeout, settings.messages.zone
+            settings.channels,
+            settings.link_rules,
+            settings.contacts,
+            delivery.timeout,
+            settings.messages.zone,
+            settings.messages.templates,
         ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,

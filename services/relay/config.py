@@ -18,6 +18,7 @@ from pydantic import (
 
 from services.relay.channels.registry import AnyChannel
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
+from services.relay.delivery.templates import TemplateFolder
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -197,6 +198,9 @@ class MessageSettings(Section):
     """The exporter's board; each alert links to its key or its service there."""
     timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
     """The readers' time zone, beside UTC in mails and PagerDuty; Slack knows each reader's own."""
+
+    templates: TemplateFolder | None = None
+    """A folder with a team's own words: `title.j2`, `summary.j2`, `description.j2`."""
 
     @property
     def zone(self) -> tzinfo:

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
+from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -23,9 +25,10 @@ from services.relay.channels.port import (
 )
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
+from services.relay.delivery.templates import MessageTemplates
 from services.relay.model import DeliveryTask, Message
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.process.concurrency import is_task_cancelled
+from shared.process.concurrency import is_task_cancelled, run_in_thread_if_large
 from shared.process.logs import describe_exception
 
 
@@ -42,6 +45,8 @@ class SendResult(NamedTuple):
     """The last payload sent, credentials masked, compressed by zlib; None if nothing was sent."""
     reply: str = ""
     """The provider's reply."""
+    failed_templates: tuple[str, ...] = ()
+    """The templates of the team that gave no text for the message."""
 
 
 class ProgressNotSavedError(Exception):
@@ -72,6 +77,8 @@ class SenderSettings:
     """Seconds for one send."""
     zone: tzinfo = UTC
     """The readers' time zone."""
+    templates: Path | None = None
+    """The folder of the team's templates."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -157,6 +164,7 @@ class _LocalSender:
     def __init__(self, channels: Mapping[str, Channel], settings: SenderSettings) -> None:
         self._channels = channels
         self._settings = settings
+        self._templates = MessageTemplates(settings.templates)
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """See the port."""
@@ -164,10 +172,14 @@ class _LocalSender:
         started = loop.time()
         attempt: LeasedAttempt | None = None
         receipt, error = None, None
+        failed_templates: tuple[str, ...] = ()
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 settings = self._settings
                 message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
+                if settings.channels[task.channel].uses_templates:
+                    apply = partial(self._templates.apply, message)
+                    message, failed_templates = await run_in_thread_if_large(len(task.event_json), apply)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:
@@ -183,6 +195,7 @@ class _LocalSender:
             error,
             payload=_compress(attempt.payload) if attempt and attempt.payload is not None else None,
             reply=attempt.reply if attempt else "",
+            failed_templates=failed_templates,
         )
 
     async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:

@@ -123,6 +123,8 @@ class Deliverer:
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
+        for template in result.failed_templates:
+            self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
 
     async def fall_back(self) -> bool:
