@@ -1,9 +1,10 @@
 """The relay's configuration: each error names the key and what was expected."""
 
 import re
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -17,20 +18,33 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
+from services.relay.channels.slack.channel import SlackSettings
+from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.delivery.templates import TemplateFolder
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.interactive.settings import InteractiveSettings
 from services.relay.outbox.byte_limit import compute_minimum
+from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings
-from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
-from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.config.settings import (
+    Address,
+    Duration,
+    ListenAddress,
+    SecretPath,
+    Section,
+    Size,
+    TokenPath,
+    resolve_path,
+)
+from shared.config.url import BaseUrl, UrlFilePath, check_base_url, check_secret_url
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
 P = TypeVar("P", bound=Section)
-R = TypeVar("R", "RouteSettings", "WatchdogSettings")
+R = TypeVar("R", "RouteSettings", "EscalationSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_LENGTH: Final = 200
@@ -75,6 +89,22 @@ def _check_channels(route: R, info: ValidationInfo) -> R:
             _check_channel(name, info)
         except ValueError as error:
             raise ValueError(f"channels: {name}: {error}") from None
+    return route
+
+
+def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSettings":
+    before, earlier = 0.0, set(route.channels)
+    for number, step in enumerate(route.escalate):
+        key = f"escalate.{number}"
+        if step.after <= before:
+            raise ValueError(f"{key}.after: expected a longer time than that of the step before it, and more than 0")
+        try:
+            _check_channels(step, info)
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from None
+        if repeated := earlier.intersection(step.channels):
+            raise ValueError(f"{key}.channels: {min(repeated)} has the incident by then; expected another channel")
+        before, earlier = step.after, earlier.union(step.channels)
     return route
 
 
@@ -139,6 +169,20 @@ def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "R
     return retention
 
 
+def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -> InteractiveSettings:
+    channels, alertmanager = info.data.get("channels"), info.data.get("alertmanager")
+    bots = (isinstance(each, SlackSettings) and each.token_file is not None for each in (channels or {}).values())
+    if interactive.app_token_file is None and interactive.silence_rules.is_enabled:
+        raise ValueError("silence: expected `app_token_file` beside it, since presses come by Socket Mode")
+    if interactive.app_token_file is not None and channels is not None and not any(bots):
+        raise ValueError(
+            "app_token_file: expected a channel of kind slack with `token_file`, whose messages have buttons"
+        )
+    if interactive.silence_rules.is_enabled and alertmanager is not None and not alertmanager.urls:
+        raise ValueError("silence: expected `alertmanager.urls`, where silences are created")
+    return interactive
+
+
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
 """A network in CIDR notation."""
 ParsedMatcher = Annotated[
@@ -191,8 +235,35 @@ class LinkSettings(Section):
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 
-class MessageSettings(Section):
-    """What messages contain beside the alert."""
+def _parse_runbook(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        return check_base_url(value)
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("expected a Markdown file, a folder of them, or the URL of one")
+    return resolve_path(Path(value))
+
+
+def _check_runbook(location: Path | str) -> Iterable[Path]:
+    if isinstance(location, Path):
+        check_readable(location)
+    return ()  # it holds no secret
+
+
+RunbookLocation = Annotated[
+    Path | str, BeforeValidator(_parse_runbook, json_schema_input_type=str), FileCheck(_check_runbook)
+]
+"""A Markdown file, a folder with a file for each alert, or a URL."""
+
+
+class MessageSettings(EgressSettings):
+    """What messages contain beside the alert. The proxy and the authorities are for runbook and Prometheus."""
+
+    runbook: RunbookLocation | None = None
+    """Each message shows the first diagnosis steps of its alert's section."""
+    prometheus_url: BaseUrl | None = None
+    """Each message shows what its alert's expression gives now, and a chart of the last hour."""
+    prometheus_token_file: SecretPath | None = None
+    """Sent as Bearer."""
 
     board_url: BaseUrl | None = None
     """The exporter's board; each alert links to its key or its service there."""
@@ -207,6 +278,26 @@ class MessageSettings(Section):
         """The time zone itself."""
         return _load_zone(self.timezone)
 
+    @property
+    def enrichment(self) -> EnrichmentSettings:
+        """What delivery adds to messages."""
+        egress = EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
+        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, egress)
+
+    @model_validator(mode="after")
+    def _check_plaintext_secret(self) -> Self:
+        if self.prometheus_url and self.prometheus_token_file:
+            check_secret_url(self.prometheus_url)
+        return self
+
+
+class EscalationSettings(Section):
+    """Where an incident goes that was delivered, and that nobody has acknowledged."""
+
+    after: Duration
+    """Since its first delivery."""
+    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
+
 
 class RouteSettings(Section):
     """Alerts of a receiver that match go to these channels; the first route that matches counts."""
@@ -214,6 +305,8 @@ class RouteSettings(Section):
     receiver: str | None = None
     matchers: tuple[ParsedMatcher, ...] = ()
     channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
+    escalate: tuple[EscalationSettings, ...] = ()
+    """Further channels, one step after the other."""
 
 
 class IntakeSettings(Section):
@@ -302,11 +395,15 @@ class RelaySettings(ServerSettings):
     channels: Annotated[
         dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
     ]
-    routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
+    routes: tuple[
+        Annotated[RouteSettings, AfterValidator(_check_channels), AfterValidator(_check_escalation)], ...
+    ] = ()
     default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
+    # After the channels and Alertmanager, against which it is checked.
+    interactive: Annotated[InteractiveSettings, AfterValidator(_check_interactive)] = InteractiveSettings()
 
     @property
     def link_rules(self) -> LinkRules:
@@ -321,9 +418,20 @@ class RelaySettings(ServerSettings):
         )
 
     @property
+    def slack_bots(self) -> Mapping[str, SlackSettings]:
+        """The channels that a bot of Slack serves."""
+        slack = {name: channel for name, channel in self.channels.items() if isinstance(channel, SlackSettings)}
+        return {name: channel for name, channel in slack.items() if channel.token_file is not None}
+
+    @property
     def unmerged_channels(self) -> frozenset[str]:
         """The channels that get every event as a message of its own."""
         return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
+
+    @property
+    def acknowledging_channels(self) -> frozenset[str]:
+        """The channels whose provider knows acknowledgements."""
+        return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which are errors only in production."""

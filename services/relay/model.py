@@ -94,6 +94,16 @@ class Links:
     dashboard: str | None
     board: str | None = None
     """The exporter's board at the key or the service of the alert."""
+    image: str | None = None
+    """A picture that the alert brings: https, and from a host that `links.allow_hosts` names."""
+
+
+class EscalationStep(NamedTuple):
+    """Where an incident goes that nobody has acknowledged."""
+
+    after: float
+    """Seconds after its first delivery."""
+    channels: tuple[str, ...]
 
 
 class RelatedIncident(NamedTuple):
@@ -123,7 +133,7 @@ class IncidentContext(NamedTuple):
     previous_at: datetime | None = None
     """When the channel accepted the previous message of this episode; None if this message is its first."""
     previous_alerts: Mapping[str, Status] = {}
-    """Each alert of that message, by fingerprint, with its status then."""
+    """Each alert of that message, by fingerprint, with its status then; empty if that is not known."""
     acknowledged_by: str = ""
     """Who acknowledged the episode; empty while nobody has."""
     acknowledged_at: datetime | None = None
@@ -178,6 +188,10 @@ class DeliveryTask(NamedTuple):
     """The open incidents of its group on these channels, each with its latest event at the claim."""
     keep_open: bool = False
     """Whether its resolve must not close the provider's incident, since an open incident of its group needs it."""
+    acknowledgement: str = ""
+    """The acknowledgement that the provider still has to get, named by its time; empty if there is none."""
+    is_repeat: bool = False
+    """Whether the channel accepted all its events before, so that only the acknowledgement is new."""
     attempt_ends: float = 0.0
     """When the attempt is cancelled at the latest, by CLOCK_MONOTONIC, which all processes of a machine share."""
     lease_ends: float = 0.0
@@ -202,6 +216,25 @@ class RunbookExcerpt:
     blocks: tuple[ExcerptBlock, ...]
     is_truncated: bool
     """Whether the section goes on."""
+
+
+class MessagePart(StrEnum):
+    """What a message gets beside its event, if it can be had in time."""
+
+    RUNBOOK = "runbook"
+    CHART = "chart"
+
+
+class PartOutcome(StrEnum):
+    """How that ended."""
+
+    ADDED = "added"
+    ABSENT = "absent"
+    """There is none for this alert."""
+    LATE = "late"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """There are too many at once, or one has failed a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -12,20 +13,29 @@ from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress,
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
-from services.relay.model import DeliveryTask, Event, decode_event, encode_event
+from services.relay.model import DeliveryTask, Event, IncidentContext, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.context import read_contexts
 from services.relay.outbox.delivery_lease import read_merged_events, save_progress
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.provider_acknowledgement import ProviderAcknowledgement, read_provider_acknowledgement
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.logs import describe_exception
 
+_CONTEXT_SECONDS: Final = 1.0
+"""How long a message waits for its context."""
 
-async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> DeliveryTask:
+log = structlog.get_logger(__name__)
+
+
+async def prepare_task(
+    store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float, acknowledges: bool = False
+) -> DeliveryTask:
     """The task of one attempt: its events merged into one, and its deadlines set.
 
     Args:
@@ -33,6 +43,7 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         task: which delivery.
         attempt_ends: when the try is cancelled at the latest, by the event loop's clock.
         lease_ends: until when nobody else claims the delivery, by the same clock.
+        acknowledges: whether the channel's provider knows acknowledgements.
 
     Raises:
         StoreUnavailableError: the events cannot be read.
@@ -43,6 +54,7 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
     if task.first_event_seq != task.last_event_seq:
         async with asyncio.timeout_at(attempt_ends):
             event_json, size = await _merge_events(store, task)
+    context = await _read_context(store, task)
     keep_open = False
     if task.open_group_incidents:
         build = partial(
@@ -50,9 +62,35 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         )
         async with asyncio.timeout_at(attempt_ends):
             keep_open = await store.read(build)
+    acknowledgement = ProviderAcknowledgement()
+    if acknowledges:
+        async with asyncio.timeout_at(attempt_ends):
+            acknowledgement = await store.read(partial(read_provider_acknowledgement, task=task))
     return task._replace(
-        event_json=event_json, events_size=size, keep_open=keep_open, attempt_ends=attempt_ends, lease_ends=lease_ends
+        event_json=event_json,
+        events_size=size,
+        keep_open=keep_open,
+        acknowledgement=acknowledgement.acknowledgement,
+        is_repeat=acknowledgement.is_repeat,
+        attempt_ends=attempt_ends,
+        lease_ends=lease_ends,
+        context=context,
     )
+
+
+async def _read_context(store: Store, task: DeliveryTask) -> IncidentContext:
+    """What the outbox knows of the incident; nothing where that cannot be read in time."""
+    try:
+        async with asyncio.timeout(_CONTEXT_SECONDS):
+            return await store.read_batch(read_contexts, task)
+    except (StoreUnavailableError, TimeoutError) as error:
+        log.warning(
+            "context could not be read; the message goes without it",
+            channel=task.channel,
+            delivery_id=task.delivery_id,
+            error=str(error) or f"no answer within {_CONTEXT_SECONDS:g} s",
+        )
+        return task.context
 
 
 async def _merge_events(store: Store, task: DeliveryTask) -> tuple[bytes, int]:
@@ -68,9 +106,6 @@ async def _merge_events(store: Store, task: DeliveryTask) -> tuple[bytes, int]:
 def _merge_json(merged: Event | None, event_json: bytes) -> Event:
     event = decode_event(event_json)
     return event if merged is None else merge_events(merged, event)
-
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +128,8 @@ class DeliveryContext:
     """Channels that get the deliveries of one that is down."""
     wake_channels: Callable[[Iterable[str]], None]
     """Called with the channels that have something new to deliver."""
+    acknowledging_channels: frozenset[str] = frozenset()
+    """The channels whose provider knows acknowledgements."""
 
 
 class Deliverer:
@@ -123,6 +160,8 @@ class Deliverer:
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
+        for part, ending in result.enrichment.items():
+            self._shared.metrics.count_message_part(part, ending)
         for template in result.failed_templates:
             self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
@@ -142,7 +181,13 @@ class Deliverer:
     async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
         ends = asyncio.get_running_loop().time() + self._shared.timeout
         try:
-            out = await prepare_task(self._shared.store, task, attempt_ends=ends, lease_ends=lease_ends)
+            out = await prepare_task(
+                self._shared.store,
+                task,
+                attempt_ends=ends,
+                lease_ends=lease_ends,
+                acknowledges=self._name in self._shared.acknowledging_channels,
+            )
         except (StoreUnavailableError, TimeoutError) as error:
             detail = f"the event could not be read from the outbox: {str(error) or 'it did not answer in time'}"
             return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail))

@@ -61,6 +61,10 @@ class IncidentState(NamedTuple):
     """The last few events before the latest one, the oldest first."""
     served_channels: frozenset[str] = frozenset()
     """The channels on which any replica delivers."""
+    started_at: float | None = None
+    """When its episode started; None if that is not known."""
+    episode_starts: tuple[float, ...] = ()
+    """When its last episodes started, the oldest first."""
     latest_event_json: bytes | None = None
     """The latest event, where one of `earlier_events` has the same content as the new event."""
 
@@ -95,19 +99,10 @@ class _OpenChannelRow(NamedTuple):
     channel: str
 
 
+_NEW_INCIDENT: Final = {"episode": 0, "is_open": 0, "latest_event_seq": 0}
 _INSERT_INCIDENTS: Final = {
-    dialect: BulkStatement(
-        build_insert(incidents, dialect).on_conflict_do_nothing(), [column.name for column in incidents.c]
-    )
+    dialect: BulkStatement(build_insert(incidents, dialect).on_conflict_do_nothing(), ["id", *_NEW_INCIDENT])
     for dialect in ("sqlite", "postgresql")
-}
-_NEW_INCIDENT: Final = {
-    "episode": 0,
-    "is_open": 0,
-    "latest_event_seq": 0,
-    "group_id": None,
-    "resolved_elsewhere": None,
-    "earlier_events": None,
 }
 _READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 _READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))
@@ -255,6 +250,8 @@ def _build_state(
         is_latest_own=not row.body_size,
         served_channels=served_channels,
         earlier_events=tuple(EarlierEvent(*each) for each in json.loads(row.earlier_events or "[]")),
+        started_at=row.started_at,
+        episode_starts=tuple(json.loads(row.episode_starts or "[]")),
     )
 
 

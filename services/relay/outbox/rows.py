@@ -147,6 +147,8 @@ class IncidentStateRow(NamedTuple):
     is_open: int
     latest_event_seq: int
     earlier_events: str | None
+    started_at: float | None
+    episode_starts: str | None
     event_id: str
     fingerprint: str
     accepted_at: float
@@ -267,6 +269,8 @@ INCIDENT_STATES: Final = RowQuery(
         incidents.c.is_open,
         incidents.c.latest_event_seq,
         incidents.c.earlier_events,
+        incidents.c.started_at,
+        incidents.c.episode_starts,
         events.c.id.label("event_id"),
         events.c.fingerprint,
         events.c.accepted_at,

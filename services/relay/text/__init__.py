@@ -14,7 +14,7 @@ from services.relay.text.labels import (
     select_own_labels,
     sort_labels,
 )
-from services.relay.text.links import list_alerts, list_group_links
+from services.relay.text.links import list_alerts, list_group_links, list_images
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
@@ -44,6 +44,7 @@ from services.relay.text.title import (
     format_class,
     format_counts,
     format_description,
+    format_end,
     format_event_title,
     format_headline,
     format_omission,
@@ -84,6 +85,7 @@ __all__ = [
     "format_counts",
     "format_description",
     "format_duration",
+    "format_end",
     "format_event_title",
     "format_headline",
     "format_more",
@@ -104,6 +106,7 @@ __all__ = [
     "list_context",
     "list_fixes",
     "list_group_links",
+    "list_images",
     "put_into_past",
     "quote_url",
     "rank_severity",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from services.relay.model import Alert, Event, Message, Status
+from services.relay.model import MAX_EPISODES, Alert, Event, Message, Status
 from services.relay.text.labels import select_own_labels
 from services.relay.text.strings import clean_line, truncate
 from services.relay.text.times import format_duration, format_short_time
@@ -27,9 +27,9 @@ def list_context(message: Message) -> list[ContextLine]:
     lines = (
         ContextLine("Acknowledged", _format_acknowledgement(message)),
         ContextLine("Escalated", _format_escalation(message)),
-        ContextLine("Since the last message", _format_changes(message)),
+        ContextLine("Last message", _format_changes(message)),
         ContextLine("Also firing", _format_related(message)),
-        ContextLine("In 7 days", _format_frequency(message)),
+        ContextLine("How often", _format_frequency(message)),
     )
     return [line for line in lines if line.items]
 
@@ -55,12 +55,14 @@ def _format_changes(message: Message) -> tuple[str, ...]:
     context, event = message.task.context, message.event
     if context.previous_at is None:
         return ()
+    span = format_duration(message.task.accepted_at - context.previous_at)
     before = context.previous_alerts
+    if not before:  # it was too large to be compared
+        return (f"{span} ago",)
     new = [a for a in event.alerts if a.status is Status.FIRING and before.get(a.fingerprint) is not Status.FIRING]
     over = [a for a in event.alerts if a.status is Status.RESOLVED and before.get(a.fingerprint) is not Status.RESOLVED]
     changes = ", ".join(filter(None, (_format_change(new, "new", event), _format_change(over, "resolved", event))))
-    span = format_duration(message.task.accepted_at - context.previous_at)
-    return (f"{span} ago: {changes or 'nothing changed'}",)
+    return (f"{span} ago; {f'since then {changes}' if changes else 'nothing has changed'}",)
 
 
 def _format_change(alerts: list[Alert], change: str, event: Event) -> str:
@@ -89,7 +91,8 @@ def _format_frequency(message: Message) -> tuple[str, ...]:
     number = message.task.context.episodes_in_7_days
     if not number:
         return ()
-    return ("the first time",) if number == 1 else (f"the {_format_ordinal(number)} time",)
+    often = f"{number} times or more" if number >= MAX_EPISODES else f"{_format_ordinal(number)} time"
+    return (f"{often} in 7 days",)
 
 
 def _format_ordinal(number: int) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +15,18 @@ from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
 from services.relay.intake.webhook_parser import read_event
-from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
+from services.relay.model import (
+    Alert,
+    DeliveryTask,
+    Event,
+    ExcerptBlock,
+    IncidentContext,
+    Links,
+    Message,
+    RelatedIncident,
+    RunbookExcerpt,
+    Status,
+)
 from shared.config.settings import Address
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
@@ -28,6 +39,20 @@ SILENCE_URL = f"http://alertmanager:9093/#/silences/new?filter={_GROUP}"
 """Alertmanager's pages for the payload 01-firing-1."""
 DASHBOARD = "https://grafana.example.org/d/kms-crypto-health?var-env=production&var-service=backend"
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyChannel)
+
+
+TITLE = "permission_denied: backend cannot encrypt with ledger-kek"
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63d8fbff3f0005c402b2c5d4b1f5"
+    "0000000049454e44ae426082"
+)
+"""A picture of one pixel."""
+FIX_ANNOTATIONS = {
+    "kms_provider": "gcp",
+    "kms_key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger",
+    "kms_reason": "permission_denied",
+    "kms_target": "ledger-kek",
+}
 
 
 def kind_of(settings: type[ChannelSettings]) -> str:
@@ -109,6 +134,44 @@ def change(message: Message, **changes: Any) -> Message:
     return replace(message, task=message.task._replace(**of_task), **changes)
 
 
+def annotated(of: Message, **annotations: str) -> Message:
+    """The message with these annotations in each of its alerts."""
+    alerts = tuple(replace(alert, annotations={**alert.annotations, **annotations}) for alert in of.event.alerts)
+    return replace(of, event=replace(of.event, alerts=alerts))
+
+
+def titled(of: Message) -> Message:
+    """The message with a cause."""
+    return annotated(of, title=TITLE)
+
+
+def detailed(of: Message, text: str = "") -> Message:
+    """The message with everything that can be in one; `text` in whatever people or other alerts wrote."""
+    now = of.task.accepted_at
+    related = RelatedIncident("1", f"{text}KMSCanaryLost · production / backend", now - timedelta(minutes=3))
+    context = IncidentContext(
+        started_at=now - timedelta(minutes=12),
+        episodes_in_7_days=3,
+        related=(related,),
+        related_count=4,
+        previous_at=now - timedelta(minutes=10),
+        previous_alerts={"another": Status.FIRING},
+        acknowledged_by=f"{text}alice",
+        acknowledged_at=now - timedelta(minutes=5),
+        escalated_to=("pagerduty", "oncall"),
+        escalated_at=now - timedelta(minutes=6),
+    )
+    blocks = (
+        ExcerptBlock("paragraph", f"{text}Read the reason first."),
+        ExcerptBlock("step", f"{text}Probe the key:"),
+        ExcerptBlock("code", f'{text}curl "$EXPORTER/probe?target=ledger-kek"'),
+    )
+    values = {alert.fingerprint: f"{text}0 (fires if < 1)" for alert in of.event.alerts}
+    excerpt = RunbookExcerpt(f"{text}KMSProbeFailing", blocks, is_truncated=True)
+    made = change(of, context=context, excerpt=excerpt, chart=PNG, current_values=values)
+    return annotated(made, title=text + TITLE, **FIX_ANNOTATIONS)
+
+
 def with_text(text: str, alerts: int = 1) -> Message:
     """A message in which everything that an alert's author can write is `text`."""
     labels = {"alertname": text, "env": text, "service": text, "severity": text, "instance": text, text or "x": text}
@@ -180,7 +243,7 @@ _alerts = st.builds(
     Alert,
     status=st.sampled_from(Status),
     labels=_labels,
-    annotations=st.dictionaries(st.sampled_from(["summary", "description"]), strange),
+    annotations=st.dictionaries(st.sampled_from(["title", "summary", "description"]), strange),
     starts_at=_moments,
     ends_at=st.none() | _moments,
     generator_url=strange,
@@ -220,4 +283,6 @@ def messages(draw: st.DrawFn) -> Message:
         remark=draw(strange),
         contacts=draw(_contacts),
     )
+    if draw(st.booleans()):
+        made = detailed(made, draw(strange))
     return critical(made) if draw(st.booleans()) else made

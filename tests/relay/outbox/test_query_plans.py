@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, insert, select
+from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
-from services.relay.outbox import claim, queries, requeue, sweeper
+from services.relay.outbox import claim, context, queries, requeue, sweeper
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue_dead
 from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import DeliveryState, deliveries
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
@@ -91,37 +91,63 @@ def _again_and_again(transaction: Transaction, number: int) -> None:
     transaction.connection.execute(insert(deliveries), copies)
 
 
-@pytest.mark.parametrize("looked_up", ["first receipts", "dead letters", "given up too early", "overdue"])
+def plan(query: RowQuery[Any], given: dict[str, Any], connection: Connection) -> str:
+    """How the database would run it."""
+    explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+
+    @event.listens_for(connection, "before_cursor_execute", retval=True)
+    def _explained(*execution: Any) -> tuple[str, Any]:
+        return f"{explain} {execution[2]}", execution[3]
+
+    return str(
+        connection.execute(query.statement, given).cursor.fetchall()
+    )  # the plan has other columns than the query
+
+
+@pytest.mark.parametrize(
+    "looked_up", ["first receipts", "dead letters", "given up too early", "overdue", "last message"]
+)
 async def test_no_database_takes_the_index_of_what_was_delivered(database: DatabaseUrl, looked_up: str) -> None:
     looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "first receipts": (claim._FIRST_RECEIPTS, {"incidents": ["a", "b"], "episodes": [1], "channel": CHANNEL}),
         "dead letters": (requeue._FIND_DEAD, {"channel": CHANNEL, "most": 10}),
         "given up too early": (requeue._FIND_DEAD_TOO_EARLY, {"now": time.time(), "give_up_after": 86400.0}),
+        "last message": (
+            context._READ_PREVIOUS,
+            {"incidents": ["a", "b"], "episodes": [1], "channels": [CHANNEL]},
+        ),
         "overdue": (sweeper._FIND_EXPIRED, {"now": time.time(), "before": time.time() - 86400.0}),
     }
     query, given = looks[looked_up]
-
-    def plan(connection: Connection) -> str:
-        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-
-        @event.listens_for(connection, "before_cursor_execute", retval=True)
-        def _explained(*execution: Any) -> tuple[str, Any]:
-            return f"{explain} {execution[2]}", execution[3]
-
-        return str(
-            connection.execute(query.statement, given).cursor.fetchall()
-        )  # the plan has other columns than the query
-
     async with open_store(database, time.time) as store:
         await fill(store, MANY, DeliveryState.DELIVERED)
-        if looked_up != "first receipts":  # PostgreSQL looks for these in another way when it knows that there are many
+        if looked_up not in (
+            "first receipts",
+            "last message",
+        ):  # PostgreSQL looks for these in another way when it knows that there are many
             await fill(store, 500, DeliveryState.DEAD)
             await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
-        found = await store.read(plan)
-    wanted = {"first receipts": "deliveries_of_episode", "dead letters": "deliveries_unsettled"}
+        found = await store.read(partial(plan, query, given))
+    wanted = dict.fromkeys(("first receipts", "last message"), "deliveries_of_episode")
+    wanted |= {"dead letters": "deliveries_unsettled"}
     wanted |= {"given up too early": "deliveries_dead", "overdue": "deliveries_due"}
     assert wanted[looked_up] in found
     assert "deliveries_delivered" not in found
+
+
+@pytest.mark.parametrize("looked_up", ["count", "oldest"])
+async def test_open_incidents_of_a_service_are_found_by_their_index(database: DatabaseUrl, looked_up: str) -> None:
+    query: RowQuery[Any] = context._COUNT_OPEN if looked_up == "count" else context._READ_OLDEST
+    async with open_store(database, time.time) as store:
+        await fill(store, MANY, DeliveryState.DELIVERED)
+        seq = incidents.c.latest_event_seq
+        services = update(incidents).values(started_at=seq, service_id=cast(seq % 40, Text))
+        await store.run(lambda transaction: transaction.connection.execute(services).close())
+        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        found = await store.read(partial(plan, query, {"services": ["1", "2"], "service": "1"}))
+    assert "incidents_of_service" in found
+    assert "TEMP B-TREE" not in found
+    assert "Sort" not in found
 
 
 async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:

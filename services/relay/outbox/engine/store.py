@@ -18,6 +18,7 @@ from sqlalchemy import Connection, exc
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Job, Transaction
 from services.relay.outbox.engine.migrate import UnknownDatabaseError, check_revision
+from services.relay.outbox.engine.read_batching import ReadBatches, ReadHandler
 from services.relay.outbox.engine.work_queue import QueuedJob, StoreUnavailableError, WorkQueue, fail_job
 from services.relay.outbox.engine.writer import Writer
 from shared.sql.answer_timeout import AnswerTimeout
@@ -69,6 +70,7 @@ class Store:
         self._writer = Writer(database, writing, self._read_engine, self._queue, clock, unmerged_channels, monotonic)
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
         self._reads: set[Future[Any]] = set()
+        self._read_batches = ReadBatches(self.read)
 
     @property
     def error(self) -> str | None:
@@ -123,6 +125,10 @@ class Store:
             raise StoreUnavailableError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
         finally:
             del reading  # as above
+
+    async def read_batch(self, handler: ReadHandler[I, T], item: I) -> T:
+        """What `handler` reads for `item`, together with other items that wait for it. Raises StoreUnavailableError."""
+        return await self._read_batches.read(handler, item)
 
     def read_blocking(self, query: Callable[[Connection], T]) -> T:
         """The same for the thread of a scrape, within 2 s. Raises StoreUnavailableError."""
