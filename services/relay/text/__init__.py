@@ -4,7 +4,16 @@ Labels and annotations are written by others. What these modules return contains
 changes the direction of text, and a link is http(s) or absent. Escaping is up to each channel.
 """
 
-from services.relay.text.context import ContextLine, join_items, list_context
+from services.relay.text.context import (
+    ACKNOWLEDGED,
+    ALSO_FIRING,
+    ESCALATED,
+    HOW_OFTEN,
+    LAST_MESSAGE,
+    ContextLine,
+    join_items,
+    list_context,
+)
 from services.relay.text.fixes import MAX_FIXES, list_fixes
 from services.relay.text.labels import (
     Severity,
@@ -24,7 +33,15 @@ from services.relay.text.strings import (
     sanitize_url,
     truncate,
 )
-from services.relay.text.table import AlertCard, AlertTable, Arrangement, arrange_alerts, build_table, select_alerts
+from services.relay.text.table import (
+    AlertCard,
+    AlertTable,
+    Arrangement,
+    arrange_alerts,
+    build_table,
+    format_more,
+    select_alerts,
+)
 from services.relay.text.times import format_duration, format_period, format_short_time, format_time
 from services.relay.text.title import (
     MAX_REMARK,
@@ -52,6 +69,11 @@ from services.relay.text.title import (
 from shared.kms.fixes import Fix
 
 __all__ = [
+    "ACKNOWLEDGED",
+    "ALSO_FIRING",
+    "ESCALATED",
+    "HOW_OFTEN",
+    "LAST_MESSAGE",
     "MAX_FIXES",
     "MAX_REMARK",
     "MAX_SHORT_URL",
@@ -79,6 +101,7 @@ __all__ = [
     "format_end",
     "format_event_title",
     "format_headline",
+    "format_more",
     "format_omission",
     "format_period",
     "format_remark",
