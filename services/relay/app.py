@@ -19,6 +19,7 @@ from services.relay.delivery.worker import DeliveryRules, run_delivery
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
+from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import EscalationStep, Event
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
@@ -164,7 +165,10 @@ async def run_intake_and_delivery(
             byte_limit,
             min_age=settings.delivery.duplicate_window,
         )
-        async with run_beside(monitors.run(), retention):
+        async with (
+            run_beside(monitors.run(), retention),
+            run_presses(build_press_rules(settings), store, metrics, wake),
+        ):
             yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
 
 
@@ -198,7 +202,12 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
     delivery = settings.delivery
     return DeliveryRules(
         sender=SenderSettings(
-            settings.channels, settings.link_rules, settings.contacts, delivery.timeout, settings.messages.zone
+            settings.channels,
+            settings.link_rules,
+            settings.contacts,
+            delivery.timeout,
+            settings.messages.zone,
+            settings.messages.enrichment,
         ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,
@@ -240,6 +249,23 @@ def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
         alertmanager.urls,
         alertmanager.token_file,
         alertmanager_egress=alertmanager,
+    )
+
+
+def build_press_rules(settings: RelaySettings) -> PressRules:
+    """What the configuration says about buttons in Slack."""
+    alertmanager = settings.alertmanager
+    return PressRules(
+        settings.interactive,
+        {
+            name: BotAccess(channel.api_url, channel.token_file, channel)
+            for name, channel in settings.slack_bots.items()
+            if channel.token_file is not None
+        },
+        settings.acknowledging_channels,
+        alertmanager.urls,
+        alertmanager.token_file,
+        alertmanager,
     )
 
 

@@ -1,9 +1,10 @@
 """The relay's configuration: each error names the key and what was expected."""
 
 import re
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -17,13 +18,26 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
+from services.relay.channels.slack.channel import SlackSettings
+from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.interactive.settings import InteractiveSettings
 from services.relay.outbox.byte_limit import compute_minimum
+from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings
-from shared.config.settings import Address, Duration, ListenAddress, SecretPath, Section, Size, TokenPath
-from shared.config.url import BaseUrl, UrlFilePath, check_secret_url
+from shared.config.settings import (
+    Address,
+    Duration,
+    ListenAddress,
+    SecretPath,
+    Section,
+    Size,
+    TokenPath,
+    resolve_path,
+)
+from shared.config.url import BaseUrl, UrlFilePath, check_base_url, check_secret_url
 from shared.net.egress import EgressSettings
 from shared.sql.database_url import DatabaseSetting
 
@@ -154,6 +168,20 @@ def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "R
     return retention
 
 
+def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -> InteractiveSettings:
+    channels, alertmanager = info.data.get("channels"), info.data.get("alertmanager")
+    bots = (isinstance(each, SlackSettings) and each.token_file is not None for each in (channels or {}).values())
+    if interactive.app_token_file is None and interactive.silence_rules.is_enabled:
+        raise ValueError("silence: expected `app_token_file` beside it, since presses come by Socket Mode")
+    if interactive.app_token_file is not None and channels is not None and not any(bots):
+        raise ValueError(
+            "app_token_file: expected a channel of kind slack with `token_file`, whose messages have buttons"
+        )
+    if interactive.silence_rules.is_enabled and alertmanager is not None and not alertmanager.urls:
+        raise ValueError("silence: expected `alertmanager.urls`, where silences are created")
+    return interactive
+
+
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
 """A network in CIDR notation."""
 ParsedMatcher = Annotated[
@@ -206,8 +234,35 @@ class LinkSettings(Section):
     """Hosts that an alert's own addresses may lead to: `runbook_url`, `dashboard_url`, generatorURL and externalURL."""
 
 
-class MessageSettings(Section):
-    """What messages contain beside the alert."""
+def _parse_runbook(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        return check_base_url(value)
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("expected a Markdown file, a folder of them, or the URL of one")
+    return resolve_path(Path(value))
+
+
+def _check_runbook(location: Path | str) -> Iterable[Path]:
+    if isinstance(location, Path):
+        check_readable(location)
+    return ()  # it holds no secret
+
+
+RunbookLocation = Annotated[
+    Path | str, BeforeValidator(_parse_runbook, json_schema_input_type=str), FileCheck(_check_runbook)
+]
+"""A Markdown file, a folder with a file for each alert, or a URL."""
+
+
+class MessageSettings(EgressSettings):
+    """What messages contain beside the alert. The proxy and the authorities are for runbook and Prometheus."""
+
+    runbook: RunbookLocation | None = None
+    """Each message shows the first diagnosis steps of its alert's section."""
+    prometheus_url: BaseUrl | None = None
+    """Each message shows what its alert's expression gives now, and a chart of the last hour."""
+    prometheus_token_file: SecretPath | None = None
+    """Sent as Bearer."""
 
     board_url: BaseUrl | None = None
     """The exporter's board; each alert links to its key or its service there."""
@@ -218,6 +273,18 @@ class MessageSettings(Section):
     def zone(self) -> tzinfo:
         """The time zone itself."""
         return _load_zone(self.timezone)
+
+    @property
+    def enrichment(self) -> EnrichmentSettings:
+        """What delivery adds to messages."""
+        egress = EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
+        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, egress)
+
+    @model_validator(mode="after")
+    def _check_plaintext_secret(self) -> Self:
+        if self.prometheus_url and self.prometheus_token_file:
+            check_secret_url(self.prometheus_url)
+        return self
 
 
 class EscalationSettings(Section):
@@ -331,6 +398,8 @@ class RelaySettings(ServerSettings):
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
+    # After the channels and Alertmanager, against which it is checked.
+    interactive: Annotated[InteractiveSettings, AfterValidator(_check_interactive)] = InteractiveSettings()
 
     @property
     def link_rules(self) -> LinkRules:
@@ -343,6 +412,12 @@ class RelaySettings(ServerSettings):
             links.prefer == "annotation",
             frozenset(links.allow_hosts),
         )
+
+    @property
+    def slack_bots(self) -> Mapping[str, SlackSettings]:
+        """The channels that a bot of Slack serves."""
+        slack = {name: channel for name, channel in self.channels.items() if isinstance(channel, SlackSettings)}
+        return {name: channel for name, channel in slack.items() if channel.token_file is not None}
 
     @property
     def unmerged_channels(self) -> frozenset[str]:

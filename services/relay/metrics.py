@@ -2,16 +2,30 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.relay.model import MessagePart, PartOutcome
+
+PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 ACKNOWLEDGED_VIA = ("api", "slack")
 """The ways of an acknowledgement that a relay itself sees."""
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+
+class PressOutcome(StrEnum):
+    """What came of a press of a button."""
+
+    DONE = "done"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    FAILED = "failed"
+    """It was not committed, and Slack tells the person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,27 @@ class Metrics:
             ["channel", "outcome"],
             registry=registry,
         )
+        self._message_parts = Counter(
+            "relay_message_parts_total",
+            "What messages got beside their event, by how that ended.",
+            ["part", "outcome"],
+            registry=registry,
+        )
+        for part in MessagePart:
+            for ending in PartOutcome:
+                self._message_parts.labels(part, ending)
+        self._presses = Counter(
+            "relay_presses_total",
+            "Presses of buttons in Slack that reached this relay.",
+            ["action", "outcome"],
+            registry=registry,
+        )
+        self._slack_connected = Gauge(
+            "relay_slack_connected", "1 while this relay is connected to Slack's Socket Mode.", registry=registry
+        )
+        self._slack_connections = Gauge(
+            "relay_slack_connections", "Connections that Slack counted when this relay connected.", registry=registry
+        )
         self._used_bytes = Gauge(
             "relay_outbox_bytes",
             "Bytes that the outbox holds, as measured last, and what was accepted since.",
@@ -96,6 +131,9 @@ class Metrics:
             self._webhooks.labels(code)
         for via in ACKNOWLEDGED_VIA:
             self._acknowledgements.labels(via)
+        for action in PRESSED_ACTIONS:
+            for outcome in PressOutcome:
+                self._presses.labels(action, outcome)
         self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
         self._channels: frozenset[str] = frozenset()
         self.set_channels(channels)
@@ -130,6 +168,10 @@ class Metrics:
         """An attempt ended."""
         self._attempts.labels(channel, reason).inc()
 
+    def count_message_part(self, part: MessagePart, outcome: PartOutcome) -> None:
+        """A part of a message was added, or not."""
+        self._message_parts.labels(part, outcome).inc()
+
     def count_delivery(self, channel: str, outcome: str) -> None:
         """A delivery ended."""
         self._deliveries.labels(channel, outcome).inc()
@@ -153,6 +195,18 @@ class Metrics:
     def count_partial_delivery(self, channel: str) -> None:
         """A message went to some of its recipients, and the provider refused others for good."""
         self._partial_deliveries.labels(channel).inc()
+
+    def count_press(self, action: str, outcome: PressOutcome) -> None:
+        """A press was handled."""
+        self._presses.labels(action, outcome).inc()
+
+    def set_slack_connected(self, *, is_connected: bool) -> None:
+        """Whether a connection to Socket Mode is open."""
+        self._slack_connected.set(is_connected)
+
+    def set_slack_connections(self, count: int) -> None:
+        """Slack has counted the connections of the app."""
+        self._slack_connections.set(count)
 
     def count_lost_lease(self, channel: str) -> None:
         """A lease expired before its outcome was recorded."""

@@ -218,6 +218,25 @@ class RunbookExcerpt:
     """Whether the section goes on."""
 
 
+class MessagePart(StrEnum):
+    """What a message gets beside its event, if it can be had in time."""
+
+    RUNBOOK = "runbook"
+    CHART = "chart"
+
+
+class PartOutcome(StrEnum):
+    """How that ended."""
+
+    ADDED = "added"
+    ABSENT = "absent"
+    """There is none for this alert."""
+    LATE = "late"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """There are too many at once, or one has failed a moment ago."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What a channel sends: one event, or several merged, enriched. From attempt to attempt only `task` differs."""

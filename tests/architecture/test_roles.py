@@ -65,6 +65,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "GET /api/deliveries/{id}": Role.VIEWER,
         "POST /api/deliveries/{id}/retry": Role.RESPONDER,
         "POST /api/deliveries/retry": Role.ADMIN,
+        "GET /api/incidents": Role.VIEWER,
+        "GET /api/incidents/{id}": Role.VIEWER,
         "POST /api/incidents/{id}/acknowledge": Role.RESPONDER,
         "POST /api/incidents/{id}/unacknowledge": Role.RESPONDER,
         "GET /api/quarantine": Role.VIEWER,

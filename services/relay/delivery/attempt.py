@@ -21,9 +21,10 @@ from services.relay.channels.port import (
     Progress,
     Receipt,
 )
+from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enricher, EnrichmentSettings, open_enricher
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
-from services.relay.model import DeliveryTask, Message
+from services.relay.model import DeliveryTask, Message, MessagePart, PartOutcome
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import is_task_cancelled
 from shared.process.logs import describe_exception
@@ -42,6 +43,8 @@ class SendResult(NamedTuple):
     """The last payload sent, credentials masked, compressed by zlib; None if nothing was sent."""
     reply: str = ""
     """The provider's reply."""
+    enrichment: Mapping[MessagePart, PartOutcome] = {}
+    """How the parts of the message ended that it gets beside its event."""
 
 
 class ProgressNotSavedError(Exception):
@@ -72,6 +75,7 @@ class SenderSettings:
     """Seconds for one send."""
     zone: tzinfo = UTC
     """The readers' time zone."""
+    enrichment: EnrichmentSettings = NO_ENRICHMENT
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -137,7 +141,8 @@ async def open_local_sender(settings: SenderSettings) -> AsyncIterator[Sender]:
     """Sends while the body runs, and closes every channel after it."""
     channels = {name: channel.connect(settings.timeout) for name, channel in settings.channels.items()}
     try:
-        yield _LocalSender(channels, settings)
+        async with open_enricher(settings.enrichment, settings.zone) as enricher:
+            yield _LocalSender(channels, settings, enricher)
     finally:
         await asyncio.gather(*(close_channel(name, channel) for name, channel in channels.items()))
 
@@ -154,9 +159,10 @@ async def close_channel(channel_name: str, channel: Channel) -> None:
 
 
 class _LocalSender:
-    def __init__(self, channels: Mapping[str, Channel], settings: SenderSettings) -> None:
+    def __init__(self, channels: Mapping[str, Channel], settings: SenderSettings, enricher: Enricher) -> None:
         self._channels = channels
         self._settings = settings
+        self._enricher = enricher
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """See the port."""
@@ -164,10 +170,13 @@ class _LocalSender:
         started = loop.time()
         attempt: LeasedAttempt | None = None
         receipt, error = None, None
+        outcomes: Mapping[MessagePart, PartOutcome] = {}
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 settings = self._settings
                 message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
+                shows_chart = settings.channels[task.channel].shows_chart
+                message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:
@@ -183,6 +192,7 @@ class _LocalSender:
             error,
             payload=_compress(attempt.payload) if attempt and attempt.payload is not None else None,
             reply=attempt.reply if attempt else "",
+            enrichment=outcomes,
         )
 
     async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:

@@ -162,6 +162,8 @@ class Deliverer:
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
+        for part, ending in result.enrichment.items():
+            self._shared.metrics.count_message_part(part, ending)
         await self._record(task, outcome)
 
     async def fall_back(self) -> bool:

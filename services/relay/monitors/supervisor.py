@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.monitors.alertmanager_api import AlertmanagerClient
+from services.relay.alertmanager_api import AlertmanagerClient
 from services.relay.monitors.deadman import DeadMansSwitch
 from services.relay.monitors.escalation import EscalationMonitor
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes

@@ -175,6 +175,30 @@ edit_limits = Table(
     Column("retry_after_set_at", Double),
 )
 
+# A silence that somebody requested by a button; see `silences`.
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", Text, primary_key=True),  # of the press
+    Column("incident_id", Text, nullable=False),
+    Column("episode", Integer, nullable=False),
+    Column("channel", Text, nullable=False),  # whose bot answers
+    Column("slack_channel", Text, nullable=False),
+    Column("thread", Text, nullable=False),  # the message with the button
+    Column("user_id", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),  # in this state
+    Column("due_at", Double, nullable=False),  # when it may be claimed; while somebody works on it, when the lease ends
+    Column("lease", Text),
+    Column("alertmanager", Text),  # where it is created
+    Column("created_by", Text),
+    Column("detail", Text),  # the answer to the person
+    Column("began_at", Double),  # when it was about to be created
+    Column("ends_at", Double),
+    Column("answered_at", Double),
+)
+
 channels = Table(
     "channels",
     metadata,
@@ -268,6 +292,8 @@ _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND f
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
+_add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
+_add_index("silences_of_incident", silences.c.incident_id)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")

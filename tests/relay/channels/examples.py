@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP
+from services.relay.channels.apprise.plugin import create_plugin
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
@@ -61,8 +62,12 @@ def kind_of(settings: type[ChannelSettings]) -> str:
 def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
     """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here.
 
-    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret.
+    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret, as that of `apprise` does.
     """
+    if kind == "apprise":
+        create_plugin("json://127.0.0.1")  # Apprise is loaded before a short time-out begins
+        secret_file.write_text(f"json://{provider}/hook?+Authorization=Bearer%20{SECRET}")
+        return {"kind": "apprise", "url_file": secret_file}
     if kind == "slack_webhook":
         secret_file.write_text(f"http://{provider}/slack/services/{'/'.join(WEBHOOK_APP)}/{SECRET}")
         return {"kind": "slack", "webhook_url_file": secret_file}

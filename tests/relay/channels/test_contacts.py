@@ -18,7 +18,7 @@ from tests.relay.channels.examples import NASTY, change, contacts_of, critical, 
 from tests.relay.channels.recording_attempt import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
-TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook"])
+TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook", "apprise"])
 
 
 def render_text(kind: str, of: Message) -> str:

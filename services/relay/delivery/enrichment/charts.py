@@ -1,0 +1,127 @@
+"""Current values and charts for messages: in bounded time, shared by the channels of an event, a few in a storm.
+
+What is late, refused or too much is left out of the message. After a failure nothing is asked for a while, so that a
+Prometheus that hangs delays one message and not each.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from services.relay.delivery.enrichment.chart_worker import ChartWorker, DrawingError, can_draw
+from services.relay.delivery.enrichment.measurement import measure
+from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError
+from services.relay.model import Event, Message, PartOutcome
+from shared.process.logs import describe_exception
+
+MAX_SECONDS: Final = 3.0
+"""For all of it."""
+_MARGIN: Final = 0.1
+"""Seconds in which the values arrive of a chart that is late."""
+_MAX_WAITING: Final = 3
+"""Charts that are made or wait at once."""
+_BURST: Final = 5
+"""Charts that are made one after the other; beyond them one in `_REFILL_SECONDS`."""
+_REFILL_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 30.0
+"""Seconds after a failure in which nothing is asked."""
+_SHARED_SECONDS: Final = 60.0
+"""Seconds for which the channels of an event share one chart."""
+_MAX_SHARED: Final = 16
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What Prometheus adds to a message."""
+
+    outcome: PartOutcome
+    current_values: Mapping[str, str] | None = None
+    png: bytes | None = None
+
+
+class Charts:
+    """Makes them.
+
+    Args:
+        prometheus: what is asked.
+        zone: the readers' time zone.
+        clock: unix seconds.
+    """
+
+    def __init__(self, prometheus: PrometheusClient, zone: str, clock: Callable[[], float]) -> None:
+        self._prometheus = prometheus
+        self._zone = zone
+        self._clock = clock
+        self._worker = ChartWorker() if can_draw() else None
+        self._shared: OrderedDict[tuple[str, int], tuple[float, asyncio.Task[Picture]]] = OrderedDict()
+        self._tokens = float(_BURST)
+        self._refilled_at = 0.0
+        self._paused_until = 0.0
+
+    async def make(self, message: Message, max_seconds: float) -> Picture:
+        """What there is for a message within some seconds, 3 at most."""
+        task = message.task
+        key = task.incident_id, task.last_event_seq
+        now = asyncio.get_running_loop().time()
+        made_at, making = self._shared.get(key, (0.0, None))
+        if making is None or made_at < now - _SHARED_SECONDS:
+            if now < self._paused_until or not self._take_token(now):
+                return Picture(PartOutcome.SKIPPED)
+            making = asyncio.create_task(self._make(message.event), name="chart")
+            self._shared[key] = now, making
+            while len(self._shared) > _MAX_SHARED:
+                self._shared.popitem(last=False)
+        try:
+            async with asyncio.timeout(min(max_seconds, MAX_SECONDS + _MARGIN)):
+                return await asyncio.shield(making)
+        except TimeoutError:
+            return Picture(PartOutcome.LATE)
+
+    async def close(self) -> None:
+        """Ends what is being made, and the process that draws."""
+        making = [task for _, task in self._shared.values()]
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
+        if self._worker is not None:
+            await self._worker.close()
+        await self._prometheus.close()
+
+    def _take_token(self, now: float) -> bool:
+        """Whether another one may be made: few in a storm, and few at once."""
+        self._tokens = min(_BURST, self._tokens + (now - self._refilled_at) / _REFILL_SECONDS)
+        self._refilled_at = now
+        if self._tokens < 1 or sum(not task.done() for _, task in self._shared.values()) >= _MAX_WAITING:
+            return False
+        self._tokens -= 1
+        return True
+
+    async def _make(self, event: Event) -> Picture:
+        values: Mapping[str, str] | None = None
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                found = await measure(self._prometheus, event, self._clock(), self._zone)
+                if found is None:
+                    return Picture(PartOutcome.ABSENT)
+                values = found.current_values
+                png = await self._worker.draw(found.spec) if self._worker is not None else None
+                return Picture(PartOutcome.ADDED, values, png)
+        except TimeoutError:
+            self._pause(f"not ready within {MAX_SECONDS:g} s")
+            return Picture(PartOutcome.LATE, values)
+        except (PrometheusError, DrawingError) as error:
+            self._pause(str(error))
+            return Picture(PartOutcome.FAILED, values)
+        except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it
+            log.error("unexpected error in a chart", **describe_exception(error))  # noqa: TRY400  # without its text
+            return Picture(PartOutcome.FAILED, values)
+
+    def _pause(self, error: str) -> None:
+        self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+        log.warning("message goes without its chart", error=error, paused_seconds=_PAUSE_SECONDS)

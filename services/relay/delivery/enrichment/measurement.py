@@ -1,0 +1,155 @@
+"""The last hour of an event's expression: what is drawn of it, and what it gives now."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from services.relay.delivery.enrichment.chart_spec import ChartLine, ChartSpec, ChartThreshold
+from services.relay.delivery.enrichment.prometheus import AlertRule, PrometheusClient, QueryRefusedError, Series
+from services.relay.delivery.enrichment.promql import Threshold, split_comparison
+from services.relay.model import Alert, Event, Status
+from services.relay.text import clean_line, format_headline, truncate
+
+SPAN: Final = 3600.0
+"""Seconds."""
+STEP: Final = 30.0
+_MAX_LINES: Final = 6
+_MAX_THRESHOLDS: Final = 2
+_MAX_LABEL: Final = 40
+_MAX_TITLE: Final = 70
+_FRESH: Final = 2.5 * STEP
+"""Seconds for which a point counts as current."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What Prometheus knows of an event."""
+
+    spec: ChartSpec
+    current_values: Mapping[str, str]
+    """By fingerprint."""
+
+
+async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: str) -> Measurement | None:
+    """The last hour of an event's expression; None where there is no rule of its alerts, or nothing to draw.
+
+    Args:
+        prometheus: where its rule is.
+        event: with one alert at least.
+        now: unix seconds.
+        zone: the readers' time zone.
+
+    Raises:
+        PrometheusError: it gives no usable answer.
+    """
+    alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
+    rule = await prometheus.find_rule(alerts[0]) if alerts else None
+    if rule is None:
+        return None
+    comparison = split_comparison(rule.expression)
+    end = now - now % STEP
+    found = await _read_series(prometheus, comparison.left, event, rule, end)
+    lines = list(_match_series(found, alerts, rule))
+    if not lines:
+        return None
+    thresholds = [
+        await _read_threshold(prometheus, each, event, rule, end) for each in comparison.thresholds[:_MAX_THRESHOLDS]
+    ]
+    ends = [alert.ends_at.timestamp() for alert in alerts if alert.ends_at is not None]
+    spec = ChartSpec(
+        title=truncate(format_headline(event), _MAX_TITLE),
+        zone=zone,
+        start=end - SPAN,
+        end=end,
+        lines=[ChartLine(label, series.points) for label, series in _label_lines(lines[:_MAX_LINES])],
+        more_lines=max(len(lines) - _MAX_LINES, 0),
+        thresholds=[each for each in thresholds if each is not None],
+        firing_from=min(alert.starts_at.timestamp() for alert in alerts),
+        firing_to=max(ends) if len(ends) == len(alerts) else None,
+    )
+    fires_if = " or ".join(_format_threshold(each) for each in comparison.thresholds[:_MAX_THRESHOLDS])
+    return Measurement(
+        spec,
+        {
+            alert.fingerprint: f"{format_value(series.points[-1][1])}" + (f" (fires if {fires_if})" if fires_if else "")
+            for alert, series in lines
+            if series.points[-1][0] >= end - _FRESH
+        },
+    )
+
+
+def format_value(value: float) -> str:
+    """Four digits, such as `0.4213`, `1795567271` or `3.2e+15`."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e12 else f"{value:.4g}"
+
+
+def _format_threshold(threshold: Threshold) -> str:
+    return f"{threshold.operator} {truncate(clean_line(threshold.expression), _MAX_LABEL)}"
+
+
+async def _read_series(
+    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, end: float
+) -> list[Series]:
+    """The series of an expression, where possible only those with the group's labels, since there may be thousands."""
+    labels = {
+        name: value
+        for name, value in event.group_labels.items()
+        if name != "alertname" and name not in rule.label_names
+    }
+    if labels:
+        filtered = f"({expression}) and on ({', '.join(labels)}) {_build_labelled_vector(labels)}"
+        try:
+            if found := await prometheus.read_range(filtered, end - SPAN, end, STEP):
+                return found
+        except QueryRefusedError:
+            pass  # of a scalar, or a name that is none in PromQL
+    # Alertmanager may know labels that Prometheus adds at its edge (`external_labels`), which no series has.
+    return await prometheus.read_range(expression, end - SPAN, end, STEP)
+
+
+def _build_labelled_vector(labels: Mapping[str, str]) -> str:
+    """An expression of one series with these labels, on which others can be matched."""
+    vector = "vector(1)"
+    for name, value in labels.items():
+        replacement = _quote(value.replace("$", "$$"))  # a dollar sign would refer to a group of the regular expression
+        vector = f'label_replace({vector}, "{name}", {replacement}, "", "")'
+    return vector
+
+
+def _quote(text: str) -> str:
+    """As a string of PromQL, in which any character stands for itself."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+async def _read_threshold(
+    prometheus: PrometheusClient, threshold: Threshold, event: Event, rule: AlertRule, end: float
+) -> ChartThreshold | None:
+    text = f"fires if {_format_threshold(threshold)}"
+    if threshold.value is not None:
+        return ChartThreshold(text, [(end - SPAN, threshold.value), (end, threshold.value)])
+    try:
+        found = await _read_series(prometheus, threshold.expression, event, rule, end)
+    except QueryRefusedError:
+        return None
+    return ChartThreshold(text, found[0].points) if len(found) == 1 and found[0].points else None
+
+
+def _match_series(found: Sequence[Series], alerts: Sequence[Alert], rule: AlertRule) -> Iterator[tuple[Alert, Series]]:
+    """Each alert with its series: the one whose labels it has. The rule's own labels may replace a series's."""
+    left = [series for series in found if series.points]
+    for alert in alerts:
+        for series in left:
+            if all(alert.labels.get(key) == value or key in rule.label_names for key, value in series.labels.items()):
+                yield alert, series
+                left.remove(series)
+                break
+
+
+def _label_lines(lines: Sequence[tuple[Alert, Series]]) -> Iterator[tuple[str, Series]]:
+    """Each series with what tells it from the others; empty where it is alone."""
+    names = sorted({name for _, series in lines for name in series.labels})
+    differing = [name for name in names if len({series.labels.get(name) for _, series in lines}) > 1]
+    for _, series in lines:
+        label = " ".join(series.labels.get(name, "") for name in differing)
+        yield truncate(clean_line(label), _MAX_LABEL), series
