@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-
 from ops.demo.stack import Stack
 from ops.demo.timeline import ChannelName, Hop, State
 
