@@ -253,6 +253,10 @@ class DigestEntry(NamedTuple):
     """Whether a message of its own follows."""
 
 
+Button = Literal["acknowledge", "silence"]
+"""What a reader can press; `acknowledge` is both ways."""
+
+
 class MessagePart(StrEnum):
     """What a message gets beside its event, if it can be had in time."""
 
@@ -293,6 +297,8 @@ class Message:
     """The readers' time zone, of `messages.timezone`."""
     digest: tuple[DigestEntry, ...] = ()
     """The incidents of a digest, grouped by service; `event` is then of none of them, and has no alerts."""
+    buttons: tuple[Button, ...] = ()
+    """What readers can press, where the channel has buttons and the relay hears of it."""
 
 
 def build_incident_id(event: Event) -> str:

@@ -166,6 +166,8 @@ class ChannelSettings(Section):
     """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
     digest_size: ClassVar[int] = 0
     """How many incidents one message may name in a storm, see `Message.digest`; 0 if each gets its own."""
+    uses_templates: ClassVar[bool] = True
+    """Whether its messages have a team's own words: it is for people, and not for programs."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None
@@ -187,6 +189,11 @@ class ChannelSettings(Section):
     def edit_scope(self) -> str | None:
         """What shares one limit of edits, equal in all replicas; None if messages of this channel are not edited."""
         return None
+
+    @property
+    def destination(self) -> str:
+        """Where its messages go, for a person: `#security-critical`, an address, a service."""
+        return str(getattr(self, "kind", ""))
 
     @property
     def limitations(self) -> tuple[str, ...]:

@@ -172,6 +172,8 @@ class Deliverer:
         if task.members:
             await self._record_digest(task, result, started_at)
             return
+        if result.receipt and "rejected_recipients" in result.receipt:
+            self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
             outcome = self._build_success(result, started_at)
         else:
@@ -188,6 +190,8 @@ class Deliverer:
         self._shared.metrics.count_attempt(self._name, outcome.reason)
         for part, ending in result.enrichment.items():
             self._shared.metrics.count_message_part(part, ending)
+        for template in result.failed_templates:
+            self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
 
     async def _record_digest(self, task: DeliveryTask, result: SendResult, started_at: float) -> None:

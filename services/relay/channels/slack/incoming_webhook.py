@@ -21,8 +21,8 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention, build_post
-from services.relay.channels.slack.digest_blocks import build_digest_post
+from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.post import build_post
 from services.relay.channels.status_error import build_status_error
 from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Message
@@ -151,11 +151,7 @@ class IncomingWebhookChannel:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
 
     def _build_payload(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
-        post = (
-            build_digest_post(message, may_be_a_repeat=may_be_a_repeat)
-            if message.digest
-            else build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
-        )
+        post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
         return {
             "text": post.text,
             "blocks": post.blocks,
