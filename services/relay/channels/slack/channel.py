@@ -256,11 +256,11 @@ class SlackChannel:
         arguments, _ = await build_in_thread_if_large(
             message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
         )
-        return await _call_with_blocks(api, call, "chat.postMessage", arguments)
+        return await _call_with_blocks(api, call, "chat.postMessage", arguments, is_digest=bool(message.digest))
 
     async def _update(self, api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
         arguments = await build_in_thread_if_large(message, lambda: self._build_update(message, receipt))
-        await _call_with_blocks(api, call, "chat.update", arguments)
+        await _call_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
 
     async def _replace(self, api: SlackApi, call: ProviderCall, message: Message, token: str) -> Receipt:
         """Posts the message again, as the first one of its episode; an earlier attempt may have done that already."""
@@ -323,14 +323,17 @@ def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
 
 
 async def _call_with_blocks(
-    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any]
+    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any], *, is_digest: bool
 ) -> Mapping[str, Any]:
-    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message."""
+    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
+
+    The text of a digest does not name all of its incidents: each then gets a message of its own.
+    """
     call.before_request(encode_json(arguments))
     try:
         return await api.post(method, arguments)
     except SlackError as error:
-        if error.code not in BLOCK_ERRORS:
+        if error.code not in BLOCK_ERRORS or is_digest:
             raise
         log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
     text_alone = {key: value for key, value in arguments.items() if key != "blocks"}
