@@ -121,9 +121,8 @@ async def test_each_incident_of_a_storm_is_named_and_its_digest_shows_its_end(tm
 
 
 async def _find_digest_id(client: aiohttp.ClientSession, message: SlackMessage) -> str:
-    return next(
-        each["digest"] for each in await read_deliveries(client) if (each["receipt"] or {}).get("ts") == message.ts
-    )
+    deliveries = await read_deliveries(client)
+    return str(next(each["digest"] for each in deliveries if (each["receipt"] or {}).get("ts") == message.ts))
 
 
 async def test_a_digest_that_slack_refuses_goes_one_by_one(tmp_path: Path) -> None:
