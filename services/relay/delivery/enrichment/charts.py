@@ -106,6 +106,8 @@ class Charts:
         values: Mapping[str, str] | None = None
         try:
             async with asyncio.timeout(MAX_SECONDS):
+                if self._worker is not None:
+                    self._worker.start()
                 found = await measure(self._prometheus, event, self._clock(), self._zone)
                 if found is None:
                     return Picture(PartOutcome.ABSENT)
