@@ -116,6 +116,7 @@ class MemoryKey:
     """A key behind the port."""
 
     profile = PROFILE
+    account = ""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult
+from services.exporter.model import BackendState, KeyInspection, Operation, ProbeResult, TargetKey
 from shared.kms.port import ConnectivityPhase
-from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.reason import Reason
 
 ROUND_TRIP_WINDOW = 3600.0
@@ -105,8 +104,7 @@ class TargetHistory:
     failure_spans: deque[FailureSpan] = field(default_factory=lambda: deque(maxlen=MAX_FAILURE_SPANS))
     """Oldest first."""
     inspection: KeyInspection | None = None
-    profile: KmsProfile = GENERIC_PROFILE
-    """Of the provider: what to do about its failures."""
+    key: TargetKey = field(default_factory=TargetKey)
 
     def add_probe(self, result: ProbeResult) -> None:
         """Takes a round trip."""
@@ -218,11 +216,11 @@ class History:
         for service in self._services - {service for service, _ in self.backends}:
             self.backends[service, None] = BackendHistory(service, None, self._next_version())
 
-    def set_profiles(self, profiles: Mapping[str, KmsProfile]) -> None:
-        """The provider's profile of each target that is configured, by its name."""
+    def set_keys(self, keys: Mapping[str, TargetKey]) -> None:
+        """The key of each target that is configured, by the target's name."""
         for name, record in self.targets.items():
-            if record.profile is not profiles[name]:
-                record.profile, record.version = profiles[name], self._next_version()
+            if record.key != keys[name]:
+                record.key, record.version = keys[name], self._next_version()
 
     def add_probe(self, result: ProbeResult) -> None:
         """A round trip. Ignored where the target is not configured: the last one may end after a reload."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from shared.backend_contract import CryptoMode
 from shared.kms.port import ConnectivityPhase, KeyDescription
+from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.reason import Reason
 
 
@@ -24,6 +25,17 @@ class KeyRead(StrEnum):
     GET_KEY = "get_key"
     LIST_VERSIONS = "list_versions"
     TEST_PERMISSIONS = "test_permissions"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetKey:
+    """The key of a target, as it is configured."""
+
+    provider: str = ""
+    name: str = ""
+    """Its full name."""
+    profile: KmsProfile = GENERIC_PROFILE
+    """Of the provider: what to do about its failures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +132,8 @@ class KeyInspection:
     versions_without_canary: tuple[str, ...] | None = None
     """Older versions that may be needed and have no canary, so that their ciphertexts are not checked, the newest
     first; None if that is not known, or no canaries are kept."""
+    account: str = ""
+    """The account that made the calls; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import structlog
 from services.exporter.config import ExporterSettings, Target
 from services.exporter.history import History
 from services.exporter.metrics.collector import ExporterMetrics
-from services.exporter.model import BackendState, KeyInspection, ProbeResult
+from services.exporter.model import BackendState, KeyInspection, ProbeResult, TargetKey
 from services.exporter.probes.canaries import CanaryFiles
 from shared.kms.reason import Reason
 
@@ -144,7 +144,12 @@ class Results:
             self.metrics.configure(targets, services)
             self.history.configure(targets, services)
             self._change_log.configure(targets, services)
-        self.history.set_profiles({target.name: target.kms.profile for target in settings.targets})
+        target_keys = {
+            target.name: TargetKey(target.kms.provider, target.kms.key, target.kms.profile)
+            for target in settings.targets
+        }
+        self.metrics.set_keys(target_keys)
+        self.history.set_keys(target_keys)
         self._key_names = keys
 
     def get_last_times(self, target: Target) -> tuple[float, float]:

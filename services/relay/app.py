@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -19,9 +19,10 @@ from services.relay.delivery.worker import DeliveryRules, run_delivery
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
+from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Event
-from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.model import EscalationStep, Event
+from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
@@ -95,7 +96,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *api.build_routes(store, settings.channels, wake),
+                        *api.build_routes(store, settings.channels, settings.acknowledging_channels, wake, metrics),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -148,9 +149,11 @@ async def run_intake_and_delivery(
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
-        def route(event: Event) -> Sequence[str]:
+        def route(event: Event) -> RoutedChannels:
             index = find_route(event, rules.routes)
-            return rules.default_channels if index is None else rules.routes[index].channels
+            if index is None:
+                return RoutedChannels(rules.default_channels)
+            return RoutedChannels(rules.routes[index].channels, rules.routes[index].escalation)
 
         monitors = Monitors(
             AlertPublisher(store, metrics, settings.channels, wake, route), build_monitor_settings(settings), uptime
@@ -162,7 +165,10 @@ async def run_intake_and_delivery(
             byte_limit,
             min_age=settings.delivery.duplicate_window,
         )
-        async with run_beside(monitors.run(), retention):
+        async with (
+            run_beside(monitors.run(), retention),
+            run_presses(build_press_rules(settings), store, metrics, wake),
+        ):
             yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
 
 
@@ -214,7 +220,15 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     """What the configuration says about the intake."""
     return IntakeRules(
-        routes=[Route(route.receiver, route.matchers, route.channels) for route in settings.routes],
+        routes=[
+            Route(
+                route.receiver,
+                route.matchers,
+                route.channels,
+                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
+            )
+            for route in settings.routes
+        ],
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
@@ -235,6 +249,23 @@ def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
         alertmanager.urls,
         alertmanager.token_file,
         alertmanager_egress=alertmanager,
+    )
+
+
+def build_press_rules(settings: RelaySettings) -> PressRules:
+    """What the configuration says about buttons in Slack."""
+    alertmanager = settings.alertmanager
+    return PressRules(
+        settings.interactive,
+        {
+            name: BotAccess(channel.api_url, channel.token_file, channel)
+            for name, channel in settings.slack_bots.items()
+            if channel.token_file is not None
+        },
+        settings.acknowledging_channels,
+        alertmanager.urls,
+        alertmanager.token_file,
+        alertmanager,
     )
 
 

@@ -1,7 +1,7 @@
 """The relay's configuration: each error names the key and what was expected."""
 
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -18,9 +18,11 @@ from pydantic import (
 )
 
 from services.relay.channels.registry import AnyChannel
+from services.relay.channels.slack.channel import SlackSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.interactive.settings import InteractiveSettings
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -41,7 +43,7 @@ from shared.sql.database_url import DatabaseSetting
 
 T = TypeVar("T", bound=Sized)
 P = TypeVar("P", bound=Section)
-R = TypeVar("R", "RouteSettings", "WatchdogSettings")
+R = TypeVar("R", "RouteSettings", "EscalationSettings", "WatchdogSettings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_LENGTH: Final = 200
@@ -86,6 +88,22 @@ def _check_channels(route: R, info: ValidationInfo) -> R:
             _check_channel(name, info)
         except ValueError as error:
             raise ValueError(f"channels: {name}: {error}") from None
+    return route
+
+
+def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSettings":
+    before, earlier = 0.0, set(route.channels)
+    for number, step in enumerate(route.escalate):
+        key = f"escalate.{number}"
+        if step.after <= before:
+            raise ValueError(f"{key}.after: expected a longer time than that of the step before it, and more than 0")
+        try:
+            _check_channels(step, info)
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from None
+        if repeated := earlier.intersection(step.channels):
+            raise ValueError(f"{key}.channels: {min(repeated)} has the incident by then; expected another channel")
+        before, earlier = step.after, earlier.union(step.channels)
     return route
 
 
@@ -148,6 +166,20 @@ def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "R
     if intake is not None and retention.max_bytes < (least := compute_minimum(intake.max_body)):
         raise ValueError(f"max_bytes: expected at least {least} bytes, to hold a webhook of intake.max_body")
     return retention
+
+
+def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -> InteractiveSettings:
+    channels, alertmanager = info.data.get("channels"), info.data.get("alertmanager")
+    bots = (isinstance(each, SlackSettings) and each.token_file is not None for each in (channels or {}).values())
+    if interactive.app_token_file is None and interactive.silence_rules.is_enabled:
+        raise ValueError("silence: expected `app_token_file` beside it, since presses come by Socket Mode")
+    if interactive.app_token_file is not None and channels is not None and not any(bots):
+        raise ValueError(
+            "app_token_file: expected a channel of kind slack with `token_file`, whose messages have buttons"
+        )
+    if interactive.silence_rules.is_enabled and alertmanager is not None and not alertmanager.urls:
+        raise ValueError("silence: expected `alertmanager.urls`, where silences are created")
+    return interactive
 
 
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
@@ -255,12 +287,22 @@ class MessageSettings(EgressSettings):
         return self
 
 
+class EscalationSettings(Section):
+    """Where an incident goes that was delivered, and that nobody has acknowledged."""
+
+    after: Duration
+    """Since its first delivery."""
+    channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
+
+
 class RouteSettings(Section):
     """Alerts of a receiver that match go to these channels; the first route that matches counts."""
 
     receiver: str | None = None
     matchers: tuple[ParsedMatcher, ...] = ()
     channels: Annotated[tuple[str, ...], AfterValidator(_require_one)]
+    escalate: tuple[EscalationSettings, ...] = ()
+    """Further channels, one step after the other."""
 
 
 class IntakeSettings(Section):
@@ -349,11 +391,15 @@ class RelaySettings(ServerSettings):
     channels: Annotated[
         dict[ChannelName, Annotated[AnyChannel, AfterValidator(_check_placeholders)]], AfterValidator(_require_one)
     ]
-    routes: tuple[Annotated[RouteSettings, AfterValidator(_check_channels)], ...] = ()
+    routes: tuple[
+        Annotated[RouteSettings, AfterValidator(_check_channels), AfterValidator(_check_escalation)], ...
+    ] = ()
     default_channels: Annotated[tuple[ConfiguredChannel, ...], AfterValidator(_require_one)]
     watchdogs: Annotated[
         tuple[Annotated[WatchdogSettings, AfterValidator(_check_channels)], ...], AfterValidator(_check_unique_names)
     ] = ()
+    # After the channels and Alertmanager, against which it is checked.
+    interactive: Annotated[InteractiveSettings, AfterValidator(_check_interactive)] = InteractiveSettings()
 
     @property
     def link_rules(self) -> LinkRules:
@@ -368,9 +414,20 @@ class RelaySettings(ServerSettings):
         )
 
     @property
+    def slack_bots(self) -> Mapping[str, SlackSettings]:
+        """The channels that a bot of Slack serves."""
+        slack = {name: channel for name, channel in self.channels.items() if isinstance(channel, SlackSettings)}
+        return {name: channel for name, channel in slack.items() if channel.token_file is not None}
+
+    @property
     def unmerged_channels(self) -> frozenset[str]:
         """The channels that get every event as a message of its own."""
         return frozenset(name for name, channel in self.channels.items() if not channel.merges_waiting)
+
+    @property
+    def acknowledging_channels(self) -> frozenset[str]:
+        """The channels whose provider knows acknowledgements."""
+        return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
         """Placeholders among the contacts, which are errors only in production."""

@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import build_links
+from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
+from services.relay.interactive.web_api import SlackWebApi
 from services.relay.model import Alert, Status
-from services.relay.monitors.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved, parse_receivers
 from services.relay.outbox.database_check import check_outbox
 from shared.check import Check, CheckError
@@ -32,7 +34,26 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             alertmanager = _Alertmanager(AlertmanagerClient(url, token, settings.alertmanager))
             stack.push_async_callback(alertmanager.client.close)
             checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
+        checks += await _open_interactive_checks(settings, stack)
         yield [*checks, *_list_ping_checks(settings), *_list_link_checks(settings)]
+
+
+async def _open_interactive_checks(settings: RelaySettings, stack: AsyncExitStack) -> list[Check]:
+    """The app-level token, and the scopes of the bots where people may silence."""
+    interactive = settings.interactive
+    if interactive.app_token_file is None:
+        return []
+    app = SlackWebApi(interactive.api_url, interactive.app_token_file, interactive)
+    stack.push_async_callback(app.close)
+    checks = [Check("interactive app token", partial(check_app_token, app), "interactive.app_token_file")]
+    scopes = ["users:read", *(["usergroups:read"] if interactive.silence.allow_groups else [])]
+    for name, channel in settings.slack_bots.items() if interactive.silence_rules.is_enabled else ():
+        if channel.token_file is not None:
+            bot = SlackWebApi(channel.api_url, channel.token_file, channel)
+            stack.push_async_callback(bot.close)
+            check = partial(check_silence_scopes, bot, scopes)
+            checks.append(Check(f"interactive silence by channels.{name}", check, f"channels.{name} bot token"))
+    return checks
 
 
 class _Alertmanager:

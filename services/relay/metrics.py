@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -10,8 +11,21 @@ from prometheus_client.registry import Collector
 
 from services.relay.model import MessagePart, PartOutcome
 
+PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
+ACKNOWLEDGED_VIA = ("api", "slack")
+"""The ways of an acknowledgement that a relay itself sees."""
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+
+class PressOutcome(StrEnum):
+    """What came of a press of a button."""
+
+    DONE = "done"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    FAILED = "failed"
+    """It was not committed, and Slack tells the person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,15 @@ class Metrics:
             ["channel"],
             registry=registry,
         )
+        self._acknowledgements = Counter(
+            "relay_acknowledgements_total", "Incidents acknowledged through this relay.", ["via"], registry=registry
+        )
+        self._escalations = Counter(
+            "relay_escalations_total",
+            "Incidents that went to a further channel, since nobody acknowledged them.",
+            ["channel"],
+            registry=registry,
+        )
         self._edits = Counter(
             "relay_edits_total",
             "Attempts to edit the first message of an incident.",
@@ -76,6 +99,18 @@ class Metrics:
         for part in MessagePart:
             for ending in PartOutcome:
                 self._message_parts.labels(part, ending)
+        self._presses = Counter(
+            "relay_presses_total",
+            "Presses of buttons in Slack that reached this relay.",
+            ["action", "outcome"],
+            registry=registry,
+        )
+        self._slack_connected = Gauge(
+            "relay_slack_connected", "1 while this relay is connected to Slack's Socket Mode.", registry=registry
+        )
+        self._slack_connections = Gauge(
+            "relay_slack_connections", "Connections that Slack counted when this relay connected.", registry=registry
+        )
         self._used_bytes = Gauge(
             "relay_outbox_bytes",
             "Bytes that the outbox holds, as measured last, and what was accepted since.",
@@ -88,6 +123,11 @@ class Metrics:
         )
         for code in CODES:
             self._webhooks.labels(code)
+        for via in ACKNOWLEDGED_VIA:
+            self._acknowledgements.labels(via)
+        for action in PRESSED_ACTIONS:
+            for outcome in PressOutcome:
+                self._presses.labels(action, outcome)
         self._outcomes, self._reasons = tuple(outcomes), tuple(reasons)
         self._channels: frozenset[str] = frozenset()
         self.set_channels(channels)
@@ -96,11 +136,13 @@ class Metrics:
         """Sets the configured channels; the counts of others are removed."""
         channels = frozenset(channels)
         for channel in self._channels - channels:
-            for each in (self._leases_lost, self._duration, self._deliveries, self._attempts, self._edits):
+            of_channels = (self._leases_lost, self._duration, self._deliveries, self._attempts)
+            for each in (*of_channels, self._edits, self._escalations):
                 each.remove_by_labels({"channel": channel})
         for channel in channels:
             self._leases_lost.labels(channel)
             self._duration.labels(channel)
+            self._escalations.labels(channel)
             for outcome in self._outcomes:
                 self._deliveries.labels(channel, outcome)
             for reason in self._reasons:
@@ -132,9 +174,29 @@ class Metrics:
         """A delivery got its receipt so long after its commit."""
         self._duration.labels(channel).observe(seconds)
 
+    def count_acknowledgement(self, via: str) -> None:
+        """Somebody acknowledged an incident that nobody had acknowledged."""
+        self._acknowledgements.labels(via).inc()
+
+    def count_escalation(self, channel: str) -> None:
+        """An incident went to a further channel."""
+        self._escalations.labels(channel).inc()
+
     def count_edit(self, channel: str, outcome: str) -> None:
         """An attempt to edit ended."""
         self._edits.labels(channel, outcome).inc()
+
+    def count_press(self, action: str, outcome: PressOutcome) -> None:
+        """A press was handled."""
+        self._presses.labels(action, outcome).inc()
+
+    def set_slack_connected(self, *, is_connected: bool) -> None:
+        """Whether a connection to Socket Mode is open."""
+        self._slack_connected.set(is_connected)
+
+    def set_slack_connections(self, count: int) -> None:
+        """Slack has counted the connections of the app."""
+        self._slack_connections.set(count)
 
     def count_lost_lease(self, channel: str) -> None:
         """A lease expired before its outcome was recorded."""

@@ -94,6 +94,16 @@ class Links:
     dashboard: str | None
     board: str | None = None
     """The exporter's board at the key or the service of the alert."""
+    image: str | None = None
+    """A picture that the alert brings: https, and from a host that `links.allow_hosts` names."""
+
+
+class EscalationStep(NamedTuple):
+    """Where an incident goes that nobody has acknowledged."""
+
+    after: float
+    """Seconds after its first delivery."""
+    channels: tuple[str, ...]
 
 
 class RelatedIncident(NamedTuple):
@@ -178,6 +188,10 @@ class DeliveryTask(NamedTuple):
     """The open incidents of its group on these channels, each with its latest event at the claim."""
     keep_open: bool = False
     """Whether its resolve must not close the provider's incident, since an open incident of its group needs it."""
+    acknowledgement: str = ""
+    """The acknowledgement that the provider still has to get, named by its time; empty if there is none."""
+    is_repeat: bool = False
+    """Whether the channel accepted all its events before, so that only the acknowledgement is new."""
     attempt_ends: float = 0.0
     """When the attempt is cancelled at the latest, by CLOCK_MONOTONIC, which all processes of a machine share."""
     lease_ends: float = 0.0

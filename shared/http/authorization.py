@@ -260,10 +260,12 @@ class Authorizer:
         return JSONResponse({"error": message or usual}, status_code=status, headers=headers)
 
     async def record_action(
-        self, caller: Caller, peer: str | None, action: str, on: str = "", **details: object
+        self, caller: Caller, peer: str | None, action: str, on: str = "", *, is_stored: bool = False, **details: object
     ) -> None:
-        """Log an action, and store it in the audit log."""
+        """Log an action, and store it in the audit log unless it is stored already."""
         log.info("action", who=caller.name, peer=peer, action=action, on=on, **details)
+        if is_stored:
+            return
         try:
             await self.audit_log.add(AuditEntry(self._clock(), caller.name, peer, action, on))
         except AuditUnavailableError as error:
@@ -315,11 +317,13 @@ class Authorizer:
                 return
             recorded = True
             about = dict(scope.get(_ACTION_SCOPE_KEY, {}))
+            is_stored = about.pop("is_stored", False)
             on = about.pop("on", None) or "/".join(escape_text(str(value)) for value in request.path_params.values())
             if status in _NOT_EXECUTED_STATUSES:
                 log.info("action refused", who=get_caller(request).name, action=action, on=on, status=status, **about)
                 return
-            await self.record_action(get_caller(request), get_peer(request), action, on, status=status, **about)
+            caller, peer = get_caller(request), get_peer(request)
+            await self.record_action(caller, peer, action, on, is_stored=is_stored, status=status, **about)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -337,7 +341,10 @@ class Authorizer:
 
 
 def describe_action(request: Request, **details: object) -> None:
-    """Describe an action: `on` for the audit log, the rest for the log. Texts are escaped."""
+    """Describe an action: `on` for the audit log, the rest for the log. Texts are escaped.
+
+    `is_stored=True`: it was committed together with its audit entry, or it changed nothing.
+    """
     details_by_name = request.scope.setdefault(_ACTION_SCOPE_KEY, {})
     details_by_name |= {key: escape_text(value) if isinstance(value, str) else value for key, value in details.items()}
 

@@ -1,12 +1,13 @@
 """The common form of the servers' JSON APIs: errors, pages and times."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from starlette.responses import JSONResponse
 
+T = TypeVar("T")
 _DEFAULT_LIMIT: Final = 100
 _MAX_LIMIT: Final = 1000
 
@@ -32,6 +33,16 @@ def parse_page(parameters: Mapping[str, str]) -> Page:
     if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
         raise ValueError("cursor: expected the next_cursor of an earlier answer")
     return Page(int(limit), None if cursor is None else int(cursor, 16))
+
+
+def parse_parameter(name: str, parse: Callable[[str], T], parameters: Mapping[str, str]) -> T | None:
+    """A parameter of a query; None where it is absent. Raises ValueError with its name and what was expected."""
+    if name not in parameters:
+        return None
+    try:
+        return parse(parameters[name])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def format_cursor(before: int | None) -> str | None:

@@ -61,26 +61,26 @@ class FixTable:
             key: the full name of the key; empty if it is not known.
             values: `target`, `version`, `permission`, `account`; empty or absent if they are not known.
         """
-        known = {"reason": str(reason), **self._check(key, values)}
+        valid = {"reason": str(reason), **self._check(key, values)}
         for template in self.commands.get(reason, ()):
-            if template.names <= known.keys():
-                yield Fix(template.title, template.command.format_map(known))
+            if template.names <= valid.keys():
+                yield Fix(template.title, template.command.format_map(valid))
 
     def _check(self, key: str, values: Mapping[str, str]) -> dict[str, str]:
         patterns = {"target": _TARGET, **self.values}
         candidates = {"account": ACCOUNT_OF_EXPORTER, **{name: value for name, value in values.items() if value}}
-        known = {
+        valid = {
             name: shlex.quote(candidates[name])
             for name, pattern in patterns.items()
             if name in candidates and pattern.fullmatch(candidates[name])
         }
         if candidates["account"] in {ACCOUNT_OF_EXPORTER, ACCOUNT_OF_SERVICE}:
-            known["account"] = candidates["account"]
+            valid["account"] = candidates["account"]
         if role := self.roles.get(values.get("permission", "")):
-            known["role"] = role
+            valid["role"] = role
         if self.key and (parts := self.key.fullmatch(key)):
-            known |= {name: shlex.quote(part) for name, part in parts.groupdict().items()}
-        return known
+            valid |= {name: shlex.quote(part) for name, part in parts.groupdict().items()}
+        return valid
 
 
 _MEASURE: Final = FixTemplate("Measure DNS, TCP and TLS", 'curl -sS -m 30 "$EXPORTER/probe?target={target}&debug=true"')

@@ -159,6 +159,11 @@ class KmsKey(Protocol):
         """What is particular to the provider."""
         ...
 
+    @property
+    def account(self) -> str:
+        """The account that calls, as the provider names it; empty while that is not known."""
+        ...
+
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """Encrypts under the primary version, within `timeout` seconds. Raises KmsError."""
         ...

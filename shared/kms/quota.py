@@ -33,6 +33,11 @@ class QuotaLimitedKey:
         self.measure_connectivity, self.read_service_clock = kms.measure_connectivity, kms.read_service_clock
         self.close = kms.close
 
+    @property
+    def account(self) -> str:
+        """See the port."""
+        return self._kms.account
+
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """See `KmsKey`; `timeout` begins when the call is made."""
         return await self._call_within_quota(lambda: self._kms.encrypt(plaintext, aad, timeout=timeout))

@@ -13,6 +13,7 @@ from services.exporter.model import (
     KeyInspection,
     Operation,
     ProbeResult,
+    TargetKey,
 )
 from shared.backend_contract import CryptoMode
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
@@ -22,6 +23,7 @@ from shared.kms.reason import Reason
 NOW: Final = 1_768_469_400.0
 """2026-01-15 09:30:00 UTC."""
 DAY: Final = 86_400.0
+RING: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/"
 SERVICES: Final = {"ledger-kek": "ledger", "vault-kek": "vault", "archive-kek": "ledger"}
 PERMISSIONS: Final = (
     "cloudkms.cryptoKeyVersions.useToEncrypt",
@@ -38,7 +40,7 @@ def healthy(vault_until: float = 0) -> History:
     """
     history = History()
     history.configure([(service, target) for target, service in SERVICES.items()], ["ledger", "vault"])
-    history.set_profiles(dict.fromkeys(SERVICES, GCP_PROFILE))
+    history.set_keys({name: TargetKey("gcp", RING + name, GCP_PROFILE) for name in SERVICES})
     for target in SERVICES:
         _hour(history, target, vault_until if target == "vault-kek" else 0)
         _key(history, target)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from ops.kms_emulator import emulator
 from services.exporter.history import History
-from services.exporter.model import BackendState, Call, CanaryResult, Health, KeyInspection, Operation, ProbeResult
+from services.exporter.model import (
+    BackendState,
+    Call,
+    CanaryResult,
+    Health,
+    KeyInspection,
+    Operation,
+    ProbeResult,
+    TargetKey,
+)
 from services.exporter.probes.round_trip import Prober
 from services.exporter.web.pages import BoardPages
 from shared.backend_contract import CryptoMode
@@ -100,7 +109,7 @@ async def watched() -> AsyncIterator[Watched]:
     """Three keys and a backend of which nothing is known yet."""
     history = History()
     history.configure([("backend", name) for name in NAMES], ["backend"])
-    history.set_profiles(dict.fromkeys(NAMES, GCP_PROFILE))
+    history.set_keys({name: TargetKey("gcp", key_name(name), GCP_PROFILE) for name in NAMES})
     async with AsyncExitStack() as stack:
         kms = await stack.enter_async_context(emulator.run_emulator(keys=[key_name(name) for name in NAMES]))
         keys: dict[str, KmsKey] = {}

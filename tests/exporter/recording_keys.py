@@ -43,6 +43,7 @@ class Key:
     """One connection to a key."""
 
     profile = GENERIC_PROFILE
+    account = ""
 
     def __init__(self, kms: Kms, settings: ProviderSettings) -> None:
         self._kms = kms

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from services.exporter.model import (
     KeyInspection,
     Operation,
     ProbeResult,
+    TargetKey,
 )
 from services.exporter.web import findings
 from services.exporter.web.board import (
@@ -35,6 +37,7 @@ from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, Versi
 from shared.kms.profile import GENERIC_ADVICE, GENERIC_PROFILE
 from shared.kms.reason import Reason
 
+KEY: Final = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 NOW: Final = 10_000.0
 STALE: Final = 100.0
 OVERDUE: Final = 60.0
@@ -50,7 +53,7 @@ class Key:
     def __init__(self) -> None:
         self.history = History(clock=lambda: NOW)
         self.history.configure([("ledger", "ledger-kek")], ["ledger"])
-        self.history.set_profiles({"ledger-kek": GCP_PROFILE})
+        self.history.set_keys({"ledger-kek": TargetKey("gcp", KEY, GCP_PROFILE)})
         self.record = self.history.targets["ledger-kek"]
 
     def probe(self, call: Call = WELL, *, way: tuple[ConnectivityPhase, ...] = (), level: str | None = None) -> "Key":
@@ -67,8 +70,10 @@ class Key:
         kept: tuple[CanaryResult, ...] = (),
         wrong_aad: Call | None = None,
         problems: tuple[str, ...] = (),
+        account: str = "",
     ) -> "Key":
         snapshot = KeyInspection("ledger", "ledger-kek", NOW, description, permissions, kept, wrong_aad, {}, problems)
+        snapshot = replace(snapshot, account=account)
         self.history.add_inspection(snapshot)
         return self
 
@@ -292,6 +297,22 @@ def test_advice_about_a_role_or_credentials_holds_for_those_that_never_were() ->
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
     texts = [profile.advise(reason) for profile in (GCP_PROFILE, GENERIC_PROFILE) for reason in reasons]
     assert [text for text in (*texts, GCP_PROFILE.permission_advice) if "again" in text] == []
+
+
+def test_a_card_has_the_commands_of_its_key_that_fix_it() -> None:
+    def list_commands(key: Key) -> list[str]:
+        return [fix.command for finding in key.head().findings for fix in finding.fixes]
+
+    of_key = "--project=demo --location=global --keyring=app --key=ledger"
+    described = KeyDescription("3", None, (version(2, destroy_at=NOW + 60), version(3)), 2)
+    commands = list_commands(Key().read(described).fails(Reason.KEY_DISABLED))
+    assert commands[0] == f"gcloud kms keys versions enable 3 {of_key}", "the primary version: it encrypts"
+    assert f"gcloud kms keys versions restore 2 {of_key}" in commands, "the one that will be destroyed"
+    grant, *_ = list_commands(Key().read(permissions={"cloudkms.cryptoKeys.get": False}, account="me@example.org"))
+    assert grant.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:me@example.org"')
+    restore, *_ = list_commands(Key().read(kept=(lost("1", Reason.KEY_DESTROYED),)))
+    assert restore == f"gcloud kms keys versions restore 1 {of_key}"
+    assert list_commands(Key().probe()) == []
 
 
 def advices() -> set[findings.Advice]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.exporter.metrics.collector import ExporterMetrics
-from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation
+from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation, TargetKey
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
@@ -75,6 +75,18 @@ def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_c
     metrics.add_inspection(replace(WHOLE, description=KeyDescription("autumn", None, (autumn,), 1)))
     assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"autumn": 1}
     assert read_samples(metrics, "kms_key_primary_version") == {}
+
+
+def test_the_key_and_the_account_are_named_once_the_account_is_known(metrics: ExporterMetrics) -> None:
+    keys = {name: TargetKey("gcp", f"projects/demo/{name}") for name in ("ledger-kek", "other-kek")}
+    metrics.set_keys(keys)
+    assert read_samples(metrics, "kms_target_info") == {}, "before the first inspection it would be another series"
+    metrics.add_inspection(replace(WHOLE, account="exporter@demo.iam.gserviceaccount.com"))
+    for label, value in (("key", "projects/demo/ledger-kek"), ("account", "exporter@demo.iam.gserviceaccount.com")):
+        assert read_samples(metrics, "kms_target_info", label) == {value: 1}
+    versions = [source.version for source in metrics.get_sources()]
+    metrics.set_keys(keys)
+    assert [source.version for source in metrics.get_sources()] == versions, "what is not new is not encoded again"
 
 
 def test_without_a_primary_a_rotation_or_a_destruction_their_gauges_are_absent(metrics: ExporterMetrics) -> None:

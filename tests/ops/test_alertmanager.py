@@ -183,7 +183,7 @@ async def test_one_revoked_role_is_two_incidents_at_most(
         *({**missing, "permission": f"cloudkms.cryptoKeyVersions.useTo{use}"} for use in ("Encrypt", "Decrypt")),
     ]
     await post(http, alertmanager, *({"labels": labels} for labels in fired))
-    incidents = []
+    incidents: list[str] = []
 
     async def collect_until(count: int) -> None:
         while len(incidents) < count:

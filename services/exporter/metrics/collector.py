@@ -5,14 +5,14 @@ is dropped: a probe that ends after a reload removed its target brings nothing b
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from services.exporter.metrics.backends import BackendMetrics
 from services.exporter.metrics.targets import TargetMetrics
-from services.exporter.model import BackendState, KeyInspection, ProbeResult
+from services.exporter.model import BackendState, KeyInspection, ProbeResult, TargetKey
 
 
 class ExporterMetrics(Collector):
@@ -35,6 +35,12 @@ class ExporterMetrics(Collector):
         """
         self._targets = {both: self._targets.get(both) or TargetMetrics(*both) for both in targets}
         self._backends = {service: self._backends.get(service) or BackendMetrics() for service in services}
+        self.changed.set()
+
+    def set_keys(self, keys: Mapping[str, TargetKey]) -> None:
+        """The key of each target that is configured, by the target's name."""
+        for (_, name), metrics in self._targets.items():
+            metrics.set_key(keys[name])
         self.changed.set()
 
     def add_probe(self, result: ProbeResult) -> None:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from services.exporter.model import Call, KeyInspection, KeyRead, Operation, ProbeResult
+from services.exporter.model import Call, KeyInspection, KeyRead, Operation, ProbeResult, TargetKey
 from shared.kms.port import VersionState
 from shared.kms.reason import Reason
 
@@ -40,6 +40,13 @@ class TargetMetrics:
         self._failures = Counter({(operation, reason): 0 for operation in Operation for reason in Reason})
         self._durations = {operation: _DurationHistogram() for operation in Operation}
         self._inspection: KeyInspection | None = None
+        self._key = TargetKey()
+
+    def set_key(self, key: TargetKey) -> None:
+        """Names the key, for the commands that fix it."""
+        if self._key != key:
+            self._key = key
+            self.version += 1
 
     def add_probe(self, result: ProbeResult) -> None:
         """Counts a round trip."""
@@ -116,6 +123,12 @@ class TargetMetrics:
         yield from self._collect_key()
 
     def _collect_key(self) -> Iterator[Metric]:
+        # With the first inspection the account is known: before it, this would be another series.
+        info = {"provider": self._key.provider, "key": self._key.name}
+        yield self._add_samples(
+            GaugeMetricFamily("kms_target_info", "1; its labels name the key and the account that the exporter has."),
+            [({**info, "account": self._inspection.account}, 1)] if self._inspection else [],
+        )
         key = self._inspection.description if self._inspection else None
         primary = key.find_version(key.primary_version) if key else None
         permissions = (self._inspection.permissions if self._inspection else None) or {}

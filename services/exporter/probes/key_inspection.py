@@ -119,6 +119,7 @@ class KeyInspector:
             versions_without_canary=self._find_versions_without_canary(
                 [one.version for one in (*stored, present) if one], description
             ),
+            account=self.key.account,
         )
 
     def _find_versions_without_canary(

@@ -121,12 +121,12 @@ def _is_success_expired(history: TargetHistory, now: float, max_ages: MaxAges) -
 
 
 def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) -> Card:
-    findings = [] if history.inspection is None else list(find_key_problems(history.inspection, now, history.profile))
+    findings = [] if history.inspection is None else list(find_key_problems(history.inspection, now, history.key))
     if history.last_result is None:
         light = HealthStatus.UNKNOWN
     elif history.last_result.failed_call and history.failure_spans:
         light = HealthStatus.FAILING
-        findings.append(build_failure_finding(history.failure_spans[-1], history.profile))
+        findings.append(build_failure_finding(history.failure_spans[-1], history))
     else:
         light = HealthStatus.HEALTHY
     if history.last_result and _is_success_expired(history, now, max_ages):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan
-from services.exporter.model import BackendState, KeyInspection
+from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistory
+from services.exporter.model import BackendState, KeyInspection, TargetKey
 from services.exporter.web.time_format import format_time
 from shared.backend_contract import CryptoMode
+from shared.kms.fixes import Fix
 from shared.kms.port import ConnectivityPhase
 from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
@@ -112,13 +113,33 @@ class Finding:
     """Whether it is the network or KMS."""
     due_at: float | None = None
     """Unix seconds: when what the sentence says will happen."""
+    fixes: tuple[Fix, ...] = ()
+    """The commands that fix it."""
 
 
-def build_failure_finding(span: FailureSpan, profile: KmsProfile) -> Finding:
+def build_failure_finding(span: FailureSpan, history: TargetHistory) -> Finding:
     """Of a key whose last round trips failed."""
-    title = f"{span.reason} at {span.operation}"
-    advice = advise_on_failure(span.reason, span.connectivity, profile)
-    return Finding(HealthStatus.FAILING, title, span.detail, advice, describe_connectivity(span.connectivity))
+    advice = advise_on_failure(span.reason, span.connectivity, history.key.profile)
+    primary = history.inspection.description if history.inspection else None
+    return Finding(
+        HealthStatus.FAILING,
+        f"{span.reason} at {span.operation}",
+        span.detail,
+        advice,
+        describe_connectivity(span.connectivity),
+        fixes=_list_fixes(
+            history.key,
+            span.reason,
+            target=history.target,
+            version=(primary and primary.primary_version) or "",
+            account=history.inspection.account if history.inspection else "",
+        ),
+    )
+
+
+def _list_fixes(key: TargetKey, reason: Reason, **values: str) -> tuple[Fix, ...]:
+    """The commands of the provider's table; `values` as it takes them."""
+    return tuple(key.profile.fixes.build(reason, key.name, values))
 
 
 def build_success_expired_finding(at: float) -> Finding:
@@ -133,42 +154,59 @@ def build_stale_finding(text: str) -> Finding:
     return Finding(HealthStatus.DEGRADED, "no recent result", sentence)
 
 
-def find_key_problems(inspection: KeyInspection, now: float, profile: KmsProfile) -> Iterator[Finding]:
+def find_key_problems(inspection: KeyInspection, now: float, key: TargetKey) -> Iterator[Finding]:
     """Of the last key inspection; `now` in Unix seconds."""
-    yield from _find_canary_problems(inspection, profile)
+    yield from _find_canary_problems(inspection, key)
     if inspection.wrong_aad_check and (failure := inspection.wrong_aad_check.failure):
         yield Finding(HealthStatus.FAILING, "wrong AAD accepted", _truncate(failure.detail), WRONG_AAD_ADVICE)
     versions = inspection.description.versions if inspection.description else ()
-    if doomed := {version.label: version.destroy_at for version in versions if version.destroy_at is not None}:
-        first = min(doomed.values())
-        sentence = f"{format_versions(doomed).capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
-        yield Finding(HealthStatus.DEGRADED, "destruction scheduled", sentence, DESTRUCTION_ADVICE, due_at=first)
+    if doomed := {version: version.destroy_at for version in versions if version.destroy_at is not None}:
+        first = min(doomed, key=lambda version: doomed[version])
+        labels = format_versions([version.label for version in doomed])
+        sentence = f"{labels.capitalize()} will be destroyed{', the first' if len(doomed) > 1 else ''}"
+        yield Finding(
+            HealthStatus.DEGRADED,
+            "destruction scheduled",
+            sentence,
+            DESTRUCTION_ADVICE,
+            due_at=doomed[first],
+            fixes=_list_fixes(key, Reason.KEY_DESTROYED, target=inspection.target, version=first.id),
+        )
     if missing := [name for name, granted in (inspection.permissions or {}).items() if not granted]:
         sentence = f"The account lacks {', '.join(missing)}."
-        advice = Advice(profile.permission_advice, "KMSPermissionMissing")
-        yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice)
+        advice = Advice(key.profile.permission_advice, "KMSPermissionMissing")
+        fixes = [
+            fix
+            for name in missing
+            for fix in _list_fixes(key, Reason.PERMISSION_DENIED, permission=name, account=inspection.account)
+        ]
+        once = tuple(dict.fromkeys(fixes))
+        yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice, fixes=once)
     next_rotation_at = inspection.description.next_rotation_at if inspection.description else None
     if next_rotation_at is not None and next_rotation_at < now:
-        sentence = f"The key was to be rotated at {format_time(next_rotation_at)}; {profile.rotation_advice}"
+        sentence = f"The key was to be rotated at {format_time(next_rotation_at)}; {key.profile.rotation_advice}"
         yield Finding(HealthStatus.DEGRADED, "rotation overdue", sentence)
     if inspection.problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(inspection.problems)))
 
 
-def _find_canary_problems(inspection: KeyInspection, profile: KmsProfile) -> Iterator[Finding]:
+def _find_canary_problems(inspection: KeyInspection, key: TargetKey) -> Iterator[Finding]:
     """One finding for each reason, whatever the number of versions."""
     failed: dict[Reason, dict[str, str]] = {}
     for canary in inspection.canaries:
         if failure := canary.call.failure:
-            label = inspection.description.get_label(canary.version) if inspection.description else canary.version
-            failed.setdefault(failure.reason, {})[label] = failure.detail
+            failed.setdefault(failure.reason, {})[canary.version] = failure.detail
     for reason, details in failed.items():
-        title = f"What {format_versions(details)} encrypted cannot be decrypted: {next(iter(details.values()))}"
+        labels = [inspection.description.get_label(one) if inspection.description else one for one in details]
+        version, detail = next(iter(details.items()))
+        sentence = _truncate(f"What {format_versions(labels)} encrypted cannot be decrypted: {detail}")
+        fixes = _list_fixes(key, reason, target=inspection.target, version=version, account=inspection.account)
         if reason.concerns_data:  # as the alert KMSCanaryLost
-            yield Finding(HealthStatus.FAILING, f"canary lost, {reason}", _truncate(title), CANARY_LOST_ADVICE)
+            title, status, advice = f"canary lost, {reason}", HealthStatus.FAILING, CANARY_LOST_ADVICE
         else:
-            advice = Advice(profile.advise(reason), reason)
-            yield Finding(HealthStatus.DEGRADED, f"canary not decrypted, {reason}", _truncate(title), advice)
+            advice = Advice(key.profile.advise(reason), reason)
+            title, status = f"canary not decrypted, {reason}", HealthStatus.DEGRADED
+        yield Finding(status, title, sentence, advice, fixes=fixes)
 
 
 def find_backend_problems(state: BackendState) -> Iterator[Finding]:

@@ -8,13 +8,17 @@ https://developer.pagerduty.com/docs/send-alert-event
 Receivers are no part of the key, so the incidents of two receivers with one groupKey are one in PagerDuty: while one of
 them is open, the resolve of the other is not sent.
 
+An acknowledgement is an event of its own, after the trigger. PagerDuty drops it if nothing is open, or if another
+routing key opened it. An incident that is acknowledged calls nobody again, whatever is triggered: who acknowledged it
+has to look. PagerDuty's API has no event that withdraws an acknowledgement.
+https://developer.pagerduty.com/docs/events-api-v2-overview
+
 PagerDuty drops a resolve if nothing is open. So an incident that was resolved before its firing was delivered is
 triggered and then resolved, as two events; `page_resolved: false` sends the resolve alone, and nobody is called.
 
 An event that PagerDuty calls invalid is an error of the message, unless PagerDuty rejects the routing key by itself.
 """
 
-import hashlib
 import json
 import re
 import time
@@ -22,6 +26,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 from services.relay.channels.diagnosis import report_send_errors
+from services.relay.channels.pagerduty_event import Action, build_dedup_key, build_event
 from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
     MASK,
@@ -34,39 +39,15 @@ from services.relay.channels.provider_call import (
 )
 from services.relay.channels.status_error import build_status_error
 from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
-from services.relay.model import Alert, Event, Message
+from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
-from services.relay.text import (
-    Severity,
-    clean_line,
-    find_worst_severity,
-    format_counts,
-    format_description,
-    format_headline,
-    format_period,
-    format_remark,
-    format_summary,
-    is_resolved,
-    limit_labels,
-    list_alerts,
-    list_group_links,
-    select_contacts,
-    truncate,
-)
+from services.relay.text import is_resolved
 from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
 from shared.net.egress import EgressSettings
 
-Action = Literal["trigger", "resolve"]
-
-MAX_SUMMARY = 1_024
-MAX_LINKS = 20
-MAX_DETAILS_BYTES = 400_000  # bytes of the 512 KB that an event may have
-_MAX_TEXT = 2_000
-_MAX_LABEL = 500
-_MAX_LABELS = 64
 _LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
 _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse checks its routing key"}
@@ -91,6 +72,7 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
     provider_rate: ClassVar[MessageRate | None] = MessageRate(120 / 60)
+    acknowledges: ClassVar[bool] = True
 
     kind: Literal["pagerduty"]
     routing_key_file: RoutingKeyPath
@@ -124,15 +106,19 @@ class PagerDutyChannel:
         self._session = HttpSession("PagerDuty", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
-        """Triggers or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`."""
-        actions = self._list_actions(attempt.message, attempt.progress)
+        """Triggers, acknowledges or resolves the incident; the receipt holds its `dedup_key` and PagerDuty's `status`.
+
+        Once PagerDuty has an acknowledgement, the receipt also has its time, as `acknowledged`.
+        """
+        message = attempt.message
+        actions = self._list_actions(message, attempt.progress)
         receipt: Receipt = {"dedup_key": build_dedup_key(attempt.message.event), "status": _LEFT_OPEN}
         async with call_provider(attempt, "PagerDuty", self._timeout) as call:
             for number, action in enumerate(actions):
                 if number:
                     await attempt.save_progress(_TRIGGERED)
-                receipt = await self._send_event(call, attempt.message, action)
-        return receipt
+                receipt = await self._send_event(call, message, action)
+        return {**receipt, "acknowledged": message.task.acknowledgement} if "acknowledge" in actions else receipt
 
     def render_payload(self, message: Message) -> str:
         """The events, each on a line, with the routing key masked."""
@@ -164,7 +150,10 @@ class PagerDutyChannel:
     def _list_actions(self, message: Message, progress: Progress) -> tuple[Action, ...]:
         """The events that are still to be sent."""
         if not is_resolved(message.event):
-            return ("trigger",)
+            if not message.task.acknowledgement:
+                return ("trigger",)
+            is_open = message.task.is_repeat or progress == _TRIGGERED
+            return ("acknowledge",) if is_open else ("trigger", "acknowledge")
         triggers = message.task.firing_undelivered and self._settings.page_resolved and progress != _TRIGGERED
         beginning: tuple[Action, ...] = ("trigger",) if triggers else ()
         end: tuple[Action, ...] = () if message.task.keep_open else ("resolve",)
@@ -205,71 +194,6 @@ class PagerDutyChannel:
         with translate_connection_errors("PagerDuty"):
             async with self._session.open().post(self._settings.url, data=body, headers=headers) as response:
                 return _Reply(response.status, response.headers, await read_text(response))
-
-
-def build_event(message: Message, action: Action) -> dict[str, Any]:
-    """The event without its routing key, within PagerDuty's limits whatever the alerts hold."""
-    event = message.event
-    alerts = list_alerts(message)
-    several = format_counts(event) if len(alerts) + event.unlisted_count > 1 else ""
-    late_resolve = "already resolved" if message.task.firing_undelivered and is_resolved(event) else ""
-    aside = ", ".join(filter(None, (several, late_resolve)))
-    first = format_summary(alerts[0][0]) if alerts else format_counts(event)
-    group_links = list_group_links(event)
-    remark, contacts = format_remark(message), select_contacts(message)
-    links = [link for _, found in alerts for link in found]
-
-    def common(name: str, otherwise: str) -> str:
-        return truncate(clean_line(event.common_labels.get(name, "")) or otherwise, 255)
-
-    rendered: dict[str, Any] = {
-        "event_action": action,
-        "dedup_key": build_dedup_key(event),
-        "client": "keypulse",
-        "payload": {
-            "summary": truncate(f"{format_headline(event)}{f' ({aside})' if aside else ''}: {first}", MAX_SUMMARY),
-            "severity": find_worst_severity(event) or Severity.ERROR,  # Alertmanager's default, too
-            "source": common("instance", common("service", "keypulse")),
-            "component": common("service", ""),
-            "group": common("env", ""),
-            "class": common("alertname", ""),
-            "timestamp": min((alert.starts_at for alert, _ in alerts), default=message.task.accepted_at).isoformat(),
-            "custom_details": {
-                **({"remark": remark} if remark else {}),
-                "alerts": format_counts(event),
-                **({"escalate_to": contacts} if contacts else {}),
-                **_build_details([alert for alert, _ in alerts]),
-            },
-        },
-        "links": [{"href": link.url, "text": link.text} for link in (*links[: MAX_LINKS - 1], *group_links[1:])],
-    }
-    if group_links:
-        rendered["client_url"] = group_links[0].url
-    return rendered
-
-
-def build_dedup_key(event: Event) -> str:
-    """The key of the incident in PagerDuty: Alertmanager's own, and another for each source."""
-    named = f"{event.source}\n{event.group_key}" if event.source else event.group_key
-    return hashlib.sha256(named.encode(errors="surrogatepass")).hexdigest()
-
-
-def _build_details(alerts: Sequence[Alert]) -> dict[str, Any]:
-    """The alerts as far as they fit, and how many do not."""
-    listed: list[dict[str, Any]] = []
-    left = MAX_DETAILS_BYTES
-    for alert in alerts:
-        detail = {
-            "state": format_period(alert),
-            "summary": truncate(format_summary(alert), _MAX_TEXT),
-            "description": truncate(format_description(alert), _MAX_TEXT),
-            "labels": dict(limit_labels(alert.labels, _MAX_LABELS, _MAX_LABEL)),
-        }
-        left -= len(encode_json(detail).encode()) + 1
-        if left < 0:
-            return {"listed": listed, "more": f"… and {len(alerts) - len(listed)} more"}
-        listed.append(detail)
-    return {"listed": listed}
 
 
 def _add_routing_key(key: str, event_json: str) -> str:

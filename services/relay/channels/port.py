@@ -160,6 +160,8 @@ class ChannelSettings(Section):
 
     merges_waiting: ClassVar[bool] = True
     """Whether a waiting event is merged into the next one of its incident."""
+    acknowledges: ClassVar[bool] = False
+    """Whether its provider knows acknowledgements: `send` carries the task's there, and puts it into the receipt."""
     shows_chart: ClassVar[bool] = False
     """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
     max_concurrency: ClassVar[int] = 256

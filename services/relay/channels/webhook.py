@@ -14,6 +14,8 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
                  "links": {"runbook": "…", "dashboard": "…", "prometheus": "…"}}],
      "unlisted_count": 0}           alerts that did not fit, or that Alertmanager cut off
 
+With `signing_key_file` a request is signed, with the time of the attempt, as Standard Webhooks defines it.
+
 Text is as Alertmanager sent it, without control characters, and cut where it is longer than a person reads; a link is
 http(s) or absent.
 """
@@ -37,12 +39,13 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.status_error import build_status_error
+from services.relay.channels.webhook_signature import SigningKeyPath, build_signature_headers, decode_key
 from services.relay.http_session import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
 from shared.check import Check, CheckError
-from shared.config.secret_file import SecretFile
+from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import SecretPath
 from shared.config.url import UrlFilePath, check_secret_url
 from shared.net.egress import EgressSettings
@@ -71,6 +74,8 @@ class WebhookSettings(EgressSettings, ChannelSettings):
     """Holds the address instead, where that is a secret itself."""
     token_file: SecretPath | None = None
     """Sent as `Authorization: Bearer`."""
+    signing_key_file: SigningKeyPath | None = None
+    """Keys by which each request is signed; see `webhook_signature`."""
 
     @model_validator(mode="after")
     def _check_one_url(self) -> Self:
@@ -93,6 +98,7 @@ class WebhookChannel:
         self._timeout = timeout
         self._clock = clock
         self._token = SecretFile(settings.token_file) if settings.token_file else None
+        self._signing_keys = SecretFile(settings.signing_key_file) if settings.signing_key_file else None
         self._session = HttpSession("the webhook", check_current_lease, settings)
 
     async def send(self, attempt: Attempt) -> Receipt:
@@ -105,6 +111,9 @@ class WebhookChannel:
             headers = {"Content-Type": "application/json", "Idempotency-Key": message.task.delivery_id}
             if token:
                 headers["Authorization"] = f"Bearer {token}"
+            if self._signing_keys:
+                keys = _read_signing_keys(self._signing_keys)
+                headers |= build_signature_headers(keys, message.task.delivery_id, int(self._clock()), body.encode())
             call.before_request(body)
             with translate_connection_errors("the webhook"):
                 async with self._session.open().post(url, data=body.encode(), headers=headers) as response:
@@ -123,8 +132,9 @@ class WebhookChannel:
         return json.dumps(build_body(message), ensure_ascii=False, separators=(",", ":"))
 
     def read_secret_versions(self) -> Hashable:
-        """Changes with the file of the token, or of the URL, and those of proxy and authorities."""
-        stamps = (file.read_stamp() for file in (self._token, self._url_file) if file)
+        """Changes with the files of token, URL and signing keys, and those of proxy and authorities."""
+        files = self._token, self._url_file, self._signing_keys
+        stamps = (file.read_stamp() for file in files if file)
         return *stamps, self._session.read_file_stamps()
 
     def list_checks(self, key: str) -> Sequence[Check]:
@@ -153,6 +163,15 @@ class WebhookChannel:
             return check_secret_url(read_secret(self._url_file), allow_remote_insecure=self._allow_remote_insecure)
         except ValueError as error:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"{self._url_file.path}: {error}") from None
+
+
+def _read_signing_keys(file: SecretFile) -> list[bytes]:
+    """The keys in a file. Raises SendError if it has none, or one that is none."""
+    read_secret(file)
+    try:
+        return [decode_key(text) for text in file.read_values()]
+    except (SecretUnreadableError, ValueError) as error:
+        raise SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, f"{file.path}: {error}") from None
 
 
 def _list_url_secrets(url: str) -> list[str]:

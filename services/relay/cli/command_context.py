@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import pwd
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -19,6 +21,8 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 from shared.process.command_line import parse_option_or_exit
 
+COMMAND_LINE: Final = "command line"
+"""Where an action of a command comes from, in the audit."""
 Command = Callable[..., Any]
 
 
@@ -68,11 +72,27 @@ def run_with_outbox(settings: RelaySettings, work: Callable[[Store], Awaitable[T
     sys.exit(1)
 
 
+def describe_account() -> str:
+    """The account that runs the command, such as `anna (uid 1000)`: a command has no credential."""
+    uid = os.geteuid()
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:  # as in a container that runs as any number
+        return f"uid {uid}"
+
+
 async def record_action(store: Store, action: str, on: str) -> None:
-    """Adds an audit entry with the account that runs the command: a command has no credential."""
-    entry = AuditEntry(store.clock(), f"uid {os.geteuid()}", "command line", action, on)
+    """Adds an audit entry with the account that runs the command."""
+    entry = AuditEntry(store.clock(), describe_account(), COMMAND_LINE, action, on)
     with suppress(AuditUnavailableError):  # the action stays done; the next one reports the error
         await OutboxAudit(store).add(entry)
+
+
+def parse_limit(text: str) -> int:
+    """How many entries of a list. Raises ValueError with what was expected."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("expected a number from 1 on")
+    return int(text)
 
 
 def check_channel_or_exit(settings: RelaySettings, name: str) -> str:

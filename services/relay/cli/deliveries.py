@@ -1,7 +1,6 @@
 """`deliveries`: lists deliveries, or shows one. Text of an alert is cleaned, so that it cannot control the terminal."""
 
 import json
-import re
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable
 from functools import partial
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.relay.cli.command_context import add_config_option, run_with_outbox
+from services.relay.cli.command_context import add_config_option, parse_limit, run_with_outbox
 from services.relay.config import RelaySettings
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
@@ -173,13 +172,7 @@ def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]
         else None,
         since=parse_option_or_exit("--since", parse_time, options["since"]) if "since" in options else None,
     )
-    return delivery_filter, parse_option_or_exit("--limit", _parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
-
-
-def _parse_limit(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise ValueError("expected a number from 1 on")
-    return int(text)
+    return delivery_filter, parse_option_or_exit("--limit", parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
 
 
 async def _print_list(store: Store, delivery_filter: queries.DeliveryFilter, limit: int, *, as_json: bool) -> None:

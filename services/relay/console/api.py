@@ -1,4 +1,4 @@
-"""`/api/deliveries`: deliveries and their requeue; `/api/quarantine`: webhooks that were not accepted.
+"""`/api/deliveries`: deliveries and their requeue; `/api/incidents`; `/api/quarantine`: what was not accepted.
 
 All of it is JSON, except the body of a quarantined webhook: `GET /api/quarantine/{id}` returns it as it came.
 Times are RFC 3339 in UTC with milliseconds.
@@ -7,12 +7,14 @@ Times are RFC 3339 in UTC with milliseconds.
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
-from typing import Final, TypeVar
+from typing import Final
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.console.incidents_api import IncidentsEndpoint
+from services.relay.metrics import Metrics
 from services.relay.outbox import quarantine as rejected
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
@@ -23,23 +25,36 @@ from services.relay.outbox.tables import clean_for_database
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action
-from shared.http.json_api import Page, build_error_response, format_cursor, format_time, parse_page
+from shared.http.json_api import (
+    Page,
+    build_error_response,
+    format_cursor,
+    format_time,
+    parse_page,
+    parse_parameter,
+)
 
-T = TypeVar("T")
 _FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
 
 
 def build_routes(
-    store: Store, channels: Collection[str], wake_channels: Callable[[Iterable[str]], None]
+    store: Store,
+    channels: Collection[str],
+    acknowledging_channels: Collection[str],
+    wake_channels: Callable[[Iterable[str]], None],
+    metrics: Metrics,
 ) -> list[ProtectedRoute]:
     """The routes of the API.
 
     Args:
         store: the outbox.
         channels: the configured names.
+        acknowledging_channels: those whose provider knows acknowledgements.
         wake_channels: called with the channels that have something new to deliver.
+        metrics: counts acknowledgements.
     """
     deliveries, quarantine = _DeliveriesEndpoint(store, channels, wake_channels), _QuarantineEndpoint(store)
+    incidents = IncidentsEndpoint(store, acknowledging_channels, wake_channels, metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
@@ -52,6 +67,10 @@ def build_routes(
         route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
         route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
         route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
+        route("/api/incidents", incidents.list, Role.VIEWER),
+        route("/api/incidents/{id}", incidents.get, Role.VIEWER),
+        route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
+        route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
     ]
@@ -128,21 +147,12 @@ def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page
         raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
     page = parse_page(parameters)
     delivery_filter = queries.DeliveryFilter(
-        state=_parse_parameter("state", parse_state, parameters),
-        channel=_parse_parameter("channel", check_text, parameters),
-        alertname=_parse_parameter("alertname", check_text, parameters),
-        since=_parse_parameter("since", parse_time, parameters),
+        state=parse_parameter("state", parse_state, parameters),
+        channel=parse_parameter("channel", check_text, parameters),
+        alertname=parse_parameter("alertname", check_text, parameters),
+        since=parse_parameter("since", parse_time, parameters),
     )
     return delivery_filter, page
-
-
-def _parse_parameter(name: str, parse: Callable[[str], T], parameters: QueryParams) -> T | None:
-    if name not in parameters:
-        return None
-    try:
-        return parse(parameters[name])
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def _respond_503_when_unavailable(endpoint: Endpoint) -> Endpoint:

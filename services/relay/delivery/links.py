@@ -87,6 +87,7 @@ def build_links(alert: Alert, accepted_at: datetime, rules: LinkRules) -> Links:
         runbook=choose("runbook_url", rules.runbook),
         dashboard=choose("dashboard_url", rules.dashboard),
         board=_build_board_link(alert, rules.board),
+        image=_read_image(alert, rules),
     )
 
 
@@ -100,6 +101,12 @@ def remove_foreign_links(event: Event, rules: LinkRules) -> Event:
 
 def _read_annotation(alert: Alert, name: str, rules: LinkRules) -> str | None:
     return _check_host(alert.annotations.get(name, ""), rules)
+
+
+def _read_image(alert: Alert, rules: LinkRules) -> str | None:
+    """A page loads a picture unasked, so it needs more than a link: https, and a host that the configuration names."""
+    url = _read_annotation(alert, "image_url", rules) if rules.allow_hosts else None
+    return url if url and url.startswith("https://") else None
 
 
 def _check_host(address: str, rules: LinkRules) -> str | None:

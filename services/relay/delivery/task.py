@@ -21,6 +21,7 @@ from services.relay.outbox.delivery_lease import read_merged_events, save_progre
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
+from services.relay.outbox.provider_acknowledgement import ProviderAcknowledgement, read_provider_acknowledgement
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
@@ -32,7 +33,9 @@ _CONTEXT_SECONDS: Final = 1.0
 log = structlog.get_logger(__name__)
 
 
-async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float) -> DeliveryTask:
+async def prepare_task(
+    store: Store, task: DeliveryTask, *, attempt_ends: float, lease_ends: float, acknowledges: bool = False
+) -> DeliveryTask:
     """The task of one attempt: its events merged into one, and its deadlines set.
 
     Args:
@@ -40,6 +43,7 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         task: which delivery.
         attempt_ends: when the try is cancelled at the latest, by the event loop's clock.
         lease_ends: until when nobody else claims the delivery, by the same clock.
+        acknowledges: whether the channel's provider knows acknowledgements.
 
     Raises:
         StoreUnavailableError: the events cannot be read.
@@ -58,10 +62,16 @@ async def prepare_task(store: Store, task: DeliveryTask, *, attempt_ends: float,
         )
         async with asyncio.timeout_at(attempt_ends):
             keep_open = await store.read(build)
+    acknowledgement = ProviderAcknowledgement()
+    if acknowledges:
+        async with asyncio.timeout_at(attempt_ends):
+            acknowledgement = await store.read(partial(read_provider_acknowledgement, task=task))
     return task._replace(
         event_json=event_json,
         events_size=size,
         keep_open=keep_open,
+        acknowledgement=acknowledgement.acknowledgement,
+        is_repeat=acknowledgement.is_repeat,
         attempt_ends=attempt_ends,
         lease_ends=lease_ends,
         context=context,
@@ -118,6 +128,8 @@ class DeliveryContext:
     """Channels that get the deliveries of one that is down."""
     wake_channels: Callable[[Iterable[str]], None]
     """Called with the channels that have something new to deliver."""
+    acknowledging_channels: frozenset[str] = frozenset()
+    """The channels whose provider knows acknowledgements."""
 
 
 class Deliverer:
@@ -167,7 +179,13 @@ class Deliverer:
     async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
         ends = asyncio.get_running_loop().time() + self._shared.timeout
         try:
-            out = await prepare_task(self._shared.store, task, attempt_ends=ends, lease_ends=lease_ends)
+            out = await prepare_task(
+                self._shared.store,
+                task,
+                attempt_ends=ends,
+                lease_ends=lease_ends,
+                acknowledges=self._name in self._shared.acknowledging_channels,
+            )
         except (StoreUnavailableError, TimeoutError) as error:
             detail = f"the event could not be read from the outbox: {str(error) or 'it did not answer in time'}"
             return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail))

@@ -252,6 +252,7 @@ async def _run_workers(
         random=random.random,
         fallback_channels=rules.fallback_channels,
         wake_channels=wake,
+        acknowledging_channels=frozenset(name for name, each in settings.items() if each.acknowledges),
     )
     # These only say whether their secrets changed: they connect at their first send, and never send.
     channels = {name: each.connect(timeout) for name, each in settings.items()}

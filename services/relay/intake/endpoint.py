@@ -204,8 +204,7 @@ class Intake:
             self._on_heartbeats(parsed.heartbeats)
         if parsed.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
-        channels = parsed.route.channels if parsed.route else self._rules.default_channels
-        return await self._commit(parsed.incoming, channels)
+        return await self._commit(parsed.incoming, parsed.route)
 
     async def _parse(self, arrival: _Arrival, body: bytes, source: str) -> ParsedWebhook:
         work = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)
@@ -222,19 +221,20 @@ class Intake:
         finally:  # its error's traceback has this frame: as a cycle, both would keep the body until the next collection
             del parsing
 
-    async def _commit(self, incoming: IncomingEvent, routed_channels: Sequence[str]) -> Response:
+    async def _commit(self, incoming: IncomingEvent, route: Route | None) -> Response:
         rules = self._rules
 
         def decide(incident: IncidentState | None, now: float) -> DeliveryPlan | None:
-            return deduplication.plan_event(
+            plan = deduplication.plan_event(
                 incoming.event,
                 incident,
                 fingerprint=incoming.fingerprint,
                 now=now,
                 duplicate_window=rules.duplicate_window,
-                routed_channels=routed_channels,
+                routed_channels=route.channels if route else rules.default_channels,
                 configured_channels=rules.channels,
             )
+            return plan and plan._replace(escalation=route.escalation if route else ())
 
         with self._byte_limit.reserve(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
             accepted = await accept_event(self._store, incoming, decide)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import re2
 
-from services.relay.model import Event
+from services.relay.model import EscalationStep, Event
 
 _MATCHER: Final = re.compile(r'\s*([a-zA-Z_:][a-zA-Z0-9_:]*|"(?:[^"\\]|\\.)+")\s*(=~|!~|!=|=)\s*(.*?)\s*', re.DOTALL)
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\n])*)"', re.DOTALL)
@@ -48,6 +48,7 @@ class Route:
     """None matches every receiver."""
     matchers: tuple[Matcher, ...]
     channels: tuple[str, ...]
+    escalation: tuple[EscalationStep, ...] = ()
 
 
 def parse_matcher(text: str) -> Matcher:

@@ -25,8 +25,8 @@ from typing import Final
 
 import structlog
 
+from services.relay.alertmanager_api import ActiveAlert, AlertmanagerClient, AlertmanagerError
 from services.relay.model import OWN_SOURCE, Event, Status
-from services.relay.monitors.alertmanager_api import ActiveAlert, AlertmanagerClient, AlertmanagerError
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.alert_groups import build_group_id
 from services.relay.outbox.incidents import (

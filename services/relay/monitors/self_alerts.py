@@ -9,12 +9,21 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from services.relay.metrics import Metrics
-from services.relay.model import OWN_SOURCE, Alert, Event, Status, build_fingerprint, build_incident_id, find_alertname
+from services.relay.model import (
+    OWN_SOURCE,
+    Alert,
+    EscalationStep,
+    Event,
+    Status,
+    build_fingerprint,
+    build_incident_id,
+    find_alertname,
+)
 from services.relay.outbox import quarantine
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, PlanEvent, accept_event, plan_deliveries
 from services.relay.outbox.engine.store import Store
@@ -65,6 +74,13 @@ class SelfAlert:
         )
 
 
+class RoutedChannels(NamedTuple):
+    """Where an event goes by the routes."""
+
+    channels: Collection[str]
+    escalation: Sequence[EscalationStep] = ()
+
+
 class AlertPublisher:
     """Commits events of the relay's own.
 
@@ -73,7 +89,7 @@ class AlertPublisher:
         metrics: counts the deliveries that are superseded.
         channels: those that exist.
         wake_channels: called with the channels that have something new, after the commit.
-        route: the channels to which an event of this kind goes by the routes.
+        route: the channels to which an event goes by the routes, at once and later.
     """
 
     def __init__(
@@ -82,12 +98,12 @@ class AlertPublisher:
         metrics: Metrics,
         channels: Collection[str],
         wake_channels: Callable[[Iterable[str]], None],
-        route: Callable[[Event], Collection[str]],
+        route: Callable[[Event], "RoutedChannels"],
     ) -> None:
         self.store = store
+        self.metrics = metrics
         self.channels = channels
-        self._metrics = metrics
-        self._wake_channels = wake_channels
+        self.wake_channels = wake_channels
         self._route = route
 
     def now(self) -> datetime:
@@ -130,8 +146,9 @@ class AlertPublisher:
             if current is None or current.event_id != incident.event_id:
                 return None
             removed_channels = current.open_channels.difference(self.channels, current.served_channels)
-            channels = current.open_channels.union(self._route(event)) if removed_channels else current.open_channels
-            return self._plan(event, current, channels)
+            route = self._route(event)
+            channels = current.open_channels.union(route.channels) if removed_channels else current.open_channels
+            return self._plan(event, current, channels)._replace(escalation=tuple(route.escalation))
 
         return await self._accept(event, decide)
 
@@ -149,8 +166,8 @@ class AlertPublisher:
         )
         accepted = await accept_event(self.store, incoming, decide)
         for channel in accepted.superseded_channels:
-            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
-        self._wake_channels(accepted.channels)
+            self.metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
+        self.wake_channels(accepted.channels)
         return not accepted.is_duplicate
 
 

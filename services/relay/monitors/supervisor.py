@@ -10,8 +10,9 @@ from typing import Final
 
 import structlog
 
-from services.relay.monitors.alertmanager_api import AlertmanagerClient
+from services.relay.alertmanager_api import AlertmanagerClient
 from services.relay.monitors.deadman import DeadMansSwitch
+from services.relay.monitors.escalation import EscalationMonitor
 from services.relay.monitors.reconcile import Reconciler, ReconcileTimes
 from services.relay.monitors.self_alerts import AlertPublisher, QuarantineMonitor
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
@@ -95,6 +96,7 @@ class Monitors:
         steps: dict[str, Callable[[], Awaitable[float]]] = {
             "quarantine": quarantine.check,
             "watchdogs": watchdogs.check,
+            "escalation": EscalationMonitor(self._publisher).check,
         }
         async with AsyncExitStack() as stack:
             for name, switch in self._switches.items():

@@ -5,17 +5,19 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, case, func, insert, select, update
 
-from services.relay.model import MAX_EPISODES, Event, Status, encode_event
+from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.context import EPISODE_WINDOW, build_service_id, build_title
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.escalation import encode_steps
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.rows import RowQuery, select_values
-from services.relay.outbox.tables import clean_for_database, deliveries, events, incidents
+from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
+from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large
 
 # Statements are built once: building one costs more than a database takes to run it.
@@ -42,20 +44,22 @@ _FIRST_WAITING_EVENT: Final = (
     deliveries.c.finished_at.is_(None),
 )
 _INCIDENT_COLUMNS: Final = (
-    "episode",
-    "is_open",
-    "latest_event_seq",
-    "group_id",
-    "earlier_events",
-    "service_id",
-    "title",
-    "started_at",
-    "episode_starts",
+    *("episode", "is_open", "latest_event_seq", "group_id", "earlier_events", "escalation", "escalation_after"),
+    *("severity", "service_id", "title", "started_at", "episode_starts"),
 )
+_is_same_episode = incidents.c.episode == bindparam("new_episode")
 _UPDATE_INCIDENTS: Final = BulkStatement(
     update(incidents)
     .where(incidents.c.id == bindparam("incident"))
-    .values({name: bindparam(f"new_{name}") for name in _INCIDENT_COLUMNS})
+    .values(
+        {
+            **{name: bindparam(f"new_{name}") for name in _INCIDENT_COLUMNS},
+            **{name: case((_is_same_episode, incidents.c[name])) for name in EPISODE_COLUMNS},
+            "first_event_seq": func.coalesce(
+                case((_is_same_episode, incidents.c.first_event_seq)), bindparam("new_latest_event_seq")
+            ),
+        }
+    )
 )
 
 
@@ -79,6 +83,8 @@ class DeliveryPlan(NamedTuple):
     channels: tuple[str, ...]
     unconfigured_channels: tuple[str, ...] = ()
     """Channels on which the incident is open, but which this relay has not configured: they may have been renamed."""
+    escalation: tuple[EscalationStep, ...] = ()
+    """Where it goes if nobody acknowledges it; the first step first."""
 
 
 PlanEvent = Callable[[IncidentState | None, float], DeliveryPlan | None]
@@ -218,9 +224,11 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
                 "new_latest_event_seq": seq,
                 "new_group_id": build_group_id(each.request.incoming.event),
                 "new_earlier_events": each.state.encode_earlier_events() if each.state else None,
+                "new_escalation": encode_steps(steps),
+                "new_escalation_after": steps[0].after if steps else None,
                 **_describe_incident(each, transaction.now),
             }
-            for each, seq in zip(planned, seqs, strict=True)
+            for each, seq, steps in zip(planned, seqs, map(_select_steps, planned), strict=True)
         ],
     )
     record_resolved_elsewhere(
@@ -237,6 +245,12 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
     return accepted
 
 
+def _select_steps(planned: _PlannedEvent) -> tuple[EscalationStep, ...]:
+    """The steps that still add a channel."""
+    plan = planned.plan
+    return tuple(step for step in plan.escalation if plan.is_open and not set(step.channels) <= set(plan.channels))
+
+
 def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
     """What `context` reads of the incident."""
     event, state = planned.request.incoming.event, planned.state
@@ -244,6 +258,7 @@ def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
     if state is None or planned.plan.episode != state.episode:
         started_at, starts = now, (*(start for start in starts if start > now - EPISODE_WINDOW), now)
     return {
+        "new_severity": find_worst_severity(event),
         "new_service_id": build_service_id(event),
         "new_title": build_title(event),
         "new_started_at": started_at,

@@ -41,18 +41,9 @@ class OutboxAudit:
 
     async def add(self, entry: AuditEntry) -> None:
         """Commits one. Raises AuditUnavailableError."""
-        row = {
-            "who": clean_for_database(entry.who),
-            "peer": entry.peer,
-            "action": entry.action,
-            "object": clean_for_database(entry.on),
-        }
-
-        def commit(transaction: Transaction) -> None:  # by the database's clock, which the retention goes by
-            transaction.connection.execute(insert(audit), {**row, "at": transaction.now})
-
+        about = entry.who, entry.peer, entry.action, entry.on
         try:
-            await self._store.run(commit)
+            await self._store.run(lambda transaction: insert_entry(transaction, *about))
         except StoreUnavailableError as error:
             raise AuditUnavailableError(str(error)) from None
 
@@ -65,6 +56,12 @@ class OutboxAudit:
             raise AuditUnavailableError(str(error)) from None
         next_before = rows[limit - 1].seq if len(rows) > limit else None
         return [row.entry for row in rows[:limit]], next_before
+
+
+def insert_entry(transaction: Transaction, who: str, peer: str | None, action: str, on: str) -> None:
+    """Adds an entry of now, by the database's clock, which the retention goes by."""
+    row = {"who": clean_for_database(who), "peer": peer, "action": action, "object": clean_for_database(on)}
+    transaction.connection.execute(insert(audit), {**row, "at": transaction.now})
 
 
 async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) -> int:

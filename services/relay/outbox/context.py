@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, and_, bindparam, case, func, literal_column, select
 
 from services.relay.model import DeliveryTask, Event, IncidentContext, RelatedIncident, Status
-from services.relay.outbox.rows import RowQuery
+from services.relay.outbox.rows import RowQuery, select_columns
 from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries, events, incidents
 from services.relay.text import format_event_title, truncate
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
@@ -32,10 +32,15 @@ class _IncidentContextRow(NamedTuple):
     """What the outbox knows of an incident."""
 
     id: str
+    episode: int
     is_open: int
     service_id: str | None
     started_at: float | None
     episode_starts: str | None
+    acknowledged_by: str | None
+    acknowledged_at: float | None
+    escalated_to: str | None
+    escalated_at: float | None
 
 
 class _ServiceCountRow(NamedTuple):
@@ -86,13 +91,7 @@ _SENT_EVENT: Final = msgspec.json.Decoder(_SentEvent)
 _delivery = deliveries.c
 _READ_INCIDENTS: Final = RowQuery(
     _IncidentContextRow,
-    select(
-        incidents.c.id,
-        incidents.c.is_open,
-        incidents.c.service_id,
-        incidents.c.started_at,
-        incidents.c.episode_starts,
-    ),
+    select(*select_columns(_IncidentContextRow, incidents.c)),
 ).where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 _is_open_of_service = (
     incidents.c.is_open == literal_column("1"),  # as the index `incidents_of_service` has it
@@ -203,10 +202,17 @@ def _build_context(
         of_service = services.get(row.service_id, _OpenIncidents(0, ()))
         others = [_build_related(each) for each in of_service.oldest if each.id != row.id]
         context = context._replace(
-            started_at=None if row.started_at is None else datetime.fromtimestamp(row.started_at, UTC),
+            started_at=_convert_time(row.started_at),
             episodes_in_7_days=sum(start > since for start in json.loads(row.episode_starts or "[]")),
             related=tuple(others[:MAX_RELATED]),
             related_count=of_service.open_count - bool(row.is_open and row.started_at) if others else 0,
+        )
+    if row is not None and row.episode == task.episode:
+        context = context._replace(
+            acknowledged_by=row.acknowledged_by or "",
+            acknowledged_at=_convert_time(row.acknowledged_at),
+            escalated_to=tuple(json.loads(row.escalated_to or "[]")),
+            escalated_at=_convert_time(row.escalated_at),
         )
     if previous is not None and previous.finished_at is not None:
         context = context._replace(
@@ -214,6 +220,10 @@ def _build_context(
             previous_alerts=_read_alerts(previous.event),
         )
     return context
+
+
+def _convert_time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _build_related(row: _RelatedRow) -> RelatedIncident:

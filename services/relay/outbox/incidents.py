@@ -99,23 +99,10 @@ class _OpenChannelRow(NamedTuple):
     channel: str
 
 
+_NEW_INCIDENT: Final = {"episode": 0, "is_open": 0, "latest_event_seq": 0}
 _INSERT_INCIDENTS: Final = {
-    dialect: BulkStatement(
-        build_insert(incidents, dialect).on_conflict_do_nothing(), [column.name for column in incidents.c]
-    )
+    dialect: BulkStatement(build_insert(incidents, dialect).on_conflict_do_nothing(), ["id", *_NEW_INCIDENT])
     for dialect in ("sqlite", "postgresql")
-}
-_NEW_INCIDENT: Final = {
-    "episode": 0,
-    "is_open": 0,
-    "latest_event_seq": 0,
-    "group_id": None,
-    "resolved_elsewhere": None,
-    "earlier_events": None,
-    "service_id": None,
-    "title": None,
-    "started_at": None,
-    "episode_starts": None,
 }
 _READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 _READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))

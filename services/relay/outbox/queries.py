@@ -104,6 +104,7 @@ class ChannelState:
 class DeliveryFilter:
     """Which deliveries; None stands for all."""
 
+    incident_id: str | None = None
     state: DeliveryState | None = None
     channel: str | None = None
     alertname: str | None = None
@@ -222,6 +223,7 @@ async def list_deliveries(
     """
     query = _SUMMARIES.order_by(_of.seq.desc()).limit(limit + 1)
     for column, value in (
+        (_of.incident_id, filter_.incident_id),
         (_of.state, filter_.state),
         (_of.channel, filter_.channel),
         (events.c.alertname, filter_.alertname),

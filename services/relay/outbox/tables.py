@@ -63,12 +63,28 @@ incidents = Table(
     Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
     Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
+    Column("severity", Text),  # the worst one of its latest event; null if that has no usual one
+    # From here on of the current episode; the next one begins without them. See EPISODE_COLUMNS.
+    Column("first_event_seq", BigInteger),  # null before its first event is committed
+    Column("acknowledged_by", Text),  # null while nobody has acknowledged it
+    Column("acknowledged_at", Double),
+    Column("acknowledged_via", Text),  # `api`, `command line` or `slack`
+    Column("escalation", Text),  # JSON; the steps that are still to come, see `escalation`; null if there is none
+    Column("escalation_after", Double),  # the seconds of the next step; null if there is none
+    Column("escalation_starts_at", Double),  # from when on they count; null: from the first delivery on
+    Column("escalated_to", Text),  # JSON; the channels, in order
+    Column("escalated_at", Double),  # when the last of them was added
     # What messages of other incidents and of this one say of it; see `context`.
     Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
     Column("title", Text),  # of its latest event
     Column("started_at", Double),  # when its episode started; null before its first event is committed
     Column("episode_starts", Text),  # JSON; when its last episodes of 7 days started
 )
+
+EPISODE_COLUMNS: Final = (
+    *("acknowledged_by", "acknowledged_at", "acknowledged_via", "escalation_starts_at", "escalated_to", "escalated_at"),
+)
+"""The columns of an incident that the next episode begins without."""
 
 events = Table(
     "events",
@@ -157,6 +173,30 @@ edit_limits = Table(
     Column("next_token_at", Double, nullable=False),  # as in `channels`
     Column("retry_after_until", Double),
     Column("retry_after_set_at", Double),
+)
+
+# A silence that somebody requested by a button; see `silences`.
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", Text, primary_key=True),  # of the press
+    Column("incident_id", Text, nullable=False),
+    Column("episode", Integer, nullable=False),
+    Column("channel", Text, nullable=False),  # whose bot answers
+    Column("slack_channel", Text, nullable=False),
+    Column("thread", Text, nullable=False),  # the message with the button
+    Column("user_id", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),  # in this state
+    Column("due_at", Double, nullable=False),  # when it may be claimed; while somebody works on it, when the lease ends
+    Column("lease", Text),
+    Column("alertmanager", Text),  # where it is created
+    Column("created_by", Text),
+    Column("detail", Text),  # the answer to the person
+    Column("began_at", Double),  # when it was about to be created
+    Column("ends_at", Double),
+    Column("answered_at", Double),
 )
 
 channels = Table(
@@ -252,7 +292,11 @@ _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND f
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
+_add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
+_add_index("silences_of_incident", silences.c.incident_id)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
+_add_index("incidents_by_episode", incidents.c.first_event_seq)
+_add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")

@@ -13,7 +13,7 @@ from services.relay.text.labels import (
     select_own_labels,
     sort_labels,
 )
-from services.relay.text.links import list_alerts, list_group_links
+from services.relay.text.links import list_alerts, list_group_links, list_images
 from services.relay.text.strings import (
     MAX_SHORT_URL,
     MAX_URL,
@@ -24,7 +24,15 @@ from services.relay.text.strings import (
     sanitize_url,
     truncate,
 )
-from services.relay.text.table import AlertCard, AlertTable, Arrangement, arrange_alerts, build_table, select_alerts
+from services.relay.text.table import (
+    AlertCard,
+    AlertTable,
+    Arrangement,
+    arrange_alerts,
+    build_table,
+    format_more,
+    select_alerts,
+)
 from services.relay.text.times import format_duration, format_period, format_short_time, format_time
 from services.relay.text.title import (
     MAX_REMARK,
@@ -35,6 +43,7 @@ from services.relay.text.title import (
     format_class,
     format_counts,
     format_description,
+    format_end,
     format_event_title,
     format_headline,
     format_omission,
@@ -75,8 +84,10 @@ __all__ = [
     "format_counts",
     "format_description",
     "format_duration",
+    "format_end",
     "format_event_title",
     "format_headline",
+    "format_more",
     "format_omission",
     "format_period",
     "format_remark",
@@ -94,6 +105,7 @@ __all__ = [
     "list_context",
     "list_fixes",
     "list_group_links",
+    "list_images",
     "put_into_past",
     "quote_url",
     "sanitize_url",

@@ -27,9 +27,9 @@ def list_context(message: Message) -> list[ContextLine]:
     lines = (
         ContextLine("Acknowledged", _format_acknowledgement(message)),
         ContextLine("Escalated", _format_escalation(message)),
-        ContextLine("Since the last message", _format_changes(message)),
+        ContextLine("Last message", _format_changes(message)),
         ContextLine("Also firing", _format_related(message)),
-        ContextLine("In 7 days", _format_frequency(message)),
+        ContextLine("How often", _format_frequency(message)),
     )
     return [line for line in lines if line.items]
 
@@ -62,7 +62,7 @@ def _format_changes(message: Message) -> tuple[str, ...]:
     new = [a for a in event.alerts if a.status is Status.FIRING and before.get(a.fingerprint) is not Status.FIRING]
     over = [a for a in event.alerts if a.status is Status.RESOLVED and before.get(a.fingerprint) is not Status.RESOLVED]
     changes = ", ".join(filter(None, (_format_change(new, "new", event), _format_change(over, "resolved", event))))
-    return (f"{span} ago: {changes or 'nothing changed'}",)
+    return (f"{span} ago; {f'since then {changes}' if changes else 'nothing has changed'}",)
 
 
 def _format_change(alerts: list[Alert], change: str, event: Event) -> str:
@@ -91,9 +91,8 @@ def _format_frequency(message: Message) -> tuple[str, ...]:
     number = message.task.context.episodes_in_7_days
     if not number:
         return ()
-    if number >= MAX_EPISODES:
-        return (f"{number} times or more",)
-    return ("the first time",) if number == 1 else (f"the {_format_ordinal(number)} time",)
+    often = f"{number} times or more" if number >= MAX_EPISODES else f"{_format_ordinal(number)} time"
+    return (f"{often} in 7 days",)
 
 
 def _format_ordinal(number: int) -> str:

@@ -23,6 +23,14 @@ def list_alerts(message: Message) -> list[tuple[Alert, list[Link]]]:
     return result
 
 
+def list_images(message: Message) -> list[str]:
+    """The addresses of the pictures that the alerts bring, each once, those of firing alerts first."""
+    pairs = zip(message.event.alerts, message.links, strict=True)
+    firing_first = sorted(pairs, key=lambda pair: pair[0].status is Status.RESOLVED)
+    found = (sanitize_url(links.image) for _, links in firing_first)
+    return list(dict.fromkeys(url for url in found if url and url.startswith("https://")))
+
+
 def list_group_links(event: Event) -> list[Link]:
     """The Alertmanager that sent it, at the alerts of the group, and its silence form with the group's labels.
 

@@ -67,14 +67,14 @@ def arrange_alerts(message: Message, *, max_cards: int, max_tables: int, max_row
     rules: dict[str, list[AlertCard]] = {}
     for alert, links in list_alerts(message):
         rules.setdefault(alert.labels.get("alertname", ""), []).append(AlertCard(alert, links))
-    single = [card for cards in rules.values() if len(cards) < TABLE_FROM for card in cards]
-    listed = select_alerts([card.alert for card in single], max_cards)
-    left_out = [card.alert for card in single if card.alert not in listed]
+    single = [card.alert for cards in rules.values() if len(cards) < TABLE_FROM for card in cards]
+    selected, left_out = select_alerts(single, max_cards)
+    listed = set(map(id, selected))
     parts: list[AlertCard | AlertTable] = []
     tables = 0
     for cards in rules.values():
         if len(cards) < TABLE_FROM:
-            parts += [card for card in cards if card.alert in listed]
+            parts += [card for card in cards if id(card.alert) in listed]
         elif tables < max_tables:
             parts.append(build_table(cards, message, max_rows))
             tables += 1
@@ -92,13 +92,20 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
         max_rows: what is over is counted in `more`.
     """
     alerts = [card.alert for card in cards]
-    listed = select_alerts(alerts, max_rows)
+    listed, left_out = select_alerts(alerts, max_rows)
     names = _find_differing_labels(alerts)
     columns = {name: [alert.labels.get(name, "") for alert in listed] for name in names[:MAX_COLUMNS]}
-    caption = [_find_shared_text(alerts, names)]
-    if not caption[0]:
-        caption = [alerts[0].labels.get("alertname", "")]
-        columns["what"] = [_describe(alert) for alert in listed]
+    caption: list[str] = []
+    for name, describe in (("title", format_alert_title), ("summary", _format_summary)):
+        shared = _find_shared_text([describe(alert) for alert in alerts], alerts, names)
+        if shared is None:
+            columns[name] = [describe(alert) for alert in listed]
+        elif shared and not caption:
+            caption = [shared]
+    caption = caption or [alerts[0].labels.get("alertname", "")]
+    now = [message.current_values.get(alert.fingerprint, "") for alert in listed]
+    if any(now):
+        columns["now"] = now
     states = [format_short_period(alert, message.zone) for alert in listed]
     if len(set(states)) == 1:
         caption.append(states[0])
@@ -111,16 +118,17 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
         rows=tuple(zip(*cells, strict=True)),
         alerts=tuple(listed),
         links=cards[0].links,
-        more=format_more([alert for alert in alerts if alert not in listed]),
+        more=format_more(left_out),
     )
 
 
-def select_alerts(alerts: Sequence[Alert], limit: int) -> list[Alert]:
-    """At most `limit` of them, in their order; resolved ones keep a quarter, so that firing ones never hide them."""
+def select_alerts(alerts: Sequence[Alert], limit: int) -> tuple[list[Alert], list[Alert]]:
+    """At most `limit` of them, and the others; resolved ones keep a quarter, so that firing ones never hide them."""
     firing = [alert for alert in alerts if alert.status is Status.FIRING]
     resolved = [alert for alert in alerts if alert.status is Status.RESOLVED]
     resolved_count = min(len(resolved), max(limit - len(firing), limit // _RESOLVED_SHARE))
-    return firing[: limit - resolved_count] + resolved[:resolved_count]
+    firing_count = limit - resolved_count
+    return firing[:firing_count] + resolved[:resolved_count], firing[firing_count:] + resolved[resolved_count:]
 
 
 def format_more(alerts: Sequence[Alert]) -> str:
@@ -140,20 +148,19 @@ def _find_differing_labels(alerts: Sequence[Alert]) -> list[str]:
     return sorted((name for name in order if name in values), key=lambda name: -len(values[name]))
 
 
-def _find_shared_text(alerts: Sequence[Alert], names: Sequence[str]) -> str:
-    """What all say, with a gap where each has its own labels' value: `KMSHighLatency on …`; empty if they differ."""
-    shared = ""
-    for alert in alerts:
-        own = {value for name in names if (value := clean_line(alert.labels.get(name, "")))}
-        found = _describe(alert)
-        if own:
-            pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
-            found = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _GAP, found)
-        if shared and found != shared:
-            return ""
-        shared = found
+def _find_shared_text(texts: Sequence[str], alerts: Sequence[Alert], names: Sequence[str]) -> str | None:
+    """What the texts share, a gap for each own label: `KMSHighLatency on …`; None if they differ."""
+    shared = None
+    for found, alert in zip(texts, alerts, strict=True):
+        values = (alert.labels.get(name, "") for name in names)
+        own = {clean_line(value) for value in values if 0 < len(value) <= MAX_CELL}
+        pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
+        gapped = re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _GAP, found) if own else found
+        if shared is not None and gapped != shared:
+            return None
+        shared = gapped
     return shared
 
 
-def _describe(alert: Alert) -> str:
-    return format_alert_title(alert) or truncate(format_summary(alert), _MAX_CAPTION)
+def _format_summary(alert: Alert) -> str:
+    return truncate(format_summary(alert), _MAX_CAPTION)

@@ -70,7 +70,7 @@ def format_subject(message: Message) -> str:
     """
     title = format_title(message)
     if is_resolved(message.event):
-        return f"{_format_end(message)}: {put_into_past(title)}"
+        return f"{format_end(message)}: {put_into_past(title)}"
     return title if has_cause(message) else f"Firing: {title}"
 
 
@@ -89,7 +89,8 @@ def put_into_past(title: str) -> str:
     return _VERB.sub(lambda found: _PAST[found[1]], title, count=1)
 
 
-def _format_end(message: Message) -> str:
+def format_end(message: Message) -> str:
+    """That it is over, and how long it lasted: `Resolved after 12 min`, or `Fired and resolved within 8 s`."""
     duration = compute_duration(message)
     if message.task.firing_undelivered:
         return f"Fired and resolved within {duration}"

@@ -90,6 +90,12 @@ class GcpKmsKey:
         self._egress = Egress(egress)
         self._egress_stamps = self._egress.read_file_stamps()
 
+    @property
+    def account(self) -> str:
+        """See the port. On a machine of Google's the library learns the email with its first token."""
+        email = getattr(self._credentials, "service_account_email", None)
+        return email if isinstance(email, str) and "@" in email else ""
+
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:
         """See the port. Requires `verified_*`: without it the service may not have checked our checksums."""
         request = EncryptRequest(

@@ -10,7 +10,7 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.exporter.metrics.collector import ExporterMetrics
-from services.exporter.model import KeyInspection, KeyRead, Operation
+from services.exporter.model import KeyInspection, KeyRead, Operation, TargetKey
 from services.exporter.probes.key_inspection import (
     MIN_INTERVAL,
     KeyInspector,
@@ -104,7 +104,7 @@ async def test_of_a_key_that_is_not_there_no_permission_is_reported_to_be_missin
     assert snapshot.permissions is None
     assert snapshot.call_counts == {KeyRead.GET_KEY: 1, KeyRead.LIST_VERSIONS: 0, KeyRead.TEST_PERMISSIONS: 0}
     assert [problem.partition(": ")[2].partition(":")[0] for problem in snapshot.problems] == ["key_not_found"] * 2
-    assert [finding.title for finding in find_key_problems(snapshot, 0.0, GCP_PROFILE)] == [
+    assert [finding.title for finding in find_key_problems(snapshot, 0.0, TargetKey("gcp", KEY, GCP_PROFILE))] == [
         "not all could be read or kept"
     ]
     metrics = ExporterMetrics([("backend", "ledger-kek")], [])

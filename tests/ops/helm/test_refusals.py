@@ -35,7 +35,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a channel of no kind that is known": (
         {"relay": {"config": {"channels": {"a": SLACK | {"kind": "slak"}}}}},
-        "at '/relay/config/channels/a/kind': value must be one of 'email', 'log', 'pagerduty', 'slack', 'webhook'",
+        (
+            "at '/relay/config/channels/a/kind': "
+            "value must be one of 'apprise', 'email', 'log', 'pagerduty', 'slack', 'webhook'"
+        ),
     ),
     "a typo in a channel": (
         {"relay": {"config": {"channels": {"a": SLACK | {"mentoin": "here"}}}}},

@@ -51,7 +51,7 @@ class Providers:
 
     def example(self, kind: str, secret_file: Path) -> dict[str, Any]:
         """The example of this kind, reaching its provider; the mail server asks nobody for a password."""
-        addresses = {"email": self._stand_ins.smtp, "webhook": self._hook}
+        addresses = {"email": self._stand_ins.smtp, "webhook": self._hook, "apprise": self._hook}
         values = example(kind, secret_file, addresses.get(kind, self._stand_ins.http))
         return {key: value for key, value in values.items() if key not in {"username", "password_file"}}
 
@@ -62,13 +62,13 @@ class Providers:
         mails = [f"{mail.text} {mail.html}" for mail in stand_ins.mailbox.mails]
         lines = [json.dumps(line) for line in self._logged if line["event"] == "alert"]
         events = [str(event) for event in stand_ins.pagerduty.events]
-        return {"slack": slack, "email": mails, "pagerduty": events, "webhook": self._hooked, "log": lines}[
-            kind.partition("_")[0]
-        ]
+        hooked = dict.fromkeys(("webhook", "apprise"), self._hooked)
+        arrived = {"slack": slack, "email": mails, "pagerduty": events, "log": lines, **hooked}
+        return arrived[kind.partition("_")[0]]
 
     def answer_late(self, kind: str) -> None:
         """From now on the provider takes everything, and answers in an hour."""
-        if kind == "webhook":
+        if kind in {"webhook", "apprise"}:
             self.hook_is_late = True
             return
         of = {"slack": Provider.SLACK, "pagerduty": Provider.PAGERDUTY, "email": Provider.SMTP}[kind.partition("_")[0]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,11 +10,23 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ops.demo.stand_ins.slack.web_api import WEBHOOK_APP
+from services.relay.channels.apprise.plugin import create_plugin
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
 from services.relay.intake.webhook_parser import read_event
-from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
+from services.relay.model import (
+    Alert,
+    DeliveryTask,
+    Event,
+    ExcerptBlock,
+    IncidentContext,
+    Links,
+    Message,
+    RelatedIncident,
+    RunbookExcerpt,
+    Status,
+)
 from shared.config.settings import Address
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
@@ -29,6 +41,20 @@ DASHBOARD = "https://grafana.example.org/d/kms-crypto-health?var-env=production&
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyChannel)
 
 
+TITLE = "permission_denied: backend cannot encrypt with ledger-kek"
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63d8fbff3f0005c402b2c5d4b1f5"
+    "0000000049454e44ae426082"
+)
+"""A picture of one pixel."""
+FIX_ANNOTATIONS = {
+    "kms_provider": "gcp",
+    "kms_key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger",
+    "kms_reason": "permission_denied",
+    "kms_target": "ledger-kek",
+}
+
+
 def kind_of(settings: type[ChannelSettings]) -> str:
     return str(get_args(settings.model_fields["kind"].annotation)[0])
 
@@ -36,8 +62,12 @@ def kind_of(settings: type[ChannelSettings]) -> str:
 def example(kind: str, secret_file: Path, provider: Address) -> dict[str, Any]:
     """Settings of this kind that reach `provider` with the secret in `secret_file`; a new kind adds its own here.
 
-    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret.
+    `slack_webhook` is Slack by an incoming webhook, whose URL contains the secret, as that of `apprise` does.
     """
+    if kind == "apprise":
+        create_plugin("json://127.0.0.1")  # Apprise is loaded before a short time-out begins
+        secret_file.write_text(f"json://{provider}/hook?+Authorization=Bearer%20{SECRET}")
+        return {"kind": "apprise", "url_file": secret_file}
     if kind == "slack_webhook":
         secret_file.write_text(f"http://{provider}/slack/services/{'/'.join(WEBHOOK_APP)}/{SECRET}")
         return {"kind": "slack", "webhook_url_file": secret_file}
@@ -102,6 +132,44 @@ def change(message: Message, **changes: Any) -> Message:
     """The message with other fields, of itself or of its task."""
     of_task = {name: changes.pop(name) for name in DeliveryTask._fields if name in changes}
     return replace(message, task=message.task._replace(**of_task), **changes)
+
+
+def annotated(of: Message, **annotations: str) -> Message:
+    """The message with these annotations in each of its alerts."""
+    alerts = tuple(replace(alert, annotations={**alert.annotations, **annotations}) for alert in of.event.alerts)
+    return replace(of, event=replace(of.event, alerts=alerts))
+
+
+def titled(of: Message) -> Message:
+    """The message with a cause."""
+    return annotated(of, title=TITLE)
+
+
+def detailed(of: Message, text: str = "") -> Message:
+    """The message with everything that can be in one; `text` in whatever people or other alerts wrote."""
+    now = of.task.accepted_at
+    related = RelatedIncident("1", f"{text}KMSCanaryLost · production / backend", now - timedelta(minutes=3))
+    context = IncidentContext(
+        started_at=now - timedelta(minutes=12),
+        episodes_in_7_days=3,
+        related=(related,),
+        related_count=4,
+        previous_at=now - timedelta(minutes=10),
+        previous_alerts={"another": Status.FIRING},
+        acknowledged_by=f"{text}alice",
+        acknowledged_at=now - timedelta(minutes=5),
+        escalated_to=("pagerduty", "oncall"),
+        escalated_at=now - timedelta(minutes=6),
+    )
+    blocks = (
+        ExcerptBlock("paragraph", f"{text}Read the reason first."),
+        ExcerptBlock("step", f"{text}Probe the key:"),
+        ExcerptBlock("code", f'{text}curl "$EXPORTER/probe?target=ledger-kek"'),
+    )
+    values = {alert.fingerprint: f"{text}0 (fires if < 1)" for alert in of.event.alerts}
+    excerpt = RunbookExcerpt(f"{text}KMSProbeFailing", blocks, is_truncated=True)
+    made = change(of, context=context, excerpt=excerpt, chart=PNG, current_values=values)
+    return annotated(made, title=text + TITLE, **FIX_ANNOTATIONS)
 
 
 def with_text(text: str, alerts: int = 1) -> Message:
@@ -175,7 +243,7 @@ _alerts = st.builds(
     Alert,
     status=st.sampled_from(Status),
     labels=_labels,
-    annotations=st.dictionaries(st.sampled_from(["summary", "description"]), strange),
+    annotations=st.dictionaries(st.sampled_from(["title", "summary", "description"]), strange),
     starts_at=_moments,
     ends_at=st.none() | _moments,
     generator_url=strange,
@@ -215,4 +283,6 @@ def messages(draw: st.DrawFn) -> Message:
         remark=draw(strange),
         contacts=draw(_contacts),
     )
+    if draw(st.booleans()):
+        made = detailed(made, draw(strange))
     return critical(made) if draw(st.booleans()) else made

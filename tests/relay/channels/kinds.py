@@ -15,16 +15,19 @@ def having(*fields: str) -> list[str]:
     return [kind_of(kind) for kind in KINDS if set(fields) & kind.model_fields.keys()]
 
 
-HTTP_KINDS = [*having("url", "api_url"), "slack_webhook"]  # those of which a status can be asked
+URL_IN_FILE = ("slack_webhook", "apprise")
+"""Whose URL is the secret, in a file."""
+HTTP_KINDS = [*having("url", "api_url"), *URL_IN_FILE]  # those of which a status can be asked
 REMOTE_KINDS = [*HTTP_KINDS, "email"]  # those that somebody else provides, who asks for a secret
 EVERY_KIND = pytest.mark.parametrize("kind", [*map(kind_of, KINDS), "slack_webhook"])
 EVERY_REMOTE_KIND = pytest.mark.parametrize("kind", REMOTE_KINDS)
 EVERY_HTTP_KIND = pytest.mark.parametrize("kind", HTTP_KINDS)
-EVERY_KIND_WITH_A_URL = pytest.mark.parametrize("kind", [kind for kind in HTTP_KINDS if kind != "slack_webhook"])
-"""Whose URL is in the configuration: that of an incoming webhook is the secret."""
-EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"webhook"}))
-"""All but `webhook`, to which a status of 2xx says everything."""
-EVERY_HTTP_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - {"webhook"}))
+EVERY_KIND_WITH_A_URL = pytest.mark.parametrize("kind", [kind for kind in HTTP_KINDS if kind not in URL_IN_FILE])
+"""Whose URL is in the configuration."""
+STATUS_DECIDES = {"webhook", "apprise"}
+"""To which a status of 2xx says everything, as to Apprise's `json://`."""
+EVERY_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - STATUS_DECIDES))
+EVERY_HTTP_KIND_THAT_READS_ANSWERS = pytest.mark.parametrize("kind", sorted({*HTTP_KINDS} - STATUS_DECIDES))
 
 
 async def failure(

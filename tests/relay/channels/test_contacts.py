@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
-from services.relay.channels.pagerduty import build_event as event_of
+from services.relay.channels.pagerduty_event import build_event as event_of
 from services.relay.channels.slack.blocks import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
 from services.relay.text import MAX_SHORT_URL, MAX_URL, select_contacts
@@ -18,7 +18,7 @@ from tests.relay.channels.examples import NASTY, change, contacts_of, critical, 
 from tests.relay.channels.recording_attempt import send
 
 PEOPLE = {"security on call": "+49 30 1234567", "service owner": "#ledger-team"}
-TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook"])
+TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook", "apprise"])
 
 
 def render_text(kind: str, of: Message) -> str:

@@ -28,6 +28,7 @@ from tests.relay.channels.kinds import (
     EVERY_KIND_WITH_A_URL,
     EVERY_REMOTE_KIND,
     REMOTE_KINDS,
+    URL_IN_FILE,
     failure,
     unused_address,
 )
@@ -117,7 +118,7 @@ def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path
 @EVERY_KIND
 def test_each_kind_merges_and_paces_as_its_provider_needs(kind: str, secret_file: Path) -> None:
     of = settings(example(kind, secret_file, unused_address()))
-    per_second = {"slack": 1.0, "slack_webhook": 1.0, "pagerduty": 2.0}
+    per_second = {"slack": 1.0, "slack_webhook": 1.0, "pagerduty": 2.0, "apprise": 1.0}
     assert of.merges_waiting is (kind not in {"webhook", "log"})
     assert (of.provider_rate and of.provider_rate.per_second) == per_second.get(kind)
 
@@ -186,7 +187,7 @@ def test_an_address_that_would_give_the_secret_away_is_refused(
         settings({**values, key: url})
 
 
-@pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS} - {"slack_webhook"}))
+@pytest.mark.parametrize("kind", sorted({*REMOTE_KINDS}.difference(URL_IN_FILE)))
 @pytest.mark.parametrize("allowed", [False, True])
 def test_plaintext_leaves_this_machine_only_where_that_is_allowed(kind: str, allowed: bool, secret_file: Path) -> None:
     values = {**example(kind, secret_file, Address("stand-ins", 1)), "allow_remote_insecure": allowed}
@@ -198,5 +199,5 @@ def test_plaintext_leaves_this_machine_only_where_that_is_allowed(kind: str, all
 
 
 def test_an_unknown_kind_names_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="'slack', 'email', 'pagerduty', 'webhook', 'log'"):
+    with pytest.raises(ValueError, match="'slack', 'email', 'pagerduty', 'webhook', 'log', 'apprise'"):
         settings({"kind": "pigeon"})

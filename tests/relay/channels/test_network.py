@@ -13,7 +13,7 @@ from services.relay.send_error import SendError, SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import message, rotate, settings
-from tests.relay.channels.kinds import EVERY_REMOTE_KIND
+from tests.relay.channels.kinds import EVERY_REMOTE_KIND, URL_IN_FILE
 from tests.relay.channels.recording_attempt import Recorded, send
 from tests.shared.certificates import LOCALHOST, Authority
 from tests.tinyproxy import USER, tinyproxy
@@ -57,12 +57,10 @@ async def secure(kind: str, secret_file: Path, providers: Providers, tls_before:
     if kind == "email":
         address = await tls_before(Address(values["host"], values["port"]))
         return {**values, "host": address.host, "port": address.port, "tls": "implicit"}
-    if kind == "slack_webhook":
-        url = read(secret_file)
-        host, port = url.split("/")[2].split(":")
-        rotate(
-            secret_file, url.replace(f"http://{host}:{port}", f"https://{await tls_before(Address(host, int(port)))}")
-        )
+    if kind in URL_IN_FILE:
+        scheme, _, plain, rest = read(secret_file).split("/", 3)
+        host, port = plain.split(":")
+        rotate(secret_file, f"{scheme[:-1]}s://{await tls_before(Address(host, int(port)))}/{rest}")
         return values
     key = "api_url" if "api_url" in values else "url"
     plain = values[key].split("/")[2]
@@ -123,8 +121,9 @@ async def test_a_proxy_that_is_gone_or_cannot_connect_is_tried_again(
 ) -> None:
     values = await secure(kind, secret_file, providers, tls_before)
     values = {**values, "port": 1} if kind == "email" else values
-    if kind == "slack_webhook":
-        rotate(secret_file, f"https://127.0.0.1:1/{read(secret_file).split('/', 3)[3]}")
+    if kind in URL_IN_FILE:
+        scheme, _, _, rest = read(secret_file).split("/", 3)
+        rotate(secret_file, f"{scheme}//127.0.0.1:1/{rest}")
     for key in {"url", "api_url"} & values.keys():
         values[key] = f"https://127.0.0.1:1/{values[key].split('/', 3)[3]}"
     with tinyproxy(tmp_path) as proxy:

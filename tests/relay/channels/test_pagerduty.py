@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.pagerduty import build_event
+from services.relay.channels.pagerduty_event import build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
 from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
@@ -33,6 +33,8 @@ from tests.relay.channels.examples import (
 )
 from tests.relay.channels.recording_attempt import Recorded, send
 
+ACKNOWLEDGEMENT = "2026-01-01T12:00:00+00:00"
+
 
 def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
     return settings({**example("pagerduty", secret_file, stand_ins.http), **changes}).connect(5)
@@ -40,6 +42,10 @@ def connect(secret_file: Path, stand_ins: StandIns, **changes: bool) -> Channel:
 
 def sent(stand_ins: StandIns) -> list[str]:
     return [event["event_action"] for event in stand_ins.pagerduty.events]
+
+
+def acknowledged(given: Message, *, is_repeat: bool = False) -> Message:
+    return replace(given, task=given.task._replace(acknowledgement=ACKNOWLEDGEMENT, is_repeat=is_repeat))
 
 
 def actions(payload: str) -> list[str]:
@@ -68,8 +74,9 @@ def test_alerts_that_do_not_fit_are_counted(text: str) -> None:
     event = build_event(critical(with_text(text, 2_000)), "trigger")
     details = event["payload"]["custom_details"]
     assert size(event) < 512_000
-    assert 1 <= len(details["listed"]) < 2_000
-    assert details["more"] == f"… and {2_000 - len(details['listed'])} more"
+    (table,) = details["listed"]
+    assert len(table["rows"]) == 100
+    assert table["more"] == "… and 1900 more firing"
     assert details["alerts"] == "2000 firing"
 
 
@@ -289,3 +296,45 @@ def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
     details = build_event(noted, "trigger")["payload"]["custom_details"]
     assert next(iter(details.items())) == ("remark", "Slack is down. Ended while silenced.")
     assert "remark" not in build_event(message(), "trigger")["payload"]["custom_details"]
+
+
+async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = connect(secret_file, stand_ins)
+    firing = acknowledged(message("01-firing-1"))
+    receipt = await send(channel, firing)
+    key = hashlib.sha256(firing.event.group_key.encode()).hexdigest()
+    assert receipt == {"dedup_key": key, "status": "success", "acknowledged": ACKNOWLEDGEMENT}
+    assert sent(stand_ins) == ["trigger", "acknowledge"]
+    assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["acknowledged"]
+
+    await send(channel, acknowledged(firing, is_repeat=True))  # PagerDuty has everything else
+    assert sent(stand_ins)[2:] == ["acknowledge"]
+    assert "acknowledged" not in await send(channel, message("01-firing-1"))  # a repeat of the alert
+    assert sent(stand_ins)[3:] == ["trigger"]
+    assert "acknowledged" not in await send(channel, acknowledged(message("03-resolved-1")))
+    assert sent(stand_ins)[4:] == ["resolve"]
+    await channel.close()
+
+
+async def test_an_acknowledgement_that_was_cut_off_is_sent_again_without_the_trigger(
+    secret_file: Path, stand_ins: StandIns
+) -> None:
+    channel = connect(secret_file, stand_ins)
+
+    class Cut(Recorded):
+        """PagerDuty fails between the two events."""
+
+        async def save_progress(self, progress: Progress) -> None:
+            await super().save_progress(progress)
+            stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
+
+    first = Cut(acknowledged(message("01-firing-1")))
+    with pytest.raises(SendError) as raised:
+        await channel.send(first)
+    await channel.send(first.again(raised.value))
+    await channel.close()
+    assert sent(stand_ins) == ["trigger", "acknowledge", "acknowledge"]
+    assert json.loads(first.payloads[1]).keys() == {"routing_key", "event_action", "dedup_key"}
+    assert "\n".join(first.payloads) == channel.render_payload(first.message)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import subprocess
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: T
         entries, _ = await OutboxAudit(rows.store).list_entries(10, None)
         return [(each.who, each.peer, each.action, each.on) for each in entries]
 
-    who = f"uid {os.geteuid()}"
+    who = f"{pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
     assert fill(audit) == [
         (who, "command line", "retry all", "pager"),
         (who, "command line", "retry", made["dead"]),

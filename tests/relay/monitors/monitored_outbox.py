@@ -12,6 +12,7 @@ from services.relay.intake import deduplication
 from services.relay.metrics import Metrics
 from services.relay.model import (
     Alert,
+    EscalationStep,
     Event,
     Status,
     build_fingerprint,
@@ -19,7 +20,7 @@ from services.relay.model import (
     decode_event,
     find_alertname,
 )
-from services.relay.monitors.self_alerts import AlertPublisher
+from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
@@ -67,7 +68,10 @@ class MonitoredOutbox:
             registry, CHANNELS, (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD), ()
         )
         self.routed: tuple[str, ...] = ("slack",)
-        self.publisher = AlertPublisher(store, metrics, CHANNELS, self._accepted, lambda _event: self.routed)
+        self.escalation: tuple[EscalationStep, ...] = ()
+        self.publisher = AlertPublisher(
+            store, metrics, CHANNELS, self._accepted, lambda _event: RoutedChannels(self.routed, self.escalation)
+        )
 
     def _accepted(self, channels: Iterable[str]) -> None:
         self.woken += channels

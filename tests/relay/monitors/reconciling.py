@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime
 
-from services.relay.model import Event, Status
-from services.relay.monitors.alertmanager_api import (
+from services.relay.alertmanager_api import (
     ActiveAlert,
     AlertmanagerClient,
     AlertmanagerError,
     AlertmanagerState,
 )
+from services.relay.model import Event, Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, Reconciler, ReconcileTimes
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
 

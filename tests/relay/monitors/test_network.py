@@ -8,9 +8,9 @@ import pytest
 import yaml
 from aiohttp import web
 
+from services.relay.alertmanager_api import AlertmanagerClient
 from services.relay.app import build_monitor_settings
 from services.relay.config import RelaySettings
-from services.relay.monitors.alertmanager_api import AlertmanagerClient
 from services.relay.monitors.deadman import DeadMansSwitch
 from services.relay.monitors.supervisor import MonitorSettings
 from shared.config.settings import Address, load_settings

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from services.relay.delivery.task import prepare_task
-from services.relay.model import DeliveryTask, Event, decode_event
+from services.relay.model import DeliveryTask, EscalationStep, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
@@ -17,12 +17,17 @@ PAUSES = PauseLimits(initial=1, maximum=300)
 
 
 async def accept(
-    store: Store, incident: str, *channels: str, episode: int = 1, event: Event | None = None
+    store: Store,
+    incident: str,
+    *channels: str,
+    episode: int = 1,
+    event: Event | None = None,
+    is_open: bool = True,
+    escalation: tuple[EscalationStep, ...] = (),
 ) -> AcceptResult:
     incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
-    return await accept_event(
-        store, incoming, lambda _known, _now: DeliveryPlan(episode, is_open=True, channels=channels or ("a",))
-    )
+    plan = DeliveryPlan(episode, is_open=is_open, channels=channels or ("a",), escalation=escalation)
+    return await accept_event(store, incoming, lambda _known, _now: plan)
 
 
 async def claim_some(
@@ -36,10 +41,15 @@ async def claim_one(store: Store, channel: str = "a", owner: str = "me") -> Deli
     return one
 
 
+async def prepare(store: Store, claim: DeliveryTask, *, acknowledges: bool = False) -> DeliveryTask:
+    """A claim as it goes to its channel."""
+    ends = asyncio.get_running_loop().time() + 10
+    return await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends, acknowledges=acknowledges)
+
+
 async def read_event(store: Store, claim: DeliveryTask) -> Event:
     """What the holder of a claim tells."""
-    ends = asyncio.get_running_loop().time() + 10
-    return decode_event((await prepare_task(store, claim, attempt_ends=ends, lease_ends=ends)).event_json)
+    return decode_event((await prepare(store, claim)).event_json)
 
 
 async def nothing_due(store: Store, channel: str = "a") -> bool:

@@ -22,6 +22,7 @@ from shared.kms.reason import Reason
 
 class FakeKms:
     profile = GCP_PROFILE
+    account = ""
 
     def __init__(self) -> None:
         self.primary = 1

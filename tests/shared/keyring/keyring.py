@@ -110,7 +110,7 @@ class Meddled:
 
     def __init__(self, real: KmsKey) -> None:
         self._real = real
-        self.profile = real.profile
+        self.profile, self.account = real.profile, real.account
         self.meddle: Callable[[], Awaitable[object]] | None = None
         self.decrypt, self.describe_key = real.decrypt, real.describe_key
         self.check_permissions, self.measure_connectivity = real.check_permissions, real.measure_connectivity

@@ -1,29 +1,32 @@
 """A message → a mail: plain text and HTML, headers that nothing in an alert can break, the same bytes at each retry.
 
-Mails of one episode refer to one root that was never sent itself, and share one subject, so mail programs show them as
-one thread. https://www.rfc-editor.org/rfc/rfc5322#section-3.6.4
+Mails of one episode are one thread, whatever their subjects, and the subject says what is wrong, or that it is over:
+
+- each refers to one root that was never sent itself, and to the first mail of the episode (RFC 5322, section 3.6.4);
+- each has the same Thread-Topic and Thread-Index, by which Outlook groups mails, and not by their subjects
+  (https://learn.microsoft.com/en-us/office/client-developer/outlook/mapi/pidtagconversationtopic-canonical-property);
+- Gmail begins another conversation where the subject changes, whatever the references, so there the mails of one cause
+  are one conversation, and the end is the next
+  (https://workspaceupdates.googleblog.com/2019/03/threading-changes-in-gmail-conversation-view.html).
 """
 
+import base64
 import email.policy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from email.headerregistry import Address
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from pathlib import Path
+from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from services.relay import text
-from services.relay.model import Alert, Event, Message
+from services.relay.channels.email.content import MailContent, build_content
+from services.relay.channels.email.plain_text import build_plain_text
+from services.relay.model import Event, Message
 
-MAX_ALERTS = 25
-MAX_SUBJECT = 200
-_MAX_TEXT = 3_000
-_MAX_SUMMARY = 500
-_MAX_LABEL = 200
-_MAX_LABELS = 20
-# 25 such alerts, in two parts, stay under 20 MB even where each character takes 12 bytes as quoted-printable; the
-# smallest of the usual limits is 25 MB (https://support.google.com/mail/answer/6584).
+MAX_SUBJECT: Final = 200
 
 _TEMPLATE = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -42,91 +45,62 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
         sender: for `From`; its domain is in the Message-ID and the List-ID.
         recipients: for `To`: addresses without names, all of them in one mail.
     """
-    root = _build_message_id(sender.domain, message.task.incident_id, str(message.task.episode), *sorted(recipients))
+    delivery_id = message.task.delivery_id
     mail = EmailMessage(policy=email.policy.SMTP)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
     mail["Subject"] = format_subject(message)
     mail["Date"] = message.task.accepted_at
-    mail["Message-ID"] = _build_message_id(sender.domain, message.task.delivery_id, *sorted(recipients))
-    mail["In-Reply-To"] = root
-    mail["References"] = root
+    mail["Message-ID"] = _build_message_id(sender.domain, delivery_id, *sorted(recipients))
+    _add_thread(mail, message, sender.domain, recipients)
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     mail["List-ID"] = f"keypulse alerts <keypulse.{sender.domain}>"
-    alerts = text.list_alerts(message)
-    alert_count, more = (
-        [_MailAlert(alert, links, message) for alert, links in alerts[:MAX_ALERTS]],
-        max(0, len(alerts) - MAX_ALERTS),
-    )
+    content = build_content(message)
+    chart_id = _build_message_id(sender.domain, "chart", delivery_id)
     # Quoted-printable: no line is too long and no byte over 127, whatever the server can take.
-    mail.set_content(_build_text(message, alert_count, more), cte="quoted-printable")
-    mail.add_alternative(_build_html(message, alert_count, more), subtype="html", cte="quoted-printable")
-    # Python's own boundary is random, and a retry sends the same bytes; an alert's author cannot guess this one.
-    mail.set_boundary(_hash_parts("boundary", message.task.delivery_id))
+    mail.set_content(build_plain_text(content), cte="quoted-printable")
+    mail.add_alternative(_build_html(message.event, content, chart_id), subtype="html", cte="quoted-printable")
+    if content.has_chart and message.chart is not None:
+        _add_chart(mail, message.chart, chart_id)
+    # Python's own boundaries are random, and a retry sends the same bytes; an alert's author cannot guess these.
+    for number, part in enumerate(part for part in mail.walk() if part.is_multipart()):
+        part.set_boundary(_hash_parts("boundary", delivery_id, str(number)))
     return mail
 
 
 def format_subject(message: Message) -> str:
-    """The same for every event of an incident, such as `[KMSCryptoNotReady] production / backend`."""
-    name, _, location = text.format_headline(message.event).partition(" · ")
-    return text.truncate(f"[{name}] {location}".strip(), MAX_SUBJECT)
+    """The cause with its state, then the class; without numbers, so that repeats have the same.
+
+    Commas, since a header in ASCII is readable everywhere, even in a notification of a small program.
+    """
+    headline = text.format_class(message).replace(" · ", ", ")
+    subject = text.format_subject(message)
+    return text.truncate(f"{subject} [{headline}]" if headline else subject.replace(" · ", ", "), MAX_SUBJECT)
 
 
-class _MailAlert:
-    """An alert as both parts of the mail show it."""
-
-    def __init__(self, alert: Alert, links: list[text.Link], message: Message) -> None:
-        self.state = str(alert.status)
-        self.summary = text.truncate(text.format_summary(alert), _MAX_SUMMARY)
-        self.description = text.truncate(text.format_description(alert), _MAX_TEXT)
-        self.period = text.format_period(alert)
-        self.links = links
-        self.labels = _limit_labels(text.select_own_labels(alert, message.event))
-
-
-def _limit_labels(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    return text.limit_labels(labels, _MAX_LABELS, _MAX_LABEL)
+def _add_thread(mail: EmailMessage, message: Message, domain: str, recipients: Sequence[str]) -> None:
+    task = message.task
+    episode = (task.incident_id, str(task.episode), *sorted(recipients))
+    root = _build_message_id(domain, *episode)
+    first = (task.first_receipt or {}).get("message_id", root)
+    mail["In-Reply-To"] = first
+    mail["References"] = " ".join(dict.fromkeys((root, first)))
+    mail["Thread-Topic"] = text.truncate(text.format_headline(message.event), MAX_SUBJECT)
+    # Its 22 bytes begin with 1 and a time that nothing shows; then the conversation's id.
+    mail["Thread-Index"] = base64.b64encode(b"\1" + hashlib.sha256("\n".join(episode).encode()).digest()[:21]).decode()
 
 
-def _build_text(message: Message, alerts: list[_MailAlert], more: int) -> str:
-    event = message.event
-    level = text.find_worst_severity(event)
-    lines = [
-        f"{text.format_state(message)}: {text.format_headline(event)}",
-        " · ".join(filter(None, (text.format_counts(event), level))),
-    ]
-    if remark := text.format_remark(message):
-        lines += ["", remark]
-    for alert in alerts:
-        lines += ["", f"* {alert.summary}", f"  {alert.period}"]
-        lines += [f"  {line}" for line in alert.description.splitlines()]
-        lines += [f"  {link.text}: {link.url}" for link in alert.links]
-        lines += [f"  {key} = {value}" for key, value in alert.labels]
-    if more:
-        lines += ["", f"… and {more} more"]
-    lines += ["", *(f"{key} = {value}" for key, value in _limit_labels(event.common_labels))]
-    if group_links := text.list_group_links(event):
-        lines += ["", *(f"{link.text}: {link.url}" for link in group_links)]
-    if contacts := text.select_contacts(message):
-        lines += ["", "Escalate to", *(f"  {role}: {address}" for role, address in contacts.items())]
-    return "\n".join(lines) + "\n"
+def _add_chart(mail: EmailMessage, chart: bytes, chart_id: str) -> None:
+    html = mail.get_body(("html",))
+    assert isinstance(html, MIMEPart)  # noqa: S101  # the caller has just added it
+    html.add_related(chart, "image", "png", cid=chart_id, filename="chart.png", disposition="inline")
 
 
-def _build_html(message: Message, alerts: list[_MailAlert], more: int) -> str:
-    event = message.event
+def _build_html(event: Event, content: MailContent, chart_id: str) -> str:
     return _TEMPLATE.render(
+        content=content,
         colour=_choose_colour(event),
-        state=text.format_state(message),
-        headline=text.format_headline(event),
-        counts=text.format_counts(event),
-        severity=text.find_worst_severity(event),
-        remark=text.format_remark(message),
-        alerts=alerts,
-        more=more,
-        labels=_limit_labels(event.common_labels),
-        contacts=text.select_contacts(message),
-        group_links=text.list_group_links(event),
-        receiver=text.clean_line(event.receiver),
+        chart_url=f"cid:{chart_id.strip('<>')}" if content.has_chart else "",
     )
 
 

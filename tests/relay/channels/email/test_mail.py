@@ -1,3 +1,4 @@
+import base64
 import html
 import re
 from dataclasses import replace
@@ -5,6 +6,7 @@ from email import message_from_bytes, policy
 from email.headerregistry import Address
 from email.message import EmailMessage
 from html.parser import HTMLParser
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +18,15 @@ from tests.relay.channels.examples import (
     DASHBOARD,
     HUGE,
     NASTY,
+    PNG,
     RUNBOOK,
+    TITLE,
     change,
     critical,
+    detailed,
     message,
     messages,
+    titled,
     with_text,
 )
 
@@ -28,11 +34,30 @@ SENDER = Address("keypulse", addr_spec="alerts@example.org")
 TO = ("secops@example.org", "oncall@example.org")
 HEADERS = {
     *("From", "To", "Subject", "Date", "Message-ID", "In-Reply-To", "References", "Auto-Submitted", "List-ID"),
+    *("Thread-Topic", "Thread-Index"),
     *("MIME-Version", "Content-Type"),
 }
 
 
-TAGS = {"html", "head", "meta", "title", "style", "body", "table", "tr", "td", "div", "h1", "h2", "a"}
+TAGS = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "table",
+    "tr",
+    "td",
+    "th",
+    "div",
+    "h1",
+    "h2",
+    "a",
+    "pre",
+    "br",
+    "img",
+}
 ATTRIBUTES = {
     "lang",
     "charset",
@@ -47,6 +72,8 @@ ATTRIBUTES = {
     "align",
     "valign",
     "href",
+    "src",
+    "alt",
 }
 
 
@@ -58,11 +85,13 @@ class Tags(HTMLParser):
         self.names: set[str] = set()
         self.attributes: set[str] = set()
         self.links: list[str] = []
+        self.pictures: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.add(tag)
         self.attributes |= {name for name, _ in attrs}
         self.links += [value or "" for name, value in attrs if name == "href"]
+        self.pictures += [value or "" for name, value in attrs if name == "src"]
 
 
 def raw(of: Message) -> bytes:
@@ -91,7 +120,8 @@ def check_form(of: Message) -> None:
     mail = received(of)
     assert set(mail.keys()) == HEADERS
     assert mail["To"] == ", ".join(TO)
-    assert [child.get_content_type() for child in mail.iter_parts()] == ["text/plain", "text/html"]
+    second = "multipart/related" if of.chart else "text/html"
+    assert [child.get_content_type() for child in mail.iter_parts()] == ["text/plain", second]
     assert not mail.defects
 
 
@@ -104,7 +134,7 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    noted = critical(change(with_text(text, alerts), remark=text))
+    noted = critical(detailed(change(with_text(text, alerts), remark=text), text))
     check_form(noted)
     page = part(received(noted), "html")
     found = Tags()
@@ -112,18 +142,93 @@ def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
     assert found.names <= TAGS
     assert found.attributes <= ATTRIBUTES
     assert all(url.startswith(("https://", "http://")) for url in found.links)
+    assert [url.split(":")[0] for url in found.pictures] == ["cid"], "a mail loads nothing"
 
 
 def test_a_retry_sends_the_same_bytes() -> None:
-    retry = change(message(), attempt_number=7, age=3600.0, lease_id="another", lease_ends=2.0, maybe_sent=True)
-    assert raw(retry) == raw(message())
+    first = detailed(message())
+    retry = change(first, attempt_number=7, age=3600.0, lease_id="another", lease_ends=2.0, maybe_sent=True)
+    assert raw(retry) == raw(first)
+
+
+def test_the_picture_is_inline_and_the_html_shows_it() -> None:
+    mail = received(detailed(message()))
+    (picture,) = (part for part in mail.walk() if part.get_content_type() == "image/png")
+    assert picture.get_content() == PNG
+    assert picture.get_content_disposition() == "inline"
+    found = Tags()
+    found.feed(part(mail, "html"))
+    assert found.pictures == [f"cid:{str(picture['Content-ID']).strip('<>')}"]
+    too_large = received(replace(message(), chart=bytes(3_000_000)))
+    assert [each.get_content_type() for each in too_large.walk()] == [
+        "multipart/alternative",
+        "text/plain",
+        "text/html",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_both_parts_have_the_fix_the_context_the_value_and_the_runbooks_steps(kind: str) -> None:
+    text = html.unescape(part(received(detailed(message())), kind))
+    for piece in (
+        "What to do",
+        "gcloud kms keys add-iam-policy-binding ledger",
+        "by alice at 2026-11-24 22:41 UTC",
+        "to pagerduty, oncall at 2026-11-24 22:40 UTC",
+        "10 min ago; since then 1 new",
+        "KMSCanaryLost · production / backend, since 2026-11-24 22:43 UTC",
+        "… and 3 more",
+        "3rd time in 7 days",
+        "now 0 (fires if < 1)",
+        "From the runbook: KMSProbeFailing",
+        "1. Probe the key:",
+        'curl "$EXPORTER/probe?target=ledger-kek"',
+        "the runbook goes on",
+    ):
+        assert piece in text
+
+
+def test_the_reader_sees_utc_and_the_time_of_their_zone() -> None:
+    berlin = replace(message("03-resolved-1"), zone=ZoneInfo("Europe/Berlin"))
+    text = part(received(berlin), "plain")
+    assert "fired from 2026-11-24 23:46:10 CET (22:46:10 UTC) to 2026-11-24 23:46:18 CET (22:46:18 UTC)" in text
+
+
+def test_each_of_several_alerts_has_its_own_title_where_that_differs() -> None:
+    of = titled(message("07-firing-3"))
+    first, *others = of.event.alerts
+    own = replace(first, annotations={**first.annotations, "title": "ledger-kek is slow"})
+    text = part(received(replace(of, event=replace(of.event, alerts=(own, *others)))), "plain")
+    assert text.startswith(TITLE)
+    assert text.count(TITLE) == 1, "the alerts below have their summary as heading"
+    assert "* ledger-kek is slow\n  KMSHighCryptoErrorRate on backend\n" in text.replace("\r\n", "\n")
 
 
 def test_all_mails_of_an_episode_are_one_thread() -> None:
-    firing, resolved = received(message(delivery_id="1")), received(message("03-resolved-1", delivery_id="2"))
-    assert firing["Subject"] == resolved["Subject"] == "[KMSCryptoModeNotKMS] production / backend"
-    assert firing["References"] == firing["In-Reply-To"] == resolved["References"] == resolved["In-Reply-To"]
-    assert firing["Message-ID"] != resolved["Message-ID"]
+    first = received(titled(message(delivery_id="1")))
+    receipt = {"message_id": str(first["Message-ID"])}
+    repeat = received(titled(message(delivery_id="2", first_receipt=receipt)))
+    end = received(titled(message("03-resolved-1", delivery_id="3", first_receipt=receipt)))
+    assert first["References"] == first["In-Reply-To"]
+    for later in (repeat, end):
+        assert later["In-Reply-To"] == first["Message-ID"] != later["Message-ID"]
+        assert later["References"] == f"{first['References']} {first['Message-ID']}"
+        assert (later["Thread-Topic"], later["Thread-Index"]) == (first["Thread-Topic"], first["Thread-Index"])
+    assert first["Subject"] == repeat["Subject"] == f"{TITLE} [KMSCryptoModeNotKMS, production / backend]"
+    over = "Resolved after 8 s: permission_denied: backend could not encrypt with ledger-kek"
+    assert end["Subject"] == f"{over} [KMSCryptoModeNotKMS, production / backend]"
+
+
+def test_outlook_reads_an_index_of_22_bytes_that_begins_with_one() -> None:
+    index = base64.b64decode(str(received(message())["Thread-Index"]))
+    assert (len(index), index[0]) == (22, 1)
+    assert index != base64.b64decode(str(received(message(episode=2))["Thread-Index"]))
+
+
+def test_an_alert_without_a_cause_has_its_state_and_its_headline_as_subject() -> None:
+    assert received(message())["Subject"] == "Firing: KMSCryptoModeNotKMS, production / backend"
+    resolved = received(message("03-resolved-1"))
+    assert resolved["Subject"] == "Resolved after 8 s: KMSCryptoModeNotKMS, production / backend"
 
 
 def test_the_next_episode_and_another_mailbox_are_threads_of_their_own() -> None:
@@ -173,9 +278,10 @@ def test_both_parts_say_what_is_wrong_and_where_to_go(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "html"])
 def test_many_alerts_are_counted(kind: str) -> None:
-    text = part(received(with_text("x", 60)), kind)
-    assert "… and 35 more" in text
-    assert text.count("since 2026") == 25
+    text = part(received(with_text("x", 100)), kind)
+    assert "… and 40 more firing" in text
+    assert text.count("since 2026") == 1, "what all share is said once"
+    assert all(f"{number} x" in text for number in range(60))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +295,7 @@ def test_many_alerts_are_counted(kind: str) -> None:
 )
 def test_the_band_is_red_amber_or_green(payload: str, changes: dict[str, int], colour: str) -> None:
     event = replace(message(payload).event, **changes)  # type: ignore[arg-type]  # any field of Event
-    (band,) = re.findall(r'<td style="background-color:(#\w+)', part(received(message(event)), "html"))
+    (band,) = re.findall(r'<td class="cell" style="background-color:(#\w+)', part(received(message(event)), "html"))
     assert band == colour
 
 
@@ -197,7 +303,7 @@ def test_a_subject_in_any_script_arrives_as_it_was_written() -> None:
     event = message().event
     labels = {"alertname": "Schlüssel-Ausfall ✓ " + "Wort " * 40, "env": "größe"}
     subject = str(received(message(replace(event, group_labels=labels)))["Subject"])
-    assert subject.startswith("[Schlüssel-Ausfall ✓ Wort")
+    assert subject.startswith("Firing: Schlüssel-Ausfall ✓ Wort")
     assert len(subject) == 200 or subject.endswith("größe")
 
 

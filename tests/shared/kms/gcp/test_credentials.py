@@ -141,7 +141,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 async def main():
     key = connect_key(GcpKeySettings(key={KEY!r}, endpoint=sys.argv[1]))
     encrypted = await key.encrypt(b"secret", b"aad", timeout=10)
-    print((await key.decrypt(encrypted.ciphertext, b"aad", timeout=10)).plaintext.decode())
+    print((await key.decrypt(encrypted.ciphertext, b"aad", timeout=10)).plaintext.decode(), "by", key.account)
     await key.close()
 asyncio.run(main())
 """
@@ -196,7 +196,7 @@ async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emu
     )
     server.close()
     await asyncio.wait_for(asyncio.gather(*connections), 10)
-    assert (done.returncode, done.stdout) == (0, "secret\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "secret by keypulse@demo.iam.gserviceaccount.com\n"), done.stderr
     assert len(seen) > 500
 
 

@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, Text, text
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 
 
 def upgrade(op: Operations) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.relay.monitors import alertmanager_api
-from services.relay.monitors.alertmanager_api import (
+from services.relay import alertmanager_api
+from services.relay.alertmanager_api import (
     ActiveAlert,
     AlertmanagerClient,
     AlertmanagerError,

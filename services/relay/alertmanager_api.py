@@ -1,10 +1,11 @@
-"""Reads an Alertmanager's API: since when it is up, and its alerts, muted ones included.
+"""An Alertmanager's API: since when it is up, its alerts, muted ones included, and its silences.
 
 https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +27,30 @@ _ALERTS_PATH: Final = "/api/v2/alerts?active=true&silenced=true&inhibited=true&u
 
 
 class AlertmanagerError(Exception):
-    """An Alertmanager cannot be read; the text says why, without secrets."""
+    """An Alertmanager does not do what it was asked for; the text says why, without secrets.
+
+    Args:
+        text: why.
+        is_refusal: whether it answered that it will not, so that it has certainly done nothing.
+    """
+
+    def __init__(self, text: str, *, is_refusal: bool = False) -> None:
+        super().__init__(text)
+        self.is_refusal = is_refusal
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
+    except SendError as error:
+        raise AlertmanagerError(str(error), is_refusal=not error.maybe_arrived) from None
+    except SecretUnreadableError as error:
+        raise AlertmanagerError(str(error), is_refusal=True) from None
+    except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
+        raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +74,34 @@ class AlertmanagerState:
 
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSilence:
+    """A silence of the alerts that have exactly these values of labels."""
+
+    labels: Mapping[str, str]
+    ends_at: float
+    """Unix seconds."""
+    created_by: str
+    comment: str
+
+
+class _SilenceStatus(msgspec.Struct, gc=False):
+    state: str  # expired, active, pending
+
+
+class FoundSilence(msgspec.Struct, rename="camel", gc=False):
+    """A silence as Alertmanager lists it."""
+
+    id: str
+    comment: str
+    created_by: str
+    status: _SilenceStatus
+
+
+class _CreatedSilence(msgspec.Struct, rename={"silence_id": "silenceID"}):
+    silence_id: str
 
 
 class _ServerStatus(msgspec.Struct):
@@ -82,6 +134,8 @@ class _ListedAlert(msgspec.Struct, rename="camel", gc=False):
 
 _CONFIGURED: Final = msgspec.json.Decoder(_ConfiguredStatus)
 _STATUS: Final = msgspec.json.Decoder(_ServerStatus)
+_SILENCE_LIST: Final = msgspec.json.Decoder(list[FoundSilence])
+_CREATED: Final = msgspec.json.Decoder(_CreatedSilence)
 _ALERT_LIST: Final = msgspec.json.Decoder(list[_ListedAlert])
 
 
@@ -101,42 +155,57 @@ class AlertmanagerClient:
 
     async def read_state(self) -> AlertmanagerState:
         """Its current state. Raises AlertmanagerError."""
-        try:
+        with _translate_errors():
             status = await run_large(partial(decode_json, _STATUS, await self._get("/api/v2/status")))
             body = await self._get(_ALERTS_PATH)
             return await run_large(partial(_build_state, status.uptime.timestamp(), body))
-        except TimeoutError:
-            raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
-        except (SendError, SecretUnreadableError) as error:
-            raise AlertmanagerError(str(error)) from None
-        except (UntrustedJsonError, OverflowError):  # the latter for a time near the year 1 or 9999
-            raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
 
     async def read_configuration(self) -> str:
         """Its configuration in YAML, secrets and URLs masked. Raises AlertmanagerError."""
-        try:
-            document = decode_json(_CONFIGURED, await self._get("/api/v2/status"))
-        except TimeoutError:
-            raise AlertmanagerError(f"no answer within {_REPLY_TIMEOUT:g} s") from None
-        except (SendError, SecretUnreadableError) as error:
-            raise AlertmanagerError(str(error)) from None
-        except UntrustedJsonError:
-            raise AlertmanagerError("its answer is not that of Alertmanager's API, version 2") from None
-        return document.config.original
+        with _translate_errors():
+            return decode_json(_CONFIGURED, await self._get("/api/v2/status")).config.original
+
+    async def find_silence(self, mark: str) -> FoundSilence | None:
+        """A silence whose comment has this mark, and that has not ended. Raises AlertmanagerError."""
+        with _translate_errors():
+            listed = await run_large(partial(decode_json, _SILENCE_LIST, await self._get("/api/v2/silences")))
+        return next((each for each in listed if mark in each.comment and each.status.state != "expired"), None)
+
+    async def create_silence(self, silence: NewSilence, now: float) -> str:
+        """Create a silence; its ID. Each call makes another one.
+
+        Raises:
+            AlertmanagerError: it was refused, or nobody knows whether it was created: see `is_refusal`.
+        """
+        document = {
+            "matchers": [
+                {"name": name, "value": value, "isRegex": False, "isEqual": True}
+                for name, value in silence.labels.items()
+            ],
+            "startsAt": datetime.fromtimestamp(now, UTC).isoformat(),
+            "endsAt": datetime.fromtimestamp(silence.ends_at, UTC).isoformat(),
+            "createdBy": silence.created_by,
+            "comment": silence.comment,
+        }
+        with _translate_errors():
+            return decode_json(_CREATED, await self._request("POST", "/api/v2/silences", document)).silence_id
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
 
     async def _get(self, path: str) -> bytes:
+        return await self._request("GET", path)
+
+    async def _request(self, method: str, path: str, document: object = None) -> bytes:
         body = bytearray()
         with translate_connection_errors("Alertmanager"):
             async with (
                 asyncio.timeout(_REPLY_TIMEOUT),
-                self._session.open().get(self.url + path, headers=self._headers()) as answer,
+                self._session.open().request(method, self.url + path, headers=self._headers(), json=document) as answer,
             ):
                 if answer.status != 200:
-                    raise AlertmanagerError(f"it answered HTTP {answer.status}")
+                    raise AlertmanagerError(f"it answered HTTP {answer.status}", is_refusal=answer.status < 500)
                 async for chunk in answer.content.iter_any():
                     body += chunk
                     if len(body) > _MAX_REPLY_BYTES:

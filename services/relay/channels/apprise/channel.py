@@ -1,0 +1,167 @@
+"""A hundred services more, such as Microsoft Teams, Discord, Telegram, ntfy and Opsgenie, by Apprise.
+
+Apprise knows what each service wants to be sent, and keypulse sends it; see `plugin`. Nothing is ever attached. A
+message whose answer was lost is sent again, since no service can be searched by Apprise.
+
+The package is an extra: `pip install 'keypulse[apprise]'`. Without it, a channel of this kind is an error.
+https://appriseit.com/services/
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Hashable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
+
+from pydantic import model_validator
+
+from services.relay.channels.apprise.text import build_text
+from services.relay.channels.diagnosis import report_send_errors
+from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Receipt
+from services.relay.channels.provider_call import (
+    build_in_thread_if_large,
+    call_provider,
+    check_current_lease,
+    read_secret,
+)
+from services.relay.http_session import HttpSession
+from services.relay.model import Message
+from services.relay.send_error import SendError, SendReason, SendScope
+from shared.check import Check, CheckError
+from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.secret_file import SecretFile
+from shared.config.settings import FilePath
+from shared.net.egress import EgressSettings
+from shared.net.page import check_connection
+from shared.process.concurrency import start_in_thread
+
+if TYPE_CHECKING:
+    from apprise import NotifyBase
+
+_SERVICE: Final = "the service"
+_EXPECTED: Final = "expected a file with the Apprise URL of a service on its first line"
+
+
+def _import_plugin_module() -> ModuleType:
+    """The module `plugin`, which imports Apprise: a relay without such a channel needs no memory for it."""
+    return importlib.import_module("services.relay.channels.apprise.plugin")
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("apprise") is not None
+
+
+def _check_url(url: str) -> None:
+    if _is_installed():  # else there is another error
+        _import_plugin_module().create_plugin(url)
+
+
+AppriseUrlPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EXPECTED, _check_url))]
+"""A file with the URL of one destination, which is a secret itself; `--check` checks it."""
+
+
+class AppriseSettings(EgressSettings, ChannelSettings):
+    """One destination of a service that Apprise knows."""
+
+    # Apprise's plugins keep state, and are not made for several threads.
+    max_concurrency: ClassVar[int] = 1
+    # What chats such as Telegram take for one destination: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits
+    provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)
+
+    kind: Literal["apprise"]
+    url_file: AppriseUrlPath
+    """Holds the URL, such as `tgram://TOKEN/CHAT`."""
+
+    @model_validator(mode="after")
+    def _check_installed(self) -> Self:
+        if not _is_installed():
+            raise ValueError("needs the package apprise, which is not installed; run: pip install 'keypulse[apprise]'")
+        return self
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """What no service can be asked for through Apprise."""
+        return (
+            "no threads, edits or search: a message whose answer was lost is sent again",
+            "one destination for each channel",
+        )
+
+    def connect(self, timeout: float) -> "AppriseChannel":
+        """The channel, with `timeout` seconds for a whole send."""
+        return AppriseChannel(self, timeout)
+
+
+class AppriseChannel:
+    """Sends to one destination."""
+
+    def __init__(self, settings: AppriseSettings, timeout: float, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._timeout = timeout
+        self._clock = clock
+        self._url_file = SecretFile(settings.url_file)
+        self._session = HttpSession(_SERVICE, check_current_lease, settings)
+        self._plugin: tuple[str, NotifyBase] | None = None
+
+    async def send(self, attempt: Attempt) -> Receipt:
+        """Sends the message; the receipt holds the `service`, and the HTTP `status` of its last answer."""
+        message = attempt.message
+        async with call_provider(attempt, _SERVICE, self._timeout) as call:
+            url, plugin = await self._open_plugin()
+            module = _import_plugin_module()
+            text = await build_in_thread_if_large(message, lambda: module.build_for(plugin, message))
+            exchange = module.Exchange(
+                self._session,
+                call,
+                text.payload,
+                url,
+                self._clock,
+                allow_remote_insecure=self._settings.allow_remote_insecure,
+            )
+            try:
+                is_accepted = await exchange.run(lambda: module.notify(plugin, message, text))
+            except BaseException:
+                self._plugin = None  # its thread may still use it
+                raise
+            return {"service": str(plugin.service_name), "status": str(exchange.conclude(is_accepted=is_accepted))}
+
+    def render_payload(self, message: Message) -> str:
+        """Title and body for a service of plain text without narrow limits; another one would need the URL."""
+        return build_text(message).payload
+
+    def read_secret_versions(self) -> Hashable:
+        """Changes with the file of the URL, and those of proxy and authorities."""
+        return self._url_file.read_stamp(), self._session.read_file_stamps()
+
+    def list_checks(self, key: str) -> Sequence[Check]:
+        """Whether the server can be reached to which Apprise would send; nothing is sent."""
+        return [Check(f"{key} connection", self._check_connection, depends_on=f"{key}.url_file")]
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    async def _check_connection(self) -> str:
+        with report_send_errors():
+            _, plugin = await self._open_plugin()
+        self._plugin = None  # no send gets one that was used for this
+        first_request = await _import_plugin_module().find_first_request(plugin)
+        if first_request is None:
+            raise CheckError(
+                "Apprise builds no request for this URL", "correct it; see https://appriseit.com/services/"
+            )
+        reached = await check_connection(first_request, self._settings)
+        return f"{plugin.service_name}: {reached}; only send-test shows whether it takes messages"
+
+    async def _open_plugin(self) -> tuple[str, "NotifyBase"]:
+        """The URL, and Apprise's plugin for it; the first one in a process takes a second. Raises SendError."""
+        url = read_secret(self._url_file)
+        if self._plugin is None or self._plugin[0] != url:
+            try:
+                created = start_in_thread("apprise", lambda: _import_plugin_module().create_plugin(url))
+                self._plugin = url, await asyncio.wrap_future(created)
+            except ValueError as error:
+                detail = f"{self._url_file.path}: {error}"
+                raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
+        return self._plugin

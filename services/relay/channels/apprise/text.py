@@ -1,0 +1,200 @@
+"""A message → title and body for any service that Apprise knows: Markdown, or plain text where there is no mark-up.
+
+Everything of an alert is escaped. What could mention somebody or hide a link's address is made harmless as well, since
+some services find mentions in plain text, and show mark-up in titles.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Final, NamedTuple
+
+from services.relay.model import Alert, Message
+from services.relay.text import (
+    AlertCard,
+    AlertTable,
+    Fix,
+    Link,
+    arrange_alerts,
+    find_worst_severity,
+    format_class,
+    format_counts,
+    format_description,
+    format_more,
+    format_omission,
+    format_period,
+    format_remark,
+    format_subject,
+    format_summary,
+    join_items,
+    list_context,
+    list_fixes,
+    list_group_links,
+    select_contacts,
+    truncate,
+)
+
+MAX_BODY: Final = 4_000
+"""Characters of a body, or as many as the service takes, if those are fewer."""
+MAX_TITLE: Final = 250
+_RESERVED: Final = 40
+"""Characters of the body kept for how many alerts are missing."""
+_MAX_CARDS: Final = 20
+_MAX_TABLES: Final = 5
+_MAX_ROWS: Final = 20
+_MAX_FIXES: Final = 2
+_CONTACTS, _CONTEXT, _GROUP_LINKS = 1, 2, 3
+"""Positions after the alerts."""
+_MARKUP: Final = re.compile(r"(?<![\w.])@(?=\w)|<(?=\S)|\](?=\()")
+"""How a mention or a link begins, whichever the service: @name, <@U012>, <at>name</at>, [name](…); no mail address."""
+_INVISIBLE_SPACE: Final = "\u200b"
+_INLINE: Final = re.compile(r"[\\`*_\[\]<>~|&#]")
+_LINE_START: Final = re.compile(r"^(\s*\d*)([-+=.)])")
+"""Of a list, or under a heading."""
+
+
+class Text(NamedTuple):
+    """A message as Apprise gets it."""
+
+    title: str
+    body: str
+    is_markdown: bool
+
+    @property
+    def payload(self) -> str:
+        """As it is recorded."""
+        return f"{self.title}\n\n{self.body}"
+
+
+def build_text(
+    message: Message,
+    *,
+    measure: Callable[[str], int] = len,
+    limit: int = MAX_BODY,
+    title_limit: int = MAX_TITLE,
+    is_markdown: bool = False,
+    escapes_title: bool = False,
+) -> Text:
+    """The message as text: the first alert always, the others as far as they fit whole, and how many do not.
+
+    Args:
+        message: to be sent.
+        measure: the length of a text once Apprise has turned it into what the service gets.
+        limit: of the body's length.
+        title_limit: characters of the title.
+        is_markdown: whether the body is Markdown, or plain text.
+        escapes_title: whether the title is, too.
+    """
+    event = message.event
+    write = partial(_write, is_markdown=is_markdown)
+    body = _Blocks(measure, min(limit, MAX_BODY))
+    head = " · ".join(filter(None, (format_class(message), format_counts(event), find_worst_severity(event))))
+    body.add(write(head, format_remark(message)))
+    arranged = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=_MAX_ROWS)
+    listed: list[Alert] = []
+    for part in arranged.parts:
+        variants = _write_table(part, write) if isinstance(part, AlertTable) else _write_card(part, message, write)
+        added = next((alerts for alerts, text in variants if body.add(text)), None)
+        if added is None:
+            break
+        if not listed:
+            body.add(*(_write_fix(fix, is_markdown=is_markdown) for fix in list_fixes(message)[:_MAX_FIXES]))
+            contacts = [f"{role}: {address}" for role, address in select_contacts(message).items()]
+            body.add(write("Escalate to", *contacts) if contacts else "", position=_CONTACTS)
+            body.add(
+                write(*(f"{line.name}: {join_items(line.items)}" for line in list_context(message))), position=_CONTEXT
+            )
+        listed += added
+    left_out = format_more([alert for alert in event.alerts if alert not in listed])
+    body.add(write(left_out, format_omission(event)), is_reserved=True)
+    body.add(write(links=list_group_links(event)), position=_GROUP_LINKS)
+    title = truncate(_disarm(format_subject(message)), title_limit)
+    return Text(_escape_markdown(title) if escapes_title else title, body.join(), is_markdown)
+
+
+def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
+    """An alert, whole and then shorter and shorter; with each the alerts that it shows."""
+    alert, links = card
+    summary, period = format_summary(alert), format_period(alert, message.zone)
+    value = message.current_values.get(alert.fingerprint, "")
+    now = f"now {value}" if value else ""
+    yield [alert], write(summary, format_description(alert), period, now, links=links)
+    yield [alert], write(summary, period, now, links=links)
+    for length in (250, 100):
+        yield [alert], write(truncate(summary, length), period, links=links[:1])
+    for length in (250, 100, 40):
+        yield [alert], write(truncate(summary, length))
+
+
+def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
+    """A table with all its rows, and then with fewer and fewer."""
+    rows = [" · ".join(filter(None, row)) for row in table.rows]
+    for count in (_MAX_ROWS, 10, 5, 2):
+        lines = (f"• {row}" for row in rows[:count])
+        yield list(table.alerts[:count]), write(table.caption, *lines, links=table.links)
+    for length in (250, 100, 40):
+        yield [], write(truncate(table.caption, length))
+
+
+def _write_fix(fix: Fix, *, is_markdown: bool) -> str:
+    """A command as it is to be pasted: it is safe already, and an invisible space would break it."""
+    if is_markdown:
+        return f"{_escape_markdown(fix.title)}:\n\n````\n{fix.command}\n````"
+    return f"{fix.title}:\n{fix.command}"
+
+
+class _Blocks:
+    """The blocks of a text that fit into it.
+
+    Args:
+        measure: the length of a text.
+        limit: of the whole.
+    """
+
+    def __init__(self, measure: Callable[[str], int], limit: int) -> None:
+        self._measure = measure
+        self._limit = limit
+        self._blocks: list[tuple[int, str]] = []
+
+    def add(self, *blocks: str, position: int = 0, is_reserved: bool = False) -> bool:
+        """Adds each block that fits; whether the last one did. An empty one fits, and is not shown.
+
+        Args:
+            blocks: their texts.
+            position: they stand after those of the same or a lower position.
+            is_reserved: whether they may use the space that is kept for them.
+        """
+        limit = self._limit - (0 if is_reserved else _RESERVED)
+        fits = True
+        for block in blocks:
+            candidate = sorted([*self._blocks, (position, block)], key=itemgetter(0)) if block else self._blocks
+            fits = self._measure(self._join(candidate)) <= limit
+            self._blocks = candidate if fits else self._blocks
+        return fits
+
+    def join(self) -> str:
+        """The whole text."""
+        return self._join(self._blocks)
+
+    def _join(self, blocks: list[tuple[int, str]]) -> str:
+        return "\n\n".join(block for _, block in blocks)
+
+
+def _write(*texts: str, links: Sequence[Link] = (), is_markdown: bool) -> str:
+    """Lines of text of others, then links; empty texts are left out."""
+    lines = [line for text in texts for line in _disarm(text).splitlines() if line]
+    if not is_markdown:
+        return "\n".join([*lines, *(f"{link.text}: {link.url}" for link in links)])
+    link_texts = [f"[{link.text}]({link.url.replace('(', '%28').replace(')', '%29')})" for link in links]
+    return "  \n".join([*map(_escape_markdown, lines), *([" · ".join(link_texts)] if link_texts else [])])
+
+
+def _escape_markdown(text: str) -> str:
+    """A line as CommonMark that shows it as it is: https://spec.commonmark.org/0.31.2/#backslash-escapes."""
+    return _LINE_START.sub(r"\1\\\2", _INLINE.sub(r"\\\g<0>", text))
+
+
+def _disarm(text: str) -> str:
+    """The text with an invisible space where a mention or a link would begin."""
+    return _MARKUP.sub(lambda found: found[0] + _INVISIBLE_SPACE, text)

@@ -1,0 +1,148 @@
+"""`incidents` lists incidents; `acknowledge` and `unacknowledge` say who takes care of one.
+
+Text of an alert is cleaned, so that it cannot control the terminal.
+"""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+
+from services.relay.cli.command_context import (
+    COMMAND_LINE,
+    add_config_option,
+    describe_account,
+    parse_limit,
+    run_with_outbox,
+)
+from services.relay.config import RelaySettings
+from services.relay.outbox.acknowledgement import (
+    Acknowledgement,
+    IncidentResolvedError,
+    UnknownIncidentError,
+    acknowledge,
+    unacknowledge,
+)
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.incident_queries import (
+    IncidentFilter,
+    IncidentSummary,
+    encode_incident,
+    list_incidents,
+    parse_status,
+)
+from services.relay.outbox.queries import check_text
+from services.relay.text import clean_line
+from shared.http.json_api import format_time
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+
+_DEFAULT_LIMIT: Final = 50
+_PAGE_SIZE: Final = 500
+_LIST_EXAMPLES: Final = """\b
+Examples:
+  keypulse-relay --config relay.yml incidents --status firing
+  keypulse-relay --config relay.yml incidents --alertname KMSProbeFailing --json"""
+_EXAMPLES: Final = """\b
+Example:
+  keypulse-relay --config relay.yml {0} 4f0c8e4f1b3f4c1e9a52d1f7f6a3b9d24f0c8e4f1b3f4c1e9a52d1f7f6a3b9d2"""
+
+
+@click.command("incidents", short_help="List incidents.", epilog=_LIST_EXAMPLES)
+@click.option("--status", help="Only those that are firing, or resolved.")
+@click.option("--alertname", help="Only those of this alertname.")
+@click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@add_config_option
+def command(
+    config: Path | None, /, *, status: str | None, alertname: str | None, limit: str | None, as_json: bool
+) -> None:
+    """List the newest incidents, with who acknowledged them, and where they went."""
+    settings = load_settings_or_exit(RelaySettings, config)
+    chosen = IncidentFilter(
+        status=None if status is None else parse_option_or_exit("--status", parse_status, status),
+        alertname=None if alertname is None else parse_option_or_exit("--alertname", check_text, alertname),
+    )
+    number = parse_option_or_exit("--limit", parse_limit, limit or str(_DEFAULT_LIMIT))
+    run_with_outbox(settings, lambda store: _print(store, chosen, number, as_json=as_json), read_only=True)
+
+
+async def _print(store: Store, chosen: IncidentFilter, limit: int, *, as_json: bool) -> None:
+    async for incident in _iterate(store, chosen, limit):
+        click.echo(json.dumps(encode_incident(incident)) if as_json else "\n  ".join(_format(incident)))
+
+
+async def _iterate(store: Store, chosen: IncidentFilter, limit: int) -> AsyncIterator[IncidentSummary]:
+    before = None
+    while limit > 0:
+        page = await list_incidents(store, chosen, limit=min(limit, _PAGE_SIZE), before=before)
+        for incident in page.incidents:
+            yield incident
+        limit -= len(page.incidents)
+        before = page.before
+        if before is None:
+            return
+
+
+def _format(incident: IncidentSummary) -> Iterator[str]:
+    """The lines of an incident, its id first."""
+    yield incident.id
+    since = f"since {format_time(incident.since)}" if incident.since else ""
+    facts = [incident.status.value, incident.severity, since]
+    yield f"{', '.join(filter(None, facts))}: {clean_line(incident.title or incident.alertname)}"
+    if incident.acknowledged_by:
+        yield f"acknowledged by {clean_line(incident.acknowledged_by)}, {format_time(incident.acknowledged_at)}"
+    if incident.escalated_to:
+        yield f"escalated to {', '.join(incident.escalated_to)}, {format_time(incident.escalated_at)}"
+    yield f"channels: {', '.join(incident.channels)}"
+
+
+@click.command("acknowledge", short_help="Acknowledge an incident.", epilog=_EXAMPLES.format("acknowledge"))
+@click.argument("incident_id", metavar="ID")
+@add_config_option
+def acknowledge_command(config: Path | None, incident_id: str) -> None:
+    """Say that you take care of an incident: mentions, broadcasts and escalation end, deliveries do not.
+
+    A running relay acknowledges it in PagerDuty within seconds.
+    """
+    settings = load_settings_or_exit(RelaySettings, config)
+    done = _act(
+        settings,
+        incident_id,
+        lambda store: acknowledge(
+            store,
+            incident_id,
+            who=describe_account(),
+            via=COMMAND_LINE,
+            acknowledging_channels=settings.acknowledging_channels,
+        ),
+    )
+    verb = "acknowledged" if done.is_changed else "it was acknowledged before,"
+    click.echo(f"{verb} by {clean_line(done.by or '')}")
+
+
+@click.command("unacknowledge", short_help="Withdraw it.", epilog=_EXAMPLES.format("unacknowledge"))
+@click.argument("incident_id", metavar="ID")
+@add_config_option
+def unacknowledge_command(config: Path | None, incident_id: str) -> None:
+    """Withdraw the acknowledgement of an incident; its escalation starts again. PagerDuty has no such event."""
+    settings = load_settings_or_exit(RelaySettings, config)
+    done = _act(
+        settings, incident_id, partial(unacknowledge, incident_id=incident_id, who=describe_account(), via=COMMAND_LINE)
+    )
+    click.echo("withdrawn" if done.is_changed else "nobody had acknowledged it")
+
+
+def _act(
+    settings: RelaySettings, incident_id: str, action: Callable[[Store], Awaitable[Acknowledgement]]
+) -> Acknowledgement:
+    """What an action gives; where it cannot be done, one line on standard error, then exit 1."""
+    parse_option_or_exit("ID", check_text, incident_id)
+    try:
+        return run_with_outbox(settings, action)
+    except (UnknownIncidentError, IncidentResolvedError) as error:
+        click.echo(f"{incident_id}: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,136 @@
+"""`/api/incidents`: the incidents, and who takes care of each.
+
+Times are RFC 3339 in UTC with milliseconds.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.relay.metrics import Metrics
+from services.relay.outbox.acknowledgement import (
+    Acknowledgement,
+    IncidentResolvedError,
+    UnknownIncidentError,
+    acknowledge,
+    unacknowledge,
+)
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.incident_queries import (
+    IncidentFilter,
+    encode_incident,
+    list_incidents,
+    parse_status,
+    read_incident,
+)
+from services.relay.outbox.queries import DeliveryFilter, check_text, encode_delivery, list_deliveries
+from services.relay.outbox.tables import clean_for_database
+from shared.http.authorization import describe_action, get_caller, get_peer
+from shared.http.json_api import Page, build_error_response, format_cursor, format_time, parse_page, parse_parameter
+
+_VIA: Final = "api"
+_FILTERS: Final = ("status", "alertname", "limit", "cursor")
+_MAX_DELIVERIES: Final = 100
+"""The newest deliveries that an incident shows."""
+
+
+class IncidentsEndpoint:
+    """The endpoints of incidents.
+
+    Args:
+        store: the outbox.
+        acknowledging_channels: the channels whose provider knows acknowledgements.
+        wake_channels: called with the channels that have something new to deliver.
+        metrics: counts acknowledgements.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        acknowledging_channels: Collection[str],
+        wake_channels: Callable[[Iterable[str]], None],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._acknowledging_channels = acknowledging_channels
+        self._wake_channels = wake_channels
+        self._metrics = metrics
+
+    async def list(self, request: Request) -> Response:
+        """A page of incidents, the newest first."""
+        try:
+            chosen, page = _parse_filter(request.query_params)
+        except ValueError as error:
+            return build_error_response(400, str(error))
+        listed = await list_incidents(self._store, chosen, limit=page.limit, before=page.before)
+        rows = [encode_incident(incident) for incident in listed.incidents]
+        return JSONResponse({"incidents": rows, "next_cursor": format_cursor(listed.before)})
+
+    async def get(self, request: Request) -> Response:
+        """One incident, with its newest deliveries."""
+        incident_id = clean_for_database(request.path_params["id"])
+        incident = await read_incident(self._store, incident_id)
+        if incident is None:
+            return build_error_response(404, "no such incident")
+        chosen = DeliveryFilter(incident_id=incident_id)
+        listed = await list_deliveries(self._store, chosen, limit=_MAX_DELIVERIES)
+        rows = [encode_delivery(delivery) for delivery in listed.deliveries]
+        return JSONResponse({**encode_incident(incident), "deliveries": rows})
+
+    async def acknowledge(self, request: Request) -> Response:
+        """Acknowledges the current episode: 200, also if it was acknowledged before."""
+        incident_id, who, peer = _read_action(request)
+        try:
+            done = await acknowledge(
+                self._store,
+                incident_id,
+                who=who,
+                via=_VIA,
+                peer=peer,
+                acknowledging_channels=self._acknowledging_channels,
+            )
+        except UnknownIncidentError as error:
+            return build_error_response(404, str(error))
+        except IncidentResolvedError as error:
+            return build_error_response(409, str(error))
+        if done.is_changed:
+            self._metrics.count_acknowledgement(_VIA)
+        return self._respond(request, done)
+
+    async def unacknowledge(self, request: Request) -> Response:
+        """Withdraws the acknowledgement: 200, also if there is none."""
+        incident_id, who, peer = _read_action(request)
+        try:
+            done = await unacknowledge(self._store, incident_id, who=who, via=_VIA, peer=peer)
+        except UnknownIncidentError as error:
+            return build_error_response(404, str(error))
+        except IncidentResolvedError as error:
+            return build_error_response(409, str(error))
+        return self._respond(request, done)
+
+    def _respond(self, request: Request, done: Acknowledgement) -> Response:
+        describe_action(request, is_stored=True, changed=done.is_changed)
+        self._wake_channels(done.channels_to_wake)
+        return JSONResponse(
+            {"id": done.incident_id, "acknowledged_by": done.by, "acknowledged_at": format_time(done.at)}
+        )
+
+
+def _parse_filter(parameters: QueryParams) -> tuple[IncidentFilter, Page]:
+    """The filter and the page. Raises ValueError with what was expected."""
+    if set(parameters) - set(_FILTERS):
+        raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
+    page = parse_page(parameters)
+    chosen = IncidentFilter(
+        status=parse_parameter("status", parse_status, parameters),
+        alertname=parse_parameter("alertname", check_text, parameters),
+    )
+    return chosen, page
+
+
+def _read_action(request: Request) -> tuple[str, str, str | None]:
+    """Which incident, who acts, and from where."""
+    return clean_for_database(request.path_params["id"]), get_caller(request).name, get_peer(request)

@@ -1,0 +1,55 @@
+"""Which incident a message in Slack belongs to: a press counts only on a message that the relay has sent."""
+
+import json
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, and_, bindparam, select
+
+from services.relay.outbox.rows import RowQuery
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+
+_delivery = deliveries.c
+
+
+class KnownMessage(NamedTuple):
+    """A message of an incident."""
+
+    channel: str
+    """The relay's channel that sent it."""
+    episode: int
+    """Of the message."""
+    is_current: bool
+    """Whether that episode is still open."""
+
+
+class _MessageRow(NamedTuple):
+    """A delivered message, and how its incident stands."""
+
+    channel: str
+    episode: int
+    receipt: str
+    current_episode: int
+    is_open: int
+
+
+_MESSAGES: Final = RowQuery(
+    _MessageRow,
+    select(_delivery.channel, _delivery.episode, _delivery.receipt, incidents.c.episode, incidents.c.is_open)
+    .select_from(deliveries)
+    .join(incidents, and_(incidents.c.id == _delivery.incident_id)),
+).where(
+    _delivery.incident_id == bindparam("incident"),
+    _delivery.state == DeliveryState.DELIVERED,
+    _delivery.receipt.like(bindparam("pattern"), escape="\\"),
+)
+
+
+def find_message(connection: Connection, incident_id: str, slack_channel: str, ts: str) -> KnownMessage | None:
+    """The message of an incident with this `ts` in this channel of Slack; None if the relay knows of none."""
+    if not ts.replace(".", "").isdecimal():
+        return None
+    for row in _MESSAGES.fetch_all(connection, {"incident": incident_id, "pattern": f"%{ts}%"}):
+        receipt = json.loads(row.receipt)
+        if (receipt.get("channel"), receipt.get("ts")) == (slack_channel, ts):
+            return KnownMessage(row.channel, row.episode, bool(row.is_open) and row.episode == row.current_episode)
+    return None

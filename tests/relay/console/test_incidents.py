@@ -1,0 +1,144 @@
+"""`/api/incidents`: what goes on, who takes care of it, and where it goes if nobody does."""
+
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from services.relay.channels.port import ChannelSettings
+from tests.relay.console.test_api import Clock, get
+from tests.relay.served_relay import Scripted, ScriptedSettings, post, reaches, served, settings, until, webhook_of
+
+STEPS = [{"after": "10m", "channels": ["two"]}, {"after": "1h", "channels": ["three"]}]
+
+
+class Acknowledging(ScriptedSettings):
+    acknowledges = True
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.relay.monitors.escalation._CHECK_INTERVAL", 0.02)
+
+
+async def act(client: aiohttp.ClientSession, incident: str, action: str) -> tuple[int, dict[str, Any]]:
+    async with client.post(f"/api/incidents/{incident}/{action}") as response:
+        return response.status, await response.json()
+
+
+async def find(client: aiohttp.ClientSession, query: str = "") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await get(client, f"/api/incidents{query}"))[1]["incidents"]
+    return found
+
+
+async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()}), clock=Clock()) as client:
+        for number in range(3):
+            await post(client, webhook_of(group=f"{number}"))
+        await post(client, webhook_of("resolved", group="1"))
+        await reaches(client, 4, "relay_deliveries_total", channel="one", outcome="delivered")
+        listed = await find(client)
+        assert [each["status"] for each in listed] == ["firing", "resolved", "firing"]
+        first = listed[0]
+        assert first == {
+            "id": first["id"],
+            "alertname": "KMSCryptoModeNotKMS",
+            "status": "firing",
+            "title": "KMSCryptoModeNotKMS · production / backend",
+            "severity": "critical",
+            "receiver": "kms-critical",
+            "since": "2001-09-09T01:46:40.000Z",
+            **dict.fromkeys(("acknowledged_by", "acknowledged_at", "acknowledged_via", "escalated_at")),
+            "escalated_to": [],
+            "channels": ["one"],
+        }
+        _, page = await get(client, "/api/incidents?limit=2")
+        assert page["incidents"] == listed[:2]
+        await post(client, webhook_of(group="0", truncatedAlerts=1))  # a further event changes no page
+        _, page = await get(client, f"/api/incidents?limit=2&cursor={page['next_cursor']}")
+        assert ([each["id"] for each in page["incidents"]], page["next_cursor"]) == ([listed[2]["id"]], None)
+        assert await find(client, "?status=resolved&alertname=KMSCryptoModeNotKMS") == [listed[1]]
+        assert await find(client, "?alertname=Other") == []
+        _, one = await get(client, f"/api/incidents/{listed[1]['id']}")
+        assert one == {**listed[1], "deliveries": one["deliveries"]}
+        assert [(each["status"], each["state"]) for each in one["deliveries"]] == [
+            ("resolved", "delivered"),
+            ("firing", "delivered"),
+        ]
+        assert await get(client, "/api/incidents/unknown") == (404, {"error": "no such incident"})
+        for query, error in (
+            ("status=open", "status: expected one of firing, resolved"),
+            ("state=x", "unknown filter; expected status, alertname, limit, cursor"),
+            ("limit=0", "limit: expected a number from 1 to 1000"),
+        ):
+            assert await get(client, f"/api/incidents?{query}") == (400, {"error": error})
+
+
+async def test_one_is_acknowledged_once_and_pagerduty_is_told_and_the_audit_has_it(tmp_path: Path) -> None:
+    one, pager = Scripted(), Scripted()
+    configured = settings(tmp_path, {"one": one, "pager": pager})
+    channels: dict[str, ChannelSettings] = {
+        "one": ScriptedSettings(channel=one),
+        "pager": Acknowledging(channel=pager),
+    }
+    async with served(configured.model_copy(update={"channels": channels}), clock=Clock()) as client:
+        await post(client, webhook_of())
+        await reaches(client, 1, "relay_deliveries_total", channel="pager", outcome="delivered")
+        incident = (await find(client))[0]["id"]
+        answer = {"id": incident, "acknowledged_by": "anonymous", "acknowledged_at": "2001-09-09T01:46:40.000Z"}
+        assert await act(client, incident, "acknowledge") == (200, answer)
+        assert await act(client, incident, "acknowledge") == (200, answer)
+        await until(lambda: len(pager.sent) == 2)
+        assert pager.sent[1].task.acknowledgement.startswith("2001-09-09T01:46:40")
+        assert (pager.sent[1].task.is_repeat, len(one.sent)) == (True, 1)
+        await reaches(client, 1, "relay_acknowledgements_total", via="api")
+        (listed,) = await find(client)
+        assert (listed["acknowledged_by"], listed["acknowledged_via"]) == ("anonymous", "api")
+
+        nobody = {"id": incident, "acknowledged_by": None, "acknowledged_at": None}
+        assert await act(client, incident, "unacknowledge") == (200, nobody)
+        assert await act(client, incident, "unacknowledge") == (200, nobody)
+        await post(client, webhook_of("resolved"))
+        for action in ("acknowledge", "unacknowledge"):
+            refused = "the incident is resolved; only an open one can be acknowledged"
+            assert await act(client, incident, action) == (409, {"error": refused})
+            assert await act(client, "unknown", action) == (404, {"error": "no such incident"})
+        _, audit = await get(client, "/api/audit")
+    assert [(each["who"], each["from"], each["action"], each["on"]) for each in audit["audit"]] == [
+        ("anonymous", "127.0.0.1", "unacknowledge", incident),
+        ("anonymous", "127.0.0.1", "acknowledge", incident),
+    ]
+
+
+async def test_what_nobody_acknowledges_goes_on_across_a_restart_and_a_reload(tmp_path: Path) -> None:
+    one, two, three, clock = Scripted(), Scripted(), Scripted(), Clock()
+    channels = {"one": one, "two": two, "three": three}
+    routes = [{"channels": ["one"], "escalate": STEPS}]
+    configured = settings(tmp_path, channels, default_channels=["one"], routes=routes)
+    async with served(configured, clock=clock) as client:
+        await post(client, webhook_of())
+        await reaches(client, 1, "relay_deliveries_total", channel="one", outcome="delivered")
+    clock.now += 601
+    async with served(configured, clock=clock) as client:
+        await until(lambda: len(two.sent) == 1)
+        assert two.sent[0].task.remark == "Escalated: nobody acknowledged it within 10 min."
+        assert two.sent[0].task.context.escalated_to == ("two",)
+        await reaches(client, 1, "relay_escalations_total", channel="two")
+        clock.now += 100
+        await post(client, webhook_of())  # Alertmanager's repeat
+        await until(lambda: len(two.sent) == len(one.sent) == 2)
+        assert not three.sent
+        (incident,) = await find(client)
+        assert (incident["escalated_to"], incident["channels"]) == (["two"], ["one", "two"])
+        assert (await act(client, incident["id"], "acknowledge"))[0] == 200
+        clock.now += 9_999
+        await post(client, webhook_of("resolved"))
+        await until(lambda: len(two.sent) == len(one.sent) == 3)
+        assert not three.sent
+        assert two.sent[2].task.context.acknowledged_by == "anonymous"
+        await post(client, webhook_of())  # the next episode
+        await until(lambda: len(one.sent) == 4)
+        clock.now += 3_700
+        await until(lambda: len(two.sent) == len(three.sent) + 3 == 4)
+        assert three.sent[0].task.remark == "Escalated: nobody acknowledged it within 1 h."

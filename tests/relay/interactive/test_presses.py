@@ -1,0 +1,118 @@
+"""What a press does: it acknowledges once, and only on a message that the relay has sent."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.slack.workspace import create_message
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.interactive.pressed_relay import (
+    ANNA,
+    BEN,
+    CRITICAL,
+    GUEST,
+    PARTNER,
+    PressedRelay,
+    add_buttons,
+    build_settings,
+    open_relay,
+)
+from tests.relay.served_relay import metric, until
+
+
+async def acknowledged_by(relay: PressedRelay) -> str | None:
+    """By the audit, whose entry is committed with the acknowledgement."""
+    actions = await relay.list_actions()
+    return actions[-1][0] if actions and actions[-1][1] == "acknowledge" else None
+
+
+async def test_a_press_acknowledges_once_and_can_be_withdrawn(relay: PressedRelay) -> None:
+    message = await relay.fire()
+    assert await relay.press(message, "acknowledge")
+    assert await acknowledged_by(relay) == "anna"
+    assert await relay.press(message, "acknowledge", BEN)
+    await until(lambda: relay.replies == ["anna has acknowledged it already."])
+    assert await relay.press(message, "unacknowledge", GUEST)  # whoever is in the channel may
+    assert await acknowledged_by(relay) is None
+    assert await relay.press(message, "unacknowledge")
+    await until(lambda: relay.replies[1:] == ["Nobody has acknowledged it."])
+    assert await relay.list_actions() == [("anna", "acknowledge"), ("gil", "unacknowledge")]
+    for outcome, count in {"done": 1, "unchanged": 1, "refused": 0, "failed": 0}.items():
+        assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome=outcome) == count
+    assert await metric(relay.client, "relay_slack_connected") == 1
+    assert await metric(relay.client, "relay_slack_connections") == 1
+
+
+async def test_what_is_no_press_of_ours_is_acknowledged_and_changes_nothing(
+    relay: PressedRelay, stand_ins: StandIns
+) -> None:
+    message = await relay.fire()
+    channel = stand_ins.slack.channels[CRITICAL]
+    assert await relay.press(message, "runbook")  # a link
+    assert await relay.press(message, "acknowledge", PARTNER)
+    await until(lambda: relay.replies == ["Only members of this workspace can do that."])
+    forged = stand_ins.slack.add_message(channel, create_message("like ours", []))
+    assert await relay.press(add_buttons(forged, "one"), "acknowledge")
+    other = stand_ins.slack.add_message(stand_ins.slack.channels["#security-ops"], create_message("like ours", []))
+    channel.messages[0].ts, other.ts = "1.000001", message.ts  # of the same time, in another channel
+    assert await relay.press(add_buttons(other, "one"), "acknowledge")
+    connection = stand_ins.socket_mode.connections[0]
+    for payload in ({"type": "view_submission"}, {"type": "block_actions", "actions": 7}, {}):
+        assert await stand_ins.socket_mode.send(connection, payload) is not None
+    assert await acknowledged_by(relay) is None
+    assert await relay.list_actions() == []
+    assert len(relay.replies) == 1
+
+
+async def test_a_press_on_the_message_of_an_episode_that_is_over_changes_nothing(relay: PressedRelay) -> None:
+    old = await relay.fire()
+    await relay.resolve()
+    assert await relay.press(old, "acknowledge")
+    await until(lambda: relay.replies == ["This incident is over: nothing to do."])
+    new = await relay.fire()
+    assert await relay.press(old, "acknowledge")
+    await until(lambda: len(relay.replies) == 2)
+    assert await acknowledged_by(relay) is None
+    assert await relay.press(new, "acknowledge")
+    assert await acknowledged_by(relay) == "anna"
+
+
+async def test_what_cannot_be_committed_is_not_acknowledged(
+    relay: PressedRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = await relay.fire()
+    monkeypatch.setattr("services.relay.interactive.press_handler.acknowledge", _fail)
+    assert not await relay.press(message, "acknowledge")
+    assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome="failed") == 1
+    monkeypatch.undo()
+    assert await relay.press(message, "acknowledge")
+
+
+async def _fail(*_arguments: object, **_options: object) -> None:
+    from services.relay.outbox.engine.work_queue import StoreUnavailableError
+
+    raise StoreUnavailableError("the disk is full")
+
+
+async def test_two_replicas_count_the_presses_of_everybody_once(
+    tmp_path: Path, stand_ins: StandIns, postgres_database: DatabaseUrl
+) -> None:
+    settings = build_settings(tmp_path, stand_ins, postgres_database)
+    async with open_relay(settings, stand_ins) as one, open_relay(settings, stand_ins) as two:
+        await until(lambda: len(stand_ins.socket_mode.connections) == 2)
+        message = await one.fire()
+        (press,) = [await one.press(message, "acknowledge")]
+        assert press
+        payload = stand_ins.socket_mode.presses[-1]
+        # The same press into both connections at once, and one of somebody else.
+        answers = await asyncio.gather(
+            *(stand_ins.socket_mode.send(each, payload) for each in stand_ins.socket_mode.connections),
+            two.press(message, "acknowledge", BEN),
+        )
+        assert all(answers)
+        assert await two.list_actions() == [("anna", "acknowledge")]
+        assert await acknowledged_by(two) == "anna"
+        assert await one.press(message, "unacknowledge", ANNA)
+        assert await acknowledged_by(two) is None

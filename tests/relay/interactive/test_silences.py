@@ -1,0 +1,225 @@
+"""A silence by a button, in a real Alertmanager: only by those who may, one for any number of presses, and audited."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.interactive import silence_worker
+from shared.sql.database_url import DatabaseUrl
+from tests.ops.conftest import Start
+from tests.relay.interactive.pressed_relay import (
+    ANNA,
+    BEN,
+    CRITICAL,
+    GUEST,
+    PressedRelay,
+    build_settings,
+    open_relay,
+)
+from tests.relay.served_relay import event_of, metric, until
+
+ALLOWED = {"allow_users": [ANNA], "allow_groups": ["S0000000002"], "max": "2h"}  # anna, ben and the guest
+GROUP = dict(event_of().group_labels)
+
+
+class Peer:
+    """An Alertmanager behind a proxy that can lose answers."""
+
+    def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
+        self.upstream = url
+        self.url = ""
+        self.lost_answers = 0
+        self.posts = 0
+        self._http = http
+
+    async def handle(self, request: web.Request) -> web.Response:
+        is_new = request.method == "POST"
+        self.posts += is_new
+        async with self._http.request(
+            request.method,
+            self.upstream + request.path_qs,
+            data=await request.read(),
+            headers={"Content-Type": "application/json"},
+        ) as answer:
+            body = await answer.read()
+            if is_new and self.lost_answers:
+                self.lost_answers -= 1
+                assert request.transport is not None
+                request.transport.close()
+            return web.Response(body=body, status=answer.status, content_type="application/json")
+
+    async def silences(self) -> list[dict[str, Any]]:
+        async with self._http.get(f"{self.upstream}/api/v2/silences") as answer:
+            return [each for each in await answer.json() if each["status"]["state"] == "active"]
+
+    async def fire(self, **labels: str) -> None:
+        ends = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        alerts = [{"labels": {**GROUP, "target": "ledger-kek", **labels}, "endsAt": ends}]
+        async with self._http.post(f"{self.upstream}/api/v2/alerts", json=alerts) as answer:
+            assert answer.status == 200, await answer.text()
+
+
+@pytest.fixture
+async def peer(start: Start, tmp_path: Path) -> AsyncIterator[Peer]:
+    configuration = {"route": {"receiver": "none"}, "receivers": [{"name": "none"}]}
+    (tmp_path / "alertmanager.yml").write_text(json.dumps(configuration))
+    url = await start(
+        "prometheus-alertmanager",
+        f"--config.file={tmp_path}/alertmanager.yml",
+        f"--storage.path={tmp_path}/alertmanager",
+        "--web.listen-address=127.0.0.1:0",
+        "--cluster.listen-address=",
+    )
+    async with aiohttp.ClientSession() as http:
+        peer = Peer(url, http)
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", peer.handle)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        peer.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield peer
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def silencing(
+    folder: Path, stand_ins: StandIns, peer: Peer, database: DatabaseUrl | None = None, **rules: Any
+) -> AsyncIterator[PressedRelay]:
+    keys: dict[str, Any] = {"interactive": {"silence": {**ALLOWED, **rules}}, "alertmanager": {"urls": [peer.url]}}
+    async with open_relay(build_settings(folder, stand_ins, database, **keys), stand_ins) as relay:
+        yield relay
+
+
+def thread(stand_ins: StandIns) -> list[str]:
+    return [each.text for each in stand_ins.slack.channels[CRITICAL].messages if each.thread_ts and not each.blocks]
+
+
+async def test_those_who_may_silence_the_group_once(tmp_path: Path, stand_ins: StandIns, peer: Peer) -> None:
+    await peer.fire()
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        message = await relay.fire()
+        await asyncio.gather(*(relay.press(message, "silence", user) for user in (ANNA, ANNA, BEN)))
+        await until(lambda: len(relay.replies) == 2)
+        await until(lambda: len(thread(stand_ins)) == 1)
+        (silence,) = await peer.silences()
+        assert {each["name"]: each["value"] for each in silence["matchers"]} == GROUP
+        assert all(each["isEqual"] and not each["isRegex"] for each in silence["matchers"])
+        name = silence["createdBy"]
+        assert name in {"Anna Adler", "Ben Baker"}
+        assert silence["comment"].startswith(f"Silenced in Slack by {name} (U00000000")
+        seconds = datetime.fromisoformat(silence["endsAt"]) - datetime.fromisoformat(silence["startsAt"])
+        assert abs(seconds - timedelta(hours=2)) < timedelta(minutes=1)
+        assert thread(stand_ins)[0].startswith(f"Silenced by {name} until 20")
+        assert set(relay.replies) == {f"It is silenced already, by {name}."}
+        actions = await relay.list_actions()
+        assert sorted(action for _, action in actions) == ["silence", "silence refused", "silence refused"]
+        (row,) = [each for each in (await relay.get("/api/audit"))["audit"] if each["action"] == "silence"]
+        assert row["on"].endswith(silence["id"])
+        assert peer.posts == 1
+
+
+async def test_who_may_not_is_told_why_and_silences_nothing(tmp_path: Path, stand_ins: StandIns, peer: Peer) -> None:
+    await peer.fire()
+    async with silencing(tmp_path, stand_ins, peer, allow_groups=["S0000000001"], allow_users=[GUEST]) as relay:
+        message = await relay.fire()
+        assert await relay.press(message, "silence", GUEST)
+        await until(lambda: len(relay.replies) == 1)
+        assert await relay.press(message, "silence", BEN)
+        await until(lambda: len(relay.replies) == 2)
+        reason = "You are not among those who may silence: `interactive.silence` of the relay names them."
+        assert relay.replies == ["Guests cannot silence.", reason]
+        assert await relay.list_actions() == [("gil", "silence refused"), ("ben", "silence refused")]
+        await relay.resolve()
+        assert await relay.press(message, "silence", ANNA)
+        await until(lambda: relay.replies[2:] == ["This incident is over: nothing to do."])
+        assert peer.posts == 0
+    async with silencing(tmp_path, stand_ins, peer, allow_groups=[], allow_users=[]) as relay:
+        message = await relay.fire()
+        assert await relay.press(message, "silence", ANNA)
+        await until(lambda: relay.replies[3:] == ["Silences by button are off."])
+        assert await metric(relay.client, "relay_presses_total", action="silence", outcome="refused") == 1
+    assert await peer.silences() == []
+
+
+async def test_a_silence_whose_answer_is_lost_is_found_and_not_created_twice(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer
+) -> None:
+    await peer.fire()
+    peer.lost_answers = 1
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        message = await relay.fire()
+        # Slack does not answer once, either: the press waits in the outbox.
+        stand_ins.faults.add(
+            ProviderFault(provider=Provider.SLACK, kind=FaultKind.STATUS, method="users.info", count=1)
+        )
+        assert await relay.press(message, "silence")
+        await until(lambda: len(thread(stand_ins)) == 1)
+        assert len(await peer.silences()) == 1
+        assert peer.posts == 1
+        assert await relay.list_actions() == [("anna", "silence")]
+
+
+async def test_a_relay_that_is_killed_leaves_its_silence_to_the_next_one(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await peer.fire()
+    monkeypatch.setattr(silence_worker, "LEASE_SECONDS", 0.5)
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        message = await relay.fire()
+        with monkeypatch.context() as killed:
+            killed.setattr(silence_worker, "finish_silence", _hang)  # it exists, and nobody has written that down
+            assert await relay.press(message, "silence")
+            await until(lambda: peer.posts == 1)
+    assert thread(stand_ins) == []
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        await until(lambda: len(thread(stand_ins)) == 1)
+        assert await relay.list_actions() == [("anna", "silence")]
+    assert len(await peer.silences()) == 1
+    assert peer.posts == 1
+
+
+async def _hang(*_arguments: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_nothing_is_silenced_where_alertmanager_has_no_such_alert(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer
+) -> None:
+    await peer.fire(alertname="Another")
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        message = await relay.fire()
+        assert await relay.press(message, "silence")
+        await until(lambda: relay.replies == ["Nothing to silence: Alertmanager has no such alert now."])
+    assert peer.posts == 0
+
+
+async def test_two_replicas_create_one_silence(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer, postgres_database: DatabaseUrl
+) -> None:
+    await peer.fire()
+    async with (
+        silencing(tmp_path, stand_ins, peer, postgres_database) as one,
+        silencing(tmp_path, stand_ins, peer, postgres_database),
+    ):
+        mode = stand_ins.socket_mode
+        await until(lambda: len(mode.connections) == 2)
+        message = await one.fire()
+        assert await one.press(message, "silence")
+        await asyncio.gather(*(mode.send(each, mode.presses[0]) for each in mode.connections))
+        assert await one.press(message, "silence", BEN)
+        await until(lambda: len(one.replies) == 1)
+        await until(lambda: len(thread(stand_ins)) == 1)
+    assert len(await peer.silences()) == 1
+    assert peer.posts == 1

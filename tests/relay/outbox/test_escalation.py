@@ -1,0 +1,189 @@
+"""What nobody acknowledges goes to further channels: when due, once, and until somebody does or it is resolved."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import update
+
+from services.relay.model import EscalationStep
+from services.relay.outbox.acknowledgement import acknowledge, unacknowledge
+from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.escalation import Escalation, escalate_due
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
+from tests.relay.served_relay import event_of
+
+SERVED = ("a", "lead", "boss", "log")
+STEPS = (EscalationStep(600.0, ("lead",)), EscalationStep(1800.0, ("boss", "log")))
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 1000.0, frozenset({"log"})) as store:
+        yield store
+
+
+async def let_pass(store: Store, seconds: float) -> None:
+    """As if everything had happened so much earlier: PostgreSQL's clock cannot be moved."""
+
+    def shift(transaction: Transaction) -> None:
+        for column in (deliveries.c.finished_at, incidents.c.escalation_starts_at):
+            transaction.connection.execute(update(column.table).values({column.name: column - seconds}))
+
+    await store.run(shift)
+
+
+async def deliver(store: Store, channel: str = "a") -> str:
+    """Delivers what is due on a channel; gives its remark."""
+    claim = await claim_one(store, channel)
+    await end_attempt(store, claim)
+    return claim.remark
+
+
+async def escalated(store: Store, *served: str) -> list[Escalation]:
+    return await escalate_due(store, served or SERVED)
+
+
+async def fired(store: Store, incident: str = "x") -> None:
+    """An incident that was delivered on its first channel."""
+    await accept(store, incident, "a", escalation=STEPS)
+    await deliver(store)
+
+
+async def press(store: Store, *, withdraw: bool = False) -> None:
+    if withdraw:
+        await unacknowledge(store, "x", who="anna", via="api")
+    else:
+        await acknowledge(store, "x", who="anna", via="api", acknowledging_channels=())
+
+
+async def test_what_nobody_acknowledges_goes_to_one_step_after_the_other(store: Store) -> None:
+    await fired(store)
+    await let_pass(store, 590)
+    assert await escalated(store) == []
+
+    await let_pass(store, 20)
+    assert await escalated(store) == [Escalation("x", ("lead",), ())]
+    assert await escalated(store) == []
+    claim = await prepare(store, await claim_one(store, "lead"))
+    assert claim.remark == "Escalated: nobody acknowledged it within 10 min."
+    assert (claim.context.escalated_to, claim.context.escalated_at is not None) == (("lead",), True)
+    await end_attempt(store, claim)
+    assert await nothing_due(store, "boss")
+
+    await accept(store, "x", "a", "lead", escalation=STEPS)  # a repeat, of all channels on which it is open
+    assert (await prepare(store, await claim_one(store))).context.escalated_to == ("lead",)
+    await let_pass(store, 1200)
+    assert await escalated(store) == [Escalation("x", ("boss", "log"), ())]
+    assert await deliver(store, "boss") == await deliver(store, "log")
+    assert (await prepare(store, await claim_one(store, "lead"))).context.escalated_to == ("lead", "boss", "log")
+
+    entries, _ = await OutboxAudit(store).list_entries(10, None)
+    assert [(each.who, each.peer, each.action, each.on) for each in entries] == [
+        ("keypulse", None, "escalate", "x to boss, log"),
+        ("keypulse", None, "escalate", "x to lead"),
+    ]
+
+
+@pytest.mark.parametrize("how", ["acknowledged", "resolved", "not delivered", "dead"])
+async def test_it_ends_with_the_acknowledgement_and_the_resolve_and_waits_for_the_first_delivery(
+    store: Store, how: str
+) -> None:
+    await accept(store, "x", "a", escalation=STEPS)
+    if how == "dead":
+        await end_attempt(store, await claim_one(store), DeliveryState.DEAD)
+    elif how != "not delivered":
+        await deliver(store)
+    if how == "acknowledged":
+        await press(store)
+    elif how == "resolved":
+        await accept(store, "x", "a", is_open=False, event=event_of("resolved"), escalation=STEPS)
+    await let_pass(store, 90_000)
+
+    assert await escalated(store) == []
+
+
+async def test_the_steps_count_again_from_when_an_acknowledgement_is_withdrawn(store: Store) -> None:
+    await fired(store)
+    await press(store)
+    await let_pass(store, 90_000)
+    await press(store, withdraw=True)
+    assert await escalated(store) == []
+
+    await let_pass(store, 601)
+    assert [each.channels for each in await escalated(store)] == [("lead",)]
+
+
+async def test_a_new_episode_escalates_anew_and_its_resolve_reaches_where_it_went(store: Store) -> None:
+    await fired(store)
+    await let_pass(store, 2000)
+    assert [each.channels for each in await escalated(store)] == [("lead", "boss", "log")]  # a relay that was away
+    for channel in ("lead", "boss", "log"):
+        await deliver(store, channel)
+    await accept(store, "x", *SERVED, is_open=False, event=event_of("resolved"))
+    for channel in SERVED:
+        claim = await prepare(store, await claim_one(store, channel))
+        assert claim.context.escalated_to == ("lead", "boss", "log")
+        await end_attempt(store, claim)
+
+    await accept(store, "x", "a", episode=2, escalation=STEPS)
+    claim = await prepare(store, await claim_one(store))
+    assert claim.context.escalated_to == ()
+    await end_attempt(store, claim)
+    assert await escalated(store) == []
+    await let_pass(store, 601)
+    assert [each.channels for each in await escalated(store)] == [("lead",)]
+
+
+async def test_the_next_event_brings_the_steps_of_a_new_configuration(store: Store) -> None:
+    await fired(store)
+    await accept(store, "x", "a")
+    await let_pass(store, 601)
+    assert await escalated(store) == []
+
+    await accept(store, "x", "a", escalation=(EscalationStep(60.0, ("gone", "boss")),))
+    assert await escalated(store) == [Escalation("x", ("boss",), ("gone",))]
+    assert await escalated(store) == []
+
+
+async def test_a_channel_that_has_the_incident_already_gets_nothing_again(store: Store) -> None:
+    await accept(store, "x", "a", "boss", escalation=STEPS)
+    await deliver(store)
+    await deliver(store, "boss")
+    await let_pass(store, 2000)
+    assert [each.channels for each in await escalated(store)] == [("lead", "log")]
+    assert await nothing_due(store, "boss")
+
+
+async def test_of_many_incidents_each_is_escalated_once_by_one_of_two_replicas(
+    store: Store, database: DatabaseUrl
+) -> None:
+    names = [f"x{number:02}" for number in range(40)]
+    for name in names:
+        await fired(store, name)
+    await let_pass(store, 601)
+    async with open_store(database, lambda: 1000.0, frozenset({"log"})) as other:
+        both = await asyncio.gather(escalated(store), escalated(other))
+    assert sorted(each.incident_id for found in both for each in found) == names
+
+
+async def test_a_clock_that_was_set_back_neither_hurries_nor_delays_it_for_long(store: Store) -> None:
+    await fired(store)
+    await let_pass(store, -3600)
+    assert [each.channels for each in await escalated(store)] == [()]
+    assert await escalated(store) == []
+    await let_pass(store, 601)
+    assert [each.channels for each in await escalated(store)] == [("lead",)]
+
+
+async def test_the_current_state_is_what_a_further_channel_gets(store: Store) -> None:
+    await fired(store)
+    await accept(store, "x", "a", event=event_of(remark="the latest"), escalation=STEPS)
+    await let_pass(store, 601)
+    await escalated(store)
+    claim = await claim_one(store, "lead")
+    assert (claim.first_event_seq, claim.last_event_seq) == (2, 2)
