@@ -143,14 +143,14 @@ def _format_value(value: float, _position: int | None = None) -> str:
 def _insert_gaps(times: list[float], values: list[float]) -> tuple[list[float], list[float]]:
     """The points, with a gap where some are missing: a line across it would say what nobody knows."""
     step = min((later - earlier for earlier, later in pairwise(times)), default=0.0)
-    shown_times, numbers = [], []
+    all_times, numbers = [], []
     for index, (at, value) in enumerate(zip(times, values, strict=True)):
         if index and at - times[index - 1] > 1.5 * step:
-            shown_times.append(at)
+            all_times.append(at)
             numbers.append(float("nan"))
-        shown_times.append(at)
+        all_times.append(at)
         numbers.append(value)
-    return shown_times, numbers
+    return all_times, numbers
 
 
 def _list_ticks(start: float, end: float) -> list[float]:

@@ -55,15 +55,15 @@ def build_excerpts(text: str, read_linked: ReadLinked = lambda _: None) -> dict[
     tokens = _BLOCKS.parse(text)
     headings = list(_list_headings(tokens))[:_MAX_SECTIONS]
     by_anchor: dict[str, RunbookExcerpt] = {}
-    by_word: dict[str, RunbookExcerpt] = {}
+    by_first_name: dict[str, RunbookExcerpt] = {}
     for heading in headings:
         excerpt = _excerpt_section(heading, headings, tokens, read_linked)
         if excerpt is None:
             continue
         for anchor in (_build_slug(heading.text), *heading.anchors):
             by_anchor.setdefault(anchor.lower(), excerpt)
-        by_word.setdefault(heading.text.lower().partition(" ")[0], excerpt)
-    return by_word | by_anchor
+        by_first_name.setdefault(heading.text.lower().partition(" ")[0], excerpt)
+    return by_first_name | by_anchor
 
 
 def find_excerpt(excerpts: Mapping[str, RunbookExcerpt], alertname: str) -> RunbookExcerpt | None:
