@@ -46,7 +46,6 @@ async def storm_relay(folder: Path, **channel: Any) -> AsyncIterator[tuple[Stand
         )
         async with served(given, clock=read_clock) as client:
             yield stand_ins, client
-        assert stand_ins.slack.rates.refused_count == 0, "its rate was not kept"
 
 
 def build_webhook(number: int, severity: str, status: str) -> bytes:
