@@ -57,13 +57,12 @@ def build_digest_post(message: Message, *, may_be_a_repeat: bool = False) -> Pos
 
 
 def _build_lists(message: Message, limit: int) -> list[Block]:
-    """The incidents in the fullest form that fits."""
-    forms = ((300, "incident"), (120, "incident"), (120, "service"), (80, "service"), (60, "service"), (60, ""))
-    for length, link in forms:
+    """The incidents in the fullest form that fits: links go before titles are cut, which often differ at their end."""
+    length = 120
+    for length, link in ((300, "incident"), (120, "incident"), (120, "service"), (120, "")):
         blocks = _pack(_list_elements(message, length, link))
         if count_characters(blocks) <= limit:
             return blocks
-    length = 60
     while count_characters(blocks) > limit and length > _SHORTEST_TITLE:
         length -= 4
         blocks = _pack(_list_elements(message, length, ""))
