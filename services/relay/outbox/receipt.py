@@ -42,7 +42,7 @@ _LOCK_DELIVERIES: Final = (
 )
 _OUTCOME_COLUMNS: Final = (
     *("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent", "payload"),
-    *("attempts", "digest_id", "named_in"),
+    *("attempts", "digest_id", "named_in", "progress"),
 )
 _WRITE_OUTCOMES: Final = BulkStatement(
     update(deliveries)
@@ -251,7 +251,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
     stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
         "ours": row.seq,
-        "new_state": DeliveryState.RETRYING if is_named_only and row.attempts > 1 else outcome.state,
+        "new_state": _find_state(outcome, row),
         "new_reason": outcome.reason,
         "new_due_at": now + outcome.retry_in if is_retried else row.due_at,
         "new_due_set_at": now,
@@ -262,7 +262,14 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_attempts": row.attempts - is_named_only,
         "new_digest_id": row.digest_id if stays_in_digest else None,
         "new_named_in": request.digest_id if is_named_only else row.named_in,
+        "new_progress": None if is_named_only else row.progress,  # that of the digest says nothing of its own message
     }
+
+
+def _find_state(outcome: AttemptOutcome, row: DeliveryRow) -> DeliveryState:
+    """What the delivery is then: one that was only named is as it was before."""
+    was_tried = row.attempts > 1
+    return DeliveryState.RETRYING if outcome.state is DeliveryState.QUEUED and was_tried else outcome.state
 
 
 def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, Any]:
@@ -279,10 +286,10 @@ def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, 
 
 def _apply_outcome(transaction: Transaction, request: _OutcomeRequest, row: DeliveryRow) -> OutcomeResult:
     """The delivery may be merged into what waits behind it, and fallback channels may have to deliver it."""
-    outcome, state = request.outcome, request.outcome.state
+    outcome, state = request.outcome, _find_state(request.outcome, row)
     superseded, channels_to_wake = [], {row.channel}
     if state in WAITING:
-        attempt_count = request.task.attempt_number - (state is DeliveryState.QUEUED)
+        attempt_count = request.task.attempt_number - (outcome.state is DeliveryState.QUEUED)
         retry = RetryState(attempt_count, transaction.now + outcome.retry_in, outcome.reason)
         if merge_into_successor(transaction, row, retry):
             state = DeliveryState.SUPERSEDED
