@@ -131,7 +131,6 @@ class TargetMetrics:
         )
         key = self._inspection.description if self._inspection else None
         primary = key.find_version(key.primary_version) if key else None
-        permissions = (self._inspection.permissions if self._inspection else None) or {}
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_key_primary_version",
@@ -165,9 +164,19 @@ class TargetMetrics:
         )
         yield self._add_samples(
             GaugeMetricFamily("kms_key_permission", "1 if the account has the permission on the key."),
-            (({"permission": permission}, granted) for permission, granted in permissions.items()),
+            (({"permission": permission}, granted) for permission, granted in self._list_permissions()),
         )
         yield from self._collect_canaries()
+
+    def _list_permissions(self) -> Iterator[tuple[str, bool]]:
+        """As they were inspected; a round trip that has succeeded since proves some, so no alert outlives its cause."""
+        inspection = self._inspection
+        if inspection is None or inspection.permissions is None:
+            return
+        is_newer = self._success and (self._last_success or 0.0) > inspection.inspected_at
+        proven = self._key.profile.round_trip_permissions if is_newer else ()
+        for permission, granted in inspection.permissions.items():
+            yield permission, granted or permission in proven
 
     def _collect_canaries(self) -> Iterator[Metric]:
         inspection = self._inspection
