@@ -4,6 +4,7 @@ The families are built from plain numbers each time: what a key was before its l
 all metrics of a target disappear with it. Changed on the event loop, read from the thread that encodes.
 """
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -168,15 +169,22 @@ class TargetMetrics:
         )
         yield from self._collect_canaries()
 
+    @property
+    def _has_succeeded_since(self) -> bool:
+        """Whether a round trip proved since the inspection that it works, so that no alert outlives its cause."""
+        inspected_at = self._inspection.inspected_at if self._inspection else math.inf
+        return bool(self._success) and (self._last_success or 0.0) > inspected_at
+
     def _list_permissions(self) -> Iterator[tuple[str, bool]]:
-        """As they were inspected; a round trip that has succeeded since proves some, so no alert outlives its cause."""
-        inspection = self._inspection
-        if inspection is None or inspection.permissions is None:
-            return
-        is_newer = self._success and (self._last_success or 0.0) > inspection.inspected_at
-        proven = self._key.profile.round_trip_permissions if is_newer else ()
-        for permission, granted in inspection.permissions.items():
+        proven = self._key.profile.round_trip_permissions if self._has_succeeded_since else ()
+        for permission, granted in ((self._inspection and self._inspection.permissions) or {}).items():
             yield permission, granted or permission in proven
+
+    def _count_problems(self) -> int | None:
+        inspection = self._inspection
+        if inspection is None:
+            return None
+        return len(set(inspection.problems) - set(inspection.call_problems if self._has_succeeded_since else ()))
 
     def _collect_canaries(self) -> Iterator[Metric]:
         inspection = self._inspection
@@ -208,7 +216,7 @@ class TargetMetrics:
                 "kms_key_inspection_problems",
                 "What could not be read of the key, and what was wrong with the file of its canaries.",
             ),
-            _build_optional_sample(len(inspection.problems) if inspection else None),
+            _build_optional_sample(self._count_problems()),
         )
 
     def _add_samples(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:
