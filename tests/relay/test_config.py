@@ -1,8 +1,10 @@
 """The configuration of the contract, and one readable line for each mistake."""
 
 import json
+from datetime import UTC
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -316,3 +318,15 @@ def test_escalation_that_only_writes_to_the_log_is_a_warning(tmp_path: Path) -> 
     configured = read(tmp_path, yaml.safe_dump(yaml.safe_load(CONTRACT) | changes))
     assert list(configured.find_warnings()) == [("routes.0.escalate.0", "reaches nobody: it writes to the log alone")]
     assert configured.acknowledging_channels == {"pagerduty"}
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "Europe", "../../etc/passwd", "", "CEST", "europe berlin"])
+def test_a_time_zone_that_nobody_has_is_an_error(tmp_path: Path, name: str) -> None:
+    (error,) = list_errors(tmp_path, messages={"timezone": name})
+    assert error.startswith("messages.timezone: expected the IANA name of a time zone, such as UTC or Europe/Berlin")
+
+
+def test_a_time_zone_is_utc_unless_one_is_named(tmp_path: Path) -> None:
+    assert read(tmp_path, CONTRACT).messages.zone is UTC
+    named = yaml.safe_dump(yaml.safe_load(CONTRACT) | {"messages": {"timezone": "Asia/Kathmandu"}})
+    assert read(tmp_path, named).messages.zone == ZoneInfo("Asia/Kathmandu")
