@@ -66,6 +66,8 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
             ("resolved", "delivered"),
             ("firing", "delivered"),
         ]
+        await post(client, webhook_of(group="1"))  # its next episode
+        assert [each["id"] for each in await find(client)] == [listed[n]["id"] for n in (1, 0, 2)]
         assert await get(client, "/api/incidents/unknown") == (404, {"error": "no such incident"})
         for query, error in (
             ("status=open", "status: expected one of firing, resolved"),
