@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-
 from ops.demo.stack import Stack
 from ops.demo.timeline import ChannelName, Hop, State
 
@@ -64,7 +62,7 @@ async def check_resolved_in_place(
 
 
 async def _wait_until_acknowledged(stack: Stack, channel: ChannelName, message: dict[str, Any]) -> float | None:
-    pressed_at, ends_at = time.time(), time.monotonic() + TIMEOUT
+    ends_at = time.monotonic() + TIMEOUT
     while time.monotonic() < ends_at:
         if channel == "slack":
             shown = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
@@ -74,7 +72,7 @@ async def _wait_until_acknowledged(stack: Stack, channel: ChannelName, message: 
             state = await stack.get_json("stand_ins", "/api/state") or {"pagerduty": {"events": []}}
             events = [each for each in state["pagerduty"]["events"] if each["event_action"] == "acknowledge"]
             if events:
-                return max(float(events[-1]["at"]), pressed_at - 1)
+                return float(events[-1]["at"])
         await asyncio.sleep(_POLL_SECONDS)
     return None
 
