@@ -65,9 +65,9 @@ async def _wait_until_acknowledged(stack: Stack, channel: ChannelName, message: 
     ends_at = time.monotonic() + TIMEOUT
     while time.monotonic() < ends_at:
         if channel == "slack":
-            shown = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
-            if shown is not None and "cknowledged" in json.dumps(shown) and shown["edited_at"]:
-                return float(shown["edited_at"])
+            current = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
+            if current is not None and "cknowledged" in json.dumps(current) and current["edited_at"]:
+                return float(current["edited_at"])
         else:
             state = await stack.get_json("stand_ins", "/api/state") or {"pagerduty": {"events": []}}
             events = [each for each in state["pagerduty"]["events"] if each["event_action"] == "acknowledge"]
