@@ -209,6 +209,7 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
             settings.messages.zone,
             settings.messages.enrichment,
             list_buttons(settings),
+            settings.messages.templates,
         ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,
