@@ -139,7 +139,8 @@ def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple
 
 
 def _write_fix(fix: Fix, *, is_markdown: bool) -> str:
-    return f"{_escape_markdown(fix.title) if is_markdown else fix.title}:\n{_write_code(fix.command, is_markdown=is_markdown)}"
+    title = _escape_markdown(fix.title) if is_markdown else fix.title
+    return f"{title}:\n{_write_code(fix.command, is_markdown=is_markdown)}"
 
 
 def _write_excerpt(excerpt: RunbookExcerpt | None, write: Callable[..., str], *, is_markdown: bool) -> str:
