@@ -60,7 +60,7 @@ def get_table_prefix(layout: TableLayout) -> str:
     parts = [re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in (layout.name, layout.wrapped)]
     label = "__".join(parts)
     if label != name or len(label) > _MAX_LABEL_LENGTH:
-        digest = sha256("\0".join((layout.name, layout.wrapped)).encode()).hexdigest()
+        digest = sha256(f"{layout.name}\x00{layout.wrapped}".encode()).hexdigest()
         label = f"{label[: _MAX_LABEL_LENGTH - 9]}_{digest[:8]}"
     return f"keypulse_{label}"
 
