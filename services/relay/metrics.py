@@ -70,6 +70,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
+        self._partial_deliveries = Counter(
+            "relay_partial_deliveries_total",
+            "Messages that a provider took, but refused for some of their recipients.",
+            ["channel"],
+            registry=registry,
+        )
         self._leases_lost = Counter(
             "relay_leases_lost_total",
             "Leases that expired before the outcome was recorded, as while a process is stopped.",
@@ -194,6 +200,10 @@ class Metrics:
     def count_edit(self, channel: str, outcome: str) -> None:
         """An attempt to edit ended."""
         self._edits.labels(channel, outcome).inc()
+
+    def count_partial_delivery(self, channel: str) -> None:
+        """A message went to some of its recipients, and the provider refused others for good."""
+        self._partial_deliveries.labels(channel).inc()
 
     def count_press(self, action: str, outcome: PressOutcome) -> None:
         """A press was handled."""

@@ -47,6 +47,11 @@ class LogSettings(ChannelSettings):
 
     kind: Literal["log"]
 
+    @property
+    def destination(self) -> str:
+        """See the base."""
+        return "the log"
+
     def connect(self, timeout: float) -> "LogChannel":
         """The channel, with `timeout` seconds for a whole send."""
         return LogChannel(timeout)

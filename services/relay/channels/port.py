@@ -189,6 +189,11 @@ class ChannelSettings(Section):
         return None
 
     @property
+    def destination(self) -> str:
+        """Where its messages go, for a person: `#security-critical`, an address, a service."""
+        return str(getattr(self, "kind", ""))
+
+    @property
     def limitations(self) -> tuple[str, ...]:
         """What this channel cannot do and others of its kind can, a short text for each; empty for most."""
         return ()

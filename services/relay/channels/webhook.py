@@ -84,6 +84,11 @@ class WebhookSettings(EgressSettings, ChannelSettings):
             raise ValueError("expected either `url` or `url_file`")
         return self
 
+    @property
+    def destination(self) -> str:
+        """See the base; without the path, which may hold a secret."""
+        return urlsplit(self.url).hostname or "" if self.url else "the address in `url_file`"
+
     def connect(self, timeout: float) -> "WebhookChannel":
         """The channel, with `timeout` seconds for a whole send."""
         return WebhookChannel(self, timeout)

@@ -27,7 +27,7 @@ from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enricher,
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
 from services.relay.delivery.templates import MessageTemplates
-from services.relay.model import DeliveryTask, Message, MessagePart, PartOutcome
+from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import is_task_cancelled, run_in_thread_if_large
 from shared.process.logs import describe_exception
@@ -81,6 +81,8 @@ class SenderSettings:
     zone: tzinfo = UTC
     """The readers' time zone."""
     enrichment: EnrichmentSettings = NO_ENRICHMENT
+    buttons: tuple[Button, ...] = ()
+    """What readers can press."""
     templates: Path | None = None
     """The folder of the team's templates."""
 
@@ -183,8 +185,10 @@ class _LocalSender:
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 settings = self._settings
-                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
-                shows_chart = settings.channels[task.channel].shows_chart
+                message = await build_message(
+                    task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
+                )
+                shows_chart = settings.channels[task.channel].shows_chart and not task.is_edit
                 message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
                 if settings.channels[task.channel].uses_templates:
                     apply = partial(self._templates.apply, message)

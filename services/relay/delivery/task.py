@@ -155,6 +155,8 @@ class Deliverer:
             log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
             self._shared.metrics.count_lost_lease(self._name)
             return
+        if result.receipt and "rejected_recipients" in result.receipt:
+            self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
             outcome = self._build_success(result, started_at)
         else:

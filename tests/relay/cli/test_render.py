@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import html
 import json
 import shlex
 import subprocess
@@ -93,3 +94,20 @@ def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> N
     result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "x")
     assert result.exit_code == 2
     assert result.stderr == "--channel: no such channel; expected one of log, mail, pager, slack, got 'x'\n"
+
+
+@pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
+def test_a_person_sees_what_is_wrong_in_a_terminal_and_on_a_page(typed: Typed, channel: str) -> None:
+    arguments = ("render", "--payload", str(PAYLOADS[10]), "--channel", channel)
+    pretty = typed(*arguments, "--format", "pretty").stdout
+    page = typed(*arguments, "--format", "html").stdout
+    for text in (pretty, html.unescape(page)):
+        assert "KMSDecryptionErrorsBurst" in text
+        assert "бекенд-é-漢字:8000" in text
+        assert "\\u" not in text
+    assert page.lstrip().startswith("<!doctype html>")
+
+
+def test_an_unknown_format_exits_with_2(typed: Typed) -> None:
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "log", "--format", "pdf")
+    assert result.exit_code == 2
