@@ -138,8 +138,8 @@ async def _check_data_keys(server: HttpClient) -> str:
     for family, what in ((KMS_DATA_KEYS_UNUSABLE, "cannot be unwrapped"), (KMS_DATA_KEYS_MISSING, "are missing")):
         count = sum(map(float, re.findall(rf"^{family}(?:{{[^}}]*}})? ([0-9.e+]+)", body, re.MULTILINE)))
         if count:
-            raise CheckError(f"{count:g} data keys {what}", "see the backend's log and docs/KMS_OPERATIONS.md")
-    return f"{sum(float(value) for _, value in rows):g} data keys, {active:g} active"
+            raise CheckError(f"data keys that {what}: {count:g}", "see the backend's log and docs/KMS_OPERATIONS.md")
+    return f"{active:g} active of {sum(float(value) for _, value in rows):g}"
 
 
 async def _check_admin_api(server: HttpClient) -> str:

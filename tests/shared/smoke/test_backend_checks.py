@@ -199,18 +199,18 @@ async def test_an_admin_api_that_answers_without_a_token_is_red(answering: Answe
         (
             'kms_data_keys{kek_version="3",status="active"} 1.0\nkms_data_keys{kek_version="2",status="retired"} 4.0',
             "passed",
-            "5 data keys, 1 active",
+            "1 active of 5",
         ),
         ('kms_data_keys{kek_version="2",status="retired"} 4.0', "failed", "no data key is active"),
         (
             'kms_data_keys{status="active",kek_version="3"} 1\nkms_data_keys_unusable{pod="a"} 2.0',
             "failed",
-            "2 data keys cannot be unwrapped",
+            "data keys that cannot be unwrapped: 2",
         ),
         (
             'kms_data_keys{status="active",kek_version="3"} 1\nkms_data_keys_missing 1',
             "failed",
-            "1 data keys are missing",
+            "data keys that are missing: 1",
         ),
         ("# TYPE kms_data_keys gauge\nkms_data_keys_unusable 0", "not_applicable", "no kms_data_keys in its metrics"),
     ],
