@@ -14,6 +14,7 @@ from services.relay.channels.port import Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
+from services.relay.delivery.templates import MessageTemplates
 from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
@@ -78,7 +79,10 @@ def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> 
         accepted_at=now,
     )
     links = tuple(build_links(alert, now, rules) for alert in event.alerts)
-    return Message(task, event, links, settings.contacts, zone=settings.messages.zone)
+    message = Message(task, event, links, settings.contacts, zone=settings.messages.zone)
+    if not settings.channels[channel_name].uses_templates:
+        return message
+    return MessageTemplates(settings.messages.templates).apply(message)[0]
 
 
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:

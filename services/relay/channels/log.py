@@ -45,6 +45,7 @@ class LogSettings(ChannelSettings):
     """The relay's own log."""
 
     merges_waiting: ClassVar[bool] = False
+    uses_templates: ClassVar[bool] = False
 
     kind: Literal["log"]
 

@@ -76,6 +76,7 @@ class WebhookSettings(EgressSettings, ChannelSettings):
     """Where events are posted, and the token that goes with them."""
 
     merges_waiting: ClassVar[bool] = False
+    uses_templates: ClassVar[bool] = False
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None

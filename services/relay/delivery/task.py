@@ -164,6 +164,8 @@ class Deliverer:
         self._shared.metrics.count_attempt(self._name, outcome.reason)
         for part, ending in result.enrichment.items():
             self._shared.metrics.count_message_part(part, ending)
+        for template in result.failed_templates:
+            self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
 
     async def fall_back(self) -> bool:

@@ -19,6 +19,7 @@ from services.relay.text.labels import (
     Severity,
     find_worst_severity,
     limit_labels,
+    rank_severity,
     select_own_labels,
     sort_labels,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "list_images",
     "put_into_past",
     "quote_url",
+    "rank_severity",
     "sanitize_url",
     "select_alerts",
     "select_contacts",

@@ -45,6 +45,15 @@ def test_it_prints_the_mail_that_would_be_sent(typed: Typed) -> None:
     assert "KMSCryptoModeNotKMS" in mail["Subject"]
 
 
+def test_it_prints_the_words_of_the_team(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.j2").write_text("{{ severity }} for {{ alert.labels.service }}")
+    monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__TEMPLATES", str(tmp_path))
+    assert "critical for backend" in typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack").stdout
+    (tmp_path / "title.j2").write_text("{{ severity }")
+    check = typed("--check").stderr
+    assert f"messages.templates: {tmp_path}/title.j2: line 1: unexpected '}}'" in check
+
+
 @pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
 @pytest.mark.parametrize("number", range(1, len(PAYLOADS) + 1))
 def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, channel: str, number: int) -> None:

@@ -19,7 +19,7 @@ from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.served_relay import event_of
 
 RESOLVED = event_of("resolved")
-SHOWN = EditOutcome(EditResult.SHOWN, "ok", maybe_sent=True)
+SHOWN = EditOutcome(EditResult.EDITED, "ok", maybe_sent=True)
 
 
 class Clock:
@@ -87,7 +87,7 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
     assert await nothing_to_edit(store)
 
 
-async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: Store) -> None:
+async def test_what_was_given_up_is_idle_by_an_edit_and_a_retry_by_none(store: Store) -> None:
     await deliver(store)
     await deliver(store, state=DeliveryState.RETRYING)
     assert await nothing_to_edit(store)
@@ -95,7 +95,7 @@ async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: 
     assert await claim_edit(store)
 
 
-async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
+async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
     await deliver(store)
     await deliver(store)
     first = await claim_edit(store)
@@ -105,7 +105,7 @@ async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_edits
     assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
 
 
-async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
+async def test_after_a_lost_lease_the_current_state_is_idle_once_more(timed: Store, clock: Clock) -> None:
     await deliver(timed)
     await deliver(timed)
     lost = await claim_edit(timed)
@@ -181,7 +181,7 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
 async def test_another_message_takes_the_place_of_the_first_one(store: Store) -> None:
     await deliver(store)
     await deliver(store)
-    replaced = EditOutcome(EditResult.SHOWN, "ok", receipt={"number": "2"})
+    replaced = EditOutcome(EditResult.EDITED, "ok", receipt={"number": "2"})
     await edits.record_edit(store, "scope", await claim_edit(store), replaced)
     await accept(store, "x")
     assert (await claim_one(store)).first_receipt == {"number": "2"}

@@ -30,6 +30,8 @@ async def check_token(api: SlackApi) -> str:
     detail = f"bot {answer.get('user')} of {answer.get('team')}"
     if scopes is not None and scopes.isdisjoint(_SEARCH_SCOPES):
         detail += "; without channels:history a post whose answer is lost is repeated"
+    if scopes is not None and "files:write" not in scopes:
+        detail += "; without files:write a text that does not fit into its thread is cut, and there are no charts"
     return detail
 
 

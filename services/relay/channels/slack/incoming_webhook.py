@@ -21,7 +21,8 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention, build_post
+from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.post import build_post
 from services.relay.channels.status_error import build_status_error
 from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Message
