@@ -21,6 +21,7 @@ from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
+from services.relay.delivery.templates import TemplateFolder
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
 from services.relay.outbox.byte_limit import compute_minimum
@@ -268,6 +269,9 @@ class MessageSettings(EgressSettings):
     """The exporter's board; each alert links to its key or its service there."""
     timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
     """The readers' time zone, beside UTC in mails and PagerDuty; Slack knows each reader's own."""
+
+    templates: TemplateFolder | None = None
+    """A folder with a team's own words: `title.j2`, `summary.j2`, `description.j2`."""
 
     @property
     def zone(self) -> tzinfo:

@@ -14,19 +14,21 @@ from shared.kms.reason import Reason
 PROFILES: Final[Mapping[str, KmsProfile]] = {"gcp": GCP_PROFILE}
 """By the provider's name; a test compares them with the registry, which needs the providers' libraries."""
 _REASONS: Final = {str(reason): reason for reason in Reason}
-_VALUES: Final = ("target", "version", "permission", "account")
+_LABELS: Final = ("target", "version", "permission")
 
 
-def list_fixes(annotations: Mapping[str, str]) -> tuple[Fix, ...]:
+def list_fixes(annotations: Mapping[str, str], labels: Mapping[str, str]) -> tuple[Fix, ...]:
     """The commands for an alert; none if it has no reason, or a value in it is not valid.
 
     Args:
-        annotations: `kms_reason`, and what is known of `kms_provider`, `kms_key` (the key's full name), `kms_target`,
-            `kms_version`, `kms_permission` and `kms_account`.
+        annotations: `kms_reason`, and what is known of `kms_provider`, `kms_key` (the key's full name), `kms_account`,
+            `kms_target`, `kms_version` and `kms_permission`.
+        labels: `target`, `version` and `permission`, where no annotation names another.
     """
     reason = _REASONS.get(annotations.get("kms_reason", ""))
     if reason is None:
         return ()
     profile = PROFILES.get(annotations.get("kms_provider", ""), GENERIC_PROFILE)
-    values = {name: annotations.get(f"kms_{name}", "") for name in _VALUES}
+    values = {name: annotations.get(f"kms_{name}") or labels.get(name, "") for name in _LABELS}
+    values["account"] = annotations.get("kms_account", "")
     return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), values))

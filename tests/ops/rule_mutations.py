@@ -37,6 +37,14 @@ def mistaken(folder: Path, name: str, right: str, wrong: str) -> bool:
     return noticed(folder, name, {"expr": expression.replace(right, wrong)})
 
 
+def misled(folder: Path, alert: str, annotation: str, right: str, wrong: str) -> bool:
+    """Whether it is noticed that an annotation of an alert looks up `wrong` wherever it should look up `right`."""
+    annotations = ALERTS[alert]["annotations"]
+    assert right in annotations[annotation]
+    changed = {**annotations, annotation: annotations[annotation].replace(right, wrong)}
+    return noticed(folder, alert, {"annotations": changed})
+
+
 def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
     """Whether a promtool test of a rule, or of one that reads it, fails once it is changed.
 
@@ -44,8 +52,9 @@ def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
     """
     rules = {**RECORDINGS, **ALERTS}
     rules[name] = {**rules[name], **change}
-    judged = {name, *(other for other, rule in rules.items() if name in rule["expr"])}
-    read = {other for other in rules for one in judged if other in rules[one]["expr"]}
+    judged = {name, *(other for other, rule in rules.items() if name in _list_queries(rule))}
+    read = {other for other in rules for one in judged if other in _list_queries(rules[one])}
+    read |= {other for other in rules for one in read if other in rules[one]["expr"]}
     kept = [rule for key, rule in rules.items() if key in judged | read]
     files = [_write(folder / "rules.yml", {"groups": [{"name": "changed", "rules": kept}]})]
     for file, document in TESTS.items():
@@ -56,6 +65,11 @@ def noticed(folder: Path, name: str, change: dict[str, Any]) -> bool:
     said = answer.stdout + answer.stderr
     assert answer.returncode == 0 or "got:" in said, f"the mistake must still be a rule: {said}"
     return answer.returncode != 0
+
+
+def _list_queries(rule: dict[str, Any]) -> str:
+    """Its expression, and what its message looks up."""
+    return "\n".join([rule["expr"], *rule.get("annotations", {}).values()])
 
 
 def _about(judged: set[str], case: dict[str, Any]) -> dict[str, Any] | None:

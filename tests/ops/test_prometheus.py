@@ -210,7 +210,7 @@ async def test_a_message_has_the_reason_of_the_moment_while_its_alert_stays_the_
             for alert in (await query_api("alerts"))["alerts"]:
                 if alert["labels"]["alertname"] == "KMSProbeFailing" and alert["state"] == "firing":
                     found.update(alert)
-            return str(found.get("annotations", {}).get("description", "")).startswith(f"{reason} at encrypt: ")
+            return str(found.get("annotations", {}).get("title", "")).startswith(f"{reason}: ")
 
         await until(says)
         return found

@@ -7,6 +7,7 @@ import yaml
 from prometheus_client.metrics_core import Metric
 
 from ops.prometheus.build import build_files, select_exporter_job
+from services.relay.text.title import put_into_past
 from tests.ops import exposed_metrics
 from tests.ops.rules import ALERTS, FILES, GROUPS, PROMETHEUS, RECORDINGS, REFERENCE, RULES, TEST_FILES, TESTS, promtool
 
@@ -130,9 +131,43 @@ def test_a_rule_reads_only_what_is_exposed_or_a_rule_records(rule: str, metrics:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_message_looks_up_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
-    description = ALERTS[alert]["annotations"]["description"]
-    looked_up = {name for query in re.findall(r"`([^`]*)`", description) for name in re.findall(NAME, query)}
+    texts = "\n".join(ALERTS[alert]["annotations"].values())
+    looked_up = {name for query in re.findall(r"`([^`]*)`", texts) for name in re.findall(NAME, query)}
     assert looked_up <= exposed_metrics.names(metrics) | RECORDINGS.keys()
+
+
+def test_every_rule_has_a_title_of_one_line_a_summary_a_description_and_a_runbook() -> None:
+    required = {"title", "summary", "description", "runbook_url"}
+    assert [alert for alert, rule in ALERTS.items() if not required <= rule["annotations"].keys()] == []
+    expected = [
+        alert["exp_annotations"]
+        for document in TESTS.values()
+        for case in document["tests"]
+        for one in case.get("alert_rule_test", [])
+        for alert in one.get("exp_alerts", [])
+    ]
+    assert [texts for texts in expected if any(not texts[name] or "\n" in texts[name] for name in required)] == []
+
+
+def test_a_title_has_a_verb_that_the_relay_puts_into_the_past() -> None:
+    """`Resolved after 12 min: ledger-kek could not …`; the others speak of the past already."""
+    in_the_past = {"KMSDecryptionErrorsBurst", "RelayDeadLetters"}
+    titles = {
+        alert: re.sub(r"\{\{.*?\}\}", "x", rule["annotations"]["title"], flags=re.DOTALL)
+        for alert, rule in ALERTS.items()
+    }
+    assert {alert for alert, title in titles.items() if put_into_past(title) == title} == in_the_past
+
+
+def test_no_two_annotations_of_a_message_say_the_same() -> None:
+    """The class of an alert is in its name; title, summary and description each add something."""
+    for alert, rule in ALERTS.items():
+        texts = [rule["annotations"][name] for name in ("title", "summary", "description")]
+        sentences = [
+            {part.strip() for part in re.split(r"[.:;]|\{\{.*?\}\}", text, flags=re.DOTALL) if len(part.split()) > 3}
+            for text in texts
+        ]
+        assert not (sentences[0] & sentences[1] | sentences[1] & sentences[2] | sentences[0] & sentences[2]), alert
 
 
 def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric]) -> None:

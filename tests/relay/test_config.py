@@ -1,8 +1,10 @@
 """The configuration of the contract, and one readable line for each mistake."""
 
 import json
+from datetime import UTC
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -290,3 +292,15 @@ def test_a_recipient_that_is_no_address_is_one_error(tmp_path: Path) -> None:
     mail = {"kind": "email", "host": "localhost", "from": "a@ledger.test", "to": ["b at ledger.test"]}
     (line,) = list_errors(tmp_path, channels={"one": mail}, default_channels=["one"], routes=[])
     assert line.startswith("channels.one.to.0: expected one address")
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "Europe", "../../etc/passwd", "", "CEST", "europe berlin"])
+def test_a_time_zone_that_nobody_has_is_an_error(tmp_path: Path, name: str) -> None:
+    (error,) = list_errors(tmp_path, messages={"timezone": name})
+    assert error.startswith("messages.timezone: expected the IANA name of a time zone, such as UTC or Europe/Berlin")
+
+
+def test_a_time_zone_is_utc_unless_one_is_named(tmp_path: Path) -> None:
+    assert read(tmp_path, CONTRACT).messages.zone is UTC
+    named = yaml.safe_dump(yaml.safe_load(CONTRACT) | {"messages": {"timezone": "Asia/Kathmandu"}})
+    assert read(tmp_path, named).messages.zone == ZoneInfo("Asia/Kathmandu")

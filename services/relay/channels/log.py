@@ -43,8 +43,14 @@ class LogSettings(ChannelSettings):
     """The relay's own log."""
 
     merges_waiting: ClassVar[bool] = False
+    uses_templates: ClassVar[bool] = False
 
     kind: Literal["log"]
+
+    @property
+    def destination(self) -> str:
+        """See the base."""
+        return "the log"
 
     def connect(self, timeout: float) -> "LogChannel":
         """The channel, with `timeout` seconds for a whole send."""

@@ -67,6 +67,7 @@ class WebhookSettings(EgressSettings, ChannelSettings):
     """Where events are posted, and the token that goes with them."""
 
     merges_waiting: ClassVar[bool] = False
+    uses_templates: ClassVar[bool] = False
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None
@@ -82,6 +83,11 @@ class WebhookSettings(EgressSettings, ChannelSettings):
         if (self.url is None) is (self.url_file is None):
             raise ValueError("expected either `url` or `url_file`")
         return self
+
+    @property
+    def destination(self) -> str:
+        """See the base; without the path, which may hold a secret."""
+        return urlsplit(self.url).hostname or "" if self.url else "the address in `url_file`"
 
     def connect(self, timeout: float) -> "WebhookChannel":
         """The channel, with `timeout` seconds for a whole send."""

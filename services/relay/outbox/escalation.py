@@ -43,6 +43,8 @@ class Escalation(NamedTuple):
     """Those on which no replica delivers."""
     edited_channels: frozenset[str] = frozenset()
     """Those whose first message is edited, to show it."""
+    superseded_channels: tuple[str, ...] = ()
+    """The channel of each delivery, of an earlier episode, that was merged into a new one."""
 
 
 class _EscalatingRow(NamedTuple):
@@ -146,11 +148,14 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
     named = dict.fromkeys(channel for step in due for channel in step.channels)
     is_open = set(_OPEN_CHANNELS.fetch_all(connection, {"incident": row.id, "episode": row.episode}))
     channels = tuple(name for name in named if name in served and name not in is_open)
+    edited: frozenset[str] = frozenset()
+    superseded: list[str] = []
     if channels:
         remark = f"Escalated: nobody acknowledged it within {_format_wait(due[-1].after)}."
         seq = row.latest_event_seq
         new = [NewDelivery(seq, seq, row.id, row.episode, channel, remark) for channel in channels]
-        enqueue_deliveries(transaction, new)
+        superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
+        edited = request_edits(transaction, [row.id])
         insert_entry(transaction, ACTOR, None, "escalate", f"{row.id} to {', '.join(channels)}")
     escalated_to = [*json.loads(row.escalated_to or "[]"), *channels]
     connection.execute(
@@ -163,8 +168,8 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
             "at": now if channels else row.escalated_at,
         },
     )
-    edited = request_edits(transaction, [row.id]) if channels else frozenset()
-    return Escalation(row.id, channels, tuple(name for name in named if name not in served), edited)
+    skipped = tuple(name for name in named if name not in served)
+    return Escalation(row.id, channels, skipped, edited, tuple(superseded))
 
 
 def _format_wait(seconds: float) -> str:

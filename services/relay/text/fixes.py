@@ -17,5 +17,5 @@ def list_fixes(message: Message) -> list[Fix]:
     if is_resolved(message.event):
         return []
     firing = (alert for alert in message.event.alerts if alert.status is Status.FIRING)
-    commands = dict.fromkeys(fix for alert in firing for fix in list_alert_fixes(alert.annotations))
+    commands = dict.fromkeys(fix for alert in firing for fix in list_alert_fixes(alert.annotations, alert.labels))
     return list(islice(commands, MAX_FIXES))

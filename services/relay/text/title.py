@@ -18,6 +18,7 @@ MAX_TITLE: Final = 300
 MAX_REMARK: Final = 500
 _PAST: Final = {
     "cannot": "could not",
+    "will": "was to",
     "can": "could",
     "is": "was",
     "are": "were",
@@ -30,6 +31,16 @@ _PAST: Final = {
     "needs": "needed",
     "takes": "took",
     "uses": "used",
+    "decrypts": "decrypted",
+    "goes": "went",
+    "lacks": "lacked",
+    "names": "named",
+    "refuses": "refused",
+    "rejects": "rejected",
+    "reports": "reported",
+    "stays": "stayed",
+    "works": "worked",
+    "wraps": "wrapped",
 }
 _VERB: Final = re.compile(rf"(?<=\s)({'|'.join(_PAST)})(?=\s|$)")
 

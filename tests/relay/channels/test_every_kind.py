@@ -120,7 +120,7 @@ def test_a_changed_secret_shows_without_being_shown(kind: str, secret_file: Path
 def test_each_kind_merges_and_paces_as_its_provider_needs(kind: str, secret_file: Path) -> None:
     of = settings(example(kind, secret_file, unused_address()))
     per_second = {"slack": 1.0, "slack_webhook": 1.0, "pagerduty": 2.0, "apprise": 1.0}
-    assert of.merges_waiting is (kind not in {"webhook", "log"})
+    assert of.merges_waiting is of.uses_templates is (kind not in {"webhook", "log"})
     assert (of.provider_rate and of.provider_rate.per_second) == per_second.get(kind)
 
 

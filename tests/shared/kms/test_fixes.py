@@ -28,7 +28,7 @@ RING = ["--project=demo", "--location=global", "--keyring=app"]
 
 
 def commands(**changes: str) -> list[list[str]]:
-    return [shlex.split(fix.command) for fix in list_fixes({**KNOWN, **changes})]
+    return [shlex.split(fix.command) for fix in list_fixes({**KNOWN, **changes}, {})]
 
 
 def test_a_missing_role_is_granted_on_the_key_to_the_account_and_the_audit_log_names_who_took_it() -> None:
@@ -57,11 +57,22 @@ def test_a_version_is_enabled_or_restored_and_listed_where_it_is_not_known() -> 
     assert commands(kms_reason="key_destroyed", kms_version="")[0] == [*versions, "list", *RING, "--key=ledger"]
 
 
+def test_what_no_annotation_names_comes_from_the_labels() -> None:
+    annotations = {name: KNOWN[name] for name in ("kms_provider", "kms_key")}
+    labels = {"target": "ledger-kek", "version": "3", "permission": "cloudkms.cryptoKeys.get", "account": "me@x.org"}
+    (restore, *_) = list_fixes({**annotations, "kms_reason": "key_destroyed"}, labels)
+    assert restore.command.startswith("gcloud kms keys versions restore 3 ")
+    (grant, _) = list_fixes({**annotations, "kms_reason": "permission_denied"}, labels)
+    assert grant.command.endswith('--role=roles/cloudkms.viewer --member="serviceAccount:$EXPORTER_ACCOUNT"')
+    (measure,) = list_fixes({**annotations, "kms_reason": "timeout"}, labels)
+    assert "target=ledger-kek&" in measure.command
+
+
 @pytest.mark.parametrize("provider", PROFILES)
 def test_each_reason_has_a_command_of_sound_shell(provider: str) -> None:
     script = "#!/bin/bash\n"
     for reason in Reason:
-        fixes = list_fixes({**KNOWN, "kms_provider": provider, "kms_reason": reason})
+        fixes = list_fixes({**KNOWN, "kms_provider": provider, "kms_reason": reason}, {})
         assert fixes, reason
         assert all("\n" not in fix.command and fix.title for fix in fixes)
         script += "".join(f"{fix.command}\n" for fix in fixes)
@@ -78,10 +89,10 @@ def test_each_provider_has_the_profile_of_its_settings() -> None:
 
 
 def test_a_provider_that_is_not_known_has_the_commands_that_need_no_provider() -> None:
-    fixes = list_fixes({**KNOWN, "kms_provider": "memory", "kms_reason": "timeout"})
+    fixes = list_fixes({**KNOWN, "kms_provider": "memory", "kms_reason": "timeout"}, {})
     assert fixes == tuple(GENERIC_FIXES.build(Reason.TIMEOUT, "", KNOWN | {"target": "ledger-kek"}))
-    assert list_fixes({**KNOWN, "kms_provider": "memory"}) == ()
-    assert list_fixes({}) == list_fixes({**KNOWN, "kms_reason": "$(id)"}) == ()
+    assert list_fixes({**KNOWN, "kms_provider": "memory"}, {}) == ()
+    assert list_fixes({}, {}) == list_fixes({**KNOWN, "kms_reason": "$(id)"}, {}) == ()
 
 
 HOSTILE = st.text() | st.sampled_from(
@@ -103,9 +114,9 @@ HOSTILE = st.text() | st.sampled_from(
 @given(place=st.sampled_from(sorted(KNOWN)), text=HOSTILE, reason=st.sampled_from(Reason))
 def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_word(place: str, text: str, reason: Reason) -> None:
     known = {**KNOWN, "kms_reason": str(reason)}
-    expected = {fix.title: shlex.split(fix.command) for fix in list_fixes(known)}
+    expected = {fix.title: shlex.split(fix.command) for fix in list_fixes(known, {})}
     for value in (text, known[place] + text, text + known[place]):
-        for fix in list_fixes({**known, place: value}):
+        for fix in list_fixes({**known, place: value}, {}):
             if place == "kms_reason" or (place == "kms_provider" and fix.title not in expected):
                 continue  # another reason's commands
             words = shlex.split(fix.command)
@@ -119,5 +130,5 @@ def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_word(place: st
 def test_a_key_whose_name_is_none_of_google_s_has_no_command_but_those_without_its_name(value: str) -> None:
     key = KEY.removesuffix("ledger") + value
     for reason in Reason:
-        found = [fix.command for fix in list_fixes({**KNOWN, "kms_reason": reason, "kms_key": key})]
+        found = [fix.command for fix in list_fixes({**KNOWN, "kms_reason": reason, "kms_key": key}, {})]
         assert [command for command in found if "gcloud" in command] == []

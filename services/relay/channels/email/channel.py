@@ -95,6 +95,11 @@ class EmailSettings(EgressSettings, ChannelSettings):
             raise ValueError("expected both `username` and `password_file`, or neither")
         return self
 
+    @property
+    def destination(self) -> str:
+        """See the base."""
+        return ", ".join(self.to)
+
     def connect(self, timeout: float) -> "EmailChannel":
         """The channel, with `timeout` seconds for a whole send."""
         return EmailChannel(self, timeout)

@@ -122,6 +122,11 @@ class SlackSettings(EgressSettings, ChannelSettings):
         return hashlib.sha256(f"{self.api_url} {self.token_file}".encode()).hexdigest()[:16]
 
     @property
+    def destination(self) -> str:
+        """See the base."""
+        return self.channel or "the channel of the incoming webhook"
+
+    @property
     def limitations(self) -> tuple[str, ...]:
         """See the base."""
         return LIMITATIONS if self.webhook_url_file else ()
