@@ -111,6 +111,13 @@ class PrometheusClient:
             return None
         return AlertRule(best.query, frozenset(best.labels))
 
+    async def count_rules(self) -> int:
+        """How many alerting rules it has. Raises PrometheusError."""
+        reply = await self._decode(
+            _RULES, await self._get("/api/v1/rules", {"type": "alert", "exclude_alerts": "true"})
+        )
+        return sum(len(group.rules) for group in reply.data.groups)
+
     async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
         """What an expression gave from `start` to `end`. Raises QueryRefusedError, PrometheusError."""
         query = {"query": expression, "start": f"{start:.0f}", "end": f"{end:.0f}", "step": f"{step:g}"}
