@@ -34,4 +34,4 @@ def check_edits(
         found = [each.alerts for each in shown if each.channel == first.channel and each.key == first.key]
         # A repeat of it, after a lost answer or lease, may be there beside it.
         if not any(last.alerts <= alerts for alerts in found):
-            yield f"{first.channel}: the first message of {key[:2]} shows {found}, and not its last state, {last.alerts}"
+            yield f"{first.channel}: the first message of {key[:2]} shows {found}, at last were {last.alerts}"
