@@ -45,7 +45,7 @@ async def acknowledge_in_slack(
     return hops, missing
 
 
-async def check_resolved_in_place(
+async def check_resolved_by_edit(
     stack: Stack, alertname: str, started_at: float, on_hop: Callable[[Hop], None]
 ) -> tuple[list[Hop], list[str]]:
     """Whether the page's message says that it is over, with the all-clear in its thread; as above."""
@@ -65,9 +65,9 @@ async def _wait_until_acknowledged(stack: Stack, channel: ChannelName, message: 
     pressed_at, ends_at = time.time(), time.monotonic() + TIMEOUT
     while time.monotonic() < ends_at:
         if channel == "slack":
-            shown = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
-            if shown is not None and "cknowledged" in json.dumps(shown) and shown["edited_at"]:
-                return float(shown["edited_at"])
+            edited = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
+            if edited is not None and "cknowledged" in json.dumps(edited) and edited["edited_at"]:
+                return float(edited["edited_at"])
         else:
             state = await stack.get_json("stand_ins", "/api/state") or {"pagerduty": {"events": []}}
             events = [each for each in state["pagerduty"]["events"] if each["event_action"] == "acknowledge"]
