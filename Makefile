@@ -70,7 +70,7 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
 	echo pip-audit | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/pip-audit.lock
-	for extra in exporter relay apprise backend rotator smoke audit emulator stand-ins; do \
+	for extra in exporter relay apprise charts backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
 .PHONY: help install demo test rehearse test-containers images bench check check-rules check-workflows pip-audit lock

@@ -21,7 +21,7 @@ from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import EscalationStep, Event
+from services.relay.model import Button, EscalationStep, Event
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
@@ -208,6 +208,8 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
             delivery.timeout,
             settings.messages.zone,
             settings.messages.enrichment,
+            list_buttons(settings),
+            settings.messages.templates,
         ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
         lease_seconds=delivery.lease,
@@ -215,6 +217,13 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
         pacing_enabled=settings.pacing.enabled,
         compare_delay=COMPARE_DELAY if settings.alertmanager.urls else 0.0,
     )
+
+
+def list_buttons(settings: RelaySettings) -> tuple[Button, ...]:
+    """What readers of Slack can press."""
+    if settings.interactive.app_token_file is None:
+        return ()
+    return ("acknowledge", "silence") if settings.interactive.silence_rules.is_enabled else ("acknowledge",)
 
 
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
@@ -258,7 +267,12 @@ def build_press_rules(settings: RelaySettings) -> PressRules:
     return PressRules(
         settings.interactive,
         {
-            name: BotAccess(channel.api_url, channel.token_file, channel)
+            name: BotAccess(
+                channel.api_url,
+                channel.token_file,
+                channel,
+                channel.rate_per_second if settings.pacing.enabled else None,
+            )
             for name, channel in settings.slack_bots.items()
             if channel.token_file is not None
         },

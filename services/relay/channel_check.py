@@ -1,9 +1,10 @@
-"""One channel without the outbox: send a test message and its resolve, or render the payload of a webhook.
+"""One channel without the outbox: send a test message and its resolve, advise, or render the payload of a webhook.
 
 Nothing is stored, and nothing is tried again.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,10 +14,12 @@ from services.relay.channels.port import Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
+from services.relay.delivery.templates import MessageTemplates
 from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
 from services.relay.send_error import SendError, SendReason, SendScope
+from shared.process.doctor import run_checks_concurrently
 
 
 async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
@@ -33,6 +36,19 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
         raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
     finally:
         await close_channel(channel_name, channel)
+
+
+async def find_advice(settings: RelaySettings, channel_name: str) -> str:
+    """What to do about a channel that cannot send, by its own checks; empty where they find nothing. Sends nothing."""
+    channel = settings.channels[channel_name].connect(settings.delivery.timeout)
+    try:
+        checks = channel.list_checks("")
+        names = {check.name for check in checks}
+        own = [check if check.depends_on in names else replace(check, depends_on=None) for check in checks]
+        results = await run_checks_concurrently(own, time.monotonic, timeout=settings.delivery.timeout)
+    finally:
+        await close_channel(channel_name, channel)
+    return next((result.hint for result in results if result.hint), "")
 
 
 async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes) -> str:
@@ -63,7 +79,10 @@ def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> 
         accepted_at=now,
     )
     links = tuple(build_links(alert, now, rules) for alert in event.alerts)
-    return Message(task, event, links, settings.contacts, zone=settings.messages.zone)
+    message = Message(task, event, links, settings.contacts, zone=settings.messages.zone)
+    if not settings.channels[channel_name].uses_templates:
+        return message
+    return MessageTemplates(settings.messages.templates).apply(message)[0]
 
 
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:

@@ -9,6 +9,7 @@ from pathlib import Path
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
+from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
 from services.relay.delivery.links import build_links
 from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
 from services.relay.interactive.web_api import SlackWebApi
@@ -35,7 +36,18 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             stack.push_async_callback(alertmanager.client.close)
             checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
         checks += await _open_interactive_checks(settings, stack)
-        yield [*checks, *_list_ping_checks(settings), *_list_link_checks(settings)]
+        yield [
+            *checks,
+            *_list_ping_checks(settings),
+            *_list_link_checks(settings),
+            *list_enrichment_checks(settings.messages.enrichment, shows_own_runbooks=_shows_own_runbooks(settings)),
+        ]
+
+
+def _shows_own_runbooks(settings: RelaySettings) -> bool:
+    """Whether a message in production links to the runbook that its rule names."""
+    wins = settings.links.runbook is None or settings.links.prefer == "annotation"
+    return wins and settings.environment == "production"
 
 
 async def _open_interactive_checks(settings: RelaySettings, stack: AsyncExitStack) -> list[Check]:

@@ -15,6 +15,7 @@ PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 ACKNOWLEDGED_VIA = ("api", "slack")
 """The ways of an acknowledgement that a relay itself sees."""
+TEMPLATES = ("title", "summary", "description")
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
 
@@ -69,6 +70,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
+        self._partial_deliveries = Counter(
+            "relay_partial_deliveries_total",
+            "Messages that a provider took, but refused for some of their recipients.",
+            ["channel"],
+            registry=registry,
+        )
         self._leases_lost = Counter(
             "relay_leases_lost_total",
             "Leases that expired before the outcome was recorded, as while a process is stopped.",
@@ -111,6 +118,14 @@ class Metrics:
         self._slack_connections = Gauge(
             "relay_slack_connections", "Connections that Slack counted when this relay connected.", registry=registry
         )
+        self._template_errors = Counter(
+            "relay_template_errors_total",
+            "Messages for which a template of `messages.templates` gave no text, so that keypulse's own was sent.",
+            ["template"],
+            registry=registry,
+        )
+        for template in TEMPLATES:
+            self._template_errors.labels(template)
         self._used_bytes = Gauge(
             "relay_outbox_bytes",
             "Bytes that the outbox holds, as measured last, and what was accepted since.",
@@ -186,6 +201,10 @@ class Metrics:
         """An attempt to edit ended."""
         self._edits.labels(channel, outcome).inc()
 
+    def count_partial_delivery(self, channel: str) -> None:
+        """A message went to some of its recipients, and the provider refused others for good."""
+        self._partial_deliveries.labels(channel).inc()
+
     def count_press(self, action: str, outcome: PressOutcome) -> None:
         """A press was handled."""
         self._presses.labels(action, outcome).inc()
@@ -197,6 +216,10 @@ class Metrics:
     def set_slack_connections(self, count: int) -> None:
         """Slack has counted the connections of the app."""
         self._slack_connections.set(count)
+
+    def count_template_error(self, template: str) -> None:
+        """A template gave no text for a message."""
+        self._template_errors.labels(template).inc()
 
     def count_lost_lease(self, channel: str) -> None:
         """A lease expired before its outcome was recorded."""

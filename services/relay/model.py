@@ -218,6 +218,10 @@ class RunbookExcerpt:
     """Whether the section goes on."""
 
 
+Button = Literal["acknowledge", "silence"]
+"""What a reader can press; `acknowledge` is both ways."""
+
+
 class MessagePart(StrEnum):
     """What a message gets beside its event, if it can be had in time."""
 
@@ -256,6 +260,8 @@ class Message:
     """What the expression of an alert gives now, by fingerprint, such as `1.84 (fires if > 1)`; empty if unknown."""
     zone: tzinfo = UTC
     """The readers' time zone, of `messages.timezone`."""
+    buttons: tuple[Button, ...] = ()
+    """What readers can press, where the channel has buttons and the relay hears of it."""
 
 
 def build_incident_id(event: Event) -> str:

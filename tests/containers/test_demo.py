@@ -103,7 +103,7 @@ end(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 
 def test_limits_are_in_force(demo: Composed) -> None:
     limits = demo.engine.inspected(demo.service("relay"))["HostConfig"]
-    assert (limits["Memory"], limits["NanoCpus"]) == (384 * 1024**2, 1_000_000_000)
+    assert (limits["Memory"], limits["NanoCpus"]) == (512 * 1024**2, 1_000_000_000)
 
 
 async def test_a_page_and_its_all_clear_survive_a_restart_of_relay_and_prometheus(

@@ -45,7 +45,8 @@ async def test_a_test_message_arrives_and_leaves_nothing_open(tmp_path: Path) ->
         result = await run("--config", configuration(tmp_path, providers.http), "send-test", "--channel", "pager")
         (incident,) = providers.pagerduty.get_state()["incidents"]
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.startswith("pager: sent to PagerDuty")
+    assert len(result.stdout.splitlines()) == 3
     assert incident["dedup_key"] in result.stdout
     assert incident["status"] == "resolved"
     assert not (tmp_path / "relay.db").exists()

@@ -80,6 +80,11 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
     page_resolved: bool = True
     """Whether somebody is called for an incident that is resolved before its firing was delivered."""
 
+    @property
+    def destination(self) -> str:
+        """See the base."""
+        return "PagerDuty, to the service of its routing key"
+
     def dedup_scope(self) -> Hashable:
         """A service: the key of one of its incidents is the same for every receiver."""
         return self.url, self.routing_key_file

@@ -164,6 +164,8 @@ class ChannelSettings(Section):
     """Whether its provider knows acknowledgements: `send` carries the task's there, and puts it into the receipt."""
     shows_chart: ClassVar[bool] = False
     """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
+    uses_templates: ClassVar[bool] = True
+    """Whether its messages have a team's own words: it is for people, and not for programs."""
     max_concurrency: ClassVar[int] = 256
     """Messages that are sent at once."""
     provider_rate: ClassVar[MessageRate | None] = None
@@ -185,6 +187,17 @@ class ChannelSettings(Section):
     def edit_scope(self) -> str | None:
         """What shares one limit of edits, equal in all replicas; None if messages of this channel are not edited."""
         return None
+
+    @property
+    def destination(self) -> str:
+        """Where its messages go, for a person: `#security-critical`, an address, a service."""
+        return str(getattr(self, "kind", ""))
+
+    @property
+    def rate_per_second(self) -> float | None:
+        """Its own rate, or the provider's; None for no limit."""
+        rate = self.rate or self.provider_rate
+        return rate.per_second if rate is not None else None
 
     @property
     def limitations(self) -> tuple[str, ...]:

@@ -43,7 +43,16 @@ from services.relay.channels.webhook_signature import SigningKeyPath, build_sign
 from services.relay.http_session import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message
 from services.relay.send_error import SendError, SendReason, SendScope
-from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
+from services.relay.text import (
+    Link,
+    clean_text,
+    compute_status,
+    format_remark,
+    format_title,
+    list_alerts,
+    select_contacts,
+    truncate,
+)
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import SecretPath
@@ -67,6 +76,7 @@ class WebhookSettings(EgressSettings, ChannelSettings):
     """Where events are posted, and the token that goes with them."""
 
     merges_waiting: ClassVar[bool] = False
+    uses_templates: ClassVar[bool] = False
 
     kind: Literal["webhook"]
     url: ProviderUrl | None = None
@@ -82,6 +92,11 @@ class WebhookSettings(EgressSettings, ChannelSettings):
         if (self.url is None) is (self.url_file is None):
             raise ValueError("expected either `url` or `url_file`")
         return self
+
+    @property
+    def destination(self) -> str:
+        """See the base; without the path, which may hold a secret."""
+        return urlsplit(self.url).hostname or "" if self.url else "the address in `url_file`"
 
     def connect(self, timeout: float) -> "WebhookChannel":
         """The channel, with `timeout` seconds for a whole send."""
@@ -199,6 +214,7 @@ def build_body(message: Message) -> dict[str, Any]:
         "episode": message.task.episode,
         "accepted_at": message.task.accepted_at.isoformat(),
         "status": compute_status(event),
+        "title": format_title(message),
         "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
         "group_labels": _limit_labels(event.group_labels),
         "common_labels": _limit_labels(event.common_labels),

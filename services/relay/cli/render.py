@@ -1,4 +1,4 @@
-"""`render`: prints what a channel would send for a webhook. Sends nothing, and reads no secret."""
+"""`render`: prints what a channel would send for a webhook, or what a person sees. Sends nothing, reads no secret."""
 
 import asyncio
 import sys
@@ -10,19 +10,30 @@ import click
 from services.relay.channel_check import render_webhook
 from services.relay.cli.command_context import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
-from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
+from services.relay.preview.page import format_pretty, render_page
+from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
 
 _EXAMPLES: Final = """\b
 Examples:
   keypulse-relay --config ops/compose/relay.yml render --payload tests/relay/payloads/01-firing-1.json --channel pagerduty
+  keypulse-relay --config relay.yml render --payload FILE --channel slack-critical --format pretty
+  keypulse-relay --config relay.yml render --payload FILE --channel email-oncall --format html >mail.html
   curl -s localhost:9912/api/quarantine/7 | keypulse-relay --config relay.yml render --payload - --channel pagerduty"""  # noqa: E501
 
 
 @click.command("render", short_help="Print what a channel would send.", epilog=_EXAMPLES)
 @click.option("--payload", required=True, metavar="FILE", help="A webhook as JSON; - is standard input.")
 @click.option("--channel", required=True, help="The name of a channel in the configuration.")
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["json", "pretty", "html"]),
+    default="json",
+    show_default=True,
+    help="The payload as it is sent; as a person sees it in a terminal; or as a page.",
+)
 @add_config_option
-def command(config: Path | None, payload: str, channel: str) -> None:
+def command(config: Path | None, payload: str, channel: str, shape: str) -> None:
     """Print what a channel would send for a webhook. Sends nothing."""
     settings = load_settings_or_exit(RelaySettings, config)
     check_channel_or_exit(settings, channel)
@@ -30,7 +41,12 @@ def command(config: Path | None, payload: str, channel: str) -> None:
     def render(file: str) -> str:
         return asyncio.run(render_webhook(settings, channel, _read_file(file)))
 
-    click.echo(parse_option_or_exit("--payload", render, payload))
+    rendered = parse_option_or_exit("--payload", render, payload)
+    kind = settings.channels[channel].kind
+    if shape != "json":
+        rendered = format_pretty(kind, rendered) if shape == "pretty" else render_page(kind, rendered)
+    replace_unencodable_output()
+    click.echo(rendered)
 
 
 def _read_file(file: str) -> bytes:

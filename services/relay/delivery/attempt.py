@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
+from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -24,9 +26,10 @@ from services.relay.channels.port import (
 from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enricher, EnrichmentSettings, open_enricher
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.message import build_message
-from services.relay.model import DeliveryTask, Message, MessagePart, PartOutcome
+from services.relay.delivery.templates import MessageTemplates
+from services.relay.model import Button, DeliveryTask, Message, MessagePart, PartOutcome
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.process.concurrency import is_task_cancelled
+from shared.process.concurrency import is_task_cancelled, run_in_thread_if_large
 from shared.process.logs import describe_exception
 
 
@@ -45,6 +48,8 @@ class SendResult(NamedTuple):
     """The provider's reply."""
     enrichment: Mapping[MessagePart, PartOutcome] = {}
     """How the parts of the message ended that it gets beside its event."""
+    failed_templates: tuple[str, ...] = ()
+    """The templates of the team that gave no text for the message."""
 
 
 class ProgressNotSavedError(Exception):
@@ -76,6 +81,10 @@ class SenderSettings:
     zone: tzinfo = UTC
     """The readers' time zone."""
     enrichment: EnrichmentSettings = NO_ENRICHMENT
+    buttons: tuple[Button, ...] = ()
+    """What readers can press."""
+    templates: Path | None = None
+    """The folder of the team's templates."""
 
 
 OpenSender = Callable[[SenderSettings], AbstractAsyncContextManager[Sender]]
@@ -163,6 +172,7 @@ class _LocalSender:
         self._channels = channels
         self._settings = settings
         self._enricher = enricher
+        self._templates = MessageTemplates(settings.templates)
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """See the port."""
@@ -171,12 +181,18 @@ class _LocalSender:
         attempt: LeasedAttempt | None = None
         receipt, error = None, None
         outcomes: Mapping[MessagePart, PartOutcome] = {}
+        failed_templates: tuple[str, ...] = ()
         try:
             async with asyncio.timeout_at(task.attempt_ends):
                 settings = self._settings
-                message = await build_message(task, settings.link_rules, settings.contacts, settings.zone)
-                shows_chart = settings.channels[task.channel].shows_chart
+                message = await build_message(
+                    task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
+                )
+                shows_chart = settings.channels[task.channel].shows_chart and not task.is_edit
                 message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
+                if settings.channels[task.channel].uses_templates:
+                    apply = partial(self._templates.apply, message)
+                    message, failed_templates = await run_in_thread_if_large(len(task.event_json), apply)
                 attempt = LeasedAttempt(task, message, save_progress)
                 receipt = await self._send(task, attempt)
         except DeliveryLeaseLostError:
@@ -193,6 +209,7 @@ class _LocalSender:
             payload=_compress(attempt.payload) if attempt and attempt.payload is not None else None,
             reply=attempt.reply if attempt else "",
             enrichment=outcomes,
+            failed_templates=failed_templates,
         )
 
     async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:

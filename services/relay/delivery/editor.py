@@ -123,7 +123,7 @@ class Editor:
         if error is None:
             is_same = task.first_receipt is not None and dict(result.receipt or {}) == dict(task.first_receipt)
             return EditOutcome(
-                EditResult.SHOWN, SendReason.OK, receipt=None if is_same else result.receipt, maybe_sent=True
+                EditResult.EDITED, SendReason.OK, receipt=None if is_same else result.receipt, maybe_sent=True
             )
         retry_in = compute_retry_delay(
             error, attempt=task.attempt_number, age=task.age, policy=policy, random=self._shared.random

@@ -8,6 +8,7 @@ from functools import lru_cache
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
 from services.relay.model import (
+    Button,
     DeliveryTask,
     Event,
     Links,
@@ -60,7 +61,11 @@ def _intersect(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, st
 
 
 async def build_message(
-    task: DeliveryTask, link_rules: LinkRules, contacts: Mapping[str, str], zone: tzinfo = UTC
+    task: DeliveryTask,
+    link_rules: LinkRules,
+    contacts: Mapping[str, str],
+    zone: tzinfo = UTC,
+    buttons: tuple[Button, ...] = (),
 ) -> Message:
     """The message of a task; the same at each attempt, so that a channel can find what it sent.
 
@@ -69,6 +74,7 @@ async def build_message(
         link_rules: for its links.
         contacts: the address of each role.
         zone: the readers' time zone.
+        buttons: what readers can press.
 
     Raises:
         ValueError: the outbox holds something that is no event.
@@ -77,7 +83,7 @@ async def build_message(
     size = len(task.event_json)
     enrich = _enrich_event if size > LARGE_BYTES else _enrich_event_cached
     event, found = await run_in_thread_if_large(size, lambda: enrich(*arguments))
-    return Message(task, event, found, contacts, zone=zone)
+    return Message(task, event, found, contacts, zone=zone, buttons=buttons)
 
 
 def _enrich_event(event_json: bytes, accepted_at: datetime, rules: LinkRules) -> tuple[Event, tuple[Links, ...]]:

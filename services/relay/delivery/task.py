@@ -155,6 +155,8 @@ class Deliverer:
             log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
             self._shared.metrics.count_lost_lease(self._name)
             return
+        if result.receipt and "rejected_recipients" in result.receipt:
+            self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
             outcome = self._build_success(result, started_at)
         else:
@@ -162,6 +164,8 @@ class Deliverer:
         self._shared.metrics.count_attempt(self._name, outcome.reason)
         for part, ending in result.enrichment.items():
             self._shared.metrics.count_message_part(part, ending)
+        for template in result.failed_templates:
+            self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
 
     async def fall_back(self) -> bool:

@@ -21,7 +21,7 @@ from services.relay.outbox.acknowledgement import (
 )
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.known_messages import KnownMessage, find_message
+from services.relay.outbox.sent_messages import SentMessage, find_message
 from services.relay.outbox.silences import SilencePress, SilenceRefusedError, request_silence
 from services.relay.outbox.tables import clean_for_database
 from shared.http.untrusted_json import UntrustedJsonError
@@ -108,11 +108,13 @@ class PressHandler:
             return _Reply(PressOutcome.REFUSED, _OVER, bot)
         self._wake_channels(changed.channels_to_wake)
         if changed.is_changed:
+            if press.action is Action.ACKNOWLEDGE:
+                self._metrics.count_acknowledgement("slack")
             return _Reply(PressOutcome.DONE)
         unchanged = f"{changed.by} has acknowledged it already." if changed.by else "Nobody has acknowledged it."
         return _Reply(PressOutcome.UNCHANGED, unchanged, bot)
 
-    async def _find_message(self, press: Press) -> tuple[KnownMessage, SlackWebApi] | _Reply:
+    async def _find_message(self, press: Press) -> tuple[SentMessage, SlackWebApi] | _Reply:
         """The message with the button, and the bot that has sent it; or why the press does not count."""
         incident_id = clean_for_database(press.incident_id)
         find = partial(find_message, incident_id=incident_id, slack_channel=press.channel, ts=press.ts)
@@ -137,7 +139,7 @@ class PressHandler:
             acknowledging_channels=self._acknowledging_channels,
         )
 
-    async def _request_silence(self, press: Press, message: KnownMessage, bot: SlackWebApi) -> _Reply:
+    async def _request_silence(self, press: Press, message: SentMessage, bot: SlackWebApi) -> _Reply:
         if self._wake_silences is None:
             return _Reply(PressOutcome.REFUSED, _SILENCE_OFF, bot)
         requested = SilencePress(

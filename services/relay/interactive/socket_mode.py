@@ -147,11 +147,15 @@ class SocketModeClient:
             raise SlackCallError(str(error)) from None
 
     def _check_address(self, url: str) -> str:
-        """Plaintext only where the Web API is reached in plaintext, too. Raises SlackCallError."""
-        scheme = "wss://" if self._api.api_url.startswith("https://") else "ws"
-        if not url.startswith(scheme):
+        """As http(s), by which proxies are found. Plaintext only where the Web API is reached in plaintext, too.
+
+        Raises:
+            SlackCallError: it is not the address of a WebSocket, or one in plaintext.
+        """
+        is_allowed = url.startswith("wss://" if self._api.api_url.startswith("https://") else ("ws://", "wss://"))
+        if not is_allowed:
             raise SlackCallError("Slack gave no address of a WebSocket with TLS")
-        return url
+        return f"http{url.removeprefix('ws')}"
 
     async def _receive_hello(self, socket: aiohttp.ClientWebSocketResponse) -> _Connection:
         try:

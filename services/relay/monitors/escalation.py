@@ -6,6 +6,7 @@ import structlog
 
 from services.relay.monitors.self_alerts import AlertPublisher
 from services.relay.outbox.escalation import escalate_due
+from services.relay.outbox.tables import DeliveryState
 
 _CHECK_INTERVAL: Final = 5.0
 
@@ -30,6 +31,8 @@ class EscalationMonitor:
                 log.info("incident escalated", incident_id=done.incident_id, channels=done.channels)
             for channel in done.channels:
                 publisher.metrics.count_escalation(channel)
+            for channel in done.superseded_channels:
+                publisher.metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
             if done.skipped_channels:
                 log.warning(
                     "escalation skipped a channel that is not configured",

@@ -43,15 +43,15 @@ _FIRST: Final = 0.0
 _edit = edits.c
 _limit = edit_limits.c
 _IS_WAITING: Final = _edit.wanted > _edit.shown
-_is_shown = _edit.wanted == _edit.shown
+_is_idle = _edit.wanted == _edit.shown
 _INSERT_FIRST_MESSAGES: Final = {
     dialect: BulkStatement(build_insert(edits, dialect).on_conflict_do_nothing(), [column.name for column in edits.c])
     for dialect in ("sqlite", "postgresql")
 }
 _request_values = {
     "wanted": _edit.wanted + 1,
-    "requested_at": case((_is_shown, bindparam("now")), else_=_edit.requested_at),
-    "due_set_at": case((_is_shown, bindparam("now")), else_=_edit.due_set_at),
+    "requested_at": case((_is_idle, bindparam("now")), else_=_edit.requested_at),
+    "due_set_at": case((_is_idle, bindparam("now")), else_=_edit.due_set_at),
 }
 _REQUEST_FOR_CHANNEL: Final = BulkStatement(
     update(edits)
@@ -60,7 +60,22 @@ _REQUEST_FOR_CHANNEL: Final = BulkStatement(
         _edit.episode == bindparam("of_episode"),
         _edit.channel == bindparam("of_channel"),
     )
-    .values(**_request_values, due_at=case((_is_shown, bindparam("now")), else_=_edit.due_at))
+    .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
+)
+_merged_episodes = select(deliveries.c.episode).where(
+    deliveries.c.incident_id == bindparam("incident"),
+    deliveries.c.channel == bindparam("of_channel"),
+    deliveries.c.event_seq.between(bindparam("first"), bindparam("last")),
+)
+_REQUEST_FOR_MERGED: Final = (
+    update(edits)
+    .where(
+        _edit.incident_id == bindparam("incident"),
+        _edit.channel == bindparam("of_channel"),
+        _edit.episode < bindparam("of_episode"),
+        _edit.episode.in_(_merged_episodes),
+    )
+    .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
 )
 _current_episode = select(incidents.c.episode).where(incidents.c.id == _edit.incident_id).scalar_subquery()
 _of_current_episode = (_edit.incident_id.in_(bindparam("incidents", expanding=True)), _edit.episode == _current_episode)
@@ -108,7 +123,7 @@ class EditClaimResult(NamedTuple):
 class EditResult(StrEnum):
     """How an attempt to edit ended."""
 
-    SHOWN = "shown"
+    EDITED = "edited"
     RETRYING = "retrying"
     GIVEN_UP = "given_up"
 
@@ -253,14 +268,25 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
         _INSERT_FIRST_MESSAGES[transaction.connection.dialect.name].execute(transaction.connection, rows)
 
 
-def request_channel_edits(transaction: Transaction, places: Collection[tuple[str, int, str]]) -> None:
+def request_channel_edits(transaction: Transaction, keys: Collection[tuple[str, int, str]]) -> None:
     """Has the first messages edited that these incidents, episodes and channels have, in the order of the requests."""
-    if places:
+    if keys:
         rows = [
             {"incident": incident, "of_episode": episode, "of_channel": channel, "now": transaction.now}
-            for incident, episode, channel in sorted(places)
+            for incident, episode, channel in sorted(keys)
         ]
         _REQUEST_FOR_CHANNEL.execute(transaction.connection, rows)
+
+
+def request_merged_edits(transaction: Transaction, task: DeliveryTask) -> None:
+    """Has the first messages of earlier episodes edited whose end was merged into a delivery of a later one."""
+    values = {
+        **_identify(task),
+        "first": task.first_event_seq,
+        "last": task.last_event_seq,
+        "now": transaction.now,
+    }
+    transaction.connection.execute(_REQUEST_FOR_MERGED, values)
 
 
 async def claim_edits(store: Store, request: EditClaimRequest) -> EditClaimResult:
@@ -351,11 +377,11 @@ def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now:
 def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: EditOutcome) -> bool:
     connection, now, task = transaction.connection, transaction.now, claim.task
     is_over = outcome.result is not EditResult.RETRYING
-    place = _identify(task)
+    key = _identify(task)
     ended: Any = connection.execute(
         _END if is_over else _END_RETRY,
         {
-            **place,
+            **key,
             "ours": task.lease_id,
             "now": now,
             "new_due_at": now + outcome.retry_in,
@@ -365,7 +391,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
     )
     is_lease_valid = bool(ended.rowcount)
     if not is_lease_valid and outcome.maybe_sent:
-        connection.execute(_ADD_REQUEST, place)
+        connection.execute(_ADD_REQUEST, key)
     if is_lease_valid and outcome.receipt is not None:
         receipt = clean_for_database(json.dumps(dict(outcome.receipt)))
         connection.execute(_REPLACE_RECEIPT, {"delivery": task.delivery_id, "new_receipt": receipt})

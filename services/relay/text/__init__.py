@@ -4,12 +4,22 @@ Labels and annotations are written by others. What these modules return contains
 changes the direction of text, and a link is http(s) or absent. Escaping is up to each channel.
 """
 
-from services.relay.text.context import ContextLine, join_items, list_context
+from services.relay.text.context import (
+    ACKNOWLEDGED,
+    ALSO_FIRING,
+    ESCALATED,
+    HOW_OFTEN,
+    LAST_MESSAGE,
+    ContextLine,
+    join_items,
+    list_context,
+)
 from services.relay.text.fixes import MAX_FIXES, list_fixes
 from services.relay.text.labels import (
     Severity,
     find_worst_severity,
     limit_labels,
+    rank_severity,
     select_own_labels,
     sort_labels,
 )
@@ -60,6 +70,11 @@ from services.relay.text.title import (
 from shared.kms.fixes import Fix
 
 __all__ = [
+    "ACKNOWLEDGED",
+    "ALSO_FIRING",
+    "ESCALATED",
+    "HOW_OFTEN",
+    "LAST_MESSAGE",
     "MAX_FIXES",
     "MAX_REMARK",
     "MAX_SHORT_URL",
@@ -108,6 +123,7 @@ __all__ = [
     "list_images",
     "put_into_past",
     "quote_url",
+    "rank_severity",
     "sanitize_url",
     "select_alerts",
     "select_contacts",

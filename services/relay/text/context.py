@@ -8,6 +8,11 @@ from services.relay.text.labels import select_own_labels
 from services.relay.text.strings import clean_line, truncate
 from services.relay.text.times import format_duration, format_short_time
 
+ACKNOWLEDGED: Final = "Acknowledged"
+ESCALATED: Final = "Escalated"
+LAST_MESSAGE: Final = "Last message"
+ALSO_FIRING: Final = "Also firing"
+HOW_OFTEN: Final = "How often"
 MAX_RELATED: Final = 5
 _MAX_NAMES: Final = 3
 """Alerts that a change names."""
@@ -25,11 +30,11 @@ class ContextLine(NamedTuple):
 def list_context(message: Message) -> list[ContextLine]:
     """What is known of the incident, the most urgent first; clean text without mark-up."""
     lines = (
-        ContextLine("Acknowledged", _format_acknowledgement(message)),
-        ContextLine("Escalated", _format_escalation(message)),
-        ContextLine("Last message", _format_changes(message)),
-        ContextLine("Also firing", _format_related(message)),
-        ContextLine("How often", _format_frequency(message)),
+        ContextLine(ACKNOWLEDGED, _format_acknowledgement(message)),
+        ContextLine(ESCALATED, _format_escalation(message)),
+        ContextLine(LAST_MESSAGE, _format_changes(message)),
+        ContextLine(ALSO_FIRING, _format_related(message)),
+        ContextLine(HOW_OFTEN, _format_frequency(message)),
     )
     return [line for line in lines if line.items]
 

@@ -58,7 +58,9 @@ class Providers:
     def arrived(self, kind: str) -> list[str]:
         """Everything that came over a channel of this kind, as text."""
         stand_ins = self._stand_ins
-        slack = [str(message) for channel in stand_ins.slack.channels.values() for message in channel.messages]
+        posts = [message for channel in stand_ins.slack.channels.values() for message in channel.messages]
+        # What does not fit into a message is a file, or a reply whose metadata names it a part.
+        slack = [str(post) for post in posts if not post.files and "'part'" not in str(post.metadata)]
         mails = [f"{mail.text} {mail.html}" for mail in stand_ins.mailbox.mails]
         lines = [json.dumps(line) for line in self._logged if line["event"] == "alert"]
         events = [str(event) for event in stand_ins.pagerduty.events]

@@ -18,7 +18,7 @@ from services.relay.channels.apprise.plugin import Exchange, _run_with, build_fo
 from services.relay.channels.apprise.text import MAX_BODY, build_text
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.http_session import HttpSession
-from services.relay.model import Event, IncidentContext, Message
+from services.relay.model import Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import list_fixes
 from shared.check import CheckError
@@ -105,13 +105,23 @@ def test_the_first_alert_is_always_there_and_the_contacts_before_the_other_ones(
 
 def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts() -> None:
     of = message(event_with_fix(), contacts={"on call": "#team"})
+    blocks = (ExcerptBlock("step", "Look at it"), ExcerptBlock("code", "kubectl get <pods>"))
+    of = change(of, excerpt=RunbookExcerpt("KMSCryptoModeNotKMS", blocks, is_truncated=True))
     context = IncidentContext(episodes_in_7_days=3, acknowledged_by="@ann <!here>")
     of = change(of, context=context, current_values={of.event.alerts[0].fingerprint: "0 (fires if == 0)"})
     (fix, *_) = list_fixes(of)
     for is_markdown in (False, True):
         body = build_text(of, is_markdown=is_markdown).body
-        assert fix.command in body.split("\n")
-        parts = ("now 0", fix.command, "Escalate to", "Acknowledged: by @\u200bann", "the 3rd time", "Alertmanager")
+        assert {fix.command, "kubectl get <pods>"} <= set(body.split("\n"))
+        parts = (
+            "now 0",
+            fix.command,
+            "Escalate to",
+            "Acknowledged: by @\u200bann",
+            "3rd time",
+            "Look at it",
+            "Alertmanager",
+        )
         places = [body.index(part) for part in parts]
         assert places == sorted(places)
 

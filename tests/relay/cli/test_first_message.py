@@ -27,7 +27,9 @@ async def test_two_commands_bring_a_message_into_slack(tmp_path: Path) -> None:
         )  # fmt: skip
         printed, _ = await shell.communicate(stand_ins.build_slack_webhook_url().encode() + b"\n")
         assert shell.returncode == 0, printed.decode()
-        assert printed.decode().splitlines() == ['{"answer": "ok"}'] * 2
+        first, *receipts = printed.decode().splitlines()
+        assert first == "slack: sent to the channel of the incoming webhook"
+        assert receipts == ['{"answer": "ok"}'] * 2
         fired, ended = posts(stand_ins)
     assert "A test of this channel" in fired.text
     assert "🟢" in ended.text

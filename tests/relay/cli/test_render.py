@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import html
 import json
 import shlex
 import subprocess
@@ -44,6 +45,15 @@ def test_it_prints_the_mail_that_would_be_sent(typed: Typed) -> None:
     assert "KMSCryptoModeNotKMS" in mail["Subject"]
 
 
+def test_it_prints_the_words_of_the_team(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.j2").write_text("{{ severity }} for {{ alert.labels.service }}")
+    monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__TEMPLATES", str(tmp_path))
+    assert "critical for backend" in typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack").stdout
+    (tmp_path / "title.j2").write_text("{{ severity }")
+    check = typed("--check").stderr
+    assert f"messages.templates: {tmp_path}/title.j2: line 1: unexpected '}}'" in check
+
+
 @pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
 @pytest.mark.parametrize("number", range(1, len(PAYLOADS) + 1))
 def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, channel: str, number: int) -> None:
@@ -84,3 +94,20 @@ def test_an_unknown_channel_exits_with_2_and_those_that_exist(typed: Typed) -> N
     result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "x")
     assert result.exit_code == 2
     assert result.stderr == "--channel: no such channel; expected one of log, mail, pager, slack, got 'x'\n"
+
+
+@pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
+def test_a_person_sees_what_is_wrong_in_a_terminal_and_on_a_page(typed: Typed, channel: str) -> None:
+    arguments = ("render", "--payload", str(PAYLOADS[10]), "--channel", channel)
+    pretty = typed(*arguments, "--format", "pretty").stdout
+    page = typed(*arguments, "--format", "html").stdout
+    for text in (pretty, html.unescape(page)):
+        assert "KMSDecryptionErrorsBurst" in text
+        assert "бекенд-é-漢字:8000" in text
+        assert "\\u" not in text
+    assert page.lstrip().startswith("<!doctype html>")
+
+
+def test_an_unknown_format_exits_with_2(typed: Typed) -> None:
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "log", "--format", "pdf")
+    assert result.exit_code == 2

@@ -36,7 +36,9 @@ async def test_a_recipient_who_is_refused_is_named_in_the_answer_and_in_no_log_l
         mail = {"kind": "email", "host": smtp.host, "port": smtp.port, "tls": "none", "from": "a@example.org"}
         result = await send_test(tmp_path, **mail, to=["b@example.org", "gone@example.org"])
     assert (result.returncode, result.stderr) == (0, "")
-    for line in result.stdout.splitlines():
+    first, *receipts = result.stdout.splitlines()
+    assert first.startswith("one: sent to b@example.org, gone@example.org; refused: gone@example.org (550 ")
+    for line in receipts:
         assert json.loads(line)["rejected_recipients"].startswith("gone@example.org (550 ")
 
 
@@ -48,5 +50,21 @@ async def test_what_is_sent_to_the_log_is_written_as_the_relay_writes_it(tmp_pat
         ("relay", "alert", "firing"),
         ("relay", "alert", "resolved"),
     ]
-    receipts = [json.loads(line) for line in result.stdout.splitlines()]
+    first, *others = result.stdout.splitlines()
+    assert first == "one: sent to the log"
+    receipts = [json.loads(line) for line in others]
     assert [receipt["delivery_id"] for receipt in receipts] == [line["delivery_id"] for line in lines]
+
+
+async def test_a_bot_that_is_no_member_is_to_be_invited_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "slack_token").write_text("xoxb-1")
+    async with run_stand_ins(slack_tokens=("xoxb-1",)) as providers:
+        providers.slack.channels["#security-critical"].is_member = False
+        url = f"http://{providers.http}/slack/api/"
+        values = {"kind": "slack", "channel": "#security-critical", "token_file": "slack_token", "api_url": url}
+        result = await send_test(tmp_path, **values)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "one: not sent (misconfigured): Slack answered not_in_channel",
+        "one: invite the bot: type in #security-critical: /invite @keypulse",
+    ]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -108,3 +109,23 @@ async def test_the_time_from_commit_to_receipt_is_measured(tmp_path: Path) -> No
         seconds = it.value("relay_delivery_duration_seconds_sum", channel="a")
     assert seconds is not None
     assert 0.5 * NEARLY <= seconds < 10
+
+
+@pytest.mark.parametrize("for_people", [True, False])
+async def test_a_message_for_people_has_the_words_of_the_team_and_a_broken_template_is_counted(
+    it: Rig, tmp_path: Path, for_people: bool
+) -> None:
+    class Settings(ScriptedSettings):
+        uses_templates: ClassVar[bool] = for_people
+
+    (tmp_path / "title.j2").write_text("{{ severity }}: {{ channel }}")
+    (tmp_path / "summary.j2").write_text("{{ nothing }}")
+    channel = Scripted()
+    given = SenderSettings({"b": Settings(channel=channel)}, NO_LINKS, {}, 10, templates=tmp_path)
+    async with open_local_sender(given) as send:
+        ends = asyncio.get_running_loop().time() + LEASE
+        await Deliverer("b", replace(it.shared, send=send)).deliver(await claim_one(it.store, "b"), ends)
+    (sent,) = channel.sent
+    assert sent.title == ("critical: b" if for_people else "")
+    assert it.value("relay_template_errors_total", template="summary") == (1 if for_people else 0)
+    assert it.value("relay_template_errors_total", template="title") == 0

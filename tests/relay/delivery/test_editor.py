@@ -52,9 +52,9 @@ async def test_an_edit_is_made_again_until_it_is_shown(tmp_path: Path, trouble: 
         await until(lambda: len(channel.sent) == 1)
         await post(client, webhook_of("resolved"))
         await until(lambda: len(channel.edits.sent) == 1)
-        await reaches(client, 1, "relay_edits_total", channel="a", outcome="shown")
+        await reaches(client, 1, "relay_edits_total", channel="a", outcome="edited")
         assert await metric(client, "relay_edits_total", channel="a", outcome="retrying") == 2
-        assert await metric(client, "relay_edits_total", channel="plain", outcome="shown") is None
+        assert await metric(client, "relay_edits_total", channel="plain", outcome="edited") is None
     (edited,) = channel.edits.sent
     assert (edited.event.status, edited.task.first_receipt) == ("resolved", {"number": "1"})
     assert len(channel.edits.tried) == 3
@@ -87,7 +87,7 @@ async def test_a_restart_finishes_what_was_not_edited_and_threads_go_on_under_an
     again.shown = {"number": "another"}
     async with served(settings(tmp_path, {"a": again}, delivery=QUICK)) as client:
         await until(lambda: len(again.edits.sent) == 1)
-        await reaches(client, 1, "relay_edits_total", channel="a", outcome="shown")
+        await reaches(client, 1, "relay_edits_total", channel="a", outcome="edited")
         assert statuses(again.edits.sent) == ["resolved"]
         await post(client, started_at(5, "resolved"))
         await until(lambda: len(again.sent) == 1)

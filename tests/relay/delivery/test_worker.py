@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.relay.channels.port import Attempt, Receipt
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.outbox.claim import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
@@ -241,3 +242,18 @@ async def test_a_large_message_is_the_only_large_one_of_its_channel_in_progress(
         assert (other.under_way, len(other.tried)) == (1, 1)
     assert len(channel.sent) == 2 * LANES
     assert channel.most_under_way == 1
+
+
+class PartlyRefused(Scripted):
+    async def send(self, attempt: Attempt) -> Receipt:
+        return {**await super().send(attempt), "rejected_recipients": "gone@example.org (550 no such user)"}
+
+
+async def test_recipients_who_are_refused_are_counted_and_in_the_receipt(tmp_path: Path) -> None:
+    async with rig(tmp_path, a=PartlyRefused(), b=Scripted()) as it:
+        await it.tell("firing")
+        (delivery,) = await it.finished()
+        await it.finished("b")
+        assert delivery.receipt == {"number": "1", "rejected_recipients": "gone@example.org (550 no such user)"}
+        assert it.value("relay_partial_deliveries_total", channel="a") == 1
+        assert not it.value("relay_partial_deliveries_total", channel="b")

@@ -1,4 +1,4 @@
-"""The connection to Slack: one that swallows presses is replaced, one that ends has a successor before, none is left."""
+"""The connection to Slack: one that swallows presses is replaced, and one that ends has a successor; none is left."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +15,7 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from ops.demo.stand_ins.slack.socket_mode import MAX_CONNECTIONS
 from ops.demo.stand_ins.slack.workspace import PEOPLE, create_message
 from services.relay.interactive.socket_mode import SocketModeClient, SocketTimes
-from services.relay.interactive.web_api import SlackWebApi
+from services.relay.interactive.web_api import SlackCallError, SlackWebApi
 from services.relay.metrics import Metrics
 from shared.net.egress import EgressSettings
 from tests.relay.interactive.pressed_relay import CRITICAL, add_buttons
@@ -90,7 +90,7 @@ async def test_the_next_connection_opens_before_the_old_one_ends(open_client: Op
 
 
 async def test_only_what_is_committed_is_acknowledged_and_one_press_hinders_no_other(
-    open_client: Open, stand_ins: StandIns
+    open_client: Open, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_ins.socket_mode.acknowledge_seconds = 0.3
     steps = [asyncio.sleep(0, False), asyncio.sleep(3600, True), _fail(), asyncio.sleep(0, True)]  # noqa: FBT003  # their results
@@ -102,6 +102,7 @@ async def test_only_what_is_committed_is_acknowledged_and_one_press_hinders_no_o
         await until(lambda: bool(stand_ins.socket_mode.connections))
         answers = [await press(stand_ins) for _ in range(4)]
     assert answers == [False, False, False, True]
+    assert "a press was not acknowledged: the outbox or Slack did not answer in time" in capsys.readouterr().out
 
 
 async def _fail() -> bool:
@@ -136,3 +137,42 @@ async def test_a_connection_beyond_the_tenth_is_refused_and_tried_again(
         assert len(mode.connections) == MAX_CONNECTIONS
         mode.heal()
         await until(lambda: len(mode.connections) == 1)
+
+
+@pytest.mark.parametrize(("no_proxy", "requested"), [("", [b"CONNECT wss.slack.invalid:443"]), ("slack.invalid", [])])
+async def test_the_websocket_goes_through_the_proxy_of_the_environment_like_every_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxy: str, requested: list[bytes]
+) -> None:
+    connects: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connects.append((await reader.readline()).rpartition(b" ")[0])
+        writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        writer.close()
+
+    class Opened(SlackWebApi):
+        async def call(self, method: str, **_arguments: str) -> dict[str, str]:
+            return {"url": "wss://wss.slack.invalid/link/?ticket=1"} if method == "apps.connections.open" else {}
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        (tmp_path / "app").write_text("xapp-test")
+        api = Opened("https://slack.com/api/", tmp_path / "app", EgressSettings())
+        client = SocketModeClient(api, accept, Metrics(CollectorRegistry(), (), (), ()), QUICK)
+        with pytest.raises(SlackCallError, match="proxy" if requested else "no connection"):
+            await client._connect()
+        await api.close()
+    assert connects == requested
+
+
+@pytest.mark.parametrize("url", ["ws://wss.slack.com/link", "https://wss.slack.com/link", "file:///etc/passwd", "None"])
+async def test_only_a_websocket_with_tls_is_opened_where_slack_is_reached_by_tls(tmp_path: Path, url: str) -> None:
+    class Opened(SlackWebApi):
+        async def call(self, method: str, **_arguments: str) -> dict[str, str]:
+            return {"url": url} if method == "apps.connections.open" else {}
+
+    api = Opened("https://slack.com/api/", tmp_path / "app", EgressSettings())
+    client = SocketModeClient(api, accept, Metrics(CollectorRegistry(), (), (), ()), QUICK)
+    with pytest.raises(SlackCallError, match="no address of a WebSocket with TLS"):
+        await client._connect()

@@ -73,6 +73,9 @@ class Observations:
     def latest_seq(self, incident: str) -> int:
         return max((event.seq for event in self.events.values() if event.incident == incident), default=0)
 
+    def latest_event(self, incident: str) -> Event:
+        return self.events[self.latest_seq(incident)]
+
     def alerts_of(self, claim: DeliveryTask) -> Alerts:
         """Every alert of the events that it delivers, in its last state."""
         return merge_alerts(

@@ -1,32 +1,47 @@
 """A real outbox and its users: each action changes it and is noted; the oracle judges what the outbox then holds."""
 
 import asyncio
+import json
+import math
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
+import pytest
 from sqlalchemy import select
 
 from services.relay.delivery.links import LinkRules
 from services.relay.intake.deduplication import plan_event
-from services.relay.model import Status, build_fingerprint, build_incident_id
+from services.relay.model import (
+    DeliveryTask,
+    EscalationStep,
+    Status,
+    build_fingerprint,
+    build_incident_id,
+    decode_event,
+)
 from services.relay.outbox import queries, tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.acknowledgement import IncidentResolvedError, acknowledge, unacknowledge
 from services.relay.outbox.breaker import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.provider_acknowledgement import ACKNOWLEDGED, read_provider_acknowledgement
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
 from services.relay.outbox.sweeper import sweep
-from services.relay.outbox.tables import DeliveryState, deliveries, events
+from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.delivery_oracle.claims import check_claim
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
 from tests.relay.delivery_oracle.outbox_invariants import check_late_send, check_stand_ins, check_stored
 from tests.relay.delivery_oracle.verdict import judge
-from tests.relay.outbox.actions import read_event
+from tests.relay.outbox.actions import prepare
 from tests.relay.outbox.grouped_events import event_of, group_id
 from tests.relay.outbox.observations import (
     CHANNELS,
@@ -42,6 +57,9 @@ LEASE: Final = 20.0
 WINDOW: Final = 60.0
 RATES: Final = {"slack": None, "mail": 1.0, "log": None}
 MERGING: Final = frozenset(name for name, channel in CHANNELS.items() if channel.merges)
+ACKNOWLEDGING: Final = "slack"
+"""The channel whose provider knows acknowledgements."""
+STEPS: Final = (EscalationStep(10.0, ("mail",)), EscalationStep(300.0, ("slack", "log")))
 DAY: Final = 86_400.0
 LONGEST_WAIT: Final = 310.0
 """Seconds: no ending below asks for more, and a clock that was set back by less than 10 s is not noticed."""
@@ -81,6 +99,10 @@ class SimulatedOutbox:
         self.held: list[OwnedClaim] = []
         self.latest: dict[str, tuple[AlertStatuses, float]] = {}
         """The last webhook of each group, and when it was accepted."""
+        self.acknowledged: dict[str, tuple[int, str]] = {}
+        """Of each incident: the episode, and by whom."""
+        self.acknowledgements: dict[str, str] = {}
+        """What each claimed delivery carries to the provider."""
         self.earlier: dict[str, list[tuple[AlertStatuses, float]]] = {}
         """Those before it."""
         self._runner = asyncio.Runner()
@@ -114,6 +136,13 @@ class SimulatedOutbox:
         found = self.run(self.store.read(lambda connection: connection.execute(everything).all()))
         self.rows = {row.id: read_delivery(row, key=row.id) for row in sorted(found, key=lambda row: row.seq)}
         self.due_at = {row.id: row.due_at for row in found}
+        self.finished_at = {row.id: row.finished_at for row in found}
+        sent = Counter(
+            (row.incident_id, json.loads(row.receipt)[ACKNOWLEDGED])
+            for row in found
+            if row.receipt and ACKNOWLEDGED in row.receipt
+        )
+        assert set(sent.values()) <= {1}, "an acknowledgement was sent twice"
         check(check_stored(self.events, list(self.rows.values()), CHANNELS))
         counted = Counter((row.channel, row.state) for row in found if row.state in tables.UNSETTLED)
         assert {
@@ -153,6 +182,66 @@ class SimulatedOutbox:
             channel for one in accepted for channel in one.superseded_channels
         )
 
+    def acknowledge(self, group: str, who: str) -> None:
+        """A person presses a button, or another one does: the first one counts."""
+        incident, before = group_id(group), self.rows
+        work = acknowledge(self.store, incident, who=who, via="slack", acknowledging_channels={ACKNOWLEDGING})
+        current = self.observed.latest_event(incident)
+        if not current.is_firing:
+            with pytest.raises(IncidentResolvedError):
+                self.run(work)
+            return
+        done = self.run(work)
+        episode, first = self.acknowledged.get(incident, (0, ""))
+        is_first = episode != current.episode
+        assert (done.is_changed, done.by) == ((True, who) if is_first else (False, first))
+        self.acknowledged[incident] = current.episode, done.by or ""
+        self.read_and_check()
+        new = {row.channel for row in self.rows.values() if row.id not in before}
+        assert new <= ({ACKNOWLEDGING} if is_first else set())
+
+    def unacknowledge(self, group: str) -> None:
+        incident = group_id(group)
+        work = unacknowledge(self.store, incident, who="nobody", via="slack")
+        current = self.observed.latest_event(incident)
+        if not current.is_firing:
+            with pytest.raises(IncidentResolvedError):
+                self.run(work)
+            return
+        assert self.run(work).is_changed == (self.acknowledged.get(incident, (0, ""))[0] == current.episode)
+        self.acknowledged.pop(incident, None)
+
+    def escalate(self) -> None:
+        """Each step that is due is taken, and no other."""
+        before, known = self.rows, set(self.rows)
+        done = self.run(escalate_due(self.store, RATES))
+        self.read_and_check()
+        assert not self.run(escalate_due(self.store, RATES))
+        added = {(one.incident_id, channel) for one in done for channel in one.channels}
+        assert {row.place for row in self.rows.values() if row.id not in known} == added
+        assert count_superseded(before, self.rows) == Counter(
+            channel for one in done for channel in one.superseded_channels
+        )
+        starts = select(incidents.c.id, incidents.c.escalation_starts_at)
+        started = {
+            row.id: row[1] for row in self.run(self.store.read(lambda connection: connection.execute(starts).all()))
+        }
+        for incident in {event.incident for event in self.events}:
+            current = self.observed.latest_event(incident)
+            of_episode = [r for r in before.values() if (r.incident, r.episode) == (incident, current.episode)]
+            ends = [self.finished_at[row.id] for row in of_episode if row.state == DeliveryState.DELIVERED]
+            since = started[incident] or min(ends, default=math.inf)
+            is_acknowledged = self.acknowledged.get(incident, (0, ""))[0] == current.episode
+            may = current.is_firing and not is_acknowledged
+            due = (
+                {name for step in STEPS if since + step.after <= self.clock() for name in step.channels}
+                if may
+                else set()
+            )
+            assert {channel for place, channel in added if place == incident} == due - {
+                row.channel for row in of_episode
+            }
+
     async def _accept(
         self, group: str, alerts: AlertStatuses, routed: list[str], plans: list[DeliveryPlan | None]
     ) -> AcceptResult:
@@ -171,7 +260,7 @@ class SimulatedOutbox:
                     configured_channels=RATES,
                 )
             )
-            return plans[-1]
+            return plans[-1] and plans[-1]._replace(escalation=STEPS)
 
         return await accept_event(
             self.store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
@@ -214,8 +303,13 @@ class SimulatedOutbox:
                     is_leased_elsewhere=before is not None and before.exclusive_until > self.elapsed + ROUNDED,
                 )
             )
-            event = self.run(read_event(self.store, each))
+            task = self.run(prepare(self.store, each, acknowledges=channel == ACKNOWLEDGING))
+            event = decode_event(task.event_json)
             assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
+            episode, who = self.acknowledged.get(each.incident_id, (0, ""))
+            is_current = episode == each.episode == self.observed.latest_event(each.incident_id).episode
+            assert task.context.acknowledged_by == (who if is_current else "")
+            self.acknowledgements[each.delivery_id] = task.acknowledgement if event.status is Status.FIRING else ""
             self.observed.live[held.place] = held
             self.held.append(held)
         if not taken.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
@@ -227,7 +321,12 @@ class SimulatedOutbox:
         before = self.rows
 
         async def run_concurrently() -> list[OutcomeResult]:
-            return await asyncio.gather(*(record_outcome(self.store, held.claim, how, PAUSES) for held in ending))
+            return await asyncio.gather(
+                *(
+                    record_outcome(self.store, held.claim, self._add_acknowledgement(held, how), PAUSES)
+                    for held in ending
+                )
+            )
 
         recorded = self.run(run_concurrently())
         self.read_and_check()
@@ -251,6 +350,11 @@ class SimulatedOutbox:
                 events_sent = (held.claim.first_event_seq, held.claim.last_event_seq)
                 merges = CHANNELS[held.claim.channel].merges
                 check(check_late_send(held.place, events_sent, self.events, list(self.rows.values()), merges))
+
+    def _add_acknowledgement(self, held: OwnedClaim, how: AttemptOutcome) -> AttemptOutcome:
+        """What the channel writes into its receipt."""
+        carried = self.acknowledgements[held.claim.delivery_id]
+        return how._replace(receipt={**how.receipt, ACKNOWLEDGED: carried}) if how.receipt and carried else how
 
     def sweep(self, owner: str, give_up_after: float) -> None:
         before = self.rows
@@ -307,8 +411,25 @@ class SimulatedOutbox:
                 continue
             waits = [one.retry_in for one in taken if one.retry_in is not None]
             if not waits:
+                self._check_acknowledgements()
                 check(judge(self.observed.history(list(self.rows.values()))).violations)
                 return
             assert max(waits) <= LONGEST_WAIT
             self.wait(min(waits) + 0.001)
         raise AssertionError("what is left is not delivered")
+
+    def _check_acknowledgements(self) -> None:
+        """The provider has the acknowledgement of each incident that is open there, and of no other."""
+        for incident, (episode, _) in self.acknowledged.items():
+            current = self.observed.latest_event(incident)
+            if not current.is_firing or current.episode != episode:
+                continue
+            place = (incident, ACKNOWLEDGING)
+            delivered = [
+                row
+                for row in self.rows.values()
+                if (row.place, row.episode, row.state) == (place, episode, DeliveryState.DELIVERED)
+            ]
+            probe = DeliveryTask("", incident, episode, ACKNOWLEDGING, datetime.fromtimestamp(0, UTC))
+            missing = self.run(self.store.read(partial(read_provider_acknowledgement, task=probe)))
+            assert not (delivered and missing.acknowledgement), "an acknowledgement was lost"

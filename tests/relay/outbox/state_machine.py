@@ -72,6 +72,22 @@ class OutboxMachine(RuleBasedStateMachine):
     def end(self, place: int, how: str) -> None:
         self._end(self._held(place), how)
 
+    @precondition(lambda self: self.world.latest)
+    @rule(place=places, who=st.sampled_from(["anna", "ben", ""]))
+    def press(self, place: int, who: str) -> None:
+        """A person acknowledges an incident, or withdraws that."""
+        group = sorted(self.world.latest)[place % len(self.world.latest)]
+        if who:
+            self.world.acknowledge(group, who)
+        else:
+            self.world.unacknowledge(group)
+
+    @precondition(lambda self: self.world.latest)
+    @rule(seconds=st.sampled_from([0.0, 11.0, 301.0]))
+    def escalate(self, seconds: float) -> None:
+        self.world.wait(seconds)
+        self.world.escalate()
+
     @precondition(lambda self: self.world.find_refusing())
     @rule()
     def fall_back(self) -> None:

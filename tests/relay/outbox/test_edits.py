@@ -19,7 +19,7 @@ from tests.relay.outbox.actions import accept, claim_one, end_attempt
 from tests.relay.served_relay import event_of
 
 RESOLVED = event_of("resolved")
-SHOWN = EditOutcome(EditResult.SHOWN, "ok", maybe_sent=True)
+SHOWN = EditOutcome(EditResult.EDITED, "ok", maybe_sent=True)
 
 
 class Clock:
@@ -87,7 +87,7 @@ async def test_each_change_after_the_first_message_edits_it_and_many_changes_are
     assert await nothing_to_edit(store)
 
 
-async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: Store) -> None:
+async def test_what_was_given_up_is_idle_by_an_edit_and_a_retry_by_none(store: Store) -> None:
     await deliver(store)
     await deliver(store, state=DeliveryState.RETRYING)
     assert await nothing_to_edit(store)
@@ -95,7 +95,7 @@ async def test_what_was_given_up_is_shown_by_an_edit_and_a_retry_by_none(store: 
     assert await claim_edit(store)
 
 
-async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
+async def test_a_change_during_an_edit_is_idle_by_the_next_one_and_nobody_edits_beside(store: Store) -> None:
     await deliver(store)
     await deliver(store)
     first = await claim_edit(store)
@@ -105,7 +105,7 @@ async def test_a_change_during_an_edit_is_shown_by_the_next_one_and_nobody_edits
     assert status_of((await claim_edit(store, "other")).task) is Status.RESOLVED
 
 
-async def test_after_a_lost_lease_the_current_state_is_shown_once_more(timed: Store, clock: Clock) -> None:
+async def test_after_a_lost_lease_the_current_state_is_idle_once_more(timed: Store, clock: Clock) -> None:
     await deliver(timed)
     await deliver(timed)
     lost = await claim_edit(timed)
@@ -128,6 +128,17 @@ async def test_an_older_episode_is_edited_to_its_own_end(store: Store) -> None:
     await deliver(store, episode=2)
     found = {each.task.episode: status_of(each.task) for each in (await claim(store)).claims}
     assert found == {1: Status.RESOLVED, 2: Status.FIRING}
+
+
+async def test_an_end_that_was_merged_into_the_next_episode_is_shown_where_its_beginning_is(store: Store) -> None:
+    await deliver(store)
+    await accept(store, "x", event=RESOLVED)
+    await accept(store, "x", episode=2)
+    merged = await claim_one(store)
+    assert (merged.episode, merged.first_event_seq, merged.last_event_seq) == (2, 2, 3)
+    await end_attempt(store, merged, is_editable=True)
+    task, _ = await claim_edit(store)
+    assert (task.episode, status_of(task)) == (1, Status.RESOLVED)
 
 
 async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) -> None:
@@ -181,7 +192,7 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
 async def test_another_message_takes_the_place_of_the_first_one(store: Store) -> None:
     await deliver(store)
     await deliver(store)
-    replaced = EditOutcome(EditResult.SHOWN, "ok", receipt={"number": "2"})
+    replaced = EditOutcome(EditResult.EDITED, "ok", receipt={"number": "2"})
     await edits.record_edit(store, "scope", await claim_edit(store), replaced)
     await accept(store, "x")
     assert (await claim_one(store)).first_receipt == {"number": "2"}

@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from services.relay.model import Alert, Message
+from services.relay.model import Alert, Message, RunbookExcerpt
 from services.relay.text import (
     AlertCard,
     AlertTable,
@@ -44,7 +44,7 @@ _MAX_CARDS: Final = 20
 _MAX_TABLES: Final = 5
 _MAX_ROWS: Final = 20
 _MAX_FIXES: Final = 2
-_CONTACTS, _CONTEXT, _GROUP_LINKS = 1, 2, 3
+_CONTACTS, _CONTEXT, _EXCERPT, _GROUP_LINKS = 1, 2, 3, 4
 """Positions after the alerts."""
 _MARKUP: Final = re.compile(r"(?<![\w.])@(?=\w)|<(?=\S)|\](?=\()")
 """How a mention or a link begins, whichever the service: @name, <@U012>, <at>name</at>, [name](…); no mail address."""
@@ -108,6 +108,7 @@ def build_text(
         listed += added
     left_out = format_more([alert for alert in event.alerts if alert not in listed])
     body.add(write(left_out, format_omission(event)), is_reserved=True)
+    body.add(_write_excerpt(message.excerpt, write, is_markdown=is_markdown), position=_EXCERPT)
     body.add(write(links=list_group_links(event)), position=_GROUP_LINKS)
     title = truncate(_disarm(format_subject(message)), title_limit)
     return Text(_escape_markdown(title) if escapes_title else title, body.join(), is_markdown)
@@ -138,10 +139,24 @@ def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple
 
 
 def _write_fix(fix: Fix, *, is_markdown: bool) -> str:
-    """A command as it is to be pasted: it is safe already, and an invisible space would break it."""
-    if is_markdown:
-        return f"{_escape_markdown(fix.title)}:\n\n````\n{fix.command}\n````"
-    return f"{fix.title}:\n{fix.command}"
+    title = _escape_markdown(fix.title) if is_markdown else fix.title
+    return f"{title}:\n{_write_code(fix.command, is_markdown=is_markdown)}"
+
+
+def _write_excerpt(excerpt: RunbookExcerpt | None, write: Callable[..., str], *, is_markdown: bool) -> str:
+    """The first diagnosis steps of the runbook."""
+    if excerpt is None:
+        return ""
+    blocks = (
+        _write_code(block.text, is_markdown=is_markdown) if block.kind == "code" else write(block.text)
+        for block in excerpt.blocks
+    )
+    return "\n\n".join([write("From the runbook"), *blocks])
+
+
+def _write_code(code: str, *, is_markdown: bool) -> str:
+    """As it is to be pasted: it is our own, and an invisible space would break it."""
+    return f"\n````\n{code}\n````" if is_markdown else code
 
 
 class _Blocks:

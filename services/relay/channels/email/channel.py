@@ -71,6 +71,7 @@ Mailbox = Annotated[str, AfterValidator(_check_address)]
 class EmailSettings(EgressSettings, ChannelSettings):
     """A mail server, and the recipients."""
 
+    shows_chart: ClassVar[bool] = True
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
     kind: Literal["email"]
@@ -94,6 +95,11 @@ class EmailSettings(EgressSettings, ChannelSettings):
         if (self.username is None) is not (self.password_file is None):
             raise ValueError("expected both `username` and `password_file`, or neither")
         return self
+
+    @property
+    def destination(self) -> str:
+        """See the base."""
+        return ", ".join(self.to)
 
     def connect(self, timeout: float) -> "EmailChannel":
         """The channel, with `timeout` seconds for a whole send."""

@@ -13,8 +13,9 @@ import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
+import structlog
 from pydantic import BeforeValidator, model_validator
 from slack_sdk.web.async_client import AsyncWebClient
 
@@ -28,13 +29,17 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention, build_post
+from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.changes import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_channel, check_token
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
-from services.relay.channels.slack.post_search import NotFound, build_metadata, find_post
+from services.relay.channels.slack.post import build_post, find_thread
+from services.relay.channels.slack.post_search import NotFound, PostLocation, build_metadata, find_post
+from services.relay.channels.slack.thread import Thread
 from services.relay.channels.slack.web_api import (
+    BLOCK_ERRORS,
     EDIT_REFUSED,
-    MESSAGE_GONE,
+    MESSAGE_MISSING,
     THREAD_ERRORS,
     SlackApi,
     SlackError,
@@ -48,6 +53,8 @@ from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
 from shared.net.egress import EgressSettings
+
+log = structlog.get_logger(__name__)
 
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
 _THREAD_REFUSED: Progress = {"thread": "refused"}
@@ -88,6 +95,7 @@ class SlackSettings(EgressSettings, ChannelSettings):
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
     # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
+    shows_chart: ClassVar[bool] = True
     edit_rate: ClassVar[MessageRate] = MessageRate(45 / 60)
 
     kind: Literal["slack"]
@@ -114,6 +122,11 @@ class SlackSettings(EgressSettings, ChannelSettings):
         return hashlib.sha256(f"{self.api_url} {self.token_file}".encode()).hexdigest()[:16]
 
     @property
+    def destination(self) -> str:
+        """See the base."""
+        return self.channel or "the channel of the incoming webhook"
+
+    @property
     def limitations(self) -> tuple[str, ...]:
         """See the base."""
         return LIMITATIONS if self.webhook_url_file else ()
@@ -125,6 +138,15 @@ class SlackSettings(EgressSettings, ChannelSettings):
         return IncomingWebhookChannel(
             self.webhook_url_file, self.mention, timeout, self, allow_remote_insecure=self.allow_remote_insecure
         )
+
+
+class _Content(NamedTuple):
+    """What is sent of a message."""
+
+    arguments: dict[str, Any]
+    """Of `chat.postMessage`."""
+    details: str
+    """What does not fit into them; empty if they have everything."""
 
 
 class SlackChannel:
@@ -148,22 +170,22 @@ class SlackChannel:
 
         Where an earlier attempt may have arrived, and is found, nothing is posted, and the receipt says `found`.
         """
-        message = _remove_thread(attempt.message) if attempt.progress == _THREAD_REFUSED else attempt.message
+        is_thread_refused = attempt.progress.get("thread") == "refused"
+        message = _remove_thread(attempt.message) if is_thread_refused else attempt.message
         async with call_provider(attempt, "Slack", self._timeout) as call:
             token = read_secret(self._token)
             api = SlackApi(self._get_client(token), token, call, self._clock())
-            found = await self._find_post(api, call, message) if attempt.maybe_sent else None
-            if found is not None:
-                return found
-            try:
-                answer = await self._post(api, call, message)
-            except SlackError as error:
-                if error.code not in THREAD_ERRORS or not _find_thread(message):
-                    raise
-                await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
-                answer = await self._post(api, call, _remove_thread(message))
-            receipt = _build_receipt(answer, token)
-            self._channel_id = receipt["channel"] or self._channel_id
+            receipt = {key: value for key, value in attempt.progress.items() if key != "thread"}
+            if receipt:  # an earlier attempt sent it, and not all that belongs to it
+                content = await self._build_content(call, message)
+            else:
+                found, content = await self._send_message(api, call, attempt, message, token)
+                receipt = dict(found)
+                self._channel_id = receipt["channel"] or self._channel_id
+                if content.details or _get_chart(message):
+                    await attempt.save_progress({**attempt.progress, **receipt})
+            if content.details or _get_chart(message):
+                await self._add_to_thread(api, call, message, content, receipt, maybe_sent=attempt.maybe_sent)
         return receipt
 
     async def edit(self, attempt: Attempt) -> Receipt:
@@ -177,14 +199,14 @@ class SlackChannel:
             except SlackError as error:
                 if error.code in EDIT_REFUSED:
                     raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
-                if error.code not in MESSAGE_GONE:
+                if error.code not in MESSAGE_MISSING:
                     raise
                 return await self._replace(api, call, message, token)
         return message.task.first_receipt or {}
 
     def render_payload(self, message: Message) -> str:
         """The arguments as JSON; the token is in a header."""
-        return encode_json(self._build_arguments(message, may_be_a_repeat=False))
+        return encode_json(self._build_arguments(message, may_be_a_repeat=False).arguments)
 
     def read_secret_versions(self) -> Hashable:
         """Changes with the file of the token, and those of proxy and authorities."""
@@ -211,17 +233,55 @@ class SlackChannel:
         """Closes its connections."""
         await self._session.close()
 
-    async def _post(self, api: SlackApi, call: ProviderCall, message: Message) -> Mapping[str, Any]:
-        arguments = await build_in_thread_if_large(
+    async def _send_message(
+        self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message, token: str
+    ) -> tuple[Receipt, _Content]:
+        """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
+        found = await self._find_post(api, call, message) if attempt.maybe_sent else None
+        content = await self._build_content(call, message)
+        if found is not None:
+            return found, content
+        try:
+            answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+        except SlackError as error:
+            if error.code not in THREAD_ERRORS or not find_thread(message):
+                raise
+            await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
+            content = await self._build_content(call, _remove_thread(message))
+            answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+        return _build_receipt(answer, token), content
+
+    async def _add_to_thread(
+        self,
+        api: SlackApi,
+        call: ProviderCall,
+        message: Message,
+        content: _Content,
+        receipt: Receipt,
+        *,
+        maybe_sent: bool,
+    ) -> None:
+        """Adds what does not fit into the message, and its chart. Raises SendError."""
+        thread = Thread(
+            api,
+            self._session.open(),
+            self._settings.api_url,
+            PostLocation(receipt["channel"], find_thread(message) or receipt["ts"]),
+            lambda: call.before_request(encode_json(content.arguments)),
+        )
+        if content.details:
+            await thread.add_details(message, content.details, maybe_sent=maybe_sent)
+        if chart := _get_chart(message):
+            await thread.add_chart(message, chart)
+
+    async def _build_content(self, call: ProviderCall, message: Message) -> _Content:
+        return await build_in_thread_if_large(
             message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
         )
-        call.before_request(encode_json(arguments))
-        return await api.post("chat.postMessage", arguments)
 
     async def _update(self, api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
         arguments = await build_in_thread_if_large(message, lambda: self._build_update(message, receipt))
-        call.before_request(encode_json(arguments))
-        await api.post("chat.update", arguments)
+        await _call_with_blocks(api, call, "chat.update", arguments)
 
     async def _replace(self, api: SlackApi, call: ProviderCall, message: Message, token: str) -> Receipt:
         """Posts the message again, as the first one of its episode; an earlier attempt may have done that already."""
@@ -230,7 +290,8 @@ class SlackChannel:
         if found is not None:
             await self._update(api, call, message, found)
             return found
-        answer = await self._post(api, call, first)
+        content = await self._build_content(call, first)
+        answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
         return _build_receipt(answer, token)
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
@@ -246,20 +307,22 @@ class SlackChannel:
             self._client = create_client(self._session.open(), self._settings.api_url, token)
         return self._client
 
-    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
+    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> _Content:
         post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
-        thread = _find_thread(message)
-        return {
+        thread = find_thread(message)
+        reply = {"thread_ts": thread, "reply_broadcast": compare_with_previous(message).is_broadcast} if thread else {}
+        arguments = {
             "channel": self._channel_name,
             "text": post.text,
             "blocks": post.blocks,
-            **({"thread_ts": thread, "reply_broadcast": True} if thread else {}),
+            **reply,
             "metadata": build_metadata(message),
             "mrkdwn": False,
             "parse": "none",
             "unfurl_links": False,
             "unfurl_media": False,
         }
+        return _Content(arguments, post.details)
 
     def _build_update(self, message: Message, receipt: Receipt) -> dict[str, Any]:
         """Text and blocks both, since what is left out is removed; the metadata stays.
@@ -280,9 +343,25 @@ def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
     return {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
 
 
-def _find_thread(message: Message) -> str:
-    """The `ts` of the message that it replies to; empty for the first."""
-    return (message.task.first_receipt or {}).get("ts", "")
+async def _call_with_blocks(
+    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any]
+) -> Mapping[str, Any]:
+    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message."""
+    call.before_request(encode_json(arguments))
+    try:
+        return await api.post(method, arguments)
+    except SlackError as error:
+        if error.code not in BLOCK_ERRORS:
+            raise
+        log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
+    text_alone = {key: value for key, value in arguments.items() if key != "blocks"}
+    call.before_request(encode_json(text_alone))
+    return await api.post(method, text_alone)
+
+
+def _get_chart(message: Message) -> bytes | None:
+    """Of the first message of an episode; the thread is not filled with pictures."""
+    return message.chart if message.task.first_receipt is None else None
 
 
 def _remove_thread(message: Message) -> Message:

@@ -30,6 +30,8 @@ async def check_token(api: SlackApi) -> str:
     detail = f"bot {answer.get('user')} of {answer.get('team')}"
     if scopes is not None and scopes.isdisjoint(_SEARCH_SCOPES):
         detail += "; without channels:history a post whose answer is lost is repeated"
+    if scopes is not None and "files:write" not in scopes:
+        detail += "; without files:write a text that does not fit into its thread is cut, and there are no charts"
     return detail
 
 
@@ -47,7 +49,9 @@ async def check_channel(api: SlackApi, channel: str, channel_id: str | None) -> 
         raise CheckError(f"{channel} is archived", "unarchive it, or set another `channel`")
     if not found.get("is_member"):
         if found.get("is_private") or "chat:write.public" not in (api.granted_scopes or ()):
-            raise CheckError(f"the bot is not a member of {channel}", "type in that channel: /invite @NAME-OF-THE-BOT")
+            answer = await api.post("auth.test", {})
+            invitation = f"invite the bot: type in {channel}: /invite @{answer.get('user') or 'NAME-OF-THE-BOT'}"
+            raise CheckError(f"the bot is not a member of {channel}", invitation)
         return f"the bot posts into {channel} without being a member, by chat:write.public"
     return f"the bot is a member of {channel}"
 

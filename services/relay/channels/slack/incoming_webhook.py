@@ -8,6 +8,7 @@ https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
 import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,7 +22,8 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention, build_post
+from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.post import build_post
 from services.relay.channels.status_error import build_status_error
 from services.relay.http_session import HttpSession, encode_json, read_text, translate_connection_errors
 from services.relay.model import Message
@@ -150,6 +152,8 @@ class IncomingWebhookChannel:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
 
     def _build_payload(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
+        # Without buttons: Slack does not say where the message is, so that no press on it could be known.
+        message = replace(message, buttons=())
         post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
         return {
             "text": post.text,

@@ -27,7 +27,7 @@ _MAX_TS: Final = 200
 _CHANNELS_PER_PAGE: Final = 999
 """On a page; Slack's limit."""
 CHANNEL_KINDS: Final = ("public_channel", "private_channel")
-_TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
+TEMPORARY: Final = {SendReason.TIMEOUT, SendReason.CONNECTION, SendReason.RATE_LIMITED, SendReason.SERVER_ERROR}
 
 
 class PostLocation(NamedTuple):
@@ -46,13 +46,14 @@ class NotFound(Enum):
     """It could not be searched for, or not everywhere: a scope is missing, or there are too many messages."""
 
 
-def build_metadata(message: Message) -> dict[str, Any]:
-    """The metadata of a post by which it is found again."""
-    return {"event_type": EVENT_TYPE, "event_payload": {"delivery_id": message.task.delivery_id}}
+def build_metadata(message: Message, part: str = "") -> dict[str, Any]:
+    """The metadata of a post by which it is found again; `part` names one beside the message itself."""
+    payload = {"delivery_id": message.task.delivery_id, **({"part": part} if part else {})}
+    return {"event_type": EVENT_TYPE, "event_payload": payload}
 
 
 async def find_post(
-    api: SlackApi, message: Message, channel_name: str, channel_id: str | None
+    api: SlackApi, message: Message, channel_name: str, channel_id: str | None, part: str = ""
 ) -> PostLocation | NotFound:
     """Searches for the post of this delivery.
 
@@ -61,6 +62,7 @@ async def find_post(
         message: as it was posted, or not.
         channel_name: of its channel, with `#`.
         channel_id: its ID, where an answer of this run or the configuration named it.
+        part: as in `build_metadata`.
 
     Raises:
         SendError: a temporary error; the search can be tried again.
@@ -68,51 +70,53 @@ async def find_post(
     try:
         channel_id = channel_id or await _find_channel_id(api, channel_name.removeprefix("#"))
         if channel_id:
-            return await _find_in_channel(api, message, channel_id)
+            return await _find_in_channel(api, message, channel_id, part)
         # The channel of the first receipt may not be the one configured now: what is absent there may be in this one.
         first = (message.task.first_receipt or {}).get("channel")
-        location = await _find_in_channel(api, message, first) if first else NotFound.UNKNOWN
+        location = await _find_in_channel(api, message, first, part) if first else NotFound.UNKNOWN
         return NotFound.UNKNOWN if isinstance(location, NotFound) else location
     except SendError as error:
-        if error.reason in _TEMPORARY:
+        if error.reason in TEMPORARY:
             raise
         return NotFound.UNKNOWN
 
 
-async def _find_in_channel(api: SlackApi, message: Message, channel: str) -> PostLocation | NotFound:
+async def _find_in_channel(api: SlackApi, message: Message, channel: str, part: str) -> PostLocation | NotFound:
     """Searches by the relay's clock, and then by Slack's, which stamped the post and is in each of its replies."""
     since = message.task.accepted_at.timestamp() - _CLOCK_MARGIN
-    location = await _find_since(api, message, channel, since)
+    location = await _find_since(api, message, channel, since, part)
     if location is not NotFound.ABSENT:
         return location
     if api.slack_time is None:
         return NotFound.UNKNOWN
     by_slack = api.slack_time - message.task.age - _CLOCK_MARGIN
-    return await _find_since(api, message, channel, by_slack) if by_slack < since else location
+    return await _find_since(api, message, channel, by_slack, part) if by_slack < since else location
 
 
-async def _find_since(api: SlackApi, message: Message, channel: str, since: float) -> PostLocation | NotFound:
+async def _find_since(
+    api: SlackApi, message: Message, channel: str, since: float, part: str
+) -> PostLocation | NotFound:
     arguments = {
         "channel": channel,
         "oldest": f"{since:.6f}",
         "limit": _MESSAGES_PER_PAGE,
         "include_all_metadata": True,
     }
+    expected = build_metadata(message, part)
     first_ts = (message.task.first_receipt or {}).get("ts")
     try:
         if first_ts:
-            return await _search(api, "conversations.replies", {**arguments, "ts": first_ts}, message)
+            return await _search(api, "conversations.replies", {**arguments, "ts": first_ts}, expected)
     except SlackError as error:
         if error.code != "thread_not_found":
             raise
         # The first message is gone, and Slack puts a reply to it into the channel, outside any thread.
-    return await _search(api, "conversations.history", arguments, message)
+    return await _search(api, "conversations.history", arguments, expected)
 
 
 async def _search(
-    api: SlackApi, method: str, arguments: Mapping[str, Any], message: Message
+    api: SlackApi, method: str, arguments: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> PostLocation | NotFound:
-    expected = build_metadata(message)
 
     def is_it(post: Mapping[str, Any]) -> bool:
         metadata = post.get("metadata")
@@ -132,7 +136,7 @@ async def _find_channel_id(api: SlackApi, name: str) -> str | None:
         try:
             found = await find_channel(api, name, kind)
         except SendError as error:
-            if error.reason in _TEMPORARY:
+            if error.reason in TEMPORARY:
                 raise
         else:
             if not isinstance(found, NotFound):

@@ -31,7 +31,14 @@ ERROR_MEANINGS: dict[str, tuple[SendReason, SendScope]] = {
     **dict.fromkeys(
         (
             *("invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "no_text"),
-            *("invalid_arguments", "invalid_arg_name", "invalid_array_arg", "invalid_charset", "invalid_json"),
+            *(
+                "block_mismatch",
+                "invalid_arguments",
+                "invalid_arg_name",
+                "invalid_array_arg",
+                "invalid_charset",
+                "invalid_json",
+            ),
             *("invalid_metadata_format", "invalid_metadata_schema", "metadata_too_large"),
             *("json_not_object", "request_too_large"),
         ),
@@ -70,12 +77,15 @@ THREAD_ERRORS: Final = frozenset(
 )
 """Errors about the thread, and not about the message or the channel: it can be posted outside of the thread."""
 
-# https://docs.slack.dev/reference/methods/chat.update, "Errors"
-MESSAGE_GONE: Final = frozenset({"message_not_found", "cant_update_message"})
-"""The message was deleted, or another app has posted it: one of our own takes its place."""
-EDIT_REFUSED: Final = frozenset(
-    {"is_inactive", "is_archived", "channel_not_found", "edit_window_closed", "block_mismatch"}
+BLOCK_ERRORS: Final = frozenset(
+    {"invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long", "msg_too_long", "block_mismatch"}
 )
+"""Errors about the blocks: the message can be sent as text alone."""
+
+# https://docs.slack.dev/reference/methods/chat.update, "Errors"
+MESSAGE_MISSING: Final = frozenset({"message_not_found", "cant_update_message"})
+"""The message was deleted, or another app has posted it: one of our own takes its place."""
+EDIT_REFUSED: Final = frozenset({"is_inactive", "is_archived", "channel_not_found", "edit_window_closed"})
 """The message stays as it is: its channel is archived or gone, or the workspace lets nobody edit it any more."""
 
 # "It's possible some aspect of the operation succeeded before the error was raised", the page states for both.
@@ -173,6 +183,10 @@ class SlackApi:
     async def post(self, method: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes something. Raises SendError."""
         return await self._call(method, json=arguments)
+
+    async def submit(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same for a method that takes no JSON. Raises SendError."""
+        return await self._call(method, params=dict(arguments))
 
     async def read(self, method: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a call that changes nothing. Raises SendError."""

@@ -1,8 +1,12 @@
 """What is drawn: data alone, so that it crosses to the process that draws as JSON. No I/O."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
+
+READY: Final = b"ready"
+"""What the process that draws writes first."""
 
 
 class ChartLine(msgspec.Struct):

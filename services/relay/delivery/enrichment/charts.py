@@ -69,26 +69,26 @@ class Charts:
         task = message.task
         key = task.incident_id, task.last_event_seq
         now = asyncio.get_running_loop().time()
-        made_at, making = self._shared.get(key, (0.0, None))
-        if making is None or made_at < now - _SHARED_SECONDS:
+        started_at, drawing = self._shared.get(key, (0.0, None))
+        if drawing is None or started_at < now - _SHARED_SECONDS:
             if now < self._paused_until or not self._take_token(now):
                 return Picture(PartOutcome.SKIPPED)
-            making = asyncio.create_task(self._make(message.event), name="chart")
-            self._shared[key] = now, making
+            drawing = asyncio.create_task(self._make(message.event), name="chart")
+            self._shared[key] = now, drawing
             while len(self._shared) > _MAX_SHARED:
                 self._shared.popitem(last=False)
         try:
             async with asyncio.timeout(min(max_seconds, MAX_SECONDS + _MARGIN)):
-                return await asyncio.shield(making)
+                return await asyncio.shield(drawing)
         except TimeoutError:
             return Picture(PartOutcome.LATE)
 
     async def close(self) -> None:
         """Ends what is being made, and the process that draws."""
-        making = [task for _, task in self._shared.values()]
-        for task in making:
+        drawing = [task for _, task in self._shared.values()]
+        for task in drawing:
             task.cancel()
-        await asyncio.gather(*making, return_exceptions=True)
+        await asyncio.gather(*drawing, return_exceptions=True)
         if self._worker is not None:
             await self._worker.close()
         await self._prometheus.close()
@@ -106,6 +106,8 @@ class Charts:
         values: Mapping[str, str] | None = None
         try:
             async with asyncio.timeout(MAX_SECONDS):
+                if self._worker is not None:
+                    self._worker.start()
                 found = await measure(self._prometheus, event, self._clock(), self._zone)
                 if found is None:
                     return Picture(PartOutcome.ABSENT)

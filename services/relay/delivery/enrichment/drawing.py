@@ -1,8 +1,8 @@
 """Draws charts in a process of its own: `python -m services.relay.delivery.enrichment.drawing`.
 
-It reads a `ChartSpec` as one line of JSON and writes a PNG, its length in four bytes first. matplotlib takes 70 MB and
-half a second to import, so it is imported here alone. The process ends when nothing was to be drawn for a while, when
-its input is closed, and when one drawing takes too long.
+It writes `READY`, then reads each `ChartSpec` as a line of JSON and writes a PNG, its length in four bytes first.
+matplotlib takes 70 MB and half a second to import, so it is imported here alone. The process ends when nothing was to
+be drawn for a while, when its input is closed, and when one drawing takes too long.
 """
 
 import gc
@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
-from services.relay.delivery.enrichment.chart_spec import ChartSpec
+from services.relay.delivery.enrichment.chart_spec import READY, ChartSpec
 
 IDLE_SECONDS: Final = 300
 """Seconds after which it ends."""
@@ -33,7 +33,7 @@ _MEMORY_BYTES: Final = 1024**3
 _SIZE: Final = (6.0, 2.8)
 """Inches; 1,200 by 560 pixels, which a phone shows at half of that."""
 _DPI: Final = 200
-_MIN_SPAN: Final = 300.0
+_MIN_SPAN: Final = 120.0
 """Seconds that are shown at least, however little is known."""
 # Okabe and Ito: told apart by people who are colour-blind. Line styles differ, too.
 _COLOURS: Final = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
@@ -99,12 +99,12 @@ def _draw_firing(axes: Axes, spec: ChartSpec, start: float) -> None:
         is_wide = end - begin > 0.15 * (spec.end - start)
         axes.annotate(
             "firing" if spec.firing_to is None else "fired",
-            (begin, 1),
+            (begin, 0),
             xycoords=("data", "axes fraction"),
-            xytext=(3 if is_wide else -3, -2),
+            xytext=(3 if is_wide else -3, 2),
             textcoords="offset points",
             ha="left" if is_wide else "right",
-            va="top",
+            va="bottom",
             fontsize=8,
             color=_DARK_ALARM,
             bbox=_BEHIND_TEXT,
@@ -143,14 +143,14 @@ def _format_value(value: float, _position: int | None = None) -> str:
 def _insert_gaps(times: list[float], values: list[float]) -> tuple[list[float], list[float]]:
     """The points, with a gap where some are missing: a line across it would say what nobody knows."""
     step = min((later - earlier for earlier, later in pairwise(times)), default=0.0)
-    shown_times, numbers = [], []
+    all_times, numbers = [], []
     for index, (at, value) in enumerate(zip(times, values, strict=True)):
         if index and at - times[index - 1] > 1.5 * step:
-            shown_times.append(at)
+            all_times.append(at)
             numbers.append(float("nan"))
-        shown_times.append(at)
+        all_times.append(at)
         numbers.append(value)
-    return shown_times, numbers
+    return all_times, numbers
 
 
 def _list_ticks(start: float, end: float) -> list[float]:
@@ -178,6 +178,8 @@ def main() -> None:
     warnings.simplefilter("ignore")  # such as of a character that the font lacks
     mpl.rcParams["axes.unicode_minus"] = False
     decoder = msgspec.json.Decoder(ChartSpec)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
     signal.alarm(IDLE_SECONDS)
     for line in sys.stdin.buffer:
         signal.alarm(_DRAW_SECONDS)

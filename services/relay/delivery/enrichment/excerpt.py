@@ -20,7 +20,11 @@ MAX_CHARACTERS: Final = 1_200
 """Of an excerpt."""
 _MAX_PARAGRAPH: Final = 500
 _MAX_SECTIONS: Final = 1_000
-_MARKDOWN: Final = MarkdownIt("commonmark")  # with HTML, which thus becomes tokens of its own, and is dropped
+_MAX_INLINE: Final = 4 * _MAX_PARAGRAPH
+"""Characters of a paragraph in which mark-up is looked for: that may take time by the square of their number."""
+# With HTML, which thus becomes tokens of its own, and is dropped.
+_BLOCKS: Final = MarkdownIt("commonmark").disable("inline")
+_INLINE: Final = MarkdownIt("commonmark")
 _NO_SLUG: Final = re.compile(r"[^\w\- ]")
 _HTML_ANCHOR: Final = re.compile(r"<a\s+(?:id|name)=[\"']?([\w.-]+)")
 _POINTER: Final = re.compile(r"(?!/|\w+:)([\w./-]+\.md)(?:#([\w.-]+))?")
@@ -48,18 +52,18 @@ def build_excerpts(text: str, read_linked: ReadLinked = lambda _: None) -> dict[
         text: the document.
         read_linked: reads what a section that is no more than a link leads to.
     """
-    tokens = _MARKDOWN.parse(text)
+    tokens = _BLOCKS.parse(text)
     headings = list(_list_headings(tokens))[:_MAX_SECTIONS]
     by_anchor: dict[str, RunbookExcerpt] = {}
-    by_word: dict[str, RunbookExcerpt] = {}
+    by_first_name: dict[str, RunbookExcerpt] = {}
     for heading in headings:
         excerpt = _excerpt_section(heading, headings, tokens, read_linked)
         if excerpt is None:
             continue
         for anchor in (_build_slug(heading.text), *heading.anchors):
             by_anchor.setdefault(anchor.lower(), excerpt)
-        by_word.setdefault(heading.text.lower().partition(" ")[0], excerpt)
-    return by_word | by_anchor
+        by_first_name.setdefault(heading.text.lower().partition(" ")[0], excerpt)
+    return by_first_name | by_anchor
 
 
 def find_excerpt(excerpts: Mapping[str, RunbookExcerpt], alertname: str) -> RunbookExcerpt | None:
@@ -105,7 +109,7 @@ def _follow_pointer(body: Sequence[Token], name: str, read_linked: ReadLinked) -
     """The excerpt that a section leads to, if it is one paragraph with a link to another file of the runbook."""
     if [token.type for token in body] != ["paragraph_open", "inline", "paragraph_close"]:
         return None
-    targets = [str(child.attrGet("href")) for child in body[1].children or () if child.type == "link_open"]
+    targets = [str(child.attrGet("href")) for child in _parse_inline(body[1]) if child.type == "link_open"]
     for match in filter(None, map(_POINTER.fullmatch, targets)):
         text = read_linked(match[1])
         if text is not None:
@@ -154,7 +158,7 @@ def _read_inline(token: Token) -> str:
     """The text of a paragraph; a link to another place is `text (url)`."""
     parts: list[str] = []
     links: list[str] = []
-    for child in token.children or ():
+    for child in _parse_inline(token):
         match child.type:
             case "text" | "code_inline":
                 parts.append(child.content)
@@ -171,3 +175,7 @@ def _read_inline(token: Token) -> str:
                 if url and not "".join(parts).endswith(url):
                     parts.append(f" ({url})")
     return clean_text("".join(parts))
+
+
+def _parse_inline(token: Token) -> Sequence[Token]:
+    return _INLINE.parseInline(token.content[:_MAX_INLINE])[0].children or ()

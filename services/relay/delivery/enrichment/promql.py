@@ -94,10 +94,10 @@ def _parse_number(text: str) -> float | None:
     return float(text.replace(" ", "")) if _NUMBER.fullmatch(text) else None
 
 
-def _split_at(expression: str, words: set[str]) -> Sequence[str]:
+def _split_at(expression: str, operators: set[str]) -> Sequence[str]:
     parts, start = [], 0
     for token in _scan(expression):
-        if token.kind == "word" and token.depth == 0 and token.text.lower() in words:
+        if token.kind == "word" and token.depth == 0 and token.text.lower() in operators:
             parts.append(expression[start : token.start])
             start = token.end
     return [*parts, expression[start:]]

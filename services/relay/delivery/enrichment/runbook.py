@@ -78,7 +78,7 @@ class Runbook:
             while True:
                 wait = interval
                 try:
-                    await self._refresh()
+                    await self.read()
                     is_reported = False
                 except RunbookError as error:
                     wait = _RETRY_INTERVAL
@@ -91,9 +91,14 @@ class Runbook:
                 await asyncio.sleep(wait)
         finally:
             ready.cancel()
-            await self._session.close()
+            await self.close()
 
-    async def _refresh(self) -> None:
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    async def read(self) -> int:
+        """Reads what has changed; how many names lead to a section. Raises RunbookError."""
         if isinstance(self._location, str):
             text = await self._fetch(self._location)
             if text is not None:
@@ -104,6 +109,7 @@ class Runbook:
             changed = await asyncio.wrap_future(start_in_thread("runbook", read))
             if changed is not None:
                 self._excerpts, self._stamps = changed
+        return len(self._excerpts)
 
     async def _fetch(self, url: str) -> str | None:
         """The document; None if it has not changed. Raises RunbookError."""

@@ -34,17 +34,18 @@ async def test_a_post_carries_its_delivery_and_the_receipt_finds_it(secret_file:
     assert post.thread_ts is None
 
 
-async def test_the_all_clear_answers_in_the_thread_and_shows_in_the_channel(
+async def test_the_all_clear_answers_in_the_thread_alone_and_a_critical_repeat_shows_in_the_channel(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     channel = connect(secret_file, stand_ins, mention="channel")
     receipt = await send(channel, message())
-    await send(channel, message("03-resolved-1", first_receipt=receipt))
+    await send(channel, message(first_receipt=receipt, delivery_id="repeat"))
+    await send(channel, message("03-resolved-1", first_receipt=receipt, delivery_id="over"))
     await channel.close()
-    first, second = posts(stand_ins)
-    assert second.thread_ts == first.ts
-    assert second.reply_broadcast
-    assert ["<!channel>" in str(post.blocks) for post in (first, second)] == [True, False]
+    first, repeat, over = posts(stand_ins)
+    assert [post.thread_ts for post in (repeat, over)] == [first.ts, first.ts]
+    assert [post.reply_broadcast for post in (repeat, over)] == [True, False]
+    assert ["<!channel>" in str(post.blocks) for post in (first, repeat, over)] == [True, False, False]
 
 
 async def test_a_first_message_that_is_gone_does_not_hold_back_the_next(secret_file: Path, stand_ins: StandIns) -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
@@ -11,7 +11,7 @@ from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 _delivery = deliveries.c
 
 
-class KnownMessage(NamedTuple):
+class SentMessage(NamedTuple):
     """A message of an incident."""
 
     channel: str
@@ -27,16 +27,22 @@ class _MessageRow(NamedTuple):
 
     channel: str
     episode: int
-    receipt: str
+    receipt: str | None
     current_episode: int
     is_open: int
 
 
 _MESSAGES: Final = RowQuery(
     _MessageRow,
-    select(_delivery.channel, _delivery.episode, _delivery.receipt, incidents.c.episode, incidents.c.is_open)
+    select(
+        _delivery.channel,
+        _delivery.episode,
+        _delivery.receipt,
+        incidents.c.episode.label("current_episode"),
+        incidents.c.is_open,
+    )
     .select_from(deliveries)
-    .join(incidents, and_(incidents.c.id == _delivery.incident_id)),
+    .join(incidents, incidents.c.id == _delivery.incident_id),
 ).where(
     _delivery.incident_id == bindparam("incident"),
     _delivery.state == DeliveryState.DELIVERED,
@@ -44,12 +50,12 @@ _MESSAGES: Final = RowQuery(
 )
 
 
-def find_message(connection: Connection, incident_id: str, slack_channel: str, ts: str) -> KnownMessage | None:
+def find_message(connection: Connection, incident_id: str, slack_channel: str, ts: str) -> SentMessage | None:
     """The message of an incident with this `ts` in this channel of Slack; None if the relay knows of none."""
     if not ts.replace(".", "").isdecimal():
         return None
     for row in _MESSAGES.fetch_all(connection, {"incident": incident_id, "pattern": f"%{ts}%"}):
-        receipt = json.loads(row.receipt)
+        receipt = json.loads(row.receipt or "{}")
         if (receipt.get("channel"), receipt.get("ts")) == (slack_channel, ts):
-            return KnownMessage(row.channel, row.episode, bool(row.is_open) and row.episode == row.current_episode)
+            return SentMessage(row.channel, row.episode, bool(row.is_open) and row.episode == row.current_episode)
     return None

@@ -1,0 +1,413 @@
+"""A message → what Slack shows: a fallback text and blocks, within Slack's limits whatever the alerts contain.
+
+The first message of an episode has everything, and is edited as the incident changes. A later one is a reply in its
+thread, and has what changed. What does not fit is in the post's `details`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import tzinfo
+from typing import Final, NamedTuple
+
+from services.relay.channels.slack.blocks import (
+    MAX_BLOCKS,
+    MAX_CHARACTERS,
+    MAX_HEADER,
+    MAX_SECTION,
+    MAX_TEXT,
+    REPEAT_REMARK,
+    Block,
+    Mention,
+    Post,
+    build_actions,
+    build_code,
+    build_context,
+    build_context_text,
+    build_link_buttons,
+    build_mrkdwn,
+    build_plain_text,
+    build_section,
+    count_characters,
+    escape,
+    format_date,
+)
+from services.relay.channels.slack.changes import Change, compare_with_previous
+from services.relay.channels.slack.details import build_details
+from services.relay.model import Alert, Message, RunbookExcerpt, Status
+from services.relay.text import (
+    AlertCard,
+    AlertTable,
+    ContextLine,
+    Link,
+    Severity,
+    arrange_alerts,
+    clean_line,
+    clean_text,
+    find_worst_severity,
+    format_class,
+    format_counts,
+    format_description,
+    format_duration,
+    format_omission,
+    format_remark,
+    format_subject,
+    format_summary,
+    is_resolved,
+    join_items,
+    list_alerts,
+    list_context,
+    list_fixes,
+    list_group_links,
+    select_contacts,
+    select_own_labels,
+    sort_labels,
+    truncate,
+)
+from services.relay.text.table import format_more
+
+MAX_SUMMARY: Final = 500
+MAX_CARD: Final = 1_300  # of 3,000: one alert always fits beside the frame
+MAX_LABELS: Final = 700
+MAX_CONTACTS_TEXT: Final = 900
+_MAX_CLASS: Final = 300
+_MAX_NAME: Final = 200
+_MAX_CONTEXT: Final = 1_200
+_MAX_EXCERPT: Final = 1_200
+_MAX_CARDS: Final = 8
+_MAX_TABLES: Final = 2
+_TABLE_SIZES: Final = ((25, 40), (8, 12))
+"""Rows, and characters of a cell: the first, if that fits into a block; the second always does."""
+_MAX_CODE: Final = 2_900
+_MORE_LENGTH: Final = 20
+_MAX_MORE: Final = 120
+"""Characters of the block that counts the alerts that are not shown."""
+_SEPARATE_LINES: Final = {"Acknowledged", "Escalated"}
+_SINCE_LAST_MESSAGE: Final = "Last message"
+_CHANGES, _FIXES, _ALERTS, _CONTEXT, _EXCERPT = 0, 100, 200, 300, 400
+"""Where parts are in a message."""
+
+
+class _Part(NamedTuple):
+    """A part of a message."""
+
+    position: int
+    forms: list[list[Block]]
+    """Its blocks, and shorter ones if those do not fit; the last resort is to leave it out."""
+    is_complete: bool = True
+    """Whether the first form has everything."""
+    alerts: tuple[Alert, ...] = ()
+    """Those that it shows."""
+
+
+def find_thread(message: Message) -> str:
+    """The `ts` of the message that it replies to; empty for the first of its episode, and for the edit of that."""
+    return "" if message.task.is_edit else (message.task.first_receipt or {}).get("ts", "")
+
+
+def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = False) -> Post:
+    """The message as a post.
+
+    Args:
+        message: to be shown.
+        mention: who is mentioned where the message makes it worse; never in an edit, which notifies nobody.
+        may_be_a_repeat: whether it says so.
+    """
+    change = compare_with_previous(message)
+    remarks = [remark for remark in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if remark]
+    call = f"<!{mention}> " if mention != "none" and change.is_worse and not message.task.is_edit else ""
+    contacts = _format_contacts(message)
+    is_reply = bool(find_thread(message))
+    top = [
+        *_build_top(message, call, is_reply=is_reply),
+        *(block for each in remarks for block in build_context_text([each], MAX_LABELS)),
+    ]
+    bottom = _build_bottom(message, contacts, is_reply=is_reply)
+    listed = _select_changed(message, change) if is_reply else message
+    parts = _list_reply_parts(message, listed) if is_reply else _list_parts(message)
+    chosen, is_complete = _choose(parts, [*top, *bottom])
+    included = {id(alert) for part, _ in chosen for alert in part.alerts}
+    more = format_more([alert for alert in listed.event.alerts if id(alert) not in included])
+    blocks = [block for _, form in sorted(chosen, key=lambda each: each[0].position) for block in form]
+    text = _build_fallback_text(message, remarks, contacts)
+    details = "" if is_complete and not more else build_details(message)
+    return Post(text, [*top, *blocks, *build_context_text([more], MAX_LABELS), *bottom], details)
+
+
+def _choose(parts: Iterable[_Part], frame: list[Block]) -> tuple[list[tuple[_Part, list[Block]]], bool]:
+    """The parts that fit into the frame, each in the first form that does, and whether that is everything."""
+    left_blocks = MAX_BLOCKS - len(frame) - 1
+    left_characters = MAX_CHARACTERS - count_characters(frame) - _MAX_MORE
+    chosen = []
+    is_complete = True
+    for part in parts:
+        for form in part.forms:
+            size = count_characters(form)
+            if len(form) <= left_blocks and size <= left_characters:
+                chosen.append((part, form))
+                left_blocks, left_characters = left_blocks - len(form), left_characters - size
+                is_complete &= part.is_complete and form is part.forms[0]
+                break
+        else:
+            is_complete = False
+    return chosen, is_complete
+
+
+def _build_top(message: Message, call: str, *, is_reply: bool) -> list[Block]:
+    """What broke and why, how many alerts, how bad, since when, where, and who takes care of it."""
+    title = _format_title(message)
+    first: list[Block] = [{"type": "header", "text": build_plain_text(title, MAX_HEADER)}]
+    if is_reply:
+        first = build_section(title, MAX_SUMMARY)
+    elif len(escape(title, MAX_TEXT)) > MAX_HEADER:
+        first += build_section(format_subject(message), MAX_SUMMARY)
+    state: list[Block] = [{"type": "section", "text": build_mrkdwn(f"{call}{_format_state_line(message)}")}]
+    return [*first, *state, *build_context_text([format_class(message)], _MAX_CLASS), *_build_acknowledgement(message)]
+
+
+def _format_state_line(message: Message) -> str:
+    """Such as `*2 firing, 1 resolved* · critical · since 24 November at 22:46`, as mark-up of the relay."""
+    event, level = message.event, find_worst_severity(message.event)
+    parts = [f"*{format_counts(event)}*", *([str(level)] if level else [])]
+    starts = [alert.starts_at for alert in event.alerts]
+    if message.task.context.started_at is not None:
+        starts.append(message.task.context.started_at)
+    if starts:
+        since = format_date(min(starts), message.zone)
+        ends = [alert.ends_at for alert in event.alerts if alert.ends_at is not None]
+        if is_resolved(event) and ends:
+            end = format_date(max(ends), message.zone)
+            parts.append(f"fired from {since} to {end} ({format_duration(max(ends) - min(starts))})")
+        else:
+            parts.append(f"since {since}")
+    return " · ".join(parts)
+
+
+def _build_acknowledgement(message: Message) -> list[Block]:
+    """Who took it over, and whom it was escalated to: the names are of people, so they are no mark-up."""
+    context, blocks = message.task.context, list[Block]()
+    if context.acknowledged_by:
+        name = build_plain_text(
+            f"Acknowledged by {truncate(clean_line(context.acknowledged_by), _MAX_NAME)}", MAX_LABELS
+        )
+        moment = context.acknowledged_at
+        blocks += build_context([name, *([build_mrkdwn(format_date(moment, message.zone))] if moment else [])])
+    if context.escalated_to:
+        channels = build_plain_text(f"Escalated to {', '.join(map(clean_line, context.escalated_to))}", MAX_LABELS)
+        moment = context.escalated_at
+        blocks += build_context([channels, *([build_mrkdwn(format_date(moment, message.zone))] if moment else [])])
+    return blocks
+
+
+def _build_bottom(message: Message, contacts: str, *, is_reply: bool) -> list[Block]:
+    """What is missing, what all alerts share, what can be pressed, and whom to turn to."""
+    missing = build_context_text([format_omission(message.event)], MAX_LABELS)
+    if is_reply:
+        return missing
+    return [
+        *missing,
+        *build_context_text(_format_labels(message.event.common_labels), MAX_LABELS),
+        *build_actions([*_build_buttons(message), *build_link_buttons(_list_links(message))]),
+        *build_context([build_plain_text(contacts, MAX_CONTACTS_TEXT)] if contacts else []),
+    ]
+
+
+def _build_buttons(message: Message) -> list[Block]:
+    if is_resolved(message.event):
+        return []
+    buttons = []
+    if "acknowledge" in message.buttons:
+        is_acknowledged = bool(message.task.context.acknowledged_by)
+        name = "Unacknowledge" if is_acknowledged else "Acknowledge"
+        style = {} if is_acknowledged else {"style": "primary"}
+        buttons.append(_build_button(name, message.task.incident_id) | style)
+    if "silence" in message.buttons:
+        confirm = {
+            "title": build_plain_text("Silence these alerts?", 100),
+            "text": build_plain_text("Alertmanager sends nothing about them until the silence ends.", 300),
+            "confirm": build_plain_text("Silence", 30),
+            "deny": build_plain_text("Cancel", 30),
+        }
+        buttons.append(_build_button("Silence", message.task.incident_id) | {"confirm": confirm})
+    return buttons
+
+
+def _build_button(name: str, incident_id: str) -> Block:
+    return {"type": "button", "action_id": name.lower(), "text": build_plain_text(name, 75), "value": incident_id}
+
+
+def _list_links(message: Message) -> list[Link]:
+    """Of the group; a button that silences takes the place of the link that does."""
+    links = list_group_links(message.event)
+    return [link for link in links if link.text != "Silence" or "silence" not in message.buttons]
+
+
+def _list_parts(message: Message) -> Iterator[_Part]:
+    """The parts of a first message, the most important first."""
+    alerts = _list_alert_parts(message)
+    yield from alerts[:1]
+    fixes = [build_code(fix.command, caption=escape(fix.title, MAX_LABELS)) for fix in list_fixes(message)]
+    if fixes:
+        yield _Part(_FIXES, [[block for fix in fixes for block in fix], fixes[0]])
+    lines = [line for line in list_context(message) if line.name not in {*_SEPARATE_LINES, _SINCE_LAST_MESSAGE}]
+    yield from _list_context_parts(lines, _CONTEXT)
+    yield from alerts[1:]
+    if message.excerpt is not None and not is_resolved(message.event):
+        yield _Part(_EXCERPT, [_build_excerpt(message.excerpt)])
+
+
+def _list_reply_parts(message: Message, listed: Message) -> Iterator[_Part]:
+    """The parts of a reply: since when what changed, and the alerts that did."""
+    lines = [line for line in list_context(message) if line.name == _SINCE_LAST_MESSAGE]
+    yield from _list_context_parts(lines, _CHANGES)
+    yield from _list_alert_parts(listed)
+
+
+def _select_changed(message: Message, change: Change) -> Message:
+    """The message with the changed alerts only, one where none changed; with all where that is unknown."""
+    if not change.is_comparable:
+        return message
+    changed = {id(alert) for alert in (*change.new_alerts, *change.resolved_alerts)}
+    pairs = list(zip(message.event.alerts, message.links, strict=True))
+    pairs = [pair for pair in pairs if id(pair[0]) in changed] or pairs[:1]
+    event = replace(message.event, alerts=tuple(alert for alert, _ in pairs))
+    return replace(message, event=event, links=tuple(links for _, links in pairs))
+
+
+def _list_context_parts(lines: Iterable[ContextLine], position: int) -> Iterator[_Part]:
+    for number, line in enumerate(lines, start=position):
+        text = f"{line.name}: {join_items(line.items)}"
+        yield _Part(number, [build_context_text([text], _MAX_CONTEXT)], is_complete=len(text) <= _MAX_CONTEXT)
+
+
+def _list_alert_parts(message: Message) -> list[_Part]:
+    """The alerts, one by one or in tables, those that fire first."""
+    rows, max_cell = _TABLE_SIZES[0]
+    arrangement = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=rows)
+    tables = [part for part in arrangement.parts if isinstance(part, AlertTable)]
+    if any(len(escape(_format_table(table, max_cell), 2 * MAX_SECTION)) > _MAX_CODE for table in tables):
+        rows, max_cell = _TABLE_SIZES[1]
+        arrangement = arrange_alerts(message, max_cards=_MAX_CARDS, max_tables=_MAX_TABLES, max_rows=rows)
+    return [
+        _build_card(_ALERTS + number, part, message)
+        if isinstance(part, AlertCard)
+        else _build_table(_ALERTS + number, part, max_cell)
+        for number, part in enumerate(arrangement.parts)
+    ]
+
+
+def _build_card(position: int, card: AlertCard, message: Message) -> _Part:
+    alert, event = card.alert, message.event
+    own = _join(_format_labels(select_own_labels(alert, event)))
+    value = clean_line(message.current_values.get(alert.fingerprint, ""))
+    lines = (
+        format_summary(alert),
+        truncate(own, MAX_LABELS),
+        f"now {value}" if value and alert.status is Status.FIRING else "",
+        # Of what is over, nobody needs the details, unless it is the first that people hear of it.
+        format_description(alert) if alert.status is Status.FIRING or message.task.firing_undelivered else "",
+    )
+    text = "\n".join(filter(None, lines))
+    divider: list[Block] = [{"type": "divider"}] if position > _ALERTS else []
+    # That of the only alert is above.
+    period = build_context([build_mrkdwn(_format_period(alert, message.zone))] if len(event.alerts) > 1 else [])
+    blocks = [*divider, *build_section(text, MAX_CARD), *period]
+    is_complete = len(own) <= MAX_LABELS and len(escape(text, 2 * MAX_SECTION)) <= MAX_CARD
+    buttons = build_link_buttons(card.links)
+    forms = [[*blocks, *build_actions(buttons[:count])] for count in range(len(buttons), -1, -1)]
+    return _Part(position, forms, is_complete=is_complete, alerts=(alert,))
+
+
+def _format_period(alert: Alert, zone: tzinfo) -> str:
+    """Since when it fires, or from when to when it fired, as mark-up of the relay."""
+    start = format_date(alert.starts_at, zone)
+    if alert.status is Status.FIRING:
+        return f"firing since {start}"
+    if alert.ends_at is None:
+        return f"resolved; fired from {start}"
+    end, duration = format_date(alert.ends_at, zone), format_duration(alert.ends_at - alert.starts_at)
+    return f"resolved; fired from {start} to {end} ({duration})"
+
+
+def _build_table(position: int, table: AlertTable, max_cell: int) -> _Part:
+    text = _format_table(table, max_cell)
+    is_complete = all(len(cell) <= max_cell for row in table.rows for cell in row)
+    divider: list[Block] = [{"type": "divider"}] if position > _ALERTS else []
+    blocks = [*divider, *build_section(table.caption, MAX_SUMMARY), *build_code(text, limit=_MAX_CODE + 100)]
+    forms = [[*blocks, *build_actions(build_link_buttons(table.links))], blocks]
+    return _Part(position, forms, is_complete=is_complete, alerts=table.alerts)
+
+
+def _format_table(table: AlertTable, max_cell: int) -> str:
+    """Columns of equal width; a backtick, which would end the code block, becomes an apostrophe."""
+    rows = [[truncate(cell.replace("`", "'"), max_cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _build_excerpt(excerpt: RunbookExcerpt) -> list[Block]:
+    """Its steps, numbered, and its commands as code."""
+    blocks = build_context_text(["First steps of the runbook"], MAX_LABELS)
+    step = 0
+    for block in excerpt.blocks:
+        text = clean_text(block.text)
+        if block.kind == "code":
+            blocks += build_code(text, limit=_MAX_EXCERPT)
+        else:
+            step += block.kind == "step"
+            blocks += build_section(f"{step}. {text}" if block.kind == "step" else text, _MAX_EXCERPT)
+    return blocks + (build_context_text(["… and more in the runbook"], MAX_LABELS) if excerpt.is_truncated else [])
+
+
+def _format_contacts(message: Message) -> str:
+    """A line for each contact that fits whole, since half a telephone number is another one; empty without any."""
+    text, missing = "Escalate to", 0
+    contacts = select_contacts(message)
+    for role, address in contacts.items():
+        longer = f"{text}\n{role}: {address}"
+        if len(escape(longer, 2 * MAX_CONTACTS_TEXT)) <= MAX_CONTACTS_TEXT - _MORE_LENGTH:
+            text = longer
+        else:
+            missing += 1
+    return text + (f"\n… and {missing} more" if missing else "") if contacts else ""
+
+
+def _build_fallback_text(message: Message, remarks: Iterable[str], contacts: str) -> str:
+    """The title and the remarks, then commands, summaries and links as far as they fit, the contacts.
+
+    A command and a link are never cut.
+    """
+    contacts_text = escape(f"\n{contacts}", MAX_TEXT) if contacts else ""
+    limit = MAX_TEXT - len(contacts_text)
+    title = f"{_format_title(message)} ({format_counts(message.event)})"
+    acknowledged_by = clean_line(message.task.context.acknowledged_by)
+    acknowledged = [f"Acknowledged by {acknowledged_by}"] if acknowledged_by else []
+    text = "\n".join(escape(line, MAX_SUMMARY) for line in (title, *acknowledged, *remarks))
+    for fix in list_fixes(message):
+        line = escape(f"\n{fix.title}: {fix.command}", MAX_TEXT)
+        text += line if len(text) + len(line) <= limit else ""
+    for alert, links in list_alerts(message):
+        summary = escape(format_summary(alert), MAX_SUMMARY)
+        if len(text) + 1 + len(summary) > limit:
+            break
+        text += f"\n{summary}" if summary not in text.split("\n") else ""  # alerts of one rule often share theirs
+        for link in links:
+            line = escape(f"\n{link.text}: {link.url}", MAX_TEXT)
+            text += line if len(text) + len(line) <= limit else ""
+    return text + contacts_text
+
+
+def _format_title(message: Message) -> str:
+    event = message.event
+    urgent = find_worst_severity(event) not in {Severity.WARNING, Severity.INFO}
+    mark = "🟢" if is_resolved(event) else "🔴" if urgent else "🟠"
+    return f"{mark} {format_subject(message)}"
+
+
+def _format_labels(labels: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in sort_labels(labels)]
+
+
+def _join(parts: Iterable[str]) -> str:
+    return "  ·  ".join(parts)

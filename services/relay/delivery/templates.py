@@ -1,0 +1,222 @@
+"""A team's own words: `title.j2`, `summary.j2` and `description.j2` in the folder `messages.templates`.
+
+Each that exists replaces that text of a message; see `template_language` for what it may contain. Where one is broken,
+takes too long or gives nothing, the text of keypulse goes out, and what is wrong is logged once and counted. Files are
+read again when they change. What a template sees is the same at each attempt, so that a retry sends the same text.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+import structlog
+
+from services.relay.delivery.template_language import CompiledTemplate, TemplateProblem
+from services.relay.delivery.template_variables import VARIABLE_NAMES, build_variables, order_alerts
+from services.relay.model import Alert, DeliveryTask, Event, Links, Message, Status
+from services.relay.text import MAX_TITLE, clean_line, clean_text, truncate
+from shared.config.file_checks import FileCheck, FileCheckError
+from shared.config.settings import FilePath
+
+_SECONDS: Final = 0.1
+"""Seconds of the processor that one template may take for one message."""
+_CHECK_INTERVAL: Final = 1.0
+"""Seconds between two looks at the files."""
+_HINT: Final = "keypulse's own text is sent until you correct it"
+
+
+class _Kind(NamedTuple):
+    """One of the three texts."""
+
+    name: str
+    max_length: int
+    clean: Callable[[str], str]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.j2"
+
+
+_TITLE: Final = _Kind("title", MAX_TITLE, clean_line)
+_SUMMARY: Final = _Kind("summary", 500, clean_line)
+_DESCRIPTION: Final = _Kind("description", 3_000, clean_text)
+_KINDS: Final = (_TITLE, _SUMMARY, _DESCRIPTION)
+TEMPLATE_NAMES: Final = tuple(kind.name for kind in _KINDS)
+
+
+log = structlog.get_logger(__name__)
+
+
+class _Loaded(NamedTuple):
+    """The templates of a folder as they were read."""
+
+    stamps: tuple[object, ...]
+    templates: dict[_Kind, CompiledTemplate | TemplateProblem]
+
+
+class MessageTemplates:
+    """The templates of a folder at work.
+
+    Args:
+        folder: None if there are none.
+        clock: seconds, monotonic.
+        processor_clock: seconds for which this thread has run.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        clock: Callable[[], float] = time.monotonic,
+        processor_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._processor_clock = processor_clock
+        self._loaded = _Loaded((), {})
+        self._next_check = -_CHECK_INTERVAL
+        self._logged: set[_Kind] = set()
+
+    def apply(self, message: Message) -> tuple[Message, tuple[str, ...]]:
+        """The message with the team's texts, and the names of the templates that gave none. Pure but for the files."""
+        if self._folder is None or not message.event.alerts:
+            return message, ()
+        self._reload(self._folder)
+        if not self._loaded.templates:
+            return message, ()
+        texts, problems = _render(self._loaded.templates, message, self._processor_clock)
+        for kind, problem in problems.items():
+            if kind not in self._logged:
+                self._logged.add(kind)
+                log.error("template cannot be used", template=kind.name, error=str(problem), hint=_HINT)
+        return _replace_texts(message, texts), tuple(kind.name for kind in problems)
+
+    def _reload(self, folder: Path) -> None:
+        if self._clock() < self._next_check:
+            return
+        self._next_check = self._clock() + _CHECK_INTERVAL
+        stamps = tuple(_read_stamp(folder / kind.file_name) for kind in _KINDS)
+        if stamps != self._loaded.stamps:
+            self._loaded = _Loaded(stamps, _load_templates(folder))
+            self._logged = set()
+
+
+def _read_stamp(file: Path) -> tuple[int, int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _load_templates(folder: Path) -> dict[_Kind, CompiledTemplate | TemplateProblem]:
+    """Each template that exists, or what is wrong with it."""
+    loaded: dict[_Kind, CompiledTemplate | TemplateProblem] = {}
+    for kind in _KINDS:
+        try:
+            source = (folder / kind.file_name).read_text(encoding="utf-8")
+            loaded[kind] = CompiledTemplate(source, kind.file_name, VARIABLE_NAMES)
+        except FileNotFoundError:
+            continue
+        except TemplateProblem as problem:
+            loaded[kind] = problem
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            loaded[kind] = TemplateProblem(f"{kind.file_name}: {reason}")
+    return loaded
+
+
+def _render(
+    templates: Mapping[_Kind, CompiledTemplate | TemplateProblem], message: Message, clock: Callable[[], float]
+) -> tuple[dict[_Kind, list[str]], dict[_Kind, TemplateProblem]]:
+    """The texts by template, one for each alert, or one for the message; and what is wrong with the other templates."""
+    texts: dict[_Kind, list[str]] = {}
+    problems: dict[_Kind, TemplateProblem] = {}
+    variables = build_variables(message)
+    values = {name: getattr(variables, name) for name in VARIABLE_NAMES}
+    for kind, template in templates.items():
+        if isinstance(template, TemplateProblem):
+            problems[kind] = template
+            continue
+        check_time = partial(_check_time, clock, clock() + _SECONDS)
+        about = [variables.alert] if kind is _TITLE else variables.alerts
+        try:
+            rendered = [template.render({**values, "alert": each}, kind.max_length + 1, check_time) for each in about]
+        except TemplateProblem as problem:
+            problems[kind] = problem
+        else:
+            texts[kind] = [truncate(kind.clean(text), kind.max_length) for text in rendered]
+    return texts, problems
+
+
+def _check_time(clock: Callable[[], float], ends: float) -> None:
+    if clock() > ends:
+        raise TemplateProblem(f"takes longer than {_SECONDS:g} s")
+
+
+def _replace_texts(message: Message, texts: Mapping[_Kind, list[str]]) -> Message:
+    """The message with these texts; an empty one leaves what was there."""
+    if _SUMMARY in texts or _DESCRIPTION in texts:
+        alerts = list(message.event.alerts)
+        for position, n in enumerate(order_alerts(message)):
+            own = {kind.name: texts[kind][position] for kind in (_SUMMARY, _DESCRIPTION) if kind in texts}
+            annotations = {**alerts[n].annotations, **{name: text for name, text in own.items() if text}}
+            alerts[n] = replace(alerts[n], annotations=annotations)
+        message = replace(message, event=replace(message.event, alerts=tuple(alerts)))
+    (title,) = texts.get(_TITLE, [""])
+    return replace(message, title=title) if title else message
+
+
+def check_template_folder(folder: Path) -> Iterable[Path]:
+    """Read the templates of a folder, and render examples. Raises FileCheckError with the first problem."""
+    if not folder.is_dir():
+        raise FileCheckError(f"the folder {folder} does not exist; run: mkdir -p {folder}")
+    expected = [kind.file_name for kind in _KINDS]
+    for file in sorted(folder.glob("*.j2")):
+        if file.name not in expected:
+            raise FileCheckError(f"{file}: there is no such template; expected {', '.join(expected)}")
+    templates = _load_templates(folder)
+    for message in _build_examples():
+        _, problems = _render(templates, message, time.thread_time)
+        for problem in problems.values():
+            raise FileCheckError(f"{folder}/{problem}; {_HINT}")
+    return ()
+
+
+def _build_examples() -> Iterator[Message]:
+    """One that fires, and one that is over."""
+    now = datetime.now(UTC)
+    labels = {"alertname": "KMSProbeFailing", "env": "production", "service": "backend", "severity": "critical"}
+    annotations = {"summary": "KMS refuses encryption", "description": "permission_denied"}
+    alert = Alert(
+        status=Status.FIRING,
+        labels=labels,
+        annotations=annotations,
+        starts_at=now,
+        ends_at=None,
+        generator_url="",
+        fingerprint="",
+    )
+    for status in Status:
+        ends_at = None if status is Status.FIRING else now
+        event = Event(
+            source="",
+            receiver="kms-critical",
+            group_key="",
+            status=status,
+            alerts=(replace(alert, status=status, ends_at=ends_at),),
+            group_labels=labels,
+            common_labels=labels,
+            common_annotations=annotations,
+            external_url="",
+            truncated_alerts=0,
+        )
+        task = DeliveryTask(delivery_id="", incident_id="", episode=1, channel="example", accepted_at=now)
+        yield Message(task, event, (Links(None, None),))
+
+
+TemplateFolder = Annotated[FilePath, FileCheck(check_template_folder)]
+"""A folder with templates, which `--check` reads and tries."""

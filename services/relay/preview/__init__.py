@@ -1,0 +1,1 @@
+"""A payload as a person sees it, in a terminal or as a page. Nothing is sent."""

@@ -1,0 +1,128 @@
+"""The first message of an incident is edited in place, whatever became of it and of its channel."""
+
+from pathlib import Path
+
+import pytest
+
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.relay.channels.port import Channel, EditingChannel, Receipt
+from services.relay.model import IncidentContext, Message
+from services.relay.outbox.rate_limit import BURST_SECONDS
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.channels.examples import example, settings
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, now, posts
+
+
+async def edit(channel: Channel, message: Message) -> Receipt:
+    assert isinstance(channel, EditingChannel)
+    return await channel.edit(Recorded(message))
+
+
+def edit_of(receipt: Receipt, payload: str = "03-resolved-1", **changes: object) -> Message:
+    return now(event=payload, first_receipt=receipt, is_edit=True, **changes)
+
+
+def refuse(stand_ins: StandIns, code: str, count: int | None = 1) -> None:
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error=code, count=count))
+
+
+async def test_it_shows_the_end_and_the_acknowledgement_and_notifies_nobody(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    acknowledged = IncidentContext(acknowledged_by="ann@example.org")
+    assert await edit(channel, edit_of(receipt, "01-firing-1", context=acknowledged)) == receipt
+    (post,) = posts(stand_ins)
+    assert "Acknowledged by ann@example.org" in str(post.blocks)
+    assert await edit(channel, edit_of(receipt)) == receipt
+    assert await edit(channel, edit_of(receipt)) == receipt
+    (post,) = posts(stand_ins)
+    assert post.text.startswith("🟢 Resolved after 8 s")
+    assert post.metadata is not None
+    assert post.metadata["event_payload"] == {"delivery_id": "0192-delivery"}
+    assert "<!here>" not in str(post.blocks)
+
+
+@pytest.mark.parametrize("is_found", [False, True])
+async def test_where_it_was_deleted_another_one_takes_its_place_once(
+    connect: Connect, stand_ins: StandIns, is_found: bool
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    (post,) = posts(stand_ins)
+    stand_ins.slack.delete_message(stand_ins.slack.channels[CRITICAL], post)
+    if is_found:  # an earlier edit posted it, and its answer was lost
+        await send(connect(), now())
+    replaced = await edit(channel, edit_of(receipt))
+    left = [post for post in posts(stand_ins) if not post.is_deleted]
+    assert [(post.ts, post.thread_ts) for post in left] == [(replaced["ts"], None)]
+    assert left[0].text.startswith("🟢 Resolved")
+    assert await edit(channel, edit_of(replaced)) == replaced
+
+
+async def test_the_message_of_another_app_is_left_alone_and_replaced(connect: Connect, stand_ins: StandIns) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    (post,) = posts(stand_ins)
+    post.author, post.metadata = "U0000000009", None
+    replaced = await edit(channel, edit_of(receipt))
+    assert [each.ts for each in posts(stand_ins)] == [post.ts, replaced["ts"]]
+
+
+async def test_an_archived_channel_and_a_closed_edit_window_end_it_and_a_renamed_channel_does_not(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    stand_ins.slack.rename(stand_ins.slack.channels[CRITICAL], "security-urgent")
+    assert await edit(channel, edit_of(receipt)) == receipt
+    stand_ins.slack.rename(stand_ins.slack.channels["#security-urgent"], CRITICAL)
+    stand_ins.slack.edit_window = -1.0
+    with pytest.raises(SendError, match="edit_window_closed") as closed:
+        await edit(channel, edit_of(receipt))
+    stand_ins.slack.archive(stand_ins.slack.channels[CRITICAL])
+    with pytest.raises(SendError, match="is_inactive") as archived:
+        await edit(channel, edit_of(receipt))
+    for raised in (closed, archived):
+        assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
+
+
+async def test_an_edit_waits_as_slack_asks_and_for_a_person_where_the_token_is_revoked(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=7, count=1))
+    with pytest.raises(SendError) as limited:
+        await edit(channel, edit_of(receipt))
+    refuse(stand_ins, "token_revoked")
+    with pytest.raises(SendError) as revoked:
+        await edit(channel, edit_of(receipt))
+    assert (limited.value.retry_after, revoked.value.scope) == (7.0, SendScope.CHANNEL)
+
+
+@pytest.mark.parametrize("code", ["invalid_blocks", "msg_blocks_too_long"])
+async def test_blocks_that_slack_refuses_are_left_out(connect: Connect, stand_ins: StandIns, code: str) -> None:
+    channel = connect()
+    refuse(stand_ins, code)
+    receipt = await send(channel, now())
+    (post,) = posts(stand_ins)
+    assert (post.blocks, "backend:8000" in str(post), "KMSCryptoModeNotKMS" in post.text) == ([], False, True)
+    refuse(stand_ins, code)
+    await edit(channel, edit_of(receipt))
+    (post,) = posts(stand_ins)
+    assert (post.blocks, post.text.startswith("🟢 Resolved")) == ([], True)
+
+
+def test_channels_of_one_bot_share_their_edits_and_an_incoming_webhook_makes_none(
+    stand_ins: StandIns, secret_file: Path
+) -> None:
+    values = example("slack", secret_file, stand_ins.http)
+    first, second = settings(values), settings({**values, "channel": "#security-ops"})
+    other = settings({**values, "token_file": secret_file.with_name("other")})
+    assert first.edit_scope() == second.edit_scope() != other.edit_scope()
+    assert 60 * first.edit_rate.per_second + BURST_SECONDS * first.edit_rate.per_second < 50
+    assert settings(example("slack_webhook", secret_file, stand_ins.http)).edit_scope() is None

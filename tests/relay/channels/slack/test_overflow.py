@@ -1,0 +1,144 @@
+"""What does not fit into a message is in its thread: as a reply, as a file, and cut where the bot may upload none."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from ops.demo.stand_ins.slack.workspace import SlackMessage
+from services.relay.channels.slack.files import _check_upload_url
+from services.relay.channels.slack.post import build_post
+from services.relay.channels.slack.thread import MAX_REPLY, build_paragraphs
+from services.relay.model import Message
+from services.relay.send_error import SendError
+from tests.relay.channels.examples import change, message, strange, with_text
+from tests.relay.channels.recording_attempt import Recorded, send
+from tests.relay.channels.slack.slack_posts import CRITICAL, Connect, now, posts
+
+PNG = b"\x89PNG picture"
+
+
+def long(characters: int, **changes: object) -> Message:
+    """A message whose description has so many characters, which end with THE-END."""
+    alerts = now().event.alerts
+    text = "word " * (characters // 5) + "THE-END"
+    described = tuple(replace(alert, annotations={**alert.annotations, "description": text}) for alert in alerts)
+    return now(event=replace(now().event, alerts=described), **changes)
+
+
+def contents(stand_ins: StandIns, post: SlackMessage) -> Iterator[bytes]:
+    for file in post.files:
+        stored = stand_ins.slack.files[file["id"]].content
+        assert stored is not None
+        yield stored
+
+
+async def test_a_long_text_is_a_reply_and_a_very_long_one_a_file(connect: Connect, stand_ins: StandIns) -> None:
+    channel = connect()
+    receipt = await send(channel, long(4_000))
+    first, reply = posts(stand_ins)
+    assert (reply.thread_ts, reply.reply_broadcast, "THE-END" in str(first.blocks), "THE-END" in str(reply.blocks)) == (
+        first.ts,
+        False,
+        False,
+        True,
+    )
+    await channel.send(Recorded(long(40_000, first_receipt=receipt, delivery_id="second")))
+    *_, second, file = posts(stand_ins)
+    assert [post.thread_ts for post in (second, file)] == [first.ts, first.ts]
+    (content,) = contents(stand_ins, file)
+    assert content.decode().count("word") == 8_000
+
+
+async def test_without_the_scope_it_is_cut_and_the_doctor_says_so(connect: Connect, stand_ins: StandIns) -> None:
+    stand_ins.slack.scopes -= {"files:write"}
+    channel = connect()
+    await send(channel, long(40_000, chart=PNG))
+    _, reply = posts(stand_ins)
+    assert "This text is cut" in str(reply.blocks)
+    (token, *_) = channel.list_checks("channels.slack")
+    assert "without files:write" in str(await token.run())
+
+
+async def test_the_chart_is_in_the_thread_of_the_first_message_and_holds_nothing_back(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now(chart=PNG))
+    first, picture = posts(stand_ins)
+    assert (picture.thread_ts, list(contents(stand_ins, picture))) == (first.ts, [PNG])
+    await send(channel, now(chart=PNG, first_receipt=receipt, delivery_id="second"))
+    assert len(posts(stand_ins)) == 3
+    for kind in (FaultKind.STATUS, FaultKind.LOST_ANSWER):
+        fault = ProviderFault(provider=Provider.SLACK, kind=kind, method="files.completeUploadExternal", count=1)
+        stand_ins.faults.add(fault)
+        assert await send(channel, now(chart=PNG, delivery_id=kind.value))
+
+
+async def test_a_text_whose_answer_was_lost_is_found_and_the_message_is_not_posted_again(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    class Losing(Recorded):
+        async def save_progress(self, progress: object) -> None:
+            await super().save_progress(progress)  # type: ignore[arg-type]
+            stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
+
+    first = Losing(long(4_000))
+    with pytest.raises(SendError) as lost:
+        await connect().send(first)
+    assert len(posts(stand_ins)) == 2
+    receipt = await connect().send(first.again(lost.value))
+    root, _ = posts(stand_ins)
+    assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": root.ts}
+
+
+async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    class Limited(Recorded):
+        async def save_progress(self, progress: object) -> None:
+            await super().save_progress(progress)  # type: ignore[arg-type]
+            fault = ProviderFault(provider=Provider.SLACK, kind=FaultKind.RATE_LIMIT, seconds=1, count=1)
+            stand_ins.faults.add(fault)
+
+    first = Limited(long(4_000))
+    with pytest.raises(SendError) as limited:
+        await connect().send(first)
+    await connect().send(first.again(limited.value))
+    assert len(posts(stand_ins)) == 2
+
+
+@given(st.lists(strange, max_size=8).map("\n".join))
+def test_pieces_keep_their_limit_and_lose_no_word_that_fits(text: str) -> None:
+    cleaned = " ".join(text.encode("utf-8", "ignore").decode().split())
+    pieces = [block["text"]["text"] for block in build_paragraphs(cleaned)]
+    assert all(0 < len(piece) <= 3_000 for piece in pieces)
+    assert sum(map(len, pieces)) <= MAX_REPLY
+    if len(cleaned) * 5 < MAX_REPLY:
+        shown = "".join(pieces).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+        assert "".join(shown.split()) == "".join(cleaned.split())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://files.slack.com/x",
+        "https://slack.com.evil.example/x",
+        "https://evil.example/slack.com",
+        "",
+        "https://[x",
+    ],
+)
+def test_no_bytes_go_to_another_host_than_slacks(url: str) -> None:
+    assert _check_upload_url("https://files.slack.com/upload/v1/x", "https://slack.com/api/")
+    with pytest.raises(SendError, match="on no host of Slack"):
+        _check_upload_url(url, "https://slack.com/api/")
+
+
+def test_a_message_that_has_everything_adds_nothing() -> None:
+    assert build_post(message(), "none").details == ""
+    assert build_post(change(with_text("x", 60)), "none").details

@@ -1,0 +1,323 @@
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.relay.channels.slack.blocks import Post
+from services.relay.channels.slack.post import build_post
+from services.relay.model import (
+    ExcerptBlock,
+    IncidentContext,
+    Message,
+    RelatedIncident,
+    RunbookExcerpt,
+    Status,
+)
+from tests.iterations import LONG
+from tests.relay.channels.examples import (
+    ALERTS_URL,
+    DASHBOARD,
+    HUGE,
+    NASTY,
+    RUNBOOK,
+    SILENCE_URL,
+    change,
+    critical,
+    message,
+    messages,
+    strange,
+    with_text,
+)
+from tests.relay.channels.slack.slack_rules import find_texts, find_urls, find_violations
+
+AT = datetime(2026, 11, 24, 22, 50, tzinfo=UTC)
+FIXED = {
+    "title": "permission_denied: backend (production) cannot encrypt with ledger-kek",
+    "kms_provider": "gcp",
+    "kms_key": "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger",
+    "kms_reason": "permission_denied",
+    "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
+    "kms_account": "backend@demo.iam.gserviceaccount.com",
+}
+STARTED = "<!date^1795560370^{date_short_pretty} at {time}|2026-11-24 22:46:10 UTC>"
+FIRST = {"channel": "C1", "ts": "1.000001"}
+
+contexts = st.builds(
+    IncidentContext,
+    started_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+    episodes_in_7_days=st.integers(0, 100),
+    related=st.lists(st.builds(RelatedIncident, strange, strange, st.just(AT)), max_size=6).map(tuple),
+    previous_at=st.none() | st.just(AT),
+    previous_alerts=st.just({}) | st.just({"f": Status.FIRING}),
+    acknowledged_by=st.just("") | strange,
+    acknowledged_at=st.none() | st.just(AT),
+    escalated_to=st.just(()) | st.tuples(strange),
+    escalated_at=st.none() | st.just(AT),
+)
+excerpts = st.none() | st.builds(
+    RunbookExcerpt,
+    strange,
+    st.lists(st.builds(ExcerptBlock, st.sampled_from(["paragraph", "step", "code"]), strange), max_size=12).map(tuple),
+    st.booleans(),
+)
+
+
+def with_annotations(of: Message, **annotations: str) -> Message:
+    alerts = tuple(replace(alert, annotations={**alert.annotations, **annotations}) for alert in of.event.alerts)
+    return replace(of, event=replace(of.event, alerts=alerts))
+
+
+def reply(payload: str | Message, before: dict[str, Status], **context: Any) -> Message:
+    """A later message of an incident, whose previous one had these alerts, by the numbers of the payload's alerts."""
+    made = message(payload) if isinstance(payload, str) else payload
+    previous = {made.event.alerts[int(number)].fingerprint: status for number, status in before.items()}
+    previous["of earlier"] = Status.RESOLVED
+    known = IncidentContext(previous_at=AT - timedelta(minutes=5), previous_alerts=previous, **context)
+    return change(made, first_receipt=FIRST, context=known, accepted_at=AT)
+
+
+def lines(post: Post) -> list[str]:
+    """What stands where, as a person reads it: the texts of all blocks."""
+    return [
+        text
+        for block in post.blocks
+        for element in (block.get("elements") or [block])
+        for text in [*find_texts(element, "plain_text"), *find_texts(element, "mrkdwn")]
+    ]
+
+
+@given(messages(), contexts, excerpts, st.booleans(), st.booleans(), strange)
+@settings(max_examples=300 if LONG else 60)
+def test_no_message_passes_slacks_limits_or_slips_in_mark_up(
+    any_message: Message, context: IncidentContext, excerpt: RunbookExcerpt | None, repeat: bool, edit: bool, title: str
+) -> None:
+    given = change(any_message, context=context, excerpt=excerpt, is_edit=edit, title=title)
+    given = replace(given, buttons=("acknowledge", "silence"), current_values={"f": title})
+    post = build_post(given, "channel", may_be_a_repeat=repeat)
+    json.dumps(post.blocks, ensure_ascii=False).encode()
+    assert list(find_violations(post)) == []
+
+
+@pytest.mark.parametrize("text", [*HUGE, "x"])
+@pytest.mark.parametrize("alerts", [1, 2, 20, 500])
+def test_of_any_number_of_alerts_some_are_shown_the_rest_is_counted_and_all_are_in_the_details(
+    text: str, alerts: int
+) -> None:
+    resolved = with_text(text, alerts).event.alerts[-1:]
+    noted = critical(change(with_text(text, alerts), remark=text, buttons=("acknowledge", "silence")))
+    over = tuple(replace(alert, status=Status.RESOLVED, fingerprint="over", ends_at=AT) for alert in resolved)
+    noted = replace(
+        noted, event=replace(noted.event, alerts=noted.event.alerts + over), links=noted.links + noted.links[:1]
+    )
+    post = build_post(noted, "none", may_be_a_repeat=True)
+    assert list(find_violations(post)) == []
+    assert post.blocks[-1]["type"] == "context"
+    shown = " ".join(lines(post))
+    assert "resolved" in shown
+    if "more firing" in shown or text != "x":
+        assert post.details
+        assert len(post.details) < 600_000
+    else:
+        assert not post.details
+
+
+@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("mention", ["channel", "none"])
+def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None:
+    context = IncidentContext(acknowledged_by=text, acknowledged_at=AT, related=(RelatedIncident("x", text, AT),))
+    excerpt = RunbookExcerpt(text, (ExcerptBlock("code", text), ExcerptBlock("step", text)), is_truncated=True)
+    for alerts in (1, 6):
+        named = change(critical(with_text(text, alerts)), remark=text, excerpt=excerpt, title=text)
+        acknowledged, repeated = change(named, context=context), reply(with_text(text, alerts), {"0": Status.FIRING})
+        for shown in (named, acknowledged, repeated):
+            post = build_post(with_annotations(shown, **dict.fromkeys(FIXED, text)), mention)
+            assert list(find_violations(post)) == []
+            assert ("<!channel>" in str(post.blocks)) is (
+                mention == "channel" and (shown is named or (not text and shown.task.first_receipt is None))
+            )
+
+
+def test_the_cause_comes_first_then_state_class_and_what_to_do_ready_to_paste() -> None:
+    post = build_post(with_annotations(message(), **FIXED), "here")
+    assert lines(post)[:3] == [
+        "🔴 permission_denied: backend (production) cannot encrypt with ledger-kek",
+        f"<!here> *1 firing* · critical · since {STARTED}",
+        "KMSCryptoModeNotKMS · production / backend",
+    ]
+    code = lines(post)[3]
+    assert "```\ngcloud kms keys add-iam-policy-binding" in code
+    assert "ledger" in code
+    assert post.text.startswith(
+        "🔴 permission_denied: backend (production) cannot encrypt with ledger-kek (1 firing)\n"
+    )
+    assert "gcloud kms keys add-iam-policy-binding" in post.text
+    over = build_post(with_annotations(message("03-resolved-1"), **FIXED), "here")
+    assert lines(over)[0].startswith("🟢 Resolved after 8 s: permission_denied: backend (production) could not encrypt")
+    assert "gcloud" not in str(over)
+
+
+def test_a_long_cause_is_cut_in_the_header_and_whole_below_it() -> None:
+    title = "timeout: " + "very " * 40 + "long"
+    header, whole = lines(build_post(message(title=title), "none"))[:2]
+    assert (len(header), whole) == (150, title)
+
+
+def test_runbook_dashboard_and_sources_are_buttons_and_stand_in_the_fallback_text() -> None:
+    post = build_post(message(), "none")
+    prometheus = "http://prometheus:9090/graph?g0.expr=crypto_mode+%3D%3D+0&g0.tab=1"
+    assert find_urls(post.blocks) == [RUNBOOK, DASHBOARD, prometheus, ALERTS_URL, SILENCE_URL]
+    assert f"Runbook: {RUNBOOK}" in post.text
+    assert f"Dashboard: {DASHBOARD}".replace("&", "&amp;") in post.text
+
+
+def test_what_can_be_pressed_is_there_while_it_fires_and_the_relay_hears_of_it() -> None:
+    def pressed(of: Message) -> list[tuple[str, str]]:
+        elements = [each for block in build_post(of, "none").blocks for each in block.get("elements", ())]
+        return [(each["action_id"], each["value"]) for each in elements if "action_id" in each]
+
+    buttons: Any = {"buttons": ("acknowledge", "silence")}
+    assert pressed(message()) == []
+    assert pressed(message(**buttons)) == [("acknowledge", "incident"), ("silence", "incident")]
+    acknowledged = message(context=IncidentContext(acknowledged_by="ann"), **buttons)
+    assert pressed(acknowledged) == [("unacknowledge", "incident"), ("silence", "incident")]
+    assert pressed(message("03-resolved-1", **buttons)) == []
+    assert pressed(change(reply("01-firing-1", {}), **buttons)) == []
+    assert SILENCE_URL not in find_urls(build_post(message(**buttons), "none").blocks)
+
+
+def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_message() -> None:
+    context = IncidentContext(
+        started_at=AT,
+        episodes_in_7_days=3,
+        related=(RelatedIncident("x", "KMSHighLatency on backend", AT),),
+        acknowledged_by="ann@example.org",
+        acknowledged_at=AT,
+        escalated_to=("pagerduty",),
+    )
+    excerpt = RunbookExcerpt(
+        "KMSCryptoModeNotKMS",
+        (ExcerptBlock("step", "Read the mode"), ExcerptBlock("code", "curl x"), ExcerptBlock("step", "Read the log")),
+        is_truncated=True,
+    )
+    firing = message(context=context, excerpt=excerpt)
+    firing = replace(firing, current_values={firing.event.alerts[0].fingerprint: "1.84 (fires if > 1)"})
+    shown = lines(build_post(firing, "none"))
+    assert shown[2:5] == [
+        "Acknowledged by ann@example.org",
+        "<!date^1795560600^{date_short_pretty} at {time}|2026-11-24 22:50:00 UTC>",
+        "Escalated to pagerduty",
+    ]
+    assert "now 1.84 (fires if &gt; 1)" in shown[5]
+    assert "Also firing: KMSHighLatency on backend, since 2026-11-24 22:50 UTC" in shown
+    assert "How often: 3rd time in 7 days" in shown
+    start = shown.index("First steps of the runbook")
+    assert shown[start + 1 : start + 5] == [
+        "1. Read the mode",
+        "```\ncurl x\n```",
+        "2. Read the log",
+        "… and more in the runbook",
+    ]
+    assert "First steps" not in str(build_post(change(firing, event=message("03-resolved-1").event), "none"))
+
+
+def test_twenty_alerts_of_one_rule_are_a_table_that_shows_the_resolved_ones_too() -> None:
+    one = with_text("KMSHighLatency").event.alerts[0]
+    many = with_text("KMSHighLatency", 20)
+    alerts = tuple(
+        replace(
+            one,
+            fingerprint=str(n),
+            status=Status.RESOLVED if n >= 17 else Status.FIRING,
+            ends_at=AT if n >= 17 else None,
+            labels={**one.labels, "instance": f"back`end-{n}"},
+        )
+        for n in range(20)
+    )
+    post = build_post(replace(many, event=replace(many.event, alerts=alerts)), "none")
+    (table,) = [text for text in find_texts(post.blocks, "mrkdwn") if text.startswith("```")]
+    rows = table.split("\n")[2:-1]
+    assert len(rows) == 20
+    assert [row.split("  ")[0] for row in rows] == [f"back'end-{n}" for n in range(20)]
+    assert sum("resolved after 3 min 50 s" in row for row in rows) == 3
+    assert post.details == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "worse"),
+    [
+        (message(), True),
+        (message("03-resolved-1"), False),
+        (message(context=IncidentContext(acknowledged_by="ann")), False),
+        (message(is_edit=True, first_receipt=FIRST), False),
+        (reply("01-firing-1", {"0": Status.FIRING}), False),
+        (reply("01-firing-1", {}), True),
+        (reply("01-firing-1", {}, acknowledged_by="ann"), False),
+        (reply("05-firing-3", {"0": Status.FIRING, "1": Status.FIRING}), False),
+        (change(message(), first_receipt=FIRST), False),
+    ],
+    ids=["first", "over", "acknowledged", "edit", "repeat", "new", "new and acknowledged", "warning", "unknown"],
+)
+def test_only_what_gets_worse_mentions_anybody(given: Message, worse: bool) -> None:
+    assert ("<!channel>" in str(build_post(given, "channel").blocks)) is worse
+    assert "<!" not in str(build_post(given, "none").blocks).replace("<!date", "")
+
+
+def test_a_new_alert_that_is_more_severe_mentions_and_one_that_is_less_does_not() -> None:
+    three = message("05-firing-3")
+    first, *others = three.event.alerts
+    for severity, is_worse in (("error", True), ("warning", False), ("info", False)):
+        raised = replace(first, labels={**first.labels, "severity": severity})
+        event = replace(three.event, alerts=(raised, *others))
+        given = reply(replace(three, event=event), {"1": Status.FIRING, "2": Status.FIRING})
+        assert ("<!here>" in str(build_post(given, "here").blocks)) is is_worse
+
+
+def test_a_reply_says_what_changed_and_shows_only_that() -> None:
+    three = message("05-firing-3")
+    post = build_post(reply(three, {"0": Status.FIRING, "1": Status.FIRING}), "none")
+    assert post.blocks[0]["type"] == "section"
+    shown = lines(post)
+    assert shown[0] == "🟠 Firing: KMSHighCryptoErrorRate · production / backend"
+    assert shown[2].startswith("Last message: 5 min ago; since then 1 new (")
+    assert [three.event.alerts[n].labels["instance"] in str(post.blocks[3:]) for n in range(3)] == [False, False, True]
+    assert (post.details, "more" in str(post.blocks)) == ("", False)
+    repeat = build_post(reply("05-firing-3", dict.fromkeys("012", Status.FIRING)), "none")
+    assert "nothing has changed" in str(repeat.blocks)
+
+
+def test_a_resolved_list_that_was_cut_looks_like_firing_and_says_what_is_missing() -> None:
+    event = replace(message("03-resolved-1").event, truncated_alerts=2)
+    shown = lines(build_post(message(event), "channel"))
+    assert shown[0].startswith("🔴 Firing")
+    assert shown[1].startswith("*1 resolved, 2 not listed* · critical · since ")
+    assert "Some alerts of this group are missing here: 2 cut off by Alertmanager. Alertmanager shows them." in shown
+
+
+def test_labels_that_all_alerts_share_stand_once_at_the_end() -> None:
+    plain = find_texts(build_post(message("05-firing-3"), "none").blocks, "plain_text")
+    assert [text for text in plain if "job=backend" in text] == [
+        "alertname=KMSHighCryptoErrorRate  ·  env=production  ·  service=backend  ·  severity=warning  ·  job=backend"
+    ]
+
+
+def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
+    blocks = build_post(message("05-firing-3"), "none").blocks
+    assert [block["type"] for block in blocks].count("divider") == 2
+    beside = [text.split("\n")[1] for text in find_texts(blocks[2:], "plain_text") if "\ninstance=" in text]
+    assert len(set(beside)) == 3
+    assert "divider" not in [block["type"] for block in build_post(message(), "none").blocks]
+
+
+def test_a_repeat_and_what_the_relay_has_to_say_stand_above_the_alerts_and_in_the_text() -> None:
+    noted = message("03-resolved-1", remark="Slack was down.", firing_undelivered=True)
+    post = build_post(noted, "none", may_be_a_repeat=True)
+    assert [block["type"] for block in post.blocks[:5]] == ["header", "section", "context", "context", "section"]
+    title, repeat, note = post.text.split("\n")[:3]
+    assert title.startswith("🟢 Fired and resolved within 8 s: ")
+    assert [find_texts(block, "plain_text") for block in post.blocks[2:4]] == [[repeat], [note]]
+    assert ("may be a repeat" in repeat, note) == (True, "Slack was down.")
+    assert "repeat" not in str(build_post(noted, "none"))

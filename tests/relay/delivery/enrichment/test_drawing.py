@@ -1,0 +1,60 @@
+"""Every chart is a PNG of one size, whatever its texts and numbers are."""
+
+import os
+import subprocess
+import sys
+from io import BytesIO
+
+import msgspec
+import pytest
+from PIL import Image
+
+from services.relay.delivery.enrichment.chart_spec import READY, ChartLine, ChartSpec, ChartThreshold
+
+END = 1_795_567_260.0
+HOSTILE = "$\\frac{a}{b}$ _x \u6570\u636e <b> %s {0} " * 3
+
+
+def spec(**changes: object) -> ChartSpec:
+    line = ChartLine("", [(END - 3600 + 30 * n, float(n)) for n in range(121)])
+    chart = ChartSpec("KMSHighLatency", "Europe/Berlin", END - 3600, END, [line], 0, [], END - 300, None)
+    return msgspec.structs.replace(chart, **changes)
+
+
+CHARTS = {
+    "usual": spec(),
+    "hostile": spec(
+        title=HOSTILE,
+        zone="../../etc/passwd",
+        lines=[ChartLine(HOSTILE, [(END - 30, 1.0)]), ChartLine("_hidden", [(END - 600, -1e300), (END, 1e300)])],
+        more_lines=10**9,
+        thresholds=[ChartThreshold(HOSTILE, [(END - 3600, 0.0), (END, 0.0)])],
+    ),
+    "one point, at the end": spec(lines=[ChartLine("", [(END, 0.0)])], firing_from=END + 60),
+    "over": spec(
+        firing_from=END - 9000, firing_to=END - 1200, thresholds=[ChartThreshold("fires if > 1e+300", [(END, 1.0)])]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, bytes]:
+    """All are drawn by one process, which is told no more than to draw them."""
+    lines = b"".join(msgspec.json.encode(chart) + b"\n" for chart in CHARTS.values()) + b'{"title": 1}\n'
+    command = [sys.executable, "-P", "-m", "services.relay.delivery.enrichment.drawing"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = BytesIO(subprocess.run(command, input=lines, capture_output=True, check=True, env=environment).stdout)
+    assert output.read(len(READY)) == READY
+    pictures = {name: output.read(int.from_bytes(output.read(4), "big")) for name in CHARTS}
+    assert output.read() == bytes(4)  # what is no chart is reported by an empty one
+    return pictures
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_it_is_a_picture(drawn: dict[str, bytes], name: str) -> None:
+    with Image.open(BytesIO(drawn[name])) as image:
+        assert (image.format, image.size) == ("PNG", (1200, 560))
+        colours = image.convert("RGB").getcolors(10**6) or []
+        assert max(colours)[1] == (255, 255, 255)
+        assert len(colours) > 10
+    assert len(drawn[name]) < 200_000
