@@ -31,6 +31,7 @@ CHARTS = {
         thresholds=[ChartThreshold(HOSTILE, [(END - 3600, 0.0), (END, 0.0)])],
     ),
     "one point, at the end": spec(lines=[ChartLine("", [(END, 0.0)])], firing_from=END + 60),
+    "a minute old": spec(start=END - 40, lines=[ChartLine("", [(END - 10, 1.0), (END, 0.0)])]),
     "over": spec(
         firing_from=END - 9000, firing_to=END - 1200, thresholds=[ChartThreshold("fires if > 1e+300", [(END, 1.0)])]
     ),
