@@ -56,6 +56,6 @@ def test_it_is_a_picture(drawn: dict[str, bytes], name: str) -> None:
     with Image.open(BytesIO(drawn[name])) as image:
         assert (image.format, image.size) == ("PNG", (1200, 560))
         colours = image.convert("RGB").getcolors(10**6) or []
-        assert max(colours)[1] == (255, 255, 255)
+        assert min(max(colours)[1]) > 220  # light, or the span in which it fires
         assert len(colours) > 10
     assert len(drawn[name]) < 200_000
