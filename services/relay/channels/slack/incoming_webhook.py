@@ -8,6 +8,7 @@ https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
 import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -151,7 +152,8 @@ class IncomingWebhookChannel:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
 
     def _build_payload(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
-        post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
+        # A press on what an incoming webhook posted names no message that the relay knows.
+        post = build_post(replace(message, buttons=()), self._mention, may_be_a_repeat=may_be_a_repeat)
         return {
             "text": post.text,
             "blocks": post.blocks,
