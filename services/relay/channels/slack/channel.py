@@ -290,8 +290,13 @@ class SlackChannel:
         first = replace(message, task=message.task._replace(first_receipt={}))
         found = await self._find_post(api, call, first)
         if found is not None:
-            await self._update(api, call, message, found)
-            return found
+            try:
+                await self._update(api, call, message, found)
+            except SlackError as error:
+                if error.code not in MESSAGE_MISSING:
+                    raise  # else it is what Slack keeps of a deleted message that has replies
+            else:
+                return found
         content = await self._build_content(call, first)
         answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
         return _build_receipt(answer, token)

@@ -152,8 +152,9 @@ class IncomingWebhookChannel:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
 
     def _build_payload(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
-        # A press on what an incoming webhook posted names no message that the relay knows.
-        post = build_post(replace(message, buttons=()), self._mention, may_be_a_repeat=may_be_a_repeat)
+        # Without buttons: Slack does not say where the message is, so that no press on it could be known.
+        message = replace(message, buttons=())
+        post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
         return {
             "text": post.text,
             "blocks": post.blocks,
