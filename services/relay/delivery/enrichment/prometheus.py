@@ -128,7 +128,7 @@ class PrometheusClient:
 
     async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
         """What an expression gave from `start` to `end`. Raises QueryRefusedError, PrometheusError."""
-        query = {"query": expression, "start": f"{start:.0f}", "end": f"{end:.0f}", "step": f"{step:g}"}
+        query = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         reply = await self._decode(_RANGE, await self._get("/api/v1/query_range", query))
         return [_build_series(each) for each in reply.data.result]
 

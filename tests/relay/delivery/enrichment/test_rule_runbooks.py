@@ -42,7 +42,7 @@ async def test_a_placeholder_in_a_rule_is_named() -> None:
     own = "https://runbooks.mycompany.io/kms#x"
     assert await check({"A": own, "B": own, "C": None}) == "2 links"
     with pytest.raises(
-        CheckError, match="of 2 of 3 rules leads to a placeholder, such as that of B; set links.runbook"
+        CheckError, match=r"of 2 of 3 rules leads to a placeholder, such as that of B; set links\.runbook"
     ):
         await check({"A": own, "B": "https://github.com/acme/ops", "C": "https://runbooks.example.org/"})
 
