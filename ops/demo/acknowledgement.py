@@ -45,7 +45,7 @@ async def acknowledge_in_slack(
     return hops, missing
 
 
-async def check_resolved_in_place(
+async def check_resolved_by_edit(
     stack: Stack, alertname: str, started_at: float, on_hop: Callable[[Hop], None]
 ) -> tuple[list[Hop], list[str]]:
     """Whether the page's message says that it is over, with the all-clear in its thread; as above."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from ops.demo.acknowledgement import acknowledge_in_slack, check_resolved_in_place
+from ops.demo.acknowledgement import acknowledge_in_slack, check_resolved_by_edit
 from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 from shared.http.server import StartError
@@ -52,7 +52,7 @@ async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[lis
         results, missing = await _Phase(stack, state, started_at, on_hop).wait_for_hops()
         hops += results
         if not missing:
-            follow_up = acknowledge_in_slack if state == "firing" else check_resolved_in_place
+            follow_up = acknowledge_in_slack if state == "firing" else check_resolved_by_edit
             results, missing = await follow_up(stack, ALERT, started_at, on_hop)
             hops += results
         if missing:

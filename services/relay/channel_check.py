@@ -19,7 +19,7 @@ from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.check import run_checks_concurrently
+from shared.process.doctor import run_checks_concurrently
 
 
 async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:

@@ -14,7 +14,7 @@ from tests.faults import servers
 from tests.faults.hostile import MIB, REFUSED, VALID, filled
 from tests.relay.served_relay import until
 
-_FEW: Final = ("lists", "many names", "a hundred thousand alerts")
+_FEW: Final = ("lists", "a hundred thousand alerts")
 
 
 @pytest.mark.parametrize("names", [_FEW, pytest.param((*REFUSED, *VALID), marks=pytest.mark.played)])
@@ -71,10 +71,9 @@ async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path)
 @pytest.mark.parametrize(
     ("worst", "line"),
     [
-        (filled('{"x":[', "[]", "]}", MIB - 100), b"a 1\n"),
-        (b'{"x":NaN,"y":"' + b"a" * (MIB - 100), b"kms_data_keys 1\n"),
+        pytest.param(filled('{"x":[', "[]", "]}", MIB - 100), b"a 1\n", marks=pytest.mark.played, id="lists"),
+        pytest.param(b'{"x":NaN,"y":"' + b"a" * (MIB - 100), b"kms_data_keys 1\n", id="texts"),
     ],
-    ids=["lists", "texts"],
 )
 async def test_the_worst_documents_of_ten_backends_end_no_exporter(worst: bytes, line: bytes, tmp_path: Path) -> None:
     lines = (line * MIB)[: 4 * MIB - 100]

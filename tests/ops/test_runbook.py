@@ -210,7 +210,7 @@ def test_a_reason_s_section_has_the_commands_that_board_and_messages_show() -> N
         sections_by_anchor.setdefault(anchor(block.section), set()).update(commands)
     explained = sections(sections(SECTIONS["Troubleshooting"], 3)["What a reason means"], 4)
     for title, text in explained.items():
-        reason = Reason(title.strip("`"))
+        reason = Reason[title.strip("`").upper()]
         leads_to = {reason.value, *re.findall(r"\]\(#([\w-]+)\)", text)}
         shown = set[tuple[str, ...]]().union(*(sections_by_anchor.get(one, set()) for one in leads_to))
         for template in GCP_FIXES.commands[reason]:

@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, insert, update
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
-from services.relay.outbox.edits import FirstMessage, record_first_messages, request_channel_edits
+from services.relay.outbox.edits import FirstMessage, record_first_messages, request_channel_edits, request_merged_edits
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import enqueue_fallback
@@ -165,6 +165,9 @@ def _record_edits(
     )
     changed = {(task.incident_id, task.episode, task.channel) for task, _ in ended if task.first_receipt is not None}
     request_channel_edits(transaction, changed)
+    for task, _ in ended:
+        if task.episode > 1 and task.first_event_seq != task.last_event_seq:
+            request_merged_edits(transaction, task)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:

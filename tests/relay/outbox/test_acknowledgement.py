@@ -121,6 +121,16 @@ async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
     assert (await acknowledged(store, "ben")).by == "ben"
 
 
+async def test_pagerduty_is_not_told_of_an_episode_that_it_does_not_have(store: Store) -> None:
+    await accept(store, "x", "a", "pagerduty")
+    await paged(store)
+    await accept(store, "x", "a", "pagerduty", is_open=False, event=event_of("resolved"))
+    await paged(store)
+    await accept(store, "x", "a", episode=2)
+    assert (await acknowledged(store)).channels_to_wake == ()
+    assert await no_page(store)
+
+
 async def test_what_an_earlier_episode_still_has_to_deliver_is_not_acknowledged(store: Store) -> None:
     await accept(store, "x", "log")
     await accept(store, "x", "log", is_open=False, event=event_of("resolved"))

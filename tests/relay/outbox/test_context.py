@@ -140,10 +140,10 @@ async def test_what_is_read_at_the_same_time_is_one_read_and_one_that_fails_fail
         return items
 
     async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
-        reads = [asyncio.create_task(store.read_batch(read, number)) for number in range(101)]
+        reads = [asyncio.create_task(store.read_batch(read, number)) for number in range(301)]
         await asyncio.sleep(0)
         reads.pop().cancel()  # nobody waits for its result any more
         results = await asyncio.gather(*reads, return_exceptions=True)
-    assert sizes == [32, 32, 32, 4]
-    assert [each for each in results if isinstance(each, int)] == [*range(32, 100)]
-    assert sum(isinstance(each, ValueError) for each in results) == 32
+    assert sizes == [128, 128, 44]
+    assert [each for each in results if isinstance(each, int)] == [*range(128, 300)]
+    assert sum(isinstance(each, ValueError) for each in results) == 128

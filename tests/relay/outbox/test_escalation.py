@@ -4,17 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select
 
 from services.relay.model import EscalationStep
 from services.relay.outbox.acknowledgement import acknowledge, unacknowledge
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import Escalation, escalate_due
-from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from services.relay.outbox.tables import DeliveryState, incidents
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass, nothing_due, prepare
 from tests.relay.served_relay import event_of
 
 SERVED = ("a", "lead", "boss", "log")
@@ -25,16 +24,6 @@ STEPS = (EscalationStep(600.0, ("lead",)), EscalationStep(1800.0, ("boss", "log"
 async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
     async with open_store(database, lambda: 1000.0, frozenset({"log"})) as store:
         yield store
-
-
-async def let_pass(store: Store, seconds: float) -> None:
-    """As if everything had happened so much earlier: PostgreSQL's clock cannot be moved."""
-
-    def shift(transaction: Transaction) -> None:
-        for column in (deliveries.c.finished_at, incidents.c.escalation_starts_at):
-            transaction.connection.execute(update(column.table).values({column.name: column - seconds}))
-
-    await store.run(shift)
 
 
 async def deliver(store: Store, channel: str = "a") -> str:
@@ -105,6 +94,9 @@ async def test_it_ends_with_the_acknowledgement_and_the_resolve_and_waits_for_th
     await let_pass(store, 90_000)
 
     assert await escalated(store) == []
+    to_come = select(incidents.c.escalation_after)
+    left = await store.read(lambda connection: connection.execute(to_come).scalar_one())
+    assert left == (None if how == "resolved" else 600.0)  # what is over is not looked at again
 
 
 async def test_the_steps_count_again_from_when_an_acknowledgement_is_withdrawn(store: Store) -> None:

@@ -52,9 +52,12 @@ def test_a_version_is_enabled_or_restored_and_listed_where_it_is_not_known() -> 
         ["gcloud", "kms", "keys", "versions", "enable", *of_version],
         ["gcloud", "kms", "keys", "versions"],
     )
-    assert commands(kms_reason="key_disabled")[:2] == [enable, [*versions, "list", *RING, "--key=ledger"]]
-    assert commands(kms_reason="key_destroyed")[:2] == [[*versions, "restore", *of_version], enable]
-    assert commands(kms_reason="key_destroyed", kms_version="")[0] == [*versions, "list", *RING, "--key=ledger"]
+    *fix, _ = commands(kms_reason="key_disabled")
+    assert fix == [enable]
+    *fix, log = commands(kms_reason="key_destroyed")
+    assert fix == [[*versions, "restore", *of_version], enable]
+    assert log[-1].endswith('protoPayload.methodName:"CryptoKeyVersion"')
+    assert commands(kms_reason="key_destroyed", kms_version="") == [[*versions, "list", *RING, "--key=ledger"], log]
 
 
 def test_what_no_annotation_names_comes_from_the_labels() -> None:
@@ -114,16 +117,17 @@ HOSTILE = st.text() | st.sampled_from(
 @given(place=st.sampled_from(sorted(KNOWN)), text=HOSTILE, reason=st.sampled_from(Reason))
 def test_what_an_alert_smuggles_in_is_never_more_than_a_part_of_a_word(place: str, text: str, reason: Reason) -> None:
     known = {**KNOWN, "kms_reason": str(reason)}
-    expected = {fix.title: shlex.split(fix.command) for fix in list_fixes(known, {})}
+    usual = [*list_fixes(known, {}), *list_fixes({**known, place: ""}, {})]
+    expected = {fix.title: shlex.split(fix.command) for fix in usual}
     for value in (text, known[place] + text, text + known[place]):
         for fix in list_fixes({**known, place: value}, {}):
             if place == "kms_reason" or (place == "kms_provider" and fix.title not in expected):
                 continue  # another reason's commands
             words = shlex.split(fix.command)
             assert len(words) == len(expected[fix.title])
-            for word, usual in zip(words, expected[fix.title], strict=True):
-                assert word == usual or re.fullmatch(r"[\w$.:/@=?&-]+", word, re.ASCII)
-                assert word.startswith("-") == usual.startswith("-"), "it is no option"
+            for word, other in zip(words, expected[fix.title], strict=True):
+                assert word == other or re.fullmatch(r"[\w$.:/@=?&-]+", word, re.ASCII)
+                assert word.startswith("-") == other.startswith("-"), "it is no option"
 
 
 @pytest.mark.parametrize("value", ["--help", "ledger --impersonate-service-account=x", "ledger;id", "a/b", "ledger\n"])

@@ -88,6 +88,11 @@ class AppriseSettings(EgressSettings, ChannelSettings):
             "one destination for each channel",
         )
 
+    @property
+    def destination(self) -> str:
+        """See the base; without the URL, which is a secret."""
+        return "the service in `url_file`"
+
     def connect(self, timeout: float) -> "AppriseChannel":
         """The channel, with `timeout` seconds for a whole send."""
         return AppriseChannel(self, timeout)

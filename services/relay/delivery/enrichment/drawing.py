@@ -33,7 +33,7 @@ _MEMORY_BYTES: Final = 1024**3
 _SIZE: Final = (6.0, 2.8)
 """Inches; 1,200 by 560 pixels, which a phone shows at half of that."""
 _DPI: Final = 200
-_MIN_SPAN: Final = 300.0
+_MIN_SPAN: Final = 120.0
 """Seconds that are shown at least, however little is known."""
 # Okabe and Ito: told apart by people who are colour-blind. Line styles differ, too.
 _COLOURS: Final = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
