@@ -41,6 +41,7 @@ async def test_a_press_acknowledges_once_and_can_be_withdrawn(relay: PressedRela
     assert await relay.list_actions() == [("anna", "acknowledge"), ("gil", "unacknowledge")]
     for outcome, count in {"done": 1, "unchanged": 1, "refused": 0, "failed": 0}.items():
         assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome=outcome) == count
+    assert await metric(relay.client, "relay_acknowledgements_total", via="slack") == 1
     assert await metric(relay.client, "relay_slack_connected") == 1
     assert await metric(relay.client, "relay_slack_connections") == 1
 
