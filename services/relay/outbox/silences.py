@@ -211,9 +211,8 @@ async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, det
     """
 
     def finish(transaction: Transaction) -> None:
-        ended = {} if state is SilenceState.CREATED else {"ends_at": None}
         changes = {"state": state, "detail": clean_for_database(detail), "attempts": 0, "due_at": transaction.now}
-        _update_claimed(transaction, row, **changes, **ended)
+        _update_claimed(transaction, row, **changes)
         action = {SilenceState.CREATED: "silence", SilenceState.REFUSED: "silence refused"}.get(state, "silence failed")
         insert_entry(transaction, row.who, f"slack:{row.user_id}", action, f"{row.incident_id} {silence_id}".strip())
 
