@@ -35,6 +35,9 @@ _ROUTES: Final = """
 #   runbook: https://HOST/KMS_OPERATIONS.md#{alertname_lower}
 #   dashboard: https://HOST/d/kms-crypto-health?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}
 
+# The first diagnosis steps of its alert in each message; what its expression gives now, and a chart:
+# messages: {runbook: KMS_OPERATIONS.md, prometheus_url: "http://127.0.0.1:9090"}
+
 # Alertmanager's address, so that alerts which end while they are silenced are resolved here, too:
 # alertmanager: {urls: ["http://127.0.0.1:9093"]}
 

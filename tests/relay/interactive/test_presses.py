@@ -63,7 +63,10 @@ async def test_what_is_no_press_of_ours_is_acknowledged_and_changes_nothing(
         assert await stand_ins.socket_mode.send(connection, payload) is not None
     assert await acknowledged_by(relay) is None
     assert await relay.list_actions() == []
-    assert len(relay.replies) == 1
+    slack = stand_ins.slack
+    await until(lambda: sum(len(each.ephemeral) for each in slack.channels.values()) == 3)
+    assert relay.replies[1:] == ["The relay knows no such message: nothing was done."]
+    assert slack.channels["#security-ops"].ephemeral[0].text == relay.replies[1]
 
 
 async def test_a_press_on_the_message_of_an_episode_that_is_over_changes_nothing(relay: PressedRelay) -> None:
