@@ -108,7 +108,7 @@ def build_line(message: Message) -> dict[str, Any]:
         "incident_id": message.task.incident_id,
         "episode": message.task.episode,
         "status": compute_status(event),
-        "title": format_title(message),
+        "title": truncate(format_title(message), _MAX_SUMMARY),
         "alertname": _truncate_line(
             event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME
         ),

@@ -7,6 +7,7 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
      "episode": 1,                  how many times the incident had started by then
      "accepted_at": "…",
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
+     "title": "…",                  the cause and its effect, or the alert and where it is
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
      "remark": "",                  what the relay itself adds
      "contacts": {…},               the address of each role, while a critical alert fires
@@ -214,7 +215,7 @@ def build_body(message: Message) -> dict[str, Any]:
         "episode": message.task.episode,
         "accepted_at": message.task.accepted_at.isoformat(),
         "status": compute_status(event),
-        "title": format_title(message),
+        "title": _clean_and_truncate(format_title(message), _MAX_LABEL),
         "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
         "group_labels": _limit_labels(event.group_labels),
         "common_labels": _limit_labels(event.common_labels),

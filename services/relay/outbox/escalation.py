@@ -75,9 +75,8 @@ _first_delivered_at = (
 _starts_at = func.coalesce(_of.escalation_starts_at, _first_delivered_at)
 _starts_too_late = _starts_at > bindparam("now") + _MAX_AHEAD
 _DUE: Final = RowQuery(_EscalatingRow, select(*select_columns(_EscalatingRow, _of))).where(
-    _of.escalation_after.is_not(None),
+    _of.escalation_after.is_not(None),  # as the index `incidents_escalating` has it; null once it is resolved
     _of.acknowledged_at.is_(None),
-    _of.is_open == 1,
     or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_too_late),
 )
 _FIND_DUE: Final = _DUE.order_by(_of.id).limit(_STEP_SIZE)

@@ -128,10 +128,10 @@ async def request_silence(store: Store, press: SilencePress) -> bool:
         connection.execute(delete(silences).where(*is_old))
         if len(_WAITING_IDS.fetch_all(connection)) >= _MAX_WAITING:
             raise SilenceRefusedError("Too many silences wait. Try again in a minute.")
-        new = build_insert(silences, connection.dialect.name).on_conflict_do_nothing()
+        new = build_insert(silences, connection.dialect.name).on_conflict_do_nothing().returning(_row.id)
         texts = {name: clean_for_database(value) for name, value in press._asdict().items() if isinstance(value, str)}
         row = {"state": SilenceState.REQUESTED, "attempts": 0, "due_at": now, "episode": press.episode, **texts}
-        return bool(connection.execute(new, row).rowcount)
+        return connection.execute(new, row).first() is not None
 
     return await store.run(commit)
 
@@ -211,9 +211,8 @@ async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, det
     """
 
     def finish(transaction: Transaction) -> None:
-        ended = {} if state is SilenceState.CREATED else {"ends_at": None}
         changes = {"state": state, "detail": clean_for_database(detail), "attempts": 0, "due_at": transaction.now}
-        _update_claimed(transaction, row, **changes, **ended)
+        _update_claimed(transaction, row, **changes)
         action = {SilenceState.CREATED: "silence", SilenceState.REFUSED: "silence refused"}.get(state, "silence failed")
         insert_entry(transaction, row.who, f"slack:{row.user_id}", action, f"{row.incident_id} {silence_id}".strip())
 

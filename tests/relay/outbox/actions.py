@@ -10,6 +10,7 @@ from services.relay.model import DeliveryTask, EscalationStep, Event, decode_eve
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
@@ -82,3 +83,11 @@ async def let_pass(store: Store, seconds: float) -> None:
             transaction.connection.execute(update(column.table).values({column.name: column - seconds}))
 
     await store.run(shift)
+
+
+async def take_edits(store: Store, channel: str = "a") -> list[DeliveryTask]:
+    """What the first messages of a channel are to show now, as it goes to the channel; they are edited."""
+    claimed = await claim_edits(store, EditClaimRequest("scope", (channel,), 8, "me", 20, None))
+    for claim in claimed.claims:
+        assert await record_edit(store, "scope", claim, EditOutcome(EditResult.EDITED, "ok"))
+    return [await prepare(store, claim.task) for claim in claimed.claims]

@@ -13,7 +13,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import Escalation, escalate_due
 from services.relay.outbox.tables import DeliveryState, incidents
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass, nothing_due, prepare
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass, nothing_due, prepare, take_edits
 from tests.relay.served_relay import event_of
 
 SERVED = ("a", "lead", "boss", "log")
@@ -115,7 +115,7 @@ async def test_a_new_episode_escalates_anew_and_its_resolve_reaches_where_it_wen
     await let_pass(store, 2000)
     assert [each.channels for each in await escalated(store)] == [("lead", "boss", "log")]  # a relay that was away
     for channel in ("lead", "boss", "log"):
-        await deliver(store, channel)
+        assert await deliver(store, channel) == "Escalated: nobody acknowledged it within 30 min."
     await accept(store, "x", *SERVED, is_open=False, event=event_of("resolved"))
     for channel in SERVED:
         claim = await prepare(store, await claim_one(store, channel))
@@ -140,6 +140,13 @@ async def test_the_next_event_brings_the_steps_of_a_new_configuration(store: Sto
     await accept(store, "x", "a", escalation=(EscalationStep(60.0, ("gone", "boss")),))
     assert await escalated(store) == [Escalation("x", ("boss",), ("gone",))]
     assert await escalated(store) == []
+
+
+async def test_a_later_step_needs_no_further_event(store: Store) -> None:
+    await fired(store)
+    for seconds, channels in ((601, ("lead",)), (1198, None), (2, ("boss", "log"))):
+        await let_pass(store, seconds)
+        assert [each.channels for each in await escalated(store)] == ([channels] if channels else [])
 
 
 async def test_a_channel_that_has_the_incident_already_gets_nothing_again(store: Store) -> None:
@@ -170,6 +177,18 @@ async def test_a_clock_that_was_set_back_neither_hurries_nor_delays_it_for_long(
     assert await escalated(store) == []
     await let_pass(store, 601)
     assert [each.channels for each in await escalated(store)] == [("lead",)]
+
+
+async def test_the_first_message_is_edited_to_show_it(store: Store) -> None:
+    await accept(store, "x", escalation=STEPS)
+    await end_attempt(store, await claim_one(store), is_editable=True)
+    await let_pass(store, 601)
+    assert [each.edited_channels for each in await escalated(store)] == [{"a"}]
+    (edit,) = await take_edits(store)
+    assert edit.context.escalated_to == ("lead",)
+    await accept(store, "x", "a", escalation=(EscalationStep(1.0, ("gone",)),))
+    assert [each.edited_channels for each in await escalated(store)] == [frozenset()]
+    assert (await prepare(store, await claim_one(store))).context.escalated_at == edit.context.escalated_at
 
 
 async def test_the_current_state_is_what_a_further_channel_gets(store: Store) -> None:

@@ -1,11 +1,13 @@
-"""Slack, through `chat.postMessage` with a bot token. The receipt is the post's channel and `ts`.
+"""Slack, through its Web API with a bot token. The receipt is the post's channel and `ts`.
 
-Later messages of an episode reply to the first in its thread, and are shown in the channel as well (`reply_broadcast`),
-so the resolve is where the firing was. What the thread rejects is posted outside of it.
+The first message of an episode is edited as the incident changes. Later ones reply to it in its thread; new alerts and
+repeats of what is critical are shown in the channel as well (`reply_broadcast`). What the thread rejects is posted
+outside of it.
 
 The bot needs the scope `chat:write`. With `channels:history` (`groups:history` for a private channel) the relay
 searches for a post whose reply was lost before it posts again; without it, the second post is marked as a repeat.
 `find_post` documents when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
+With `files:write` it uploads charts, and texts that are too long for a reply.
 """
 
 import hashlib
@@ -94,15 +96,15 @@ class SlackSettings(EgressSettings, ChannelSettings):
     """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
-    # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
     shows_chart: ClassVar[bool] = True
+    # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
     edit_rate: ClassVar[MessageRate] = MessageRate(45 / 60)
 
     kind: Literal["slack"]
     channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
     """With `token_file`: `"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
-    """Who is mentioned in the first message of an episode."""
+    """Who is mentioned in the first message of an episode, and where it gets worse."""
     token_file: BotTokenPath | None = None
     webhook_url_file: WebhookUrlPath | None = None
     """Contains the URL of an incoming webhook, instead of `channel` and `token_file`."""
@@ -288,8 +290,13 @@ class SlackChannel:
         first = replace(message, task=message.task._replace(first_receipt={}))
         found = await self._find_post(api, call, first)
         if found is not None:
-            await self._update(api, call, message, found)
-            return found
+            try:
+                await self._update(api, call, message, found)
+            except SlackError as error:
+                if error.code not in MESSAGE_MISSING:
+                    raise  # else it is what Slack keeps of a deleted message that has replies
+            else:
+                return found
         content = await self._build_content(call, first)
         answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
         return _build_receipt(answer, token)
