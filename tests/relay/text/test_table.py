@@ -2,10 +2,11 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from services.relay.model import Alert, Message, Status
 from services.relay.text import AlertCard, AlertTable, arrange_alerts, select_alerts
+from tests.iterations import LONG
 from tests.relay.channels.examples import HUGE, message, messages, with_text
 
 
@@ -80,6 +81,7 @@ def test_few_alerts_are_shown_one_by_one_and_many_rules_are_counted() -> None:
 
 
 @given(messages())
+@settings(max_examples=200 if LONG else 40)
 def test_every_alert_is_shown_or_counted(any_message: Message) -> None:
     parts, more = arrange_alerts(any_message, max_cards=5, max_tables=2, max_rows=7)
     shown = sum(len(part.alerts) if isinstance(part, AlertTable) else 1 for part in parts)

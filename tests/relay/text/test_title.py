@@ -2,7 +2,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from services.relay.model import IncidentContext, Message
 from services.relay.text import (
@@ -14,6 +14,7 @@ from services.relay.text import (
     format_title,
     put_into_past,
 )
+from tests.iterations import LONG
 from tests.relay.channels.examples import HUGE, TITLE, annotated, change, message, messages, titled
 
 HEADLINE = "KMSCryptoModeNotKMS · production / backend"
@@ -89,6 +90,7 @@ def test_a_long_cause_is_cut(text: str) -> None:
 
 
 @given(messages())
+@settings(max_examples=200 if LONG else 40)
 def test_every_message_has_a_subject_on_one_line(any_message: Message) -> None:
     subject = format_subject(any_message)
     assert subject
