@@ -1,11 +1,10 @@
-"""A check, its result, and its line for a person. The smoke test runs checks in order, `doctor` many at once.
+"""A check, its result, and its line for a person. The smoke test runs them in order, `doctor` many at once.
 
 checks = [Check("answers", check_answer), Check("mode", check_mode, depends_on="answers")]
 for result in await run_checks(checks, time.monotonic):
     print(format_line(result))
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -88,39 +87,14 @@ async def run_checks(checks: Iterable[Check], clock: Callable[[], float]) -> lis
     results: dict[str, CheckResult] = {}
     for check in checks:
         if check.depends_on is not None and not results[check.depends_on].is_ok:
-            results[check.name] = _skip(check)
+            results[check.name] = skip_check(check)
         else:
-            results[check.name] = await _run(check, clock)
+            results[check.name] = await run_check(check, clock)
     return list(results.values())
 
 
-async def run_checks_concurrently(
-    checks: Iterable[Check], clock: Callable[[], float], *, timeout: float, max_concurrent: int = 16
-) -> list[CheckResult]:
-    """Run every check as soon as the one that it depends on has passed; none, not even a defect, stops the others.
-
-    Args:
-        checks: in the order of their lines; no two have the same name.
-        clock: seconds, monotonic.
-        timeout: seconds that one check may take.
-        max_concurrent: how many run at once.
-    """
-    slots = asyncio.Semaphore(max_concurrent)
-    tasks: dict[str, asyncio.Task[CheckResult]] = {}
-
-    async def run(check: Check) -> CheckResult:
-        if check.depends_on is not None and not (await tasks[check.depends_on]).is_ok:
-            return _skip(check)
-        async with slots:
-            return await _run_bounded(check, clock, timeout)
-
-    async with asyncio.TaskGroup() as group:
-        for check in checks:
-            tasks[check.name] = group.create_task(run(check))
-    return [task.result() for task in tasks.values()]
-
-
-async def _run(check: Check, clock: Callable[[], float]) -> CheckResult:
+async def run_check(check: Check, clock: Callable[[], float]) -> CheckResult:
+    """Run one check, and return its result. A defect of the check is raised."""
     began = clock()
     try:
         detail = await check.run()
@@ -131,19 +105,8 @@ async def _run(check: Check, clock: Callable[[], float]) -> CheckResult:
     return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=clock() - began)
 
 
-async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float) -> CheckResult:
-    began = clock()
-    try:
-        async with asyncio.timeout(timeout):
-            return await _run(check, clock)
-    except TimeoutError:
-        error, hint = f"no answer within {timeout:g} s", "check the address, then DNS, firewall and proxy on the way"
-    except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
-        error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
-    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
-
-
-def _skip(check: Check) -> CheckResult:
+def skip_check(check: Check) -> CheckResult:
+    """Return the result of a check whose precondition failed."""
     return CheckResult(check.name, CheckOutcome.SKIPPED, f"skipped: it depends on '{check.depends_on}'")
 
 

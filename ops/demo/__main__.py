@@ -71,6 +71,9 @@ async def _run_incident(result: Path) -> bool:
         for sentence in missing:
             console.print(f"[red]{sentence}[/]")
         if not missing:
+            console.print(
+                "acknowledged by the button in Slack; the message was edited in place, the all-clear is in its thread"
+            )
             console.print(f"all six messages arrived with their links; timeline in {result}")
     return not missing
 

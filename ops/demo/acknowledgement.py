@@ -62,17 +62,17 @@ async def check_resolved_by_edit(
 
 
 async def _wait_until_acknowledged(stack: Stack, channel: ChannelName, message: dict[str, Any]) -> float | None:
-    pressed_at, ends_at = time.time(), time.monotonic() + TIMEOUT
+    ends_at = time.monotonic() + TIMEOUT
     while time.monotonic() < ends_at:
         if channel == "slack":
-            edited = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
-            if edited is not None and "cknowledged" in json.dumps(edited) and edited["edited_at"]:
-                return float(edited["edited_at"])
+            current = next((each for each in await _list_messages(stack) if each["ts"] == message["ts"]), None)
+            if current is not None and "cknowledged" in json.dumps(current) and current["edited_at"]:
+                return float(current["edited_at"])
         else:
             state = await stack.get_json("stand_ins", "/api/state") or {"pagerduty": {"events": []}}
             events = [each for each in state["pagerduty"]["events"] if each["event_action"] == "acknowledge"]
             if events:
-                return max(float(events[-1]["at"]), pressed_at - 1)
+                return float(events[-1]["at"])
         await asyncio.sleep(_POLL_SECONDS)
     return None
 

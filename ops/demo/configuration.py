@@ -21,6 +21,7 @@ def write_configuration(folder: Path, ports: Ports) -> None:
     """Writes every configuration and every secret of the demo into `folder`."""
     _write_secret(folder / "relay_token", secrets.token_urlsafe(32))
     _write_secret(folder / "slack_token", f"xoxb-{secrets.token_hex(16)}")
+    _write_secret(folder / "slack_app_token", f"xapp-{secrets.token_hex(16)}")
     _write_secret(folder / "pagerduty_key", secrets.token_hex(16))
     _write_secret(folder / "admin_token", secrets.token_urlsafe(32))
 
@@ -110,6 +111,12 @@ def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
             {"receiver": "kms-security", "channels": ["slack-security", "email-secops"]},
         ],
         "default_channels": ["slack-security"],
+        "alertmanager": {"urls": [ports.build_url("alertmanager")]},
+        "interactive": {
+            "app_token_file": "slack_app_token",
+            "api_url": f"{ports.build_url('stand_ins')}/slack/api/",
+            "silence": {"allow_users": ["U0000000011"], "max": "5m"},  # Anna Adler of the stand-in Slack
+        },
         # Its alert arrives every second or every other one; Prometheus may take this long to start.
         "watchdogs": [
             {

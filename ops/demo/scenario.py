@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from ops.demo.acknowledgement import acknowledge_in_slack, check_resolved_by_edit
 from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 from shared.http.server import StartError
@@ -41,7 +42,7 @@ async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[lis
 
     Returns:
         The hops by time, those of the page before those of the all-clear, and a sentence for each that did not happen
-        in time; KMS is not healed after a page that did not arrive.
+        in time; KMS is not healed after a page that did not arrive. Somebody acknowledges the page in Slack in between.
     """
     hops: list[Hop] = []
     states: tuple[State, ...] = ("firing", "resolved")
@@ -50,6 +51,10 @@ async def run_incident(stack: Stack, on_hop: Callable[[Hop], None]) -> tuple[lis
         await _switch_kms(stack, "break" if state == "firing" else "heal")
         results, missing = await _Phase(stack, state, started_at, on_hop).wait_for_hops()
         hops += results
+        if not missing:
+            follow_up = acknowledge_in_slack if state == "firing" else check_resolved_by_edit
+            results, missing = await follow_up(stack, ALERT, started_at, on_hop)
+            hops += results
         if missing:
             return hops, missing
     return hops, []

@@ -125,7 +125,8 @@ def build_commands(folder: Path, ports: Ports, prometheus: str, alertmanager: st
         "stand-ins": module(
             "ops.demo.stand_ins",
             *("--http", local(ports.stand_ins), "--smtp", local(ports.smtp), "--sockets", local(ports.sockets)),
-            *("--slack-token-file", folder / "slack_token", "--pagerduty-key-file", folder / "pagerduty_key"),
+            *("--slack-token-file", folder / "slack_token", "--slack-app-token-file", folder / "slack_app_token"),
+            *("--pagerduty-key-file", folder / "pagerduty_key"),
             *("--emulator-faults", ports.build_url("faults"), "--docs", DOCS),
             *("--prometheus", ports.build_url("prometheus"), "--alertmanager", ports.build_url("alertmanager")),
         ),

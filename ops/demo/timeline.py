@@ -24,6 +24,9 @@ HOP_LABELS = {
     "inactive": "alert over",
     "accepted": "webhook committed",
     "delivered": "delivered",
+    "pressed": "Acknowledge pressed",
+    "acknowledged": "acknowledged",
+    "edited": "message edited in place",
 }
 
 

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from services.exporter.backends.settings import Backend, Name
 from services.exporter.probes.canaries import DISK_TIMEOUT
 from services.exporter.probes.success_expiry import compute_success_max_age
+from shared.config.placeholders import is_placeholder_url
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section
 from shared.config.url import HttpUrl
@@ -33,6 +34,12 @@ from shared.process.concurrency import start_in_thread
 def _refuse_fragment(url: str) -> str:
     if "#" in url:
         raise ValueError("expected a URL without #; the board adds the section")
+    return url
+
+
+def _refuse_placeholder(url: str, info: ValidationInfo) -> str:
+    if is_placeholder_url(url) and info.data.get("environment") == "production":
+        raise ValueError("a placeholder is not allowed in production; expected an address of your own")
     return url
 
 
@@ -129,7 +136,9 @@ class ExporterSettings(ServerSettings):
     probe: ProbeSettings = ProbeSettings()
     targets: tuple[Target, ...] = ()
     backends: tuple[Backend, ...] = ()
-    runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment)] | None = None
+    # Before what may be a placeholder everywhere but in production.
+    environment: Literal["production", "staging", "demo"] = "production"
+    runbook_url: Annotated[HttpUrl, AfterValidator(_refuse_fragment), AfterValidator(_refuse_placeholder)] | None = None
     """The URL of docs/KMS_OPERATIONS.md inside the organisation; the board links to its sections."""
 
     @field_validator("targets", mode="after")

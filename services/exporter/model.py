@@ -134,6 +134,8 @@ class KeyInspection:
     first; None if that is not known, or no canaries are kept."""
     account: str = ""
     """The account that made the calls; empty if it is not known."""
+    call_problems: tuple[str, ...] = ()
+    """Those of `problems` that are over once a round trip succeeds: its own calls failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ Examples:
   keypulse-relay --print-schema > relay.schema.json
   keypulse-relay doctor --config relay.yml
   keypulse-relay --config relay.yml send-test --channel slack-critical
+  keypulse-relay --config relay.yml incidents --status firing
   keypulse-relay --config relay.yml deliveries --state dead"""
 
 

@@ -268,7 +268,12 @@ def build_press_rules(settings: RelaySettings) -> PressRules:
     return PressRules(
         settings.interactive,
         {
-            name: BotAccess(channel.api_url, channel.token_file, channel)
+            name: BotAccess(
+                channel.api_url,
+                channel.token_file,
+                channel,
+                channel.rate_per_second if settings.pacing.enabled else None,
+            )
             for name, channel in settings.slack_bots.items()
             if channel.token_file is not None
         },

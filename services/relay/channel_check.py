@@ -13,13 +13,14 @@ from uuid import uuid4
 from services.relay.channels.port import Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
+from services.relay.delivery.enrichment.enricher import open_enricher
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.delivery.templates import MessageTemplates
 from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
 from services.relay.send_error import SendError, SendReason, SendScope
-from shared.check import run_checks_concurrently
+from shared.process.doctor import run_checks_concurrently
 
 
 async def send_test_message(settings: RelaySettings, channel_name: str) -> list[Receipt]:
@@ -63,9 +64,19 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
         raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
     channel = settings.channels[channel_name].connect(settings.delivery.timeout)
     try:
-        return await asyncio.to_thread(channel.render_payload, _build_message(settings, channel_name, event))
+        message = await _enrich(settings, _build_message(settings, channel_name, event))
+        return await asyncio.to_thread(channel.render_payload, message)
     finally:
         await close_channel(channel_name, channel)
+
+
+async def _enrich(settings: RelaySettings, message: Message) -> Message:
+    """The message with its runbook excerpt and what Prometheus says now, as delivery adds them."""
+    ends = asyncio.get_running_loop().time() + settings.delivery.timeout
+    message = replace(message, task=message.task._replace(attempt_ends=ends))
+    async with open_enricher(settings.messages.enrichment, settings.messages.zone) as enricher:
+        shows_chart = settings.channels[message.task.channel].shows_chart
+        return (await enricher.enrich(message, shows_chart=shows_chart))[0]
 
 
 def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from services.relay.channels.log import LogSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
@@ -97,7 +98,7 @@ def _check_escalation(route: "RouteSettings", info: ValidationInfo) -> "RouteSet
     for number, step in enumerate(route.escalate):
         key = f"escalate.{number}"
         if step.after <= before:
-            raise ValueError(f"{key}.after: expected a longer time than that of the step before it, and more than 0")
+            raise ValueError(f"{key}.after: expected longer than the step before it")
         try:
             _check_channels(step, info)
         except ValueError as error:
@@ -436,7 +437,11 @@ class RelaySettings(ServerSettings):
         return frozenset(name for name, channel in self.channels.items() if channel.acknowledges)
 
     def find_warnings(self) -> Iterator[tuple[str, str]]:
-        """Placeholders among the contacts, which are errors only in production."""
+        """Placeholders among the contacts, which are errors only in production; escalation that reaches nobody."""
         for role, address in self.contacts.items():
             if is_placeholder(address):
                 yield f"contacts.{role}", "is a placeholder; production does not allow it"
+        for number, route in enumerate(self.routes):
+            for position, step in enumerate(route.escalate):
+                if all(isinstance(self.channels[name], LogSettings) for name in step.channels):
+                    yield f"routes.{number}.escalate.{position}", "reaches nobody: it writes to the log alone"

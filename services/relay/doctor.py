@@ -40,8 +40,14 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             *checks,
             *_list_ping_checks(settings),
             *_list_link_checks(settings),
-            *list_enrichment_checks(settings.messages.enrichment),
+            *list_enrichment_checks(settings.messages.enrichment, shows_own_runbooks=_shows_own_runbooks(settings)),
         ]
+
+
+def _shows_own_runbooks(settings: RelaySettings) -> bool:
+    """Whether a message in production links to the runbook that its rule names."""
+    wins = settings.links.runbook is None or settings.links.prefer == "annotation"
+    return wins and settings.environment == "production"
 
 
 async def _open_interactive_checks(settings: RelaySettings, stack: AsyncExitStack) -> list[Check]:

@@ -126,6 +126,10 @@ def _format_key_usage(usage: KeyUsage) -> Iterable[str]:
     yield from _format_list({"active data key": usage.active, "since": usage.active_since})
     yield ""
     yield from _format_table(("key", "version", "data keys", "records", "retired"), rows)
+    if usage.excluded:
+        excluded = ((each.kek, each.kek_version or "unreadable", each.data_keys) for each in usage.excluded)
+        yield ""
+        yield from _format_table(("key", "version", "rows that `driver.where` leaves out"), excluded)
 
 
 def _format_other_keyrings(other_keyrings: tuple[OtherKeyringUsage, ...]) -> list[str]:

@@ -241,6 +241,14 @@ def _refuse_if_used_by_keyring(
                 f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; re-wrap them",
                 next_command,
             )
+    for each in usage.excluded:
+        needs = {version: "is", UNREADABLE_VERSION: "may be"}.get(each.kek_version)
+        if each.kek == kek and needs:
+            raise RotatorError(
+                f"{prefix}version {version} {needs} needed by {each.data_keys} rows that `driver.where` leaves out; "
+                "nothing was changed; let `where` include them, and rotate, or set their wrapped key to NULL",
+                "census",
+            )
     if usage.unknown_usage:
         raise RotatorError(
             f"{prefix}version {version} may be needed by {usage.unknown_usage}; nothing was changed; each "

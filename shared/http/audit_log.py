@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.http.json_api import build_error_response, format_cursor, format_time, parse_page
+from shared.http.json_api import build_error_response, format_time
+from shared.http.pagination import format_cursor, parse_page
 
 MAX_TEXT_LENGTH: Final = 200
 """Characters that are stored of a caller's text."""

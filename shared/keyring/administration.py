@@ -218,6 +218,8 @@ class KeyUsage(_WireModel):
     where the service does not tell."""
     missing: int = 0
     """Data keys that records need and the keyring lacks, a hundred at most: a snapshot or a memory may have them."""
+    excluded: tuple[VersionUsage, ...] = ()
+    """Wrapped keys beside the keyring that no rotation changes: rows of a table that its `where` leaves out."""
 
     @property
     def unknown_usage(self) -> str | None:

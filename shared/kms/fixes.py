@@ -33,6 +33,8 @@ class FixTemplate(NamedTuple):
 
     title: str
     command: str
+    unless: str = ""
+    """A value that makes it superfluous."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -63,7 +65,7 @@ class FixTable:
         """
         valid = {"reason": str(reason), **self._check(key, values)}
         for template in self.commands.get(reason, ()):
-            if template.names <= valid.keys():
+            if template.names <= valid.keys() and template.unless not in valid:
                 yield Fix(template.title, template.command.format_map(valid))
 
     def _check(self, key: str, values: Mapping[str, str]) -> dict[str, str]:

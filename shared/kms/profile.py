@@ -31,6 +31,8 @@ class KmsProfile:
     """As its users call it, such as `Cloud KMS`."""
     probe_permissions: tuple[str, ...]
     """The permissions on a key that the exporter needs, as the provider names them; empty if it has none."""
+    round_trip_permissions: tuple[str, ...] = field(default=(), kw_only=True)
+    """Those of them that a round trip proves when it succeeds."""
     reads_per_minute: float
     """How many reads of keys all targets may make in total, with a reserve for people and other programs."""
     reads_per_inspection: int

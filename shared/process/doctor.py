@@ -21,7 +21,7 @@ import click
 import structlog
 from pydantic import BaseModel
 
-from shared.check import Check, CheckError, CheckResult, format_line, run_checks_concurrently
+from shared.check import Check, CheckError, CheckOutcome, CheckResult, format_line, run_check, skip_check
 from shared.config.file_checks import FileCheck, check_value, iterate_file_checks
 from shared.config.settings import CommandSettings
 from shared.process.command_line import load_settings_or_exit, replace_unencodable_output
@@ -69,6 +69,44 @@ async def run_doctor(settings: C, open_checks: OpenChecks[C]) -> list[CheckResul
     async with open_checks(settings) as checks:
         every = [*_list_file_checks(settings), *checks]
         return await run_checks_concurrently(every, time.monotonic, timeout=CHECK_TIMEOUT_SECONDS)
+
+
+async def run_checks_concurrently(
+    checks: Iterable[Check], clock: Callable[[], float], *, timeout: float, max_concurrent: int = 16
+) -> list[CheckResult]:
+    """Run every check as soon as the one that it depends on has passed; none, not even a defect, stops the others.
+
+    Args:
+        checks: in the order of their lines; no two have the same name.
+        clock: seconds, monotonic.
+        timeout: seconds that one check may take.
+        max_concurrent: how many run at once.
+    """
+    slots = asyncio.Semaphore(max_concurrent)
+    tasks: dict[str, asyncio.Task[CheckResult]] = {}
+
+    async def run(check: Check) -> CheckResult:
+        if check.depends_on is not None and not (await tasks[check.depends_on]).is_ok:
+            return skip_check(check)
+        async with slots:
+            return await _run_bounded(check, clock, timeout)
+
+    async with asyncio.TaskGroup() as group:
+        for check in checks:
+            tasks[check.name] = group.create_task(run(check))
+    return [task.result() for task in tasks.values()]
+
+
+async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float) -> CheckResult:
+    began = clock()
+    try:
+        async with asyncio.timeout(timeout):
+            return await run_check(check, clock)
+    except TimeoutError:
+        error, hint = f"no answer within {timeout:g} s", "check the address, then DNS, firewall and proxy on the way"
+    except Exception as defect:  # noqa: BLE001  # without its text, which may hold a secret
+        error, hint = f"a defect of keypulse: {type(defect).__name__}", "report it, with the version and this line"
+    return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
 
 
 def _list_file_checks(settings: CommandSettings) -> Iterator[Check]:

@@ -1,9 +1,13 @@
-"""Checks a backend: it answers, KMS wraps its keys, it has its metrics, a record can be written and read."""
+"""Checks a backend: health, mode, metrics, data keys, that its admin API is closed, and that records can be read again.
+
+A service needs neither a keyring of this kind, nor the admin API, nor records: what it does not have is not checked.
+"""
 
 import re
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -12,6 +16,9 @@ from shared.backend_contract import (
     CRYPTO_INIT_TIMESTAMP,
     CRYPTO_MODE,
     CRYPTO_READY,
+    KMS_DATA_KEYS,
+    KMS_DATA_KEYS_MISSING,
+    KMS_DATA_KEYS_UNUSABLE,
     CryptoMode,
 )
 from shared.check import Check, CheckError, CheckNotApplicable, CheckResult, run_checks
@@ -26,6 +33,9 @@ _MAX_TRIES: Final = 5
 _CREDENTIALS_HINT: Final = "give a token that may use /v1/records: --token-file; or --records off, if it has none"
 _ABSENT_STATUSES: Final = {404, 405, 501}
 """How a server answers a path that it does not have."""
+_NO_RECORDS_STATUSES: Final = _ABSENT_STATUSES | {200, 201, 202, 400, 406, 409, 410, 415, 422}
+"""How a server answers the PUT of a record that keeps none: a web application may answer any path."""
+_ADMIN_PATH: Final = "/admin/crypto/keys"
 
 RecordsMode = Literal["auto", "on", "off"]
 """Whether a record is written and read: where the backend keeps records, in any case, or never."""
@@ -78,7 +88,9 @@ async def check_backend(
             Check("backend answers", answers),
             Check("backend is ready", ready, depends_on="backend answers"),
             Check("backend uses KMS", mode, depends_on="backend answers"),
-            Check("backend's metrics", lambda: _check_metrics(server), depends_on="backend answers"),
+            Check("backend's metrics", partial(_check_metrics, server), depends_on="backend answers"),
+            Check("backend's data keys", partial(_check_data_keys, server), depends_on="backend uses KMS"),
+            Check("the admin API is closed", partial(_check_admin_api, server), depends_on="backend answers"),
         ]
         if records != "off":
             check = partial(_check_record, server, random_hex, is_required=records == "on")
@@ -112,13 +124,46 @@ async def _check_metrics(server: HttpClient) -> str:
     return f"{len(_METRIC_NAMES)} families"
 
 
+async def _check_data_keys(server: HttpClient) -> str:
+    """Whether the keyring has an active data key, and all of them can be unwrapped, by the service's metrics."""
+    body = (await server.get("/metrics")).body.decode(errors="replace")
+    rows = re.findall(rf"^{KMS_DATA_KEYS}{{([^}}]*)}} ([0-9.e+]+)", body, re.MULTILINE)
+    if not rows:
+        raise CheckNotApplicable(f"the backend has no {KMS_DATA_KEYS} in its metrics")
+    active = sum(float(value) for labels, value in rows if 'status="active"' in labels)
+    if not active:
+        raise CheckError(
+            "no data key is active, so nothing can be encrypted", "see KMSCryptoNotReady in docs/KMS_OPERATIONS.md"
+        )
+    for family, what in ((KMS_DATA_KEYS_UNUSABLE, "cannot be unwrapped"), (KMS_DATA_KEYS_MISSING, "are missing")):
+        count = sum(map(float, re.findall(rf"^{family}(?:{{[^}}]*}})? ([0-9.e+]+)", body, re.MULTILINE)))
+        if count:
+            raise CheckError(f"data keys that {what}: {count:g}", "see the backend's log and docs/KMS_OPERATIONS.md")
+    return f"{active:g} active of {sum(float(value) for _, value in rows):g}"
+
+
+async def _check_admin_api(server: HttpClient) -> str:
+    """Whether the admin API refuses a request without a token."""
+    answer = await replace(server, url=server.url.with_user(None), token=None).get(_ADMIN_PATH)
+    if answer.status in {401, 403}:
+        return f"GET {_ADMIN_PATH} without a token answers with HTTP {answer.status}"
+    if answer.status in _ABSENT_STATUSES:
+        raise CheckNotApplicable(f"the backend has no {_ADMIN_PATH}")
+    if answer.status == 200:
+        raise CheckError(
+            f"GET {_ADMIN_PATH} answers without a token: anybody can rotate and abandon data keys",
+            "set admin.token_file, and restart the backend",
+        )
+    raise _create_status_error(f"GET {_ADMIN_PATH} without a token", answer, "check the backend's log")
+
+
 async def _check_record(server: HttpClient, random: Callable[[int], str], *, is_required: bool) -> str:
     """Write and read a record, and compare; try again if another smoke test wrote in between."""
     path = f"/v1/records/{RECORD_ID}"
     for _ in range(_MAX_TRIES):
         content = _RECORD_PREFIX + random(16).encode()
         answer = await server.put(path, content)
-        if answer.status in _ABSENT_STATUSES and not is_required:
+        if not is_required and answer.status in _NO_RECORDS_STATUSES:
             raise CheckNotApplicable("the backend keeps no records at /v1/records; --records on demands them")
         if answer.status != 204:
             raise _create_status_error("writing a record", answer, _choose_hint(answer))

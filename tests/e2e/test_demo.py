@@ -71,6 +71,10 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     delivered = {(hop.channel, hop.state) for hop in hops if hop.name == "delivered"}
     assert delivered == {(c, s) for c in ("slack", "email", "pagerduty") for s in ("firing", "resolved")}
 
+    acknowledged = {hop.channel for hop in hops if hop.name == "acknowledged"}
+    assert acknowledged == {"slack", "pagerduty"}
+    assert [(hop.channel, hop.state) for hop in hops if hop.name == "edited"] == [("slack", "resolved")]
+
     file = tmp_path / "demo.json"
     timeline.write_json(hops, ok=True, file=file)
     written = json.loads(file.read_text())

@@ -47,7 +47,8 @@ class Pages:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, str]] = {
-            "/runbook": (200, "# KMSTest\n\nLook at it."),
+            "/runbook": (200, "read me"),
+            "/steps": (200, "# KMSTest\n\nLook at it."),
             "/api/v1/rules": (200, '{"data": {"groups": [{"rules": [{"name": "KMSTest"}]}]}}'),
             "/dashboard": (302, "log in"),
             "/hook": (405, "POST alone"),
@@ -144,7 +145,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             "database": "sqlite:///relay.db",
             "auth": {"bearer_token_file": "relay_token"},
             "alertmanager": {"urls": [pages.url]},
-            "messages": {"runbook": f"{pages.url}/runbook", "prometheus_url": pages.url},
+            "messages": {"runbook": f"{pages.url}/steps", "prometheus_url": pages.url},
             "links": {"runbook": f"{pages.url}/runbook#{{alertname}}", "dashboard": f"{pages.url}/dashboard"},
             "routes": [{"receiver": "kms-critical", "channels": ["slack"]}],
             "watchdogs": [
@@ -426,15 +427,21 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         "no connection",
         "correct the URL",
     ),
-    ("relay", edit("relay", "messages.runbook", "gone.md"), "messages.runbook", "gone.md: No such file", "correct"),
     (
         "relay",
-        answer("/runbook", 200, "read me"),
+        edit("relay", "messages.runbook", "gone.md"),
+        "messages.runbook",
+        "gone.md: No such file",
+        "expected a file",
+    ),
+    (
+        "relay",
+        answer("/steps", 200, "read me"),
         "messages.runbook sections",
         "no section",
         "give each alert a heading",
     ),
-    ("relay", answer("/runbook", 302, ""), "messages.runbook sections", "a redirect", "correct the path, the URL"),
+    ("relay", answer("/steps", 302, ""), "messages.runbook sections", "a redirect", "correct the path, the URL"),
     (
         "relay",
         answer("/api/v1/rules", 401, ""),

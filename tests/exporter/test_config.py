@@ -145,6 +145,11 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
             CONTRACT + "runbook_url: https://example.org/KMS_OPERATIONS.md#timeout\n",
             "runbook_url: expected a URL without #; the board adds the section",
         ),
+        (
+            CONTRACT + "runbook_url: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md\n",
+            "runbook_url: a placeholder is not allowed in production; expected an address of your own",
+        ),
+        (CONTRACT + "environment: test\n", "environment: expected 'production', 'staging' or 'demo', got 'test'"),
         (CONTRACT + "colour: red\n", "colour: unknown key; see --print-schema for those that exist"),
         ("service: backend\n", "nothing to watch; expected at least one entry in `targets` or `backends`"),
         (CONTRACT.replace("ledger-kek", "''"), "targets.0.name: expected text that is longer, got ''"),
@@ -152,6 +157,12 @@ def test_timeout_and_interval_may_be_equal(tmp_path: Path) -> None:
 )
 def test_each_error_is_one_line_with_what_was_expected(tmp_path: Path, text: str, mistake: str) -> None:
     assert list_errors(tmp_path, text) == [mistake]
+
+
+@pytest.mark.parametrize("environment", ["staging", "demo"])
+def test_a_placeholder_is_allowed_elsewhere_than_in_production(tmp_path: Path, environment: str) -> None:
+    text = f"{CONTRACT}environment: {environment}\nrunbook_url: https://example.org/KMS_OPERATIONS.md\n"
+    assert settings(tmp_path, text).environment == environment
 
 
 def test_all_errors_are_named_at_once(tmp_path: Path) -> None:

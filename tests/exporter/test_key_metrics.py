@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 
 from services.exporter.metrics.collector import ExporterMetrics
-from services.exporter.model import Call, CanaryResult, Failure, KeyInspection, KeyRead, Operation, TargetKey
+from services.exporter.model import (
+    Call,
+    CanaryResult,
+    Failure,
+    KeyInspection,
+    KeyRead,
+    Operation,
+    ProbeResult,
+    TargetKey,
+)
+from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.port import KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 
@@ -75,6 +85,26 @@ def test_the_primary_version_is_named_and_has_a_number_only_where_the_provider_c
     metrics.add_inspection(replace(WHOLE, description=KeyDescription("autumn", None, (autumn,), 1)))
     assert read_samples(metrics, "kms_key_primary_version_info", "version") == {"autumn": 1}
     assert read_samples(metrics, "kms_key_primary_version") == {}
+
+
+def test_a_round_trip_that_succeeds_after_the_inspection_proves_that_its_calls_work(metrics: ExporterMetrics) -> None:
+    """So the alerts about a role end with the one that inhibits them, and tell nobody of it after the fix."""
+    metrics.set_keys({name: TargetKey("gcp", "", GCP_PROFILE) for name in ("ledger-kek", "other-kek")})
+    get = "cloudkms.cryptoKeys.get"
+    problems = ("the key cannot be read: permission_denied", "no canary could be made: permission_denied")
+    permissions = {ENCRYPT: False, DECRYPT: False, get: False}
+    denied = replace(WHOLE, permissions=permissions, problems=problems, call_problems=problems[1:])
+    failed = Call(Operation.ENCRYPT, 0.1, Failure(Reason.PERMISSION_DENIED, "because"))
+    granted = {ENCRYPT: 1, DECRYPT: 1, get: 0}
+    for ended, call, expected in (
+        (-1.0, Call(Operation.ENCRYPT, 0.1), dict.fromkeys(granted, 0)),
+        (30.0, Call(Operation.ENCRYPT, 0.1), granted),
+        (60.0, failed, dict.fromkeys(granted, 0)),
+    ):
+        metrics.add_probe(ProbeResult("backend", "ledger-kek", WHOLE.inspected_at + ended, (call,), None))
+        metrics.add_inspection(denied)
+        assert read_samples(metrics, "kms_key_permission", "permission") == expected
+        assert read_samples(metrics, "kms_key_inspection_problems") == {"": 1 if expected is granted else 2}
 
 
 def test_the_key_and_the_account_are_named_once_the_account_is_known(metrics: ExporterMetrics) -> None:

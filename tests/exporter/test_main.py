@@ -70,7 +70,16 @@ def test_the_schema_describes_every_key_of_the_contract() -> None:
     done = run("--print-schema")
     schema = json.loads(done.stdout)
     assert done.returncode == 0
-    assert schema["properties"].keys() == {"listen", "auth", "service", "probe", "targets", "backends", "runbook_url"}
+    assert schema["properties"].keys() == {
+        "listen",
+        "auth",
+        "service",
+        "probe",
+        "targets",
+        "backends",
+        "environment",
+        "runbook_url",
+    }
     assert "canary_dir" in schema["$defs"]["Target"]["properties"]
     assert "metrics_url" in schema["$defs"]["Backend"]["properties"]
 

@@ -8,6 +8,7 @@ from random import Random
 
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
+from ops.demo.stand_ins.slack.workspace import SlackMessage
 from tests.faults.incidents import read_alerts, read_group
 from tests.faults.relay import CHANNELS
 from tests.relay.delivery_oracle.evidence import Message
@@ -75,9 +76,22 @@ def _posts(providers: StandIns) -> Iterator[Message]:
     for name, channel in providers.slack.channels.items():
         assert len(channel.messages) < KEPT, "the stand-in has forgotten the first messages; play less"
         for post in channel.messages:
-            key = (post.metadata or {}).get("event_payload", {}).get("delivery_id", "")
-            text = post.text + json.dumps(post.blocks)
-            yield replace(_message(_channel(name), name, key, text), says_repeat=MAY_BE_A_REPEAT in text)
+            text, blocks = post.before_edits or (post.text, post.blocks)
+            text += json.dumps(blocks)
+            yield replace(_message(_channel(name), name, _key(post), text), says_repeat=MAY_BE_A_REPEAT in text)
+
+
+def _key(post: SlackMessage) -> str:
+    return str((post.metadata or {}).get("event_payload", {}).get("delivery_id", ""))
+
+
+def read_edited(providers: StandIns) -> list[Message]:
+    """What each message of Slack shows now, edits included."""
+    return [
+        _message(_channel(name), name, _key(post), post.text)
+        for name, channel in providers.slack.channels.items()
+        for post in channel.messages
+    ]
 
 
 def _mails(providers: StandIns) -> Iterator[Message]:
@@ -88,6 +102,8 @@ def _mails(providers: StandIns) -> Iterator[Message]:
 
 def _pages(providers: StandIns) -> Iterator[Message]:
     for event in providers.pagerduty.events:
+        if event["event_action"] == "acknowledge":
+            continue  # it shows no state; see `people`
         text = json.dumps(event["payload"])
         yield _message("pagerduty", "pagerduty", event["dedup_key"], text, event["event_action"])
 

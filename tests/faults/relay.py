@@ -26,7 +26,7 @@ ROUTING_KEY = "0" * 32
 SLACK_TOKEN = "xoxb-test"
 SENDER = "alerts@example.org"
 CHANNELS = {
-    "slack": Channel(("#security-critical",), is_searched=True),
+    "slack": Channel(("#security-critical",), is_edited=True, is_searched=True),
     "email": Channel(("oncall@example.org", "secops@example.org")),
     "pagerduty": Channel(("pagerduty",), opens_pages=True),
 }

@@ -14,8 +14,9 @@ from shared.sql.database_url import DatabaseUrl
 from tests.faults import stored_deliveries, summary
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.incidents import Webhook, history, seeded
-from tests.faults.provider_disturbances import read_messages
+from tests.faults.provider_disturbances import read_edited, read_messages
 from tests.faults.relay import CHANNELS, Relay, configuration, relay
+from tests.relay.delivery_oracle.edits import check_edits
 from tests.relay.delivery_oracle.evidence import History, Message
 from tests.relay.delivery_oracle.verdict import Verdict, judge
 from tests.relay.served_relay import until
@@ -108,6 +109,8 @@ class Scenario:
         self.providers.faults.clear()
         (events, deliveries), heard, lost = await self._settled()
         verdict = judge(History(tuple(alertmanager.accepted), events, deliveries, heard, CHANNELS, lost))
+        given_up = await asyncio.to_thread(stored_deliveries.read_edits_given_up, self._database)
+        verdict.violations += check_edits(events, deliveries, read_edited(self.providers), CHANNELS, given_up)
         self._report(self._row(len(events), lost, verdict))
         assert alertmanager.accepted
         assert not verdict.violations, "\n".join([f"seed {self._seed}", *verdict.violations])

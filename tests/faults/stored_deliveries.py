@@ -80,11 +80,25 @@ def _key(row: Row[Any], group_key: str) -> str:
 
 
 def count_unfinished(database: DatabaseUrl) -> Counter[str]:
-    """How many deliveries are still to be made, by channel. For a thread."""
-    of = tables.deliveries.c
+    """How many deliveries are still to be made, and messages still to be edited, by channel. For a thread."""
+    of, edit = tables.deliveries.c, tables.edits.c
     engine = create_engine(database)
     try:
         with engine.connect() as connection:
-            return Counter(connection.execute(select(of.channel).where(of.finished_at.is_(None))).scalars())
+            waiting = connection.execute(select(of.channel).where(of.finished_at.is_(None))).scalars().all()
+            edited = connection.execute(select(edit.channel).where(edit.wanted > edit.shown)).scalars().all()
+            return Counter([*waiting, *edited])
+    finally:
+        engine.dispose()
+
+
+def read_edits_given_up(database: DatabaseUrl) -> set[tuple[str, int, str]]:
+    """Incident, episode and channel of each message whose last edit its provider refused for ever. For a thread."""
+    edit = tables.edits.c
+    engine = create_engine(database)
+    try:
+        with engine.connect() as connection:
+            refused = select(edit.incident_id, edit.episode, edit.channel).where(edit.reason == "rejected")
+            return {(row[0], row[1], row[2]) for row in connection.execute(refused)}
     finally:
         engine.dispose()

@@ -13,6 +13,7 @@ import pytest
 from shared.sql.database_url import DatabaseUrl
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
+from tests.faults.people import People, find_violations
 from tests.faults.provider_disturbances import disturb
 from tests.faults.relay import Relay, go_on
 from tests.faults.scenario import Scenario, meanwhile
@@ -29,9 +30,11 @@ async def test_kills_at_random_moments(database: DatabaseUrl, scenario: Scenario
     random = trial.random("kills")
     async with trial.relay() as relay:
         alertmanager = Alertmanager([relay.url], trial.random("alertmanager"))
+        people = People([relay.url], trial.random("people"))
         playing = alertmanager.play(trial.histories(groups=6, length=70 if long else 8))
         async with (
             meanwhile(disturb(trial.providers.faults, trial.random("faults"))),
+            meanwhile(people.press()),
             meanwhile(playing) as played,
         ):
             while not played.done():
@@ -43,7 +46,9 @@ async def test_kills_at_random_moments(database: DatabaseUrl, scenario: Scenario
                 for sender in stopped:
                     go_on(sender)
         await relay.up()
+        trial.done["presses"] += people.presses
         verdict = await trial.concluded(alertmanager)
+        assert await find_violations(relay.url, trial.providers) == []
         await relay.stop()
     assert verdict.late == []
     assert verdict.duplicates["pagerduty by key"] == verdict.duplicates["email by key"] == 0

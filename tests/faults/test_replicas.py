@@ -10,6 +10,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.faults import proxy
 from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
+from tests.faults.people import People, find_violations
 from tests.faults.provider_disturbances import disturb
 from tests.faults.proxy import HeldConnection
 from tests.faults.relay import Relay
@@ -34,16 +35,20 @@ async def test_replicas_killed_and_stopped(
         relays = await asyncio.gather(*started)
         # A replica that is stopped takes requests and answers none: nobody waits long for it.
         alertmanager = Alertmanager([relay.url for relay in relays], trial.random("alertmanager"), patience=0.5)
+        people = People([relay.url for relay in relays], trial.random("people"))
         random = trial.random("replicas")
         async with (
             meanwhile(disturb(trial.providers.faults, trial.random("faults"))),
+            meanwhile(people.press()),
             meanwhile(alertmanager.play(trial.histories(groups=6, length=60 if long else 8))) as playing,
         ):
             while not playing.done():
                 await asyncio.sleep(random.uniform(0, 2))
                 await _break(*random.sample(relays, 2))
                 trial.done.update({"kills": 1, "stops": 1})
+        trial.done["presses"] += people.presses
         verdict = await trial.concluded(alertmanager)
+        assert await find_violations(relays[0].url, trial.providers) == []
         await asyncio.gather(*(relay.stop() for relay in relays))
     assert verdict.duplicates["email by key"] == 0
     assert all("Traceback" not in relay.log for relay in relays)

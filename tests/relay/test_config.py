@@ -41,6 +41,7 @@ channels:
 """
 
 
+TO_PAGER = {"after": "10m", "channels": ["pagerduty"]}
 NO_URLS: tuple[object, ...] = (5, 5.5, "", [], {}, None, True)
 WATCHDOG = {"matchers": ['alertname="Watchdog"'], "expect_every": "2m", "channels": ["pagerduty"]}
 
@@ -145,6 +146,22 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
             "routes.0: channels: nowhere: no such channel; expected one of email",
         ),
         ({"routes": [{"channels": []}]}, "routes.0.channels: expected at least one"),
+        (
+            {"routes": [{"channels": ["pagerduty"], "escalate": [{"after": "1m", "channels": ["nowhere"]}]}]},
+            "routes.0: escalate.0.channels: nowhere: no such channel; expected one of email",
+        ),
+        (
+            {"routes": [{"channels": ["pagerduty"], "escalate": [{"after": "1m", "channels": ["pagerduty"]}]}]},
+            "routes.0: escalate.0.channels: pagerduty has the incident by then; expected another channel",
+        ),
+        (
+            {"routes": [{"channels": ["email-oncall"], "escalate": [TO_PAGER, TO_PAGER]}]},
+            "routes.0: escalate.1.after: expected longer than the step before it",
+        ),
+        (
+            {"routes": [{"channels": ["email-oncall"], "escalate": [TO_PAGER, {**TO_PAGER, "after": "1h"}]}]},
+            "routes.0: escalate.1.channels: pagerduty has the incident by then",
+        ),
         ({"routes": "slack"}, "routes: expected a list, got 'slack'"),
         ({"links": []}, "links: expected a mapping of keys to values"),
         ({"links": {"runbook": 7}}, "links.runbook: expected text, got 7"),
@@ -292,6 +309,19 @@ def test_a_recipient_that_is_no_address_is_one_error(tmp_path: Path) -> None:
     mail = {"kind": "email", "host": "localhost", "from": "a@ledger.test", "to": ["b at ledger.test"]}
     (line,) = list_errors(tmp_path, channels={"one": mail}, default_channels=["one"], routes=[])
     assert line.startswith("channels.one.to.0: expected one address")
+
+
+def test_escalation_that_only_writes_to_the_log_is_a_warning(tmp_path: Path) -> None:
+    routes = [{"channels": ["one"], "escalate": [{"after": "1m", "channels": ["log"]}, TO_PAGER]}]
+    channels = {
+        "one": {"kind": "log"},
+        "log": {"kind": "log"},
+        "pagerduty": {"kind": "pagerduty", "routing_key_file": "k"},
+    }
+    changes = {"environment": "staging", "channels": channels, "default_channels": ["one"], "routes": routes}
+    configured = read(tmp_path, yaml.safe_dump(yaml.safe_load(CONTRACT) | changes))
+    assert list(configured.find_warnings()) == [("routes.0.escalate.0", "reaches nobody: it writes to the log alone")]
+    assert configured.acknowledging_channels == {"pagerduty"}
 
 
 @pytest.mark.parametrize("name", ["Europe/Nowhere", "Europe", "../../etc/passwd", "", "CEST", "europe berlin"])

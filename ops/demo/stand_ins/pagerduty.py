@@ -89,7 +89,7 @@ class PagerDuty:
             return _build_refusal("JSON is invalid")
         if not isinstance(event, dict):
             return _build_refusal("Event is not an object")
-        if errors := list(_find_event_errors(event, self._keys)):
+        if errors := list(find_event_errors(event, self._keys)):
             return _build_refusal(*errors)
         dedup_key = event.get("dedup_key") or uuid.uuid4().hex
         self._store(event, dedup_key)
@@ -132,7 +132,7 @@ class PagerDuty:
         return next(found, None)
 
 
-def _find_event_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
+def find_event_errors(event: Json, keys: frozenset[str]) -> Iterable[str]:
     """Everything that PagerDuty would not take, in its manner of speaking."""
     routing_key = event.get("routing_key")
     if not routing_key or not isinstance(routing_key, str):

@@ -4,6 +4,7 @@ The families are built from plain numbers each time: what a key was before its l
 all metrics of a target disappear with it. Changed on the event loop, read from the thread that encodes.
 """
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -131,7 +132,6 @@ class TargetMetrics:
         )
         key = self._inspection.description if self._inspection else None
         primary = key.find_version(key.primary_version) if key else None
-        permissions = (self._inspection.permissions if self._inspection else None) or {}
         yield self._add_samples(
             GaugeMetricFamily(
                 "kms_key_primary_version",
@@ -165,9 +165,26 @@ class TargetMetrics:
         )
         yield self._add_samples(
             GaugeMetricFamily("kms_key_permission", "1 if the account has the permission on the key."),
-            (({"permission": permission}, granted) for permission, granted in permissions.items()),
+            (({"permission": permission}, granted) for permission, granted in self._list_permissions()),
         )
         yield from self._collect_canaries()
+
+    @property
+    def _has_succeeded_since(self) -> bool:
+        """Whether a round trip proved since the inspection that it works, so that no alert outlives its cause."""
+        inspected_at = self._inspection.inspected_at if self._inspection else math.inf
+        return bool(self._success) and (self._last_success or 0.0) > inspected_at
+
+    def _list_permissions(self) -> Iterator[tuple[str, bool]]:
+        proven = self._key.profile.round_trip_permissions if self._has_succeeded_since else ()
+        for permission, granted in ((self._inspection and self._inspection.permissions) or {}).items():
+            yield permission, granted or permission in proven
+
+    def _count_problems(self) -> int | None:
+        inspection = self._inspection
+        if inspection is None:
+            return None
+        return len(set(inspection.problems) - set(inspection.call_problems if self._has_succeeded_since else ()))
 
     def _collect_canaries(self) -> Iterator[Metric]:
         inspection = self._inspection
@@ -199,7 +216,7 @@ class TargetMetrics:
                 "kms_key_inspection_problems",
                 "What could not be read of the key, and what was wrong with the file of its canaries.",
             ),
-            _build_optional_sample(len(inspection.problems) if inspection else None),
+            _build_optional_sample(self._count_problems()),
         )
 
     def _add_samples(self, family: Family, samples: Iterable[tuple[dict[str, str], float]]) -> Family:

@@ -83,6 +83,7 @@ class KeyInspector:
         A read that fails counts as one call, however far it came.
         """
         problems: list[str] = []
+        call_problems: list[str] = []  # of calls that a round trip makes, too
         failure, description = await self._try_read(
             "the key cannot be read", lambda: self.key.describe_key(timeout=self.timeout), problems
         )
@@ -101,7 +102,7 @@ class KeyInspector:
         present = next((one for one in (*stored, self._latest_canary.canary) if one and one.version == primary), None)
         encrypt = None
         if present is None:
-            encrypt, present = await self._create_canary(problems)
+            encrypt, present = await self._create_canary(call_problems)
             self._latest_canary.canary = present
         await self._update_stored_canaries(stored, present, self._find_expired_versions(description), problems)
         newest = primary or next((one.version for one in (present, *reversed(stored)) if one), None)
@@ -109,12 +110,13 @@ class KeyInspector:
             self.service,
             self.target,
             canaries=await self._decrypt_canaries([one for one in stored if one.version != newest]),
-            wrong_aad_check=await self._check_wrong_aad(present, problems) if present else None,
+            wrong_aad_check=await self._check_wrong_aad(present, call_problems) if present else None,
             inspected_at=self.wall_clock(),
             description=description,
             permissions=None if granted is None else {one: one in granted for one in permissions},
             call_counts=_count_reads(description, permissions=checks_permissions),
-            problems=tuple(dict.fromkeys(problems)),
+            problems=tuple(dict.fromkeys([*problems, *call_problems])),
+            call_problems=tuple(call_problems),
             encrypt_call=encrypt,
             versions_without_canary=self._find_versions_without_canary(
                 [one.version for one in (*stored, present) if one], description

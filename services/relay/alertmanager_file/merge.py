@@ -208,6 +208,10 @@ def _sort(rule: Mapping[str, Any]) -> Entry:
 def _insert(text: str, fragment: str, missing: Mapping[tuple[str, ...], Sequence[int]], index: int) -> str:
     """The text with what is missing of the fragment's lists; the routes before that index."""
     expected = yaml.safe_load(text)
+    if any(missing.values()) and yaml.safe_load(f"{text}\n") != expected:
+        raise UneditableError(
+            "the file ends within a text block, to which a further line would belong; end it with a newline"
+        )
     for path, numbers in missing.items():
         if not numbers:
             continue

@@ -1,8 +1,9 @@
 """The relay's own log: each message is one structured line on standard error.
 
 It gets every event, merged with none, so that whatever collects the logs has the whole history. A line is
-`{"event": "alert", "delivery_id", "incident_id", "episode", "status", "alertname", "receiver", "remark", "alerts"}`;
-each of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in `unlisted_count`.
+`{"event": "alert", "delivery_id", "incident_id", "episode", "status", "title", "alertname", "receiver", "remark",
+"alerts"}`; each of its alerts has `state`, `summary`, `labels` and `links`. Alerts that do not fit are counted in
+`unlisted_count`.
 """
 
 import json
@@ -21,6 +22,7 @@ from services.relay.text import (
     format_period,
     format_remark,
     format_summary,
+    format_title,
     list_alerts,
     sort_labels,
     truncate,
@@ -106,6 +108,7 @@ def build_line(message: Message) -> dict[str, Any]:
         "incident_id": message.task.incident_id,
         "episode": message.task.episode,
         "status": compute_status(event),
+        "title": truncate(format_title(message), _MAX_SUMMARY),
         "alertname": _truncate_line(
             event.group_labels.get("alertname") or event.common_labels.get("alertname", ""), _MAX_NAME
         ),

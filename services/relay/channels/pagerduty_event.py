@@ -116,25 +116,21 @@ def _fit_details(message: Message) -> dict[str, Any]:
     details: dict[str, Any] = {}
     left = MAX_DETAILS_BYTES
     for name, value in _list_details(message):
-        size = _measure({name: value})
-        if size <= left:
-            details[name] = value
-            left -= size
-        elif isinstance(value, list):
-            details |= _fit_list(name, value, left)
-            left = 0
+        fit = {name: value} if _measure({name: value}) <= left else _shorten(name, value, left - _measure(name) - 50)
+        details |= fit
+        left -= _measure(fit)
     return details
 
 
-def _fit_list(name: str, values: list[Any], left: int) -> dict[str, Any]:
-    """As many as fit, and how many do not."""
+def _shorten(name: str, value: Any, left: int) -> dict[str, Any]:
+    """Of a list as many as fit, and how many do not; of anything else, nothing."""
     fit: list[Any] = []
-    for value in values:
-        left -= _measure(value)
+    for each in value if isinstance(value, list) else ():
+        left -= _measure(each)
         if left < 0:
             break
-        fit.append(value)
-    return {name: fit, f"{name}_left_out": len(values) - len(fit)}
+        fit.append(each)
+    return {name: fit, f"{name}_left_out": len(value) - len(fit)} if fit else {}
 
 
 def _list_details(message: Message) -> Iterator[tuple[str, Any]]:
@@ -169,7 +165,7 @@ def _build_card(card: AlertCard, message: Message) -> dict[str, Any]:
     title = format_alert_title(alert)
     value = truncate(clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL)
     return {
-        **({"title": title} if title else {}),
+        **({"title": title} if title not in ("", format_title(message)) else {}),
         "state": format_period(alert, message.zone),
         **({"now": value} if value else {}),
         "summary": truncate(format_summary(alert), _MAX_TEXT),

@@ -196,6 +196,12 @@ class ChannelSettings(Section):
         return str(getattr(self, "kind", ""))
 
     @property
+    def rate_per_second(self) -> float | None:
+        """Its own rate, or the provider's; None for no limit."""
+        rate = self.rate or self.provider_rate
+        return rate.per_second if rate is not None else None
+
+    @property
     def limitations(self) -> tuple[str, ...]:
         """What this channel cannot do and others of its kind can, a short text for each; empty for most."""
         return ()

@@ -7,6 +7,7 @@ It gets every event, merged with none. The body, at most 1,000,000 bytes, all mo
      "episode": 1,                  how many times the incident had started by then
      "accepted_at": "…",
      "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
+     "title": "…",                  the cause and its effect, or the alert and where it is
      "receiver": "…", "group_labels": {…}, "common_labels": {…},
      "remark": "",                  what the relay itself adds
      "contacts": {…},               the address of each role, while a critical alert fires
@@ -43,7 +44,16 @@ from services.relay.channels.webhook_signature import SigningKeyPath, build_sign
 from services.relay.http_session import HttpSession, read_text, translate_connection_errors
 from services.relay.model import Alert, Message
 from services.relay.send_error import SendError, SendReason, SendScope
-from services.relay.text import Link, clean_text, compute_status, format_remark, list_alerts, select_contacts, truncate
+from services.relay.text import (
+    Link,
+    clean_text,
+    compute_status,
+    format_remark,
+    format_title,
+    list_alerts,
+    select_contacts,
+    truncate,
+)
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import SecretPath
@@ -205,6 +215,7 @@ def build_body(message: Message) -> dict[str, Any]:
         "episode": message.task.episode,
         "accepted_at": message.task.accepted_at.isoformat(),
         "status": compute_status(event),
+        "title": _clean_and_truncate(format_title(message), _MAX_LABEL),
         "receiver": _clean_and_truncate(event.receiver, _MAX_LABEL),
         "group_labels": _limit_labels(event.group_labels),
         "common_labels": _limit_labels(event.common_labels),

@@ -35,8 +35,14 @@ _ROUTES: Final = """
 #   runbook: https://HOST/KMS_OPERATIONS.md#{alertname_lower}
 #   dashboard: https://HOST/d/kms-crypto-health?var-env={env}&var-service={service}&from={from_ms}&to={to_ms}
 
+# The first diagnosis steps of its alert in each message; what its expression gives now, and a chart:
+# messages: {runbook: KMS_OPERATIONS.md, prometheus_url: "http://127.0.0.1:9090"}
+
 # Alertmanager's address, so that alerts which end while they are silenced are resolved here, too:
 # alertmanager: {urls: ["http://127.0.0.1:9093"]}
+
+# Buttons in Slack, with an app-level token (xapp-…), which docs/SLACK.md explains:
+# interactive: {app_token_file: slack_app_token}
 
 # Whom a critical message says to call:
 # contacts: {"security on call": "TELEPHONE"}

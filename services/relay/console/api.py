@@ -25,14 +25,8 @@ from services.relay.outbox.tables import clean_for_database
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action
-from shared.http.json_api import (
-    Page,
-    build_error_response,
-    format_cursor,
-    format_time,
-    parse_page,
-    parse_parameter,
-)
+from shared.http.json_api import build_error_response, format_time, parse_parameter
+from shared.http.pagination import Page, format_cursor, parse_page
 
 _FILTERS: Final = ("state", "channel", "alertname", "digest", "since", "limit", "cursor")
 

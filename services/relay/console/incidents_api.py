@@ -29,7 +29,8 @@ from services.relay.outbox.incident_queries import (
 from services.relay.outbox.queries import DeliveryFilter, check_text, encode_delivery, list_deliveries
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
-from shared.http.json_api import Page, build_error_response, format_cursor, format_time, parse_page, parse_parameter
+from shared.http.json_api import build_error_response, format_time, parse_parameter
+from shared.http.pagination import Page, format_cursor, parse_page
 
 _VIA: Final = "api"
 _FILTERS: Final = ("status", "alertname", "limit", "cursor")

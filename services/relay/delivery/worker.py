@@ -276,7 +276,7 @@ async def _run_workers(
     channels = {name: each.connect(timeout) for name, each in settings.items()}
     for name, channel in channels.items():
         own = settings[name]
-        rate = _get_rate(own) if rules.pacing_enabled else None
+        rate = own.rate_per_second if rules.pacing_enabled else None
         workers[name] = Worker(
             name,
             channel,
@@ -316,11 +316,6 @@ async def _run_workers(
 def _find_dedup_channels(channel: ChannelSettings, channels: Mapping[str, ChannelSettings]) -> tuple[str, ...]:
     scope = channel.dedup_scope()
     return tuple(name for name, other in channels.items() if scope is not None and other.dedup_scope() == scope)
-
-
-def _get_rate(channel: ChannelSettings) -> float | None:
-    rate = channel.rate or channel.provider_rate
-    return rate.per_second if rate is not None else None
 
 
 async def _prepare_channels(store: Store, names: Collection[str], compare_delay: float) -> bool:

@@ -28,6 +28,7 @@ from shared.http.untrusted_json import UntrustedJsonError
 
 _MAX_ANSWERS: Final = 32
 _OVER: Final = "This incident is over: nothing to do."
+_UNKNOWN: Final = "The relay knows no such message: nothing was done."
 _FOREIGN: Final = "Only members of this workspace can do that."
 _SILENCE_OFF: Final = "Silences by button are off."
 
@@ -41,7 +42,7 @@ class _Reply(NamedTuple):
     text: str = ""
     """What only the person gets to read; empty for nothing."""
     bot: SlackWebApi | None = None
-    """Who says it; None where the relay does not know the message."""
+    """Who says it; None where nobody does."""
 
 
 class PressHandler:
@@ -121,10 +122,17 @@ class PressHandler:
         message = await self._store.read(find)
         bot = self._bots.get(message.channel) if message else None
         if message is None or bot is None:
-            return _Reply(PressOutcome.REFUSED, "the relay has sent no such message")
+            return _Reply(PressOutcome.REFUSED, _UNKNOWN, await self._find_bot_of_team(press))
         if not press.team or not press.team == press.user_team == await bot.read_team():
             return _Reply(PressOutcome.REFUSED, _FOREIGN, bot)
         return (message, bot) if message.is_current else _Reply(PressOutcome.REFUSED, _OVER, bot)
+
+    async def _find_bot_of_team(self, press: Press) -> SlackWebApi | None:
+        """One that may answer a member of its workspace; None for anybody else."""
+        for bot in self._bots.values():
+            if press.team and press.team == press.user_team == await bot.read_team():
+                return bot
+        return None
 
     async def _acknowledge(self, press: Press) -> Acknowledgement:
         peer = f"slack:{press.user_id}"

@@ -25,6 +25,8 @@ class BotAccess:
     api_url: str
     token_file: Path
     egress: EgressSettings
+    rate: float | None = None
+    """The channel's messages per second; None for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ async def run_presses(
             peers = [AlertmanagerClient(url, token, rules.alertmanager_egress) for url in rules.alertmanagers]
             for peer in peers:
                 stack.push_async_callback(peer.close)
-            worker = SilenceWorker(store, bots, peers, settings.silence_rules)
+            rates = {name: bot.rate for name, bot in rules.bots.items()}
+            worker = SilenceWorker(store, bots, rates, peers, settings.silence_rules)
             loops.append(worker.run())
         wake_silences = worker.wake if worker else None
         handler = PressHandler(store, bots, metrics, rules.acknowledging_channels, wake_channels, wake_silences)

@@ -17,6 +17,7 @@ import structlog
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError, NewSilence
 from services.relay.interactive.silence_permission import NotAllowedError, SilenceRules, check_permission
 from services.relay.interactive.web_api import SlackCallError, SlackWebApi
+from services.relay.outbox.breaker import take_token
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.silences import (
@@ -40,6 +41,7 @@ LEASE_SECONDS: Final = 60.0
 """Longer than all calls for one silence together."""
 _STEP_SECONDS: Final = 45.0
 _MAX_ATTEMPTS: Final = 8
+_RETRY_INITIAL: Final = 1.0
 _MAX_RETRY: Final = 30.0
 _POLL_SECONDS: Final = 2.0
 """In which a worker notices what another replica left."""
@@ -53,6 +55,7 @@ class SilenceWorker:
     Args:
         store: the outbox.
         bots: the bot of each of the relay's channels of Slack.
+        rates: the messages per second of each of these channels.
         alertmanagers: that send to this relay.
         rules: who may, and for how long.
     """
@@ -61,11 +64,13 @@ class SilenceWorker:
         self,
         store: Store,
         bots: Mapping[str, SlackWebApi],
+        rates: Mapping[str, float | None],
         alertmanagers: Sequence[AlertmanagerClient],
         rules: SilenceRules,
     ) -> None:
         self._store = store
         self._bots = bots
+        self._rates = rates
         self._alertmanagers = {each.url: each for each in alertmanagers}
         self._rules = rules
         self._wake_event = asyncio.Event()
@@ -91,7 +96,7 @@ class SilenceWorker:
 
     async def work_once(self) -> bool:
         """Work on the one that has waited longest; False where none waits. Raises StoreUnavailableError."""
-        if not await self._store.read(partial(has_due, now=self._store.clock())):
+        if not await self._store.read(partial(has_due, clock=self._store.clock)):
             return False
         row = await claim_silence(self._store, LEASE_SECONDS)
         if row is None:
@@ -184,16 +189,20 @@ class SilenceWorker:
         bot = self._bots.get(row.channel)
         if bot is not None and row.detail:
             where = {"channel": row.slack_channel, "text": escape(row.detail, quote=False), "parse": "none"}
-            if row.state == SilenceState.CREATED:
-                await bot.call("chat.postMessage", **where, thread_ts=row.thread)
-            else:
+            # A post takes a token of the channel's rate; where it gets none in time, only the person sees the answer.
+            if row.state != SilenceState.CREATED or row.attempts == _MAX_ATTEMPTS:
                 await bot.call("chat.postEphemeral", **where, user=row.user_id)
+            elif wait := await self._store.run(partial(take_token, channel=row.channel, rate=self._rates[row.channel])):
+                await postpone_silence(self._store, row, wait)
+                return
+            else:
+                await bot.call("chat.postMessage", **where, thread_ts=row.thread)
         await record_answer(self._store, row)
 
     async def _retry(self, row: SilenceRow, error: str) -> None:
         log.warning("a silence is tried again", incident=row.incident_id, attempts=row.attempts, error=error)
         if row.attempts < _MAX_ATTEMPTS:
-            await postpone_silence(self._store, row, min(2.0 ** (row.attempts - 1), _MAX_RETRY))
+            await postpone_silence(self._store, row, min(_RETRY_INITIAL * 2.0 ** (row.attempts - 1), _MAX_RETRY))
         elif is_final(row):
             await record_answer(self._store, row)
         else:

@@ -25,14 +25,12 @@ class SlackCallError(Exception):
     Args:
         text: what went wrong.
         code: Slack's name of the error; empty where Slack did not answer.
-        needed: the scope that is missing.
         retry_after: seconds that Slack asked to wait.
     """
 
-    def __init__(self, text: str, *, code: str = "", needed: str = "", retry_after: float = 0.0) -> None:
+    def __init__(self, text: str, *, code: str = "", retry_after: float = 0.0) -> None:
         super().__init__(text)
         self.code = code
-        self.needed = needed
         self.retry_after = retry_after
 
 
@@ -97,9 +95,9 @@ def _check_answer(status: int, body: bytes) -> Mapping[str, Any]:
         raise SlackCallError(f"Slack answered HTTP {status}" if status != 200 else "Slack's answer is not JSON")
     if answer.get("ok") is not True:
         code = _clean_code(answer.get("error"))
-        needed = _clean_code(answer.get("needed")) if code == "missing_scope" else ""
-        missing = f"; the token needs {needed}" if needed else ""
-        raise SlackCallError(f"Slack answered {code or 'an unknown error'}{missing}", code=code, needed=needed)
+        scope = _clean_code(answer.get("needed")) if code == "missing_scope" else ""
+        missing = f"; the token needs {scope}" if scope else ""
+        raise SlackCallError(f"Slack answered {code or 'an unknown error'}{missing}", code=code)
     return answer
 
 

@@ -17,12 +17,14 @@ from sqlalchemy import Connection, bindparam, select, update
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rate_limit import spend
+from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.rows import CHANNELS, ChannelRow, select_values
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, channels, deliveries
 
 FAILURE_THRESHOLD: Final = 5
 """Attempts in a row that did not reach the provider."""
+_NO_TOKEN_SECONDS: Final = 1.0
+"""Seconds to wait for a token of a channel that is not tried now."""
 _LOCKED_RETRY_SECONDS: Final = 0.05
 """Seconds until the next try where another replica is claiming for the channel."""
 
@@ -107,6 +109,18 @@ def record_claim(
         changes |= {"paused_until": transaction.now + trial_seconds, "paused_set_at": transaction.now}
     if changes:
         _update_channel(transaction, row.name, **changes)
+
+
+def take_token(transaction: Transaction, channel: str, rate: float | None) -> float:
+    """Takes a token of a channel's rate for a message that is no delivery; the seconds to wait where there is none."""
+    admission, row = admit(transaction, channel, 1)
+    if row is None or not admission.limit or admission.is_breaker_trial:
+        return admission.retry_in or _NO_TOKEN_SECONDS
+    available, seconds = count_available(row.next_token_at, transaction.now, 1, rate)
+    if not available:
+        return seconds or _NO_TOKEN_SECONDS
+    record_claim(transaction, row, 1, rate=rate, trial_seconds=None)
+    return 0.0
 
 
 def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:

@@ -68,6 +68,21 @@ _REQUEST_FOR_CHANNEL: Final = BulkStatement(
     )
     .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
 )
+_merged_episodes = select(deliveries.c.episode).where(
+    deliveries.c.incident_id == bindparam("incident"),
+    deliveries.c.channel == bindparam("of_channel"),
+    deliveries.c.event_seq.between(bindparam("first"), bindparam("last")),
+)
+_REQUEST_FOR_MERGED: Final = (
+    update(edits)
+    .where(
+        _edit.incident_id == bindparam("incident"),
+        _edit.channel == bindparam("of_channel"),
+        _edit.episode < bindparam("of_episode"),
+        _edit.episode.in_(_merged_episodes),
+    )
+    .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
+)
 _current_episode = select(incidents.c.episode).where(incidents.c.id == _edit.incident_id).scalar_subquery()
 _of_current_episode = (_edit.incident_id.in_(bindparam("incidents", expanding=True)), _edit.episode == _current_episode)
 _REQUEST_FOR_PERSON: Final = (
@@ -332,6 +347,17 @@ def request_channel_edits(transaction: Transaction, keys: Collection[tuple[str, 
             for incident, episode, channel in sorted(keys)
         ]
         _REQUEST_FOR_CHANNEL.execute(transaction.connection, rows)
+
+
+def request_merged_edits(transaction: Transaction, task: DeliveryTask) -> None:
+    """Has the first messages of earlier episodes edited whose end was merged into a delivery of a later one."""
+    values = {
+        **_identify(task),
+        "first": task.first_event_seq,
+        "last": task.last_event_seq,
+        "now": transaction.now,
+    }
+    transaction.connection.execute(_REQUEST_FOR_MERGED, values)
 
 
 def find_digests(

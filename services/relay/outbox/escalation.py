@@ -23,6 +23,7 @@ from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.restore_detection import COMPARE_DELAY
 from services.relay.outbox.rows import RowQuery, select_columns, select_values
 from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries, incidents
@@ -31,6 +32,8 @@ ACTOR: Final = "keypulse"
 """Who escalates, in the audit."""
 _STEP_SIZE: Final = 32
 """How many incidents one transaction escalates."""
+_MAX_AHEAD: Final = COMPARE_DELAY + CLOCK_TOLERANCE
+"""Seconds from now after which no step can start to count, unless the clock was set back."""
 
 
 class Escalation(NamedTuple):
@@ -70,12 +73,11 @@ _first_delivered_at = (
     .scalar_subquery()
 )
 _starts_at = func.coalesce(_of.escalation_starts_at, _first_delivered_at)
-_starts_in_future = _starts_at > bindparam("now") + CLOCK_TOLERANCE
+_starts_too_late = _starts_at > bindparam("now") + _MAX_AHEAD
 _DUE: Final = RowQuery(_EscalatingRow, select(*select_columns(_EscalatingRow, _of))).where(
-    _of.escalation_after.is_not(None),
+    _of.escalation_after.is_not(None),  # as the index `incidents_escalating` has it; null once it is resolved
     _of.acknowledged_at.is_(None),
-    _of.is_open == 1,
-    or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_in_future),
+    or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_too_late),
 )
 _FIND_DUE: Final = _DUE.order_by(_of.id).limit(_STEP_SIZE)
 _READ_DUE: Final = _DUE.where(_of.id.in_(bindparam("incidents", expanding=True))).order_by(_of.id)
@@ -139,7 +141,7 @@ def _escalate(transaction: Transaction, found: Sequence[str], configured_channel
 def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Collection[str]) -> Escalation:
     connection, now = transaction.connection, transaction.now
     starts_at = _STARTS_AT.fetch_one(connection, {"incident": row.id})
-    if starts_at > now + CLOCK_TOLERANCE:  # the clock was set back since
+    if starts_at > now + _MAX_AHEAD:  # the clock was set back since
         connection.execute(_START_NOW, {"incident": row.id, "at": now})
         return Escalation(row.id, (), ())
     steps = [EscalationStep(after, tuple(channels)) for after, channels in json.loads(row.escalation or "[]")]

@@ -21,6 +21,7 @@ from services.relay.outbox.edits import (
     find_digests,
     record_first_messages,
     request_channel_edits,
+    request_merged_edits,
 )
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
@@ -219,6 +220,9 @@ def _record_edits(
     digests = find_digests(transaction, changed) if changed else frozenset()
     older = {digest for digest in digests if digest[0] not in first_messages}
     request_channel_edits(transaction, changed | older)
+    for task, _, _, _ in ended:
+        if task.episode > 1 and task.first_event_seq != task.last_event_seq:
+            request_merged_edits(transaction, task)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
@@ -268,8 +272,8 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
 
 def _find_state(outcome: AttemptOutcome, row: DeliveryRow) -> DeliveryState:
     """What the delivery is then: one that was only named is as it was before."""
-    was_tried = row.attempts > 1
-    return DeliveryState.RETRYING if outcome.state is DeliveryState.QUEUED and was_tried else outcome.state
+    has_attempt = row.attempts > 1
+    return DeliveryState.RETRYING if outcome.state is DeliveryState.QUEUED and has_attempt else outcome.state
 
 
 def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, Any]:

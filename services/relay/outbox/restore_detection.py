@@ -24,7 +24,7 @@ from services.relay.outbox.engine.lost_outbox import find_last_used_files, read_
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.rows import DATABASE_IDENTITIES, DELIVERIES
-from services.relay.outbox.tables import DeliveryState, database_identity, deliveries
+from services.relay.outbox.tables import DeliveryState, database_identity, deliveries, incidents
 
 COMPARE_DELAY: Final = 360.0
 """Seconds that unfinished deliveries wait for the comparison: an Alertmanager that just started counts after 300."""
@@ -55,6 +55,10 @@ _MARK_MAYBE_DELIVERED: Final = (
         remark=func.coalesce(_delivery.remark, RESTORED_REMARK),
     )
 )
+_RESTART_ESCALATION: Final = (
+    update(incidents).where(incidents.c.escalation_after.is_not(None)).values(escalation_starts_at=bindparam("at"))
+)
+"""What is open in a backup may be over, or acknowledged since: nobody else is called for it before the comparison."""
 _MAKE_DUE: Final = (
     update(deliveries)
     .where(_delivery.finished_at.is_(None), _delivery.maybe_delivered_up_to.is_not(None))
@@ -127,6 +131,7 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     for row in leased:
         merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
     marked: Any = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now})
+    connection.execute(_RESTART_ESCALATION, {"at": now + compare_delay})
     return _Detection(now, files, is_restored=bool(marked.rowcount))
 
 

@@ -107,7 +107,7 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
     if any(now):
         columns["now"] = now
     states = [format_short_period(alert, message.zone) for alert in listed]
-    if len(set(states)) == 1:
+    if columns and len(set(states)) == 1:
         caption.append(states[0])
     else:
         columns["state"] = states

@@ -3,7 +3,7 @@
 Before a rotation changes anything, every row is unwrapped once: a row that cannot be is named, and nothing is changed.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -101,17 +101,17 @@ class ExternalAdministration(LocalAdministration):
 
     async def count_key_usage(self) -> KeyUsage:
         """Reads every row."""
+        async with translate_errors():
+            excluded = _list_versions(await self._external.count_excluded(self._database))
         if await self._has_tables():
-            return await super().count_key_usage()
+            return (await super().count_key_usage()).model_copy(update={"excluded": excluded})
         async with translate_errors():
             counts = await self._keys.count(self._database)
             now = await self._database.read(self._database.read_clock)
         return KeyUsage(
             kek=self._wrapping.kek,
-            versions=tuple(
-                VersionUsage(kek=row.kek, kek_version=row.kek_version, data_keys=row.total, records=0)
-                for row in counts.versions
-            ),
+            versions=_list_versions({(row.kek, row.kek_version): row.total for row in counts.versions}),
+            excluded=excluded,
             active=None,
             active_since=None,
             counted_at=datetime.fromtimestamp(now, UTC),
@@ -194,3 +194,11 @@ class ExternalAdministration(LocalAdministration):
             self._external.store_fingerprints(connection, learned)
 
         await self._database.write(store)
+
+
+def _list_versions(counts: Mapping[tuple[str, str], int]) -> tuple[VersionUsage, ...]:
+    """The counts of rows by KMS key and version."""
+    return tuple(
+        VersionUsage(kek=kek, kek_version=version, data_keys=total, records=0)
+        for (kek, version), total in counts.items()
+    )

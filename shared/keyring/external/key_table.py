@@ -98,6 +98,16 @@ class ExternalKeyTable:
             unreadable |= {row.id: row.error for row in bad[: _MAX_UNREADABLE - len(unreadable)]}
         return KeyCounts(tuple(VersionCount(*names, total) for names, total in counted.items()), unreadable)
 
+    async def count_excluded(self, database: Database) -> Counter[tuple[str, str]]:
+        """The rows that `where` leaves out, by KMS key and version; one that cannot be read may be of any version."""
+        counted: Counter[tuple[str, str]] = Counter()
+        if self.table.layout.where is None:
+            return counted
+        async for keys, bad in self.scan(database, excluded=True):
+            counted.update((key.wrapped.kek, key.wrapped.kek_version) for key in keys)
+            counted[self.kek, UNREADABLE_VERSION] += len(bad)
+        return +counted
+
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:  # noqa: D102
         row = self.table.find(connection, data_key_id)
         return next(iter(self._build_data_keys(connection, [row]))) if row else None
@@ -144,19 +154,26 @@ class ExternalKeyTable:
             ),
         )
 
-    async def scan(self, database: Database, after: str = "") -> AsyncIterator[KeyPage]:
-        """All data keys after that id, and the rows that cannot be read, each page in a transaction of its own."""
+    async def scan(self, database: Database, after: str = "", *, excluded: bool = False) -> AsyncIterator[KeyPage]:
+        """All data keys after that id, and the rows that cannot be read, each page in a transaction of its own.
+
+        Args:
+            database: of the table.
+            after: the id.
+            excluded: reads the rows that `where` leaves out instead.
+        """
         last = self.table.parse_cursor(after)
         while True:
-            keys, last = await database.read(partial(self._read_keys, last=last), seconds=SCAN_SECONDS)
+            read = partial(self._read_keys, last=last, excluded=excluded)
+            keys, last = await database.read(read, seconds=SCAN_SECONDS)
             yield keys
             if last is None:
                 return
 
     def _read_keys(
-        self, connection: Connection, last: tuple[Any, ...] | None
+        self, connection: Connection, last: tuple[Any, ...] | None, *, excluded: bool
     ) -> tuple[KeyPage, tuple[Any, ...] | None]:
-        rows, following = self.table.read_chunk(connection, last)
+        rows, following = self.table.read_chunk(connection, last, excluded=excluded)
         keys = list(self._build_data_keys(connection, [row for row in rows if isinstance(row, Row)]))
         return KeyPage(keys, [row for row in rows if isinstance(row, UnreadableRow)]), following
 

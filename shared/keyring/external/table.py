@@ -20,6 +20,7 @@ from sqlalchemy import (
     false,
     inspect,
     literal_column,
+    not_,
     or_,
     select,
     text,
@@ -169,11 +170,20 @@ class ExternalTable:
         except ValueError as error:
             raise RefusedError(str(error)) from None
 
-    def read_chunk(self, connection: Connection, last: tuple[Any, ...] | None, limit: int = CHUNK_ROWS) -> Chunk:
-        """The next rows in the order of the id's columns, a thousand at most."""
+    def read_chunk(
+        self, connection: Connection, last: tuple[Any, ...] | None, limit: int = CHUNK_ROWS, *, excluded: bool = False
+    ) -> Chunk:
+        """The next rows in the order of the id's columns, a thousand at most.
+
+        Args:
+            connection: in a transaction.
+            last: the id's values of the row before; None at the beginning.
+            limit: of the rows.
+            excluded: reads the rows that `where` leaves out instead.
+        """
         limit = min(limit, CHUNK_ROWS)
         ids = [self.table.c[name] for name in self.layout.id_columns]
-        query = self._filter(select(*self.table.c)).order_by(*ids).limit(limit)
+        query = self._filter(select(*self.table.c), excluded=excluded).order_by(*ids).limit(limit)
         if last is not None:
             query = query.where(_is_after(ids, last))
         found = [row._asdict() for row in connection.execute(query)]
@@ -233,8 +243,10 @@ class ExternalTable:
     def _is_row(self, key: Sequence[Any]) -> ColumnElement[bool]:
         return and_(*(self.table.c[name] == part for name, part in zip(self.layout.id_columns, key, strict=True)))
 
-    def _filter(self, query: Select[Any]) -> Select[Any]:
-        return query.where(self.table.c[self.layout.wrapped].is_not(None), self._condition())
+    def _filter(self, query: Select[Any], *, excluded: bool = False) -> Select[Any]:
+        condition = self._condition()
+        chosen = or_(condition.is_(None), not_(condition)) if excluded else condition
+        return query.where(self.table.c[self.layout.wrapped].is_not(None), chosen)
 
     def _condition(self) -> ColumnElement[bool]:
         return literal_column(f"({self.layout.where or '1 = 1'})", types.Boolean())

@@ -56,10 +56,12 @@ _LENGTHS: Final = {"rotation_id": 64, "id": 64, "kek_version": MAX_VERSION_LENGT
 
 def get_table_prefix(layout: TableLayout) -> str:
     """What the names of the tables begin with: another one for each column of wrapped keys."""
-    name = f"{layout.name}_{layout.wrapped}"
-    label = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    name = f"{layout.name}__{layout.wrapped}"  # two underscores: a_b and c are others than a and b_c
+    parts = [re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in (layout.name, layout.wrapped)]
+    label = "__".join(parts)
     if label != name or len(label) > _MAX_LABEL_LENGTH:
-        label = f"{label[: _MAX_LABEL_LENGTH - 9]}_{sha256(name.encode()).hexdigest()[:8]}"
+        digest = sha256(f"{layout.name}\x00{layout.wrapped}".encode()).hexdigest()
+        label = f"{label[: _MAX_LABEL_LENGTH - 9]}_{digest[:8]}"
     return f"keypulse_{label}"
 
 

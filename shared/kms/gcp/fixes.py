@@ -16,7 +16,9 @@ _ENABLE: Final = FixTemplate("Enable the version", f"gcloud kms keys versions en
 _RESTORE: Final = FixTemplate(
     "Restore the version", f"gcloud kms keys versions restore {{version}} {_RING} --key={{key}}"
 )
-_LIST_VERSIONS: Final = FixTemplate("List the versions", f"gcloud kms keys versions list {_RING} --key={{key}}")
+_LIST_VERSIONS: Final = FixTemplate(
+    "List the versions", f"gcloud kms keys versions list {_RING} --key={{key}}", unless="version"
+)
 _WHO_CHANGED_VERSIONS: Final = FixTemplate(
     "See who changed a version within a day", _ACTIVITY % ("1d", "CryptoKeyVersion")
 )

@@ -17,6 +17,10 @@ GCP_PROFILE: Final = KmsProfile(
         "cloudkms.cryptoKeys.get",
         "cloudkms.cryptoKeyVersions.list",
     ),
+    round_trip_permissions=(
+        "cloudkms.cryptoKeyVersions.useToEncrypt",
+        "cloudkms.cryptoKeyVersions.useToDecrypt",
+    ),
     # A project may make 300 reads and 60,000 cryptographic requests a minute (https://cloud.google.com/kms/quotas).
     # A third of the reads is left to people and others; no minute of a rotation has more than 50,000 requests.
     reads_per_minute=200.0,

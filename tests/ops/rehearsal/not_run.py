@@ -25,6 +25,7 @@ REASONS = {
     "merged.yml": "tests/relay/alertmanager_file merges files of others",
     "init --slack webhook": "tests/relay/cli/test_first_message.py runs it",
     "send-test --config relay.yml": "tests/relay/cli/test_first_message.py runs it",
+    "acknowledge": "tests/relay/console/test_incidents.py and tests/relay/cli/test_incidents.py acknowledge",
     "--test-alert": "tests/ops/smoke/test_stack.py runs it",
 }
 """What a command has in it, and why that keeps it from the demo."""

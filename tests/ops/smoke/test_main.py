@@ -40,6 +40,8 @@ async def backend() -> AsyncIterator[str]:
         if request.url.path == "/metrics":
             names = ("crypto_mode", "crypto_ready", "crypto_init_timestamp_seconds", "crypto_decryption_errors_total")
             return Response("".join(f"{name} 1\n" for name in names))
+        if request.url.path == "/admin/crypto/keys":
+            return Response(status_code=401)
         return Response(status_code=204) if request.method == "PUT" else Response("changed")
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
@@ -65,10 +67,10 @@ async def test_a_line_for_each_check_and_exit_code_1_for_one_that_failed(backend
     done = await smoke("--base-url", backend, "--junit", str(tmp_path / "smoke.xml"))
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
-    assert [text[0] for text in lines] == ["✓", "✓", "✓", "✓", "✗"]
+    assert [text[0] for text in lines] == ["✓", "✓", "✓", "✓", "-", "✓", "✗"]
     assert "; stop writing, and compare with a backup" in lines[-1]
     suite = ET.parse(tmp_path / "smoke.xml").getroot()[0]  # noqa: S314 - our own
-    assert (suite.get("tests"), suite.get("failures")) == ("5", "1")
+    assert (suite.get("tests"), suite.get("failures")) == ("7", "1")
 
 
 @pytest.mark.parametrize(("environment", "expected"), [("", True), ("production", True), ("staging", False)])
@@ -84,7 +86,7 @@ async def test_the_summary_of_a_job_gets_every_line(backend: str, tmp_path: Path
     await smoke("--base-url", backend, GITHUB_STEP_SUMMARY=str(summary))
     written = summary.read_text(encoding="utf-8")
     assert written.startswith("before\n## keypulse-smoke\n\n- ✓ backend answers: crypto\\_mode kms")
-    assert written.count("\n- ") == 5
+    assert written.count("\n- ") == 7
 
 
 async def test_the_record_can_be_left_out_and_the_environment_says_so_too(backend: str) -> None:
@@ -92,7 +94,7 @@ async def test_the_record_can_be_left_out_and_the_environment_says_so_too(backen
         await smoke("--base-url", backend, "--records", "off"),
         await smoke("--base-url", backend, KEYPULSE_SMOKE_RECORDS="off"),
     ):
-        assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 6)
 
 
 async def test_a_deployment_without_a_backend_is_checked_by_its_other_parts() -> None:
@@ -104,7 +106,7 @@ async def test_a_deployment_without_a_backend_is_checked_by_its_other_parts() ->
 async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     done = await smoke("--json", KEYPULSE_SMOKE_BASE_URL=backend)
     read = json.loads(done.stdout)
-    assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 5)
+    assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 7)
 
 
 async def test_verbose_tells_what_was_seen(backend: str) -> None:

@@ -55,7 +55,7 @@ async def test_a_deployment_that_is_healthy_passes_and_its_summary_says_so(machi
     assert {name for name, outcome in outcomes.items() if outcome == "success"} >= {"Install", "Smoke test"}, printed
     assert "failure" not in outcomes.values()
     assert outcomes["Plan"] == outcomes["The environment asks for an approval"] == "skipped", "it rotates nothing"
-    assert printed.count("✓") == summary.count("✓") == 5
+    assert printed.count("✓") == summary.count("✓") == 6
     assert TOKEN not in printed + summary
 
 

@@ -288,3 +288,13 @@ def test_what_cannot_be_edited_is_reported(text: str) -> None:
 def test_its_own_matchers_are_ones_that_the_relay_understands() -> None:
     routes = yaml.safe_load(merge(file_with(), DESTINATION))["route"]["routes"]
     assert [parse_matcher(route["matchers"][0]).label for route in routes] == ["alertname"] * 3
+
+
+def test_a_file_that_ends_within_a_text_block_says_what_to_do() -> None:
+    text = file_with() + "templates:\n  - |\n    a.tmpl"
+    assert collisions(text) == [
+        "the file ends within a text block, to which a further line would belong; end it with a newline"
+    ]
+    merged = merge(f"{text}\n", DESTINATION)
+    assert yaml.safe_load(merged)["templates"] == ["a.tmpl\n"]
+    assert merge(merged.rstrip("\n"), DESTINATION) == merged.rstrip("\n")  # nothing is missing there

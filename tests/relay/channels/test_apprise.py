@@ -141,12 +141,14 @@ async def test_ntfy_gets_title_and_text_and_the_receipt_names_it(secret_file: Pa
         seen.append(await request.json())
         return web.json_response({"id": "1"})
 
-    rotate(secret_file, f"ntfy://{await answering(ntfy)}/security")
+    provider = await answering(ntfy)
+    rotate(secret_file, f"ntfy://{provider}/security")
     channel = settings({"kind": "apprise", "url_file": secret_file}).connect(5)
     assert await send(channel, message()) == {"service": "ntfy", "status": "200"}
+    rotate(secret_file, f"ntfy://{provider}/another")
     await send(channel, message("03-resolved-1"))
     await channel.close()
-    assert [each["topic"] for each in seen] == ["security", "security"]
+    assert [each["topic"] for each in seen] == ["security", "another"]
     assert [each["title"].split()[0] for each in seen] == ["Firing:", "Resolved"]
     assert "Runbook: https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md#kms" in seen[0]["message"]
 

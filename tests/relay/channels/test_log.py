@@ -38,6 +38,7 @@ def test_a_line_says_what_and_where_and_that_it_is_over() -> None:
         "incident_id": "incident",
         "episode": 1,
         "status": "resolved",
+        "title": "KMSCryptoModeNotKMS · production / backend",
         "alertname": "KMSCryptoModeNotKMS",
         "receiver": "kms-critical",
     }

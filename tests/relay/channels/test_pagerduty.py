@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.pagerduty import find_event_errors
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.pagerduty_event import build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
-from services.relay.model import Message
+from services.relay.model import Links, Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
@@ -23,12 +24,16 @@ from tests.relay.channels.examples import (
     RUNBOOK,
     SECRET,
     SILENCE_URL,
+    TITLE,
+    change,
     critical,
+    detailed,
     example,
     message,
     messages,
     rotate,
     settings,
+    titled,
     with_text,
 )
 from tests.relay.channels.recording_attempt import Recorded, send
@@ -60,13 +65,54 @@ def size(event: dict[str, object]) -> int:
 @hypothesis_settings(max_examples=200 if LONG else 50)
 def test_no_message_passes_pagerdutys_limits(any_message: Message) -> None:
     event = build_event(any_message, "trigger")
-    payload = event["payload"]
     assert size(event) < 512_000
-    assert 0 < len(payload["summary"]) <= 1024
-    assert payload["source"]
-    assert payload["severity"] in {"critical", "error", "warning", "info"}
-    assert len(event["dedup_key"]) <= 255
-    assert all(link["href"].startswith(("http://", "https://")) for link in event["links"])
+    assert not list(find_event_errors({"routing_key": SECRET, **event}, frozenset({SECRET})))
+    assert "\n" not in event["payload"]["summary"]
+    json.dumps(event, ensure_ascii=False).encode()  # half a character would be an error
+
+
+def test_what_does_not_fit_is_left_out_in_the_order_of_its_worth() -> None:
+    event = build_event(detailed(critical(with_text("é" * 20_000, 3)), "🔥" * 20_000), "trigger")
+    assert size(event) < 512_000
+    everything = critical(detailed(message(contacts={"owner": "#team"})))
+    whole = build_event(everything, "trigger")["payload"]["custom_details"]
+    assert list(whole) == ["fix", "alerts", "escalate_to", "context", "listed", "runbook"]
+    labels = {f"label{number}": "é" * 500 for number in range(64)}
+    many = message("05-firing-3").event
+    alerts = tuple(
+        replace(many.alerts[0], fingerprint=str(n), labels={**labels, "alertname": f"rule {n}"}) for n in range(100)
+    )
+    of = detailed(message(replace(many, alerts=alerts), links=message("05-firing-3").links[:1] * 100))
+    details = build_event(of, "trigger")["payload"]["custom_details"]
+    assert 1 <= len(details["listed"]) < 100
+    assert details["listed_left_out"] == 100 - len(details["listed"])
+    assert details["fix"] == whole["fix"]
+    assert details["context"]["How often"] == whole["context"]["How often"]
+
+
+def test_the_summary_begins_with_the_cause_and_says_when_it_is_over() -> None:
+    def summarize(of: Message) -> str:
+        return str(build_event(of, "trigger")["payload"]["summary"])
+
+    where = "KMSHighCryptoErrorRate · production / backend"
+    assert summarize(titled(message("07-firing-3"))) == f"{TITLE} (2 firing, 1 resolved) · {where}"
+    over = titled(message("03-resolved-1"))
+    past = "permission_denied: backend could not encrypt with ledger-kek"
+    where = "KMSCryptoModeNotKMS · production / backend"
+    assert summarize(over) == f"Resolved after 8 s: {past} · {where}"
+    late = change(over, firing_undelivered=True)
+    assert summarize(late) == f"Fired and resolved within 8 s: {past} (already resolved) · {where}"
+
+
+def test_a_picture_is_shown_from_an_allowed_host_over_https_only() -> None:
+    of = message()
+    for image, shown in (
+        ("https://img.example.org/1.png", True),
+        ("http://img.example.org/1.png", False),
+        (None, False),
+    ):
+        event = build_event(replace(of, links=(Links(None, None, image=image),)), "trigger")
+        assert [picture["src"] for picture in event.get("images", [])] == ([image] if shown else [])
 
 
 @pytest.mark.parametrize("text", HUGE)

@@ -47,9 +47,12 @@ async def test_a_receiver_can_verify_each_attempt_while_the_key_is_rotated(
 
     values = {"kind": "webhook", "url": f"http://{await answering(answer)}/", "signing_key_file": secret_file}
     channel = WebhookChannel(WebhookSettings.model_validate(values), 5, clock=lambda: NOW + 0.9)
+    versions = set()
     for content in (OLD, f"{OLD}\n{NEW}", NEW):
         rotate(secret_file, f"# made for the ticket system\n{content}\n")
+        versions.add(channel.read_secret_versions())
         await send(channel, message())
+    assert len(versions) == 3
     await channel.close()
     by_key = [[verify(key, headers, body) for key in (OLD, NEW)] for headers, body in seen]
     assert by_key == [[True, False], [True, True], [False, True]]

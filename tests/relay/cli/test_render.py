@@ -54,6 +54,15 @@ def test_it_prints_the_words_of_the_team(typed: Typed, tmp_path: Path, monkeypat
     assert f"messages.templates: {tmp_path}/title.j2: line 1: unexpected '}}'" in check
 
 
+def test_it_prints_the_steps_of_the_runbook(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runbook.md").write_text("# KMSCryptoModeNotKMS\n\nLook at the board first.")
+    monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__RUNBOOK", "runbook.md")  # beside the configuration
+    result = typed("render", "--payload", str(PAYLOADS[0]), "--channel", "slack")
+    assert "Look at the board first." in result.stdout
+    monkeypatch.setenv("KEYPULSE_RELAY__MESSAGES__RUNBOOK", "https://user@runbooks.internal/x.md")
+    assert "messages.runbook: expected a URL such as https://HOST" in typed("--check").stderr
+
+
 @pytest.mark.parametrize("channel", ["pager", "slack", "mail", "log"])
 @pytest.mark.parametrize("number", range(1, len(PAYLOADS) + 1))
 def test_every_payload_can_be_rendered_on_every_kind_of_channel(typed: Typed, channel: str, number: int) -> None:

@@ -66,6 +66,8 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
             ("resolved", "delivered"),
             ("firing", "delivered"),
         ]
+        await post(client, webhook_of(group="1"))  # its next episode
+        assert [each["id"] for each in await find(client)] == [listed[n]["id"] for n in (1, 0, 2)]
         assert await get(client, "/api/incidents/unknown") == (404, {"error": "no such incident"})
         for query, error in (
             ("status=open", "status: expected one of firing, resolved"),
@@ -138,7 +140,9 @@ async def test_what_nobody_acknowledges_goes_on_across_a_restart_and_a_reload(tm
         assert not three.sent
         assert two.sent[2].task.context.acknowledged_by == "anonymous"
         await post(client, webhook_of())  # the next episode
-        await until(lambda: len(one.sent) == 4)
+        await reaches(client, 3, "relay_deliveries_total", channel="one", outcome="delivered")  # of this relay
+        (incident,) = await find(client)
+        assert (incident["channels"], incident["acknowledged_by"], incident["escalated_to"]) == (["one"], None, [])
         clock.now += 3_700
         await until(lambda: len(two.sent) == len(three.sent) + 3 == 4)
         assert three.sent[0].task.remark == "Escalated: nobody acknowledged it within 1 h."

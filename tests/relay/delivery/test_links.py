@@ -255,3 +255,19 @@ def test_a_template_that_could_give_anything_else_is_refused(template: str, expe
 @pytest.mark.parametrize("template", [RUNBOOK, DASHBOARD, "http://[::1]:3000/?a={b}", "https://example.org"])
 def test_a_good_template_stays_as_it_is(template: str) -> None:
     assert check_template(template) == template
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "shown"),
+    [
+        ("https://img.example.org/1.png", {"img.example.org"}, True),
+        ("https://img.example.org/1.png", set(), False),  # a page loads it unasked
+        ("https://evil.example/1.png", {"img.example.org"}, False),
+        ("http://img.example.org/1.png", {"img.example.org"}, False),
+    ],
+)
+def test_a_picture_comes_from_a_host_that_the_configuration_names(address: str, hosts: set[str], shown: bool) -> None:
+    (alert,) = example_message().event.alerts
+    rules = LinkRules(None, None, allow_hosts=frozenset(hosts))
+    links = build_links(replace(alert, annotations={"image_url": address}), example_message().task.accepted_at, rules)
+    assert links.image == (address if shown else None)

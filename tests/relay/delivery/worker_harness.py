@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from services.relay.delivery.attempt import SenderSettings, open_local_sender
+from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, EnrichmentSettings
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import DeliveryContext
@@ -85,6 +86,8 @@ async def rig(
     hosts: frozenset[str] = frozenset(),
     fallback: tuple[str, ...] = (),
     limits: SendingLimits = ALL_LANES,
+    *,
+    enrichment: EnrichmentSettings = NO_ENRICHMENT,
     **channels: Scripted,
 ) -> AsyncIterator[Rig]:
     registry = CollectorRegistry()
@@ -95,6 +98,7 @@ async def rig(
         link_rules=LinkRules("https://docs.example.org/#{alertname_lower}", None, allow_hosts=hosts),
         contacts={"service owner": "#ledger-team"},
         timeout=timeout,
+        enrichment=enrichment,
     )
     async with open_store(file, clock, unmerged) as store, open_local_sender(given) as send:
         workers: dict[str, Worker] = {}

@@ -111,6 +111,8 @@ class Channel:
     """Whether what waits for an incident becomes one message."""
     opens_pages: bool = False
     """Whether its messages open and resolve a page."""
+    is_edited: bool = False
+    """Whether the first message of an episode is edited as its incident changes."""
     is_searched: bool = False
     """Whether the relay looks for a message there before it sends it again."""
 

@@ -54,10 +54,6 @@ class PressedRelay:
         await self._settle()
         return add_buttons(messages[-1], group)
 
-    def show(self, message: SlackMessage, group: str = "one") -> SlackMessage:
-        """The message of an incident with buttons."""
-        return add_buttons(message, group)
-
     async def resolve(self, group: str = "one", **changes: Any) -> None:
         assert (await post(self.client, webhook_of("resolved", group=group, **changes)))[0] == 202
         await self._settle()

@@ -154,11 +154,13 @@ async def test_who_may_not_is_told_why_and_silences_nothing(tmp_path: Path, stan
 
 
 async def test_a_silence_whose_answer_is_lost_is_found_and_not_created_twice(
-    tmp_path: Path, stand_ins: StandIns, peer: Peer
+    tmp_path: Path, stand_ins: StandIns, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(silence_worker, "_RETRY_INITIAL", 0.05)
+    monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
     await peer.fire()
     peer.lost_answers = 1
-    async with silencing(tmp_path, stand_ins, peer) as relay:
+    async with silencing(tmp_path, stand_ins, peer, allow_groups=[]) as relay:
         message = await relay.fire()
         # Slack does not answer once, either: the press waits in the outbox.
         stand_ins.faults.add(
@@ -176,6 +178,7 @@ async def test_a_relay_that_is_killed_leaves_its_silence_to_the_next_one(
 ) -> None:
     await peer.fire()
     monkeypatch.setattr(silence_worker, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
     async with silencing(tmp_path, stand_ins, peer) as relay:
         message = await relay.fire()
         with monkeypatch.context() as killed:
@@ -223,3 +226,22 @@ async def test_two_replicas_create_one_silence(
         await until(lambda: len(thread(stand_ins)) == 1)
     assert len(await peer.silences()) == 1
     assert peer.posts == 1
+
+
+async def test_the_answer_in_the_thread_takes_a_token_of_the_channels_rate(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await peer.fire()
+    monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
+    waits, requested = [0.02, 0.0], []
+
+    def take_token(_transaction: object, channel: str, rate: float | None) -> float:
+        requested.append((channel, rate))
+        assert thread(stand_ins) == []
+        return waits.pop(0)
+
+    monkeypatch.setattr(silence_worker, "take_token", take_token)
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        assert await relay.press(await relay.fire(), "silence")
+        await until(lambda: len(thread(stand_ins)) == 1)
+    assert requested == [("slack", 1.0)] * 2

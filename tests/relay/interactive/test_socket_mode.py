@@ -90,7 +90,7 @@ async def test_the_next_connection_opens_before_the_old_one_ends(open_client: Op
 
 
 async def test_only_what_is_committed_is_acknowledged_and_one_press_hinders_no_other(
-    open_client: Open, stand_ins: StandIns
+    open_client: Open, stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_ins.socket_mode.acknowledge_seconds = 0.3
     steps = [asyncio.sleep(0, False), asyncio.sleep(3600, True), _fail(), asyncio.sleep(0, True)]  # noqa: FBT003  # their results
@@ -102,6 +102,7 @@ async def test_only_what_is_committed_is_acknowledged_and_one_press_hinders_no_o
         await until(lambda: bool(stand_ins.socket_mode.connections))
         answers = [await press(stand_ins) for _ in range(4)]
     assert answers == [False, False, False, True]
+    assert "a press was not acknowledged: the outbox or Slack did not answer in time" in capsys.readouterr().out
 
 
 async def _fail() -> bool:

@@ -3,14 +3,18 @@
 import asyncio
 from typing import Any
 
+from sqlalchemy import update
+
 from services.relay.delivery.task import prepare_task
 from services.relay.model import DeliveryTask, EscalationStep, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
+from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
-from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from tests.relay.served_relay import event_of
 
 PAUSES = PauseLimits(initial=1, maximum=300)
@@ -69,3 +73,21 @@ async def end_attempt(
         changes = {"receipt": {"number": "1"}, "maybe_sent": True} | changes
     ending: dict[str, Any] = {"reason": "ok", "detail": "", "channel_effect": effects[state]} | changes
     return await record_outcome(store, claim, AttemptOutcome(state, 1000.0, 1.5, **ending), PAUSES)
+
+
+async def let_pass(store: Store, seconds: float) -> None:
+    """As if everything had happened so much earlier: PostgreSQL's clock cannot be moved."""
+
+    def shift(transaction: Transaction) -> None:
+        for column in (deliveries.c.finished_at, incidents.c.escalation_starts_at):
+            transaction.connection.execute(update(column.table).values({column.name: column - seconds}))
+
+    await store.run(shift)
+
+
+async def take_edits(store: Store, channel: str = "a") -> list[DeliveryTask]:
+    """What the first messages of a channel are to show now, as it goes to the channel; they are edited."""
+    claimed = await claim_edits(store, EditClaimRequest("scope", (channel,), 8, "me", 20, None))
+    for claim in claimed.claims:
+        assert await record_edit(store, "scope", claim, EditOutcome(EditResult.EDITED, "ok"))
+    return [await prepare(store, claim.task) for claim in claimed.claims]

@@ -21,7 +21,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import read_delivery
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare, take_edits
 from tests.relay.served_relay import event_of
 
 
@@ -74,11 +74,13 @@ async def audited(store: Store) -> list[tuple[str, str | None, str, str]]:
     return [(entry.who, entry.peer, entry.action, entry.on) for entry in entries]
 
 
-async def test_the_first_of_many_presses_counts_and_a_message_says_who(store: Store) -> None:
+async def test_the_first_of_many_presses_counts_and_a_message_says_who(store: Store, database: DatabaseUrl) -> None:
     await accept(store, "x", "a", "log")
-    names = [f"person {number}" for number in range(5)]
+    names = [f"person {number}" for number in range(20)]
 
-    done = await asyncio.gather(*(acknowledged(store, name) for name in names))
+    async with open_store(database, lambda: 1000.0) as other:  # of another replica
+        presses = (acknowledged((store, other)[number % 2], name) for number, name in enumerate(names))
+        done = await asyncio.gather(*presses)
 
     (first,) = [each for each in done if each.is_changed]
     assert first.by in names
@@ -121,12 +123,42 @@ async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
     assert (await acknowledged(store, "ben")).by == "ben"
 
 
+async def test_what_is_being_sent_of_an_earlier_episode_carries_no_acknowledgement(store: Store) -> None:
+    await accept(store, "x", "pagerduty")
+    claim = await claim_one(store, "pagerduty")
+    await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
+    await accept(store, "x", "pagerduty", episode=2)
+    await acknowledged(store)
+    assert (await prepare(store, claim, acknowledges=True)).acknowledgement == ""
+
+
+async def test_pagerduty_is_not_told_of_an_episode_that_it_does_not_have(store: Store) -> None:
+    await accept(store, "x", "a", "pagerduty")
+    await paged(store)
+    await accept(store, "x", "a", "pagerduty", is_open=False, event=event_of("resolved"))
+    await paged(store)
+    await accept(store, "x", "a", episode=2)
+    assert (await acknowledged(store)).channels_to_wake == ()
+    assert await no_page(store)
+
+
 async def test_what_an_earlier_episode_still_has_to_deliver_is_not_acknowledged(store: Store) -> None:
     await accept(store, "x", "log")
     await accept(store, "x", "log", is_open=False, event=event_of("resolved"))
     await accept(store, "x", "log", episode=2)
     await acknowledged(store)
     assert [(await next_of(store, "log")).acknowledged_by for _ in range(3)] == ["", "", "anna"]
+
+
+async def test_the_first_message_is_edited_at_once(store: Store) -> None:
+    await accept(store, "x")
+    await end_attempt(store, await claim_one(store), is_editable=True)
+    for action, name in ((acknowledged, "anna"), (withdrawn, "")):
+        assert (await action(store)).channels_to_wake == ("a",)
+        (edit,) = await take_edits(store)
+        assert edit.context.acknowledged_by == name
+        await action(store)
+        assert await take_edits(store) == []
 
 
 async def test_pagerduty_gets_an_acknowledgement_once_after_what_it_has(store: Store) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial, take_token
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
@@ -142,3 +142,21 @@ async def test_whoever_starts_again_tries_at_once(store: Store) -> None:
     await commit_allow_trial(store, ["a"])
     (probe,) = (await claim_some(store, limit=9)).tasks
     assert probe.is_breaker_trial
+
+
+async def test_a_message_that_is_no_delivery_takes_a_token_of_the_same_rate(store: Store, clock: Clock) -> None:
+    async def take(rate: float | None = 1.0) -> float:
+        return await store.run(lambda transaction: take_token(transaction, "a", rate))
+
+    assert [await take() for _ in range(7)] == [0.0] * 5 + [1.0] * 2
+    assert [await take(None) for _ in range(7)] == [0.0] * 7
+    await enqueue(store, FAILURE_THRESHOLD)
+    assert (await claim_some(store, rate=1.0)).tasks == ()
+    clock.now += 1
+    (claim,) = (await claim_some(store, rate=1.0)).tasks
+    await fail(store, claim, retry_in=0.0)
+    clock.now += 60
+    await open_breaker(store)
+    assert await take() > 0
+    clock.now += 60
+    assert await take() > 0  # a delivery tries for all

@@ -50,10 +50,12 @@ async def test_what_else_fires_for_the_service_is_named_the_oldest_first(databas
             await store.run(partial(_start_earlier, incident=f"other {number}", seconds=100.0 - number))
         await take(store, "elsewhere", of(env="staging"), episode=1)
         await take(store, "over", of("resolved"), episode=1, is_open=False)
+        await take(store, "alone", of(service="other"), episode=1)
+        await take(store, "alone, over", of("resolved", service="other"), episode=1, is_open=False)
         await take(store, "nothing", of(service=""), episode=1)
         await take(store, "mine", of(), episode=1)
         tasks: dict[str, DeliveryTask] = {}
-        while len(tasks) < MAX_RELATED + 6:
+        while len(tasks) < MAX_RELATED + 8:
             task = await claim_one(store)
             tasks[task.incident_id] = task
             await end_attempt(store, task)
@@ -67,6 +69,7 @@ async def test_what_else_fires_for_the_service_is_named_the_oldest_first(databas
     assert 90 < (mine.started_at - mine.related[0].since).total_seconds() < 110
     assert read["other 0"].related[0].incident_id == "other 1"
     assert read["over"].related_count == MAX_RELATED + 3
+    assert [each.incident_id for each in read["alone, over"].related] == ["alone"]
     assert (read["elsewhere"].related_count, read["nothing"].related_count) == (0, 0)
     assert read["nothing"].episodes_in_7_days == 1
 
@@ -107,6 +110,7 @@ async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_thi
             await take(store, "one", event, episode=episode)
             task = await claim_one(store)
             found.append(await context_of(store, task))
+            assert (await context_of(store, task._replace(is_edit=True))).previous_at is None
             await end_attempt(store, task)
     assert [each.previous_alerts for each in found] == [
         {},
@@ -140,10 +144,10 @@ async def test_what_is_read_at_the_same_time_is_one_read_and_one_that_fails_fail
         return items
 
     async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
-        reads = [asyncio.create_task(store.read_batch(read, number)) for number in range(101)]
+        reads = [asyncio.create_task(store.read_batch(read, number)) for number in range(301)]
         await asyncio.sleep(0)
         reads.pop().cancel()  # nobody waits for its result any more
         results = await asyncio.gather(*reads, return_exceptions=True)
-    assert sizes == [32, 32, 32, 4]
-    assert [each for each in results if isinstance(each, int)] == [*range(32, 100)]
-    assert sum(isinstance(each, ValueError) for each in results) == 32
+    assert sizes == [128, 128, 44]
+    assert [each for each in results if isinstance(each, int)] == [*range(128, 300)]
+    assert sum(isinstance(each, ValueError) for each in results) == 128

@@ -130,6 +130,17 @@ async def test_an_older_episode_is_edited_to_its_own_end(store: Store) -> None:
     assert found == {1: Status.RESOLVED, 2: Status.FIRING}
 
 
+async def test_an_end_that_was_merged_into_the_next_episode_is_shown_where_its_beginning_is(store: Store) -> None:
+    await deliver(store)
+    await accept(store, "x", event=RESOLVED)
+    await accept(store, "x", episode=2)
+    merged = await claim_one(store)
+    assert (merged.episode, merged.first_event_seq, merged.last_event_seq) == (2, 2, 3)
+    await end_attempt(store, merged, is_editable=True)
+    task, _ = await claim_edit(store)
+    assert (task.episode, status_of(task)) == (1, Status.RESOLVED)
+
+
 async def test_what_a_person_waits_for_goes_first(timed: Store, clock: Clock) -> None:
     for incident in ("x", "y", "z"):
         await deliver(timed, incident)

@@ -4,17 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select
 
 from services.relay.model import EscalationStep
 from services.relay.outbox.acknowledgement import acknowledge, unacknowledge
 from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import Escalation, escalate_due
-from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from services.relay.outbox.tables import DeliveryState, incidents
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt, nothing_due, prepare
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass, nothing_due, prepare, take_edits
 from tests.relay.served_relay import event_of
 
 SERVED = ("a", "lead", "boss", "log")
@@ -25,16 +24,6 @@ STEPS = (EscalationStep(600.0, ("lead",)), EscalationStep(1800.0, ("boss", "log"
 async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
     async with open_store(database, lambda: 1000.0, frozenset({"log"})) as store:
         yield store
-
-
-async def let_pass(store: Store, seconds: float) -> None:
-    """As if everything had happened so much earlier: PostgreSQL's clock cannot be moved."""
-
-    def shift(transaction: Transaction) -> None:
-        for column in (deliveries.c.finished_at, incidents.c.escalation_starts_at):
-            transaction.connection.execute(update(column.table).values({column.name: column - seconds}))
-
-    await store.run(shift)
 
 
 async def deliver(store: Store, channel: str = "a") -> str:
@@ -105,6 +94,9 @@ async def test_it_ends_with_the_acknowledgement_and_the_resolve_and_waits_for_th
     await let_pass(store, 90_000)
 
     assert await escalated(store) == []
+    to_come = select(incidents.c.escalation_after)
+    left = await store.read(lambda connection: connection.execute(to_come).scalar_one())
+    assert left == (None if how == "resolved" else 600.0)  # what is over is not looked at again
 
 
 async def test_the_steps_count_again_from_when_an_acknowledgement_is_withdrawn(store: Store) -> None:
@@ -123,7 +115,7 @@ async def test_a_new_episode_escalates_anew_and_its_resolve_reaches_where_it_wen
     await let_pass(store, 2000)
     assert [each.channels for each in await escalated(store)] == [("lead", "boss", "log")]  # a relay that was away
     for channel in ("lead", "boss", "log"):
-        await deliver(store, channel)
+        assert await deliver(store, channel) == "Escalated: nobody acknowledged it within 30 min."
     await accept(store, "x", *SERVED, is_open=False, event=event_of("resolved"))
     for channel in SERVED:
         claim = await prepare(store, await claim_one(store, channel))
@@ -148,6 +140,13 @@ async def test_the_next_event_brings_the_steps_of_a_new_configuration(store: Sto
     await accept(store, "x", "a", escalation=(EscalationStep(60.0, ("gone", "boss")),))
     assert await escalated(store) == [Escalation("x", ("boss",), ("gone",))]
     assert await escalated(store) == []
+
+
+async def test_a_later_step_needs_no_further_event(store: Store) -> None:
+    await fired(store)
+    for seconds, channels in ((601, ("lead",)), (1198, None), (2, ("boss", "log"))):
+        await let_pass(store, seconds)
+        assert [each.channels for each in await escalated(store)] == ([channels] if channels else [])
 
 
 async def test_a_channel_that_has_the_incident_already_gets_nothing_again(store: Store) -> None:
@@ -178,6 +177,18 @@ async def test_a_clock_that_was_set_back_neither_hurries_nor_delays_it_for_long(
     assert await escalated(store) == []
     await let_pass(store, 601)
     assert [each.channels for each in await escalated(store)] == [("lead",)]
+
+
+async def test_the_first_message_is_edited_to_show_it(store: Store) -> None:
+    await accept(store, "x", escalation=STEPS)
+    await end_attempt(store, await claim_one(store), is_editable=True)
+    await let_pass(store, 601)
+    assert [each.edited_channels for each in await escalated(store)] == [{"a"}]
+    (edit,) = await take_edits(store)
+    assert edit.context.escalated_to == ("lead",)
+    await accept(store, "x", "a", escalation=(EscalationStep(1.0, ("gone",)),))
+    assert [each.edited_channels for each in await escalated(store)] == [frozenset()]
+    assert (await prepare(store, await claim_one(store))).context.escalated_at == edit.context.escalated_at
 
 
 async def test_the_current_state_is_what_a_further_channel_gets(store: Store) -> None:

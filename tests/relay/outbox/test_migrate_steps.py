@@ -85,3 +85,23 @@ def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:
         assert groups["one"] == groups["two"] == build_group_id(replace(event_of(), source="here"))
         assert groups["three"] not in {groups["one"], None}
         assert groups["four"] is groups["five"] is None
+
+
+def test_the_newest_incident_is_the_one_whose_episode_began_last(engine: Engine) -> None:
+    about = {"receiver": "", "alertname": "", "status": "firing", "fingerprint": "", "event": b"", "body": b""}
+    sent = {"state": "delivered", "attempts": 1, "accepted_at": 1.0, "due_at": 1.0, "channel": "a"}
+    with engine.begin() as connection:
+        for seq, (incident, episode) in enumerate([("old", 1), ("old", 2), ("other", 1), ("old", 2)], start=1):
+            event = {**about, "seq": seq, "id": f"{seq}", "incident_id": incident, "accepted_at": float(seq)}
+            _insert(connection, "events", event)
+            delivery = {**sent, "id": f"{seq}", "event_seq": seq, "incident_id": incident, "episode": episode}
+            _insert(connection, "deliveries", delivery)
+        for incident, episode, latest in (("old", 2, 4), ("other", 1, 3), ("silent", 1, 0)):
+            _insert(connection, "incidents", {"id": incident, "episode": episode, "open": 1, "latest_event": latest})
+    up(engine)
+
+    with engine.begin() as connection:
+        columns = tables.incidents.c
+        first = connection.execute(select(columns.id, columns.first_event_seq)).all()
+        assert sorted((row.id, row.first_event_seq) for row in first) == [("old", 2), ("other", 3), ("silent", 0)]
+        assert connection.execute(select(columns.acknowledged_at, columns.escalation_after)).all() == [(None, None)] * 3

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
-from services.relay.outbox import claim, context, queries, requeue, sweeper
+from services.relay.model import EscalationStep
+from services.relay.outbox import claim, context, escalation, incident_queries, queries, requeue, sweeper
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue_dead
@@ -156,3 +157,18 @@ async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
 
     few, many = [await claim_deliveries(tmp_path / f"{number}.db", number, receipt) for number in (FEW, MANY)]
     assert 50 < many < 1.05 * few + 20
+
+
+@pytest.mark.parametrize("looked_up", ["escalates", "newest"])
+async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database: DatabaseUrl, looked_up: str) -> None:
+    newest = incident_queries._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
+    query: RowQuery[Any] = escalation._FIND_DUE if looked_up == "escalates" else newest
+    async with open_store(database, time.time) as store:
+        await fill(store, MANY, DeliveryState.DELIVERED)
+        first = update(incidents).values(first_event_seq=incidents.c.latest_event_seq)
+        await store.run(lambda transaction: transaction.connection.execute(first).close())
+        await accept(store, "new", CHANNEL, escalation=(EscalationStep(60.0, ("boss",)),))
+        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        found = await store.read(partial(plan, query, {"now": time.time()}))
+    assert ("incidents_escalating" if looked_up == "escalates" else "incidents_by_episode") in found
+    assert "deliveries_delivered" not in found

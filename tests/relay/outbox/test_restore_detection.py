@@ -13,15 +13,17 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import delete, update
 from structlog.testing import capture_logs
 
+from services.relay.model import EscalationStep
 from services.relay.outbox.engine import migrations
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
+from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.restore_detection import COMPARE_DELAY, RESTORED_REMARK, detect_restore, release_compared
 from services.relay.outbox.tables import DeliveryState, database_identity
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, let_pass, nothing_due
 from tests.relay.outbox.tables import opened
 from tests.relay.served_relay import event_of
 
@@ -44,6 +46,23 @@ def restore(request: pytest.FixtureRequest, database: DatabaseUrl, tmp_path: Pat
 
 async def notice(store: Store, held_for: float = COMPARE_DELAY) -> bool:
     return await detect_restore(store, compare_delay=held_for)
+
+
+async def test_what_is_open_in_a_backup_is_compared_before_it_is_escalated(
+    database: DatabaseUrl, restore: Restore
+) -> None:
+    steps = (EscalationStep(60.0, ("boss",)),)
+    async with open_store(database, lambda: 10_000.0) as store:
+        await notice(store)
+        await accept(store, "x", escalation=steps)
+        await end_attempt(store, await claim_one(store))
+        await let_pass(store, 90_000)
+    async with open_store(restore(), lambda: 10_000.0) as store:
+        await notice(store)
+        await let_pass(store, COMPARE_DELAY + 50)
+        assert await escalate_due(store, ["boss"]) == []
+        await let_pass(store, 20)
+        assert [each.channels for each in await escalate_due(store, ["boss"])] == [("boss",)]
 
 
 async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(

@@ -19,7 +19,7 @@ from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key, validate_key_settings
 from tests.rotator.keyring_to_rotate import Quiet
 
-PREFIX = "keypulse_tenant_keys_dek_ciphertext"
+PREFIX = "keypulse_tenant_keys__dek_ciphertext"
 
 
 def secret(tenant: str) -> bytes:

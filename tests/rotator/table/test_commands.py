@@ -168,6 +168,30 @@ async def test_a_version_that_a_row_needs_is_not_retired(tenants: Tenants, kms_k
             await session.administration.retire_version("elm", lease.token)
 
 
+async def test_a_row_that_where_leaves_out_keeps_its_version(tenants: Tenants, kms_key: StoredKey) -> None:
+    kms_key.add_version("oak")
+    await tenants.execute("UPDATE tenant_keys SET deleted_at = '2026-01-01 00:00:00' WHERE tenant = 'acme'")
+    async with tenants.session() as session:
+        assert (await run(session, REWRAP)).outcome is CommandOutcome.DONE
+        for backup in session.backups.folder.iterdir():
+            backup.unlink()
+        excluded = (await session.administration.count_key_usage()).excluded
+        count = sum(each.data_keys for each in excluded)
+        assert {each.kek_version for each in excluded} == {"elm"}
+        with pytest.raises(
+            RotatorError, match=f"elm is needed by {count} rows that `driver.where` leaves out; nothing"
+        ):
+            await retire_version(session, "elm", 1)
+    tenants.driver["key_version"] = None
+    async with tenants.session() as session:
+        with pytest.raises(RotatorError, match=f"elm may be needed by {count} rows that `driver.where` leaves out"):
+            await retire_version(session, "elm", 1)
+    tenants.driver["key_version"] = "kms_version"
+    await tenants.execute("UPDATE tenant_keys SET kms_version = 'oak' WHERE deleted_at IS NOT NULL")
+    async with tenants.session() as session:
+        assert "version elm is disabled" in (await retire_version(session, "elm", 1)).summary
+
+
 async def test_nothing_is_wrapped_by_a_retired_version(tenants: Tenants, kms_key: StoredKey) -> None:
     kms_key.add_version("oak")
     async with tenants.session() as session:

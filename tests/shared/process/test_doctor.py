@@ -1,6 +1,8 @@
 """The command `doctor`: its lines, its JSON and its exit code."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from shared.check import Check, CheckError
 from shared.config.settings import CommandSettings, SecretPath
-from shared.process.doctor import create_doctor_command
+from shared.process.doctor import create_doctor_command, run_checks_concurrently
 
 
 class Settings(CommandSettings):
@@ -114,3 +116,63 @@ def test_no_configuration_is_one_sentence_and_2() -> None:
     result = run()
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("no configuration; expected --config FILE; ")
+
+
+async def fine() -> str:
+    return "fine"
+
+
+async def never() -> str:
+    raise AssertionError
+
+
+async def test_checks_run_at_once_and_their_results_keep_the_order() -> None:
+    second_runs = asyncio.Event()
+
+    async def wait_for_second() -> str:
+        await second_runs.wait()
+        return "first"
+
+    async def second() -> str:
+        second_runs.set()
+        return "second"
+
+    checks = [Check("first", wait_for_second), Check("second", second), Check("third", fine, depends_on="first")]
+    results = await run_checks_concurrently(checks, time.monotonic, timeout=10)
+    assert [(result.name, result.detail) for result in results] == [
+        ("first", "first"),
+        ("second", "second"),
+        ("third", "fine"),
+    ]
+
+
+async def test_no_more_checks_run_at_once_than_may() -> None:
+    running = most = 0
+
+    async def count() -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return ""
+
+    await run_checks_concurrently(
+        [Check(str(n), count) for n in range(9)], time.monotonic, timeout=10, max_concurrent=3
+    )
+    assert most == 3
+
+
+@pytest.mark.looptime
+async def test_a_check_that_hangs_or_breaks_stops_no_other_one() -> None:
+    async def hang() -> str:
+        await asyncio.sleep(3600)
+        return ""
+
+    checks = [Check("hangs", hang), Check("breaks", never), Check("needs it", never, "hangs"), Check("works", fine)]
+    hanging, breaking, skipped, working = await run_checks_concurrently(checks, time.monotonic, timeout=15)
+    assert hanging.detail == "no answer within 15 s"
+    assert breaking.detail == "a defect of keypulse: AssertionError"
+    assert skipped.detail == "skipped: it depends on 'hangs'"
+    assert [each.is_ok for each in (hanging, breaking, skipped, working)] == [False, False, False, True]
+    assert all(each.hint for each in (hanging, breaking))

@@ -29,12 +29,14 @@ def format_results(results: list[CheckResult]) -> str:
 
 async def test_a_healthy_backend_passes_every_check(backend: Backend) -> None:
     results = await check_backend(backend.url)
-    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 7
     assert format_results(results).splitlines() == [
         "✓ backend answers",
         "✓ backend is ready",
         "✓ backend uses KMS",
         "✓ backend's metrics",
+        "✓ backend's data keys",
+        "✓ the admin API is closed",
         "✓ a record is written and read",
     ]
 
@@ -99,7 +101,7 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
         reads.append(request)
         return Response(stored)
 
-    async with answering(_backend(record=changed)) as url:
+    async with answering(_backend(record=changed, admin=closed)) as url:
         results = await check_backend(url)
     assert failed(results) == ["a record is written and read"]
     assert "what was read is not what was written" in format_results(results)
@@ -120,12 +122,14 @@ async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answer
     asked: list[tuple[str, str]] = []
     async with answering(_seed(asked)) as url:
         results = await check_backend(url)
-    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4 + [CheckOutcome.NOT_APPLICABLE]
+    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4 + [CheckOutcome.NOT_APPLICABLE] * 3
     assert all(result.is_ok for result in results)
     assert format_results(results).endswith(
+        "- backend's data keys: the backend has no kms_data_keys in its metrics\n"
+        "- the admin API is closed: the backend has no /admin/crypto/keys\n"
         "- a record is written and read: the backend keeps no records at /v1/records; --records on demands them"
     )
-    assert asked == [("PUT", "/v1/records/keypulse-smoke")]
+    assert asked == [("GET", "/admin/crypto/keys"), ("PUT", "/v1/records/keypulse-smoke")]
 
 
 async def test_records_that_are_demanded_and_missing_are_red(answering: Answering) -> None:
@@ -137,19 +141,85 @@ async def test_records_that_are_off_are_not_asked_for(answering: Answering) -> N
     asked: list[tuple[str, str]] = []
     async with answering(_seed(asked)) as url:
         results = await check_backend(url, records="off")
-    assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 4
-    assert asked == []
+    assert [result.name for result in results if result.outcome is CheckOutcome.PASSED] == [
+        "backend answers",
+        "backend is ready",
+        "backend uses KMS",
+        "backend's metrics",
+    ]
+    assert asked == [("GET", "/admin/crypto/keys")]
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(405, "not_applicable"), (501, "not_applicable"), (403, "failed")])
-async def test_only_an_answer_that_says_so_means_that_there_are_no_records(
-    answering: Answering, status: int, outcome: str
-) -> None:
+async def test_only_an_answer_that_says_so_means_that_there_are_no_records(answering: Answering) -> None:
+    status = 0
+
     async def refusing(_request: Request) -> Response:
         return Response(status_code=status)
 
     async with answering(_backend(record=refusing)) as url:
-        assert (await check_backend(url))[-1].outcome == outcome
+        for status, outcome in {  # noqa: B007  # the server answers it
+            405: "not_applicable",
+            200: "not_applicable",
+            400: "not_applicable",
+            403: "failed",
+        }.items():
+            assert (await check_backend(url))[-1].outcome == outcome
+            assert (await check_backend(url, records="on"))[-1].outcome == "failed"
+
+
+async def test_an_admin_api_that_answers_without_a_token_is_red(answering: Answering, tmp_path: Path) -> None:
+    authorized: list[str | None] = []
+
+    async def admin(request: Request) -> Response:
+        authorized.append(request.headers.get("authorization"))
+        return Response("[]", status_code=status)
+
+    (tmp_path / "token").write_text("a-token-of-16-characters")
+    outcomes = {
+        401: "passed",
+        403: "passed",
+        404: "not_applicable",
+        405: "not_applicable",
+        200: "failed",
+        503: "failed",
+    }
+    async with answering(_backend(admin=admin)) as url:
+        for status, outcome in outcomes.items():
+            results = {each.name: each for each in await check_backend(url, SecretFile(tmp_path / "token"))}
+            assert results["the admin API is closed"].outcome == outcome
+            if status == 200:
+                assert results["the admin API is closed"].hint == "set admin.token_file, and restart the backend"
+        await check_backend(url.replace("http://", "http://me:hunter2@"))
+    assert set(authorized) == {None}, "neither the token nor the user of the address is sent"
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcome", "detail"),
+    [
+        (
+            'kms_data_keys{kek_version="3",status="active"} 1.0\nkms_data_keys{kek_version="2",status="retired"} 4.0',
+            "passed",
+            "1 active of 5",
+        ),
+        ('kms_data_keys{kek_version="2",status="retired"} 4.0', "failed", "no data key is active"),
+        (
+            'kms_data_keys{status="active",kek_version="3"} 1\nkms_data_keys_unusable{pod="a"} 2.0',
+            "failed",
+            "data keys that cannot be unwrapped: 2",
+        ),
+        (
+            'kms_data_keys{status="active",kek_version="3"} 1\nkms_data_keys_missing 1',
+            "failed",
+            "data keys that are missing: 1",
+        ),
+        ("# TYPE kms_data_keys gauge\nkms_data_keys_unusable 0", "not_applicable", "no kms_data_keys in its metrics"),
+    ],
+)
+async def test_the_keyring_is_judged_by_its_metrics(answering: Answering, rows: str, outcome: str, detail: str) -> None:
+    async with answering(_backend(metrics=f"{METRICS}{rows}\n")) as url:
+        results = {each.name: each for each in await check_backend(url)}
+    assert results["backend's data keys"].outcome == outcome
+    assert detail in results["backend's data keys"].detail
 
 
 @pytest.mark.parametrize("ready", [False, "false"])
@@ -227,20 +297,29 @@ async def test_a_password_in_an_address_is_never_shown() -> None:
     assert "hunter2" not in format_results(await check_backend("http://me:hunter2@127.0.0.1:1"))
 
 
+async def closed(_request: Request) -> Response:
+    return Response(status_code=401)
+
+
 def _backend(
     health: Response | None = None,
     metrics: str = METRICS,
     record: Callable[[Request], Awaitable[Response]] | None = None,
+    admin: Callable[[Request], Awaitable[Response]] | None = None,
 ) -> Callable[[Request], Awaitable[Response]]:
     """A backend that is well, but for what a test says; a record that it is given comes back."""
     held: dict[str, bytes] = {}
 
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> Response:  # noqa: PLR0911  # one for each path
         path = request.url.path
         if path == "/healthz":
             return health or JSONResponse(HEALTHY)
         if path == "/metrics":
             return Response(metrics)
+        if path == "/admin/crypto/keys" and admin:
+            return await admin(request)
+        if path == "/admin/crypto/keys" and not record:
+            return await closed(request)
         if record:
             return await record(request)
         if request.method == "PUT":

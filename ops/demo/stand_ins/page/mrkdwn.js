@@ -102,7 +102,7 @@ function control(content) {
   const bar = content.indexOf("|");
   const target = bar < 0 ? content : content.slice(0, bar);
   const label = bar < 0 ? null : unescape(content.slice(bar + 1));
-  if (target.startsWith("!date^")) return el("span", {}, label ?? target.split("^")[1] ?? "");
+  if (target.startsWith("!date^")) return el("span", { title: label ?? "" }, formatDate(...target.split("^").slice(1)));
   if (target.startsWith("!subteam^")) return mention(label ?? "@group");
   if (target.startsWith("!")) return mention(`@${target.slice(1)}`);
   if (target.startsWith("@")) return mention(`@${label ?? target.slice(1)}`);
@@ -111,3 +111,11 @@ function control(content) {
 }
 
 const mention = (text) => el("span", { class: "mention" }, text);
+
+// A date in the zone of the browser, as Slack shows it: https://docs.slack.dev/messaging/formatting-message-text#date-formatting
+function formatDate(seconds, pattern) {
+  const moment = new Date(Number(seconds) * 1000);
+  const day = moment.toLocaleDateString("en", { month: "short", day: "numeric", year: "numeric" });
+  const time = moment.toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false });
+  return pattern.replace("{date_short_pretty}", day).replace("{time}", time);
+}

@@ -59,6 +59,7 @@ class ChatMethods:
         if len(content.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")) > MAX_UPDATE_TEXT:
             raise SlackRefusedError("msg_too_long")
         metadata = parse_metadata(arguments.get("metadata"))
+        message.before_edits = message.before_edits or (message.text, message.blocks)
         # Text alone drops blocks; attachments and metadata that are left out stay, and empty ones remove them.
         message.text, message.blocks, message.edited_at = content.text, content.blocks, self._workspace.clock()
         message.attachments = message.attachments if content.attachments is None else content.attachments

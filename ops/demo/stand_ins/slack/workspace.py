@@ -38,6 +38,8 @@ class SlackMessage:
     """A root whose replies stay: Slack shows "This message was deleted" above them."""
     visible_to: str | None = None
     """The only person who sees it: it is ephemeral."""
+    before_edits: tuple[str, list[Json]] | None = None
+    """Text and blocks as they were posted; None while nobody has edited it."""
 
     def to_json(self, *, with_metadata: bool) -> Json:
         """Return the message as in the Web API."""
@@ -189,7 +191,7 @@ class Workspace:
                 "channel": channel.name,
                 "id": channel.id,
                 "is_archived": channel.is_archived,
-                "messages": [vars(message) for message in channel.messages],
+                "messages": [{**vars(message), "before_edits": None} for message in channel.messages],
                 "ephemeral": [vars(message) for message in channel.ephemeral],
             }
             for channel in self.channels.values()

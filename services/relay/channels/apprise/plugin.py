@@ -160,7 +160,7 @@ class Exchange:
 
     def _request(self, prepared: requests.PreparedRequest) -> requests.Response:
         """Sends a request of the plugin's thread. Raises requests.ConnectionError, whose cause `conclude` raises."""
-        if self._has_ended:
+        if self._has_ended:  # the loop may be closed
             raise requests.ConnectionError
         try:
             return asyncio.run_coroutine_threadsafe(self._send(prepared), self._loop).result()

@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from services.relay.model import Alert, Message, RunbookExcerpt
+from services.relay.model import Alert, Message, RunbookExcerpt, Status
 from services.relay.text import (
     AlertCard,
     AlertTable,
@@ -28,10 +28,12 @@ from services.relay.text import (
     format_subject,
     format_summary,
     join_items,
+    limit_labels,
     list_context,
     list_fixes,
     list_group_links,
     select_contacts,
+    select_own_labels,
     truncate,
 )
 
@@ -44,6 +46,8 @@ _MAX_CARDS: Final = 20
 _MAX_TABLES: Final = 5
 _MAX_ROWS: Final = 20
 _MAX_FIXES: Final = 2
+_MAX_LABELS: Final = 6
+_MAX_LABEL: Final = 80
 _CONTACTS, _CONTEXT, _EXCERPT, _GROUP_LINKS = 1, 2, 3, 4
 """Positions after the alerts."""
 _MARKUP: Final = re.compile(r"(?<![\w.])@(?=\w)|<(?=\S)|\](?=\()")
@@ -119,9 +123,11 @@ def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) ->
     alert, links = card
     summary, period = format_summary(alert), format_period(alert, message.zone)
     value = message.current_values.get(alert.fingerprint, "")
-    now = f"now {value}" if value else ""
-    yield [alert], write(summary, format_description(alert), period, now, links=links)
-    yield [alert], write(summary, period, now, links=links)
+    now = f"now {value}" if value and alert.status is Status.FIRING else ""
+    own = select_own_labels(alert, message.event)
+    labels = ", ".join(f"{key}={value}" for key, value in limit_labels(own, _MAX_LABELS, _MAX_LABEL))
+    yield [alert], write(summary, labels, format_description(alert), period, now, links=links)
+    yield [alert], write(summary, labels, period, now, links=links)
     for length in (250, 100):
         yield [alert], write(truncate(summary, length), period, links=links[:1])
     for length in (250, 100, 40):

@@ -71,6 +71,7 @@ Mailbox = Annotated[str, AfterValidator(_check_address)]
 class EmailSettings(EgressSettings, ChannelSettings):
     """A mail server, and the recipients."""
 
+    shows_chart: ClassVar[bool] = True
     max_concurrency: ClassVar[int] = 4  # mail servers count connections: Postfix takes 50, many take 10
 
     kind: Literal["email"]

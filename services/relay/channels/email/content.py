@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.relay import text
-from services.relay.model import Message, RunbookExcerpt
+from services.relay.model import Message, RunbookExcerpt, Status
 
 MAX_ALERTS: Final = 25
 MAX_ROWS: Final = 60
@@ -98,17 +98,22 @@ def build_content(message: Message) -> MailContent:
 
 
 def _build_alert(card: text.AlertCard, message: Message, title: str) -> MailAlert:
-    """Its own title heads it, unless the mail's title says the same: then its summary does."""
+    """Its own title heads it, unless the mail's title says the same: then its summary does.
+
+    A resolved alert has no description, which says what would be wrong now.
+    """
     alert = card.alert
+    is_over = alert.status is Status.RESOLVED
     own_title, summary = text.format_alert_title(alert), text.truncate(text.format_summary(alert), _MAX_SUMMARY)
     is_titled = own_title not in ("", title)
+    heading = own_title if is_titled else summary
     return MailAlert(
-        heading=own_title if is_titled else summary,
+        heading=text.put_into_past(heading) if is_over else heading,
         summary=summary if is_titled and summary != own_title else "",
         state=str(alert.status),
         period=text.format_period(alert, message.zone),
         value=text.truncate(text.clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL),
-        description=text.truncate(text.format_description(alert), _MAX_TEXT),
+        description="" if is_over else text.truncate(text.format_description(alert), _MAX_TEXT),
         links=card.links,
         labels=_limit_labels(text.select_own_labels(alert, message.event)),
     )

@@ -90,7 +90,7 @@ def build_context(elements: Iterable[Block]) -> list[Block]:
     return [{"type": "context", "elements": elements}] if elements else []
 
 
-def build_note(parts: Iterable[str], limit: int) -> list[Block]:
+def build_context_text(parts: Iterable[str], limit: int) -> list[Block]:
     """A line of small print without mark-up."""
     text = "  ·  ".join(filter(None, parts))
     return build_context([build_plain_text(text, limit)]) if text else []

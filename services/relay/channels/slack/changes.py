@@ -15,7 +15,7 @@ from services.relay.text.labels import rank_severity
 class Change:
     """A message compared with the one before it."""
 
-    is_known: bool
+    is_comparable: bool
     """Whether it is known what that one said."""
     new_alerts: tuple[Alert, ...]
     """Alerts that fire, and did not then."""
@@ -30,23 +30,23 @@ class Change:
 def compare_with_previous(message: Message) -> Change:
     """What changed since the previous message of the episode on the channel; of the first one, everything is new."""
     context, event = message.task.context, message.event
-    is_known = context.previous_at is not None and bool(context.previous_alerts)
+    is_comparable = context.previous_at is not None and bool(context.previous_alerts)
     before = context.previous_alerts
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     is_first = message.task.first_receipt is None
     new = tuple(
-        alert for alert in firing if (is_known or is_first) and before.get(alert.fingerprint) is not Status.FIRING
+        alert for alert in firing if (is_comparable or is_first) and before.get(alert.fingerprint) is not Status.FIRING
     )
     resolved = tuple(
         alert
         for alert in event.alerts
-        if alert.status is Status.RESOLVED and is_known and before.get(alert.fingerprint) is not Status.RESOLVED
+        if alert.status is Status.RESOLVED and is_comparable and before.get(alert.fingerprint) is not Status.RESOLVED
     )
     is_loud = not is_resolved(event) and not context.acknowledged_by
     is_critical = find_worst_severity(event) is Severity.CRITICAL
     is_repeat = not new and not resolved
     return Change(
-        is_known=is_known,
+        is_comparable=is_comparable,
         new_alerts=new,
         resolved_alerts=resolved,
         is_worse=is_loud and bool(new) and (is_critical or is_first or _is_more_severe(message, new)),

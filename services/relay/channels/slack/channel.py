@@ -1,11 +1,13 @@
-"""Slack, through `chat.postMessage` with a bot token. The receipt is the post's channel and `ts`.
+"""Slack, through its Web API with a bot token. The receipt is the post's channel and `ts`.
 
-Later messages of an episode reply to the first in its thread, and are shown in the channel as well (`reply_broadcast`),
-so the resolve is where the firing was. What the thread rejects is posted outside of it.
+The first message of an episode is edited as the incident changes. Later ones reply to it in its thread; new alerts and
+repeats of what is critical are shown in the channel as well (`reply_broadcast`). What the thread rejects is posted
+outside of it.
 
 The bot needs the scope `chat:write`. With `channels:history` (`groups:history` for a private channel) the relay
 searches for a post whose reply was lost before it posts again; without it, the second post is marked as a repeat.
 `find_post` documents when `channels:read` and `groups:read` are needed as well; with a channel's ID they never are.
+With `files:write` it uploads charts, and texts that are too long for a reply.
 """
 
 import hashlib
@@ -13,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 import structlog
 from pydantic import BeforeValidator, model_validator
@@ -95,8 +97,8 @@ class SlackSettings(EgressSettings, ChannelSettings):
     """A channel of a Slack workspace: with the token of a bot that is a member of it, or by an incoming webhook."""
 
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)  # https://docs.slack.dev/apis/web-api/rate-limits
-    # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
     shows_chart: ClassVar[bool] = True
+    # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
     edit_rate: ClassVar[MessageRate] = MessageRate(45 / 60)
 
     digest_size: ClassVar[int] = MAX_INCIDENTS
@@ -105,7 +107,7 @@ class SlackSettings(EgressSettings, ChannelSettings):
     channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
     """With `token_file`: `"#name"` (in quotes, else YAML takes it for a comment) or the channel's ID."""
     mention: Mention = "none"
-    """Who is mentioned in the first message of an episode."""
+    """Who is mentioned in the first message of an episode, and where it gets worse."""
     token_file: BotTokenPath | None = None
     webhook_url_file: WebhookUrlPath | None = None
     """Contains the URL of an incoming webhook, instead of `channel` and `token_file`."""
@@ -143,6 +145,15 @@ class SlackSettings(EgressSettings, ChannelSettings):
         )
 
 
+class _Content(NamedTuple):
+    """What is sent of a message."""
+
+    arguments: dict[str, Any]
+    """Of `chat.postMessage`."""
+    details: str
+    """What does not fit into them; empty if they have everything."""
+
+
 class SlackChannel:
     """Posts to one channel of Slack."""
 
@@ -169,26 +180,17 @@ class SlackChannel:
         async with call_provider(attempt, "Slack", self._timeout) as call:
             token = read_secret(self._token)
             api = SlackApi(self._get_client(token), token, call, self._clock())
-            arguments, details = await build_in_thread_if_large(
-                message, lambda: self._build_arguments(message, may_be_a_repeat=False)
-            )
             receipt = {key: value for key, value in attempt.progress.items() if key != "thread"}
-            if not receipt:
-                receipt = dict(await self._send_message(api, call, attempt, message, token))
+            if receipt:  # an earlier attempt sent it, and not all that belongs to it
+                content = await self._build_content(call, message)
+            else:
+                found, content = await self._send_message(api, call, attempt, message, token)
+                receipt = dict(found)
                 self._channel_id = receipt["channel"] or self._channel_id
-                if details or _get_chart(message):
+                if content.details or _get_chart(message):
                     await attempt.save_progress({**attempt.progress, **receipt})
-            thread = Thread(
-                api,
-                self._session.open(),
-                self._settings.api_url,
-                PostLocation(receipt["channel"], find_thread(message) or receipt["ts"]),
-                lambda: call.before_request(encode_json(arguments)),
-            )
-            if details:
-                await thread.add_details(message, details, maybe_sent=attempt.maybe_sent)
-            if chart := _get_chart(message):
-                await thread.add_chart(message, chart)
+            if content.details or _get_chart(message):
+                await self._add_to_thread(api, call, message, content, receipt, maybe_sent=attempt.maybe_sent)
         return receipt
 
     async def edit(self, attempt: Attempt) -> Receipt:
@@ -209,7 +211,7 @@ class SlackChannel:
 
     def render_payload(self, message: Message) -> str:
         """The arguments as JSON; the token is in a header."""
-        return encode_json(self._build_arguments(message, may_be_a_repeat=False)[0])
+        return encode_json(self._build_arguments(message, may_be_a_repeat=False).arguments)
 
     def read_secret_versions(self) -> Hashable:
         """Changes with the file of the token, and those of proxy and authorities."""
@@ -238,25 +240,53 @@ class SlackChannel:
 
     async def _send_message(
         self, api: SlackApi, call: ProviderCall, attempt: Attempt, message: Message, token: str
-    ) -> Receipt:
-        """The receipt of the message, which is posted unless an earlier attempt did it."""
+    ) -> tuple[Receipt, _Content]:
+        """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
         found = await self._find_post(api, call, message) if attempt.maybe_sent else None
+        content = await self._build_content(call, message)
         if found is not None:
-            return found
+            return found, content
         try:
-            answer = await self._post(api, call, message)
+            answer = await _call_with_blocks(
+                api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
+            )
         except SlackError as error:
             if error.code not in THREAD_ERRORS or not find_thread(message):
                 raise
             await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
-            answer = await self._post(api, call, _remove_thread(message))
-        return _build_receipt(answer, token)
+            content = await self._build_content(call, _remove_thread(message))
+            answer = await _call_with_blocks(
+                api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
+            )
+        return _build_receipt(answer, token), content
 
-    async def _post(self, api: SlackApi, call: ProviderCall, message: Message) -> Mapping[str, Any]:
-        arguments, _ = await build_in_thread_if_large(
+    async def _add_to_thread(
+        self,
+        api: SlackApi,
+        call: ProviderCall,
+        message: Message,
+        content: _Content,
+        receipt: Receipt,
+        *,
+        maybe_sent: bool,
+    ) -> None:
+        """Adds what does not fit into the message, and its chart. Raises SendError."""
+        thread = Thread(
+            api,
+            self._session.open(),
+            self._settings.api_url,
+            PostLocation(receipt["channel"], find_thread(message) or receipt["ts"]),
+            lambda: call.before_request(encode_json(content.arguments)),
+        )
+        if content.details:
+            await thread.add_details(message, content.details, maybe_sent=maybe_sent)
+        if chart := _get_chart(message):
+            await thread.add_chart(message, chart)
+
+    async def _build_content(self, call: ProviderCall, message: Message) -> _Content:
+        return await build_in_thread_if_large(
             message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
         )
-        return await _call_with_blocks(api, call, "chat.postMessage", arguments, is_digest=bool(message.digest))
 
     async def _update(self, api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
         arguments = await build_in_thread_if_large(message, lambda: self._build_update(message, receipt))
@@ -267,9 +297,17 @@ class SlackChannel:
         first = replace(message, task=message.task._replace(first_receipt={}))
         found = await self._find_post(api, call, first)
         if found is not None:
-            await self._update(api, call, message, found)
-            return found
-        answer = await self._post(api, call, first)
+            try:
+                await self._update(api, call, message, found)
+            except SlackError as error:
+                if error.code not in MESSAGE_MISSING:
+                    raise  # else it is what Slack keeps of a deleted message that has replies
+            else:
+                return found
+        content = await self._build_content(call, first)
+        answer = await _call_with_blocks(
+            api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
+        )
         return _build_receipt(answer, token)
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
@@ -285,8 +323,7 @@ class SlackChannel:
             self._client = create_client(self._session.open(), self._settings.api_url, token)
         return self._client
 
-    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> tuple[dict[str, Any], str]:
-        """Those of `chat.postMessage`, and the text that does not fit into them."""
+    def _build_arguments(self, message: Message, *, may_be_a_repeat: bool) -> _Content:
         post = build_post(message, self._settings.mention, may_be_a_repeat=may_be_a_repeat)
         thread = find_thread(message)
         reply = {"thread_ts": thread, "reply_broadcast": compare_with_previous(message).is_broadcast} if thread else {}
@@ -301,7 +338,7 @@ class SlackChannel:
             "unfurl_links": False,
             "unfurl_media": False,
         }
-        return arguments, post.details
+        return _Content(arguments, post.details)
 
     def _build_update(self, message: Message, receipt: Receipt) -> dict[str, Any]:
         """Text and blocks both, since what is left out is removed; the metadata stays.

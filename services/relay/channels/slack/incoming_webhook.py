@@ -8,6 +8,7 @@ https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
 import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -151,6 +152,8 @@ class IncomingWebhookChannel:
             raise SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, detail) from None
 
     def _build_payload(self, message: Message, *, may_be_a_repeat: bool) -> dict[str, Any]:
+        # Without buttons: Slack does not say where the message is, so that no press on it could be known.
+        message = replace(message, buttons=())
         post = build_post(message, self._mention, may_be_a_repeat=may_be_a_repeat)
         return {
             "text": post.text,

@@ -22,9 +22,9 @@ from services.relay.channels.slack.blocks import (
     build_actions,
     build_code,
     build_context,
+    build_context_text,
     build_link_buttons,
     build_mrkdwn,
-    build_note,
     build_plain_text,
     build_section,
     count_characters,
@@ -82,7 +82,7 @@ _MAX_CODE: Final = 2_900
 _MORE_LENGTH: Final = 20
 _MAX_MORE: Final = 120
 """Characters of the block that counts the alerts that are not shown."""
-_SHOWN_APART: Final = {"Acknowledged", "Escalated"}
+_SEPARATE_LINES: Final = {"Acknowledged", "Escalated"}
 _SINCE_LAST_MESSAGE: Final = "Last message"
 _CHANGES, _FIXES, _ALERTS, _CONTEXT, _EXCERPT = 0, 100, 200, 300, 400
 """Where parts are in a message."""
@@ -122,18 +122,18 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
     is_reply = bool(find_thread(message))
     top = [
         *_build_top(message, call, is_reply=is_reply),
-        *(note for each in remarks for note in build_note([each], MAX_LABELS)),
+        *(block for each in remarks for block in build_context_text([each], MAX_LABELS)),
     ]
     bottom = _build_bottom(message, contacts, is_reply=is_reply)
     listed = _select_changed(message, change) if is_reply else message
     parts = _list_reply_parts(message, listed) if is_reply else _list_parts(message)
     chosen, is_complete = _choose(parts, [*top, *bottom])
-    shown = {id(alert) for part, _ in chosen for alert in part.alerts}
-    more = format_more([alert for alert in listed.event.alerts if id(alert) not in shown])
+    included = {id(alert) for part, _ in chosen for alert in part.alerts}
+    more = format_more([alert for alert in listed.event.alerts if id(alert) not in included])
     blocks = [block for _, form in sorted(chosen, key=lambda each: each[0].position) for block in form]
     text = _build_fallback_text(message, remarks, contacts)
     details = "" if is_complete and not more else build_details(message)
-    return Post(text, [*top, *blocks, *build_note([more], MAX_LABELS), *bottom], details)
+    return Post(text, [*top, *blocks, *build_context_text([more], MAX_LABELS), *bottom], details)
 
 
 def _choose(parts: Iterable[_Part], frame: list[Block]) -> tuple[list[tuple[_Part, list[Block]]], bool]:
@@ -164,7 +164,7 @@ def _build_top(message: Message, call: str, *, is_reply: bool) -> list[Block]:
     elif len(escape(title, MAX_TEXT)) > MAX_HEADER:
         first += build_section(format_subject(message), MAX_SUMMARY)
     state: list[Block] = [{"type": "section", "text": build_mrkdwn(f"{call}{_format_state_line(message)}")}]
-    return [*first, *state, *build_note([format_class(message)], _MAX_CLASS), *_build_acknowledgement(message)]
+    return [*first, *state, *build_context_text([format_class(message)], _MAX_CLASS), *_build_acknowledgement(message)]
 
 
 def _format_state_line(message: Message) -> str:
@@ -190,7 +190,7 @@ def _build_acknowledgement(message: Message) -> list[Block]:
     context, blocks = message.task.context, list[Block]()
     if context.acknowledged_by:
         name = build_plain_text(
-            f"👀 Acknowledged by {truncate(clean_line(context.acknowledged_by), _MAX_NAME)}", MAX_LABELS
+            f"Acknowledged by {truncate(clean_line(context.acknowledged_by), _MAX_NAME)}", MAX_LABELS
         )
         moment = context.acknowledged_at
         blocks += build_context([name, *([build_mrkdwn(format_date(moment, message.zone))] if moment else [])])
@@ -203,12 +203,12 @@ def _build_acknowledgement(message: Message) -> list[Block]:
 
 def _build_bottom(message: Message, contacts: str, *, is_reply: bool) -> list[Block]:
     """What is missing, what all alerts share, what can be pressed, and whom to turn to."""
-    missing = build_note([format_omission(message.event)], MAX_LABELS)
+    missing = build_context_text([format_omission(message.event)], MAX_LABELS)
     if is_reply:
         return missing
     return [
         *missing,
-        *build_note(_format_labels(message.event.common_labels), MAX_LABELS),
+        *build_context_text(_format_labels(message.event.common_labels), MAX_LABELS),
         *build_actions([*_build_buttons(message), *build_link_buttons(_list_links(message))]),
         *build_context([build_plain_text(contacts, MAX_CONTACTS_TEXT)] if contacts else []),
     ]
@@ -251,7 +251,7 @@ def _list_parts(message: Message) -> Iterator[_Part]:
     fixes = [build_code(fix.command, caption=escape(fix.title, MAX_LABELS)) for fix in list_fixes(message)]
     if fixes:
         yield _Part(_FIXES, [[block for fix in fixes for block in fix], fixes[0]])
-    lines = [line for line in list_context(message) if line.name not in {*_SHOWN_APART, _SINCE_LAST_MESSAGE}]
+    lines = [line for line in list_context(message) if line.name not in {*_SEPARATE_LINES, _SINCE_LAST_MESSAGE}]
     yield from _list_context_parts(lines, _CONTEXT)
     yield from alerts[1:]
     if message.excerpt is not None and not is_resolved(message.event):
@@ -267,7 +267,7 @@ def _list_reply_parts(message: Message, listed: Message) -> Iterator[_Part]:
 
 def _select_changed(message: Message, change: Change) -> Message:
     """The message with the changed alerts only, one where none changed; with all where that is unknown."""
-    if not change.is_known:
+    if not change.is_comparable:
         return message
     changed = {id(alert) for alert in (*change.new_alerts, *change.resolved_alerts)}
     pairs = list(zip(message.event.alerts, message.links, strict=True))
@@ -279,7 +279,7 @@ def _select_changed(message: Message, change: Change) -> Message:
 def _list_context_parts(lines: Iterable[ContextLine], position: int) -> Iterator[_Part]:
     for number, line in enumerate(lines, start=position):
         text = f"{line.name}: {join_items(line.items)}"
-        yield _Part(number, [build_note([text], _MAX_CONTEXT)], is_complete=len(text) <= _MAX_CONTEXT)
+        yield _Part(number, [build_context_text([text], _MAX_CONTEXT)], is_complete=len(text) <= _MAX_CONTEXT)
 
 
 def _list_alert_parts(message: Message) -> list[_Part]:
@@ -306,7 +306,8 @@ def _build_card(position: int, card: AlertCard, message: Message) -> _Part:
         format_summary(alert),
         truncate(own, MAX_LABELS),
         f"now {value}" if value and alert.status is Status.FIRING else "",
-        format_description(alert),
+        # Of what is over, nobody needs the details, unless it is the first that people hear of it.
+        format_description(alert) if alert.status is Status.FIRING or message.task.firing_undelivered else "",
     )
     text = "\n".join(filter(None, lines))
     divider: list[Block] = [{"type": "divider"}] if position > _ALERTS else []
@@ -350,7 +351,7 @@ def _format_table(table: AlertTable, max_cell: int) -> str:
 
 def _build_excerpt(excerpt: RunbookExcerpt) -> list[Block]:
     """Its steps, numbered, and its commands as code."""
-    blocks = build_note(["First steps of the runbook"], MAX_LABELS)
+    blocks = build_context_text(["First steps of the runbook"], MAX_LABELS)
     step = 0
     for block in excerpt.blocks:
         text = clean_text(block.text)
@@ -359,7 +360,7 @@ def _build_excerpt(excerpt: RunbookExcerpt) -> list[Block]:
         else:
             step += block.kind == "step"
             blocks += build_section(f"{step}. {text}" if block.kind == "step" else text, _MAX_EXCERPT)
-    return blocks + (build_note(["… and more in the runbook"], MAX_LABELS) if excerpt.is_truncated else [])
+    return blocks + (build_context_text(["… and more in the runbook"], MAX_LABELS) if excerpt.is_truncated else [])
 
 
 def _format_contacts(message: Message) -> str:

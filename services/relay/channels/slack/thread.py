@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 import structlog
 
-from services.relay.channels.slack.blocks import Block, build_note, build_section, escape
+from services.relay.channels.slack.blocks import Block, build_context_text, build_section, escape
 from services.relay.channels.slack.files import Upload, upload_file
 from services.relay.channels.slack.post_search import TEMPORARY, NotFound, PostLocation, build_metadata, find_post
 from services.relay.channels.slack.web_api import SlackApi, SlackError
@@ -57,7 +57,7 @@ class Thread:
         if maybe_sent and await self._has_details(message):
             return
         if len(escape(details, 6 * len(details))) <= MAX_REPLY:
-            await self._reply(message, build_pieces(details))
+            await self._reply(message, build_paragraphs(details))
             return
         try:
             await self._upload(Upload("alerts.txt", format_title(message), details.encode(errors="replace")))
@@ -65,7 +65,7 @@ class Thread:
             if error.reason in TEMPORARY:
                 raise
             log.warning("text could not be uploaded to Slack; it is cut", error=str(error))
-            await self._reply(message, [*build_pieces(details), *build_note([_CUT_REMARK], 200)])
+            await self._reply(message, [*build_paragraphs(details), *build_context_text([_CUT_REMARK], 200)])
 
     async def add_chart(self, message: Message, chart: bytes) -> None:
         """Adds a picture, unless that fails: the message is there without it."""
@@ -106,7 +106,7 @@ class Thread:
         await upload_file(self.api, self.session, self.api_url, upload, self.location)
 
 
-def build_pieces(text: str) -> list[Block]:
+def build_paragraphs(text: str) -> list[Block]:
     """The text as paragraphs without mark-up, as far as one reply holds them."""
     blocks: list[Block] = []
     left = MAX_REPLY

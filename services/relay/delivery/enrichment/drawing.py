@@ -33,8 +33,9 @@ _MEMORY_BYTES: Final = 1024**3
 _SIZE: Final = (6.0, 2.8)
 """Inches; 1,200 by 560 pixels, which a phone shows at half of that."""
 _DPI: Final = 200
-_MIN_SPAN: Final = 300.0
+_MIN_SPAN: Final = 120.0
 """Seconds that are shown at least, however little is known."""
+_TICK_SECONDS: Final = (5, 10, 15, 30, 60, 120, 300, 600, 900)
 # Okabe and Ito: told apart by people who are colour-blind. Line styles differ, too.
 _COLOURS: Final = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
 _STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
@@ -125,12 +126,13 @@ def _format_axes(axes: Axes, zone: tzinfo, start: float, end: float) -> None:
         axes.spines[side].set_visible(False)
     axes.yaxis.set_major_formatter(FuncFormatter(_format_value))
     ticks = _list_ticks(start, end)
-    axes.set_xticks(ticks, [f"{datetime.fromtimestamp(at, zone):%H:%M}" for at in ticks])
+    pattern = "%H:%M" if all(at % 60 == 0 for at in ticks) else "%H:%M:%S"
+    axes.set_xticks(ticks, [f"{datetime.fromtimestamp(at, zone):{pattern}}" for at in ticks])
     name = getattr(zone, "key", "UTC")
     axes.set_xlabel(name, fontsize=8, color=_GREY, parse_math=False)
     if name != "UTC":
         above = axes.secondary_xaxis("top")
-        above.set_xticks(ticks, [f"{datetime.fromtimestamp(at, UTC):%H:%M} UTC" for at in ticks])
+        above.set_xticks(ticks, [f"{datetime.fromtimestamp(at, UTC):{pattern}} UTC" for at in ticks])
         above.tick_params(labelsize=7, colors="#777777")
         above.spines["top"].set_visible(False)
 
@@ -154,8 +156,8 @@ def _insert_gaps(times: list[float], values: list[float]) -> tuple[list[float], 
 
 
 def _list_ticks(start: float, end: float) -> list[float]:
-    """Whole minutes, seven at most."""
-    step = 60.0 * next(minutes for minutes in (1, 2, 5, 10, 15) if (end - start) / minutes <= 60.0 * 7)
+    """Seven at most, at whole minutes where these are enough."""
+    step = next(seconds for seconds in _TICK_SECONDS if (end - start) / seconds <= 7)
     first = -(-start // step) * step
     return [first + step * number for number in range(int((end - first) // step) + 1)]
 

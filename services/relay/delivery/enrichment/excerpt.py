@@ -7,7 +7,7 @@ each excerpt is short. Code is never cut, since half a command may do harm.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -120,22 +120,19 @@ def _follow_pointer(body: Sequence[Token], name: str, read_linked: ReadLinked) -
 
 def _list_blocks(tokens: Sequence[Token]) -> Iterator[ExcerptBlock]:
     """The paragraphs, the items of lists and the code; headings, tables and HTML are left out."""
-    items = 0
-    starts_item = False
+    item = ""  # the mark of the item that begins: its number, or a bullet
     for index, token in enumerate(tokens):
         match token.type:
             case "list_item_open":
-                items, starts_item = items + 1, True
-            case "list_item_close":
-                items -= 1
+                item = token.info or "•"
             case "fence" | "code_block":
                 if text := clean_text(token.content):
                     yield ExcerptBlock("code", text)
             case "inline" if tokens[index - 1].type == "paragraph_open":
                 if text := _read_inline(token):
-                    kind: Literal["step", "paragraph"] = "step" if items and starts_item else "paragraph"
-                    yield ExcerptBlock(kind, text)
-                starts_item = False
+                    bullet = "• " if item == "•" else ""
+                    yield ExcerptBlock("step" if item and not bullet else "paragraph", bullet + text)
+                item = ""
 
 
 def _limit_blocks(blocks: Sequence[ExcerptBlock]) -> tuple[tuple[ExcerptBlock, ...], bool]:

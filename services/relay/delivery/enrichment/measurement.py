@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.relay.delivery.enrichment.chart_spec import ChartLine, ChartSpec, ChartThreshold
 from services.relay.delivery.enrichment.prometheus import AlertRule, PrometheusClient, QueryRefusedError, Series
@@ -17,8 +17,19 @@ _MAX_LINES: Final = 6
 _MAX_THRESHOLDS: Final = 2
 _MAX_LABEL: Final = 40
 _MAX_TITLE: Final = 70
+_YOUNG: Final = SPAN / 6
+"""Seconds of data below which it is read in finer steps."""
+_YOUNG_POINTS: Final = 60
 _FRESH: Final = 2.5 * STEP
 """Seconds for which a point counts as current."""
+
+
+class _Span(NamedTuple):
+    """What is read: from when to when, in unix seconds, and every how many seconds."""
+
+    start: float
+    end: float
+    step: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +58,26 @@ async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: 
     if rule is None:
         return None
     comparison = split_comparison(rule.expression)
-    end = now - now % STEP
-    found = await _read_series(prometheus, comparison.left, event, rule, end)
-    lines = list(_match_series(found, alerts, rule))
+    span = _Span(now - SPAN, now, STEP)
+    lines = await _read_lines(prometheus, comparison.left, event, rule, span)
     if not lines:
         return None
+    first = min(series.points[0][0] for _, series in lines)
+    if now - first < _YOUNG:  # so little is known that it is read in finer steps
+        start = first - STEP
+        span = _Span(start, now, max((now - start) / _YOUNG_POINTS, 1.0))
+        lines = await _read_lines(prometheus, comparison.left, event, rule, span)
+        if not lines:
+            return None
     thresholds = [
-        await _read_threshold(prometheus, each, event, rule, end) for each in comparison.thresholds[:_MAX_THRESHOLDS]
+        await _read_threshold(prometheus, each, event, rule, span) for each in comparison.thresholds[:_MAX_THRESHOLDS]
     ]
     ends = [alert.ends_at.timestamp() for alert in alerts if alert.ends_at is not None]
     spec = ChartSpec(
         title=truncate(format_headline(event), _MAX_TITLE),
         zone=zone,
-        start=end - SPAN,
-        end=end,
+        start=span.start,
+        end=now,
         lines=[ChartLine(label, series.points) for label, series in _label_lines(lines[:_MAX_LINES])],
         more_lines=max(len(lines) - _MAX_LINES, 0),
         thresholds=[each for each in thresholds if each is not None],
@@ -73,7 +90,7 @@ async def measure(prometheus: PrometheusClient, event: Event, now: float, zone: 
         {
             alert.fingerprint: f"{format_value(series.points[-1][1])}" + (f" (fires if {fires_if})" if fires_if else "")
             for alert, series in lines
-            if series.points[-1][0] >= end - _FRESH
+            if series.points[-1][0] >= now - _FRESH
         },
     )
 
@@ -87,8 +104,16 @@ def _format_threshold(threshold: Threshold) -> str:
     return f"{threshold.operator} {truncate(clean_line(threshold.expression), _MAX_LABEL)}"
 
 
+async def _read_lines(
+    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
+) -> list[tuple[Alert, Series]]:
+    """Each alert that has a series, those that fire first."""
+    alerts = sorted(event.alerts, key=lambda alert: alert.status is Status.RESOLVED)
+    return list(_match_series(await _read_series(prometheus, expression, event, rule, span), alerts, rule))
+
+
 async def _read_series(
-    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, end: float
+    prometheus: PrometheusClient, expression: str, event: Event, rule: AlertRule, span: _Span
 ) -> list[Series]:
     """The series of an expression, where possible only those with the group's labels, since there may be thousands."""
     labels = {
@@ -99,12 +124,12 @@ async def _read_series(
     if labels:
         filtered = f"({expression}) and on ({', '.join(labels)}) {_build_labelled_vector(labels)}"
         try:
-            if found := await prometheus.read_range(filtered, end - SPAN, end, STEP):
+            if found := await prometheus.read_range(filtered, *span):
                 return found
         except QueryRefusedError:
             pass  # of a scalar, or a name that is none in PromQL
     # Alertmanager may know labels that Prometheus adds at its edge (`external_labels`), which no series has.
-    return await prometheus.read_range(expression, end - SPAN, end, STEP)
+    return await prometheus.read_range(expression, *span)
 
 
 def _build_labelled_vector(labels: Mapping[str, str]) -> str:
@@ -123,13 +148,13 @@ def _quote(text: str) -> str:
 
 
 async def _read_threshold(
-    prometheus: PrometheusClient, threshold: Threshold, event: Event, rule: AlertRule, end: float
+    prometheus: PrometheusClient, threshold: Threshold, event: Event, rule: AlertRule, span: _Span
 ) -> ChartThreshold | None:
     text = f"fires if {_format_threshold(threshold)}"
     if threshold.value is not None:
-        return ChartThreshold(text, [(end - SPAN, threshold.value), (end, threshold.value)])
+        return ChartThreshold(text, [(span.start, threshold.value), (span.end, threshold.value)])
     try:
-        found = await _read_series(prometheus, threshold.expression, event, rule, end)
+        found = await _read_series(prometheus, threshold.expression, event, rule, span)
     except QueryRefusedError:
         return None
     return ChartThreshold(text, found[0].points) if len(found) == 1 and found[0].points else None

@@ -53,6 +53,7 @@ class _Rule(msgspec.Struct, gc=False):
     name: str = ""
     query: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class _RuleGroup(msgspec.Struct, gc=False):
@@ -113,14 +114,21 @@ class PrometheusClient:
 
     async def count_rules(self) -> int:
         """How many alerting rules it has. Raises PrometheusError."""
-        reply = await self._decode(
-            _RULES, await self._get("/api/v1/rules", {"type": "alert", "exclude_alerts": "true"})
-        )
-        return sum(len(group.rules) for group in reply.data.groups)
+        return len(await self._read_rules())
+
+    async def list_runbooks(self) -> dict[str, str]:
+        """The `runbook_url` of each alerting rule that has one, by the rule's name. Raises PrometheusError."""
+        rules = await self._read_rules()
+        return {rule.name: url for rule in rules if (url := rule.annotations.get("runbook_url"))}
+
+    async def _read_rules(self) -> list[_Rule]:
+        query = {"type": "alert", "exclude_alerts": "true"}
+        reply = await self._decode(_RULES, await self._get("/api/v1/rules", query))
+        return [rule for group in reply.data.groups for rule in group.rules]
 
     async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
         """What an expression gave from `start` to `end`. Raises QueryRefusedError, PrometheusError."""
-        query = {"query": expression, "start": f"{start:.0f}", "end": f"{end:.0f}", "step": f"{step:g}"}
+        query = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         reply = await self._decode(_RANGE, await self._get("/api/v1/query_range", query))
         return [_build_series(each) for each in reply.data.result]
 

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 
-_MAX_ITEMS: Final = 32
+_MAX_ITEMS: Final = 128
 """Items of one read: few enough that what it reads for them fits into memory."""
 
 I = TypeVar("I")  # noqa: E741  # an item of work

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared.check import Check, CheckResult, run_checks_concurrently
+from shared.check import Check, CheckResult
 from shared.config.settings import Address
+from shared.process.doctor import run_checks_concurrently
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import StartServer, connect
 from tests.relay.channels.examples import SECRET

@@ -63,6 +63,18 @@ async def test_where_it_was_deleted_another_one_takes_its_place_once(
     assert await edit(channel, edit_of(replaced)) == replaced
 
 
+async def test_what_is_left_of_a_deleted_message_with_replies_is_not_taken_for_another_one(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    await send(channel, now(first_receipt=receipt, delivery_id="reply"))
+    for number in (2, 3):
+        stand_ins.slack.delete_message(stand_ins.slack.channels[CRITICAL], posts(stand_ins)[-1 if number == 3 else 0])
+        receipt = await edit(channel, edit_of(receipt))
+        assert receipt["ts"] == posts(stand_ins)[-1].ts
+
+
 async def test_the_message_of_another_app_is_left_alone_and_replaced(connect: Connect, stand_ins: StandIns) -> None:
     channel = connect()
     receipt = await send(channel, now())

@@ -178,3 +178,8 @@ async def run_alone(channel: Channel) -> CheckResult:
     (check,) = channel.list_checks("channels.slack")
     (result,) = await run_checks([replace(check, depends_on=None)], time.monotonic)
     return result
+
+
+def test_it_has_no_buttons_since_nobody_could_know_of_a_press_on_them(values: dict[str, Any]) -> None:
+    pressed = replace(message(), buttons=("acknowledge", "silence"))
+    assert "action_id" not in settings(values).connect(5).render_payload(pressed)

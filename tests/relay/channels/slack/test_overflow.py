@@ -12,7 +12,7 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from ops.demo.stand_ins.slack.workspace import SlackMessage
 from services.relay.channels.slack.files import _check_upload_url
 from services.relay.channels.slack.post import build_post
-from services.relay.channels.slack.thread import MAX_REPLY, build_pieces
+from services.relay.channels.slack.thread import MAX_REPLY, build_paragraphs
 from services.relay.model import Message
 from services.relay.send_error import SendError
 from tests.relay.channels.examples import change, message, strange, with_text
@@ -115,7 +115,7 @@ async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
 @given(st.lists(strange, max_size=8).map("\n".join))
 def test_pieces_keep_their_limit_and_lose_no_word_that_fits(text: str) -> None:
     cleaned = " ".join(text.encode("utf-8", "ignore").decode().split())
-    pieces = [block["text"]["text"] for block in build_pieces(cleaned)]
+    pieces = [block["text"]["text"] for block in build_paragraphs(cleaned)]
     assert all(0 < len(piece) <= 3_000 for piece in pieces)
     assert sum(map(len, pieces)) <= MAX_REPLY
     if len(cleaned) * 5 < MAX_REPLY:

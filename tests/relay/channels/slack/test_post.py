@@ -207,7 +207,7 @@ def test_who_acknowledged_what_else_fires_and_the_runbook_stand_in_the_first_mes
     firing = replace(firing, current_values={firing.event.alerts[0].fingerprint: "1.84 (fires if > 1)"})
     shown = lines(build_post(firing, "none"))
     assert shown[2:5] == [
-        "👀 Acknowledged by ann@example.org",
+        "Acknowledged by ann@example.org",
         "<!date^1795560600^{date_short_pretty} at {time}|2026-11-24 22:50:00 UTC>",
         "Escalated to pagerduty",
     ]

@@ -49,11 +49,14 @@ def test_the_diagnosis_is_taken_and_else_what_comes_first() -> None:
         ("paragraph", "Look:"),
         ("code", "df -h"),
     ]
-    assert blocks("# DiskFull\n\nIntro.\n\n1. One\n   more.\n\n   And this.\n2. Two\n\n# Next\n\nNo.") == [
+    assert blocks(
+        "# DiskFull\n\nIntro.\n\n1. One\n   more.\n\n   And this.\n2. Two\n\n- Or three\n\n# Next\n\nNo."
+    ) == [
         ("paragraph", "Intro."),
         ("step", "One more."),
         ("paragraph", "And this."),
         ("step", "Two"),
+        ("paragraph", "• Or three"),
     ]
 
 
@@ -64,7 +67,7 @@ def test_the_diagnosis_is_taken_and_else_what_comes_first() -> None:
         "## diskfull",
         "## `DiskFull`",
         "## DiskFull (critical)",
-        '<a id="diskfull"></a>\n\n## Space',
+        '<a id="DISKFULL"></a>\n\n## Space',
         "DiskFull\n---",
     ],
 )

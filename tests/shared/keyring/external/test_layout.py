@@ -82,8 +82,14 @@ def test_each_column_has_tables_of_its_own_whose_names_fit() -> None:
             ("tenant-keys", "dek"),
             ("t" * 63, "w" * 63),
             ("t" * 63, "w" * 62),
+            ("a", "b_c"),
+            ("a_b", "c"),
+            ("a", "_b_c"),
+            ("a_", "b_c"),
+            ("a__b", "c"),
+            ("a", "b__c"),
         ]
     ]
-    assert names[:2] == ["keypulse_tenant_keys_dek", "keypulse_tenant_keys_dek2"]
+    assert names[:2] == ["keypulse_tenant_keys__dek", "keypulse_tenant_keys__dek2"]
     assert len(set(names)) == len(names)
     assert all(len(f"{name}_journal_entries_ix") <= 63 for name in names)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,9 @@ from services.relay.text import (
     format_headline,
     format_period,
     format_remark,
+    format_short_time,
     format_state,
+    format_time,
     is_resolved,
     list_alerts,
     list_fixes,
@@ -213,3 +216,22 @@ def test_a_duration_is_reported_in_its_two_largest_units(seconds: float, said: s
     (alert,) = message("03-resolved-1").event.alerts
     changed = replace(alert, starts_at=start, ends_at=start + timedelta(seconds=seconds))
     assert format_period(changed).endswith(f"({said})")
+
+
+@pytest.mark.parametrize(
+    ("zone", "text"),
+    [
+        ("Europe/Berlin", "2026-11-24 23:46:10 CET (22:46:10 UTC)"),
+        ("Asia/Kathmandu", "2026-11-25 04:31:10 UTC+0545 (2026-11-24 22:46:10 UTC)"),
+        ("Europe/London", "2026-11-24 22:46:10 UTC"),
+    ],
+)
+def test_a_time_is_in_the_readers_zone_and_in_utc(zone: str, text: str) -> None:
+    assert format_time(datetime(2026, 11, 24, 22, 46, 10, tzinfo=UTC), ZoneInfo(zone)) == text
+
+
+@pytest.mark.parametrize("moment", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)])
+def test_a_time_at_the_edge_of_the_calendar_is_no_error(moment: datetime) -> None:
+    for zone in ("America/Los_Angeles", "Asia/Tokyo"):
+        assert format_time(moment, ZoneInfo(zone)).count(":") >= 2
+        assert format_short_time(moment, ZoneInfo(zone)).count(":") == 1

@@ -1,0 +1,152 @@
+"""What an incident looks like in Slack from its beginning to its end, posted by the relay's own channel."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ops.demo.stand_ins.app import StandIns
+from services.relay.channels.port import Channel, EditingChannel, Receipt
+from services.relay.model import ExcerptBlock, IncidentContext, Message, RelatedIncident, RunbookExcerpt, Status
+from tests.relay.channels.examples import (
+    FIX_ANNOTATIONS,
+    NASTY,
+    annotated,
+    change,
+    critical,
+    example,
+    message,
+    settings,
+    with_text,
+)
+from tests.relay.channels.recording_attempt import Recorded, send
+
+AT = datetime(2026, 11, 24, 22, 46, 10, tzinfo=UTC)
+TITLE = "permission_denied: backend (production) cannot encrypt with ledger-kek"
+EXCERPT = RunbookExcerpt(
+    "KMSProbeFailing",
+    (
+        ExcerptBlock(
+            "paragraph",
+            "The exporter cannot encrypt and decrypt with the key. Writes fail as soon as the cached data key expires.",
+        ),
+        ExcerptBlock("step", "Read why the last probe failed."),
+        ExcerptBlock("code", "curl -s 'http://127.0.0.1:9911/probe?target=ledger-kek&debug=true' | tail -20"),
+        ExcerptBlock("step", "Read who changed IAM in the last hour."),
+    ),
+    is_truncated=True,
+)
+"""As the runbook of the alert has it."""
+BUTTONS: Any = ("acknowledge", "silence")
+
+
+class SlackScene:
+    """Sends to the stand-in what the relay would.
+
+    Args:
+        stand_ins: running.
+        folder: for the bot's token.
+    """
+
+    def __init__(self, stand_ins: StandIns, folder: Path, token: str) -> None:
+        secret = folder / "slack_token"
+        secret.write_text(token)
+        values = example("slack", secret, stand_ins.http)
+        self._channel: Channel = settings({**values, "mention": "channel"}).connect(10)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def firing(self) -> Receipt:
+        related = (RelatedIncident("1", "KMSRotationOverdue · production / backend", AT - timedelta(hours=3)),)
+        context = IncidentContext(started_at=AT, episodes_in_7_days=3, related=related, related_count=1)
+        return await send(self._channel, _incident(context=context, excerpt=EXCERPT, buttons=BUTTONS))
+
+    async def changed(self) -> Receipt:
+        """A second instance fires, too."""
+        receipt = await self.firing()
+        two = _two_instances()
+        before = {two.event.alerts[0].fingerprint: Status.FIRING}
+        context = IncidentContext(started_at=AT, previous_at=AT + timedelta(minutes=2), previous_alerts=before)
+        later = {"accepted_at": AT + timedelta(minutes=7), "first_receipt": receipt, "delivery_id": "second"}
+        await send(self._channel, change(two, context=context, **later))
+        await self._edit(change(two, context=context, **later, excerpt=EXCERPT, buttons=BUTTONS))
+        return receipt
+
+    async def acknowledged(self) -> Receipt:
+        receipt = await self.firing()
+        context = IncidentContext(
+            started_at=AT,
+            acknowledged_by="Ann Example",
+            acknowledged_at=AT + timedelta(minutes=4),
+            episodes_in_7_days=3,
+        )
+        await self._edit(_incident(context=context, first_receipt=receipt, excerpt=EXCERPT, buttons=BUTTONS))
+        return receipt
+
+    async def resolved(self) -> Receipt:
+        receipt = await self.changed()
+        two = _two_instances()
+        end = AT + timedelta(minutes=12)
+        alerts = tuple(replace(alert, status=Status.RESOLVED, ends_at=end) for alert in two.event.alerts)
+        event = replace(two.event, status=Status.RESOLVED, alerts=alerts)
+        before = {alert.fingerprint: Status.FIRING for alert in alerts}
+        context = IncidentContext(started_at=AT, previous_at=AT + timedelta(minutes=7), previous_alerts=before)
+        over = {"accepted_at": end, "first_receipt": receipt, "delivery_id": "third", "context": context}
+        await send(self._channel, change(replace(two, event=event), **over))
+        await self._edit(change(replace(two, event=event), **over))
+        return receipt
+
+    async def twenty(self) -> Receipt:
+        many = message("05-firing-3")
+        first = many.event.alerts[0]
+        alerts = tuple(
+            replace(
+                first,
+                fingerprint=f"{n}",
+                labels={**first.labels, "instance": f"backend-{n}:8000", "zone": f"europe-west{n % 3 + 1}-b"},
+                starts_at=AT + timedelta(seconds=7 * n),
+                status=Status.RESOLVED if n > 16 else Status.FIRING,
+                ends_at=AT + timedelta(minutes=9) if n > 16 else None,
+            )
+            for n in range(20)
+        )
+        common = {key: value for key, value in first.labels.items() if key != "instance"}
+        event = replace(many.event, alerts=alerts, common_labels=common)
+        return await send(self._channel, replace(many, event=event, links=many.links[:1] * 20, buttons=BUTTONS))
+
+    async def hostile(self) -> Receipt:
+        text = f"{NASTY[0]} {NASTY[1]} {NASTY[3]}"
+        context = IncidentContext(acknowledged_by=text, acknowledged_at=AT, related=(RelatedIncident("1", text, AT),))
+        given = change(critical(with_text(text)), context=context, remark=text, buttons=BUTTONS)
+        return await send(self._channel, given)
+
+    async def _edit(self, message: Message) -> None:
+        assert isinstance(self._channel, EditingChannel)
+        await self._channel.edit(Recorded(change(message, is_edit=True)))
+
+
+def _incident(**changes: Any) -> Message:
+    firing = annotated(message(), title=TITLE, summary="KMS refuses to encrypt with ledger-kek", **FIX_ANNOTATIONS)
+    described = "9 of the last 10 probes failed. New records cannot be written once the cached data key expires."
+    return change(annotated(firing, description=described), **changes)
+
+
+def _two_instances() -> Message:
+    one = _incident()
+    (alert,) = one.event.alerts
+    other = replace(alert, fingerprint="other", labels={**alert.labels, "instance": "backend-2:8000"})
+    event = replace(one.event, alerts=(alert, replace(other, starts_at=AT + timedelta(minutes=6))))
+    common = {key: value for key, value in alert.labels.items() if key != "instance"}
+    return replace(one, event=replace(event, common_labels=common), links=one.links * 2)
+
+
+SCENES: dict[str, Callable[[SlackScene], Awaitable[Receipt]]] = {
+    "firing": SlackScene.firing,
+    "changed": SlackScene.changed,
+    "acknowledged": SlackScene.acknowledged,
+    "resolved": SlackScene.resolved,
+    "twenty": SlackScene.twenty,
+    "hostile": SlackScene.hostile,
+}

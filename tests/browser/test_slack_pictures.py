@@ -1,0 +1,48 @@
+"""An incident in Slack as a person sees it, and the pictures of it that are kept."""
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.browser.slack_pictures import IMAGES, KEPT, open_page, run_scene
+from tests.browser.slack_scenes import TITLE
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+
+async def test_an_incident_is_one_message_that_changes_and_fits_a_phone(chromium: Browser) -> None:
+    async with run_scene("resolved") as url:
+        for size in ("wide", "phone"):
+            async with open_page(chromium, url, size) as page:
+                message = page.locator(".message").first
+                header = (
+                    "Resolved after 12 min: permission_denied: backend (production) could not encrypt with ledger-kek"
+                )
+                await expect(message.locator(".b-header").first).to_have_text(header)
+                await expect(message).to_contain_text(
+                    "fired from Nov 24, 2026 at 23:46 to Nov 24, 2026 at 23:58 (12 min)"
+                )
+                assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+                replies = page.locator(".replies").first
+                await expect(replies.locator(".message")).to_have_count(2)
+                await expect(replies).to_contain_text(TITLE)
+                await expect(replies).to_contain_text("1 new (backend-2:8000)")
+
+
+async def test_twenty_alerts_are_one_table_and_what_alerts_say_is_no_mark_up(chromium: Browser) -> None:
+    async with run_scene("twenty") as url, open_page(chromium, url, "phone") as page:
+        table = page.locator(".message pre")
+        await expect(table).to_have_count(1)
+        assert len((await table.inner_text()).splitlines()) == 21
+        assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    async with run_scene("hostile") as url, open_page(chromium, url, "wide") as page:
+        message = page.locator(".message").first
+        await expect(message).to_contain_text("<!channel> <!here>")
+        await expect(message.locator(".mention")).to_have_count(0)
+        await expect(message.locator("a[href*=evil]")).to_have_count(0)
+
+
+async def test_the_pictures_are_kept() -> None:
+    for name in KEPT:
+        picture = IMAGES / f"slack-{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size < 200_000

@@ -1,0 +1,80 @@
+"""A message is sent with what there is for it; each part is counted, and delays no channel that does not show it."""
+
+import asyncio
+import pickle
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from services.relay.channels.port import Progress
+from services.relay.delivery.attempt import SenderSettings, open_local_sender
+from services.relay.delivery.enrichment.charts import Charts, Picture
+from services.relay.delivery.enrichment.enricher import EnrichmentSettings
+from services.relay.delivery.links import LinkRules
+from services.relay.model import DeliveryTask, MessagePart, PartOutcome, encode_event, find_alertname
+from tests.relay.delivery.worker_harness import rig
+from tests.relay.served_relay import Scripted, ScriptedSettings, event_of
+
+RUNBOOK = f"# {find_alertname(event_of())}\n\nLook at it."
+
+
+class Shown(ScriptedSettings):
+    shows_chart: ClassVar[bool] = True
+
+
+async def save(_progress: Progress) -> None:
+    return
+
+
+def task_of(channel: str, **changes: Any) -> DeliveryTask:
+    ends = asyncio.get_running_loop().time() + 9
+    task = DeliveryTask("id", "incident", 1, channel, datetime.now(UTC), event_json=encode_event(event_of()))
+    return task._replace(attempt_ends=ends, lease_ends=ends + 1, **changes)
+
+
+async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    async def make(_charts: Charts, _message: object, max_seconds: float) -> Picture:
+        asked.append(max_seconds)
+        return Picture(PartOutcome.ADDED, {"a": "1.84"}, b"png")
+
+    monkeypatch.setattr(Charts, "make", make)
+    (tmp_path / "runbook.md").write_text(RUNBOOK)
+    shown, plain = Scripted(), Scripted()
+    settings = SenderSettings(
+        {"shown": Shown(channel=shown), "plain": ScriptedSettings(channel=plain)},
+        LinkRules(None, None),
+        {},
+        10,
+        ZoneInfo("Europe/Berlin"),
+        EnrichmentSettings(tmp_path / "runbook.md", "http://127.0.0.1:1"),
+    )
+    assert pickle.loads(pickle.dumps(settings.enrichment)) == settings.enrichment  # noqa: S301  # it crosses to a process
+    async with open_local_sender(settings) as send:
+        first = await send(task_of("shown"), save)
+        second = await send(task_of("plain"), save)
+        edit = await send(task_of("shown", is_edit=True), save)
+    (message,), (other,) = shown.sent, plain.sent
+    assert (message.chart, message.current_values) == (b"png", {"a": "1.84"})
+    assert (other.chart, other.current_values) == (None, {})
+    for each in message, other:
+        assert each.excerpt is not None
+        assert each.excerpt.blocks[0].text == "Look at it."
+    runbook = {MessagePart.RUNBOOK: PartOutcome.ADDED}
+    assert first.enrichment == {**runbook, MessagePart.CHART: PartOutcome.ADDED}
+    assert second.enrichment == edit.enrichment == runbook
+    assert len(asked) == 1
+    assert 2 < asked[0] <= 3  # a third of the attempt
+
+
+async def test_each_part_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "runbook.md").write_text(RUNBOOK)
+    async with rig(tmp_path, enrichment=EnrichmentSettings(tmp_path / "runbook.md"), a=Scripted()) as it:
+        await it.tell("firing")
+        await it.finished()
+        assert it.value("relay_message_parts_total", part="runbook", outcome="added") == 1
+        assert it.value("relay_message_parts_total", part="chart", outcome="late") == 0

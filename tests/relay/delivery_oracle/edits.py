@@ -1,0 +1,37 @@
+"""Whether the first message of each episode shows at the end how the episode stands, or ended. Pure."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event, Message
+
+
+def check_edits(
+    events: Sequence[Event],
+    deliveries: Sequence[Delivery],
+    shown: Sequence[Message],
+    channels: Mapping[str, Channel],
+    given_up: Collection[tuple[str, int, str]] = (),
+) -> Iterator[str]:
+    """Everything that is wrong with edited messages once nothing is left to do.
+
+    Args:
+        events: every accepted one.
+        deliveries: the outbox.
+        shown: what each message shows now.
+        channels: what they promise.
+        given_up: incident, episode and channel of each message that could not be edited any more.
+    """
+    by_seq = {event.seq: event for event in events}
+    episodes: dict[tuple[str, int, str], list[Delivery]] = {}
+    for delivery in sorted(deliveries, key=lambda each: each.seq):
+        if channels[delivery.channel].is_edited:
+            episodes.setdefault((delivery.incident, delivery.episode, delivery.channel), []).append(delivery)
+    for key, of_episode in episodes.items():
+        first = next((each for each in of_episode if each.state == "delivered"), None)
+        if first is None or key in given_up:
+            continue
+        last = by_seq[max(each.event_seq for each in of_episode)]
+        found = [each.alerts for each in shown if each.channel == first.channel and each.key == first.key]
+        # A repeat of it, after a lost answer or lease, may be there beside it.
+        if not any(last.alerts <= alerts for alerts in found):
+            yield f"{first.channel}: the first message of {key[:2]} shows {found}, at last were {last.alerts}"

@@ -1,0 +1,37 @@
+from dataclasses import replace
+
+import pytest
+
+from tests.relay.delivery_oracle.edits import check_edits
+from tests.relay.delivery_oracle.evidence import AlertState, Channel, Delivery, Event, Message
+
+FIRING = frozenset({("a", AlertState(1, "firing"))})
+OVER = frozenset({("a", AlertState(2, "resolved"))})
+EVENTS = [Event(1, "e1", "x", "x", FIRING, ("slack",)), Event(2, "e2", "x", "x", OVER, ("slack",))]
+FIRST = Delivery("d1", 1, 1, 1, "x", "slack", "delivered", key="d1")
+SECOND = replace(FIRST, id="d2", seq=2, event_seq=2, first_event_seq=2, key="d2")
+CHANNELS = {"slack": Channel(("#ops",), is_edited=True), "email": Channel(("ops",))}
+
+
+def shown(alerts: frozenset[tuple[str, AlertState]], key: str = "d1") -> Message:
+    return Message("slack", "#ops", key, "x", frozenset(alerts))
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "messages", "wrong"),
+    [
+        ([FIRST, SECOND], [shown(OVER)], 0),
+        ([FIRST, SECOND], [shown(FIRING), shown(OVER, "d2")], 1),
+        ([FIRST, SECOND], [shown(FIRING), shown(OVER)], 0),
+        ([FIRST, replace(SECOND, state="dead")], [shown(FIRING)], 1),
+        ([FIRST, replace(SECOND, episode=2)], [shown(FIRING), shown(OVER, "d2")], 0),
+        ([replace(FIRST, state="dead"), SECOND], [shown(OVER, "d2")], 0),
+        ([FIRST], [], 1),
+        ([replace(FIRST, channel="email"), replace(SECOND, channel="email")], [], 0),
+    ],
+)
+def test_the_first_message_of_an_episode_shows_its_last_state(
+    deliveries: list[Delivery], messages: list[Message], wrong: int
+) -> None:
+    assert len(list(check_edits(EVENTS, deliveries, messages, CHANNELS))) == wrong
+    assert list(check_edits(EVENTS, deliveries, messages, CHANNELS, {("x", 1, "slack"), ("x", 2, "slack")})) == []

@@ -1,0 +1,84 @@
+"""An incident in Slack through a whole relay: one message, edited to its end, whatever became of it meanwhile."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.slack.workspace import SlackMessage
+from services.relay.app import run_relay
+from services.relay.config import RelaySettings
+from services.relay.delivery.attempt import open_local_sender
+from shared.config.settings import Address
+from shared.http.server import serve
+from tests.relay.served_relay import TOKEN, metric, post, reaches, until, webhook_of
+
+CHANNEL = "#security-critical"
+
+
+@pytest.fixture
+async def slack() -> AsyncIterator[StandIns]:
+    async with run_stand_ins(slack_tokens=["xoxb-1"]) as stand_ins:
+        yield stand_ins
+
+
+def settings(folder: Path, slack: StandIns) -> RelaySettings:
+    for name, secret in (("token", TOKEN), ("slack", "xoxb-1")):
+        (folder / name).write_text(secret)
+    channel = {"kind": "slack", "channel": CHANNEL, "token_file": str(folder / "slack"), "mention": "channel"}
+    return RelaySettings(
+        database=f"sqlite:///{folder}/relay.db",
+        auth={"bearer_token_file": folder / "token"},
+        delivery={"backoff_initial": "10ms", "backoff_max": "50ms"},
+        pacing={"enabled": False},
+        channels={"slack": {**channel, "api_url": slack.slack_api_url}},
+        default_channels=["slack"],
+    )
+
+
+def firing(*instances: str, status: str = "firing") -> bytes:
+    (alert,) = json.loads(webhook_of(status))["alerts"]
+    alerts = [{**alert, "fingerprint": each, "labels": {**alert["labels"], "instance": each}} for each in instances]
+    return webhook_of(status, alerts=alerts)
+
+
+async def test_one_message_is_edited_to_the_end_and_replies_say_what_changed(tmp_path: Path, slack: StandIns) -> None:
+    def posts() -> list[SlackMessage]:
+        return [each for each in slack.slack.channels[CHANNEL].messages if not each.is_deleted]
+
+    def root_shows(text: str) -> bool:
+        return any(text in each.text for each in posts() if each.thread_ts is None)
+
+    async with (
+        run_relay(settings(tmp_path, slack), open_sender=open_local_sender) as app,
+        serve(app, Address("127.0.0.1", 0)) as address,
+        aiohttp.ClientSession(f"http://{address}", headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        await post(client, firing("one"))
+        await until(lambda: len(posts()) == 1)
+        await post(client, firing("one", "two"))
+        await until(lambda: root_shows("2 firing"))
+        _, worse = posts()
+        assert (worse.reply_broadcast, "<!channel>" in str(worse.blocks), "instance=two" in str(worse.blocks)) == (
+            True,
+            True,
+            True,
+        )
+        (incident,) = (await (await client.get("/api/incidents")).json())["incidents"]
+        async with client.post(f"/api/incidents/{incident['id']}/acknowledge") as answer:
+            assert answer.status == 200, await answer.text()
+        await until(lambda: root_shows("Acknowledged by"))
+        await post(client, firing("one", "two", "three"))
+        await until(lambda: root_shows("3 firing"))
+        assert (posts()[-1].reply_broadcast, "<!channel>" in str(posts()[-1].blocks)) == (False, False)
+        slack.slack.delete_message(slack.slack.channels[CHANNEL], posts()[0])
+        await post(client, firing("one", "two", "three", status="resolved"))
+        await until(lambda: root_shows("🟢 Resolved after"))
+        await post(client, firing("one", "two"))
+        await until(lambda: len([each for each in posts() if each.thread_ts is None]) == 2)
+        slack.slack.archive(slack.slack.channels[CHANNEL])
+        await reaches(client, 4, "relay_edits_total", channel="slack", outcome="edited")
+        assert not await metric(client, "relay_edits_total", channel="slack", outcome="given_up")

@@ -1,0 +1,108 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+
+from services.relay.model import IncidentContext, Message
+from services.relay.text import (
+    MAX_TITLE,
+    compute_duration,
+    format_class,
+    format_omission,
+    format_subject,
+    format_title,
+    put_into_past,
+)
+from tests.iterations import LONG
+from tests.relay.channels.examples import HUGE, TITLE, annotated, change, message, messages, titled
+
+HEADLINE = "KMSCryptoModeNotKMS · production / backend"
+
+
+def test_the_cause_comes_first_and_the_class_after_it() -> None:
+    firing = titled(message())
+    assert (format_title(firing), format_class(firing), format_subject(firing)) == (TITLE, HEADLINE, TITLE)
+
+
+def test_the_end_has_another_subject_in_the_past_with_its_duration() -> None:
+    over = titled(message("03-resolved-1"))
+    past = "permission_denied: backend could not encrypt with ledger-kek"
+    assert format_title(over) == TITLE
+    assert format_subject(over) == f"Resolved after 8 s: {past}"
+    assert format_subject(change(over, firing_undelivered=True)) == f"Fired and resolved within 8 s: {past}"
+
+
+def test_an_alert_without_a_cause_keeps_its_headline() -> None:
+    assert (format_title(message()), format_class(message())) == (HEADLINE, "")
+    assert format_subject(message()) == f"Firing: {HEADLINE}"
+    assert format_subject(message("03-resolved-1")) == f"Resolved after 8 s: {HEADLINE}"
+
+
+def test_a_teams_own_title_wins() -> None:
+    assert format_title(replace(titled(message()), title=" Ours\nis better ")) == "Ours is better"
+
+
+def test_the_title_is_that_of_the_worst_alert_that_fires() -> None:
+    of = message("07-firing-3")
+    over, warning, critical = of.event.alerts[0], *of.event.alerts[1:]
+    assert over.ends_at is not None
+    alerts = (
+        replace(over, annotations={"title": "over"}, labels={**over.labels, "severity": "critical"}),
+        replace(warning, annotations={"title": "a warning"}),
+        replace(critical, annotations={"title": "critical"}, labels={**critical.labels, "severity": "critical"}),
+    )
+    assert format_title(replace(of, event=replace(of.event, alerts=alerts))) == "critical"
+    assert format_title(replace(of, event=replace(of.event, alerts=alerts[:2]))) == "a warning"
+    without = (alerts[0], replace(alerts[1], annotations={}))
+    assert format_title(replace(of, event=replace(of.event, alerts=without))) == "over", "better than none"
+
+
+@pytest.mark.parametrize(
+    ("present", "past"),
+    [
+        ("key_disabled: api cannot decrypt", "key_disabled: api could not decrypt"),
+        ("api is in env mode, and is slow", "api was in env mode, and is slow"),
+        ("The disk is", "The disk was"),
+        ("is-it-down has no key", "is-it-down had no key"),
+        ("Backup of vault-is-here", "Backup of vault-is-here"),
+        ("", ""),
+    ],
+)
+def test_only_the_first_verb_changes_and_no_name(present: str, past: str) -> None:
+    assert put_into_past(present) == past
+
+
+def test_an_incident_lasts_from_its_first_start_to_its_last_end() -> None:
+    over = message("03-resolved-1")
+    (alert,) = over.event.alerts
+    early = IncidentContext(started_at=alert.starts_at - timedelta(minutes=12))
+    assert compute_duration(change(over, context=early)) == "12 min"
+    endless = replace(over.event, alerts=(replace(alert, ends_at=None),))
+    assert compute_duration(replace(over, event=endless)) == "2 s", "until the webhook came"
+    odd = replace(alert, starts_at=datetime(9999, 12, 31, tzinfo=UTC), ends_at=datetime(1, 1, 1, tzinfo=UTC))
+    assert compute_duration(replace(over, event=replace(over.event, alerts=(odd,)))) == "0 s"
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_a_long_cause_is_cut(text: str) -> None:
+    assert len(format_title(annotated(message(), title=text))) <= MAX_TITLE
+
+
+@given(messages())
+@settings(max_examples=200 if LONG else 40)
+def test_every_message_has_a_subject_on_one_line(any_message: Message) -> None:
+    subject = format_subject(any_message)
+    assert subject
+    assert "\n" not in subject
+    subject.encode()
+
+
+def test_a_group_that_is_not_whole_says_so() -> None:
+    event = message("09-firing-5").event
+    assert format_omission(event) == (
+        "Some alerts of this group are missing here: 7 cut off by Alertmanager. Alertmanager shows them."
+    )
+    both = replace(event, unlisted_firing=bytes(16))
+    assert "7 cut off by Alertmanager, 2 too many to list" in format_omission(both)
+    assert format_omission(message().event) == ""
