@@ -16,6 +16,8 @@ from services.relay.text.times import format_duration
 
 MAX_TITLE: Final = 300
 MAX_REMARK: Final = 500
+_MAX_PART: Final = 1_000
+"""Characters of a part of a headline, before it is made readable."""
 _PAST: Final = {
     "cannot": "could not",
     "will": "was to",
@@ -138,7 +140,8 @@ def format_headline(event: Event) -> str:
     name = labels.get("alertname") or event.receiver
     location = " / ".join(labels[key] for key in ("env", "service") if labels.get(key))
     others = [f"{key}={value}" for key, value in sort_labels(labels) if key not in IMPORTANT_LABELS]
-    return " · ".join(clean_line(part) for part in (name, location, *others) if part)
+    parts = (clean_line(truncate(part, _MAX_PART)) for part in (name, location, *others) if part)
+    return truncate(" · ".join(parts), MAX_TITLE)
 
 
 def format_counts(event: Event) -> str:
