@@ -14,12 +14,10 @@ from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
 from services.relay.config import RelaySettings
-from tests.relay.served_relay import TOKEN, payload, post, served, until
+from tests.relay.served_relay import TOKEN, post, served, until
+from tests.relay.storms import CHANNEL, build_webhook, count_named, find_digests, posts
 
-CHANNEL = "#security-ops"
 OVER = 5
-_ABOUT = ("header", "rich_text")
-"""The blocks that say what a message is about."""
 _SPEED = 20.0
 """Seconds of the test's clock in a second."""
 
@@ -48,17 +46,6 @@ async def storm_relay(folder: Path, **channel: Any) -> AsyncIterator[tuple[Stand
             yield stand_ins, client
 
 
-def build_webhook(number: int, severity: str, status: str) -> bytes:
-    """Of an incident that no other shares anything with but its service."""
-    document = json.loads(payload(1))
-    labels = {"alertname": "Storm", "service": f"service-{number % 3}", "instance": str(number)}
-    (alert,) = document["alerts"]
-    alert |= {"status": status, "labels": {**labels, "severity": severity}, "fingerprint": f"{number:016x}"}
-    alert["annotations"] = {"title": f"cause-{number:04} is broken"}
-    group = {"groupKey": f"{{}}:{{{number}}}", "groupLabels": labels, "commonLabels": labels, "alerts": [alert]}
-    return json.dumps(document | group | {"status": status}).encode()
-
-
 async def tell(client: aiohttp.ClientSession, numbers: Iterable[int], severity: str, status: str = "firing") -> None:
     posts = [post(client, build_webhook(number, severity, status)) for number in numbers]
     assert {code for code, _ in await asyncio.gather(*posts)} == {202}
@@ -72,20 +59,6 @@ async def read_deliveries(client: aiohttp.ClientSession, **filters: str) -> list
 
 async def all_delivered(client: aiohttp.ClientSession) -> bool:
     return {each["state"] for each in await read_deliveries(client)} <= {"delivered", "superseded"}
-
-
-def posts(stand_ins: StandIns, channel: str = CHANNEL) -> list[SlackMessage]:
-    return list(stand_ins.slack.channels[channel].messages)
-
-
-def find_digests(stand_ins: StandIns, channel: str = CHANNEL) -> list[SlackMessage]:
-    return [each for each in posts(stand_ins, channel) if any(block["type"] == "rich_text" for block in each.blocks)]
-
-
-def count_named(messages: Iterable[SlackMessage], numbers: Iterable[int]) -> dict[int, int]:
-    """How many messages are about each incident; that others fire as well is said elsewhere in them."""
-    texts = [json.dumps([block for block in each.blocks if block["type"] in _ABOUT]) for each in messages]
-    return {number: sum(f"cause-{number:04} " in text for text in texts) for number in numbers}
 
 
 async def test_each_incident_of_a_storm_is_named_and_its_digest_shows_its_end(tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ _was_sent_alone = (
 )
 _is_nameable = and_(
     _delivery.state.in_([state.value for state in WAITING]),
-    _delivery.digest_id.is_(None),
     _delivery.named_in.is_(None),
     _delivery.maybe_sent == 0,
     _delivery.progress.is_(None),

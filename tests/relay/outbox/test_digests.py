@@ -6,17 +6,17 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, select, update
 
 from services.relay.model import DeliveryTask
 from services.relay.outbox import queries
-from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases, save_progress
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.tables import DeliveryState, attempts, deliveries
+from services.relay.outbox.tables import DeliveryState, attempts, deliveries, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import PAUSES, accept, end_attempt
 from tests.relay.outbox.clocks import FileClock, ServerClock
@@ -34,11 +34,13 @@ class Storm:
         self.store = store
         self.clock = clock
 
-    async def tell(self, names: Iterable[str], severity: str = "warning", status: str = "firing") -> None:
+    async def tell(
+        self, names: Iterable[str], severity: str = "warning", status: str = "firing", episode: int = 1
+    ) -> None:
         for name in names:
             event = with_labels(event_of(status, group=name), {"alertname": name, "severity": severity})
             alert = replace(event.alerts[0], status=event.status)
-            await accept(self.store, name, event=replace(event, alerts=(alert,)))
+            await accept(self.store, name, event=replace(event, alerts=(alert,)), episode=episode)
 
     async def claim(self, owner: str = "me", *, after: float = 1.0, size: int = SIZE) -> ClaimResult:
         """By default after a second, so that there is a token."""
@@ -266,6 +268,12 @@ async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm
     await storm.fail(task, maybe_sent=True, retry_in=0.5)
     rows = await storm.rows()
     assert await requeue(storm.store, rows["c"].id) == DeliveryState.RETRYING
+    if database.get_backend_name() == "postgresql":
+        engine = create_engine(database)
+        with engine.begin() as other:
+            other.execute(select(deliveries.c.seq).where(deliveries.c.id == rows["d"].id).with_for_update())
+            assert not (await storm.claim()).tasks, "another replica works on one of them"
+        engine.dispose()
     again = await storm.claim_digest()
     assert list_incidents(again) == list("abcd")
 
@@ -279,3 +287,55 @@ async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_onc
     assert {(row.number, row.reason) for row in found if row.delivery_seq == rows["b"].seq} == {(1, "timeout")}
     (channel,) = await storm.store.read(queries.read_channel_states)
     assert channel.failures == 1
+
+
+async def test_what_the_rate_allows_at_once_goes_alone_however_few_make_a_storm(storm: Storm) -> None:
+    storm.clock.move(60)
+    await storm.tell("abcde")
+    assert await storm.claim_alone() == list("abcde")
+
+
+async def test_what_an_older_version_accepted_goes_alone_since_its_severity_is_not_known(storm: Storm) -> None:
+    await storm.tell("abcde")
+    unknown = update(incidents).where(incidents.c.id.in_(["b", "d"])).values(severity=None)
+    await storm.store.run(lambda transaction: transaction.connection.execute(unknown))
+    assert [await storm.claim_alone() for _ in range(2)] == [["b"], ["d"]]
+
+
+async def test_an_episode_that_was_only_in_a_digest_ends_in_one_whatever_earlier_ones_did(storm: Storm) -> None:
+    await storm.tell(["flapping"])
+    assert await storm.claim_alone() == ["flapping"]
+    await storm.tell(["flapping"], status="resolved")
+    assert await storm.claim_alone() == ["flapping"]
+    for status in ("firing", "resolved"):
+        await storm.tell(["flapping"], status=status, episode=2)
+        await storm.tell("abcd", status=status)
+        task = await storm.claim_digest()
+        assert "flapping" in list_incidents(task)
+        await storm.deliver(task)
+
+
+async def test_after_an_outage_a_critical_one_tries_the_channel_and_others_follow(storm: Storm) -> None:
+    for number in range(FAILURE_THRESHOLD):
+        await storm.tell([f"lost {number}"])
+        (task,) = (await storm.claim()).tasks
+        failure = {"reason": "server_error", "retry_in": 1000.0}
+        await end_attempt(storm.store, task, DeliveryState.RETRYING, **failure)
+    await storm.tell("abcd")
+    await storm.tell(["critical"], "critical")
+    storm.clock.move(400)
+    (trial,) = (await storm.claim()).tasks
+    assert (trial.incident_id, trial.is_breaker_trial) == ("critical", True)
+    await end_attempt(storm.store, trial)
+    assert set("abcd") <= set(list_incidents(await storm.claim_digest()))
+
+
+async def test_progress_of_a_digest_is_none_of_a_message_that_it_only_named(storm: Storm) -> None:
+    await storm.tell([f"critical {number}" for number in range(12)], "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    task = await storm.claim_digest()
+    assert await save_progress(storm.store, task, {"sent to": "one of two"})
+    await storm.deliver(task)
+    rows = await storm.rows()
+    assert {row.progress for row in rows.values()} == {None}
