@@ -79,6 +79,7 @@ _BY_PATH: Final[dict[str, Schema]] = {
     "exporter.mode": {"enum": ["deployment", "sidecar", "off"]},
     "exporter.sidecarSelector": _STRING_MAP,
     "relay.replicas": {"type": "integer", "minimum": 1},
+    "relay.templates": _STRING_MAP | {"propertyNames": {"enum": ["title", "summary", "description"]}},
     "rotator.types": {
         "type": "array",
         "items": {"enum": ["new-dek", "rewrap-kek"]},

@@ -89,7 +89,7 @@ async def check_backend(
             Check("backend is ready", ready, depends_on="backend answers"),
             Check("backend uses KMS", mode, depends_on="backend answers"),
             Check("backend's metrics", partial(_check_metrics, server), depends_on="backend answers"),
-            Check("backend's data keys", partial(_check_data_keys, server), depends_on="backend's metrics"),
+            Check("backend's data keys", partial(_check_data_keys, server), depends_on="backend uses KMS"),
             Check("the admin API is closed", partial(_check_admin_api, server), depends_on="backend answers"),
         ]
         if records != "off":

@@ -158,6 +158,10 @@ def test_the_environment_sets_what_the_file_does_not(tmp_path: Path, monkeypatch
             {"routes": [{"channels": ["email-oncall"], "escalate": [TO_PAGER, TO_PAGER]}]},
             "routes.0: escalate.1.after: expected longer than the step before it",
         ),
+        (
+            {"routes": [{"channels": ["email-oncall"], "escalate": [TO_PAGER, {**TO_PAGER, "after": "1h"}]}]},
+            "routes.0: escalate.1.channels: pagerduty has the incident by then",
+        ),
         ({"routes": "slack"}, "routes: expected a list, got 'slack'"),
         ({"links": []}, "links: expected a mapping of keys to values"),
         ({"links": {"runbook": 7}}, "links.runbook: expected text, got 7"),

@@ -41,6 +41,9 @@ _ROUTES: Final = """
 # Alertmanager's address, so that alerts which end while they are silenced are resolved here, too:
 # alertmanager: {urls: ["http://127.0.0.1:9093"]}
 
+# Buttons in Slack, with an app-level token (xapp-…), which docs/SLACK.md explains:
+# interactive: {app_token_file: slack_app_token}
+
 # Whom a critical message says to call:
 # contacts: {"security on call": "TELEPHONE"}
 

@@ -40,6 +40,8 @@ class SelfAlert:
     group: str
     """Identifies it among the relay's own, for ever."""
     labels: dict[str, str]
+    title: str
+    """The cause and its effect, as the rules have it."""
     summary: str
     description: str
 
@@ -50,7 +52,7 @@ class SelfAlert:
 
     def event(self, starts_at: datetime) -> Event:
         """Its firing event."""
-        annotations = {"summary": self.summary, "description": self.description}
+        annotations = {"title": self.title, "summary": self.summary, "description": self.description}
         alert = Alert(
             status=Status.FIRING,
             labels=self.labels,
@@ -226,13 +228,14 @@ class QuarantineMonitor:
 def _build_alert(recent: Sequence[QuarantineEntry]) -> SelfAlert:
     """The incident of the entries of the last hour, the newest first."""
     last = truncate(clean_line(recent[0].reason), _MAX_REASON) if recent else ""
-    number = "1 webhook was" if len(recent) == 1 else f"{len(recent)} webhooks were"
+    number = "1 webhook" if len(recent) == 1 else f"{len(recent)} webhooks"
     return SelfAlert(
         group="quarantine",
         labels={"alertname": "RelayWebhookQuarantined", "severity": "warning"},
-        summary=f"{number} not accepted; an alert in it may have reached nobody",
+        title=f"The relay cannot accept {number}: an alert in it may have reached nobody",
+        summary=f"Quarantined within the last hour: {number}",
         description=(
-            f"{number} quarantined within the last hour; the reason of the last one: {last}. "
-            "`GET /api/quarantine` of the relay lists them, `GET /api/quarantine/ID` gives the body of one."
+            f"The reason of the last one: {last}. `GET /api/quarantine` of the relay lists them, "
+            "`GET /api/quarantine/ID` gives the body of one."
         ),
     )

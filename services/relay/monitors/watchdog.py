@@ -47,12 +47,13 @@ class Watchdog:
         return SelfAlert(
             group=f"{_GROUP_PREFIX}{self.name}",
             labels={"alertname": "WatchdogAbsent", "severity": "critical", "watchdog": self.name},
-            summary=f"No heartbeat of {self.name} for {self.expect_every:g} s: alerts may not reach anybody",
+            title=f"Prometheus or Alertmanager is silent: no heartbeat of {self.name} for {self.expect_every:g} s",
+            summary="No other alert will arrive either",
             description=(
-                f"No heartbeat of {self.name} for {self.expect_every:g} s: Prometheus, Alertmanager or the connection "
-                "between them and the relay is broken, so no other alert will arrive either. Check that Prometheus "
-                f"runs and {self.name} fires on its page of alerts, that Alertmanager lists it and routes it to the "
-                "relay at least as often as `expect_every`, and that Alertmanager's log shows no failed notifications."
+                "Prometheus, Alertmanager or the connection between them and the relay is broken. Check that "
+                f"Prometheus runs and {self.name} fires on its page of alerts, that Alertmanager lists it and routes "
+                "it to the relay at least as often as `expect_every`, and that Alertmanager's log shows no failed "
+                "notifications."
             ),
         )
 

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
-from services.relay.outbox.context import EPISODE_WINDOW, build_service_id, build_title
+from services.relay.outbox.context import build_service_id, build_title
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.escalation import encode_steps
@@ -256,7 +256,7 @@ def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
     event, state = planned.request.incoming.event, planned.state
     started_at, starts = (state.started_at, state.episode_starts) if state else (None, ())
     if state is None or planned.plan.episode != state.episode:
-        started_at, starts = now, (*(start for start in starts if start > now - EPISODE_WINDOW), now)
+        started_at, starts = now, (*starts, now)
     return {
         "new_severity": find_worst_severity(event),
         "new_service_id": build_service_id(event),

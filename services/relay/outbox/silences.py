@@ -5,7 +5,7 @@ in Alertmanager, record what became of it, answer the person. A replica that is 
 next one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, or_, select, update
 from services.relay.model import decode_event
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.engine.dialect import build_insert
+from services.relay.outbox.engine.dialect import build_insert, read_clock
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.rows import INCIDENTS, RowQuery, select_columns, select_values
@@ -136,9 +136,9 @@ async def request_silence(store: Store, press: SilencePress) -> bool:
     return await store.run(commit)
 
 
-def has_due(connection: Connection, now: float) -> bool:
-    """Whether one waits for a worker."""
-    return bool(_DUE_IDS.fetch_all(connection, {"now": now}))
+def has_due(connection: Connection, clock: Callable[[], float]) -> bool:
+    """Whether one waits for a worker; `clock` is this machine's."""
+    return bool(_DUE_IDS.fetch_all(connection, {"now": read_clock(connection, clock)}))
 
 
 async def claim_silence(store: Store, lease_seconds: float) -> SilenceRow | None:
@@ -211,9 +211,8 @@ async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, det
     """
 
     def finish(transaction: Transaction) -> None:
-        ended = {} if state is SilenceState.CREATED else {"ends_at": None}
         changes = {"state": state, "detail": clean_for_database(detail), "attempts": 0, "due_at": transaction.now}
-        _update_claimed(transaction, row, **changes, **ended)
+        _update_claimed(transaction, row, **changes)
         action = {SilenceState.CREATED: "silence", SilenceState.REFUSED: "silence refused"}.get(state, "silence failed")
         insert_entry(transaction, row.who, f"slack:{row.user_id}", action, f"{row.incident_id} {silence_id}".strip())
 

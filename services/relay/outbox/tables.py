@@ -78,7 +78,7 @@ incidents = Table(
     Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
     Column("title", Text),  # of its latest event
     Column("started_at", Double),  # when its episode started; null before its first event is committed
-    Column("episode_starts", Text),  # JSON; when its last episodes of 7 days started
+    Column("episode_starts", Text),  # JSON; when its last episodes started
 )
 
 EPISODE_COLUMNS: Final = (

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from services.backend.__main__ import main as backend
@@ -85,3 +86,12 @@ def test_secrets_are_only_named_and_never_written(values: dict[str, Any]) -> Non
     for name, pod in pods(objects):
         for container in pod["spec"]["containers"]:
             assert [variable for variable in container.get("env", []) if "valueFrom" in variable] == [], name
+
+
+def test_templates_of_a_team_stand_beside_the_relays_configuration() -> None:
+    text = "{{ severity }}: {{ title }}\n{% if remark %}x{% endif %}\n"
+    data = of_kind("ConfigMap", rendered({"relay": {"templates": {"title": text}}}))["keypulse-relay"]["data"]
+    assert data["title.j2"] == text
+    messages = yaml.safe_load(data["relay.yml"])["messages"]
+    assert messages == {"runbook": "/opt/keypulse/docs/KMS_OPERATIONS.md", "templates": "/etc/keypulse"}
+    assert "title.j2" not in of_kind("ConfigMap", rendered())["keypulse-relay"]["data"]

@@ -141,6 +141,8 @@ async def test_what_nobody_acknowledges_goes_on_across_a_restart_and_a_reload(tm
         assert two.sent[2].task.context.acknowledged_by == "anonymous"
         await post(client, webhook_of())  # the next episode
         await reaches(client, 3, "relay_deliveries_total", channel="one", outcome="delivered")  # of this relay
+        (incident,) = await find(client)
+        assert (incident["channels"], incident["acknowledged_by"], incident["escalated_to"]) == (["one"], None, [])
         clock.now += 3_700
         await until(lambda: len(two.sent) == len(three.sent) + 3 == 4)
         assert three.sent[0].task.remark == "Escalated: nobody acknowledged it within 1 h."

@@ -41,6 +41,7 @@ async def test_a_press_acknowledges_once_and_can_be_withdrawn(relay: PressedRela
     assert await relay.list_actions() == [("anna", "acknowledge"), ("gil", "unacknowledge")]
     for outcome, count in {"done": 1, "unchanged": 1, "refused": 0, "failed": 0}.items():
         assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome=outcome) == count
+    assert await metric(relay.client, "relay_acknowledgements_total", via="slack") == 1
     assert await metric(relay.client, "relay_slack_connected") == 1
     assert await metric(relay.client, "relay_slack_connections") == 1
 
@@ -54,6 +55,7 @@ async def test_what_is_no_press_of_ours_is_acknowledged_and_changes_nothing(
     assert await relay.press(message, "acknowledge", PARTNER)
     await until(lambda: relay.replies == ["Only members of this workspace can do that."])
     forged = stand_ins.slack.add_message(channel, create_message("like ours", []))
+    assert await relay.press(add_buttons(forged, "one"), "acknowledge", PARTNER)  # nobody answers
     assert await relay.press(add_buttons(forged, "one"), "acknowledge")
     other = stand_ins.slack.add_message(stand_ins.slack.channels["#security-ops"], create_message("like ours", []))
     channel.messages[0].ts, other.ts = "1.000001", message.ts  # of the same time, in another channel
@@ -65,6 +67,7 @@ async def test_what_is_no_press_of_ours_is_acknowledged_and_changes_nothing(
     assert await relay.list_actions() == []
     slack = stand_ins.slack
     await until(lambda: sum(len(each.ephemeral) for each in slack.channels.values()) == 3)
+    assert {each.visible_to for each in channel.ephemeral if each.text != relay.replies[0]} == {ANNA}
     assert relay.replies[1:] == ["The relay knows no such message: nothing was done."]
     assert slack.channels["#security-ops"].ephemeral[0].text == relay.replies[1]
 

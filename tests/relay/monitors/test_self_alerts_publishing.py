@@ -13,7 +13,11 @@ from shared.sql.database_url import DatabaseUrl
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event, open_monitored_outbox
 
 OWN = SelfAlert(
-    "watchdog/Watchdog", {"alertname": "WatchdogAbsent", "severity": "critical"}, "a summary", "a description"
+    "watchdog/Watchdog",
+    {"alertname": "WatchdogAbsent", "severity": "critical"},
+    "a title",
+    "a summary",
+    "a description",
 )
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
@@ -42,7 +46,11 @@ async def test_it_starts_once_and_wakes_its_channels(at: MonitoredOutbox) -> Non
     assert at.woken == ["email", "pagerduty"]
     assert (told.source, told.receiver, told.status) == ("keypulse", "keypulse-relay", FIRING)
     assert told.alerts[0].labels == OWN.labels
-    assert told.alerts[0].annotations == {"summary": "a summary", "description": "a description"}
+    assert told.alerts[0].annotations == {
+        "title": "a title",
+        "summary": "a summary",
+        "description": "a description",
+    }
     assert told.alerts[0].starts_at.timestamp() == START
 
 

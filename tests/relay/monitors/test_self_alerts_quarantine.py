@@ -28,9 +28,10 @@ async def test_a_new_entry_is_reported_once_by_whichever_replica_looks_first(at:
     ((told, channels),) = await at.list_published()
     assert channels == {"slack", "email"}
     assert told.common_labels == {"alertname": "RelayWebhookQuarantined", "severity": "warning"}
+    assert told.common_annotations["title"].startswith("The relay cannot accept 2 webhooks: ")
+    assert told.common_annotations["summary"] == "Quarantined within the last hour: 2 webhooks"
     description = told.common_annotations["description"]
-    assert description.startswith("2 webhooks were quarantined")
-    assert "the reason of the last one: the body: is no JSON." in description
+    assert description.startswith("The reason of the last one: the body: is no JSON.")
     assert "GET /api/quarantine" in description
 
 

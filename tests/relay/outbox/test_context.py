@@ -50,10 +50,12 @@ async def test_what_else_fires_for_the_service_is_named_the_oldest_first(databas
             await store.run(partial(_start_earlier, incident=f"other {number}", seconds=100.0 - number))
         await take(store, "elsewhere", of(env="staging"), episode=1)
         await take(store, "over", of("resolved"), episode=1, is_open=False)
+        await take(store, "alone", of(service="other"), episode=1)
+        await take(store, "alone, over", of("resolved", service="other"), episode=1, is_open=False)
         await take(store, "nothing", of(service=""), episode=1)
         await take(store, "mine", of(), episode=1)
         tasks: dict[str, DeliveryTask] = {}
-        while len(tasks) < MAX_RELATED + 6:
+        while len(tasks) < MAX_RELATED + 8:
             task = await claim_one(store)
             tasks[task.incident_id] = task
             await end_attempt(store, task)
@@ -67,6 +69,7 @@ async def test_what_else_fires_for_the_service_is_named_the_oldest_first(databas
     assert 90 < (mine.started_at - mine.related[0].since).total_seconds() < 110
     assert read["other 0"].related[0].incident_id == "other 1"
     assert read["over"].related_count == MAX_RELATED + 3
+    assert [each.incident_id for each in read["alone, over"].related] == ["alone"]
     assert (read["elsewhere"].related_count, read["nothing"].related_count) == (0, 0)
     assert read["nothing"].episodes_in_7_days == 1
 
@@ -107,6 +110,7 @@ async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_thi
             await take(store, "one", event, episode=episode)
             task = await claim_one(store)
             found.append(await context_of(store, task))
+            assert (await context_of(store, task._replace(is_edit=True))).previous_at is None
             await end_attempt(store, task)
     assert [each.previous_alerts for each in found] == [
         {},

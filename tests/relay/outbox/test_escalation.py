@@ -115,7 +115,7 @@ async def test_a_new_episode_escalates_anew_and_its_resolve_reaches_where_it_wen
     await let_pass(store, 2000)
     assert [each.channels for each in await escalated(store)] == [("lead", "boss", "log")]  # a relay that was away
     for channel in ("lead", "boss", "log"):
-        await deliver(store, channel)
+        assert await deliver(store, channel) == "Escalated: nobody acknowledged it within 30 min."
     await accept(store, "x", *SERVED, is_open=False, event=event_of("resolved"))
     for channel in SERVED:
         claim = await prepare(store, await claim_one(store, channel))
@@ -140,6 +140,13 @@ async def test_the_next_event_brings_the_steps_of_a_new_configuration(store: Sto
     await accept(store, "x", "a", escalation=(EscalationStep(60.0, ("gone", "boss")),))
     assert await escalated(store) == [Escalation("x", ("boss",), ("gone",))]
     assert await escalated(store) == []
+
+
+async def test_a_later_step_needs_no_further_event(store: Store) -> None:
+    await fired(store)
+    for seconds, channels in ((601, ("lead",)), (1198, None), (2, ("boss", "log"))):
+        await let_pass(store, seconds)
+        assert [each.channels for each in await escalated(store)] == ([channels] if channels else [])
 
 
 async def test_a_channel_that_has_the_incident_already_gets_nothing_again(store: Store) -> None:

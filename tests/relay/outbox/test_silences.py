@@ -1,6 +1,7 @@
 """Requested silences: each press is one, of an incident one is created at a time, and only under a lease that lasts."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from services.relay.outbox.silences import (
     begin_silence,
     claim_silence,
     finish_silence,
+    has_due,
     postpone_silence,
     record_answer,
     request_silence,
@@ -36,6 +38,7 @@ async def request(store: Store, press: str, incident: str = "one", episode: int 
     """A press, claimed at once."""
     new = SilencePress(press, incident, episode, "slack", "C1", "1.000001", "U1", "anna")
     assert await request_silence(store, new)
+    assert await store.read(partial(has_due, clock=store.clock))  # by the database's clock
     row = await claim_silence(store, 60.0)
     assert row is not None
     assert row.id == press
@@ -93,6 +96,7 @@ async def test_who_has_lost_the_lease_changes_nothing(store: Store) -> None:
             await change
     assert row.state == SilenceState.REQUESTED
     assert await claim_silence(store, 60.0) is None  # while the lease lasts
+    assert not await store.read(partial(has_due, clock=store.clock))
     await begin(store, row)
 
 

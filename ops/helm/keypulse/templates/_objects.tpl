@@ -7,6 +7,10 @@ metadata: {{- include "keypulse.metadata" . | nindent 2 }}
 data:
   {{ .part }}.yml: |
     {{- include "keypulse.configuration" . | nindent 4 }}
+{{- range $name, $text := (index .root.Values .part).templates }}
+  {{ $name }}.j2: |
+    {{- $text | nindent 4 }}
+{{- end }}
 {{- end }}
 
 {{- define "keypulse.serviceAccount" -}}

@@ -39,6 +39,7 @@ that is called so and is no {placeholder}, an address that whoever knows it may 
 {{- end -}}
 {{- $listen := dict -}}
 {{- if ne .part "rotator" }}{{ $_ := set $listen "listen" (printf "0.0.0.0:%s" (include "keypulse.port" .)) }}{{ end -}}
+{{- if $values.templates }}{{ $_ := set $listen "messages" (dict "templates" "/etc/keypulse") }}{{ end -}}
 {{- toYaml (merge $listen $values.config) -}}
 {{- end }}
 

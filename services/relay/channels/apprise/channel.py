@@ -80,19 +80,6 @@ class AppriseSettings(EgressSettings, ChannelSettings):
             raise ValueError("needs the package apprise, which is not installed; run: pip install 'keypulse[apprise]'")
         return self
 
-    @property
-    def limitations(self) -> tuple[str, ...]:
-        """What no service can be asked for through Apprise."""
-        return (
-            "no threads, edits or search: a message whose answer was lost is sent again",
-            "one destination for each channel",
-        )
-
-    @property
-    def destination(self) -> str:
-        """See the base; without the URL, which is a secret."""
-        return "the service in `url_file`"
-
     def connect(self, timeout: float) -> "AppriseChannel":
         """The channel, with `timeout` seconds for a whole send."""
         return AppriseChannel(self, timeout)

@@ -75,6 +75,7 @@ async def prometheus(tmp_path: Path, start: Start) -> str:
         {"alert": "Slow", "expr": f"{hour} > 5", "labels": {"severity": "critical"}},
         {"alert": "Slow", "expr": f"{hour} > 1", "labels": {"severity": "warning"}},
         {"alert": "Slower", "expr": f'{hour} > on (service, env) (latency{{operation="decrypt"}} * 4)'},
+        {"alert": "Owned", "expr": f"{hour} > 1", "labels": {"service": "ledger"}},
         {"alert": "Scalar", "expr": "time() - 10 > bool 1"},
     ]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "test", "rules": rules}]}))
@@ -129,6 +130,9 @@ async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus:
     external = await measure(client, event(alert_of("Slow", severity="warning", cluster="eu"), cluster="eu"), NOW, "")
     assert external is not None
     assert len(external.spec.lines) == 1
+    owned = await measure(client, event(alert_of("Owned", service="ledger"), service="ledger"), NOW, "UTC")
+    assert owned is not None
+    assert owned.current_values == {"Owned encrypt": "1.84 (fires if > 1)"}
     scalar = await measure(client, event(alert_of("Scalar")), NOW, "UTC")
     assert scalar is not None
     for other in (
@@ -216,7 +220,8 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
         assert odd.requests == ["/api/v1/rules"]
         charts._paused_until = 0.0
         odd.answer = answering(text='{"data": {"groups": []}}')
-        assert (await charts.make(message(one, 3), 9)).outcome is PartOutcome.ABSENT
+        outcomes = [(await charts.make(message(one, 3 + number), 9)).outcome for number in range(9)]
+        assert outcomes == [PartOutcome.ABSENT] * 4 + [PartOutcome.SKIPPED] * 5
 
 
 @pytest.mark.parametrize(
@@ -227,7 +232,7 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
         answering(401),
         answering(text="<html>"),
         answering(text='{"data": {"groups": [{"rules": [{"name": "Slow", "query": "up > 1"}]}]}}'),
-        answering(text='{"data": "' + "x" * 5_000_000),
+        answering(text='{"data": {"groups": [], "x": "' + "x" * 5_000_000 + '"}}'),
     ],
     ids=["redirect", "unavailable", "login", "HTML", "rules alone", "large"],
 )
@@ -244,6 +249,8 @@ async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monk
     rules = '{"data": {"groups": [{"rules": [{"name": "Slow", "query": "up > 1"}]}]}}'
     points = f'{{"data": {{"resultType": "matrix", "result": [{{"metric": {{}}, "values": [[{NOW:.0f}, "3"]]}}]}}}}'
 
+    old = points.replace(f"{NOW:.0f}", f"{NOW - 900:.0f}")
+
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=rules if request.path.endswith("rules") else points)
 
@@ -259,3 +266,6 @@ async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monk
         charts._worker = None  # as where matplotlib is not installed
         picture = await charts.make(message(event(alert_of("Slow")), 2), 9)
         assert picture == Picture(PartOutcome.ADDED, {"Slow encrypt": "3 (fires if > 1)"})
+        points = old
+        picture = await charts.make(message(event(alert_of("Slow")), 3), 9)
+        assert picture == Picture(PartOutcome.ADDED, {})  # it is no current value

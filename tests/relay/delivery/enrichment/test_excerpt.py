@@ -67,7 +67,7 @@ def test_the_diagnosis_is_taken_and_else_what_comes_first() -> None:
         "## diskfull",
         "## `DiskFull`",
         "## DiskFull (critical)",
-        '<a id="diskfull"></a>\n\n## Space',
+        '<a id="DISKFULL"></a>\n\n## Space',
         "DiskFull\n---",
     ],
 )

@@ -55,6 +55,7 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
             "events_of_relay",
             "incidents_of_group",
             "edits_due",
+            "silences_due",
             "incidents_escalating",
             "incidents_of_service",
         }
