@@ -106,7 +106,11 @@ def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Messag
     """
     name = f"test-{uuid4().hex}"
     labels = {"alertname": "KeypulseTest", "severity": "info"}
-    annotations = {"summary": "A test of this channel; nothing is wrong", "description": "Sent by keypulse-relay."}
+    annotations = {
+        "title": "A test of this channel: nothing is wrong",
+        "summary": "A test of this channel; nothing is wrong",
+        "description": "Sent by keypulse-relay.",
+    }
     alert = Alert(
         status=Status.FIRING,
         labels=labels,

@@ -18,6 +18,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from ops.demo.stand_ins.change_feed import ChangeFeed
 from ops.demo.stand_ins.provider_faults import ENDLESS_SECONDS, FaultKind, Provider, ProviderFault, ProviderFaults
+from services.relay.preview.page import embed_pictures
 from shared.config.settings import Address
 from shared.http.server import bind_socket
 
@@ -122,7 +123,7 @@ class MailServer:
                 message_id=str(mail["Message-ID"]).strip(),
                 headers={name: str(value) for name, value in mail.items()},
                 text=_get_part(mail, "plain"),
-                html=_get_part(mail, "html"),
+                html=embed_pictures(mail, _get_part(mail, "html")),
             )
         )
         self._changes.publish()

@@ -53,7 +53,8 @@ def format_pretty(kind: str, payload: str) -> str:
 def render_page(kind: str, payload: str) -> str:
     """The same as an HTML document."""
     if kind == "email":
-        return _embed_pictures(_parse_mail(payload))
+        mail = _parse_mail(payload)
+        return embed_pictures(mail, _get_body(mail, "html"))
     if (values := _parse_lines(kind, payload)) is None:
         return _PAGE.format(title=escape(kind), body=f"<pre>{escape(payload)}</pre>")
     render = render_blocks if kind == "slack" else _render_value
@@ -95,11 +96,10 @@ def _format_mail(mail: EmailMessage) -> str:
     return f"{head}\n\n{_get_body(mail, 'plain')}".replace("\r\n", "\n")
 
 
-def _embed_pictures(mail: EmailMessage) -> str:
-    """The HTML part, with each picture in it, as a mail program shows it."""
-    page = _get_body(mail, "html")
+def embed_pictures(mail: EmailMessage, page: str) -> str:
+    """The HTML part of a mail with each picture in it, as a mail program shows it."""
     for part in mail.walk():
-        if part.get_content_maintype() == "image":
+        if part.get_content_maintype() == "image" and part["Content-ID"]:
             data = base64.b64encode(part.get_payload(decode=True)).decode()  # type: ignore[arg-type]  # bytes, decoded
             page = page.replace(
                 f"cid:{part['Content-ID'].strip('<>')}", f"data:{part.get_content_type()};base64,{data}"

@@ -4,14 +4,14 @@ import { el, reconcile, time } from "./dom.js";
 
 const list = document.getElementById("mails");
 const empty = document.getElementById("mail-empty");
-const STATE = /^(Firing|Resolved):/;
+const STATE = /^(Firing|Resolved)\b/m;
 
 export function showMails(mails) {
   empty.hidden = mails.length > 0;
   reconcile(list, mails.toReversed(), (mail) => mail.id, item);
 }
 
-// The text's first line. All mails of an incident have one subject: this line tells the alarm from the all-clear.
+// The text's first line, which says as the subject does what is wrong, or that it is over.
 export const snippet = (mail) => mail.text.trimStart().split("\n", 1)[0].trimEnd();
 
 function item(mail) {
@@ -21,7 +21,7 @@ function item(mail) {
     { type: "button", class: "mail-open", "aria-expanded": "false", "aria-controls": body.id },
     el("span", { class: "mail-line" }, el("span", { class: "mail-from" }, name(mail.from)), time(mail.at)),
     el("span", { class: "mail-subject" }, mail.subject || "(no subject)"),
-    snippet(mail) && el("span", { class: `mail-snippet ${STATE.exec(snippet(mail))?.[1] ?? ""}` }, snippet(mail)),
+    snippet(mail) && el("span", { class: `mail-snippet ${STATE.exec(mail.text)?.[1] ?? ""}` }, snippet(mail)),
     el("span", { class: "mail-to" }, `to ${mail.to.join(", ")}`),
   );
   open.addEventListener("click", () => {

@@ -46,6 +46,8 @@ class MailContent:
 
     title: str
     """Without the state."""
+    subject: str
+    """With it."""
     state: str
     """With the duration, once it is over."""
     severity: str
@@ -75,6 +77,7 @@ def build_content(message: Message) -> MailContent:
     arrangement = text.arrange_alerts(message, max_cards=MAX_ALERTS, max_tables=_MAX_TABLES, max_rows=MAX_ROWS)
     return MailContent(
         title=text.put_into_past(title) if resolved else title,
+        subject=text.format_subject(message),
         state=text.format_end(message) if resolved else "Firing",
         severity=text.find_worst_severity(event) or "",
         headline=text.format_class(message),

@@ -12,9 +12,10 @@ from services.relay.text import AlertTable, ContextLine, Fix, Link, join_items
 def build_plain_text(content: MailContent) -> str:
     """The lines, with an empty one between two parts."""
     alerts = (_format_table(part) if isinstance(part, AlertTable) else _format_alert(part) for part in content.parts)
-    state = " · ".join(filter(None, (content.state, content.severity, content.counts)))
+    state = "" if content.subject.startswith(content.state) else content.state  # said once
+    facts = " · ".join(filter(None, (state, content.severity, content.counts)))
     paragraphs: list[Iterable[str]] = [
-        filter(None, [content.title, content.headline, state]),
+        filter(None, [content.subject, content.headline, facts]),
         filter(None, [content.remark]),
         _format_fixes(content.fixes),
         _format_context(content.context),

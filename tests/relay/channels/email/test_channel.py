@@ -14,7 +14,7 @@ from services.relay.send_error import SendReason, SendScope
 from shared.config.settings import Address
 from tests.relay.channels.conftest import TcpServer
 from tests.relay.channels.email.mail_server import ONCALL, SECOPS, StartServer, connect, refused
-from tests.relay.channels.examples import SECRET, example, message, rotate, settings
+from tests.relay.channels.examples import SECRET, detailed, example, message, rotate, settings, titled
 from tests.relay.channels.recording_attempt import Recorded, send
 
 
@@ -219,3 +219,15 @@ async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file
 def test_a_wrong_setting_is_named(changes: dict[str, Any], expected: str, secret_file: Path) -> None:
     with pytest.raises(ValueError, match=expected):
         settings({**example("email", secret_file, Address("127.0.0.1", 25)), **changes})
+
+
+async def test_a_mailbox_shows_a_thread_with_the_picture(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
+    receipt = await send(channel, detailed(message()))
+    await send(channel, titled(message("03-resolved-1", delivery_id="over", first_receipt=receipt)))
+    await channel.close()
+    first, end = stand_ins.mailbox.mails
+    assert "data:image/png;base64," in first.html
+    assert "cid:" not in first.html
+    assert end.headers["In-Reply-To"] == first.message_id == receipt["message_id"]
+    assert end.subject.startswith("Resolved after 8 s: permission_denied: backend could not encrypt")

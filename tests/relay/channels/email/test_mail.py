@@ -201,7 +201,7 @@ def test_each_of_several_alerts_has_its_own_title_where_that_differs() -> None:
     text = part(received(replace(of, event=replace(of.event, alerts=(own, *others)))), "plain")
     assert text.startswith(TITLE)
     assert text.count(TITLE) == 1, "the alerts below have their summary as heading"
-    assert "* ledger-kek is slow\n  KMSHighCryptoErrorRate on backend\n" in text.replace("\r\n", "\n")
+    assert "* ledger-kek was slow\n  KMSHighCryptoErrorRate on backend\n" in text.replace("\r\n", "\n")
 
 
 def test_all_mails_of_an_episode_are_one_thread() -> None:
