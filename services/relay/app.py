@@ -215,6 +215,7 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
         lease_seconds=delivery.lease,
         fallback_channels=settings.default_channels,
         pacing_enabled=settings.pacing.enabled,
+        digest_over=settings.pacing.digest_over,
         compare_delay=COMPARE_DELAY if settings.alertmanager.urls else 0.0,
     )
 

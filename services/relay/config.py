@@ -340,6 +340,8 @@ class PacingSettings(Section):
     """Rates of channels."""
 
     enabled: bool = True
+    digest_over: Annotated[int, Field(ge=1)] = 20
+    """How many incidents may wait for a channel's rate before its messages become digests."""
 
 
 class RetentionSettings(Section):

@@ -197,8 +197,21 @@ class DeliveryTask(NamedTuple):
     lease_ends: float = 0.0
     """Until when nobody else claims the delivery, by the same clock."""
     context: IncidentContext = IncidentContext()
+    members: tuple["DigestMember", ...] = ()
+    """The deliveries of a digest, whose id `delivery_id` is then; empty for the message of one incident."""
     is_edit: bool = False
     """Whether the message that `first_receipt` names is edited to show the event, and nothing new is sent."""
+
+
+class DigestMember(NamedTuple):
+    """A delivery that a digest names."""
+
+    task: DeliveryTask
+    """Before an attempt its `event_json` becomes all its events, merged and cut to the worst alert."""
+    is_named_only: bool
+    """Whether it is critical: the digest names it, and it still waits for a message of its own."""
+    counts: str = ""
+    """How many alerts it has, such as `2 firing, 1 resolved`; set before an attempt."""
 
 
 class ExcerptBlock(NamedTuple):
@@ -216,6 +229,28 @@ class RunbookExcerpt:
     blocks: tuple[ExcerptBlock, ...]
     is_truncated: bool
     """Whether the section goes on."""
+
+
+class DigestEntry(NamedTuple):
+    """One incident in a digest. Its texts are clean, on one line each, and not escaped."""
+
+    title: str
+    """The cause and its effect."""
+    status: Status
+    severity: str
+    """One of `text.Severity`; empty if it has none of them."""
+    counts: str
+    """How many alerts, such as `2 firing, 1 resolved`."""
+    service: str
+    """The service with its environment, such as `ledger (production)`; empty if it has neither."""
+    link: str | None
+    """Where a person sees its alerts."""
+    service_link: str | None
+    """Where a person sees all alerts of the service."""
+    receiver_link: str | None
+    """Where a person sees all alerts of the receiver that the incident came to."""
+    is_named_only: bool
+    """Whether a message of its own follows."""
 
 
 Button = Literal["acknowledge", "silence"]
@@ -260,6 +295,8 @@ class Message:
     """What the expression of an alert gives now, by fingerprint, such as `1.84 (fires if > 1)`; empty if unknown."""
     zone: tzinfo = UTC
     """The readers' time zone, of `messages.timezone`."""
+    digest: tuple[DigestEntry, ...] = ()
+    """The incidents of a digest, grouped by service; `event` is then of none of them, and has no alerts."""
     buttons: tuple[Button, ...] = ()
     """What readers can press, where the channel has buttons and the relay hears of it."""
 

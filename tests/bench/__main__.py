@@ -19,6 +19,7 @@ from tests.bench.rotation import rotation
 from tests.bench.stage import BenchError
 from tests.bench.storm import storm
 from tests.bench.targets import targets
+from tests.bench.told import told
 
 ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
 
@@ -106,6 +107,15 @@ def _rotation(disk: Path, keys: int, latency: float) -> None:
 def _targets(disk: Path, counts: tuple[int, ...], interval: float, intervals: int, scrapes: int) -> None:
     """An exporter with few and with many targets: missed intervals, scrapes, memory, and a KMS that stalls."""
     _run(targets(disk, counts, interval, intervals, scrapes))
+
+
+@main.command("told")
+@click.option("--groups", default=2000, show_default=True, help="How many incidents begin at once.")
+@click.option("--window", default=300.0, show_default=True, help="Seconds for which Alertmanager's own way is watched.")
+@click.pass_obj
+def _told(disk: Path, groups: int, window: float) -> None:
+    """How soon each of many incidents is named on Slack at its real rate."""
+    _run(told(disk, groups, window))
 
 
 def _run(benchmark: Awaitable[None]) -> None:

@@ -54,7 +54,9 @@ class Stage:
         self.http = http
         self._children = children
 
-    async def relay(self, channels: Mapping[str, Mapping[str, object]], timeout: str = "10s") -> Running:
+    async def relay(
+        self, channels: Mapping[str, Mapping[str, object]], timeout: str = "10s", *, keeps_rates: bool = False
+    ) -> Running:
         """A relay with a fresh database that delivers everything on all `channels`, each send within `timeout`."""
         self.secret("token", TOKEN)
         self.secret("slack_token", SLACK_TOKEN)
@@ -67,7 +69,7 @@ class Stage:
             "channels": {name: dict(channel) for name, channel in channels.items()},
             "default_channels": list(channels),
             "delivery": {"timeout": timeout, "lease": "2m"},
-            "pacing": {"enabled": False},
+            "pacing": {"enabled": keeps_rates},
         }
         file = self.write("relay.yml", configuration)
         return await self.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
@@ -102,13 +104,13 @@ class Stage:
         command = (sys.executable, "-m", name, str(port), *arguments)
         return await self.start(name, command, f"127.0.0.1:{port}", ready="/")
 
-    async def stand_ins(self, smtp_port: int) -> Running:
+    async def stand_ins(self, smtp_port: int, *options: str) -> Running:
         """The demo's Slack, PagerDuty and mail server, which check what they get."""
         address = f"127.0.0.1:{free_port()}"
         listen = ("--http", address, "--smtp", f"127.0.0.1:{smtp_port}", "--sockets", f"127.0.0.1:{free_port()}")
         token = ("--slack-token-file", self.secret("slack_token", SLACK_TOKEN))
         key = ("--pagerduty-key-file", self.secret("pagerduty_key", ROUTING_KEY))
-        command = (sys.executable, "-m", "ops.demo.stand_ins", *listen, *token, *key)
+        command: tuple[str | Path, ...] = (sys.executable, "-m", "ops.demo.stand_ins", *listen, *token, *key, *options)
         return await self.start("stand-ins", command, address)
 
     async def get(self, url: str) -> Any:

@@ -164,6 +164,8 @@ class ChannelSettings(Section):
     """Whether its provider knows acknowledgements: `send` carries the task's there, and puts it into the receipt."""
     shows_chart: ClassVar[bool] = False
     """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
+    digest_size: ClassVar[int] = 0
+    """How many incidents one message may name in a storm, see `Message.digest`; 0 if each gets its own."""
     uses_templates: ClassVar[bool] = True
     """Whether its messages have a team's own words: it is for people, and not for programs."""
     max_concurrency: ClassVar[int] = 256

@@ -63,6 +63,7 @@ def print_details(details: DeliveryDetails) -> None:
         "finished": format_time(delivery.finished_at),
         "remark": delivery.remark,
         "superseded by": delivery.superseded_by,
+        "digest": delivery.digest,
         "supersedes": ", ".join(details.supersedes),
         "event": delivery.event_id,
         "incident": delivery.incident_id,
@@ -137,6 +138,7 @@ Examples:
 @click.option("--state", "in_state", help=f"Only those in this state: {', '.join(DeliveryState)}.")
 @click.option("--channel", help="Only those to this channel.")
 @click.option("--alertname", help="Only those of this alertname.")
+@click.option("--digest", metavar="ID", help="Only those that this digest delivered or named.")
 @click.option("--since", metavar="TIME", help="Only those accepted since, such as 2026-11-24T22:46:10Z.")
 @click.option("--limit", metavar="NUMBER", help=f"The maximum number; {_DEFAULT_LIMIT} by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
@@ -170,6 +172,7 @@ def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]
         alertname=parse_option_or_exit("--alertname", check_text, options["alertname"])
         if "alertname" in options
         else None,
+        digest=parse_option_or_exit("--digest", check_text, options["digest"]) if "digest" in options else None,
         since=parse_option_or_exit("--since", parse_time, options["since"]) if "since" in options else None,
     )
     return delivery_filter, parse_option_or_exit("--limit", parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))

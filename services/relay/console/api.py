@@ -28,7 +28,7 @@ from shared.http.authorization import ProtectedRoute, RouteRequirements, describ
 from shared.http.json_api import build_error_response, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 
-_FILTERS: Final = ("state", "channel", "alertname", "since", "limit", "cursor")
+_FILTERS: Final = ("state", "channel", "alertname", "digest", "since", "limit", "cursor")
 
 
 def build_routes(
@@ -144,6 +144,7 @@ def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page
         state=parse_parameter("state", parse_state, parameters),
         channel=parse_parameter("channel", check_text, parameters),
         alertname=parse_parameter("alertname", check_text, parameters),
+        digest=parse_parameter("digest", check_text, parameters),
         since=parse_parameter("since", parse_time, parameters),
     )
     return delivery_filter, page

@@ -188,9 +188,10 @@ class _LocalSender:
                 message = await build_message(
                     task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
                 )
-                shows_chart = settings.channels[task.channel].shows_chart and not task.is_edit
-                message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
-                if settings.channels[task.channel].uses_templates:
+                if not message.digest:
+                    shows_chart = settings.channels[task.channel].shows_chart and not task.is_edit
+                    message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
+                if not message.digest and settings.channels[task.channel].uses_templates:
                     apply = partial(self._templates.apply, message)
                     message, failed_templates = await run_in_thread_if_large(len(task.event_json), apply)
                 attempt = LeasedAttempt(task, message, save_progress)

@@ -121,10 +121,9 @@ class Editor:
     def _build_outcome(self, claim: EditClaim, result: SendResult) -> EditOutcome:
         task, error, policy = claim.task, result.error, self._shared.retry_policy
         if error is None:
-            is_same = task.first_receipt is not None and dict(result.receipt or {}) == dict(task.first_receipt)
-            return EditOutcome(
-                EditResult.EDITED, SendReason.OK, receipt=None if is_same else result.receipt, maybe_sent=True
-            )
+            receipt = {**(result.receipt or {}), **({"digest": task.incident_id} if task.members else {})}
+            is_same = task.first_receipt is not None and receipt == dict(task.first_receipt)
+            return EditOutcome(EditResult.EDITED, SendReason.OK, receipt=None if is_same else receipt, maybe_sent=True)
         retry_in = compute_retry_delay(
             error, attempt=task.attempt_number, age=task.age, policy=policy, random=self._shared.random
         )

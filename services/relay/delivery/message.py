@@ -1,10 +1,12 @@
 """A claimed task → the message that a channel sends; and two events of one incident → one event. Pure."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 
+from services.relay.delivery.digest import build_digest_message
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.event_size import limit_size
 from services.relay.model import (
@@ -79,6 +81,8 @@ async def build_message(
     Raises:
         ValueError: the outbox holds something that is no event.
     """
+    if task.members:
+        return await asyncio.to_thread(build_digest_message, task, link_rules)
     arguments = task.event_json, task.accepted_at, link_rules
     size = len(task.event_json)
     enrich = _enrich_event if size > LARGE_BYTES else _enrich_event_cached

@@ -1,19 +1,20 @@
 """One claimed delivery: its events are merged, it is sent, and its outcome is recorded, whatever that is."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from services.relay.channels.port import DeliveryLeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, SaveProgress, Sender, SendResult
+from services.relay.delivery.digest import condense_event
 from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
-from services.relay.model import DeliveryTask, Event, IncidentContext, decode_event, encode_event
+from services.relay.model import DeliveryTask, DigestMember, Event, IncidentContext, decode_event, encode_event
 from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.context import read_contexts
@@ -22,14 +23,16 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.provider_acknowledgement import ProviderAcknowledgement, read_provider_acknowledgement
-from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
+from shared.process.concurrency import run_in_thread_if_large
 from shared.process.logs import describe_exception
 
 _CONTEXT_SECONDS: Final = 1.0
 """How long a message waits for its context."""
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -50,6 +53,10 @@ async def prepare_task(
         TimeoutError: they could not be read in time.
         ValueError: the outbox holds something that is no event.
     """
+    if task.members:
+        async with asyncio.timeout_at(attempt_ends):
+            members = tuple([await _prepare_member(store, member) for member in task.members])
+        return task._replace(members=members, attempt_ends=attempt_ends, lease_ends=lease_ends)
     event_json, size = task.event_json, len(task.event_json)
     if task.first_event_seq != task.last_event_seq:
         async with asyncio.timeout_at(attempt_ends):
@@ -76,6 +83,13 @@ async def prepare_task(
         lease_ends=lease_ends,
         context=context,
     )
+
+
+async def _prepare_member(store: Store, member: DigestMember) -> DigestMember:
+    """With the current state of its incident, of which a digest shows one line: the rest is dropped at once."""
+    event_json, _ = await _merge_events(store, member.task)
+    counts, event_json = await run_in_thread_if_large(len(event_json), partial(condense_event, event_json))
+    return member._replace(task=member.task._replace(event_json=event_json), counts=counts)
 
 
 async def _read_context(store: Store, task: DeliveryTask) -> IncidentContext:
@@ -155,18 +169,70 @@ class Deliverer:
             log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
             self._shared.metrics.count_lost_lease(self._name)
             return
+        if task.members:
+            await self._record_digest(task, result, started_at)
+            return
         if result.receipt and "rejected_recipients" in result.receipt:
             self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
             outcome = self._build_success(result, started_at)
         else:
-            outcome = self._build_failure(task, result, result.error, started_at)
+            outcome = self._build_failure(task, result, result.error, started_at, self._shared.random)
+            log.warning(
+                "delivery attempt failed",
+                channel=self._name,
+                delivery_id=task.delivery_id,
+                attempt=task.attempt_number,
+                reason=outcome.reason,
+                error=outcome.detail,
+                retry_in=None if outcome.state is DeliveryState.DEAD else round(outcome.retry_in, 1),
+            )
         self._shared.metrics.count_attempt(self._name, outcome.reason)
         for part, ending in result.enrichment.items():
             self._shared.metrics.count_message_part(part, ending)
         for template in result.failed_templates:
             self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
+
+    async def _record_digest(self, task: DeliveryTask, result: SendResult, started_at: float) -> None:
+        if result.error is None:
+            success = self._build_success(result, started_at)
+            outcomes = [_build_member_success(task, member, success) for member in task.members]
+        else:
+            outcomes = self._build_digest_failures(task, result, result.error, started_at)
+        payload_index = next((index for index, outcome in enumerate(outcomes) if outcome.payload is not None), 0)
+        outcomes = [
+            outcome if index == payload_index else outcome._replace(payload=None)  # it is stored once
+            for index, outcome in enumerate(outcomes)
+        ]
+        self._shared.metrics.count_attempt(self._name, SendReason.OK if result.error is None else result.error.reason)
+        recorded = await _retry_until_stored(lambda: record_digest(self._shared.store, task, outcomes, self._pauses))
+        for member, each in zip(task.members, recorded, strict=True):
+            self._count_outcome(member.task, each)
+            self._shared.wake_channels(each.channels_to_wake)
+
+    def _build_digest_failures(
+        self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
+    ) -> list[AttemptOutcome]:
+        """For each member, since some may be too old to be tried again, and others not."""
+        if error.scope is SendScope.MESSAGE:  # each of them may be accepted alone
+            error = SendError(SendReason.REJECTED, SendScope.ATTEMPT, str(error), provider_works=True)
+        log.warning(
+            "digest could not be sent",
+            channel=self._name,
+            digest=task.delivery_id,
+            deliveries=len(task.members),
+            attempt=task.attempt_number,
+            reason=error.reason,
+            error=str(error),
+        )
+        jitter = self._shared.random()  # one for all, which are tried again together
+        return [
+            self._build_failure(
+                member.task._replace(attempt_number=task.attempt_number), result, error, started_at, lambda: jitter
+            )
+            for member in task.members
+        ]
 
     async def fall_back(self) -> bool:
         """Copies some waiting deliveries to the fallback channels while this channel is down; whether more may wait.
@@ -230,7 +296,12 @@ class Deliverer:
         )
 
     def _build_failure(
-        self, task: DeliveryTask, result: SendResult, error: SendError, started_at: float
+        self,
+        task: DeliveryTask,
+        result: SendResult,
+        error: SendError,
+        started_at: float,
+        random: Callable[[], float],
     ) -> AttemptOutcome:
         shared = self._shared
         retry_delay = compute_retry_delay(
@@ -238,16 +309,7 @@ class Deliverer:
             attempt=task.attempt_number,
             age=task.age + result.seconds,
             policy=shared.retry_policy,
-            random=shared.random,
-        )
-        log.warning(
-            "delivery attempt failed",
-            channel=self._name,
-            delivery_id=task.delivery_id,
-            attempt=task.attempt_number,
-            reason=error.reason,
-            error=str(error),
-            retry_in=None if retry_delay is None else round(retry_delay, 1),
+            random=random,
         )
         return AttemptOutcome(
             DeliveryState.DEAD if retry_delay is None else DeliveryState.RETRYING,
@@ -266,13 +328,7 @@ class Deliverer:
         )
 
     async def _record(self, task: DeliveryTask, outcome: AttemptOutcome) -> None:
-        """Does not give up: without its outcome the message would be sent twice."""
-        while True:
-            try:
-                recorded = await record_outcome(self._shared.store, task, outcome, self._pauses)
-                break
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY_SECONDS)
+        recorded = await _retry_until_stored(lambda: record_outcome(self._shared.store, task, outcome, self._pauses))
         self._count_outcome(task, recorded)
         self._shared.wake_channels(recorded.channels_to_wake)
 
@@ -289,6 +345,22 @@ class Deliverer:
             metrics.count_delivery(self._name, result.state)
         if result.lease_valid and result.state is DeliveryState.DELIVERED:
             metrics.observe_duration(self._name, result.age)
+
+
+async def _retry_until_stored(record: Callable[[], Awaitable[T]]) -> T:
+    """Does not give up: without its outcome the message would be sent twice."""
+    while True:
+        try:
+            return await record()
+        except StoreUnavailableError:
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _build_member_success(task: DeliveryTask, member: DigestMember, success: AttemptOutcome) -> AttemptOutcome:
+    """What the digest delivered; what it only named waits for its own message again."""
+    if member.is_named_only:
+        return success._replace(state=DeliveryState.QUEUED, receipt=None, maybe_sent=False, payload=None)
+    return success._replace(receipt={**(success.receipt or {}), "digest": task.delivery_id})
 
 
 def _classify_effect(error: SendError) -> ChannelEffect:

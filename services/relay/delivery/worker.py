@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from itertools import chain
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -25,8 +26,9 @@ from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
-from services.relay.outbox.claim import MAX_CLAIM_BYTES, ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases
+from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
 from services.relay.outbox.edits import release_edits
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
@@ -46,14 +48,26 @@ _SECRET_CHECK_INTERVAL: Final = 1.0
 log = structlog.get_logger(__name__)
 
 
+class SendingLimits(NamedTuple):
+    """How much a channel takes."""
+
+    max_concurrency: int
+    """Messages that are sent at once."""
+    rate: float | None = None
+    """Messages a second; None for no limit."""
+    digest_over: int = 0
+    """How many deliveries may wait for the rate before they become digests."""
+    digest_size: int = 0
+    """How many deliveries one digest may have; 0 if the channel has none."""
+
+
 class Worker:
     """Delivers on one channel while `run` runs.
 
     Args:
         name: of the channel.
         channel: itself.
-        rate: messages a second; None for no limit.
-        max_concurrency: how many messages are sent at once.
+        limits: how much it takes.
         context: what all workers share.
         dedup_channels: the channels that lead to the same place, where incidents of one group are one; itself included.
         is_editable: whether the channel edits its messages.
@@ -63,8 +77,7 @@ class Worker:
         self,
         name: str,
         channel: Channel,
-        rate: float | None,
-        max_concurrency: int,
+        limits: SendingLimits,
         context: DeliveryContext,
         dedup_channels: tuple[str, ...] = (),
         *,
@@ -72,15 +85,15 @@ class Worker:
     ) -> None:
         self.name = name
         self._channel = channel
-        self._rate = rate
-        self._max_concurrency = max_concurrency
+        self._limits = limits
         self._dedup_channels = dedup_channels
         self._context = context
         self._deliverer = Deliverer(name, context, is_editable=is_editable)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
-        self._in_flight_ids: set[str] = set()
+        self._in_flight: dict[str, tuple[str, ...]] = {}
+        """The ids of the deliveries of each message that is being sent: several, where it is a digest."""
         self._stopping = False
 
     def wake(self) -> None:
@@ -108,7 +121,7 @@ class Worker:
 
     async def _claim_and_send(self, sends: asyncio.TaskGroup) -> None:
         self._send_finished.clear()
-        if len(self._in_flight_ids) >= self._max_concurrency:
+        if len(self._in_flight) >= self._limits.max_concurrency:
             await self._send_finished.wait()
             return
         self._wake_event.clear()
@@ -116,27 +129,30 @@ class Worker:
         claimed = await self._claim()
         size = sum(len(each.event_json) for each in claimed.tasks)
         for each in claimed.tasks:
-            self._in_flight_ids.add(each.delivery_id)
+            members = tuple(member.task.delivery_id for member in each.members)
+            self._in_flight[each.delivery_id] = members or (each.delivery_id,)
             sends.create_task(self._deliver(each, claimed_at + self._context.lease_seconds))
         if claimed.channel_down and await self._deliverer.fall_back():
             self._wake_event.set()
         if size > MAX_CLAIM_BYTES:  # nothing more is claimed beside so much
-            while self._in_flight_ids and not self._stopping:
+            while self._in_flight and not self._stopping:
                 self._send_finished.clear()
                 await self._send_finished.wait()
         elif not claimed.tasks:
             await self._sleep(claimed)
 
     async def _claim(self) -> ClaimResult:
-        context, free = self._context, self._max_concurrency - len(self._in_flight_ids)
+        context, free = self._context, self._limits.max_concurrency - len(self._in_flight)
         request = ClaimRequest(
             self.name,
             free,
             context.lease_owner,
             context.lease_seconds,
-            self._rate,
+            self._limits.rate,
             self._dedup_channels,
-            tuple(self._in_flight_ids),
+            tuple(chain.from_iterable(self._in_flight.values())),
+            self._limits.digest_over,
+            self._limits.digest_size,
         )
         return await claim_due(context.store, request)
 
@@ -146,7 +162,7 @@ class Worker:
         except Exception:
             log.exception("unexpected error in the channel's worker; the worker continues", channel=self.name)
         finally:
-            self._in_flight_ids.discard(task.delivery_id)
+            del self._in_flight[task.delivery_id]
             self._send_finished.set()
             self._wake_event.set()
 
@@ -195,6 +211,8 @@ class DeliveryRules:
     """Channels that get the deliveries of one that is down."""
     pacing_enabled: bool
     """Whether each channel keeps to its rate."""
+    digest_over: int
+    """How many deliveries may wait for a channel's rate before they become digests."""
     compare_delay: float
     """Seconds for which a restored backup waits to be compared with Alertmanager; 0 if there is none."""
 
@@ -262,8 +280,7 @@ async def _run_workers(
         workers[name] = Worker(
             name,
             channel,
-            rate,
-            own.max_concurrency,
+            SendingLimits(own.max_concurrency, rate, rules.digest_over, own.digest_size),
             context,
             _find_dedup_channels(own, settings),
             is_editable=own.edit_scope() is not None,

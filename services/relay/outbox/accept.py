@@ -258,7 +258,7 @@ def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
     if state is None or planned.plan.episode != state.episode:
         started_at, starts = now, (*starts, now)
     return {
-        "new_severity": find_worst_severity(event),
+        "new_severity": find_worst_severity(event) or "",
         "new_service_id": build_service_id(event),
         "new_title": build_title(event),
         "new_started_at": started_at,

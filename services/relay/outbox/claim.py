@@ -11,20 +11,18 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import and_, bindparam, case, exists, func, select, update
+from sqlalchemy import and_, bindparam, case, func, select, update
 
-from services.relay.model import DeliveryTask, Status
-from services.relay.outbox import breaker
+from services.relay.model import DeliveryTask, DigestMember, Status
+from services.relay.outbox import breaker, digests
 from services.relay.outbox.alert_groups import find_open_incidents
+from services.relay.outbox.digests import Selection, StormRules
+from services.relay.outbox.due_deliveries import FIRST_OF_INCIDENT, IS_CLAIMABLE, lock_due
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.merge import RetryState, merge_into_successor, try_lock_incident
 from services.relay.outbox.rate_limit import count_available
 from services.relay.outbox.rows import DUE_DELIVERIES, EVENTS, DueRow, GroupIncidentRow, RowQuery, select_values
 from services.relay.outbox.tables import DeliveryState, deliveries, events
-
-MAX_CLAIM_BYTES: Final = 1024 * 1024
-"""Bytes of events over which nothing more is claimed with them, so that memory is bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,10 @@ class ClaimRequest:
     """Where incidents of a group are one on this channel: it, and others that lead to the same place."""
     in_flight_ids: tuple[str, ...] = ()
     """The deliveries that the worker is sending: their leases last, whatever the clock was set to."""
+    digest_over: int = 0
+    """How many deliveries may wait for the rate before they become digests."""
+    digest_size: int = 0
+    """How many deliveries one digest may have; 0 if the channel has none."""
 
 
 class ClaimResult(NamedTuple):
@@ -72,33 +74,15 @@ class _LastFiringRow(NamedTuple):
 
 
 _delivery = deliveries.c
-_older = deliveries.alias("older")
-_FIRST_OF_INCIDENT: Final = (
-    _delivery.channel == bindparam("channel"),
-    _delivery.finished_at.is_(None),
-    ~exists().where(
-        # `concat` prevents an index scan: PostgreSQL without statistics would read the whole channel for each row.
-        _older.c.channel.concat("") == _delivery.channel,
-        _older.c.incident_id == _delivery.incident_id,
-        _older.c.finished_at.is_(None),
-        _older.c.seq < _delivery.seq,
-    ),
-)
-"""The unfinished deliveries of a channel that have no older one of their incident before them."""
 _LOCK_DUE: Final = (
-    DUE_DELIVERIES.where(
-        *_FIRST_OF_INCIDENT,
-        _delivery.due_at <= bindparam("now"),
-        _delivery.id.not_in(bindparam("in_flight", expanding=True)),
-    )
+    DUE_DELIVERIES.where(*IS_CLAIMABLE)
     .order_by(_delivery.due_at, _delivery.seq)
     .limit(bindparam("most"))
     .for_update(of=deliveries, skip_locked=True)
 )
-_LOCK_BY_ID: Final = DUE_DELIVERIES.where(_delivery.id == bindparam("delivery")).for_update(of=deliveries)
 # Not `min`, for which PostgreSQL reads every row.
 _NEXT_DUE: Final = (
-    select_values(float, _delivery.due_at).where(*_FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
+    select_values(float, _delivery.due_at).where(*FIRST_OF_INCIDENT).order_by(_delivery.due_at, _delivery.seq).limit(1)
 )
 _MARK_CLAIMED: Final = (
     update(deliveries)
@@ -109,6 +93,7 @@ _MARK_CLAIMED: Final = (
         due_at=bindparam("ends"),
         due_set_at=bindparam("now"),
         attempts=_delivery.attempts + 1,
+        digest_id=bindparam("digest"),
         # Its lease expired: the previous holder may have sent the message.
         maybe_sent=case((_delivery.state == DeliveryState.SENDING, 1), else_=_delivery.maybe_sent),
     )
@@ -168,53 +153,44 @@ def _claim_channel(transaction: Transaction, request: ClaimRequest) -> ClaimResu
     available, token_in = count_available(row.next_token_at, transaction.now, admission.limit, request.rate)
     if not available:
         return ClaimResult((), token_in, admission.channel_down)
-    due = _lock_due(transaction, request, available)
+    due, digest_id = _select_due(transaction, request, available, is_breaker_trial=admission.is_breaker_trial)
     if not due:
         return ClaimResult((), _compute_next_due(transaction, request.channel), admission.channel_down)
     trial_seconds = request.lease_seconds if admission.is_breaker_trial else None
-    breaker.record_claim(transaction, row, len(due), rate=request.rate, trial_seconds=trial_seconds)
+    message_count = len(due) if digest_id is None else 1
+    breaker.record_claim(transaction, row, message_count, rate=request.rate, trial_seconds=trial_seconds)
     lease_id = f"{request.lease_owner}/{uuid4().hex}"
     transaction.connection.execute(
         _MARK_CLAIMED,
         {
             "claimed": [each.delivery.seq for each in due],
             "lease_id": lease_id,
+            "digest": digest_id,
             "now": transaction.now,
             "ends": transaction.now + request.lease_seconds,
         },
     )
-    tasks = _build_tasks(transaction, request, due, lease_id, is_breaker_trial=admission.is_breaker_trial)
+    tasks = _build_tasks(
+        transaction,
+        request,
+        due,
+        lease_id,
+        is_breaker_trial=admission.is_breaker_trial,
+        reads_events=digest_id is None,
+    )
+    if digest_id is not None:
+        tasks = (_build_digest_task(digest_id, due, tasks),)
     return ClaimResult(tasks, 0.0, admission.channel_down)
 
 
-def _lock_due(transaction: Transaction, request: ClaimRequest, limit: int) -> list[DueRow]:
+def _select_due(transaction: Transaction, request: ClaimRequest, limit: int, *, is_breaker_trial: bool) -> Selection:
     """The deliveries to claim."""
-    values = {"channel": request.channel, "now": transaction.now, "most": limit, "in_flight": request.in_flight_ids}
-    due: list[DueRow] = []
-    size = 0
-    for row in _LOCK_DUE.fetch_all(transaction.connection, values):
-        if due and size + row.event_size > MAX_CLAIM_BYTES:
-            break
-        newest = _merge_expired_lease(transaction, row)
-        if newest is not None:
-            size += newest.event_size
-            due.append(newest)
-    return due
-
-
-def _merge_expired_lease(transaction: Transaction, row: DueRow) -> DueRow | None:
-    """A delivery whose lease ended waits again, and is merged into what waits behind it.
-
-    None if somebody else is changing what waits of its incident: it can wait a moment.
-    """
-    delivery = row.delivery
-    if delivery.state != DeliveryState.SENDING:
-        return row
-    if not try_lock_incident(transaction, delivery.incident_id):
-        return None
-    retry = RetryState(delivery.attempts, transaction.now, delivery.reason)
-    successor = merge_into_successor(transaction, delivery, retry)
-    return _LOCK_BY_ID.fetch_one(transaction.connection, {"delivery": successor}) if successor else row
+    values = {"channel": request.channel, "now": transaction.now, "in_flight": request.in_flight_ids}
+    if not request.digest_size or request.rate is None:
+        return Selection(lock_due(transaction, _LOCK_DUE, values, limit))
+    rules = StormRules(request.digest_over, request.digest_size, request.rate)
+    selected = digests.select_in_storm(transaction, values, limit, rules, is_breaker_trial=is_breaker_trial)
+    return selected or Selection(lock_due(transaction, digests.LOCK_ALONE, values, limit))
 
 
 def _compute_next_due(transaction: Transaction, channel: str) -> float | None:
@@ -240,8 +216,33 @@ class _ClaimContext:
     group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
 
 
+def _build_digest_task(digest_id: str, due: Sequence[DueRow], tasks: Sequence[DeliveryTask]) -> DeliveryTask:
+    """One task of the tasks of its members."""
+    first = tasks[0]
+    return DeliveryTask(
+        delivery_id=digest_id,
+        lease_id=first.lease_id,
+        attempt_number=max(each.attempt_number for each in tasks),
+        channel=first.channel,
+        incident_id="",
+        episode=0,
+        accepted_at=min(each.accepted_at for each in tasks),
+        age=max(each.age for each in tasks),
+        maybe_sent=any(each.maybe_sent for each in tasks),
+        progress=first.progress,
+        is_breaker_trial=first.is_breaker_trial,
+        members=tuple(DigestMember(task, digests.is_named_only(row)) for row, task in zip(due, tasks, strict=True)),
+    )
+
+
 def _build_tasks(
-    transaction: Transaction, request: ClaimRequest, due: Sequence[DueRow], lease_id: str, *, is_breaker_trial: bool
+    transaction: Transaction,
+    request: ClaimRequest,
+    due: Sequence[DueRow],
+    lease_id: str,
+    *,
+    is_breaker_trial: bool,
+    reads_events: bool,
 ) -> tuple[DeliveryTask, ...]:
     connection = transaction.connection
     values = {
@@ -249,7 +250,9 @@ def _build_tasks(
         "episodes": list({row.delivery.episode for row in due}),
         "channel": request.channel,
     }
-    event_rows = _READ_EVENTS.fetch_all(connection, {"seqs": [row.delivery.event_seq for row in due]})
+    # A digest reads the events of its members one after the other, so that memory is bounded.
+    seqs = [row.delivery.event_seq for row in due] if reads_events else []
+    event_rows = _READ_EVENTS.fetch_all(connection, {"seqs": seqs}) if seqs else []
     receipts = {(row.incident_id, row.episode): row.receipt for row in _FIRST_RECEIPTS.fetch_all(connection, values)}
     resolved = [row for row in due if row.event_status == Status.RESOLVED]
     needs_firing = any((row.delivery.incident_id, row.delivery.episode) not in receipts for row in resolved)
@@ -288,7 +291,7 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         age=context.now - delivery.accepted_at,
         first_event_seq=delivery.first_event_seq,
         last_event_seq=delivery.event_seq,
-        event_json=context.events[delivery.event_seq],
+        event_json=context.events.get(delivery.event_seq, b""),
         events_size=row.event_size,
         first_receipt=json.loads(receipt) if receipt else None,
         firing_undelivered=receipt is None

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, case, update
+from sqlalchemy import Connection, bindparam, case, or_, update
 
 from services.relay.model import DeliveryTask
-from services.relay.outbox.claim import MAX_CLAIM_BYTES
+from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
@@ -39,7 +39,7 @@ _RELEASE: Final = (
 
 async def read_merged_events(store: Store, task: DeliveryTask) -> AsyncIterator[bytes]:
     """The events of a delivery, as they were encoded, in their order. Raises StoreUnavailableError."""
-    if task.first_event_seq == task.last_event_seq:
+    if task.first_event_seq == task.last_event_seq and task.event_json:
         yield task.event_json
         return
     for page in _split_pages(await store.read(partial(_read_event_sizes, task))):
@@ -48,17 +48,18 @@ async def read_merged_events(store: Store, task: DeliveryTask) -> AsyncIterator[
 
 
 async def save_progress(store: Store, task: DeliveryTask, progress: Mapping[str, str]) -> bool:
-    """Commits what a channel has done of a delivery already. False if the lease was lost, and nothing is saved.
+    """Commits what a channel has done of a delivery or of a digest. False if the lease was lost, and nothing is saved.
 
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
     saved = (
         update(deliveries)
-        .where(_delivery.id == task.delivery_id, _delivery.lease == task.lease_id)
+        .where(_delivery.lease == task.lease_id)
+        .where(or_(_delivery.id == task.delivery_id, _delivery.digest_id == task.delivery_id))
         .values(progress=clean_for_database(json.dumps(dict(progress))))
     )
-    return await store.run(lambda transaction: transaction.connection.execute(saved).rowcount == 1)
+    return await store.run(lambda transaction: transaction.connection.execute(saved).rowcount > 0)
 
 
 async def release_leases(store: Store, lease_owner: str) -> None:

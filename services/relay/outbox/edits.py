@@ -5,6 +5,8 @@ A channel that edits has one row here for each episode, from the receipt of its 
 as that of a delivery, so of all replicas one edits a message at a time. Where a lease ended during an edit, the older
 state may have arrived last: then the message is edited once more.
 
+A digest has one row as well, of its id and the episode 0: an edit of it shows all its incidents as they are.
+
 Channels with one token share a rate of edits, that of `edit_limits`.
 """
 
@@ -17,9 +19,9 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import Connection, bindparam, case, func, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, DigestMember
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
@@ -27,6 +29,7 @@ from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.rows import EVENTS, RowQuery, select_values
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
+    DeliveryState,
     clean_for_database,
     deliveries,
     edit_limits,
@@ -39,6 +42,9 @@ _LOCKED_RETRY_SECONDS: Final = 0.05
 """Seconds until the next try where another replica is claiming."""
 _FIRST: Final = 0.0
 """The `due_at` of an edit that a person waits for: before all others."""
+
+DIGEST_EPISODE: Final = 0
+"""The episode of a digest; those of incidents begin with 1."""
 
 _edit = edits.c
 _limit = edit_limits.c
@@ -173,6 +179,25 @@ class _EditRow(NamedTuple):
     remark: str | None
     current_episode: int
     latest_event_seq: int
+    """Of a digest 0."""
+
+
+class _MemberRow(NamedTuple):
+    """A delivery that a digest names, and the latest event of its episode."""
+
+    id: str
+    incident_id: str
+    episode: int
+    accepted_at: float
+    is_named_only: bool
+    latest_event_seq: int
+
+
+class _DigestRow(NamedTuple):
+    """A digest on a channel."""
+
+    digest_id: str
+    channel: str
 
 
 _READ_LIMIT: Final = RowQuery(
@@ -184,12 +209,12 @@ _DUE_EDITS: Final = RowQuery(
     select(
         *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
         *(deliveries.c[name] for name in ("id", "accepted_at", "receipt", "remark")),
-        incidents.c.episode.label("current_episode"),
-        incidents.c.latest_event_seq,
+        func.coalesce(incidents.c.episode, DIGEST_EPISODE).label("current_episode"),
+        func.coalesce(incidents.c.latest_event_seq, 0).label("latest_event_seq"),
     )
     .select_from(edits)
     .join(deliveries, deliveries.c.seq == _edit.delivery_seq)
-    .join(incidents, incidents.c.id == _edit.incident_id),
+    .outerjoin(incidents, incidents.c.id == _edit.incident_id),
 ).where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
 _LOCK_DUE: Final = (
     _DUE_EDITS.where(
@@ -237,7 +262,53 @@ _END: Final = _end.values(shown=bindparam("new_shown"), requested_at=bindparam("
 _END_RETRY: Final = _end
 _ADD_REQUEST: Final = update(edits).where(*_of_one).values(wanted=_edit.wanted + 1)
 _REPLACE_RECEIPT: Final = (
-    update(deliveries).where(deliveries.c.id == bindparam("delivery")).values(receipt=bindparam("new_receipt"))
+    update(deliveries)
+    .where(or_(deliveries.c.id == bindparam("delivery"), deliveries.c.digest_id == bindparam("incident")))
+    .where(deliveries.c.receipt.is_not(None))
+    .values(receipt=bindparam("new_receipt"))
+)
+_is_delivered_in_digest = and_(deliveries.c.digest_id.is_not(None), deliveries.c.state == DeliveryState.DELIVERED)
+_DIGESTS_OF_EPISODES: Final = RowQuery(
+    _DigestRow,
+    select(func.coalesce(deliveries.c.digest_id, deliveries.c.named_in).label("digest_id"), deliveries.c.channel)
+    .distinct()
+    .where(
+        deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
+        deliveries.c.episode.in_(bindparam("episodes", expanding=True)),
+        deliveries.c.channel.in_(bindparam("channels", expanding=True)),
+        or_(_is_delivered_in_digest, deliveries.c.named_in.is_not(None)),
+    ),
+)
+_later = deliveries.alias("later")
+_last_event_of_episode = (
+    select(func.max(_later.c.event_seq))
+    .where(
+        _later.c.incident_id == deliveries.c.incident_id,
+        _later.c.episode == deliveries.c.episode,
+        _later.c.channel.concat("") == deliveries.c.channel,  # as in `due_deliveries`
+    )
+    .scalar_subquery()
+)
+_MEMBERS: Final = RowQuery(
+    _MemberRow,
+    select(
+        deliveries.c.id,
+        deliveries.c.incident_id,
+        deliveries.c.episode,
+        deliveries.c.accepted_at,
+        deliveries.c.named_in.is_not(None).label("is_named_only"),
+        case(
+            (incidents.c.episode == deliveries.c.episode, incidents.c.latest_event_seq), else_=_last_event_of_episode
+        ).label("latest_event_seq"),
+    )
+    .join(incidents, incidents.c.id == deliveries.c.incident_id)
+    .where(
+        or_(
+            and_(deliveries.c.digest_id == bindparam("digest"), deliveries.c.state == DeliveryState.DELIVERED),
+            deliveries.c.named_in == bindparam("digest"),
+        )
+    )
+    .order_by(deliveries.c.seq),
 )
 _RELEASE: Final = (
     update(edits)
@@ -289,6 +360,16 @@ def request_merged_edits(transaction: Transaction, task: DeliveryTask) -> None:
     transaction.connection.execute(_REQUEST_FOR_MERGED, values)
 
 
+def find_digests(
+    transaction: Transaction, messages: Collection[tuple[str, int, str]]
+) -> frozenset[tuple[str, int, str]]:
+    """Incident, episode and channel in `edits` of the digests that name these incidents, episodes and channels."""
+    incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*messages, strict=True))
+    values = {"incidents": incident_ids, "episodes": episodes, "channels": channels}
+    rows = _DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values)
+    return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
+
+
 async def claim_edits(store: Store, request: EditClaimRequest) -> EditClaimResult:
     """Edits that are due, within their rate. Raises StoreUnavailableError: it is not known whether any was claimed."""
     return await store.run(partial(_claim, request=request))
@@ -338,19 +419,45 @@ def _identify(row: _EditRow | DeliveryTask) -> dict[str, object]:
 
 
 def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: str) -> list[EditClaim]:
-    """Each shows the latest event of its episode."""
+    """Each shows the latest event of its episode, or of the episodes of its members."""
     connection = transaction.connection
-    seqs = [
-        row.latest_event_seq
+    seqs = {
+        row.id: row.latest_event_seq
         if row.episode == row.current_episode
         else _LAST_EVENT.fetch_one(connection, _identify(row))
         for row in rows
-    ]
-    found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs))})}
+        if row.episode != DIGEST_EPISODE
+    }
+    found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs.values()))})}
     return [
-        _build_claim(row, seq, found.get(seq, b""), lease_id, transaction.now)
-        for row, seq in zip(rows, seqs, strict=True)
+        _build_claim(row, seqs[row.id], found.get(seqs[row.id], b""), lease_id, transaction.now)
+        if row.id in seqs
+        else _build_digest_claim(transaction, row, lease_id)
+        for row in rows
     ]
+
+
+def _build_digest_claim(transaction: Transaction, row: _EditRow, lease_id: str) -> EditClaim:
+    """With the members of the digest; their events are read before the attempt, one after the other."""
+    claim = _build_claim(row, 0, b"", lease_id, transaction.now)
+    members = _MEMBERS.fetch_all(transaction.connection, {"digest": row.incident_id})
+    by_incident = {(member.incident_id, member.episode): member for member in members}
+    tasks = tuple(
+        DigestMember(
+            DeliveryTask(
+                delivery_id=member.id,
+                incident_id=member.incident_id,
+                episode=member.episode,
+                channel=row.channel,
+                accepted_at=datetime.fromtimestamp(member.accepted_at, UTC),
+                first_event_seq=member.latest_event_seq,
+                last_event_seq=member.latest_event_seq,
+            ),
+            is_named_only=bool(member.is_named_only),
+        )
+        for member in by_incident.values()
+    )
+    return claim._replace(task=claim.task._replace(members=tasks))
 
 
 def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now: float) -> EditClaim:
@@ -394,7 +501,8 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
         connection.execute(_ADD_REQUEST, key)
     if is_lease_valid and outcome.receipt is not None:
         receipt = clean_for_database(json.dumps(dict(outcome.receipt)))
-        connection.execute(_REPLACE_RECEIPT, {"delivery": task.delivery_id, "new_receipt": receipt})
+        values = {"delivery": task.delivery_id, "incident": task.incident_id, "new_receipt": receipt}
+        connection.execute(_REPLACE_RECEIPT, values)
     if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
         until = now + max(_compute_pause(limit, now), outcome.retry_after)
         _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, or_, select
 
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
@@ -41,6 +41,8 @@ class DeliverySummary:
     remark: str | None
     """What the relay itself adds for the reader, such as why this channel gets it."""
     receipt: Mapping[str, str] | None
+    digest: str | None
+    """The digest that delivered it; before its own message, the one that named it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class DeliveryDetails:
     supersedes: list[str]
     """The deliveries that were merged into it; those that retention has pruned are missing."""
     payload: str | None
-    """What was last sent, credentials masked; None before the first attempt."""
+    """What was last sent, that of its digest included, credentials masked; None before the first attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class DeliveryFilter:
     state: DeliveryState | None = None
     channel: str | None = None
     alertname: str | None = None
+    digest: str | None = None
+    """Those that a digest delivered, or named."""
     since: float | None = None
     """Accepted at or after it, unix seconds."""
 
@@ -131,6 +135,7 @@ class _SummaryRow(NamedTuple):
     superseded_by: str | None
     remark: str | None
     receipt: str | None
+    digest: str | None
 
     def build_summary(self) -> DeliverySummary:
         """As people read it."""
@@ -172,10 +177,14 @@ _SUMMARIES: Final = RowQuery(
         _of.superseded_by,
         _of.remark,
         _of.receipt,
+        func.coalesce(_of.digest_id, _of.named_in).label("digest"),
     ).join(events, events.c.seq == _of.event_seq),
 )
 _SUMMARY: Final = _SUMMARIES.where(_of.id == bindparam("delivery"))
 _PAYLOAD: Final = select_values(bytes, _of.payload).where(_of.id == bindparam("delivery"), _of.payload.is_not(None))
+_DIGEST_PAYLOAD: Final = (
+    select_values(bytes, _of.payload).where(_of.digest_id == bindparam("digest"), _of.payload.is_not(None)).limit(1)
+)
 _ATTEMPTS: Final = (
     RowQuery(
         AttemptRow,
@@ -230,6 +239,8 @@ async def list_deliveries(
     ):
         if value is not None:
             query = query.where(column == value)
+    if filter_.digest is not None:
+        query = query.where(or_(_of.digest_id == filter_.digest, _of.named_in == filter_.digest))
     if filter_.since is not None:
         query = query.where(_of.accepted_at >= filter_.since)
     if before is not None:
@@ -271,6 +282,8 @@ def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails |
     if row is None:
         return None
     payload = _PAYLOAD.fetch_first(connection, values)
+    if payload is None and row.digest is not None:
+        payload = _DIGEST_PAYLOAD.fetch_first(connection, {"digest": row.digest})
     superseded = {**values, "incident": row.incident_id, "channel": row.channel}
     return DeliveryDetails(
         delivery=row.build_summary(),

@@ -7,6 +7,7 @@ in progress that closes it at the provider, too (see `alert_groups`).
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, insert, update
@@ -14,7 +15,14 @@ from sqlalchemy import bindparam, insert, update
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
-from services.relay.outbox.edits import FirstMessage, record_first_messages, request_channel_edits, request_merged_edits
+from services.relay.outbox.edits import (
+    DIGEST_EPISODE,
+    FirstMessage,
+    find_digests,
+    record_first_messages,
+    request_channel_edits,
+    request_merged_edits,
+)
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import enqueue_fallback
@@ -27,13 +35,16 @@ from services.relay.outbox.merge import (
     merge_into_successor,
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.tables import DeliveryState, attempts, clean_for_database, deliveries
+from services.relay.outbox.tables import WAITING, DeliveryState, attempts, clean_for_database, deliveries
 
 _delivery = deliveries.c
 _LOCK_DELIVERIES: Final = (
     DELIVERIES.where(_delivery.id.in_(bindparam("ids", expanding=True))).order_by(_delivery.seq).for_update()
 )
-_OUTCOME_COLUMNS: Final = ("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent", "payload")
+_OUTCOME_COLUMNS: Final = (
+    *("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent", "payload"),
+    *("attempts", "digest_id", "named_in", "progress"),
+)
 _WRITE_OUTCOMES: Final = BulkStatement(
     update(deliveries)
     .where(_delivery.seq == bindparam("ours"))
@@ -51,7 +62,7 @@ class AttemptOutcome(NamedTuple):
     """How one attempt ended."""
 
     state: DeliveryState
-    """DELIVERED, RETRYING or DEAD."""
+    """DELIVERED, RETRYING or DEAD; QUEUED where a digest named it, and its own message is still to be sent."""
     started_at: float
     """Unix seconds."""
     seconds: float
@@ -96,16 +107,45 @@ class _OutcomeRequest(NamedTuple):
     task: DeliveryTask
     outcome: AttemptOutcome
     pauses: breaker.PauseLimits
+    digest_id: str | None = None
+    """The digest whose attempt it is."""
 
 
 async def record_outcome(
     store: Store, task: DeliveryTask, outcome: AttemptOutcome, pauses: breaker.PauseLimits
 ) -> OutcomeResult:
     """Commits an outcome. Raises StoreUnavailableError: it is not known to be committed."""
-    return await store.batch(_record_batch, _OutcomeRequest(task, outcome, pauses))
+    (result,) = await store.batch(_record_batch, (_OutcomeRequest(task, outcome, pauses),))
+    return result
 
 
-def _record_batch(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[OutcomeResult]:
+async def record_digest(
+    store: Store, task: DeliveryTask, outcomes: Sequence[AttemptOutcome], pauses: breaker.PauseLimits
+) -> list[OutcomeResult]:
+    """Commits how the one attempt of a digest ended, for each of its members, in one transaction.
+
+    Args:
+        store: the outbox.
+        task: the digest.
+        outcomes: of its members, in their order.
+        pauses: how long a breaker pauses.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+    members = zip(task.members, outcomes, strict=True)
+    requests = [_OutcomeRequest(member.task, outcome, pauses, task.delivery_id) for member, outcome in members]
+    return await store.batch(_record_batch, requests)
+
+
+def _record_batch(
+    transaction: Transaction, requests_by_attempt: Sequence[Sequence[_OutcomeRequest]]
+) -> list[list[OutcomeResult]]:
+    results = iter(_record_outcomes(transaction, list(chain.from_iterable(requests_by_attempt))))
+    return [[next(results) for _ in requests] for requests in requests_by_attempt]
+
+
+def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[OutcomeResult]:
     connection = transaction.connection
     others = {new.incident_id for new in _build_group_repeats(transaction, requests)}
     lock_incidents(transaction, others.union(each.task.incident_id for each in requests))
@@ -117,15 +157,19 @@ def _record_batch(transaction: Transaction, requests: Sequence[_OutcomeRequest])
             connection,
             [_build_outcome_values(each, rows[each.task.delivery_id], transaction.now) for each in valid_requests],
         )
-        _INSERT_ATTEMPTS.execute(
-            connection, [_build_attempt_row(each, rows[each.task.delivery_id]) for each in valid_requests]
-        )
+        attempt_rows = [
+            _build_attempt_row(each, rows[each.task.delivery_id])
+            for each in valid_requests
+            if each.outcome.state is not DeliveryState.QUEUED  # that was no attempt of its own message
+        ]
+        if attempt_rows:
+            _INSERT_ATTEMPTS.execute(connection, attempt_rows)
     reached = (
         breaker.find_healthy(transaction, {each.task.channel for each in valid_requests})
         if valid_requests
         else frozenset()
     )
-    for each in sorted(valid_requests, key=lambda each: each.task.channel):  # in one order, as locks have to be taken
+    for each in _select_effects(valid_requests):
         if each.task.channel not in reached or each.outcome.channel_effect is not breaker.ChannelEffect.REACHED:
             breaker.record_effect(
                 transaction,
@@ -150,22 +194,33 @@ def _record_batch(transaction: Transaction, requests: Sequence[_OutcomeRequest])
     ]
 
 
+def _select_effects(requests: Sequence[_OutcomeRequest]) -> list[_OutcomeRequest]:
+    """One request for each attempt, since a digest reached the channel once; in the order in which locks are taken."""
+    by_attempt = {each.digest_id or each.task.delivery_id: each for each in reversed(requests)}
+    return sorted(by_attempt.values(), key=lambda each: each.task.channel)
+
+
 def _record_edits(
     transaction: Transaction, requests: Sequence[_OutcomeRequest], rows: Mapping[str, DeliveryRow]
 ) -> None:
     """The first message of an episode is edited at each later change, be it that its own message was given up."""
-    ended = [(task, outcome) for task, outcome, _ in requests if outcome.state is not DeliveryState.RETRYING]
-    record_first_messages(
-        transaction,
-        [
-            FirstMessage(task.incident_id, task.episode, task.channel, rows[task.delivery_id].seq)
-            for task, outcome in ended
-            if task.first_receipt is None and outcome.state is DeliveryState.DELIVERED
-        ],
-    )
-    changed = {(task.incident_id, task.episode, task.channel) for task, _ in ended if task.first_receipt is not None}
-    request_channel_edits(transaction, changed)
-    for task, _ in ended:
+    ended = [each for each in requests if each.outcome.state not in WAITING]
+    first_messages: dict[str, FirstMessage] = {}
+    for task, outcome, _, digest_id in ended:
+        if outcome.state is DeliveryState.DELIVERED and (digest_id or task.first_receipt is None):
+            identity = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
+            message = FirstMessage(*identity, task.channel, rows[task.delivery_id].seq)
+            first_messages.setdefault(digest_id or task.delivery_id, message)
+    record_first_messages(transaction, list(first_messages.values()))
+    changed = {
+        (each.task.incident_id, each.task.episode, each.task.channel)
+        for each in ended
+        if each.task.first_receipt is not None
+    }
+    digests = find_digests(transaction, changed) if changed else frozenset()
+    older = {digest for digest in digests if digest[0] not in first_messages}
+    request_channel_edits(transaction, changed | older)
+    for task, _, _, _ in ended:
         if task.episode > 1 and task.first_event_seq != task.last_event_seq:
             request_merged_edits(transaction, task)
 
@@ -173,7 +228,7 @@ def _record_edits(
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
     """The current state of incidents that were opened, or got events, while another's resolve closed them, too."""
     repeats: dict[tuple[str, str], NewDelivery] = {}
-    for task, outcome, _ in requests:
+    for task, outcome, _, _ in requests:
         if not task.dedup_channels or not outcome.maybe_sent or (outcome.payload is None and not task.maybe_sent):
             continue
         found = find_open_incidents(transaction.connection, [task.incident_id], task.dedup_channels)
@@ -193,18 +248,32 @@ def _is_lease_valid(task: DeliveryTask, rows: Mapping[str, DeliveryRow]) -> bool
 
 def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float) -> dict[str, Any]:
     outcome = request.outcome
-    is_retried = outcome.state is DeliveryState.RETRYING
+    is_retried = outcome.state in WAITING
+    is_named_only = outcome.state is DeliveryState.QUEUED
+    maybe_sent = is_retried and not is_named_only and (outcome.maybe_sent or request.task.maybe_sent)
+    # A digest that certainly did not arrive is forgotten: its members may be collected anew.
+    stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
         "ours": row.seq,
-        "new_state": outcome.state,
+        "new_state": _find_state(outcome, row),
         "new_reason": outcome.reason,
         "new_due_at": now + outcome.retry_in if is_retried else row.due_at,
         "new_due_set_at": now,
         "new_finished_at": None if is_retried else now,
         "new_receipt": None if outcome.receipt is None else clean_for_database(json.dumps(dict(outcome.receipt))),
-        "new_maybe_sent": int(is_retried and (outcome.maybe_sent or request.task.maybe_sent)),
+        "new_maybe_sent": int(maybe_sent),
         "new_payload": outcome.payload,
+        "new_attempts": row.attempts - is_named_only,
+        "new_digest_id": row.digest_id if stays_in_digest else None,
+        "new_named_in": request.digest_id if is_named_only else row.named_in,
+        "new_progress": None if is_named_only else row.progress,  # that of the digest says nothing of its own message
     }
+
+
+def _find_state(outcome: AttemptOutcome, row: DeliveryRow) -> DeliveryState:
+    """What the delivery is then: one that was only named is as it was before."""
+    has_attempt = row.attempts > 1
+    return DeliveryState.RETRYING if outcome.state is DeliveryState.QUEUED and has_attempt else outcome.state
 
 
 def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, Any]:
@@ -221,10 +290,11 @@ def _build_attempt_row(request: _OutcomeRequest, row: DeliveryRow) -> dict[str, 
 
 def _apply_outcome(transaction: Transaction, request: _OutcomeRequest, row: DeliveryRow) -> OutcomeResult:
     """The delivery may be merged into what waits behind it, and fallback channels may have to deliver it."""
-    outcome, state = request.outcome, request.outcome.state
+    outcome, state = request.outcome, _find_state(request.outcome, row)
     superseded, channels_to_wake = [], {row.channel}
-    if state is DeliveryState.RETRYING:
-        retry = RetryState(request.task.attempt_number, transaction.now + outcome.retry_in, outcome.reason)
+    if state in WAITING:
+        attempt_count = request.task.attempt_number - (outcome.state is DeliveryState.QUEUED)
+        retry = RetryState(attempt_count, transaction.now + outcome.retry_in, outcome.reason)
         if merge_into_successor(transaction, row, retry):
             state = DeliveryState.SUPERSEDED
             superseded.append(row.channel)

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, s
 
 from services.relay.model import collect_digests, decode_event
 from services.relay.outbox.audit import prune_audit
+from services.relay.outbox.edits import DIGEST_EPISODE
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQuery, select_values
@@ -141,13 +142,12 @@ _IS_ACTIVE: Final = or_(
     ),
 )
 """Its incident is open, or something of it is still to be delivered on its channel."""
-_IS_EDITED: Final = exists().where(
-    edits.c.incident_id == _delivery.incident_id,
-    edits.c.episode == _delivery.episode,
-    edits.c.channel == _delivery.channel,
-    edits.c.wanted > edits.c.shown,
+_waits_for_edit = and_(edits.c.channel == _delivery.channel, edits.c.wanted > edits.c.shown)
+_IS_EDITED: Final = or_(
+    exists().where(edits.c.incident_id == _delivery.incident_id, edits.c.episode == _delivery.episode, _waits_for_edit),
+    exists().where(edits.c.incident_id == _delivery.digest_id, edits.c.episode == DIGEST_EPISODE, _waits_for_edit),
 )
-"""The first message of its episode on its channel is still to be edited, and shows the last event of the episode."""
+"""The message of its digest, or the first one of its episode, is still to be edited, and shows the last event."""
 _READ_DELIVERIES: Final = (
     RowQuery(
         _PrunableRow,

@@ -94,6 +94,8 @@ class DeliveryRow(NamedTuple):
     fallback_up_to: int | None
     maybe_delivered_up_to: int | None
     finished_at: float | None
+    digest_id: str | None
+    named_in: str | None
 
 
 class DueRow(NamedTuple):
@@ -102,12 +104,14 @@ class DueRow(NamedTuple):
     delivery: DeliveryRow
     event_size: int
     event_status: str
+    severity: str | None
+    """The worst of the incident's latest event, which is almost always this one."""
 
     @classmethod
     def build(cls, *values: Any) -> "DueRow":
         """Of a delivery's columns and its own."""
-        *delivery, size, status = values
-        return cls(DeliveryRow(*delivery), size, status)
+        *delivery, size, status, severity = values
+        return cls(DeliveryRow(*delivery), size, status, severity)
 
 
 class CurrentState(NamedTuple):
@@ -243,9 +247,15 @@ _delivery_columns = select_columns(DeliveryRow, deliveries.c)
 DELIVERIES: Final = RowQuery(DeliveryRow, select(*_delivery_columns))
 DUE_DELIVERIES: Final = RowQuery(
     DueRow.build,
-    select(*_delivery_columns, func.length(events.c.event).label("event_size"), events.c.status.label("event_status"))
+    select(
+        *_delivery_columns,
+        func.length(events.c.event).label("event_size"),
+        events.c.status.label("event_status"),
+        incidents.c.severity,
+    )
     .select_from(deliveries)
-    .join(events, events.c.seq == deliveries.c.event_seq),
+    .join(events, events.c.seq == deliveries.c.event_seq)
+    .join(incidents, incidents.c.id == deliveries.c.incident_id),
 )
 OUTDATED_DELIVERIES: Final = RowQuery(
     OutdatedRow.build,

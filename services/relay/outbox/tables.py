@@ -63,7 +63,9 @@ incidents = Table(
     Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
     Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
-    Column("severity", Text),  # the worst one of its latest event; null if that has no usual one
+    Column(
+        "severity", Text
+    ),  # the worst one of its latest event, empty if it has none; null if an older version wrote it
     # From here on of the current episode; the next one begins without them. See EPISODE_COLUMNS.
     Column("first_event_seq", BigInteger),  # null before its first event is committed
     Column("acknowledged_by", Text),  # null while nobody has acknowledged it
@@ -132,6 +134,8 @@ deliveries = Table(
     Column("fallback_up_to", BigInteger),  # up to this event fallback channels deliver it, too; see `fallback`
     # Up to this event it may have been delivered before, for a backup was restored; see `restore_detection`.
     Column("maybe_delivered_up_to", BigInteger),
+    Column("digest_id", Text),  # the digest that delivers it; see `digests`
+    Column("named_in", Text),  # the digest that named it while it waited for its own message
     sqlite_autoincrement=True,
 )
 
@@ -151,8 +155,8 @@ attempts = Table(
 edits = Table(
     "edits",
     metadata,
-    Column("incident_id", Text, primary_key=True),
-    Column("episode", Integer, primary_key=True),
+    Column("incident_id", Text, primary_key=True),  # or the id of a digest
+    Column("episode", Integer, primary_key=True),  # of a digest 0
     Column("channel", Text, primary_key=True),
     Column("delivery_seq", _Seq, ForeignKey("deliveries.seq"), nullable=False),  # its receipt says where the message is
     Column("wanted", Integer, nullable=False),  # how many edits were requested
@@ -290,6 +294,8 @@ _add_index(
 # By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
 _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
+_add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")

@@ -14,6 +14,14 @@ from services.relay.text.context import (
     join_items,
     list_context,
 )
+from services.relay.text.digest import (
+    format_digest,
+    format_digest_reason,
+    format_digest_title,
+    format_entry,
+    group_entries,
+    sort_entries,
+)
 from services.relay.text.fixes import MAX_FIXES, list_fixes
 from services.relay.text.labels import (
     Severity,
@@ -98,8 +106,12 @@ __all__ = [
     "format_class",
     "format_counts",
     "format_description",
+    "format_digest",
+    "format_digest_reason",
+    "format_digest_title",
     "format_duration",
     "format_end",
+    "format_entry",
     "format_event_title",
     "format_headline",
     "format_more",
@@ -112,6 +124,7 @@ __all__ = [
     "format_summary",
     "format_time",
     "format_title",
+    "group_entries",
     "has_cause",
     "is_resolved",
     "join_items",
@@ -128,6 +141,7 @@ __all__ = [
     "select_alerts",
     "select_contacts",
     "select_own_labels",
+    "sort_entries",
     "sort_labels",
     "truncate",
 ]

@@ -56,6 +56,7 @@ async def test_deliveries_are_reported_with_all_that_is_known_the_newest_first(t
             "superseded_by": None,
             "remark": None,
             "receipt": None,
+            "digest": None,
         }
 
 
@@ -99,7 +100,7 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         code, answer = await get(client, "/api/deliveries?stat=dead")
         assert (code, answer["error"]) == (
             400,
-            "unknown filter; expected state, channel, alertname, since, limit, cursor",
+            "unknown filter; expected state, channel, alertname, digest, since, limit, cursor",
         )
 
 

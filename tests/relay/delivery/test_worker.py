@@ -10,7 +10,8 @@ import pytest
 
 from services.relay.channels.port import Attempt, Receipt
 from services.relay.delivery.retry_policy import RetryPolicy
-from services.relay.outbox.claim import MAX_CLAIM_BYTES
+from services.relay.delivery.worker import SendingLimits
+from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, rig
@@ -187,7 +188,7 @@ async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_p
 
 async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:
     channel = Scripted()
-    async with rig(tmp_path, rate=20.0, a=channel) as it:
+    async with rig(tmp_path, limits=SendingLimits(LANES, 20.0), a=channel) as it:
         for number in range(130):
             await it.tell("firing", group=str(number))
         await it.finished()

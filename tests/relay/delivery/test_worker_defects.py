@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from services.relay.delivery.attempt import SaveProgress, SendResult
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import DeliveryContext
-from services.relay.delivery.worker import Worker
+from services.relay.delivery.worker import SendingLimits, Worker
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.batching import Transaction
@@ -165,7 +165,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         fallback_channels=(),
         wake_channels=lambda _names: None,
     )
-    task = asyncio.create_task(Worker("a", Scripted(), None, LANES, shared).run())
+    task = asyncio.create_task(Worker("a", Scripted(), SendingLimits(LANES), shared).run())
     await asyncio.sleep(9.5)
     assert store.asked == 10
     task.cancel()

@@ -15,7 +15,7 @@ from services.relay.delivery.enrichment.enricher import NO_ENRICHMENT, Enrichmen
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import DeliveryContext
-from services.relay.delivery.worker import Worker
+from services.relay.delivery.worker import SendingLimits, Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import queries
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
@@ -29,6 +29,7 @@ from tests.relay.served_relay import Scripted, ScriptedSettings, event_of, until
 
 QUICK = RetryPolicy(backoff_initial=0.01, backoff_max=0.3, give_up_after=60)
 LANES = 8
+ALL_LANES = SendingLimits(LANES)
 NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
 
@@ -84,7 +85,7 @@ async def rig(
     clock: Callable[[], float] = time.time,
     hosts: frozenset[str] = frozenset(),
     fallback: tuple[str, ...] = (),
-    rate: float | None = None,
+    limits: SendingLimits = ALL_LANES,
     *,
     enrichment: EnrichmentSettings = NO_ENRICHMENT,
     **channels: Scripted,
@@ -118,7 +119,7 @@ async def rig(
             fallback_channels=fallback,
             wake_channels=wake,
         )
-        workers |= {name: Worker(name, channel, rate, LANES, shared) for name, channel in channels.items()}
+        workers |= {name: Worker(name, channel, limits, shared) for name, channel in channels.items()}
         tasks = [asyncio.create_task(worker.run()) for worker in workers.values()]
         try:
             yield Rig(shared, workers, registry)

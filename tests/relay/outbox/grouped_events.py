@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from services.relay.model import Alert, Event, Status, build_incident_id
 from tests.relay.outbox.observations import AlertStatuses
 
+_SEVERITIES = {"A": "warning", "B": "", "C": "critical"}
+
 
 def group_id(group: str) -> str:
     """Of its incident."""
@@ -20,7 +22,15 @@ def event_of(group: str, alerts: AlertStatuses) -> Event:
         group_key=group,
         status=status,
         alerts=tuple(
-            Alert(alerts[name], {"alertname": "Down", "key": name}, {}, begun, None, "", name)
+            Alert(
+                alerts[name],
+                {"alertname": "Down", "key": name, "severity": _SEVERITIES[name]},
+                {},
+                begun,
+                None,
+                "",
+                name,
+            )
             for name in sorted(alerts)
         ),
         group_labels={},

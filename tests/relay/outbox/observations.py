@@ -40,6 +40,10 @@ class OwnedClaim:
     exclusive_until: float
     """Until when nobody else may get it, by the same clock; earlier only where the outbox ended all leases."""
     arrived: bool = False
+    digest: DeliveryTask | None = None
+    """The message of several deliveries that it is in."""
+    is_named_only: bool = False
+    """Whether that only names it."""
 
     @property
     def place(self) -> Place:
@@ -93,6 +97,8 @@ class Observations:
         if held.arrived:
             return
         held.arrived = True
+        if held.is_named_only:  # its own message is still to come
+            return
         self.sent_after_lease += self.live.get(held.place) is not held
         incident, channel = held.place
         self.messages.append(

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.delivery.links import LinkRules
+from services.relay.delivery.task import _merge_events
 from services.relay.intake.deduplication import plan_event
 from services.relay.model import (
     DeliveryTask,
@@ -33,7 +34,7 @@ from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.provider_acknowledgement import ACKNOWLEDGED, read_provider_acknowledgement
-from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_outcome
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 from shared.sql.database_url import DatabaseUrl
@@ -55,7 +56,8 @@ from tests.relay.outbox.outcomes import ENDINGS, FALLBACK, PAUSES, UNSURE
 
 LEASE: Final = 20.0
 WINDOW: Final = 60.0
-RATES: Final = {"slack": None, "mail": 1.0, "log": None}
+RATES: Final = {"slack": None, "mail": 0.2, "log": None}
+DIGEST_SIZES: Final = {"slack": 0, "mail": 5, "log": 0}
 MERGING: Final = frozenset(name for name, channel in CHANNELS.items() if channel.merges)
 ACKNOWLEDGING: Final = "slack"
 """The channel whose provider knows acknowledgements."""
@@ -67,6 +69,13 @@ ROUNDED: Final = 1e-5
 """Seconds: PostgreSQL keeps time in microseconds."""
 NO_LINKS: Final = LinkRules(None, None, allow_hosts=())
 T = TypeVar("T")
+
+
+def _name_only(how: AttemptOutcome) -> AttemptOutcome:
+    """What that becomes for what a digest only named."""
+    if how.state is not DeliveryState.DELIVERED:
+        return how
+    return how._replace(state=DeliveryState.QUEUED, receipt=None, maybe_sent=False, payload=None)
 
 
 def check(violations: Iterable[str]) -> None:
@@ -286,11 +295,21 @@ class SimulatedOutbox:
         return (repeated or late) and not dead
 
     def claim(self, channel: str, owner: str, limit: int) -> ClaimResult:
-        taken = self.run(claim_due(self.store, ClaimRequest(channel, limit, owner, LEASE, RATES[channel])))
+        request = ClaimRequest(channel, limit, owner, LEASE, RATES[channel], digest_size=DIGEST_SIZES[channel])
+        taken = self.run(claim_due(self.store, request))
         self.read_and_check()
         assert len(taken.tasks) <= limit
-        for each in taken.tasks:
-            held = OwnedClaim(each, owner, self.elapsed + LEASE, self.elapsed + LEASE)
+        digests = [task for task in taken.tasks if task.members]
+        assert len(taken.tasks) == 1 or not digests
+        claims = [OwnedClaim(task, owner, 0, 0) for task in taken.tasks if not task.members]
+        claims += [
+            OwnedClaim(member.task, owner, 0, 0, digest=task, is_named_only=member.is_named_only)
+            for task in digests
+            for member in task.members
+        ]
+        for held in claims:
+            each = held.claim
+            held.until = held.exclusive_until = self.elapsed + LEASE
             before = self.observed.live.get(held.place)
             check(
                 check_claim(
@@ -303,6 +322,14 @@ class SimulatedOutbox:
                     is_leased_elsewhere=before is not None and before.exclusive_until > self.elapsed + ROUNDED,
                 )
             )
+            if held.digest is not None:
+                events_json, _ = self.run(_merge_events(self.store, each))
+                event = decode_event(events_json)
+                assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
+                self.acknowledgements[each.delivery_id] = ""
+                self.observed.live[held.place] = held
+                self.held.append(held)
+                continue
             task = self.run(prepare(self.store, each, acknowledges=channel == ACKNOWLEDGING))
             event = decode_event(task.event_json)
             assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
@@ -320,14 +347,25 @@ class SimulatedOutbox:
         """Several at once are committed together."""
         before = self.rows
 
-        async def run_concurrently() -> list[OutcomeResult]:
-            return await asyncio.gather(
-                *(
-                    record_outcome(self.store, held.claim, self._add_acknowledgement(held, how), PAUSES)
-                    for held in ending
-                )
-            )
+        async def end_digest(digest: DeliveryTask, members: Sequence[OwnedClaim]) -> list[OutcomeResult]:
+            assert [held.claim for held in members] == [member.task for member in digest.members]
+            outcomes = [_name_only(how) if held.is_named_only else how for held in members]
+            return await record_digest(self.store, digest, outcomes, PAUSES)
 
+        async def end_alone(held: OwnedClaim) -> list[OutcomeResult]:
+            return [await record_outcome(self.store, held.claim, self._add_acknowledgement(held, how), PAUSES)]
+
+        messages = {id(held.digest or held): held.digest for held in ending}
+        by_message = {key: [held for held in ending if id(held.digest or held) == key] for key in messages}
+
+        async def run_concurrently() -> list[OutcomeResult]:
+            ends = [
+                end_alone(members[0]) if (digest := messages[key]) is None else end_digest(digest, members)
+                for key, members in by_message.items()
+            ]
+            return [one for each in await asyncio.gather(*ends) for one in each]
+
+        ending = [held for members in by_message.values() for held in members]
         recorded = self.run(run_concurrently())
         self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
@@ -339,6 +377,8 @@ class SimulatedOutbox:
             assert one.lease_valid == (self.observed.live.get(held.place) is held)
             if one.lease_valid:
                 del self.observed.live[held.place]
+                if held.is_named_only and one.state in tables.WAITING and how.state is DeliveryState.DELIVERED:
+                    self.observed.progress.pop(held.claim.delivery_id, None)
                 assert self.rows[held.claim.delivery_id].state == one.state
                 if how.channel_effect is ChannelEffect.REACHED:
                     assert not gates[held.claim.channel].failures
@@ -346,10 +386,14 @@ class SimulatedOutbox:
                     gates[held.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
                     or how.channel_effect in UNSURE
                 )
-            elif how.maybe_sent:
+            elif how.maybe_sent and not (held.is_named_only and how.state is DeliveryState.DELIVERED):
                 events_sent = (held.claim.first_event_seq, held.claim.last_event_seq)
                 merges = CHANNELS[held.claim.channel].merges
                 check(check_late_send(held.place, events_sent, self.events, list(self.rows.values()), merges))
+
+    def get_message(self, held: OwnedClaim) -> list[OwnedClaim]:
+        """All that is sent in one message with it."""
+        return [held] if held.digest is None else [each for each in self.held if each.digest is held.digest]
 
     def _add_acknowledgement(self, held: OwnedClaim, how: AttemptOutcome) -> AttemptOutcome:
         """What the channel writes into its receipt."""

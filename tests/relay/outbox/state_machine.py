@@ -218,13 +218,15 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def _arrive(self, held: OwnedClaim) -> None:
         if self.world.elapsed < held.until:
-            self.world.observed.arrive(held)
+            for each in self.world.get_message(held):
+                self.world.observed.arrive(each)
 
     def _save(self, held: OwnedClaim, done: str) -> None:
-        kept = self.world.run(save_progress(self.world.store, held.claim, {"done": done}))
-        assert kept == (self.world.observed.live.get(held.place) is held)
-        if kept:
-            self.world.observed.progress[held.claim.delivery_id] = done
+        kept = self.world.run(save_progress(self.world.store, held.digest or held.claim, {"done": done}))
+        live = [each for each in self.world.get_message(held) if self.world.observed.live.get(each.place) is each]
+        assert kept == bool(live)
+        for each in live:
+            self.world.observed.progress[each.claim.delivery_id] = done
 
     def _end(self, held: OwnedClaim, how: str) -> None:
         if how == "delivered":
@@ -232,6 +234,7 @@ class OutboxMachine(RuleBasedStateMachine):
         if held.arrived:
             how = how if ENDINGS[how].maybe_sent else "answer lost"
         elif self.world.elapsed >= held.until or how == "delivered":
-            self.world.held.remove(held)  # it was not sent in time, and its holder leaves it alone
+            for each in self.world.get_message(held):  # it was not sent in time, and its holder leaves it alone
+                self.world.held.remove(each)
             return
-        self.world.record([held], ENDINGS[how])
+        self.world.record(self.world.get_message(held), ENDINGS[how])

@@ -12,57 +12,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import Engine, text
 
-from services.relay.outbox import tables
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests import ram_disk
 from tests.iterations import LONG
+from tests.relay.outbox.clocks import FileClock, ServerClock
 from tests.relay.outbox.simulated_outbox import SimulatedOutbox
 from tests.relay.outbox.state_machine import OutboxMachine
 from tests.relay.outbox.tables import opened, up
 
-START = 1_800_000_000.0
 LONGER = 60 if LONG else 1
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 """A history takes a tenth of a second, and more on a busy machine: that says nothing of the outbox."""
-
-
-class FileClock:
-    now = START
-
-    def __call__(self) -> float:
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        self.now += seconds
-
-
-class ServerClock(FileClock):
-    """Puts a clock that can be set before PostgreSQL's own."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._run("CREATE TABLE the_time (now DOUBLE PRECISION)", f"INSERT INTO the_time VALUES ({START})")  # noqa: S608  # numbers of ours
-        self._run(
-            "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql "
-            "AS 'SELECT to_timestamp(now) FROM public.the_time'",
-            f"ALTER DATABASE {engine.url.database} SET search_path = public, pg_catalog",
-        )
-
-    def move(self, seconds: float) -> None:
-        super().move(seconds)
-        self._run(f"UPDATE the_time SET now = {self.now}")  # noqa: S608  # likewise
-
-    def start_again(self) -> None:
-        self.move(START - self.now)
-        self._run(f"TRUNCATE {', '.join(tables.metadata.tables)} RESTART IDENTITY")
-
-    def _run(self, *statements: str) -> None:
-        with self._engine.begin() as connection:
-            for statement in statements:
-                connection.execute(text(statement))
 
 
 @pytest.fixture

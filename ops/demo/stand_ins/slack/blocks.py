@@ -13,6 +13,9 @@ MAX_BLOCKS_TEXT = (
     13_200  # characters in all blocks together; measured in https://github.com/slackapi/bolt-js/issues/2509
 )
 
+MAX_RICH_TEXT_ELEMENTS = 1_000
+"""Slack documents none; more than any message of keypulse has."""
+
 BlockError = tuple[str, str]
 Json = dict[str, Any]
 FindFile = Callable[[str], object | None]
@@ -113,6 +116,28 @@ def _check_slack_file(block: Json, pointer: str, find_file: FindFile) -> Iterato
         yield "invalid slack file", f"{pointer}/slack_file"
 
 
+def _check_rich_text(block: Json, pointer: str) -> Iterator[BlockError]:
+    """Sections of texts and links: https://docs.slack.dev/reference/block-kit/blocks/rich-text-block."""
+    yield from _check_items(block.get("elements"), f"{pointer}/elements", MAX_RICH_TEXT_ELEMENTS, _check_rich_section)
+
+
+def _check_rich_section(section: Any, pointer: str) -> Iterator[BlockError]:
+    if not isinstance(section, dict) or section.get("type") != "rich_text_section":
+        yield "unsupported rich text element", pointer
+        return
+    yield from _check_items(section.get("elements"), f"{pointer}/elements", MAX_RICH_TEXT_ELEMENTS, _check_rich_element)
+
+
+def _check_rich_element(element: Any, pointer: str) -> Iterator[BlockError]:
+    if not isinstance(element, dict) or element.get("type") not in ("text", "link"):
+        yield "unsupported rich text element", pointer
+        return
+    if not isinstance(element.get("text"), str) or not element["text"]:
+        yield "must be more than 0 characters", f"{pointer}/text"
+    if element["type"] == "link":
+        yield from _check_url(element.get("url"), f"{pointer}/url")
+
+
 def _check_divider(_block: Json, _at: str) -> Iterator[BlockError]:
     return iter(())
 
@@ -124,6 +149,7 @@ _BLOCK_CHECKS: dict[str, Callable[[Json, str], Iterator[BlockError]]] = {
     "actions": _check_actions,
     "image": _check_image,
     "divider": _check_divider,
+    "rich_text": _check_rich_text,
 }
 
 

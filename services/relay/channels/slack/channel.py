@@ -34,6 +34,7 @@ from services.relay.channels.provider_call import (
 from services.relay.channels.slack.blocks import Mention
 from services.relay.channels.slack.changes import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_channel, check_token
+from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post import build_post, find_thread
 from services.relay.channels.slack.post_search import NotFound, PostLocation, build_metadata, find_post
@@ -99,6 +100,8 @@ class SlackSettings(EgressSettings, ChannelSettings):
     shows_chart: ClassVar[bool] = True
     # chat.update is of tier 3, "50+ per minute", for each workspace and app (ibid.); a burst of 5 s comes on top.
     edit_rate: ClassVar[MessageRate] = MessageRate(45 / 60)
+
+    digest_size: ClassVar[int] = MAX_INCIDENTS
 
     kind: Literal["slack"]
     channel: Annotated[str | None, BeforeValidator(_check_name_or_id, json_schema_input_type=str)] = None
@@ -244,13 +247,17 @@ class SlackChannel:
         if found is not None:
             return found, content
         try:
-            answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+            answer = await _call_with_blocks(
+                api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
+            )
         except SlackError as error:
             if error.code not in THREAD_ERRORS or not find_thread(message):
                 raise
             await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
             content = await self._build_content(call, _remove_thread(message))
-            answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+            answer = await _call_with_blocks(
+                api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
+            )
         return _build_receipt(answer, token), content
 
     async def _add_to_thread(
@@ -283,7 +290,7 @@ class SlackChannel:
 
     async def _update(self, api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
         arguments = await build_in_thread_if_large(message, lambda: self._build_update(message, receipt))
-        await _call_with_blocks(api, call, "chat.update", arguments)
+        await _call_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
 
     async def _replace(self, api: SlackApi, call: ProviderCall, message: Message, token: str) -> Receipt:
         """Posts the message again, as the first one of its episode; an earlier attempt may have done that already."""
@@ -298,7 +305,9 @@ class SlackChannel:
             else:
                 return found
         content = await self._build_content(call, first)
-        answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+        answer = await _call_with_blocks(
+            api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
+        )
         return _build_receipt(answer, token)
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
@@ -351,14 +360,17 @@ def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
 
 
 async def _call_with_blocks(
-    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any]
+    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any], *, is_digest: bool
 ) -> Mapping[str, Any]:
-    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message."""
+    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
+
+    The text of a digest does not name all of its incidents: each then gets a message of its own.
+    """
     call.before_request(encode_json(arguments))
     try:
         return await api.post(method, arguments)
     except SlackError as error:
-        if error.code not in BLOCK_ERRORS:
+        if error.code not in BLOCK_ERRORS or is_digest:
             raise
         log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
     text_alone = {key: value for key, value in arguments.items() if key != "blocks"}

@@ -19,7 +19,7 @@ from services.relay.text import (
     truncate,
 )
 
-MAX_DETAILS: Final = 500_000
+MAX_DETAILS: Final = 200_000
 """Characters."""
 
 

@@ -4,6 +4,7 @@ https://docs.slack.dev/messaging/working-with-files#uploading_files. The bytes g
 with, which is on another host than its Web API.
 """
 
+import io
 import json
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -35,7 +36,7 @@ async def upload_file(
     )
     url = _check_upload_url(str(reserved.get("upload_url") or ""), api_url)
     with translate_connection_errors("Slack"):
-        async with session.post(url, data=upload.content) as response:
+        async with session.post(url, data=io.BytesIO(upload.content)) as response:
             if response.status != 200:
                 await read_text(response)
                 detail = f"Slack refused the bytes of a file: HTTP {response.status}"

@@ -33,6 +33,7 @@ from services.relay.channels.slack.blocks import (
 )
 from services.relay.channels.slack.changes import Change, compare_with_previous
 from services.relay.channels.slack.details import build_details
+from services.relay.channels.slack.digest_blocks import build_digest_post
 from services.relay.model import Alert, Message, RunbookExcerpt, Status
 from services.relay.text import (
     AlertCard,
@@ -112,6 +113,8 @@ def build_post(message: Message, mention: Mention, *, may_be_a_repeat: bool = Fa
         mention: who is mentioned where the message makes it worse; never in an edit, which notifies nobody.
         may_be_a_repeat: whether it says so.
     """
+    if message.digest:
+        return build_digest_post(message, may_be_a_repeat=may_be_a_repeat)
     change = compare_with_previous(message)
     remarks = [remark for remark in (REPEAT_REMARK if may_be_a_repeat else "", format_remark(message)) if remark]
     call = f"<!{mention}> " if mention != "none" and change.is_worse and not message.task.is_edit else ""

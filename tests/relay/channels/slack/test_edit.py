@@ -43,7 +43,7 @@ async def test_it_shows_the_end_and_the_acknowledgement_and_notifies_nobody(
     assert post.text.startswith("🟢 Resolved after 8 s")
     assert post.metadata is not None
     assert post.metadata["event_payload"] == {"delivery_id": "0192-delivery"}
-    assert "<!here>" not in str(post.blocks)
+    assert (post.blocks[0]["type"], post.thread_ts) == ("header", None)
 
 
 @pytest.mark.parametrize("is_found", [False, True])

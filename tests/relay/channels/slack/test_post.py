@@ -252,7 +252,7 @@ def test_twenty_alerts_of_one_rule_are_a_table_that_shows_the_resolved_ones_too(
         (message(), True),
         (message("03-resolved-1"), False),
         (message(context=IncidentContext(acknowledged_by="ann")), False),
-        (message(is_edit=True, first_receipt=FIRST), False),
+        (change(reply("01-firing-1", {}), is_edit=True), False),
         (reply("01-firing-1", {"0": Status.FIRING}), False),
         (reply("01-firing-1", {}), True),
         (reply("01-firing-1", {}, acknowledged_by="ann"), False),

@@ -1,0 +1,341 @@
+"""Digests: what a claim collects in a storm, and what becomes of the members, whatever happens to their message."""
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, select, update
+
+from services.relay.model import DeliveryTask
+from services.relay.outbox import queries
+from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
+from services.relay.outbox.delivery_lease import release_leases, save_progress
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
+from services.relay.outbox.requeue import requeue
+from services.relay.outbox.tables import DeliveryState, attempts, deliveries, incidents
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.actions import PAUSES, accept, end_attempt
+from tests.relay.outbox.clocks import FileClock, ServerClock
+from tests.relay.served_relay import event_of, with_labels
+
+OVER = 3
+"""More waiting deliveries are a storm."""
+SIZE = 10
+
+
+class Storm:
+    """An outbox whose channel `a` takes a message a second, and its clock."""
+
+    def __init__(self, store: Store, clock: FileClock) -> None:
+        self.store = store
+        self.clock = clock
+
+    async def tell(
+        self, names: Iterable[str], severity: str = "warning", status: str = "firing", episode: int = 1
+    ) -> None:
+        for name in names:
+            event = with_labels(event_of(status, group=name), {"alertname": name, "severity": severity})
+            alert = replace(event.alerts[0], status=event.status)
+            await accept(self.store, name, event=replace(event, alerts=(alert,)), episode=episode)
+
+    async def claim(self, owner: str = "me", *, after: float = 1.0, size: int = SIZE) -> ClaimResult:
+        """By default after a second, so that there is a token."""
+        self.clock.move(after)
+        return await claim_due(self.store, ClaimRequest("a", 8, owner, 20, 1.0, digest_over=OVER, digest_size=size))
+
+    async def claim_alone(self) -> list[str]:
+        tasks = (await self.claim()).tasks
+        assert not any(task.members for task in tasks)
+        for task in tasks:
+            await end_attempt(self.store, task)
+        return [task.incident_id for task in tasks]
+
+    async def claim_digest(self, **options: Any) -> DeliveryTask:
+        (task,) = (await self.claim(**options)).tasks
+        assert task.members
+        return task
+
+    async def spend_burst(self) -> None:
+        """What the channel had saved up: from now on it takes a message a second."""
+        await self.tell(f"burst {number}" for number in range(5))
+        for task in (await claim_due(self.store, ClaimRequest("a", 8, "me", 20, 1.0))).tasks:
+            await end_attempt(self.store, task)
+
+    async def deliver(self, task: DeliveryTask) -> list[OutcomeResult]:
+        outcome = AttemptOutcome(DeliveryState.DELIVERED, 1000.0, 1.5, "ok", "", ChannelEffect.REACHED)
+        delivered = outcome._replace(receipt={"ts": "1", "digest": task.delivery_id}, maybe_sent=True)
+        named = outcome._replace(state=DeliveryState.QUEUED)
+        outcomes = [named if member.is_named_only else delivered for member in task.members]
+        return await record_digest(self.store, task, outcomes, PAUSES)
+
+    async def fail(self, task: DeliveryTask, reason: str = "timeout", **changes: Any) -> list[OutcomeResult]:
+        outcome = AttemptOutcome(DeliveryState.RETRYING, 1000.0, 1.5, reason, "", ChannelEffect.FAILED)
+        return await record_digest(self.store, task, [outcome._replace(**changes) for _ in task.members], PAUSES)
+
+    async def rows(self) -> dict[str, Any]:
+        """The last delivery of each incident."""
+        found = await self.store.read(lambda connection: connection.execute(select(deliveries)).all())
+        return {row.incident_id: row for row in sorted(found, key=lambda row: row.seq)}
+
+    async def states(self, names: Iterable[str]) -> set[str]:
+        rows = await self.rows()
+        return {rows[name].state for name in names}
+
+
+@pytest.fixture
+async def storm(database: DatabaseUrl) -> AsyncIterator[Storm]:
+    engine = create_engine(database)
+    clock = FileClock() if engine.dialect.name == "sqlite" else ServerClock(engine)
+    async with open_store(database, clock) as store:
+        made = Storm(store, clock)
+        await made.spend_burst()
+        yield made
+    engine.dispose()
+
+
+def list_incidents(task: DeliveryTask) -> list[str]:
+    return [member.task.incident_id for member in task.members]
+
+
+async def test_few_go_one_by_one_and_more_go_as_one_message_for_one_token(storm: Storm) -> None:
+    await storm.tell("abc")
+    assert await storm.claim_alone() == ["a"]
+    await storm.tell("de")
+    task = await storm.claim_digest()
+    assert list_incidents(task) == ["b", "c", "d", "e"]
+    assert not (await storm.claim(after=0)).tasks, "it cost a token"
+    results = await storm.deliver(task)
+    assert [each.state for each in results] == [DeliveryState.DELIVERED] * 4
+    rows = await storm.rows()
+    assert {rows[name].digest_id for name in "bcde"} == {task.delivery_id}
+    assert all(f'"digest": "{task.delivery_id}"' in rows[name].receipt for name in "bcde")
+    assert rows["a"].digest_id is None
+    assert (await storm.claim()).retry_in is None, "nothing is left"
+
+
+async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(storm: Storm) -> None:
+    await storm.tell("abcdef")
+    assert [len(task.members) for task in (await storm.claim(size=0)).tasks] == [0]
+    everything = await claim_due(storm.store, ClaimRequest("a", 8, "me", 20, None, digest_over=OVER, digest_size=SIZE))
+    assert [task.incident_id for task in everything.tasks] == ["b", "c", "d", "e", "f"]
+
+
+async def test_a_digest_holds_a_limited_number_and_the_next_one_holds_the_rest(storm: Storm) -> None:
+    names = [f"{number:02}" for number in range(SIZE + OVER + 1)]
+    await storm.tell(names)
+    first, second = [list_incidents(await storm.claim_digest()) for _ in range(2)]
+    assert (first, second) == (names[:SIZE], names[SIZE:])
+
+
+async def test_what_waits_of_a_member_is_merged_and_the_digest_shows_its_current_state(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.tell("b", status="resolved")
+    task = await storm.claim_digest()
+    assert sorted(list_incidents(task)) == ["a", "b", "c", "d"]
+    (member,) = [each.task for each in task.members if each.task.incident_id == "b"]
+    assert member.last_event_seq > member.first_event_seq
+    assert member.firing_undelivered
+    # While it is sent, the next event of a member waits: one message of an incident at a time.
+    await storm.tell("ab")
+    assert not (await storm.claim()).tasks
+    await storm.deliver(task)
+    assert await storm.claim_alone() == ["a", "b"], "what came meanwhile"
+
+
+async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_for_a_burst(storm: Storm) -> None:
+    await storm.tell("abcd")
+    critical = [f"critical {number}" for number in range(8)]
+    await storm.tell(critical, "critical")
+    alone = [await storm.claim_alone() for _ in range(5)]
+    assert list(chain.from_iterable(alone)) == critical[:5]
+    task = await storm.claim_digest()
+    assert [(each.task.incident_id, each.is_named_only) for each in task.members] == [
+        *((name, True) for name in critical[5:]),
+        *((name, False) for name in "abcd"),
+    ]
+    await storm.deliver(task)
+    rows = await storm.rows()
+    assert await storm.states("abcd") == {"delivered"}
+    assert {(rows[name].state, rows[name].attempts, rows[name].named_in) for name in critical[5:]} == {
+        ("queued", 0, task.delivery_id)
+    }
+    # Their own messages follow, and nothing names them again.
+    await storm.tell("efgh")
+    assert list(chain.from_iterable([await storm.claim_alone() for _ in range(3)])) == critical[5:]
+    rows = await storm.rows()
+    assert {(rows[name].state, rows[name].attempts, rows[name].digest_id) for name in critical} == {
+        ("delivered", 1, None)
+    }
+    assert list_incidents(await storm.claim_digest()) == ["e", "f", "g", "h"]
+
+
+async def test_a_critical_one_that_gets_news_while_a_digest_names_it_sends_that(storm: Storm) -> None:
+    await storm.tell("abcdef", "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    await storm.tell("ghij", "critical")
+    task = await storm.claim_digest()
+    assert "j" in list_incidents(task)
+    await storm.tell("j", "critical", "resolved")
+    await storm.deliver(task)
+    rows = await storm.rows()
+    assert (rows["j"].state, rows["j"].digest_id, rows["j"].attempts) == ("retrying", None, 0)
+    assert sum(row.finished_at is None for row in rows.values()) == 5
+
+
+async def test_the_resolve_of_what_was_shown_alone_goes_alone_and_others_end_in_a_digest(storm: Storm) -> None:
+    await storm.tell(["alone"])
+    assert await storm.claim_alone() == ["alone"]
+    await storm.tell("abcd")
+    await storm.deliver(await storm.claim_digest())
+    await storm.tell(["alone", *"abcd"], status="resolved")
+    assert await storm.claim_alone() == ["alone"]
+    task = await storm.claim_digest()
+    assert list_incidents(task) == list("abcd")
+    assert all((each.task.first_receipt or {}).keys() == {"ts", "digest"} for each in task.members)
+    # An incident that fires again is shown in a digest all the same.
+    await storm.deliver(task)
+    await storm.tell("efgh")
+    await storm.tell(["alone"])
+    assert "alone" in list_incidents(await storm.claim_digest())
+
+
+async def test_what_may_have_arrived_alone_or_was_refused_in_a_digest_goes_alone(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), "rejected", channel_effect=ChannelEffect.REACHED)
+    await storm.tell("efgh")
+    assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
+    task = await storm.claim_digest()
+    assert list_incidents(task) == list("efgh")
+    await storm.deliver(task)
+    await storm.tell("i")
+    (lost,) = (await storm.claim()).tasks
+    await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
+    await storm.tell("jklm")
+    (again,) = (await storm.claim()).tasks
+    assert (again.incident_id, again.maybe_sent, again.members) == ("i", True, ())
+
+
+async def test_a_digest_that_did_not_arrive_is_collected_anew_with_what_came_meanwhile(storm: Storm) -> None:
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.tell("b", status="resolved")
+    await storm.fail(task, "rate_limited", retry_in=0.5)
+    await storm.tell("e")
+    again = await storm.claim_digest()
+    assert sorted(list_incidents(again)) == list("abcde")
+    assert again.delivery_id != task.delivery_id
+    assert not again.maybe_sent
+
+
+@pytest.mark.parametrize("end", ["answer lost", "lease expired", "stopped", "progress saved"])
+async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: Storm, end: str) -> None:
+    await storm.tell("abcd")
+    await storm.tell(["critical"], "critical")
+    assert await storm.claim_alone() == ["critical"]
+    task = await storm.claim_digest()
+    if end == "answer lost":
+        await storm.fail(task, maybe_sent=True, retry_in=0.5)
+    elif end == "lease expired":
+        storm.clock.move(20)
+    elif end == "progress saved":
+        assert await save_progress(storm.store, task, {"sent to": "one of two"})
+        await storm.fail(task, retry_in=0.5)
+    else:
+        await release_leases(storm.store, "me")
+    await storm.tell("b", status="resolved")
+    await storm.tell("efghi")
+    again = await storm.claim_digest(owner="other")
+    assert (again.delivery_id, list_incidents(again)) == (task.delivery_id, ["a", "c", "d"])
+    assert again.maybe_sent == (end != "progress saved")
+    assert again.attempt_number == (1 if end == "stopped" else 2)
+    assert dict(again.progress) == ({"sent to": "one of two"} if end == "progress saved" else {})
+    await storm.deliver(again)
+    # Whoever lost the lease changes nothing, and sends what is current once more.
+    if end == "lease expired":
+        assert not any(each.lease_valid for each in await storm.deliver(task))
+    assert "b" in list_incidents(await storm.claim_digest())
+
+
+async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm: Storm, database: DatabaseUrl) -> None:
+    """Else a part of it would be searched for, and a post that does not name it be found."""
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.fail(task, maybe_sent=True, retry_in=0.5)
+    rows = await storm.rows()
+    assert await requeue(storm.store, rows["c"].id) == DeliveryState.RETRYING
+    if database.get_backend_name() == "postgresql":
+        engine = create_engine(database)
+        with engine.begin() as other:
+            other.execute(select(deliveries.c.seq).where(deliveries.c.id == rows["d"].id).with_for_update())
+            assert not (await storm.claim()).tasks, "another replica works on one of them"
+        engine.dispose()
+    again = await storm.claim_digest()
+    assert list_incidents(again) == list("abcd")
+
+
+async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_once(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), retry_in=0.5)
+    rows = await storm.rows()
+    read = select(attempts.c.delivery_seq, attempts.c.number, attempts.c.reason)
+    found = await storm.store.read(lambda connection: connection.execute(read).all())
+    assert {(row.number, row.reason) for row in found if row.delivery_seq == rows["b"].seq} == {(1, "timeout")}
+    (channel,) = await storm.store.read(queries.read_channel_states)
+    assert channel.failures == 1
+
+
+async def test_what_the_rate_allows_at_once_goes_alone_however_few_make_a_storm(storm: Storm) -> None:
+    storm.clock.move(60)
+    await storm.tell("abcde")
+    assert await storm.claim_alone() == list("abcde")
+
+
+async def test_what_an_older_version_accepted_goes_alone_since_its_severity_is_not_known(storm: Storm) -> None:
+    await storm.tell("abcde")
+    unknown = update(incidents).where(incidents.c.id.in_(["b", "d"])).values(severity=None)
+    await storm.store.run(lambda transaction: transaction.connection.execute(unknown))
+    assert [await storm.claim_alone() for _ in range(2)] == [["b"], ["d"]]
+
+
+async def test_an_episode_that_was_only_in_a_digest_ends_in_one_whatever_earlier_ones_did(storm: Storm) -> None:
+    await storm.tell(["flapping"])
+    assert await storm.claim_alone() == ["flapping"]
+    await storm.tell(["flapping"], status="resolved")
+    assert await storm.claim_alone() == ["flapping"]
+    for status in ("firing", "resolved"):
+        await storm.tell(["flapping"], status=status, episode=2)
+        await storm.tell("abcd", status=status)
+        task = await storm.claim_digest()
+        assert "flapping" in list_incidents(task)
+        await storm.deliver(task)
+
+
+async def test_after_an_outage_a_critical_one_tries_the_channel_and_others_follow(storm: Storm) -> None:
+    for number in range(FAILURE_THRESHOLD):
+        await storm.tell([f"lost {number}"])
+        (task,) = (await storm.claim()).tasks
+        failure = {"reason": "server_error", "retry_in": 1000.0}
+        await end_attempt(storm.store, task, DeliveryState.RETRYING, **failure)
+    await storm.tell("abcd")
+    await storm.tell(["critical"], "critical")
+    storm.clock.move(400)
+    (trial,) = (await storm.claim()).tasks
+    assert (trial.incident_id, trial.is_breaker_trial) == ("critical", True)
+    await end_attempt(storm.store, trial)
+    assert set("abcd") <= set(list_incidents(await storm.claim_digest()))
+
+
+async def test_progress_of_a_digest_is_none_of_a_message_that_it_only_named(storm: Storm) -> None:
+    await storm.tell([f"critical {number}" for number in range(12)], "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    task = await storm.claim_digest()
+    assert await save_progress(storm.store, task, {"sent to": "one of two"})
+    await storm.deliver(task)
+    rows = await storm.rows()
+    assert {row.progress for row in rows.values()} == {None}
