@@ -339,3 +339,22 @@ async def test_progress_of_a_digest_is_none_of_a_message_that_it_only_named(stor
     await storm.deliver(task)
     rows = await storm.rows()
     assert {row.progress for row in rows.values()} == {None}
+
+
+async def test_one_incident_alone_is_no_digest(storm: Storm) -> None:
+    await storm.tell([f"critical {number}" for number in range(20)], "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    for _ in range(2):
+        await storm.deliver(await storm.claim_digest())
+    await storm.tell("a")
+    for _ in range(5):
+        await storm.claim_alone()
+    assert await storm.claim_alone() == ["a"], "it has waited for long enough"
+
+
+async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_message(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
+    await storm.deliver(await storm.claim_digest())
+    assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}
