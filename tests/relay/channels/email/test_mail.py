@@ -201,7 +201,7 @@ def test_each_of_several_alerts_has_its_own_title_where_that_differs() -> None:
     text = part(received(replace(of, event=replace(of.event, alerts=(own, *others)))), "plain")
     assert text.startswith(TITLE)
     assert text.count(TITLE) == 1, "the alerts below have their summary as heading"
-    assert "* ledger-kek is slow\n  KMSHighCryptoErrorRate on backend\n" in text.replace("\r\n", "\n")
+    assert "* ledger-kek was slow\n  KMSHighCryptoErrorRate on backend\n" in text.replace("\r\n", "\n")
 
 
 def test_all_mails_of_an_episode_are_one_thread() -> None:
@@ -217,6 +217,20 @@ def test_all_mails_of_an_episode_are_one_thread() -> None:
     assert first["Subject"] == repeat["Subject"] == f"{TITLE} [KMSCryptoModeNotKMS, production / backend]"
     over = "Resolved after 8 s: permission_denied: backend could not encrypt with ledger-kek"
     assert end["Subject"] == f"{over} [KMSCryptoModeNotKMS, production / backend]"
+
+
+def test_a_thread_holds_for_a_sender_of_any_domain() -> None:
+    domain = f"alerts.{'a' * 63}.{'b' * 63}.example-corporation.example.org"
+    root, first = f"<{'0' * 40}@{domain}>", f"<{'1' * 40}@{domain}>"
+    later = message(delivery_id="2", first_receipt={"message_id": first})
+    sent = build_mail(later, Address("keypulse", "alerts", domain), TO).as_bytes(policy=policy.SMTP).decode()
+    head = sent.partition("\r\n\r\n")[0].replace("\r\n ", " ")
+    headers = dict(line.split(": ", 1) for line in head.split("\r\n"))
+    assert headers["In-Reply-To"] == first
+    assert headers["References"].split() == [headers["References"].split()[0], first]
+    assert re.fullmatch(rf"<[0-9a-f]{{40}}@{re.escape(domain)}>", headers["References"].split()[0])
+    assert len(headers["Message-ID"]) == len(root)
+    assert headers["List-ID"] == f"keypulse alerts <keypulse.{domain}>"
 
 
 def test_outlook_reads_an_index_of_22_bytes_that_begins_with_one() -> None:
