@@ -84,6 +84,8 @@ async def _read_context(store: Store, task: DeliveryTask) -> IncidentContext:
         async with asyncio.timeout(_CONTEXT_SECONDS):
             return await store.read_batch(read_contexts, task)
     except (StoreUnavailableError, TimeoutError) as error:
+        if task.is_edit:  # it would show an acknowledged incident as one that nobody has acknowledged
+            raise
         log.warning(
             "context could not be read; the message goes without it",
             channel=task.channel,
@@ -150,7 +152,7 @@ class Deliverer:
             lease_ends: until when nobody else claims it, by the event loop's clock.
         """
         started_at = self._shared.store.clock()
-        result = await self._attempt(task, lease_ends)
+        result, context = await self._attempt(task, lease_ends)
         if result.lease_lost:
             log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
             self._shared.metrics.count_lost_lease(self._name)
@@ -158,7 +160,7 @@ class Deliverer:
         if result.receipt and "rejected_recipients" in result.receipt:
             self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
-            outcome = self._build_success(result, started_at)
+            outcome = self._build_success(result, context, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
@@ -180,7 +182,8 @@ class Deliverer:
         self._shared.wake_channels(changes.channels_to_wake)
         return changes.has_more
 
-    async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
+    async def _attempt(self, task: DeliveryTask, lease_ends: float) -> tuple[SendResult, IncidentContext]:
+        """How it ended, and what the message said of its incident."""
         ends = asyncio.get_running_loop().time() + self._shared.timeout
         try:
             out = await prepare_task(
@@ -192,7 +195,7 @@ class Deliverer:
             )
         except (StoreUnavailableError, TimeoutError) as error:
             detail = f"the event could not be read from the outbox: {str(error) or 'it did not answer in time'}"
-            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail))
+            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail)), task.context
         except Exception as error:  # noqa: BLE001  # every outcome is recorded
             log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
                 "stored event cannot be read",
@@ -200,10 +203,9 @@ class Deliverer:
                 delivery_id=task.delivery_id,
                 **describe_exception(error),
             )
-            return SendResult(
-                error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(error).__name__}")
-            )
-        return await self._shared.send(out, self._build_save_progress(task))
+            defect = SendError(SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(error).__name__}")
+            return SendResult(error=defect), task.context
+        return await self._shared.send(out, self._build_save_progress(task)), out.context
 
     def _build_save_progress(self, task: DeliveryTask) -> SaveProgress:
         async def save(progress: Progress) -> None:
@@ -215,7 +217,7 @@ class Deliverer:
 
         return save
 
-    def _build_success(self, result: SendResult, started_at: float) -> AttemptOutcome:
+    def _build_success(self, result: SendResult, context: IncidentContext, started_at: float) -> AttemptOutcome:
         return AttemptOutcome(
             DeliveryState.DELIVERED,
             started_at,
@@ -227,6 +229,7 @@ class Deliverer:
             maybe_sent=True,
             payload=result.payload,
             is_editable=self._is_editable,
+            context=context,
         )
 
     def _build_failure(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, insert, update
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.edits import FirstMessage, record_first_messages, request_channel_edits, request_merged_edits
@@ -75,6 +75,8 @@ class AttemptOutcome(NamedTuple):
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
     is_editable: bool = False
     """Whether the channel edits its messages."""
+    context: IncidentContext = IncidentContext()
+    """What the message said of its incident."""
 
 
 class OutcomeResult(NamedTuple):
@@ -158,7 +160,7 @@ def _record_edits(
     record_first_messages(
         transaction,
         [
-            FirstMessage(task.incident_id, task.episode, task.channel, rows[task.delivery_id].seq)
+            FirstMessage(task.incident_id, task.episode, task.channel, rows[task.delivery_id].seq, outcome.context)
             for task, outcome in ended
             if task.first_receipt is None and outcome.state is DeliveryState.DELIVERED
         ],
