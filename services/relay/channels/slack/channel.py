@@ -31,7 +31,7 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.blocks import Mention, cut_for_edit
 from services.relay.channels.slack.changes import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_channel, check_token
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
@@ -244,14 +244,30 @@ class SlackChannel:
         if found is not None:
             return found, content
         try:
-            answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+            answer = await self._post(api, call, message, content)
         except SlackError as error:
             if error.code not in THREAD_ERRORS or not find_thread(message):
                 raise
             await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
             content = await self._build_content(call, _remove_thread(message))
-            answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+            answer = await self._post(api, call, message, content)
         return _build_receipt(answer, token), content
+
+    async def _post(self, api: SlackApi, call: ProviderCall, message: Message, content: _Content) -> Mapping[str, Any]:
+        """Slack's answer; a channel that was renamed since the last message to it is found by its ID."""
+        try:
+            return await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
+        except SlackError as error:
+            known = (message.task.first_receipt or {}).get("channel") or self._channel_id
+            if error.code != "channel_not_found" or known in {None, self._channel_name}:
+                raise
+        answer = await _call_with_blocks(api, call, "chat.postMessage", {**content.arguments, "channel": known})
+        log.warning(
+            "channel was renamed in Slack; messages go to its ID while that is known",
+            channel=self._channel_name,
+            hint="configure the new name, or the ID",
+        )
+        return answer
 
     async def _add_to_thread(
         self,
@@ -298,8 +314,7 @@ class SlackChannel:
             else:
                 return found
         content = await self._build_content(call, first)
-        answer = await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
-        return _build_receipt(answer, token)
+        return _build_receipt(await self._post(api, call, message, content), token)
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
@@ -340,7 +355,7 @@ class SlackChannel:
         return {
             "channel": receipt.get("channel", ""),
             "ts": receipt.get("ts", ""),
-            "text": post.text,
+            "text": cut_for_edit(post.text),
             "blocks": post.blocks,
             "parse": "none",
         }
