@@ -51,8 +51,9 @@ class Watchdog:
             summary="No other alert will arrive either",
             description=(
                 "Prometheus, Alertmanager or the connection between them and the relay is broken. Check that "
-                f"Prometheus runs and {self.name} fires on its page of alerts, that Alertmanager lists it and routes it "
-                "to the relay at least as often as `expect_every`, and that Alertmanager's log shows no failed notifications."
+                f"Prometheus runs and {self.name} fires on its page of alerts, that Alertmanager lists it and routes "
+                "it to the relay at least as often as `expect_every`, and that Alertmanager's log shows no failed "
+                "notifications."
             ),
         )
 

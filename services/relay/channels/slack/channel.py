@@ -240,6 +240,8 @@ class SlackChannel:
     ) -> tuple[Receipt, _Content]:
         """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
         found = await self._find_post(api, call, message) if attempt.maybe_sent else None
+        if found is None and message.task.first_receipt is None:
+            found = await self._update_predecessor(api, call, message)
         content = await self._build_content(call, message)
         if found is not None:
             return found, content
@@ -252,6 +254,27 @@ class SlackChannel:
             content = await self._build_content(call, _remove_thread(message))
             answer = await self._post(api, call, message, content)
         return _build_receipt(answer, token), content
+
+    async def _update_predecessor(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
+        """The receipt of the post of a delivery that was merged into this one: it becomes the episode's first message.
+
+        Else it would be a second one, which nobody edits.
+        """
+        for each in message.task.predecessors:
+            age = message.task.age + (message.task.accepted_at - each.accepted_at).total_seconds()
+            task = message.task._replace(delivery_id=each.delivery_id, accepted_at=each.accepted_at, age=age)
+            found = each.progress if each.progress.get("ts") else None
+            found = found or await self._find_post(api, call, replace(message, task=task))
+            if found is None:
+                continue
+            try:
+                await self._update(api, call, message, found)
+            except SlackError as error:
+                if error.code not in MESSAGE_MISSING | EDIT_REFUSED:
+                    raise
+            else:
+                return {"channel": found.get("channel", ""), "ts": found["ts"], "found": "yes"}
+        return None
 
     async def _post(self, api: SlackApi, call: ProviderCall, message: Message, content: _Content) -> Mapping[str, Any]:
         """Slack's answer; a channel that was renamed since the last message to it is found by its ID."""
