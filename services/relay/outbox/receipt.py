@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, func, insert, update
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.edits import (
@@ -92,6 +92,8 @@ class AttemptOutcome(NamedTuple):
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
     is_editable: bool = False
     """Whether the channel edits its messages."""
+    context: IncidentContext = IncidentContext()
+    """What the message said of its incident."""
 
 
 class OutcomeResult(NamedTuple):
@@ -215,7 +217,7 @@ def _record_edits(
     for task, outcome, _, digest_id in ended:
         if outcome.state is DeliveryState.DELIVERED and (digest_id or task.first_receipt is None):
             identity = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
-            message = FirstMessage(*identity, task.channel, rows[task.delivery_id].seq)
+            message = FirstMessage(*identity, task.channel, rows[task.delivery_id].seq, outcome.context)
             first_messages.setdefault(digest_id or task.delivery_id, message)
     record_first_messages(transaction, list(first_messages.values()))
     changed = {
