@@ -268,15 +268,28 @@ _REPLACE_RECEIPT: Final = (
     .values(receipt=bindparam("new_receipt"))
 )
 _is_delivered_in_digest = and_(deliveries.c.digest_id.is_not(None), deliveries.c.state == DeliveryState.DELIVERED)
-_DIGESTS_OF_EPISODES: Final = RowQuery(
+_DIGESTS: Final = RowQuery(
     _DigestRow,
     select(func.coalesce(deliveries.c.digest_id, deliveries.c.named_in).label("digest_id"), deliveries.c.channel)
     .distinct()
-    .where(
-        deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
-        deliveries.c.episode.in_(bindparam("episodes", expanding=True)),
-        deliveries.c.channel.in_(bindparam("channels", expanding=True)),
-        or_(_is_delivered_in_digest, deliveries.c.named_in.is_not(None)),
+    .where(or_(_is_delivered_in_digest, deliveries.c.named_in.is_not(None))),
+)
+_DIGESTS_OF_EPISODES: Final = _DIGESTS.where(
+    deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
+    deliveries.c.episode.in_(bindparam("episodes", expanding=True)),
+    deliveries.c.channel.in_(bindparam("channels", expanding=True)),
+)
+_merged = deliveries.alias("merged")
+_DIGESTS_OF_MERGED: Final = _DIGESTS.where(
+    deliveries.c.incident_id == bindparam("incident"),
+    deliveries.c.channel == bindparam("of_channel"),
+    deliveries.c.episode < bindparam("of_episode"),
+    deliveries.c.episode.in_(
+        select(_merged.c.episode).where(
+            _merged.c.incident_id == bindparam("incident"),
+            _merged.c.channel == bindparam("of_channel"),
+            _merged.c.event_seq.between(bindparam("first"), bindparam("last")),
+        )
     ),
 )
 _later = deliveries.alias("later")
@@ -367,6 +380,13 @@ def find_digests(
     incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*messages, strict=True))
     values = {"incidents": incident_ids, "episodes": episodes, "channels": channels}
     rows = _DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values)
+    return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
+
+
+def find_merged_digests(transaction: Transaction, task: DeliveryTask) -> frozenset[tuple[str, int, str]]:
+    """Likewise of those that name earlier episodes whose end was merged into a delivery of a later one."""
+    values = {**_identify(task), "first": task.first_event_seq, "last": task.last_event_seq}
+    rows = _DIGESTS_OF_MERGED.fetch_all(transaction.connection, values)
     return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
 
 

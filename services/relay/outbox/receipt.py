@@ -6,7 +6,7 @@ in progress that closes it at the provider, too (see `alert_groups`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ from services.relay.outbox.edits import (
     DIGEST_EPISODE,
     FirstMessage,
     find_digests,
+    find_merged_digests,
     record_first_messages,
     request_channel_edits,
     request_merged_edits,
@@ -36,6 +37,7 @@ from services.relay.outbox.merge import (
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
 from services.relay.outbox.tables import WAITING, DeliveryState, attempts, clean_for_database, deliveries
+from services.relay.send_error import SendReason
 
 _delivery = deliveries.c
 _LOCK_DELIVERIES: Final = (
@@ -217,12 +219,32 @@ def _record_edits(
         for each in ended
         if each.task.first_receipt is not None
     }
-    digests = find_digests(transaction, changed) if changed else frozenset()
-    older = {digest for digest in digests if digest[0] not in first_messages}
-    request_channel_edits(transaction, changed | older)
-    for task, _, _, _ in ended:
-        if task.episode > 1 and task.first_event_seq != task.last_event_seq:
-            request_merged_edits(transaction, task)
+    merged = [
+        each.task for each in ended if each.task.episode > 1 and each.task.first_event_seq != each.task.last_event_seq
+    ]
+    # One that may have arrived before may name what was merged into something newer since then.
+    uncertain = {
+        (each.digest_id, DIGEST_EPISODE, each.task.channel) for each in ended if each.digest_id and each.task.maybe_sent
+    }
+    request_channel_edits(
+        transaction, changed | uncertain | _find_older_digests(transaction, ended, merged, first_messages)
+    )
+    for task in merged:
+        request_merged_edits(transaction, task)
+
+
+def _find_older_digests(
+    transaction: Transaction,
+    ended: Sequence[_OutcomeRequest],
+    merged: Sequence[DeliveryTask],
+    first_messages: Collection[str],
+) -> frozenset[tuple[str, int, str]]:
+    """The digests that named these incidents before, be it that what they named was never sent as a message."""
+    if not ended:
+        return frozenset()
+    about = {(each.task.incident_id, each.task.episode, each.task.channel) for each in ended}
+    found = find_digests(transaction, about).union(*(find_merged_digests(transaction, task) for task in merged))
+    return frozenset(digest for digest in found if digest[0] not in first_messages)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
@@ -250,7 +272,9 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
     outcome = request.outcome
     is_retried = outcome.state in WAITING
     is_named_only = outcome.state is DeliveryState.QUEUED
-    maybe_sent = is_retried and not is_named_only and (outcome.maybe_sent or request.task.maybe_sent)
+    # A refused digest goes one by one, even where an earlier try of it may have arrived.
+    is_refused = request.digest_id is not None and outcome.reason == SendReason.REJECTED and not outcome.maybe_sent
+    maybe_sent = is_retried and not (is_named_only or is_refused) and (outcome.maybe_sent or request.task.maybe_sent)
     # A digest that certainly did not arrive is forgotten: its members may be collected anew.
     stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
