@@ -66,8 +66,8 @@ def _format_button(element: Block) -> str:
 def _format_text(text: Block) -> str:
     if text.get("type") == "plain_text":
         return unescape(str(text.get("text", "")))
-    joined = "".join(f"{label} ({url})" if url else label for label, url in _split_tokens(str(text.get("text", ""))))
-    return _CODE.sub(lambda found: (found[1] or found[2] or found[3]).strip("\n"), joined)
+    readable = "".join(f"{label} ({url})" if url else label for label, url in _split_tokens(str(text.get("text", ""))))
+    return _CODE.sub(lambda found: (found[1] or found[2] or found[3]).strip("\n"), readable)
 
 
 def _render_block(block: Block) -> str:
@@ -94,10 +94,10 @@ def _render_text(text: Block) -> str:
     if text.get("type") == "plain_text":
         return escape(unescape(str(text.get("text", ""))))
     parts = _split_tokens(str(text.get("text", "")))
-    joined = "".join(
+    markup = "".join(
         f'<a href="{escape(url)}">{escape(label)}</a>' if url else escape(label, quote=False) for label, url in parts
     )
-    return _CODE.sub(_render_code, joined)
+    return _CODE.sub(_render_code, markup)
 
 
 def _render_code(found: re.Match[str]) -> str:

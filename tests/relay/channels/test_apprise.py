@@ -14,11 +14,12 @@ import requests
 from aiohttp import web
 
 from services.relay.channels.apprise import channel as apprise_channel
+from services.relay.channels.apprise.channel import AppriseSettings
 from services.relay.channels.apprise.plugin import Exchange, _run_with, build_for, create_plugin, notify
 from services.relay.channels.apprise.text import MAX_BODY, build_text
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.http_session import HttpSession
-from services.relay.model import Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt
+from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import list_fixes
 from shared.check import CheckError
@@ -124,6 +125,34 @@ def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts()
         )
         places = [body.index(part) for part in parts]
         assert places == sorted(places)
+
+
+@pytest.mark.parametrize("service", ["Teams", "Mattermost", "Opsgenie"])
+def test_a_digest_names_every_incident_within_the_limits_of_the_service(service: str) -> None:
+    entries = tuple(
+        DigestEntry(
+            title=f"incident-{n} @everyone <!here> permission_denied: backend cannot encrypt with ledger-kek",
+            status=Status.FIRING if n else Status.RESOLVED,
+            severity="warning",
+            counts="1 firing",
+            service="ledger (production)",
+            link=f"https://alertmanager.example.org/#/alerts?n={n}",
+            service_link=None,
+            receiver_link=None,
+            is_named_only=False,
+        )
+        for n in range(AppriseSettings.digest_size)
+    )
+    of = message()
+    of = replace(of, event=replace(of.event, alerts=()), links=(), digest=entries)
+    plugin = create_plugin(SERVICES[service])
+    built = build_for(plugin, of)
+    assert [n for n in range(len(entries)) if f"incident-{n} " not in built.body] == []
+    assert built.title.startswith("15 incidents: 14 firing, 1 resolved")
+    assert len(built.body) + (0 if plugin.title_maxlen else len(built.title)) <= min(plugin.body_maxlen, 4_250)
+    assert MENTION.findall(built.body) == []
+    few = build_text(replace(of, digest=entries[:2]), is_markdown=True).body
+    assert "[Alerts](https://alertmanager.example.org/#/alerts?n=1)" in few
 
 
 def event_with_fix() -> Event:

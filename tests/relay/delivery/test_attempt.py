@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import ClassVar
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -39,9 +41,9 @@ class Twice(Scripted):
         raise DeliveryLeaseLostError
 
 
-async def deliver(it: Rig, channel: Scripted, claim: DeliveryTask, seconds: float = LEASE) -> None:
+async def deliver(it: Rig, channel: Scripted, claim: DeliveryTask, seconds: float = LEASE, zone: tzinfo = UTC) -> None:
     """On a channel that has no worker, with so many seconds of the lease left."""
-    given = SenderSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.timeout)
+    given = SenderSettings({"b": ScriptedSettings(channel=channel)}, NO_LINKS, {}, it.shared.timeout, zone)
     async with open_local_sender(given) as send:
         ends = asyncio.get_running_loop().time() + seconds
         await Deliverer("b", replace(it.shared, send=send)).deliver(claim, ends)
@@ -129,3 +131,10 @@ async def test_a_message_for_people_has_the_words_of_the_team_and_a_broken_templ
     assert sent.title == ("critical: b" if for_people else "")
     assert it.value("relay_template_errors_total", template="summary") == (1 if for_people else 0)
     assert it.value("relay_template_errors_total", template="title") == 0
+
+
+async def test_a_message_knows_the_readers_time_zone(it: Rig) -> None:
+    channel = Scripted()
+    berlin = ZoneInfo("Europe/Berlin")
+    await deliver(it, channel, await claim_one(it.store, "b"), zone=berlin)
+    assert [message.zone for message in channel.sent] == [berlin]

@@ -70,6 +70,9 @@ class AppriseSettings(EgressSettings, ChannelSettings):
     # What chats such as Telegram take for one destination: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)
 
+    # So many lines of 40 characters fit where a service takes 1,000, as Teams does.
+    digest_size: ClassVar[int] = 15
+
     kind: Literal["apprise"]
     url_file: AppriseUrlPath
     """Holds the URL, such as `tgram://TOKEN/CHAT`."""

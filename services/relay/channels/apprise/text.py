@@ -21,6 +21,8 @@ from services.relay.text import (
     format_class,
     format_counts,
     format_description,
+    format_digest,
+    format_digest_title,
     format_more,
     format_omission,
     format_period,
@@ -32,6 +34,7 @@ from services.relay.text import (
     list_context,
     list_fixes,
     list_group_links,
+    sanitize_url,
     select_contacts,
     select_own_labels,
     truncate,
@@ -90,8 +93,11 @@ def build_text(
         is_markdown: whether the body is Markdown, or plain text.
         escapes_title: whether the title is, too.
     """
-    event = message.event
-    write = partial(_write, is_markdown=is_markdown)
+    event, write = message.event, partial(_write, is_markdown=is_markdown)
+    title = truncate(_disarm(format_digest_title(message) if message.digest else format_subject(message)), title_limit)
+    title = _escape_markdown(title) if escapes_title else title
+    if message.digest:
+        return Text(title, _write_digest(message, measure, min(limit, MAX_BODY), is_markdown=is_markdown), is_markdown)
     body = _Blocks(measure, min(limit, MAX_BODY))
     head = " · ".join(filter(None, (format_class(message), format_counts(event), find_worst_severity(event))))
     body.add(write(head, format_remark(message)))
@@ -114,8 +120,24 @@ def build_text(
     body.add(write(left_out, format_omission(event)), is_reserved=True)
     body.add(_write_excerpt(message.excerpt, write, is_markdown=is_markdown), position=_EXCERPT)
     body.add(write(links=list_group_links(event)), position=_GROUP_LINKS)
-    title = truncate(_disarm(format_subject(message)), title_limit)
-    return Text(_escape_markdown(title) if escapes_title else title, body.join(), is_markdown)
+    return Text(title, body.join(), is_markdown)
+
+
+def _write_digest(message: Message, measure: Callable[[str], int], limit: int, *, is_markdown: bool) -> str:
+    """Every incident on a line, as far as they fit; a line that is an address is a link."""
+    text, space, end = "", limit, "  \n" if is_markdown else "\n"
+    while space:
+        lines = format_digest(message, space).split("\n")
+        text = end.join(_write_digest_line(line, is_markdown=is_markdown) for line in lines)
+        if measure(text) <= limit:
+            break
+        space = space * 9 // 10  # mark-up takes some of it
+    return text
+
+
+def _write_digest_line(line: str, *, is_markdown: bool) -> str:
+    url = sanitize_url(line)
+    return _write(*([] if url else [line]), links=[Link("Alerts", url)] if url else [], is_markdown=is_markdown)
 
 
 def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
