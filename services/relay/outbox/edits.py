@@ -113,7 +113,7 @@ class EditClaim(NamedTuple):
     """One claimed edit."""
 
     task: DeliveryTask
-    """Its delivery is the one that sent the message; its age is that of the request."""
+    """Its delivery is the one that sent the message, or the digest; its age is that of the request."""
     version: int
     """It shows the requests up to this one."""
 
@@ -156,6 +156,8 @@ class FirstMessage(NamedTuple):
     episode: int
     channel: str
     delivery_seq: int
+    receipt: str | None = None
+    """JSON, of a digest; that of another message is the one of its delivery."""
 
 
 class _LimitRow(NamedTuple):
@@ -175,8 +177,8 @@ class _EditRow(NamedTuple):
     requested_at: float
     id: str
     accepted_at: float
-    receipt: str | None
     remark: str | None
+    receipt: str | None
     current_episode: int
     latest_event_seq: int
     """Of a digest 0."""
@@ -208,7 +210,8 @@ _DUE_EDITS: Final = RowQuery(
     _EditRow,
     select(
         *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
-        *(deliveries.c[name] for name in ("id", "accepted_at", "receipt", "remark")),
+        *(deliveries.c[name] for name in ("id", "accepted_at", "remark")),
+        func.coalesce(_edit.receipt, deliveries.c.receipt).label("receipt"),
         func.coalesce(incidents.c.episode, DIGEST_EPISODE).label("current_episode"),
         func.coalesce(incidents.c.latest_event_seq, 0).label("latest_event_seq"),
     )
@@ -220,7 +223,9 @@ _LOCK_DUE: Final = (
     _DUE_EDITS.where(
         # What was set in what is now the future is due: the clock was set back.
         or_(_edit.due_at <= bindparam("now"), _edit.due_set_at > bindparam("now") + CLOCK_TOLERANCE),
-        deliveries.c.id.not_in(bindparam("in_flight", expanding=True)),
+        case((_edit.episode == DIGEST_EPISODE, _edit.incident_id), else_=deliveries.c.id).not_in(
+            bindparam("in_flight", expanding=True)
+        ),
     )
     .order_by(_edit.due_at, _edit.delivery_seq)
     .limit(bindparam("most"))
@@ -266,6 +271,9 @@ _REPLACE_RECEIPT: Final = (
     .where(or_(deliveries.c.id == bindparam("delivery"), deliveries.c.digest_id == bindparam("incident")))
     .where(deliveries.c.receipt.is_not(None))
     .values(receipt=bindparam("new_receipt"))
+)
+_REPLACE_DIGEST_RECEIPT: Final = (
+    update(edits).where(*_of_one, _edit.receipt.is_not(None)).values(receipt=bindparam("new_receipt"))
 )
 _is_delivered_in_digest = and_(deliveries.c.digest_id.is_not(None), deliveries.c.state == DeliveryState.DELIVERED)
 _DIGESTS: Final = RowQuery(
@@ -477,7 +485,7 @@ def _build_digest_claim(transaction: Transaction, row: _EditRow, lease_id: str) 
         )
         for member in by_incident.values()
     )
-    return claim._replace(task=claim.task._replace(members=tasks))
+    return claim._replace(task=claim.task._replace(delivery_id=row.incident_id, members=tasks))
 
 
 def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now: float) -> EditClaim:
@@ -523,6 +531,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
         receipt = clean_for_database(json.dumps(dict(outcome.receipt)))
         values = {"delivery": task.delivery_id, "incident": task.incident_id, "new_receipt": receipt}
         connection.execute(_REPLACE_RECEIPT, values)
+        connection.execute(_REPLACE_DIGEST_RECEIPT, {**key, "new_receipt": receipt})
     if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
         until = now + max(_compute_pause(limit, now), outcome.retry_after)
         _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)

@@ -208,11 +208,13 @@ def _record_edits(
     """The first message of an episode is edited at each later change, be it that its own message was given up."""
     ended = [each for each in requests if each.outcome.state not in WAITING]
     first_messages: dict[str, FirstMessage] = {}
-    for task, outcome, _, digest_id in ended:
-        if outcome.state is DeliveryState.DELIVERED and (digest_id or task.first_receipt is None):
-            identity = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
-            message = FirstMessage(*identity, task.channel, rows[task.delivery_id].seq)
-            first_messages.setdefault(digest_id or task.delivery_id, message)
+    for task, outcome, _, digest_id in requests:
+        seq = rows[task.delivery_id].seq
+        if digest_id and outcome.state in (DeliveryState.DELIVERED, DeliveryState.QUEUED):
+            digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, _encode_receipt(outcome))
+            first_messages.setdefault(digest_id, digest)
+        elif outcome.state is DeliveryState.DELIVERED and task.first_receipt is None:
+            first_messages[task.delivery_id] = FirstMessage(task.incident_id, task.episode, task.channel, seq)
     record_first_messages(transaction, list(first_messages.values()))
     changed = {
         (each.task.incident_id, each.task.episode, each.task.channel)
@@ -224,7 +226,9 @@ def _record_edits(
     ]
     # One that may have arrived before may name what was merged into something newer since then.
     uncertain = {
-        (each.digest_id, DIGEST_EPISODE, each.task.channel) for each in ended if each.digest_id and each.task.maybe_sent
+        (each.digest_id, DIGEST_EPISODE, each.task.channel)
+        for each in requests
+        if each.digest_id in first_messages and each.task.maybe_sent
     }
     request_channel_edits(
         transaction, changed | uncertain | _find_older_digests(transaction, ended, merged, first_messages)
@@ -284,7 +288,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_due_at": now + outcome.retry_in if is_retried else row.due_at,
         "new_due_set_at": now,
         "new_finished_at": None if is_retried else now,
-        "new_receipt": None if outcome.receipt is None else clean_for_database(json.dumps(dict(outcome.receipt))),
+        "new_receipt": None if is_named_only else _encode_receipt(outcome),
         "new_maybe_sent": int(maybe_sent),
         "new_payload": outcome.payload,
         "new_attempts": row.attempts - is_named_only,
@@ -292,6 +296,10 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_named_in": request.digest_id if is_named_only else row.named_in,
         "new_progress": None if is_named_only else row.progress,  # that of the digest says nothing of its own message
     }
+
+
+def _encode_receipt(outcome: AttemptOutcome) -> str | None:
+    return None if outcome.receipt is None else clean_for_database(json.dumps(dict(outcome.receipt)))
 
 
 def _find_state(outcome: AttemptOutcome, row: DeliveryRow) -> DeliveryState:

@@ -151,8 +151,7 @@ _IS_EDITED: Final = or_(
 """The message of a digest that names it, or the first one of its episode, is still to be edited."""
 _other = deliveries.alias("other")
 _other_of_digest = select(func.min(_other.c.seq)).where(
-    _other.c.digest_id == edits.c.incident_id,
-    _other.c.state.concat("") == DeliveryState.DELIVERED,  # otherwise a database reads every delivered one
+    or_(_other.c.digest_id == edits.c.incident_id, _other.c.named_in == edits.c.incident_id),
     _other.c.seq.not_in(bindparam("old", expanding=True)),
 )
 _HAND_OVER_DIGESTS: Final = (
@@ -164,7 +163,7 @@ _HAND_OVER_DIGESTS: Final = (
     )
     .values(delivery_seq=_other_of_digest.scalar_subquery())
 )
-"""A digest is edited as long as one of its deliveries is there: each has its receipt."""
+"""A digest is edited as long as one of the deliveries is there that it names."""
 _READ_DELIVERIES: Final = (
     RowQuery(
         _PrunableRow,

@@ -72,7 +72,7 @@ class Storm:
             DeliveryState.DELIVERED, 1000.0, 1.5, "ok", "", ChannelEffect.REACHED, is_editable=True
         )
         delivered = outcome._replace(receipt={"ts": "1", "digest": task.delivery_id}, maybe_sent=True)
-        named = outcome._replace(state=DeliveryState.QUEUED)
+        named = delivered._replace(state=DeliveryState.QUEUED, maybe_sent=False)
         outcomes = [named if member.is_named_only else delivered for member in task.members]
         return await record_digest(self.store, task, outcomes, PAUSES)
 
@@ -349,6 +349,7 @@ async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
     """What the digests will show that are to be edited now: each incident with its status."""
     claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
     digests = [await prepare(storm.store, claim.task) for claim in claimed.claims if claim.task.members]
+    assert all(digest.first_receipt == {"ts": "1", "digest": digest.delivery_id} for digest in digests)
     return {
         digest.incident_id: {
             (member.task.incident_id, decode_event(member.task.event_json).status) for member in digest.members
