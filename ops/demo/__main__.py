@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ops.demo import scenario, shell_environment, stack, timeline
+from ops.demo import scenario, shell_environment, stack, storm, timeline
 from ops.demo.ports import Ports
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
@@ -65,15 +65,21 @@ async def _run_incident(result: Path) -> bool:
             return False
         console.print("\nall healthy; breaking KMS (IAM permission revoked), then healing it\n")
         hops, missing = await scenario.run_incident(running, _print_hop)
+        storm_result = None
+        if not missing:
+            console.print(f"\n{storm.INCIDENTS} incidents at once")
+            storm_result = await storm.run_storm(running)
+            missing += [] if storm_result.is_complete else [storm_result.describe()]
         timeline.write_json(hops, ok=not missing, file=result)
         console.print()
         timeline.print_table(hops, console)
         for sentence in missing:
             console.print(f"[red]{sentence}[/]")
-        if not missing:
+        if storm_result is not None and not missing:
             console.print(
                 "acknowledged by the button in Slack; the message was edited in place, the all-clear is in its thread"
             )
+            console.print(storm_result.describe())
             console.print(f"all six messages arrived with their links; timeline in {result}")
     return not missing
 

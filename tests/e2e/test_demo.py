@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ops.demo import scenario, stack, timeline
+from ops.demo import scenario, stack, storm, timeline
 from ops.demo.__main__ import list_addresses
 from ops.demo.ports import Ports
 from shared.http.server import StartError
@@ -55,6 +55,9 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
         held = await running.get_text("stand_ins", "/api/state")
         dead_ends = await _dead_ends(running, json.loads(held))
+        in_a_storm = await storm.run_storm(running)
+    assert in_a_storm.is_complete
+    assert in_a_storm.messages < storm.INCIDENTS / 2, "the others are in digests"
     assert missing == []
     assert dead_ends == []
     assert silence is not None

@@ -363,9 +363,10 @@ async def _retry_until_stored(record: Callable[[], Awaitable[T]]) -> T:
 
 def _build_member_success(task: DeliveryTask, member: DigestMember, success: AttemptOutcome) -> AttemptOutcome:
     """What the digest delivered; what it only named waits for its own message again."""
+    receipted = success._replace(receipt={**(success.receipt or {}), "digest": task.delivery_id})
     if member.is_named_only:
-        return success._replace(state=DeliveryState.QUEUED, receipt=None, maybe_sent=False, payload=None)
-    return success._replace(receipt={**(success.receipt or {}), "digest": task.delivery_id})
+        return receipted._replace(state=DeliveryState.QUEUED, maybe_sent=False, payload=None)
+    return receipted
 
 
 def _classify_effect(error: SendError) -> ChannelEffect:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ops.demo import __main__ as demo
-from ops.demo import kms_admin, scenario, shell_environment, stack, timeline
+from ops.demo import kms_admin, scenario, shell_environment, stack, storm, timeline
 from ops.demo.configuration import DOCS, KEY
 from ops.demo.ports import Ports
 from ops.kms_emulator.emulator import run_emulator
@@ -65,6 +65,31 @@ async def test_a_message_that_did_not_arrive_is_named_and_the_exit_code_says_so(
     assert ended.value.code == 1
     said = capsys.readouterr().out
     assert (missing in said, "all six messages arrived" in said) == (True, False)
+    assert json.loads((tmp_path / "demo.json").read_text())["ok"] is False
+
+
+async def test_a_storm_whose_incidents_were_not_all_named_fails_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def nothing(_ports: Ports) -> AsyncIterator[stack.Stack]:
+        yield stack.Stack(NOWHERE, None, None, tmp_path)  # type: ignore[arg-type]  # never asked for anything
+
+    async def well(_ports: Ports) -> bool:
+        return True
+
+    async def incident(*_: object) -> tuple[list[timeline.Hop], list[str]]:
+        return [timeline.Hop("fault", None, "firing", 0.0, 0.0)], []
+
+    async def half_a_storm(_stack: stack.Stack) -> storm.StormResult:
+        return storm.StormResult({"000": 1.0}, 1)
+
+    monkeypatch.setattr(stack, "run_stack", nothing)
+    monkeypatch.setattr(demo, "_run_smoke_test", well)
+    monkeypatch.setattr(scenario, "run_incident", incident)
+    monkeypatch.setattr(storm, "run_storm", half_a_storm)
+    assert await demo._run_incident(tmp_path / "demo.json") is False
+    assert "Slack named 1 of 100 incidents" in capsys.readouterr().out
     assert json.loads((tmp_path / "demo.json").read_text())["ok"] is False
 
 
