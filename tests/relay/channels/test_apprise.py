@@ -32,6 +32,7 @@ TOKEN = "geheim0123456789abcdef"
 SERVICES = {
     "Discord": f"discord://1234567890/{TOKEN}",
     "Discord, Markdown": f"discord://1234567890/{TOKEN}?format=markdown",
+    "Fluxer, Markdown": f"fluxer://1234567890/{TOKEN}?format=markdown",
     "Google Chat": f"gchat://workspace/{TOKEN}/token0123456789",
     "Matrix": f"matrix://{TOKEN}@127.0.0.1?mode=slack",
     "Mattermost": f"mmost://127.0.0.1/{TOKEN}",
@@ -40,7 +41,7 @@ SERVICES = {
     "Teams": f"workflows://127.0.0.1/workflow/{TOKEN}",
     "Telegram": "tgram://123456789:abcdefg_hijklmnop/12315544/",
 }
-MENTION = re.compile(r"(?<![\w.])@\w|<[@!#]|<at>|<https?:|(?<!\\)\]\((?!http)")
+MENTION = re.compile(r"(?<!\w)@\w|@&?(?i:everyone|here|\d)|<[@!#]|<at>|<https?:|(?<!\\)\]\((?!http)")
 
 
 def capture(url: str, of: Message) -> str:
@@ -65,10 +66,28 @@ def test_no_alert_mentions_anybody_or_hides_an_address_in_any_service(service: s
     for text in (
         "<!channel> @everyone @here <@U012ABCDEF> <at>Ann</at>",
         "[Runbook](javascript:x) <https://evil.x|Log>",
+        "ops@everyone ops@Here.example.org .@channel x@1234567890 <@&1234567890> y@&1234567890",
     ):
         sent = capture(SERVICES[service], with_text(text))
         assert "everyone" in sent or "evil.x" in sent
+        assert "allow_mentions" not in sent
         assert MENTION.findall(sent) == []
+
+
+@pytest.mark.parametrize("service", ["Discord", "Discord, Markdown"])
+def test_no_command_mentions_anybody(service: str) -> None:
+    event = event_with_fix()
+    own = {"kms_account": "x@everyone.iam.gserviceaccount.com"}
+    alerts = tuple(replace(alert, annotations={**alert.annotations, **own}) for alert in event.alerts)
+    sent = capture(SERVICES[service], message(replace(event, alerts=alerts)))
+    assert '"serviceAccount:x@""everyone.iam.gserviceaccount.com"' in sent
+    assert MENTION.findall(sent) == []
+    assert "allow_mentions" not in sent
+
+
+def test_whom_the_url_names_is_mentioned() -> None:
+    sent = capture(f"{SERVICES['Discord, Markdown']}&ping=%3C@1234567890%3E", with_text("ops@everyone"))
+    assert "'content': '👉 <@1234567890>'" in sent
 
 
 @pytest.mark.parametrize("service", ["Teams", "Mattermost", "Opsgenie"])

@@ -50,8 +50,11 @@ _MAX_LABELS: Final = 6
 _MAX_LABEL: Final = 80
 _CONTACTS, _CONTEXT, _EXCERPT, _GROUP_LINKS = 1, 2, 3, 4
 """Positions after the alerts."""
-_MARKUP: Final = re.compile(r"(?<![\w.])@(?=\w)|<(?=\S)|\](?=\()")
+_TO_ALL: Final = r"everyone|here|channel|room|all\b|&?\d"
+"""What is a mention after @ even within a word, as in `ops@everyone`: Discord and Apprise look no further."""
+_MARKUP: Final = re.compile(rf"(?<![A-Za-z0-9_])@(?=\w)|@(?=(?i:{_TO_ALL}))|<(?=\S)|\](?=\()")
 """How a mention or a link begins, whichever the service: @name, <@U012>, <at>name</at>, [name](…); no mail address."""
+_MENTION_IN_CODE: Final = re.compile(rf"@(?=(?i:{_TO_ALL}))")
 _INVISIBLE_SPACE: Final = "\u200b"
 _INLINE: Final = re.compile(r"[\\`*_\[\]<>~|&#]")
 _LINE_START: Final = re.compile(r"^(\s*\d*)([-+=.)])")
@@ -161,7 +164,8 @@ def _write_excerpt(excerpt: RunbookExcerpt | None, write: Callable[..., str], *,
 
 
 def _write_code(code: str, *, is_markdown: bool) -> str:
-    """As it is to be pasted: it is our own, and an invisible space would break it."""
+    """As it is to be pasted: an invisible space would break it, and two quotes are nothing to a shell."""
+    code = _MENTION_IN_CODE.sub('@""', code)
     return f"\n````\n{code}\n````" if is_markdown else code
 
 
@@ -205,9 +209,13 @@ class _Blocks:
 def _write(*texts: str, links: Sequence[Link] = (), is_markdown: bool) -> str:
     """Lines of text of others, then links; empty texts are left out."""
     lines = [line for text in texts for line in _disarm(text).splitlines() if line]
+    addresses = [link.url.replace("@", "%40") for link in links]
     if not is_markdown:
-        return "\n".join([*lines, *(f"{link.text}: {link.url}" for link in links)])
-    link_texts = [f"[{link.text}]({link.url.replace('(', '%28').replace(')', '%29')})" for link in links]
+        return "\n".join([*lines, *(f"{link.text}: {url}" for link, url in zip(links, addresses, strict=True))])
+    link_texts = [
+        f"[{link.text}]({url.replace('(', '%28').replace(')', '%29')})"
+        for link, url in zip(links, addresses, strict=True)
+    ]
     return "  \n".join([*map(_escape_markdown, lines), *([" · ".join(link_texts)] if link_texts else [])])
 
 
