@@ -18,7 +18,7 @@ from services.relay.channels.apprise.plugin import Exchange, _run_with, build_fo
 from services.relay.channels.apprise.text import MAX_BODY, build_text
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.http_session import HttpSession
-from services.relay.model import Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt
+from services.relay.model import Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import list_fixes
 from shared.check import CheckError
@@ -120,6 +120,23 @@ def test_the_first_alert_is_always_there_and_the_contacts_before_the_other_ones(
     assert "on call: #team" in many.body
     rows = [line for line in many.body.split("\n") if line.startswith("• ")]
     assert len(rows) == 5  # a table
+
+
+def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_room() -> None:
+    event = message("03-resolved-1").event
+    over = event.alerts[0]
+    alerts = tuple(
+        replace(
+            over,
+            fingerprint=str(n),
+            labels={**over.labels, "pod": f"pod-{n}"},
+            status=Status.FIRING if n < 15 else over.status,
+        )
+        for n in range(20)
+    )
+    body = build_text(message(replace(event, alerts=alerts), links=message().links * 20), limit=1_000).body
+    assert "• pod-0 · firing since" in body
+    assert "• pod-15 · resolved after 8 s" in body
 
 
 def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts() -> None:

@@ -32,6 +32,7 @@ from services.relay.text import (
     list_context,
     list_fixes,
     list_group_links,
+    select_alerts,
     select_contacts,
     select_own_labels,
     truncate,
@@ -138,11 +139,12 @@ def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) ->
 
 
 def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
-    """A table with all its rows, and then with fewer and fewer."""
-    rows = [" · ".join(filter(None, row)) for row in table.rows]
+    """A table with all its rows, and then with fewer and fewer, of which resolved alerts keep a part."""
     for count in (_MAX_ROWS, 10, 5, 2):
-        lines = (f"• {row}" for row in rows[:count])
-        yield list(table.alerts[:count]), write(table.caption, *lines, links=table.links)
+        listed = set(map(id, select_alerts(table.alerts, count)[0]))
+        shown = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
+        lines = (f"• {' · '.join(filter(None, row))}" for _, row in shown)
+        yield [alert for alert, _ in shown], write(table.caption, *lines, links=table.links)
     for length in (250, 100, 40):
         yield [], write(truncate(table.caption, length))
 
