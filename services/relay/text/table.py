@@ -123,7 +123,10 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
 
 
 def select_alerts(alerts: Sequence[Alert], limit: int) -> tuple[list[Alert], list[Alert]]:
-    """At most `limit` of them, and the others; resolved ones keep a quarter, of two at least one, so that firing ones never hide them."""
+    """At most `limit` of them, and the others.
+
+    Firing ones never hide the resolved ones: these keep a quarter, of two at least one.
+    """
     firing = [alert for alert in alerts if alert.status is Status.FIRING]
     resolved = [alert for alert in alerts if alert.status is Status.RESOLVED]
     share = max(limit // _RESOLVED_SHARE, min(limit - 1, 1))
