@@ -96,7 +96,7 @@ class SilenceWorker:
 
     async def work_once(self) -> bool:
         """Work on the one that has waited longest; False where none waits. Raises StoreUnavailableError."""
-        if not await self._store.read(partial(has_due, now=self._store.clock())):
+        if not await has_due(self._store):
             return False
         row = await claim_silence(self._store, LEASE_SECONDS)
         if row is None:

@@ -152,8 +152,8 @@ class FirstMessage(NamedTuple):
     episode: int
     channel: str
     delivery_seq: int
-    context: IncidentContext = IncidentContext()
-    """What it says of its incident."""
+    context: IncidentContext | None
+    """What it says of its incident; None if that is not known."""
 
 
 class _ChangesRow(NamedTuple):
@@ -297,8 +297,8 @@ def _identify_message(message: FirstMessage) -> dict[str, object]:
 
 def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
     """Whether somebody acknowledged the incident, or it was escalated, after the message had read of it."""
-    if row is None:
-        return False
+    if row is None or message.context is None:
+        return row is not None
     shown = (message.context.acknowledged_at, message.context.escalated_at)
     current = (row.acknowledged_at, row.escalated_at)
     return any(

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, or_, select, update
 
 from services.relay.model import decode_event
 from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
@@ -136,9 +137,13 @@ async def request_silence(store: Store, press: SilencePress) -> bool:
     return await store.run(commit)
 
 
-def has_due(connection: Connection, now: float) -> bool:
-    """Whether one waits for a worker."""
-    return bool(_DUE_IDS.fetch_all(connection, {"now": now}))
+async def has_due(store: Store) -> bool:
+    """Whether one waits for a worker. Raises StoreUnavailableError."""
+
+    def read(connection: Connection) -> bool:
+        return bool(_DUE_IDS.fetch_all(connection, {"now": dialect.read_clock(connection, store.clock)}))
+
+    return await store.read(read)
 
 
 async def claim_silence(store: Store, lease_seconds: float) -> SilenceRow | None:
