@@ -128,6 +128,8 @@ class _EventUseRow(NamedTuple):
     is_unused: bool
 
 
+_MAX_EDIT_AGE: Final = 7 * 86400.0
+"""Seconds beyond the cutoff after which nobody edits any more: its channel is no longer configured."""
 _delivery = deliveries.c
 _waiting = deliveries.alias("waiting")
 _IS_ACTIVE: Final = or_(
@@ -146,6 +148,7 @@ _IS_EDITED: Final = exists().where(
     edits.c.episode == _delivery.episode,
     edits.c.channel == _delivery.channel,
     edits.c.wanted > edits.c.shown,
+    edits.c.requested_at >= bindparam("cutoff") - _MAX_EDIT_AGE,
 )
 """The first message of its episode on its channel is still to be edited, and shows the last event of the episode."""
 _READ_DELIVERIES: Final = (
@@ -283,7 +286,8 @@ class _DeliveryPruner:
 
     def step(self, after: int, transaction: Transaction) -> _PruneStepResult:
         connection = transaction.connection
-        rows = _READ_DELIVERIES.fetch_all(connection, {"after": after, "rows": self._rows})
+        values = {"after": after, "rows": self._rows, "cutoff": self._cutoff}
+        rows = _READ_DELIVERIES.fetch_all(connection, values)
         if not rows:
             return _PruneStepResult(0, after, has_more=False)
         old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
