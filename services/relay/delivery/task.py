@@ -177,7 +177,8 @@ class Deliverer:
         if result.receipt and "rejected_recipients" in result.receipt:
             self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
-            outcome = self._build_success(result, context, started_at)
+            is_shown = not (task.progress or task.maybe_sent)
+            outcome = self._build_success(result, context if is_shown else None, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at, self._shared.random)
             log.warning(
@@ -285,7 +286,7 @@ class Deliverer:
 
         return save
 
-    def _build_success(self, result: SendResult, context: IncidentContext, started_at: float) -> AttemptOutcome:
+    def _build_success(self, result: SendResult, context: IncidentContext | None, started_at: float) -> AttemptOutcome:
         return AttemptOutcome(
             DeliveryState.DELIVERED,
             started_at,

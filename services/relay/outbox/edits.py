@@ -158,8 +158,8 @@ class FirstMessage(NamedTuple):
     episode: int
     channel: str
     delivery_seq: int
-    context: IncidentContext = IncidentContext()
-    """What it says of its incident."""
+    context: IncidentContext | None = None
+    """What it says of its incident; None if that is not known."""
     receipt: str | None = None
     """JSON, of a digest; that of another message is the one of its delivery."""
 
@@ -383,8 +383,8 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
 
 def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
     """Whether somebody acknowledged the incident, or it was escalated, after the message had read of it."""
-    if row is None:
-        return False
+    if row is None or message.context is None:
+        return row is not None
     displayed = (message.context.acknowledged_at, message.context.escalated_at)
     current = (row.acknowledged_at, row.escalated_at)
     return any(

@@ -94,8 +94,8 @@ class AttemptOutcome(NamedTuple):
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
     is_editable: bool = False
     """Whether the channel edits its messages."""
-    context: IncidentContext = IncidentContext()
-    """What the message said of its incident."""
+    context: IncidentContext | None = IncidentContext()
+    """What the message said of its incident; None if that is not known, since an earlier attempt may have sent it."""
 
 
 class OutcomeResult(NamedTuple):

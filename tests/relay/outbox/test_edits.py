@@ -226,6 +226,9 @@ async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Cloc
     assert len(await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())) == (
         0 if shown else 2
     )
+    clock.now += 7 * 86400  # nobody has edited on the channel since: it is no longer configured
+    await prune_before(timed, clock.now - 50)
+    assert not await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())
 
 
 async def test_what_a_person_did_while_a_first_message_was_sent_is_shown_by_an_edit(store: Store) -> None:
