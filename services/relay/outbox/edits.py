@@ -21,12 +21,12 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import DeliveryTask, DigestMember
+from services.relay.model import DeliveryTask, DigestMember, IncidentContext
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import count_available, spend
-from services.relay.outbox.rows import EVENTS, RowQuery, select_values
+from services.relay.outbox.rows import EVENTS, RowQuery, select_columns, select_values
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     DeliveryState,
@@ -40,6 +40,8 @@ from services.relay.outbox.tables import (
 
 _LOCKED_RETRY_SECONDS: Final = 0.05
 """Seconds until the next try where another replica is claiming."""
+_SAME_SECONDS: Final = 0.001
+"""By which a moment may differ from the same one as it was stored."""
 _FIRST: Final = 0.0
 """The `due_at` of an edit that a person waits for: before all others."""
 
@@ -113,7 +115,7 @@ class EditClaim(NamedTuple):
     """One claimed edit."""
 
     task: DeliveryTask
-    """Its delivery is the one that sent the message; its age is that of the request."""
+    """Its delivery is the one that sent the message, or the digest; its age is that of the request."""
     version: int
     """It shows the requests up to this one."""
 
@@ -156,6 +158,19 @@ class FirstMessage(NamedTuple):
     episode: int
     channel: str
     delivery_seq: int
+    context: IncidentContext | None = None
+    """What it says of its incident; None if that is not known."""
+    receipt: str | None = None
+    """JSON, of a digest; that of another message is the one of its delivery."""
+
+
+class _ChangesRow(NamedTuple):
+    """When an incident was acknowledged and escalated last, as its first messages show it."""
+
+    id: str
+    episode: int
+    acknowledged_at: float | None
+    escalated_at: float | None
 
 
 class _LimitRow(NamedTuple):
@@ -175,8 +190,8 @@ class _EditRow(NamedTuple):
     requested_at: float
     id: str
     accepted_at: float
-    receipt: str | None
     remark: str | None
+    receipt: str | None
     current_episode: int
     latest_event_seq: int
     """Of a digest 0."""
@@ -208,7 +223,8 @@ _DUE_EDITS: Final = RowQuery(
     _EditRow,
     select(
         *(_edit[name] for name in ("incident_id", "episode", "channel", "wanted", "attempts", "requested_at")),
-        *(deliveries.c[name] for name in ("id", "accepted_at", "receipt", "remark")),
+        *(deliveries.c[name] for name in ("id", "accepted_at", "remark")),
+        func.coalesce(_edit.receipt, deliveries.c.receipt).label("receipt"),
         func.coalesce(incidents.c.episode, DIGEST_EPISODE).label("current_episode"),
         func.coalesce(incidents.c.latest_event_seq, 0).label("latest_event_seq"),
     )
@@ -220,7 +236,9 @@ _LOCK_DUE: Final = (
     _DUE_EDITS.where(
         # What was set in what is now the future is due: the clock was set back.
         or_(_edit.due_at <= bindparam("now"), _edit.due_set_at > bindparam("now") + CLOCK_TOLERANCE),
-        deliveries.c.id.not_in(bindparam("in_flight", expanding=True)),
+        case((_edit.episode == DIGEST_EPISODE, _edit.incident_id), else_=deliveries.c.id).not_in(
+            bindparam("in_flight", expanding=True)
+        ),
     )
     .order_by(_edit.due_at, _edit.delivery_seq)
     .limit(bindparam("most"))
@@ -231,6 +249,9 @@ _NEXT_DUE: Final = (
     .where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
     .order_by(_edit.due_at)
     .limit(1)
+)
+_READ_CHANGES: Final = RowQuery(_ChangesRow, select(*select_columns(_ChangesRow, incidents.c))).where(
+    incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _of_one = (
     _edit.incident_id == bindparam("incident"),
@@ -267,16 +288,32 @@ _REPLACE_RECEIPT: Final = (
     .where(deliveries.c.receipt.is_not(None))
     .values(receipt=bindparam("new_receipt"))
 )
+_REPLACE_DIGEST_RECEIPT: Final = (
+    update(edits).where(*_of_one, _edit.receipt.is_not(None)).values(receipt=bindparam("new_receipt"))
+)
 _is_delivered_in_digest = and_(deliveries.c.digest_id.is_not(None), deliveries.c.state == DeliveryState.DELIVERED)
-_DIGESTS_OF_EPISODES: Final = RowQuery(
+_DIGESTS: Final = RowQuery(
     _DigestRow,
     select(func.coalesce(deliveries.c.digest_id, deliveries.c.named_in).label("digest_id"), deliveries.c.channel)
     .distinct()
-    .where(
-        deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
-        deliveries.c.episode.in_(bindparam("episodes", expanding=True)),
-        deliveries.c.channel.in_(bindparam("channels", expanding=True)),
-        or_(_is_delivered_in_digest, deliveries.c.named_in.is_not(None)),
+    .where(or_(_is_delivered_in_digest, deliveries.c.named_in.is_not(None))),
+)
+_DIGESTS_OF_EPISODES: Final = _DIGESTS.where(
+    deliveries.c.incident_id.in_(bindparam("incidents", expanding=True)),
+    deliveries.c.episode.in_(bindparam("episodes", expanding=True)),
+    deliveries.c.channel.in_(bindparam("channels", expanding=True)),
+)
+_merged = deliveries.alias("merged")
+_DIGESTS_OF_MERGED: Final = _DIGESTS.where(
+    deliveries.c.incident_id == bindparam("incident"),
+    deliveries.c.channel == bindparam("of_channel"),
+    deliveries.c.episode < bindparam("of_episode"),
+    deliveries.c.episode.in_(
+        select(_merged.c.episode).where(
+            _merged.c.incident_id == bindparam("incident"),
+            _merged.c.channel == bindparam("of_channel"),
+            _merged.c.event_seq.between(bindparam("first"), bindparam("last")),
+        )
     ),
 )
 _later = deliveries.alias("later")
@@ -331,12 +368,30 @@ def request_edits(transaction: Transaction, incident_ids: Collection[str]) -> fr
 
 
 def record_first_messages(transaction: Transaction, messages: Sequence[FirstMessage]) -> None:
-    """Records messages that are edited from now on."""
+    """Records messages that are edited from now on: at once, where a person acted while they were sent."""
     if messages:
-        now = transaction.now
-        state = {"wanted": 0, "shown": 0, "requested_at": now, "attempts": 0, "due_at": now, "due_set_at": now}
-        rows = [{**each._asdict(), **state, "lease": None, "reason": None} for each in messages]
-        _INSERT_FIRST_MESSAGES[transaction.connection.dialect.name].execute(transaction.connection, rows)
+        connection, now = transaction.connection, transaction.now
+        state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now, "due_set_at": now}
+        state |= {"attempts": 0, "lease": None, "reason": None}
+        rows = [{key: value for key, value in each._asdict().items() if key != "context"} | state for each in messages]
+        _INSERT_FIRST_MESSAGES[connection.dialect.name].execute(connection, rows)
+        changes = _READ_CHANGES.fetch_all(connection, {"incidents": sorted({each.incident_id for each in messages})})
+        by_episode = {(row.id, row.episode): row for row in changes}
+        outdated = [each for each in messages if _is_outdated(each, by_episode.get((each.incident_id, each.episode)))]
+        request_channel_edits(transaction, {(each.incident_id, each.episode, each.channel) for each in outdated})
+
+
+def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
+    """Whether somebody acknowledged the incident, or it was escalated, after the message had read of it."""
+    if row is None or message.context is None:
+        return row is not None
+    displayed = (message.context.acknowledged_at, message.context.escalated_at)
+    current = (row.acknowledged_at, row.escalated_at)
+    return any(
+        (seconds is None) != (moment is None)
+        or (seconds is not None and moment is not None and abs(moment.timestamp() - seconds) > _SAME_SECONDS)
+        for seconds, moment in zip(current, displayed, strict=True)
+    )
 
 
 def request_channel_edits(transaction: Transaction, keys: Collection[tuple[str, int, str]]) -> None:
@@ -367,6 +422,13 @@ def find_digests(
     incident_ids, episodes, channels = (sorted(set(values)) for values in zip(*messages, strict=True))
     values = {"incidents": incident_ids, "episodes": episodes, "channels": channels}
     rows = _DIGESTS_OF_EPISODES.fetch_all(transaction.connection, values)
+    return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
+
+
+def find_merged_digests(transaction: Transaction, task: DeliveryTask) -> frozenset[tuple[str, int, str]]:
+    """Likewise of those that name earlier episodes whose end was merged into a delivery of a later one."""
+    values = {**_identify(task), "first": task.first_event_seq, "last": task.last_event_seq}
+    rows = _DIGESTS_OF_MERGED.fetch_all(transaction.connection, values)
     return frozenset((row.digest_id, DIGEST_EPISODE, row.channel) for row in rows)
 
 
@@ -457,7 +519,7 @@ def _build_digest_claim(transaction: Transaction, row: _EditRow, lease_id: str) 
         )
         for member in by_incident.values()
     )
-    return claim._replace(task=claim.task._replace(members=tasks))
+    return claim._replace(task=claim.task._replace(delivery_id=row.incident_id, members=tasks))
 
 
 def _build_claim(row: _EditRow, seq: int, event_json: bytes, lease_id: str, now: float) -> EditClaim:
@@ -503,6 +565,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
         receipt = clean_for_database(json.dumps(dict(outcome.receipt)))
         values = {"delivery": task.delivery_id, "incident": task.incident_id, "new_receipt": receipt}
         connection.execute(_REPLACE_RECEIPT, values)
+        connection.execute(_REPLACE_DIGEST_RECEIPT, {**key, "new_receipt": receipt})
     if outcome.retry_after is not None and (limit := _READ_LIMIT.fetch_first(connection, {"scope": scope})):
         until = now + max(_compute_pause(limit, now), outcome.retry_after)
         _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)

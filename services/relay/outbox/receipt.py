@@ -6,19 +6,20 @@ in progress that closes it at the provider, too (see `alert_groups`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, func, insert, update
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.edits import (
     DIGEST_EPISODE,
     FirstMessage,
     find_digests,
+    find_merged_digests,
     record_first_messages,
     request_channel_edits,
     request_merged_edits,
@@ -36,6 +37,7 @@ from services.relay.outbox.merge import (
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
 from services.relay.outbox.tables import WAITING, DeliveryState, attempts, clean_for_database, deliveries
+from services.relay.send_error import SendReason
 
 _delivery = deliveries.c
 _LOCK_DELIVERIES: Final = (
@@ -92,6 +94,8 @@ class AttemptOutcome(NamedTuple):
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
     is_editable: bool = False
     """Whether the channel edits its messages."""
+    context: IncidentContext | None = IncidentContext()
+    """What the message said of its incident; None if that is not known, since an earlier attempt may have sent it."""
 
 
 class OutcomeResult(NamedTuple):
@@ -212,23 +216,49 @@ def _record_edits(
     """The first message of an episode is edited at each later change, be it that its own message was given up."""
     ended = [each for each in requests if each.outcome.state not in WAITING]
     first_messages: dict[str, FirstMessage] = {}
-    for task, outcome, _, digest_id in ended:
-        if outcome.state is DeliveryState.DELIVERED and (digest_id or task.first_receipt is None):
-            identity = (digest_id, DIGEST_EPISODE) if digest_id else (task.incident_id, task.episode)
-            message = FirstMessage(*identity, task.channel, rows[task.delivery_id].seq)
-            first_messages.setdefault(digest_id or task.delivery_id, message)
+    for task, outcome, _, digest_id in requests:
+        seq = rows[task.delivery_id].seq
+        if digest_id and outcome.state in (DeliveryState.DELIVERED, DeliveryState.QUEUED):
+            digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, receipt=_encode_receipt(outcome))
+            first_messages.setdefault(digest_id, digest)
+        elif outcome.state is DeliveryState.DELIVERED and task.first_receipt is None:
+            first_messages[task.delivery_id] = FirstMessage(
+                task.incident_id, task.episode, task.channel, seq, context=outcome.context
+            )
     record_first_messages(transaction, list(first_messages.values()))
     changed = {
         (each.task.incident_id, each.task.episode, each.task.channel)
         for each in ended
         if each.task.first_receipt is not None
     }
-    digests = find_digests(transaction, changed) if changed else frozenset()
-    older = {digest for digest in digests if digest[0] not in first_messages}
-    request_channel_edits(transaction, changed | older)
-    for task, _, _, _ in ended:
-        if task.episode > 1 and task.first_event_seq != task.last_event_seq:
-            request_merged_edits(transaction, task)
+    merged = [
+        each.task for each in ended if each.task.episode > 1 and each.task.first_event_seq != each.task.last_event_seq
+    ]
+    # One that may have arrived before may name what was merged into something newer since then.
+    uncertain = {
+        (each.digest_id, DIGEST_EPISODE, each.task.channel)
+        for each in requests
+        if each.digest_id in first_messages and each.task.maybe_sent
+    }
+    request_channel_edits(
+        transaction, changed | uncertain | _find_older_digests(transaction, ended, merged, first_messages)
+    )
+    for task in merged:
+        request_merged_edits(transaction, task)
+
+
+def _find_older_digests(
+    transaction: Transaction,
+    ended: Sequence[_OutcomeRequest],
+    merged: Sequence[DeliveryTask],
+    first_messages: Collection[str],
+) -> frozenset[tuple[str, int, str]]:
+    """The digests that named these incidents before, be it that what they named was never sent as a message."""
+    if not ended:
+        return frozenset()
+    about = {(each.task.incident_id, each.task.episode, each.task.channel) for each in ended}
+    found = find_digests(transaction, about).union(*(find_merged_digests(transaction, task) for task in merged))
+    return frozenset(digest for digest in found if digest[0] not in first_messages)
 
 
 def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRequest]) -> list[NewDelivery]:
@@ -256,7 +286,9 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
     outcome = request.outcome
     is_retried = outcome.state in WAITING
     is_named_only = outcome.state is DeliveryState.QUEUED
-    maybe_sent = is_retried and not is_named_only and (outcome.maybe_sent or request.task.maybe_sent)
+    # A refused digest goes one by one, even where an earlier try of it may have arrived.
+    is_refused = request.digest_id is not None and outcome.reason == SendReason.REJECTED and not outcome.maybe_sent
+    maybe_sent = is_retried and not (is_named_only or is_refused) and (outcome.maybe_sent or request.task.maybe_sent)
     # A digest that certainly did not arrive is forgotten: its members may be collected anew.
     stays_in_digest = not is_retried or maybe_sent or (row.progress is not None and not is_named_only)
     return {
@@ -266,7 +298,7 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_due_at": now + outcome.retry_in if is_retried else row.due_at,
         "new_due_set_at": now,
         "new_finished_at": None if is_retried else now,
-        "new_receipt": None if outcome.receipt is None else clean_for_database(json.dumps(dict(outcome.receipt))),
+        "new_receipt": None if is_named_only else _encode_receipt(outcome),
         "new_maybe_sent": int(maybe_sent),
         "new_payload": outcome.payload,
         "new_attempts": row.attempts - is_named_only,
@@ -274,6 +306,10 @@ def _build_outcome_values(request: _OutcomeRequest, row: DeliveryRow, now: float
         "new_named_in": request.digest_id if is_named_only else row.named_in,
         "new_progress": None if is_named_only else row.progress,  # that of the digest says nothing of its own message
     }
+
+
+def _encode_receipt(outcome: AttemptOutcome) -> str | None:
+    return None if outcome.receipt is None else clean_for_database(json.dumps(dict(outcome.receipt)))
 
 
 def _find_state(outcome: AttemptOutcome, row: DeliveryRow) -> DeliveryState:

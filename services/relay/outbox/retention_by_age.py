@@ -18,7 +18,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, select, update
 
 from services.relay.model import collect_digests, decode_event
 from services.relay.outbox.audit import prune_audit
@@ -129,6 +129,8 @@ class _EventUseRow(NamedTuple):
     is_unused: bool
 
 
+_MAX_EDIT_AGE: Final = 7 * 86400.0
+"""Seconds beyond the cutoff after which nobody edits any more: its channel is no longer configured."""
 _delivery = deliveries.c
 _waiting = deliveries.alias("waiting")
 _IS_ACTIVE: Final = or_(
@@ -142,12 +144,32 @@ _IS_ACTIVE: Final = or_(
     ),
 )
 """Its incident is open, or something of it is still to be delivered on its channel."""
-_waits_for_edit = and_(edits.c.channel == _delivery.channel, edits.c.wanted > edits.c.shown)
+_waits_for_edit = and_(
+    edits.c.channel == _delivery.channel,
+    edits.c.wanted > edits.c.shown,
+    edits.c.requested_at >= bindparam("cutoff") - _MAX_EDIT_AGE,
+)
 _IS_EDITED: Final = or_(
     exists().where(edits.c.incident_id == _delivery.incident_id, edits.c.episode == _delivery.episode, _waits_for_edit),
     exists().where(edits.c.incident_id == _delivery.digest_id, edits.c.episode == DIGEST_EPISODE, _waits_for_edit),
+    exists().where(edits.c.incident_id == _delivery.named_in, edits.c.episode == DIGEST_EPISODE, _waits_for_edit),
 )
-"""The message of its digest, or the first one of its episode, is still to be edited, and shows the last event."""
+"""The message of a digest that names it, or the first one of its episode, is still to be edited."""
+_other = deliveries.alias("other")
+_other_of_digest = select(func.min(_other.c.seq)).where(
+    or_(_other.c.digest_id == edits.c.incident_id, _other.c.named_in == edits.c.incident_id),
+    _other.c.seq.not_in(bindparam("old", expanding=True)),
+)
+_KEEP_DIGESTS: Final = (
+    update(edits)
+    .where(
+        edits.c.delivery_seq.in_(bindparam("old", expanding=True)),
+        edits.c.episode == DIGEST_EPISODE,
+        _other_of_digest.scalar_subquery().is_not(None),
+    )
+    .values(delivery_seq=_other_of_digest.scalar_subquery())
+)
+"""A digest is edited as long as one of the deliveries is there that it names."""
 _READ_DELIVERIES: Final = (
     RowQuery(
         _PrunableRow,
@@ -283,12 +305,14 @@ class _DeliveryPruner:
 
     def step(self, after: int, transaction: Transaction) -> _PruneStepResult:
         connection = transaction.connection
-        rows = _READ_DELIVERIES.fetch_all(connection, {"after": after, "rows": self._rows})
+        values = {"after": after, "rows": self._rows, "cutoff": self._cutoff}
+        rows = _READ_DELIVERIES.fetch_all(connection, values)
         if not rows:
             return _PruneStepResult(0, after, has_more=False)
         old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
         if old:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
+            connection.execute(_KEEP_DIGESTS, {"old": old})
             connection.execute(delete(edits).where(edits.c.delivery_seq.in_(old)))
             connection.execute(delete(deliveries).where(_delivery.seq.in_(old)))
         last = rows[-1]

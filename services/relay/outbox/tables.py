@@ -167,6 +167,7 @@ edits = Table(
     Column("due_set_at", Double, nullable=False),  # when `due_at` was written
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
+    Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
     sqlite_with_rowid=False,
 )
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from email import message_from_string, policy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -23,8 +24,9 @@ TOLD = pytest.mark.parametrize("kind", ["slack", "email", "pagerduty", "webhook"
 
 def render_text(kind: str, of: Message) -> str:
     """What the channel would send, where Python and a person read the same."""
-    channel = settings(example(kind, Path("missing"), Address("127.0.0.1", 9))).connect(5)
-    payload = channel.render_payload(of)
+    with TemporaryDirectory() as folder:
+        channel = settings(example(kind, Path(folder) / "secret", Address("127.0.0.1", 9))).connect(5)
+        payload = channel.render_payload(of)
     if kind != "email":
         return payload
     mail = message_from_string(payload, policy=policy.default)

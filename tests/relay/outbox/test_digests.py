@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select, update
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import queries
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases, save_progress
+from services.relay.outbox.edits import EditClaimRequest, claim_edits
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
 from services.relay.outbox.requeue import requeue
-from services.relay.outbox.tables import DeliveryState, attempts, deliveries, incidents
+from services.relay.outbox.retention_by_age import prune_before
+from services.relay.outbox.tables import DeliveryState, attempts, deliveries, edits, incidents
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import PAUSES, accept, end_attempt
+from tests.relay.outbox.actions import PAUSES, accept, end_attempt, prepare
 from tests.relay.outbox.clocks import FileClock, ServerClock
 from tests.relay.served_relay import event_of, with_labels
 
@@ -51,7 +53,7 @@ class Storm:
         tasks = (await self.claim()).tasks
         assert not any(task.members for task in tasks)
         for task in tasks:
-            await end_attempt(self.store, task)
+            await end_attempt(self.store, task, is_editable=True)
         return [task.incident_id for task in tasks]
 
     async def claim_digest(self, **options: Any) -> DeliveryTask:
@@ -66,9 +68,11 @@ class Storm:
             await end_attempt(self.store, task)
 
     async def deliver(self, task: DeliveryTask) -> list[OutcomeResult]:
-        outcome = AttemptOutcome(DeliveryState.DELIVERED, 1000.0, 1.5, "ok", "", ChannelEffect.REACHED)
+        outcome = AttemptOutcome(
+            DeliveryState.DELIVERED, 1000.0, 1.5, "ok", "", ChannelEffect.REACHED, is_editable=True
+        )
         delivered = outcome._replace(receipt={"ts": "1", "digest": task.delivery_id}, maybe_sent=True)
-        named = outcome._replace(state=DeliveryState.QUEUED)
+        named = delivered._replace(state=DeliveryState.QUEUED, maybe_sent=False)
         outcomes = [named if member.is_named_only else delivered for member in task.members]
         return await record_digest(self.store, task, outcomes, PAUSES)
 
@@ -358,3 +362,84 @@ async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_messa
     await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
     await storm.deliver(await storm.claim_digest())
     assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}
+
+
+async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
+    """What the digests will show that are to be edited now: each incident with its status."""
+    claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
+    digests = [await prepare(storm.store, claim.task) for claim in claimed.claims if claim.task.members]
+    assert all(digest.first_receipt == {"ts": "1", "digest": digest.delivery_id} for digest in digests)
+    return {
+        digest.incident_id: {
+            (member.task.incident_id, decode_event(member.task.event_json).status) for member in digest.members
+        }
+        for digest in digests
+    }
+
+
+async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_before_its_own_message(
+    storm: Storm,
+) -> None:
+    await storm.tell("abcdefghi", "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    task = await storm.claim_digest()
+    await storm.deliver(task)
+    assert await storm.claim_alone() == ["f"]
+    await storm.tell("i", "critical", "resolved")
+    assert [await storm.claim_alone() for _ in range(3)] == [["g"], ["h"], ["i"]]
+    edited = await list_edits(storm)
+    assert ("i", Status.RESOLVED) in edited[task.delivery_id]
+
+
+async def test_a_digest_shows_an_end_that_was_merged_into_the_next_episode(storm: Storm) -> None:
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.deliver(task)
+    await storm.tell("b", status="resolved")
+    await storm.tell("b", episode=2)
+    assert await storm.claim_alone() == ["b"]
+    edited = await list_edits(storm)
+    assert ("b", Status.RESOLVED) in edited[task.delivery_id]
+
+
+async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(storm: Storm) -> None:
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.fail(task, maybe_sent=True, retry_in=0.5)
+    await storm.tell("b", status="resolved")
+    again = await storm.claim_digest()
+    assert (again.delivery_id, list_incidents(again)) == (task.delivery_id, ["a", "c", "d"])
+    await storm.deliver(again)
+    assert await list_edits(storm) == {task.delivery_id: {(name, Status.FIRING) for name in "acd"}}
+
+
+async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents(storm: Storm) -> None:
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.deliver(task)
+    ended = update(incidents).where(incidents.c.id == "a").values(is_open=0)
+    await storm.store.run(lambda transaction: transaction.connection.execute(ended))
+    storm.clock.move(1000)
+    await prune_before(storm.store, await storm.store.run(lambda transaction: transaction.now) - 500)
+    assert "a" not in await storm.rows()
+    await storm.tell("b", status="resolved")
+    assert await storm.claim_alone() == ["b"]
+    edited = await list_edits(storm)
+    assert ("b", Status.RESOLVED) in edited[task.delivery_id]
+    # With the last of them it is forgotten.
+    await storm.store.run(lambda transaction: transaction.connection.execute(update(incidents).values(is_open=0)))
+    await storm.store.run(
+        lambda transaction: transaction.connection.execute(update(edits).values(shown=edits.c.wanted))
+    )
+    await prune_before(storm.store, await storm.store.run(lambda transaction: transaction.now) + 500)
+    assert await storm.rows() == {}
+
+
+async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_one(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5)
+    again = await storm.claim_digest()
+    assert again.maybe_sent
+    await storm.fail(again, "rejected", channel_effect=ChannelEffect.REACHED)
+    assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
