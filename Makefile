@@ -10,7 +10,7 @@ help: ## this list
 
 install: .venv/installed ## .venv from the hash-locked requirements
 
-.venv/installed: requirements/dev.lock pyproject.toml ops/tools/install
+.venv/installed: requirements/dev.lock requirements/uv.lock pyproject.toml ops/tools/install
 	@ops/tools/install $(PYTHON)
 
 demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page and all-clear, exits
@@ -70,6 +70,7 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/dev.lock
 	echo hatchling | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/build.lock
 	echo pip-audit | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/dev.lock - -o requirements/pip-audit.lock
+	echo uv | uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.lock
 	for extra in exporter relay apprise charts backend rotator smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 

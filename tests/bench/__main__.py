@@ -18,8 +18,8 @@ from tests.bench.machine import described
 from tests.bench.rotation import rotation
 from tests.bench.stage import BenchError
 from tests.bench.storm import storm
+from tests.bench.storm_on_slack import told
 from tests.bench.targets import targets
-from tests.bench.told import told
 
 ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
 

@@ -27,6 +27,7 @@ from services.relay.config import RelaySettings
 from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.http.authorization import Authorizer
 from shared.keyring.administration import RotationType
+from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.reason import Reason
 from shared.process.hot_reload import ReloadMiddleware
 from tests.shared.sample import SETTINGS
@@ -46,7 +47,7 @@ def by_the_exporter() -> list[Metric]:
         "ledger-kek",
         inspected_at=1.0,
         description=None,
-        permissions=None,
+        permissions=dict.fromkeys(GCP_PROFILE.probe_permissions, True),
         canaries=canaries,
         wrong_aad_check=None,
         call_counts={},

@@ -96,6 +96,15 @@ MISTAKES = [
     ("KMSWrongAADAccepted", "min by (env, service, target) (kms_wrong_aad_refused)\n  or\n", ""),
     ("KMSPermissionMissing", "min by (env, service, target, permission) (kms_key_permission)\n  or\n", ""),
     ("KMSPermissionMissing", ", permission", ""),
+    ("KMSPermissionMissing", "== 1", "== 0"),
+    ("KMSPermissionMissing", "permission=~", "permission!="),
+    ("KMSPermissionMissing", "|cloudkms.cryptoKeyVersions.useToDecrypt", ""),
+    ("KMSPermissionMissing", "cloudkms.cryptoKeyVersions.useToEncrypt|", ""),
+    ("KMSPermissionMissing", "min by (env, service, target) (kms_probe", "max by (env, service, target) (kms_probe"),
+    *[
+        ("KMSPermissionMissing", "and on (env, service, target) ", f"and on ({labels}) ")
+        for labels in ("env, service", "env, target", "service, target")
+    ],
     ("KMSKeyVersionDestroyScheduled", ", version", ""),
     ("KMSKeyVersionDestroyScheduled", "[1h]", "[50m]"),
     ("KMSKeyVersionDestroyScheduled", "[1h]", "[70m]"),

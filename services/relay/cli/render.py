@@ -1,4 +1,4 @@
-"""`render`: prints what a channel would send for a webhook, or what a person sees. Sends nothing, reads no secret."""
+"""`render`: prints what a channel would send for a webhook, or what a person sees. Sends nothing."""
 
 import asyncio
 import sys

@@ -148,6 +148,8 @@ def select_in_storm(
         return Selection(alone)
     # Of their events a digest holds a title each, so their size does not matter.
     members = _LOCK_NAMEABLE.fetch_all(transaction.connection, {**values, "most": rules.digest_size})
+    if len(members) == 1:
+        return Selection(members)
     return Selection(members, uuid4().hex) if members else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import bindparam, func, insert, update
 
 from services.relay.model import DeliveryTask
 from services.relay.outbox import breaker
@@ -44,13 +44,19 @@ _LOCK_DELIVERIES: Final = (
     DELIVERIES.where(_delivery.id.in_(bindparam("ids", expanding=True))).order_by(_delivery.seq).for_update()
 )
 _OUTCOME_COLUMNS: Final = (
-    *("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent", "payload"),
+    *("state", "reason", "due_at", "due_set_at", "finished_at", "receipt", "maybe_sent"),
     *("attempts", "digest_id", "named_in", "progress"),
 )
 _WRITE_OUTCOMES: Final = BulkStatement(
     update(deliveries)
     .where(_delivery.seq == bindparam("ours"))
-    .values(lease=None, **{name: bindparam(f"new_{name}") for name in _OUTCOME_COLUMNS})
+    .values(
+        lease=None,
+        payload=func.coalesce(
+            bindparam("new_payload"), _delivery.payload
+        ),  # an attempt may only find what one before it sent
+        **{name: bindparam(f"new_{name}") for name in _OUTCOME_COLUMNS},
+    )
 )
 _INSERT_ATTEMPTS: Final = BulkStatement(insert(attempts), [column.name for column in attempts.c])
 _ATTEMPT_EXISTS: Final = select_values(int, attempts.c.number).where(

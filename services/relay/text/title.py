@@ -88,8 +88,8 @@ def format_subject(message: Message) -> str:
 
 
 def has_cause(message: Message) -> bool:
-    """Whether its title says more than its headline."""
-    return format_title(message) != format_headline(message.event)
+    """Whether a template or an alert says more than its headline."""
+    return bool(clean_line(message.title)) or any(map(format_alert_title, message.event.alerts))
 
 
 def format_class(message: Message) -> str:

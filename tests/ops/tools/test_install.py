@@ -14,7 +14,8 @@ def checkout(tmp_path: Path) -> Path:
     """As much of a checkout as the script looks at."""
     shutil.copytree(ROOT / "ops/tools", tmp_path / "ops/tools")
     (tmp_path / "requirements").mkdir()
-    shutil.copy(ROOT / "requirements/dev.lock", tmp_path / "requirements")
+    for lock in ("dev", "uv"):
+        shutil.copy(ROOT / f"requirements/{lock}.lock", tmp_path / "requirements")
     return tmp_path
 
 

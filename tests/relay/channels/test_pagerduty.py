@@ -11,9 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.pagerduty import find_event_errors
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.channels.pagerduty_event import build_event
+from services.relay.channels.pagerduty_event import MAX_DETAILS_BYTES, build_event
 from services.relay.channels.port import Channel, DeliveryLeaseLostError, Progress
-from services.relay.model import Links, Message
+from services.relay.model import ExcerptBlock, Links, Message, RunbookExcerpt
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.iterations import LONG
 from tests.relay.channels.conftest import WebServer
@@ -83,7 +83,9 @@ def test_what_does_not_fit_is_left_out_in_the_order_of_its_worth() -> None:
         replace(many.alerts[0], fingerprint=str(n), labels={**labels, "alertname": f"rule {n}"}) for n in range(100)
     )
     of = detailed(message(replace(many, alerts=alerts), links=message("05-firing-3").links[:1] * 100))
-    details = build_event(of, "trigger")["payload"]["custom_details"]
+    long_runbook = RunbookExcerpt("KMSProbeFailing", (ExcerptBlock("step", "🔥" * 2_000),) * 60, is_truncated=False)
+    details = build_event(replace(of, excerpt=long_runbook), "trigger")["payload"]["custom_details"]
+    assert len(json.dumps(details, ensure_ascii=False).encode()) <= MAX_DETAILS_BYTES
     assert 1 <= len(details["listed"]) < 100
     assert details["listed_left_out"] == 100 - len(details["listed"])
     assert details["fix"] == whole["fix"]

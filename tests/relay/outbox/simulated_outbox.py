@@ -299,6 +299,11 @@ class SimulatedOutbox:
         taken = self.run(claim_due(self.store, request))
         self.read_and_check()
         assert len(taken.tasks) <= limit
+        for place, live in list(
+            self.observed.live.items()
+        ):  # a member of a digest may be merged, and not be claimed yet
+            if live.digest is not None and self.rows[live.claim.delivery_id].lease is None:
+                del self.observed.live[place]
         digests = [task for task in taken.tasks if task.members]
         assert len(taken.tasks) == 1 or not digests
         claims = [OwnedClaim(task, owner, 0, 0) for task in taken.tasks if not task.members]

@@ -424,3 +424,22 @@ async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_on
     assert again.maybe_sent
     await storm.fail(again, "rejected", channel_effect=ChannelEffect.REACHED)
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
+
+
+async def test_one_incident_alone_is_no_digest(storm: Storm) -> None:
+    await storm.tell([f"critical {number}" for number in range(20)], "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    for _ in range(2):
+        await storm.deliver(await storm.claim_digest())
+    await storm.tell("a")
+    for _ in range(5):
+        await storm.claim_alone()
+    assert await storm.claim_alone() == ["a"], "it has waited for long enough"
+
+
+async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_message(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
+    await storm.deliver(await storm.claim_digest())
+    assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}

@@ -14,10 +14,11 @@ import base64
 import email.policy
 import hashlib
 from collections.abc import Sequence
-from email.headerregistry import Address
+from email.headerregistry import Address, BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage, MIMEPart
+from email.policy import Policy
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -27,6 +28,30 @@ from services.relay.channels.email.plain_text import build_plain_text
 from services.relay.model import Event, Message
 
 MAX_SUBJECT: Final = 200
+
+
+class _IdHeader(BaseHeader):
+    """Identifiers in angle brackets. Python would encode one that is too long for a line, and no program reads that."""
+
+    max_count = 1
+
+    @classmethod
+    def parse(cls, value: str, found: dict[str, Any]) -> None:
+        """As of any header that Python does not know."""
+        UnstructuredHeader.parse(value, found)
+
+    def fold(self, *, policy: Policy) -> str:
+        """On a line for each, where they are long."""
+        line = f"{self.name}: {self}"
+        if len(line) > (policy.max_line_length or len(line)):
+            line = line.replace("> <", f">{policy.linesep} <")
+        return line + policy.linesep
+
+
+_HEADERS: Final = HeaderRegistry()
+for _name in ("in-reply-to", "references", "list-id"):
+    _HEADERS.map_to_type(_name, _IdHeader)
+_POLICY: Final = email.policy.SMTP.clone(header_factory=_HEADERS)
 
 _TEMPLATE = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -46,7 +71,7 @@ def build_mail(message: Message, sender: Address, recipients: Sequence[str]) -> 
         recipients: for `To`: addresses without names, all of them in one mail.
     """
     delivery_id = message.task.delivery_id
-    mail = EmailMessage(policy=email.policy.SMTP)
+    mail = EmailMessage(policy=_POLICY)
     mail["From"] = sender
     mail["To"] = ", ".join(recipients)
     mail["Subject"] = format_subject(message)

@@ -219,6 +219,20 @@ def test_all_mails_of_an_episode_are_one_thread() -> None:
     assert end["Subject"] == f"{over} [KMSCryptoModeNotKMS, production / backend]"
 
 
+def test_a_thread_holds_for_a_sender_of_any_domain() -> None:
+    domain = f"alerts.{'a' * 63}.{'b' * 63}.example-corporation.example.org"
+    root, first = f"<{'0' * 40}@{domain}>", f"<{'1' * 40}@{domain}>"
+    later = message(delivery_id="2", first_receipt={"message_id": first})
+    sent = build_mail(later, Address("keypulse", "alerts", domain), TO).as_bytes(policy=policy.SMTP).decode()
+    head = sent.partition("\r\n\r\n")[0].replace("\r\n ", " ")
+    headers = dict(line.split(": ", 1) for line in head.split("\r\n"))
+    assert headers["In-Reply-To"] == first
+    assert headers["References"].split() == [headers["References"].split()[0], first]
+    assert re.fullmatch(rf"<[0-9a-f]{{40}}@{re.escape(domain)}>", headers["References"].split()[0])
+    assert len(headers["Message-ID"]) == len(root)
+    assert headers["List-ID"] == f"keypulse alerts <keypulse.{domain}>"
+
+
 def test_outlook_reads_an_index_of_22_bytes_that_begins_with_one() -> None:
     index = base64.b64decode(str(received(message())["Thread-Index"]))
     assert (len(index), index[0]) == (22, 1)
