@@ -154,7 +154,7 @@ _other_of_digest = select(func.min(_other.c.seq)).where(
     or_(_other.c.digest_id == edits.c.incident_id, _other.c.named_in == edits.c.incident_id),
     _other.c.seq.not_in(bindparam("old", expanding=True)),
 )
-_HAND_OVER_DIGESTS: Final = (
+_KEEP_DIGESTS: Final = (
     update(edits)
     .where(
         edits.c.delivery_seq.in_(bindparam("old", expanding=True)),
@@ -305,7 +305,7 @@ class _DeliveryPruner:
         old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
         if old:
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
-            connection.execute(_HAND_OVER_DIGESTS, {"old": old})
+            connection.execute(_KEEP_DIGESTS, {"old": old})
             connection.execute(delete(edits).where(edits.c.delivery_seq.in_(old)))
             connection.execute(delete(deliveries).where(_delivery.seq.in_(old)))
         last = rows[-1]

@@ -443,3 +443,29 @@ async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_messa
     await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
     await storm.deliver(await storm.claim_digest())
     assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm, arrived: bool) -> None:
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.fail(task, maybe_sent=arrived, retry_in=0.5)
+    alone = []
+    for _ in range(4):
+        (one,) = (await storm.claim(size=0)).tasks
+        assert (one.members, one.maybe_sent) == ((), arrived)
+        await end_attempt(storm.store, one)
+        alone.append(one.incident_id)
+    assert alone == list("abcd")
+    rows = await storm.rows()
+    assert {(rows[name].state, rows[name].digest_id) for name in "abcd"} == {("delivered", None)}
+
+
+async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), state=DeliveryState.DEAD, maybe_sent=True)
+    rows = await storm.rows()
+    assert await storm.states("abcd") == {"dead"}
+    assert await requeue(storm.store, rows["c"].id) == DeliveryState.DEAD
+    (again,) = (await storm.claim()).tasks
+    assert (again.incident_id, again.members, again.maybe_sent) == ("c", (), False)
