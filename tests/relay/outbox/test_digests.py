@@ -469,3 +469,12 @@ async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own
     assert await requeue(storm.store, rows["c"].id) == DeliveryState.DEAD
     (again,) = (await storm.claim()).tasks
     assert (again.incident_id, again.members, again.maybe_sent) == ("c", (), False)
+
+
+async def test_members_of_a_digest_that_cannot_be_built_go_alone_so_that_one_does_not_hold_up_the_others(
+    storm: Storm,
+) -> None:
+    await storm.tell("abcd")
+    for _ in range(3):
+        await storm.fail(await storm.claim_digest(), "internal", channel_effect=ChannelEffect.NOTHING, retry_in=0.5)
+    assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
