@@ -142,9 +142,9 @@ def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple
     """A table with all its rows, and then with fewer and fewer, of which resolved alerts keep a part."""
     for count in (_MAX_ROWS, 10, 5, 2):
         listed = set(map(id, select_alerts(table.alerts, count)[0]))
-        shown = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
-        lines = (f"• {' · '.join(filter(None, row))}" for _, row in shown)
-        yield [alert for alert, _ in shown], write(table.caption, *lines, links=table.links)
+        pairs = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
+        lines = (f"• {' · '.join(filter(None, row))}" for _, row in pairs)
+        yield [alert for alert, _ in pairs], write(table.caption, *lines, links=table.links)
     for length in (250, 100, 40):
         yield [], write(truncate(table.caption, length))
 
