@@ -130,7 +130,9 @@ def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) ->
     now = f"now {value}" if value and alert.status is Status.FIRING else ""
     own = select_own_labels(alert, message.event)
     labels = ", ".join(f"{key}={value}" for key, value in limit_labels(own, _MAX_LABELS, _MAX_LABEL))
-    yield [alert], write(summary, labels, format_description(alert), period, now, links=links)
+    is_over = alert.status is Status.RESOLVED and not message.task.firing_undelivered
+    description = "" if is_over else format_description(alert)  # it says what would be wrong now
+    yield [alert], write(summary, labels, description, period, now, links=links)
     yield [alert], write(summary, labels, period, now, links=links)
     for length in (250, 100):
         yield [alert], write(truncate(summary, length), period, links=links[:1])
