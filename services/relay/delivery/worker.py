@@ -76,7 +76,7 @@ class Worker:
         self._max_concurrency = max_concurrency
         self._dedup_channels = dedup_channels
         self._context = context
-        self._deliverer = Deliverer(name, context, is_editable=is_editable)
+        self._deliverer = Deliverer(name, context, rate=rate, is_editable=is_editable)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None
