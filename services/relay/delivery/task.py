@@ -163,8 +163,8 @@ class Deliverer:
         if result.receipt and "rejected_recipients" in result.receipt:
             self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
-            is_shown = not (task.progress or task.maybe_sent)
-            outcome = self._build_success(result, context if is_shown else None, started_at)
+            is_first_attempt = not (task.progress or task.maybe_sent)
+            outcome = self._build_success(result, context if is_first_attempt else None, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at)
         outcome = outcome._replace(further_requests=max(result.request_count - 1, 0), rate=self._rate)

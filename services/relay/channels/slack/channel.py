@@ -281,10 +281,10 @@ class SlackChannel:
         try:
             return await _call_with_blocks(api, call, "chat.postMessage", content.arguments)
         except SlackError as error:
-            known = (message.task.first_receipt or {}).get("channel") or self._channel_id
-            if error.code != "channel_not_found" or known in {None, self._channel_name}:
+            channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
+            if error.code != "channel_not_found" or channel_id in {None, self._channel_name}:
                 raise
-        answer = await _call_with_blocks(api, call, "chat.postMessage", {**content.arguments, "channel": known})
+        answer = await _call_with_blocks(api, call, "chat.postMessage", {**content.arguments, "channel": channel_id})
         log.warning(
             "channel was renamed in Slack; messages go to its ID while that is known",
             channel=self._channel_name,
