@@ -143,6 +143,15 @@ class IncidentContext(NamedTuple):
     """When the last of them was added."""
 
 
+class Predecessor(NamedTuple):
+    """A delivery that was merged into another one, and may have arrived by itself."""
+
+    delivery_id: str
+    accepted_at: datetime
+    progress: Mapping[str, str]
+    """What the channel has done of it."""
+
+
 class DeliveryTask(NamedTuple):
     """One claimed delivery, until the provider has it.
 
@@ -175,6 +184,8 @@ class DeliveryTask(NamedTuple):
     """What the channel has done of it in earlier attempts."""
     maybe_sent: bool = False
     """Whether an earlier attempt may have arrived without anybody knowing."""
+    predecessors: tuple[Predecessor, ...] = ()
+    """Of the first message of an episode: what was merged into it and may have arrived, the newest first."""
     lease_id: str = ""
     """Proof of this claim; an outcome is recorded only under it."""
     is_breaker_trial: bool = False

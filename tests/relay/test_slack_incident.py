@@ -8,13 +8,14 @@ import aiohttp
 import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.relay.served_relay import TOKEN, metric, post, reaches, until, webhook_of
+from tests.relay.served_relay import TOKEN, metric, post, reaches, served, until, webhook_of
 
 CHANNEL = "#security-critical"
 
@@ -82,3 +83,29 @@ async def test_one_message_is_edited_to_the_end_and_replies_say_what_changed(tmp
         slack.slack.archive(slack.slack.channels[CHANNEL])
         await reaches(client, 4, "relay_edits_total", channel="slack", outcome="edited")
         assert not await metric(client, "relay_edits_total", channel="slack", outcome="given_up")
+
+
+@pytest.mark.parametrize("trouble", ["answer lost", "details refused"])
+async def test_what_is_merged_into_a_first_message_that_may_have_arrived_is_shown_there(
+    tmp_path: Path, slack: StandIns, trouble: str
+) -> None:
+    instances = ["one"] if trouble == "answer lost" else [f"{number:080}" for number in range(150)]
+    kind, method = (
+        (FaultKind.LOST_ANSWER, "chat.postMessage")
+        if trouble == "answer lost"
+        else (FaultKind.STATUS, "files.getUploadURLExternal")
+    )
+    slack.faults.add(ProviderFault(provider=Provider.SLACK, kind=kind, method=method, status=503, count=1))
+    given = settings(tmp_path, slack)
+    slow = given.delivery.model_copy(update={"backoff_initial": 3.0, "backoff_max": 3.0})
+    async with served(given.model_copy(update={"delivery": slow})) as client:
+        await post(client, firing(*instances))
+        await reaches(client, 1, "relay_outbox_deliveries", channel="slack", state="retrying")
+        await post(client, firing(*instances, "two"))
+        await reaches(client, 1, "relay_deliveries_total", channel="slack", outcome="delivered")
+        await post(client, firing(*instances, "two", status="resolved"))
+        messages = slack.slack.channels[CHANNEL].messages
+        await until(lambda: "🟢" in messages[0].text)
+        assert await metric(client, "relay_deliveries_total", channel="slack", outcome="superseded") == 1
+    first, *others = messages
+    assert {each.thread_ts for each in others} == {first.ts}

@@ -98,6 +98,8 @@ async def _read_context(store: Store, task: DeliveryTask) -> IncidentContext:
         async with asyncio.timeout(_CONTEXT_SECONDS):
             return await store.read_batch(read_contexts, task)
     except (StoreUnavailableError, TimeoutError) as error:
+        if task.is_edit:  # it would show an acknowledged incident as one that nobody has acknowledged
+            raise
         log.warning(
             "context could not be read; the message goes without it",
             channel=task.channel,
@@ -164,18 +166,19 @@ class Deliverer:
             lease_ends: until when nobody else claims it, by the event loop's clock.
         """
         started_at = self._shared.store.clock()
-        result = await self._attempt(task, lease_ends)
+        result, context = await self._attempt(task, lease_ends)
         if result.lease_lost:
             log.warning("lease expired before the message was sent", channel=self._name, delivery_id=task.delivery_id)
             self._shared.metrics.count_lost_lease(self._name)
             return
         if task.members:
-            await self._record_digest(task, result, started_at)
+            await self._record_digest(task, result, context, started_at)
             return
         if result.receipt and "rejected_recipients" in result.receipt:
             self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
-            outcome = self._build_success(result, started_at)
+            is_shown = not (task.progress or task.maybe_sent)
+            outcome = self._build_success(result, context if is_shown else None, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at, self._shared.random)
             log.warning(
@@ -194,9 +197,11 @@ class Deliverer:
             self._shared.metrics.count_template_error(template)
         await self._record(task, outcome)
 
-    async def _record_digest(self, task: DeliveryTask, result: SendResult, started_at: float) -> None:
+    async def _record_digest(
+        self, task: DeliveryTask, result: SendResult, context: IncidentContext, started_at: float
+    ) -> None:
         if result.error is None:
-            success = self._build_success(result, started_at)
+            success = self._build_success(result, context, started_at)
             outcomes = [_build_member_success(task, member, success) for member in task.members]
         else:
             outcomes = self._build_digest_failures(task, result, result.error, started_at)
@@ -246,7 +251,8 @@ class Deliverer:
         self._shared.wake_channels(changes.channels_to_wake)
         return changes.has_more
 
-    async def _attempt(self, task: DeliveryTask, lease_ends: float) -> SendResult:
+    async def _attempt(self, task: DeliveryTask, lease_ends: float) -> tuple[SendResult, IncidentContext]:
+        """How it ended, and what the message said of its incident."""
         ends = asyncio.get_running_loop().time() + self._shared.timeout
         try:
             out = await prepare_task(
@@ -258,7 +264,7 @@ class Deliverer:
             )
         except (StoreUnavailableError, TimeoutError) as error:
             detail = f"the event could not be read from the outbox: {str(error) or 'it did not answer in time'}"
-            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail))
+            return SendResult(error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, detail)), task.context
         except Exception as error:  # noqa: BLE001  # every outcome is recorded
             log.error(  # noqa: TRY400  # without the exception's text, which may hold what an alert says
                 "stored event cannot be read",
@@ -266,10 +272,9 @@ class Deliverer:
                 delivery_id=task.delivery_id,
                 **describe_exception(error),
             )
-            return SendResult(
-                error=SendError(SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(error).__name__}")
-            )
-        return await self._shared.send(out, self._build_save_progress(task))
+            defect = SendError(SendReason.INTERNAL, SendScope.ATTEMPT, f"a defect: {type(error).__name__}")
+            return SendResult(error=defect), task.context
+        return await self._shared.send(out, self._build_save_progress(task)), out.context
 
     def _build_save_progress(self, task: DeliveryTask) -> SaveProgress:
         async def save(progress: Progress) -> None:
@@ -281,7 +286,7 @@ class Deliverer:
 
         return save
 
-    def _build_success(self, result: SendResult, started_at: float) -> AttemptOutcome:
+    def _build_success(self, result: SendResult, context: IncidentContext | None, started_at: float) -> AttemptOutcome:
         return AttemptOutcome(
             DeliveryState.DELIVERED,
             started_at,
@@ -293,6 +298,7 @@ class Deliverer:
             maybe_sent=True,
             payload=result.payload,
             is_editable=self._is_editable,
+            context=context,
         )
 
     def _build_failure(

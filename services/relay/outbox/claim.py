@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import and_, bindparam, case, func, select, update
+from sqlalchemy import and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import DeliveryTask, DigestMember, Status
+from services.relay.model import DeliveryTask, DigestMember, Predecessor, Status
 from services.relay.outbox import breaker, digests
 from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.digests import Selection, StormRules
@@ -21,8 +21,19 @@ from services.relay.outbox.due_deliveries import FIRST_OF_INCIDENT, IS_CLAIMABLE
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import count_available
-from services.relay.outbox.rows import DUE_DELIVERIES, EVENTS, DueRow, GroupIncidentRow, RowQuery, select_values
+from services.relay.outbox.rows import (
+    DUE_DELIVERIES,
+    EVENTS,
+    DeliveryRow,
+    DueRow,
+    GroupIncidentRow,
+    RowQuery,
+    select_values,
+)
 from services.relay.outbox.tables import DeliveryState, deliveries, events
+
+_MAX_PREDECESSORS: Final = 3
+"""How many are searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,14 @@ class _EpisodeReceiptRow(NamedTuple):
     incident_id: str
     episode: int
     receipt: str | None
+
+
+class _PredecessorRow(NamedTuple):
+    """A delivery that was merged into another one, and may have arrived."""
+
+    id: str
+    accepted_at: float
+    progress: str | None
 
 
 class _LastFiringRow(NamedTuple):
@@ -113,6 +132,18 @@ _first_delivered = (
 _FIRST_RECEIPTS: Final = RowQuery(
     _EpisodeReceiptRow, select(_delivery.incident_id, _delivery.episode, _delivery.receipt)
 ).where(_delivery.seq.in_(_first_delivered))
+_PREDECESSORS: Final = (
+    RowQuery(_PredecessorRow, select(_delivery.id, _delivery.accepted_at, _delivery.progress))
+    .where(
+        _delivery.incident_id == bindparam("incident"),
+        _delivery.channel == bindparam("channel"),
+        _delivery.event_seq.between(bindparam("first"), bindparam("last")),
+        _delivery.state.concat("") == DeliveryState.SUPERSEDED,  # so that `deliveries_of_episode` is used
+        or_(_delivery.maybe_sent == 1, _delivery.progress.is_not(None)),
+    )
+    .order_by(_delivery.seq.desc())
+    .limit(_MAX_PREDECESSORS)
+)
 # Any event of a delivery may have fired: a delivery that fell back late has the beginning and the end in one.
 _LAST_FIRING: Final = RowQuery(
     _LastFiringRow,
@@ -211,6 +242,8 @@ class _ClaimContext:
     receipts: Mapping[tuple[str, int], str | None]
     """By incident and episode."""
     last_firing: Mapping[tuple[str, int], int]
+    predecessors: Mapping[str, tuple[Predecessor, ...]]
+    """By delivery."""
     resolved_incidents: Collection[str]
     """Those whose group matters, since they are resolved on a channel where groups are one."""
     group_incidents: Mapping[str, Sequence[GroupIncidentRow]]
@@ -266,12 +299,31 @@ def _build_tasks(
         events={row.seq: row.event for row in event_rows},
         receipts=receipts,
         last_firing={(row.incident_id, row.episode): row.event_seq for row in firing},
+        predecessors={
+            row.delivery.id: _read_predecessors(transaction, row.delivery)
+            for row in due
+            if row.delivery.first_event_seq != row.delivery.event_seq
+            and (row.delivery.incident_id, row.delivery.episode) not in receipts
+        },
         resolved_incidents=resolved_incidents,
         group_incidents=find_open_incidents(connection, resolved_incidents, request.dedup_channels)
         if resolved_incidents
         else {},
     )
     return tuple(_build_task(row, context) for row in due)
+
+
+def _read_predecessors(transaction: Transaction, delivery: DeliveryRow) -> tuple[Predecessor, ...]:
+    values = {
+        "incident": delivery.incident_id,
+        "channel": delivery.channel,
+        "first": delivery.first_event_seq,
+        "last": delivery.event_seq,
+    }
+    return tuple(
+        Predecessor(row.id, datetime.fromtimestamp(row.accepted_at, UTC), json.loads(row.progress or "{}"))
+        for row in _PREDECESSORS.fetch_all(transaction.connection, values)
+    )
 
 
 def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
@@ -298,6 +350,7 @@ def _build_task(row: DueRow, context: _ClaimContext) -> DeliveryTask:
         and row.event_status == Status.RESOLVED
         and last_firing > (delivery.maybe_delivered_up_to or 0),
         maybe_sent=bool(delivery.maybe_sent) or delivery.state == DeliveryState.SENDING,
+        predecessors=context.predecessors.get(delivery.id, ()),
         progress=json.loads(delivery.progress) if delivery.progress else {},
         remark=delivery.remark or "",
         is_breaker_trial=context.is_breaker_trial,

@@ -24,7 +24,7 @@ MAX_RELATED: Final = 5
 """How many other incidents a message names."""
 _MAX_TITLE: Final = 200
 """Characters."""
-_MAX_PREVIOUS_BYTES: Final = 64 * 1024
+_MAX_PREVIOUS_BYTES: Final = 256 * 1024
 """Bytes of an event over which it is not read again for its alerts."""
 
 

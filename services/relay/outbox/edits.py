@@ -21,12 +21,12 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
-from services.relay.model import DeliveryTask, DigestMember
+from services.relay.model import DeliveryTask, DigestMember, IncidentContext
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import count_available, spend
-from services.relay.outbox.rows import EVENTS, RowQuery, select_values
+from services.relay.outbox.rows import EVENTS, RowQuery, select_columns, select_values
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     DeliveryState,
@@ -40,6 +40,8 @@ from services.relay.outbox.tables import (
 
 _LOCKED_RETRY_SECONDS: Final = 0.05
 """Seconds until the next try where another replica is claiming."""
+_SAME_SECONDS: Final = 0.001
+"""By which a moment may differ from the same one as it was stored."""
 _FIRST: Final = 0.0
 """The `due_at` of an edit that a person waits for: before all others."""
 
@@ -156,8 +158,19 @@ class FirstMessage(NamedTuple):
     episode: int
     channel: str
     delivery_seq: int
+    context: IncidentContext | None = None
+    """What it says of its incident; None if that is not known."""
     receipt: str | None = None
     """JSON, of a digest; that of another message is the one of its delivery."""
+
+
+class _ChangesRow(NamedTuple):
+    """When an incident was acknowledged and escalated last, as its first messages show it."""
+
+    id: str
+    episode: int
+    acknowledged_at: float | None
+    escalated_at: float | None
 
 
 class _LimitRow(NamedTuple):
@@ -236,6 +249,9 @@ _NEXT_DUE: Final = (
     .where(_edit.channel.in_(bindparam("channels", expanding=True)), _IS_WAITING)
     .order_by(_edit.due_at)
     .limit(1)
+)
+_READ_CHANGES: Final = RowQuery(_ChangesRow, select(*select_columns(_ChangesRow, incidents.c))).where(
+    incidents.c.id.in_(bindparam("incidents", expanding=True))
 )
 _of_one = (
     _edit.incident_id == bindparam("incident"),
@@ -352,12 +368,30 @@ def request_edits(transaction: Transaction, incident_ids: Collection[str]) -> fr
 
 
 def record_first_messages(transaction: Transaction, messages: Sequence[FirstMessage]) -> None:
-    """Records messages that are edited from now on."""
+    """Records messages that are edited from now on: at once, where a person acted while they were sent."""
     if messages:
-        now = transaction.now
-        state = {"wanted": 0, "shown": 0, "requested_at": now, "attempts": 0, "due_at": now, "due_set_at": now}
-        rows = [{**each._asdict(), **state, "lease": None, "reason": None} for each in messages]
-        _INSERT_FIRST_MESSAGES[transaction.connection.dialect.name].execute(transaction.connection, rows)
+        connection, now = transaction.connection, transaction.now
+        state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now, "due_set_at": now}
+        state |= {"attempts": 0, "lease": None, "reason": None}
+        rows = [{key: value for key, value in each._asdict().items() if key != "context"} | state for each in messages]
+        _INSERT_FIRST_MESSAGES[connection.dialect.name].execute(connection, rows)
+        changes = _READ_CHANGES.fetch_all(connection, {"incidents": sorted({each.incident_id for each in messages})})
+        by_episode = {(row.id, row.episode): row for row in changes}
+        outdated = [each for each in messages if _is_outdated(each, by_episode.get((each.incident_id, each.episode)))]
+        request_channel_edits(transaction, {(each.incident_id, each.episode, each.channel) for each in outdated})
+
+
+def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
+    """Whether somebody acknowledged the incident, or it was escalated, after the message had read of it."""
+    if row is None or message.context is None:
+        return row is not None
+    displayed = (message.context.acknowledged_at, message.context.escalated_at)
+    current = (row.acknowledged_at, row.escalated_at)
+    return any(
+        (seconds is None) != (moment is None)
+        or (seconds is not None and moment is not None and abs(moment.timestamp() - seconds) > _SAME_SECONDS)
+        for seconds, moment in zip(current, displayed, strict=True)
+    )
 
 
 def request_channel_edits(transaction: Transaction, keys: Collection[tuple[str, int, str]]) -> None:

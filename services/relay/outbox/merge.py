@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import bindparam, case, insert, update
 
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
@@ -42,7 +42,13 @@ _LOCK_SUCCESSOR: Final = _LOCK_WAITING.where(_delivery.seq > bindparam("before")
 _SUPERSEDE: Final = BulkStatement(
     update(deliveries)
     .where(_delivery.seq == bindparam("old"))
-    .values(state=DeliveryState.SUPERSEDED, superseded_by=bindparam("by"), finished_at=bindparam("at"), lease=None)
+    .values(
+        state=DeliveryState.SUPERSEDED,
+        superseded_by=bindparam("by"),
+        finished_at=bindparam("at"),
+        lease=None,
+        maybe_sent=case((_delivery.state == DeliveryState.SENDING, 1), else_=_delivery.maybe_sent),
+    )
 )
 _UPDATE_SUCCESSOR: Final = (
     update(deliveries)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, func, insert, update
 
-from services.relay.model import DeliveryTask
+from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.edits import (
@@ -94,6 +94,8 @@ class AttemptOutcome(NamedTuple):
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
     is_editable: bool = False
     """Whether the channel edits its messages."""
+    context: IncidentContext | None = IncidentContext()
+    """What the message said of its incident; None if that is not known, since an earlier attempt may have sent it."""
 
 
 class OutcomeResult(NamedTuple):
@@ -217,10 +219,12 @@ def _record_edits(
     for task, outcome, _, digest_id in requests:
         seq = rows[task.delivery_id].seq
         if digest_id and outcome.state in (DeliveryState.DELIVERED, DeliveryState.QUEUED):
-            digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, _encode_receipt(outcome))
+            digest = FirstMessage(digest_id, DIGEST_EPISODE, task.channel, seq, receipt=_encode_receipt(outcome))
             first_messages.setdefault(digest_id, digest)
         elif outcome.state is DeliveryState.DELIVERED and task.first_receipt is None:
-            first_messages[task.delivery_id] = FirstMessage(task.incident_id, task.episode, task.channel, seq)
+            first_messages[task.delivery_id] = FirstMessage(
+                task.incident_id, task.episode, task.channel, seq, context=outcome.context
+            )
     record_first_messages(transaction, list(first_messages.values()))
     changed = {
         (each.task.incident_id, each.task.episode, each.task.channel)

@@ -24,7 +24,7 @@ from services.relay.outbox.engine.lost_outbox import find_last_used_files, read_
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.rows import DATABASE_IDENTITIES, DELIVERIES
-from services.relay.outbox.tables import DeliveryState, database_identity, deliveries, incidents
+from services.relay.outbox.tables import DeliveryState, database_identity, deliveries, edits, incidents
 
 COMPARE_DELAY: Final = 360.0
 """Seconds that unfinished deliveries wait for the comparison: an Alertmanager that just started counts after 300."""
@@ -59,6 +59,17 @@ _RESTART_ESCALATION: Final = (
     update(incidents).where(incidents.c.escalation_after.is_not(None)).values(escalation_starts_at=bindparam("at"))
 )
 """What is open in a backup may be over, or acknowledged since: nobody else is called for it before the comparison."""
+_POSTPONE_EDITS: Final = (
+    update(edits)
+    .where(edits.c.wanted > edits.c.shown)
+    .values(due_at=bindparam("due"), due_set_at=bindparam("at"), lease=None)
+)
+"""A message may show by now how the incident ended; nobody edits it back to what the backup knows."""
+_MAKE_EDITS_DUE: Final = (
+    update(edits)
+    .where(edits.c.wanted > edits.c.shown, edits.c.lease.is_(None), edits.c.due_at > bindparam("at"))
+    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
+)
 _MAKE_DUE: Final = (
     update(deliveries)
     .where(_delivery.finished_at.is_(None), _delivery.maybe_delivered_up_to.is_not(None))
@@ -111,8 +122,13 @@ async def mark_restored(store: Store) -> None:
 
 
 async def release_compared(store: Store) -> None:
-    """Makes waiting deliveries due: they were compared with Alertmanager. Raises StoreUnavailableError."""
-    await store.run(lambda transaction: transaction.connection.execute(_MAKE_DUE, {"at": transaction.now}))
+    """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError."""
+
+    def release(transaction: Transaction) -> None:
+        for statement in (_MAKE_DUE, _MAKE_EDITS_DUE):
+            transaction.connection.execute(statement, {"at": transaction.now})
+
+    await store.run(release)
 
 
 def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
@@ -132,6 +148,7 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
         merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
     marked: Any = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now})
     connection.execute(_RESTART_ESCALATION, {"at": now + compare_delay})
+    connection.execute(_POSTPONE_EDITS, {"due": now + compare_delay, "at": now})
     return _Detection(now, files, is_restored=bool(marked.rowcount))
 
 

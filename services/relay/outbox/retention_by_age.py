@@ -129,6 +129,8 @@ class _EventUseRow(NamedTuple):
     is_unused: bool
 
 
+_MAX_EDIT_AGE: Final = 7 * 86400.0
+"""Seconds beyond the cutoff after which nobody edits any more: its channel is no longer configured."""
 _delivery = deliveries.c
 _waiting = deliveries.alias("waiting")
 _IS_ACTIVE: Final = or_(
@@ -142,7 +144,11 @@ _IS_ACTIVE: Final = or_(
     ),
 )
 """Its incident is open, or something of it is still to be delivered on its channel."""
-_waits_for_edit = and_(edits.c.channel == _delivery.channel, edits.c.wanted > edits.c.shown)
+_waits_for_edit = and_(
+    edits.c.channel == _delivery.channel,
+    edits.c.wanted > edits.c.shown,
+    edits.c.requested_at >= bindparam("cutoff") - _MAX_EDIT_AGE,
+)
 _IS_EDITED: Final = or_(
     exists().where(edits.c.incident_id == _delivery.incident_id, edits.c.episode == _delivery.episode, _waits_for_edit),
     exists().where(edits.c.incident_id == _delivery.digest_id, edits.c.episode == DIGEST_EPISODE, _waits_for_edit),
@@ -299,7 +305,8 @@ class _DeliveryPruner:
 
     def step(self, after: int, transaction: Transaction) -> _PruneStepResult:
         connection = transaction.connection
-        rows = _READ_DELIVERIES.fetch_all(connection, {"after": after, "rows": self._rows})
+        values = {"after": after, "rows": self._rows, "cutoff": self._cutoff}
+        rows = _READ_DELIVERIES.fetch_all(connection, values)
         if not rows:
             return _PruneStepResult(0, after, has_more=False)
         old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]

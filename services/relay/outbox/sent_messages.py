@@ -1,12 +1,16 @@
-"""Which incident a message in Slack belongs to: a press counts only on a message that the relay has sent."""
+"""Which incident a message in Slack belongs to: a press counts only on a message that the relay has sent.
+
+A message is there, and can be pressed, before all that belongs into its thread is: then its delivery has no receipt
+yet, and its progress says where it is.
+"""
 
 import json
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, or_, select
 
 from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from services.relay.outbox.tables import deliveries, incidents
 
 _delivery = deliveries.c
 
@@ -23,11 +27,12 @@ class SentMessage(NamedTuple):
 
 
 class _MessageRow(NamedTuple):
-    """A delivered message, and how its incident stands."""
+    """A message, and how its incident stands."""
 
     channel: str
     episode: int
     receipt: str | None
+    progress: str | None
     current_episode: int
     is_open: int
 
@@ -38,6 +43,7 @@ _MESSAGES: Final = RowQuery(
         _delivery.channel,
         _delivery.episode,
         _delivery.receipt,
+        _delivery.progress,
         incidents.c.episode.label("current_episode"),
         incidents.c.is_open,
     )
@@ -45,8 +51,10 @@ _MESSAGES: Final = RowQuery(
     .join(incidents, incidents.c.id == _delivery.incident_id),
 ).where(
     _delivery.incident_id == bindparam("incident"),
-    _delivery.state == DeliveryState.DELIVERED,
-    _delivery.receipt.like(bindparam("pattern"), escape="\\"),
+    or_(
+        _delivery.receipt.like(bindparam("pattern"), escape="\\"),
+        _delivery.progress.like(bindparam("pattern"), escape="\\"),
+    ),
 )
 
 
@@ -55,7 +63,7 @@ def find_message(connection: Connection, incident_id: str, slack_channel: str, t
     if not ts.replace(".", "").isdecimal():
         return None
     for row in _MESSAGES.fetch_all(connection, {"incident": incident_id, "pattern": f"%{ts}%"}):
-        receipt = json.loads(row.receipt or "{}")
-        if (receipt.get("channel"), receipt.get("ts")) == (slack_channel, ts):
+        places = [json.loads(each or "{}") for each in (row.receipt, row.progress)]
+        if any((place.get("channel"), place.get("ts")) == (slack_channel, ts) for place in places):
             return SentMessage(row.channel, row.episode, bool(row.is_open) and row.episode == row.current_episode)
     return None

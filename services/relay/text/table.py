@@ -123,10 +123,14 @@ def build_table(cards: Sequence[AlertCard], message: Message, max_rows: int) -> 
 
 
 def select_alerts(alerts: Sequence[Alert], limit: int) -> tuple[list[Alert], list[Alert]]:
-    """At most `limit` of them, and the others; resolved ones keep a quarter, so that firing ones never hide them."""
+    """At most `limit` of them, and the others.
+
+    Firing ones never hide the resolved ones: these keep a quarter, of two at least one.
+    """
     firing = [alert for alert in alerts if alert.status is Status.FIRING]
     resolved = [alert for alert in alerts if alert.status is Status.RESOLVED]
-    resolved_count = min(len(resolved), max(limit - len(firing), limit // _RESOLVED_SHARE))
+    share = max(limit // _RESOLVED_SHARE, min(limit - 1, 1))
+    resolved_count = min(len(resolved), max(limit - len(firing), share))
     firing_count = limit - resolved_count
     return firing[:firing_count] + resolved[:resolved_count], firing[firing_count:] + resolved[resolved_count:]
 

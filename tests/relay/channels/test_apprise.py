@@ -33,6 +33,7 @@ TOKEN = "geheim0123456789abcdef"
 SERVICES = {
     "Discord": f"discord://1234567890/{TOKEN}",
     "Discord, Markdown": f"discord://1234567890/{TOKEN}?format=markdown",
+    "Fluxer, Markdown": f"fluxer://1234567890/{TOKEN}?format=markdown",
     "Google Chat": f"gchat://workspace/{TOKEN}/token0123456789",
     "Matrix": f"matrix://{TOKEN}@127.0.0.1?mode=slack",
     "Mattermost": f"mmost://127.0.0.1/{TOKEN}",
@@ -41,7 +42,7 @@ SERVICES = {
     "Teams": f"workflows://127.0.0.1/workflow/{TOKEN}",
     "Telegram": "tgram://123456789:abcdefg_hijklmnop/12315544/",
 }
-MENTION = re.compile(r"(?<![\w.])@\w|<[@!#]|<at>|<https?:|(?<!\\)\]\((?!http)")
+MENTION = re.compile(r"(?<!\w)@\w|@&?(?i:everyone|here|\d)|<[@!#]|<at>|<https?:|(?<!\\)\]\((?!http)")
 
 
 def capture(url: str, of: Message) -> str:
@@ -66,10 +67,28 @@ def test_no_alert_mentions_anybody_or_hides_an_address_in_any_service(service: s
     for text in (
         "<!channel> @everyone @here <@U012ABCDEF> <at>Ann</at>",
         "[Runbook](javascript:x) <https://evil.x|Log>",
+        "ops@everyone ops@Here.example.org .@channel x@1234567890 <@&1234567890> y@&1234567890",
     ):
         sent = capture(SERVICES[service], with_text(text))
         assert "everyone" in sent or "evil.x" in sent
+        assert "allow_mentions" not in sent
         assert MENTION.findall(sent) == []
+
+
+@pytest.mark.parametrize("service", ["Discord", "Discord, Markdown"])
+def test_no_command_mentions_anybody(service: str) -> None:
+    event = event_with_fix()
+    own = {"kms_account": "x@everyone.iam.gserviceaccount.com"}
+    alerts = tuple(replace(alert, annotations={**alert.annotations, **own}) for alert in event.alerts)
+    sent = capture(SERVICES[service], message(replace(event, alerts=alerts)))
+    assert '"serviceAccount:x@""everyone.iam.gserviceaccount.com"' in sent
+    assert MENTION.findall(sent) == []
+    assert "allow_mentions" not in sent
+
+
+def test_whom_the_url_names_is_mentioned() -> None:
+    sent = capture(f"{SERVICES['Discord, Markdown']}&ping=%3C@1234567890%3E", with_text("ops@everyone"))
+    assert "'content': '👉 <@1234567890>'" in sent
 
 
 @pytest.mark.parametrize("service", ["Teams", "Mattermost", "Opsgenie"])
@@ -102,6 +121,23 @@ def test_the_first_alert_is_always_there_and_the_contacts_before_the_other_ones(
     assert "on call: #team" in many.body
     rows = [line for line in many.body.split("\n") if line.startswith("• ")]
     assert len(rows) == 5  # a table
+
+
+def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_room() -> None:
+    event = message("03-resolved-1").event
+    over = event.alerts[0]
+    alerts = tuple(
+        replace(
+            over,
+            fingerprint=str(n),
+            labels={**over.labels, "pod": f"pod-{n}"},
+            status=Status.FIRING if n < 15 else over.status,
+        )
+        for n in range(20)
+    )
+    body = build_text(message(replace(event, alerts=alerts), links=message().links * 20), limit=1_000).body
+    assert "• pod-0 · firing since" in body
+    assert "• pod-15 · resolved after 8 s" in body
 
 
 def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts() -> None:

@@ -1,11 +1,13 @@
 """What a press does: it acknowledges once, and only on a message that the relay has sent."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
 from ops.demo.stand_ins.app import StandIns
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import create_message
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.interactive.pressed_relay import (
@@ -19,7 +21,7 @@ from tests.relay.interactive.pressed_relay import (
     build_settings,
     open_relay,
 )
-from tests.relay.served_relay import metric, until
+from tests.relay.served_relay import metric, post, until, webhook_of
 
 
 async def acknowledged_by(relay: PressedRelay) -> str | None:
@@ -122,3 +124,29 @@ async def test_two_replicas_count_the_presses_of_everybody_once(
         assert await acknowledged_by(two) == "anna"
         assert await one.press(message, "unacknowledge", ANNA)
         assert await acknowledged_by(two) is None
+
+
+async def test_a_message_can_be_pressed_before_all_of_its_thread_is_there(
+    relay: PressedRelay, stand_ins: StandIns
+) -> None:
+    stand_ins.faults.add(
+        ProviderFault(provider=Provider.SLACK, kind=FaultKind.HANG, method="files.getUploadURLExternal")
+    )
+    messages = stand_ins.slack.channels[CRITICAL].messages
+    (alert,) = json.loads(webhook_of(group="one"))["alerts"]
+    alerts = [
+        {**alert, "fingerprint": str(number), "labels": {**alert["labels"], "instance": f"{number:080}"}}
+        for number in range(150)
+    ]
+    await post(relay.client, webhook_of(group="one", alerts=alerts))
+    await until(lambda: bool(messages))
+
+    async def is_saved() -> bool:
+        assert await relay.press(add_buttons(messages[0], "one"), "acknowledge")
+        return await acknowledged_by(relay) == "anna"
+
+    await until(is_saved, 3.0)
+    (delivery,) = (await relay.get("/api/deliveries"))["deliveries"]
+    assert delivery["state"] == "sending"
+    stand_ins.faults.clear()
+    await until(lambda: "Acknowledged by anna" in str(messages[0].blocks))

@@ -132,6 +132,19 @@ async def test_a_message_goes_without_context_if_the_outbox_cannot_be_read(
         task = await claim_one(store)
         monkeypatch.setattr(store, "read_batch", fail)
         assert await context_of(store, task) == IncidentContext()
+        with pytest.raises(StoreUnavailableError):  # an edit would show that nobody has acknowledged it
+            await context_of(store, task._replace(is_edit=True))
+
+
+async def test_a_group_of_hundreds_is_compared_with_its_previous_message(tmp_path: Path) -> None:
+    many = {f"{number:0200}": "firing" for number in range(200)}
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
+        for event in (of(**many), of(**many, worse="firing")):
+            await take(store, "one", event, episode=1)
+            task = await claim_one(store)
+            context = await context_of(store, task)
+            await end_attempt(store, task)
+    assert len(context.previous_alerts) == len(many)
 
 
 async def test_what_is_read_at_the_same_time_is_one_read_and_one_that_fails_fails_alone(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from sqlalchemy import select
 
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import edits
+from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, prepare
 from tests.relay.served_relay import event_of
 
 RESOLVED = event_of("resolved")
@@ -225,3 +226,21 @@ async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Cloc
     assert len(await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())) == (
         0 if shown else 2
     )
+    clock.now += 7 * 86400  # nobody has edited on the channel since: it is no longer configured
+    await prune_before(timed, clock.now - 50)
+    assert not await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())
+
+
+async def test_what_a_person_did_while_a_first_message_was_sent_is_shown_by_an_edit(store: Store) -> None:
+    await accept(store, "x")
+    unaware = await claim_one(store)
+    context = (await prepare(store, unaware)).context
+    await acknowledge(store, "x", who="ann", via="slack", acknowledging_channels=())
+    await end_attempt(store, unaware, is_editable=True, context=context)
+    first = await claim_edit(store)
+    assert (await prepare(store, first.task)).context.acknowledged_by == "ann"
+    await edits.record_edit(store, "scope", first, SHOWN)
+    await accept(store, "x", "b")
+    aware = await claim_one(store, "b")
+    await end_attempt(store, aware, is_editable=True, context=(await prepare(store, aware)).context)
+    assert await claim(store, channels=("a", "b")) == EditClaimResult((), None)

@@ -7,6 +7,7 @@ import pytest
 
 from services.relay.outbox import queries
 from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
+from services.relay.outbox.delivery_lease import save_progress
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.requeue import requeue
@@ -82,3 +83,28 @@ async def test_what_was_passed_on_of_a_message_says_nothing_of_a_dead_letter_tha
     await fail(store, tried, ChannelEffect.DOWN)  # merged into what tells of both
     await fall_back(store, "a", ("b",))
     assert (await claim_one(store, "b")).first_event_seq == 1
+
+
+async def test_a_first_message_knows_what_was_merged_into_it_and_may_have_arrived(store: Store, clock: Clock) -> None:
+    for incident, changes in (("lost", {"maybe_sent": True}), ("refused", {})):
+        await accept(store, incident)
+        failed = await claim_one(store)
+        await end_attempt(store, failed, DeliveryState.RETRYING, retry_in=1.0, **changes)
+        await accept(store, incident)
+        clock.now += 1
+        merged = await claim_one(store)
+        found = [each.delivery_id for each in merged.predecessors]
+        assert found == ([failed.delivery_id] if changes else []), incident
+        await end_attempt(store, merged)
+        await accept(store, incident)
+        await accept(store, incident)
+        later = await claim_one(store)
+        assert not later.predecessors
+        await end_attempt(store, later)
+    await accept(store, "killed")
+    killed = await claim_one(store)
+    await save_progress(store, killed, {"ts": "1"})
+    await accept(store, "killed")
+    clock.now += 21
+    (known,) = (await claim_one(store)).predecessors
+    assert (known.delivery_id, known.progress) == (killed.delivery_id, {"ts": "1"})

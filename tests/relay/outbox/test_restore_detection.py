@@ -14,6 +14,7 @@ from sqlalchemy import delete, update
 from structlog.testing import capture_logs
 
 from services.relay.model import EscalationStep
+from services.relay.outbox.edits import EditClaimRequest, claim_edits
 from services.relay.outbox.engine import migrations
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.escalation import escalate_due
@@ -63,6 +64,22 @@ async def test_what_is_open_in_a_backup_is_compared_before_it_is_escalated(
         assert await escalate_due(store, ["boss"]) == []
         await let_pass(store, 20)
         assert [each.channels for each in await escalate_due(store, ["boss"])] == [("boss",)]
+
+
+async def test_no_message_is_edited_back_to_what_a_backup_knows_before_that_is_compared(
+    database: DatabaseUrl, restore: Restore
+) -> None:
+    request = EditClaimRequest("scope", ("a",), 8, "me", 20, None)
+    async with open_store(database, lambda: 10_000.0) as store:
+        await notice(store)
+        for _ in range(2):
+            await accept(store, "x")
+            await end_attempt(store, await claim_one(store), is_editable=True)
+    async with open_store(restore(), lambda: 10_000.0) as store:
+        await notice(store)
+        assert not (await claim_edits(store, request)).claims
+        await release_compared(store)
+        assert (await claim_edits(store, request)).claims
 
 
 async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(

@@ -75,7 +75,7 @@ def test_few_alerts_are_shown_one_by_one_and_many_rules_are_counted() -> None:
     assert more == ""
     parts, more = arrange_alerts(group(2, 1, summary="x"), max_cards=2, max_tables=5, max_rows=25)
     assert len(parts) == 2
-    assert more == "… and 1 more resolved"
+    assert more == "… and 1 more firing"
     parts, more = arrange_alerts(group(5, 1, summary="x"), max_cards=2, max_tables=0, max_rows=25)
     assert (parts, more) == ([], "… and 5 more firing, 1 more resolved")
 

@@ -21,6 +21,8 @@ from urllib.parse import unquote
 import apprise
 import requests
 from apprise.conversion import convert_between
+from apprise.plugins.discord import NotifyDiscord
+from apprise.plugins.fluxer import NotifyFluxer
 from apprise.utils.parse import parse_urls
 from yarl import URL
 
@@ -62,7 +64,15 @@ def create_plugin(url: str) -> apprise.NotifyBase:
     if len(plugin) > 1:
         raise ValueError("expected one destination; give each its own channel, so that each has its receipts")
     plugin.request_rate_per_sec = 0  # it would sleep; the channel has a rate
+    _ignore_mentions_in_texts(plugin)
     return plugin
+
+
+def _ignore_mentions_in_texts(plugin: apprise.NotifyBase) -> None:
+    """Of Discord and its like: mentioned is whom the URL names, and nobody who stands in a text."""
+    if isinstance(plugin, (NotifyDiscord, NotifyFluxer)):
+        build_mentions, ping = plugin.ping_payload, " ".join(plugin.ping)
+        plugin.ping_payload = lambda *_texts: build_mentions(ping)  # type: ignore[method-assign]
 
 
 def notify(plugin: apprise.NotifyBase, message: Message, text: Text) -> bool:

@@ -35,6 +35,7 @@ from services.relay.text import (
     list_fixes,
     list_group_links,
     sanitize_url,
+    select_alerts,
     select_contacts,
     select_own_labels,
     truncate,
@@ -53,8 +54,11 @@ _MAX_LABELS: Final = 6
 _MAX_LABEL: Final = 80
 _CONTACTS, _CONTEXT, _EXCERPT, _GROUP_LINKS = 1, 2, 3, 4
 """Positions after the alerts."""
-_MARKUP: Final = re.compile(r"(?<![\w.])@(?=\w)|<(?=\S)|\](?=\()")
+_TO_ALL: Final = r"everyone|here|channel|room|all\b|&?\d"
+"""What is a mention after @ even within a word, as in `ops@everyone`: Discord and Apprise look no further."""
+_MARKUP: Final = re.compile(rf"(?<![A-Za-z0-9_])@(?=\w)|@(?=(?i:{_TO_ALL}))|<(?=\S)|\](?=\()")
 """How a mention or a link begins, whichever the service: @name, <@U012>, <at>name</at>, [name](…); no mail address."""
+_MENTION_IN_CODE: Final = re.compile(rf"@(?=(?i:{_TO_ALL}))")
 _INVISIBLE_SPACE: Final = "\u200b"
 _INLINE: Final = re.compile(r"[\\`*_\[\]<>~|&#]")
 _LINE_START: Final = re.compile(r"^(\s*\d*)([-+=.)])")
@@ -157,11 +161,12 @@ def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) ->
 
 
 def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple[list[Alert], str]]:
-    """A table with all its rows, and then with fewer and fewer."""
-    rows = [" · ".join(filter(None, row)) for row in table.rows]
+    """A table with all its rows, and then with fewer and fewer, of which resolved alerts keep a part."""
     for count in (_MAX_ROWS, 10, 5, 2):
-        lines = (f"• {row}" for row in rows[:count])
-        yield list(table.alerts[:count]), write(table.caption, *lines, links=table.links)
+        listed = set(map(id, select_alerts(table.alerts, count)[0]))
+        shown = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
+        lines = (f"• {' · '.join(filter(None, row))}" for _, row in shown)
+        yield [alert for alert, _ in shown], write(table.caption, *lines, links=table.links)
     for length in (250, 100, 40):
         yield [], write(truncate(table.caption, length))
 
@@ -183,7 +188,8 @@ def _write_excerpt(excerpt: RunbookExcerpt | None, write: Callable[..., str], *,
 
 
 def _write_code(code: str, *, is_markdown: bool) -> str:
-    """As it is to be pasted: it is our own, and an invisible space would break it."""
+    """As it is to be pasted: an invisible space would break it, and two quotes are nothing to a shell."""
+    code = _MENTION_IN_CODE.sub('@""', code)
     return f"\n````\n{code}\n````" if is_markdown else code
 
 
@@ -227,9 +233,13 @@ class _Blocks:
 def _write(*texts: str, links: Sequence[Link] = (), is_markdown: bool) -> str:
     """Lines of text of others, then links; empty texts are left out."""
     lines = [line for text in texts for line in _disarm(text).splitlines() if line]
+    addresses = [link.url.replace("@", "%40") for link in links]
     if not is_markdown:
-        return "\n".join([*lines, *(f"{link.text}: {link.url}" for link in links)])
-    link_texts = [f"[{link.text}]({link.url.replace('(', '%28').replace(')', '%29')})" for link in links]
+        return "\n".join([*lines, *(f"{link.text}: {url}" for link, url in zip(links, addresses, strict=True))])
+    link_texts = [
+        f"[{link.text}]({url.replace('(', '%28').replace(')', '%29')})"
+        for link, url in zip(links, addresses, strict=True)
+    ]
     return "  \n".join([*map(_escape_markdown, lines), *([" · ".join(link_texts)] if link_texts else [])])
 
 

@@ -26,6 +26,16 @@ def escape(text: str, limit: int) -> str:
     return re.sub(r"&[a-z]*$", "", escaped[: limit - 1]).rstrip() + "…"
 
 
+def cut_for_edit(text: str) -> str:
+    """An escaped text with as many of its lines as `chat.update` takes, which counts what it gets as it escapes it.
+
+    https://docs.slack.dev/reference/methods/chat.update, "Errors", msg_too_long
+    """
+    while len(escape(text, 6 * len(text))) > MAX_TEXT and "\n" in text:
+        text = text.rpartition("\n")[0]
+    return text
+
+
 Mention = Literal["channel", "here", "none"]
 Block = dict[str, Any]
 

@@ -31,7 +31,7 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention
+from services.relay.channels.slack.blocks import Mention, cut_for_edit
 from services.relay.channels.slack.changes import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_channel, check_token
 from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
@@ -243,22 +243,59 @@ class SlackChannel:
     ) -> tuple[Receipt, _Content]:
         """The receipt of the message, which is posted unless an earlier attempt did it, and what was posted."""
         found = await self._find_post(api, call, message) if attempt.maybe_sent else None
+        if found is None and message.task.first_receipt is None:
+            found = await self._update_predecessor(api, call, message)
         content = await self._build_content(call, message)
         if found is not None:
             return found, content
         try:
-            answer = await _call_with_blocks(
-                api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
-            )
+            answer = await self._post(api, call, message, content)
         except SlackError as error:
             if error.code not in THREAD_ERRORS or not find_thread(message):
                 raise
             await attempt.save_progress(_THREAD_REFUSED)  # so that the next attempt searches where the post is
             content = await self._build_content(call, _remove_thread(message))
-            answer = await _call_with_blocks(
-                api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
-            )
+            answer = await self._post(api, call, message, content)
         return _build_receipt(answer, token), content
+
+    async def _update_predecessor(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
+        """The receipt of the post of a delivery that was merged into this one: it becomes the episode's first message.
+
+        Else it would be a second one, which nobody edits.
+        """
+        for each in message.task.predecessors:
+            age = message.task.age + (message.task.accepted_at - each.accepted_at).total_seconds()
+            task = message.task._replace(delivery_id=each.delivery_id, accepted_at=each.accepted_at, age=age)
+            found = each.progress if each.progress.get("ts") else None
+            found = found or await self._find_post(api, call, replace(message, task=task))
+            if found is None:
+                continue
+            try:
+                await self._update(api, call, message, found)
+            except SlackError as error:
+                if error.code not in MESSAGE_MISSING | EDIT_REFUSED:
+                    raise
+            else:
+                return {"channel": found.get("channel", ""), "ts": found["ts"], "found": "yes"}
+        return None
+
+    async def _post(self, api: SlackApi, call: ProviderCall, message: Message, content: _Content) -> Mapping[str, Any]:
+        """Slack's answer; a channel that was renamed since the last message to it is found by its ID."""
+        is_digest = bool(message.digest)
+        try:
+            return await _call_with_blocks(api, call, "chat.postMessage", content.arguments, is_digest=is_digest)
+        except SlackError as error:
+            channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
+            if error.code != "channel_not_found" or channel_id in {None, self._channel_name}:
+                raise
+        arguments = {**content.arguments, "channel": channel_id}
+        answer = await _call_with_blocks(api, call, "chat.postMessage", arguments, is_digest=is_digest)
+        log.warning(
+            "channel was renamed in Slack; messages go to its ID while that is known",
+            channel=self._channel_name,
+            hint="configure the new name, or the ID",
+        )
+        return answer
 
     async def _add_to_thread(
         self,
@@ -305,10 +342,7 @@ class SlackChannel:
             else:
                 return found
         content = await self._build_content(call, first)
-        answer = await _call_with_blocks(
-            api, call, "chat.postMessage", content.arguments, is_digest=bool(message.digest)
-        )
-        return _build_receipt(answer, token)
+        return _build_receipt(await self._post(api, call, message, content), token)
 
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
@@ -349,7 +383,7 @@ class SlackChannel:
         return {
             "channel": receipt.get("channel", ""),
             "ts": receipt.get("ts", ""),
-            "text": post.text,
+            "text": cut_for_edit(post.text),
             "blocks": post.blocks,
             "parse": "none",
         }

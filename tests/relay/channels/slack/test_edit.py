@@ -1,5 +1,6 @@
 """The first message of an incident is edited in place, whatever became of it and of its channel."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,37 @@ def test_channels_of_one_bot_share_their_edits_and_an_incoming_webhook_makes_non
     assert first.edit_scope() == second.edit_scope() != other.edit_scope()
     assert 60 * first.edit_rate.per_second + BURST_SECONDS * first.edit_rate.per_second < 50
     assert settings(example("slack_webhook", secret_file, stand_ins.http)).edit_scope() is None
+
+
+async def test_a_text_that_grows_when_slack_escapes_it_is_cut_and_the_edit_is_made(
+    connect: Connect, stand_ins: StandIns
+) -> None:
+    channel = connect()
+    receipt = await send(channel, now())
+    message = edit_of(receipt, "09-firing-5")
+    alerts = tuple(
+        replace(alert, annotations={**alert.annotations, "summary": f"{number} {'<&>' * 150}"})
+        for number, alert in enumerate(message.event.alerts)
+    )
+    assert await edit(channel, replace(message, event=replace(message.event, alerts=alerts))) == receipt
+    (post,) = posts(stand_ins)
+    assert (post.edited_at is not None, bool(post.blocks), "0 &lt;&amp;&gt;" in post.text) == (True, True, True)
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_in_a_channel_that_was_renamed_an_incident_goes_on_where_it_is(
+    connect: Connect, stand_ins: StandIns, is_deleted: bool
+) -> None:
+    receipt = await send(connect(), now())
+    state = stand_ins.slack.channels[CRITICAL]
+    stand_ins.slack.rename(state, "security-urgent")
+    channel = connect()
+    if is_deleted:
+        stand_ins.slack.delete_message(state, state.messages[0])
+        assert (await edit(channel, edit_of(receipt)))["ts"] == state.messages[-1].ts
+        return
+    await send(channel, now(first_receipt=receipt, delivery_id="reply"))
+    await send(channel, now(delivery_id="next"))
+    assert [each.thread_ts for each in state.messages] == [None, receipt["ts"], None]
+    with pytest.raises(SendError, match="channel_not_found"):
+        await send(connect(), now(delivery_id="another"))
