@@ -13,7 +13,7 @@ install: .venv/installed ## .venv from the hash-locked requirements
 .venv/installed: requirements/dev.lock requirements/uv.lock pyproject.toml ops/tools/install
 	@ops/tools/install $(PYTHON)
 
-demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page and all-clear, exits
+demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, all-clear and a storm, exits
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/keypulse-demo $(if $(ONCE),--once)
 

@@ -26,10 +26,12 @@ console = Console(highlight=False)
     epilog="""\b
 Examples:
   keypulse-demo           runs until Ctrl-C; break and heal KMS at http://127.0.0.1:9913/
-  keypulse-demo --once    breaks KMS, waits for the page and the all-clear, writes demo.json
+  keypulse-demo --once    breaks KMS, waits for page, all-clear and a storm, writes demo.json
 """
 )
-@click.option("--once", is_flag=True, help="One incident from end to end, then exit: 0 only if everything arrived.")
+@click.option(
+    "--once", is_flag=True, help="One incident from end to end and a storm, then exit: 0 only if everything arrived."
+)
 @click.version_option(VERSION, prog_name="keypulse-demo")
 def main(once: bool) -> None:
     """Starts the emulator, backend, exporter, Prometheus, Alertmanager, relay and stand-in providers on loopback.
@@ -65,21 +67,23 @@ async def _run_incident(result: Path) -> bool:
             return False
         console.print("\nall healthy; breaking KMS (IAM permission revoked), then healing it\n")
         hops, missing = await scenario.run_incident(running, _print_hop)
-        storm_result = None
+        summary = ""
         if not missing:
-            console.print(f"\n{storm.INCIDENTS} incidents at once")
-            storm_result = await storm.run_storm(running)
-            missing += [] if storm_result.is_complete else [storm_result.describe()]
+            console.print(f"\nall clear; now {storm.INCIDENTS} incidents at once\n")
+            result_of_storm = await storm.run_storm(running, _print_hop)
+            hops += result_of_storm.hops
+            missing, summary = result_of_storm.missing, result_of_storm.summary
         timeline.write_json(hops, ok=not missing, file=result)
         console.print()
         timeline.print_table(hops, console)
         for sentence in missing:
             console.print(f"[red]{sentence}[/]")
-        if storm_result is not None and not missing:
+        if not missing:
             console.print(
-                "acknowledged by the button in Slack; the message was edited in place, the all-clear is in its thread"
+                "acknowledged by the button in Slack; the message was edited in place, the all-clear is in its thread",
+                soft_wrap=True,
             )
-            console.print(storm_result.describe())
+            console.print(summary, soft_wrap=True)
             console.print(f"all six messages arrived with their links; timeline in {result}")
     return not missing
 

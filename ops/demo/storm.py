@@ -1,85 +1,197 @@
-"""Many incidents at once, and a Slack that takes a message a second: when is each of them named?"""
+"""A storm: many incidents at once, at Slack's real rate. Each is named soon, in digests, and these show its end.
+
+The webhooks are as Alertmanager's, for a receiver that the relay's routes do not name: so only its default channel is
+told, and nobody is paged or mailed two hundred times.
+"""
 
 import asyncio
 import json
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiohttp
 
 from ops.demo.stack import Stack
+from ops.demo.timeline import Hop, State
+from shared.http.server import StartError
 
-INCIDENTS: Final = 100
-TIMEOUT: Final = 60.0
+INCIDENTS: Final = 200
+TIMEOUT: Final = 30.0
+_CHANNEL: Final = "#security-ops"
+_SERVICES: Final = ("accounts", "invoices", "ledger", "payments")
+_CRITICAL: Final = 20
+"""Each so-manyth is critical."""
+_AT_ONCE: Final = 16
 _POLL_SECONDS: Final = 0.1
-_NAME: Final = re.compile(r"storm-key-(\d{3})")
+_KEY: Final = re.compile(r"storm-(\d{3})")
 _NAMING: Final = ("header", "rich_text")
-"""The blocks that say what a message is about."""
+"""The blocks that say what a message is about; others say what else fires."""
 
 
-@dataclass(frozen=True, slots=True)
-class StormResult:
-    """What Slack has of a storm."""
+@dataclass(slots=True)
+class Storm:
+    """What came of a storm."""
 
-    named: dict[str, float]
-    """When each incident was named, seconds after Alertmanager had them all."""
-    messages: int
-    """How many messages name them."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every incident was named."""
-        return len(self.named) == INCIDENTS
-
-    def describe(self) -> str:
-        """One sentence."""
-        if not self.is_complete:
-            return f"in a storm Slack named {len(self.named)} of {INCIDENTS} incidents within {TIMEOUT:.0f} s"
-        return (
-            f"a storm of {INCIDENTS} incidents, with Slack's real limit of a message a second: each was named "
-            f"after {max(self.named.values()):.1f} s, in {self.messages} messages"
-        )
+    hops: list[Hop] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """A sentence for each hop that did not happen in time."""
+    summary: str = ""
 
 
-async def run_storm(stack: Stack) -> StormResult:
-    """Has that many warnings fire, each of a service of its own, and reads Slack until it names all of them."""
-    await _post(stack, "stand_ins", "/api/slack", {"action": "rates", "enabled": True})
-    await _post(stack, "alertmanager", "/api/v2/alerts", [_build_alert(number) for number in range(INCIDENTS)])
-    started_at = time.time()
-    result = StormResult({}, 0)
-    while not result.is_complete and time.time() < started_at + TIMEOUT:
-        await asyncio.sleep(_POLL_SECONDS)
-        state = await stack.get_json("stand_ins", "/api/state") or {"slack": []}
-        result = _count_named(state, started_at)
-    return result
+async def run_storm(stack: Stack, on_hop: Callable[[Hop], None]) -> Storm:
+    """Send the incidents to the relay, wait until Slack names each, then end them and wait for the digests' edits.
 
+    Args:
+        stack: the running demo.
+        on_hop: called with each hop when it is detected.
+    """
+    storm = Storm()
 
-async def _post(stack: Stack, part: str, path: str, body: object) -> None:
-    """What is refused shows as incidents that nobody names."""
+    def report(name: str, state: State, at: float, started_at: float, *, is_on_slack: bool = False) -> None:
+        storm.hops.append(Hop(name, "slack" if is_on_slack else None, state, at, at - started_at))
+        on_hop(storm.hops[-1])
+
+    await _switch_rates(stack, enabled=True)
     try:
-        async with stack.http.post(stack.ports.build_url(part) + path, json=body):
-            pass
-    except (aiohttp.ClientError, TimeoutError):
-        pass
+        began_at = time.time()
+        report("storm", "firing", began_at, began_at)
+        await _post_webhooks(stack, "firing", began_at)
+        messages = await _wait_until_named(stack, began_at)
+        named = _find_named(messages)
+        if len(named) < INCIDENTS:
+            storm.missing = [f"storm: {len(named)} of {INCIDENTS} incidents named on slack within {TIMEOUT:.0f} s"]
+            return storm
+        named_at = max(named.values())
+        report("named", "firing", named_at, began_at, is_on_slack=True)
+        storm.summary = _summarize([each for each in messages if each["at"] <= named_at], named_at - began_at)
+
+        over_at = time.time()
+        report("calm", "resolved", over_at, over_at)
+        await _post_webhooks(stack, "resolved", began_at)
+        edited_at = await _wait_until_edited(stack, began_at, over_at)
+        if edited_at is None:
+            storm.missing = [f"storm: the digests do not show its end within {TIMEOUT:.0f} s"]
+        else:
+            report("digests_edited", "resolved", edited_at, over_at, is_on_slack=True)
+    finally:
+        await _switch_rates(stack, enabled=False)
+    return storm
 
 
-def _build_alert(number: int) -> dict[str, Any]:
-    key = f"storm-key-{number:03}"
-    labels = {"alertname": "KMSHighLatency", "env": "storm", "service": f"service-{number:03}", "severity": "warning"}
-    title = f"service-{number:03} (storm) waits for {key}: KMS takes longer than 1 s"
-    annotations = {"title": title, "summary": title}
-    return {"labels": labels, "annotations": annotations, "startsAt": datetime.now(UTC).isoformat()}
+def _summarize(messages: list[dict[str, Any]], seconds: float) -> str:
+    digests = sum(map(_is_digest, messages))
+    return (
+        f"storm: {INCIDENTS} incidents named on Slack after {seconds:.1f} s, at Slack's real rate, in {len(messages)} "
+        f"messages ({digests} {'digest' if digests == 1 else 'digests'})"
+    )
 
 
-def _count_named(state: dict[str, Any], started_at: float) -> StormResult:
+async def _switch_rates(stack: Stack, *, enabled: bool) -> None:
+    change = {"action": "rates", "enabled": enabled}
+    try:
+        async with stack.http.post(stack.ports.build_url("stand_ins") + "/api/slack", json=change) as response:
+            if response.status != 200:
+                raise StartError(f"could not switch Slack's rate: the stand-ins answered {response.status}")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise StartError(f"could not switch Slack's rate: {error!r}") from None
+
+
+async def _post_webhooks(stack: Stack, status: State, began_at: float) -> None:
+    """Posts each until it is accepted, as Alertmanager does. Raises StartError after TIMEOUT."""
+    token = (stack.folder / "relay_token").read_text(encoding="utf-8").strip()
+    headers = {"Authorization": f"Bearer {token}"}
+    url = stack.ports.build_url("relay") + "/alerts"
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def post(number: int) -> None:
+        webhook = _build_webhook(number, status, began_at, stack.ports.build_url("stand_ins"))
+        async with limit:
+            while True:
+                with suppress(aiohttp.ClientError, TimeoutError):
+                    async with stack.http.post(url, json=webhook, headers=headers) as response:
+                        if response.status in (200, 202):
+                            return
+                await asyncio.sleep(_POLL_SECONDS)
+
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.gather(*(post(number) for number in range(INCIDENTS)))
+    except TimeoutError:
+        raise StartError(f"the relay did not accept {INCIDENTS} webhooks within {TIMEOUT:.0f} s") from None
+
+
+def _build_webhook(number: int, status: State, began_at: float, stand_ins: str) -> dict[str, Any]:
+    """One of a service's many keys, which is an incident of its own."""
+    service, key = _SERVICES[number % len(_SERVICES)], f"storm-{number:03}"
+    group = {"alertname": "KMSProbeFailing", "env": "demo", "service": service, "target": key}
+    labels = {**group, "severity": "warning" if number % _CRITICAL else "critical"}
+    group_key = ", ".join(f'{name}="{value}"' for name, value in group.items())
+    annotations = {"title": f"permission_denied: {service} (demo) cannot encrypt with {key}"}
+    began = datetime.fromtimestamp(began_at, UTC).isoformat()
+    alert = {
+        "status": status,
+        "labels": labels,
+        "annotations": annotations,
+        "startsAt": began,
+        "endsAt": "0001-01-01T00:00:00Z" if status == "firing" else datetime.now(UTC).isoformat(),
+        "generatorURL": "",
+        "fingerprint": f"{number:016x}",
+    }
+    return {
+        "version": "4",
+        "groupKey": f"{{}}:{{{group_key}}}",
+        "truncatedAlerts": 0,
+        "status": status,
+        "receiver": "storm",
+        "groupLabels": group,
+        "commonLabels": labels,
+        "commonAnnotations": annotations,
+        "externalURL": f"{stand_ins}/alertmanager",
+        "alerts": [alert],
+    }
+
+
+async def _wait_until_named(stack: Stack, began_at: float) -> list[dict[str, Any]]:
+    """Slack's messages once each incident is named, or when the time is over."""
+    while True:
+        messages = await _list_messages(stack, began_at)
+        if len(_find_named(messages)) == INCIDENTS or time.time() > began_at + TIMEOUT:
+            return [each for each in messages if each["at"] <= began_at + TIMEOUT]
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _wait_until_edited(stack: Stack, began_at: float, over_at: float) -> float | None:
+    """When the last digest of the storm showed that all its incidents are over; None if one does not in time."""
+    while time.time() < over_at + TIMEOUT:
+        messages = await _list_messages(stack, began_at)
+        digests = [each for each in messages if _is_digest(each) and each["at"] < over_at]
+        if digests and all(each["edited_at"] and each["text"].startswith("🟢") for each in digests):
+            return max(float(each["edited_at"]) for each in digests)
+        await asyncio.sleep(_POLL_SECONDS)
+    return None
+
+
+async def _list_messages(stack: Stack, since: float) -> list[dict[str, Any]]:
+    """Those of the storm's channel, oldest first."""
+    state = await stack.get_json("stand_ins", "/api/state") or {"slack": []}
+    channels = (each for each in state["slack"] if each["channel"] == _CHANNEL)
+    return [message for channel in channels for message in channel["messages"] if message["at"] >= since]
+
+
+def _find_named(messages: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """When each incident was named first, by its key's number."""
     named: dict[str, float] = {}
-    naming = 0
-    for message in (each for channel in state["slack"] for each in channel["messages"]):
-        found = _NAME.findall(json.dumps([block for block in message["blocks"] if block["type"] in _NAMING]))
-        naming += bool(found)
-        for key in found:
-            named.setdefault(key, float(message["ts"]) - started_at)
-    return StormResult(named, naming)
+    for message in messages:
+        about = json.dumps([block for block in message["blocks"] if block["type"] in _NAMING])
+        for number in _KEY.findall(about):
+            named.setdefault(number, float(message["at"]))
+    return named
+
+
+def _is_digest(message: dict[str, Any]) -> bool:
+    return any(block["type"] == "rich_text" for block in message["blocks"])

@@ -27,14 +27,21 @@ HOP_LABELS = {
     "pressed": "Acknowledge pressed",
     "acknowledged": "acknowledged",
     "edited": "message edited in place",
+    "storm": "storm begins",
+    "named": "every incident named",
+    "calm": "storm over",
+    "digests_edited": "digests edited in place",
 }
+_SECTIONS = {"fault": "page", "heal": "all-clear", "storm": "storm", "calm": "its end"}
+"""What begins with a hop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
     """One step from the fault to the message.
 
-    `at` is in unix seconds, by the clock of the part that detected it; `seconds` count from the fault, or from its end.
+    `at` is in unix seconds, by the clock of the part that detected it; `seconds` count from the fault or the storm, or
+    from its end.
     """
 
     name: str
@@ -60,21 +67,12 @@ def write_json(hops: list[Hop], *, ok: bool, file: Path) -> None:
 
 
 def print_table(hops: list[Hop], console: Console) -> None:
-    """The timeline, one row a hop, the page first and then the all-clear."""
+    """The timeline, one row a hop: the page, the all-clear, the storm and its end."""
     table = Table(title="From a broken key to a delivered page, and back", title_justify="left")
     for heading, justify in (("", "left"), ("hop", "left"), ("channel", "left"), ("seconds", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's own literals
-    titles = {"firing": "page", "resolved": "all-clear"}
-    last_state: str | None = None
     for hop in hops:
-        state = hop.state or ""
-        if state != last_state:
+        if hop.name in _SECTIONS:
             table.add_section()
-        table.add_row(
-            titles[state] if state and state != last_state else "",
-            HOP_LABELS[hop.name],
-            hop.channel or "",
-            f"{hop.seconds:.2f}",
-        )
-        last_state = state
+        table.add_row(_SECTIONS.get(hop.name, ""), HOP_LABELS[hop.name], hop.channel or "", f"{hop.seconds:.2f}")
     console.print(table)

@@ -46,6 +46,12 @@ async def _dead_ends(running: stack.Stack, held: dict[str, Any]) -> list[str]:
     return found
 
 
+async def _count_pages(running: stack.Stack) -> int:
+    """How many events PagerDuty has."""
+    held = await running.get_json("stand_ins", "/api/state")
+    return len(held["pagerduty"]["events"])
+
+
 async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear(tmp_path: Path) -> None:
     before = _children()
     told: list[timeline.Hop] = []
@@ -55,9 +61,9 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
         silence = await running.query("time() - relay_watchdog_last_seen_timestamp_seconds")
         held = await running.get_text("stand_ins", "/api/state")
         dead_ends = await _dead_ends(running, json.loads(held))
-        in_a_storm = await storm.run_storm(running)
-    assert in_a_storm.is_complete
-    assert in_a_storm.messages < storm.INCIDENTS / 2, "the others are in digests"
+        pages = await _count_pages(running)
+        result = await storm.run_storm(running, told.append)
+        assert await _count_pages(running) == pages, "a storm pages nobody"
     assert missing == []
     assert dead_ends == []
     assert silence is not None
@@ -65,7 +71,8 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert scenario.ALERT in held
     assert "Watchdog" not in held, "the heartbeat arrives, and nobody is told of it"
     assert _children() - before == set()
-    assert sorted(told, key=lambda h: h.at) == sorted(hops, key=lambda h: h.at)
+    everything = hops + result.hops
+    assert sorted(told, key=lambda h: h.at) == sorted(everything, key=lambda h: h.at)
 
     page = [hop.name for hop in hops if hop.state == "firing"]
     assert page[0] == "fault"
@@ -78,11 +85,24 @@ async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear
     assert acknowledged == {"slack", "pagerduty"}
     assert [(hop.channel, hop.state) for hop in hops if hop.name == "edited"] == [("slack", "resolved")]
 
+    assert result.missing == []
+    named, edited = result.hops[1], result.hops[3]
+    assert [hop.name for hop in result.hops] == ["storm", "named", "calm", "digests_edited"]
+    assert (named.channel, edited.channel) == ("slack", "slack")
+    assert 0 < named.seconds < storm.TIMEOUT
+    in_storm = re.fullmatch(
+        rf"storm: 200 incidents named on Slack after {named.seconds:.1f} s, at Slack's real rate, "
+        r"in (\d+) messages \((\d+) digests?\)",
+        result.summary,
+    )
+    assert in_storm, result.summary
+    assert 2 <= int(in_storm[2]) < int(in_storm[1]) <= 8 + named.seconds + 1, "a burst, then one a second"
+
     file = tmp_path / "demo.json"
-    timeline.write_json(hops, ok=True, file=file)
+    timeline.write_json(everything, ok=True, file=file)
     written = json.loads(file.read_text())
     assert written["ok"] is True
-    assert [set(hop) for hop in written["hops"]] == [{"name", "channel", "state", "at", "seconds"}] * len(hops)
+    assert [set(hop) for hop in written["hops"]] == [{"name", "channel", "state", "at", "seconds"}] * len(everything)
 
 
 ONCE_WITH_A_SILENT_PAGER = """

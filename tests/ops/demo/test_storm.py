@@ -1,51 +1,131 @@
-"""When an incident of the demo's storm counts as named. Slack answers from a script; tests/e2e has the real one."""
+"""When a storm counts as understood. Relay and stand-ins are a script here; tests/e2e has the real ones."""
 
+import json
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from ops.demo import storm
 from ops.demo.ports import Ports
 from ops.demo.processes import run_processes
-from tests.ops.demo.test_main import NOWHERE
-from tests.ops.demo.test_scenario import ScriptedStack
+from ops.demo.stack import Stack
+
+KEYS = [f"storm-{number:03}" for number in range(25)]
 
 
-def build_message(*numbers: int, block: str = "rich_text", after: float = 1.0) -> dict[str, Any]:
-    names = " ".join(f"storm-key-{number:03}" for number in numbers)
-    return {"ts": f"{time.time() + after:.6f}", "blocks": [{"type": block, "text": names}]}
+@dataclass
+class Scripted:
+    """Relay and stand-ins on one port. Slack names each incident of a webhook alone, but the last ten in a digest."""
+
+    named: list[str] = field(default_factory=lambda: list(KEYS))
+    edits: bool = True
+    webhooks: list[dict[str, Any]] = field(default_factory=list)
+    refused: int = 0
+    rates: list[bool] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    async def accept(self, request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer secret"
+        if not self.refused:
+            self.refused += 1
+            return web.Response(status=503)
+        webhook = await request.json()
+        self.webhooks.append(webhook)
+        if len(self.webhooks) == len(KEYS):
+            for key in self.named[:-10]:
+                self.say("header", key)
+            self.say("rich_text", *self.named[-10:])
+            self.say("context", *KEYS)
+        if len(self.webhooks) == 2 * len(KEYS) and self.edits:
+            digest = self.messages[-2]
+            digest |= {"text": f"🟢 {digest['text']}", "edited_at": time.time()}
+            self.say("rich_text", *self.named[-10:])  # of the ends, which nobody edits
+        return web.Response(status=202)
+
+    def say(self, block: str, *keys: str) -> None:
+        text = " ".join(keys)
+        message = {"at": time.time(), "edited_at": None, "text": text, "blocks": [{"type": block, "text": text}]}
+        self.messages.append(message)
+
+    async def change(self, request: web.Request) -> web.Response:
+        change = await request.json()
+        assert change["action"] == "rates"
+        self.rates.append(change["enabled"])
+        return web.json_response({})
+
+    async def show(self, _request: web.Request) -> web.Response:
+        other = {"at": time.time(), "edited_at": None, "text": "", "blocks": [{"type": "header", "text": KEYS}]}
+        channels = [("#security-critical", [other]), ("#security-ops", [{**other, "at": 1.0}, *self.messages])]
+        return web.json_response({"slack": [{"channel": name, "messages": each} for name, each in channels]})
 
 
-async def run_with(messages: list[dict[str, Any]], folder: Path, ports: Ports = NOWHERE) -> storm.StormResult:
-    async with aiohttp.ClientSession() as http, run_processes(folder) as children:
-        slack = {"slack": [{"id": "C1", "messages": messages}]}
-        return await storm.run_storm(ScriptedStack(ports, http, children, folder, {"stand_ins": slack}))
+@asynccontextmanager
+async def serve(scripted: Scripted, folder: Path) -> AsyncIterator[Stack]:
+    (folder / "relay_token").write_text("secret\n")
+    app = web.Application()
+    app.router.add_post("/alerts", scripted.accept)
+    app.router.add_post("/api/slack", scripted.change)
+    app.router.add_get("/api/state", scripted.show)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    try:
+        async with aiohttp.ClientSession() as http, run_processes(folder) as children:
+            yield Stack(Ports(relay=port, stand_ins=port), http, children, folder)
+    finally:
+        await runner.cleanup()
 
 
-async def test_every_incident_counts_from_the_first_message_that_is_about_it(tmp_path: Path) -> None:
-    messages = [
-        build_message(*range(5), block="header", after=1.0),
-        build_message(*range(storm.INCIDENTS), after=4.0),
-        build_message(7, block="context", after=0.5),  # says what else fires
-        build_message(7, after=9.0),
-    ]
-    began = time.time()
-    result = await run_with(messages, tmp_path)
-    assert result.is_complete
-    assert result.messages == 3
-    took = time.time() - began
-    assert result.named["000"] == pytest.approx(1, abs=took)
-    assert result.named["007"] == pytest.approx(4, abs=took)
-    assert result.describe().endswith(f"each was named after {max(result.named.values()):.1f} s, in 3 messages")
+Play = Callable[[Scripted], Any]
 
 
-async def test_a_storm_of_which_some_were_never_named_says_how_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storm, "TIMEOUT", 0.3)
-    result = await run_with([build_message(*range(40))], tmp_path)
-    assert not result.is_complete
-    assert result.describe() == "in a storm Slack named 40 of 100 incidents within 0 s"
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    monkeypatch.setattr(storm, "INCIDENTS", len(KEYS))
+    monkeypatch.setattr(storm, "TIMEOUT", 0.6)
+
+    async def play(scripted: Scripted) -> tuple[storm.Storm, list[str]]:
+        told: list[str] = []
+        async with serve(scripted, tmp_path) as stack:
+            result = await storm.run_storm(stack, lambda hop: told.append(hop.name))
+        assert scripted.rates == [True, False], "Slack's rate is off again"
+        assert told == [hop.name for hop in result.hops]
+        return result, told
+
+    return play
+
+
+async def test_each_incident_is_named_and_the_digest_shows_the_end(play: Play) -> None:
+    scripted = Scripted()
+    result, told = await play(scripted)
+    assert (result.missing, told) == ([], ["storm", "named", "calm", "digests_edited"])
+    assert result.summary.startswith("storm: 25 incidents named on Slack after 0.")
+    assert result.summary.endswith("in 16 messages (1 digest)")
+
+    begin, end = scripted.webhooks[: len(KEYS)], scripted.webhooks[len(KEYS) :]
+    assert [{webhook["status"] for webhook in half} for half in (begin, end)] == [{"firing"}, {"resolved"}]
+    keys = [{webhook["groupKey"] for webhook in half} for half in (begin, end)]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == len(KEYS)
+    assert json.dumps(begin).count('"severity": "critical"') == 2 * 2, "one in twenty"
+
+
+async def test_an_incident_that_is_not_named_in_time_is_missing(play: Play) -> None:
+    result, told = await play(Scripted(named=KEYS[1:]))
+    assert result.missing == ["storm: 24 of 25 incidents named on slack within 1 s"]
+    assert (result.summary, told) == ("", ["storm"])
+
+
+async def test_a_digest_that_does_not_show_the_end_is_missing(play: Play) -> None:
+    result, told = await play(Scripted(edits=False))
+    assert result.missing == ["storm: the digests do not show its end within 1 s"]
+    assert told == ["storm", "named", "calm"]

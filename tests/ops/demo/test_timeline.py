@@ -55,13 +55,21 @@ def test_the_file_holds_each_hop_with_its_time_and_its_seconds(ok: bool, tmp_pat
     }
 
 
-def test_the_table_has_a_row_for_each_hop_and_names_the_page_and_the_all_clear_once() -> None:
+def test_the_table_has_a_row_for_each_hop_and_names_each_part_once() -> None:
+    storm = [
+        Hop("storm", None, "firing", 1_700_000_020.0, 0.0),
+        Hop("named", "slack", "firing", 1_700_000_024.2, 4.2),
+        Hop("calm", None, "resolved", 1_700_000_025.0, 0.0),
+    ]
     output = StringIO()
-    print_table(HOPS, Console(file=output, width=100))
+    print_table(HOPS + storm, Console(file=output, width=100))
     rows = [line.replace("│", " ").split() for line in output.getvalue().splitlines() if "│" in line]
     assert rows == [
         ["page", "KMS", "broken", "0.00"],
         ["delivered", "slack", "7.12"],
         ["all-clear", "KMS", "healed", "0.00"],
         ["delivered", "email", "2.50"],
+        ["storm", "storm", "begins", "0.00"],
+        ["every", "incident", "named", "slack", "4.20"],
+        ["its", "end", "storm", "over", "0.00"],
     ]
