@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from services.relay.channels.diagnosis import find_hint
 from services.relay.channels.port import Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
@@ -39,8 +40,8 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> list[
         await close_channel(channel_name, channel)
 
 
-async def find_advice(settings: RelaySettings, channel_name: str) -> str:
-    """What to do about a channel that cannot send, by its own checks; empty where they find nothing. Sends nothing."""
+async def find_advice(settings: RelaySettings, channel_name: str, reason: SendReason) -> str:
+    """What to do about a channel that could not send for that reason, by its own checks. Sends nothing."""
     channel = settings.channels[channel_name].connect(settings.delivery.timeout)
     try:
         checks = channel.list_checks("")
@@ -49,7 +50,10 @@ async def find_advice(settings: RelaySettings, channel_name: str) -> str:
         results = await run_checks_concurrently(own, time.monotonic, timeout=settings.delivery.timeout)
     finally:
         await close_channel(channel_name, channel)
-    return next((result.hint for result in results if result.hint), "")
+    # A check that gets no connection says nothing of an error that is another one.
+    unrelated = {SendReason.TIMEOUT, SendReason.CONNECTION} - {reason}
+    hints = (result.hint for result in results if result.hint)
+    return next((hint for hint in hints if hint not in map(find_hint, unrelated)), find_hint(reason))
 
 
 async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes) -> str:

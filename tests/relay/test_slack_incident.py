@@ -109,3 +109,20 @@ async def test_what_is_merged_into_a_first_message_that_may_have_arrived_is_show
         assert await metric(client, "relay_deliveries_total", channel="slack", outcome="superseded") == 1
     first, *others = messages
     assert {each.thread_ts for each in others} == {first.ts}
+
+
+async def test_what_goes_into_the_thread_counts_for_the_rate_of_the_channel(tmp_path: Path, slack: StandIns) -> None:
+    slack.slack.rates.enabled = True
+    given = settings(tmp_path, slack)
+    pacing = given.pacing.model_copy(update={"enabled": True})
+    (alert,) = json.loads(webhook_of())["alerts"]
+    alerts = [
+        {**alert, "fingerprint": f"{number}", "labels": {**alert["labels"], "instance": f"{number:0300}"}}
+        for number in range(12)
+    ]
+    async with served(given.model_copy(update={"pacing": pacing})) as client:
+        for group in range(8):
+            await post(client, webhook_of(group=f"{group}", alerts=alerts))
+        await until(lambda: len(slack.slack.channels[CHANNEL].messages) == 16, 20.0)
+        await reaches(client, 8, "relay_deliveries_total", channel="slack", outcome="delivered")
+    assert slack.slack.rates.refused_count == 0

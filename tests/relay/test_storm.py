@@ -120,3 +120,20 @@ async def test_an_incoming_webhook_gets_digests_too(tmp_path: Path) -> None:
         await until(lambda: all_delivered(client), 20)
         assert len(find_digests(stand_ins, "#security-critical")) in (1, 2)
         assert set(count_named(posts(stand_ins, "#security-critical"), range(40)).values()) == {1}
+
+
+async def test_a_digest_that_somebody_deleted_is_posted_again_and_edited_from_then_on(tmp_path: Path) -> None:
+    async with storm_relay(tmp_path) as (stand_ins, client):
+        await tell(client, range(20), "critical")
+        await until(lambda: all_delivered(client), 20)
+        (digest,) = find_digests(stand_ins)
+        stand_ins.slack.delete_message(stand_ins.slack.channels[CHANNEL], digest)
+        await tell(client, [19], "critical", "resolved")
+        await until(lambda: "1 resolved" in "".join(each.text for each in find_digests(stand_ins)), 10)
+        (again,) = find_digests(stand_ins)
+        assert again.ts != digest.ts
+        await tell(client, [18], "critical", "resolved")
+        await until(lambda: "2 resolved" in find_digests(stand_ins)[0].text, 10)
+        assert [each.ts for each in find_digests(stand_ins)] == [again.ts]
+        alone = [each for each in posts(stand_ins) if not each.thread_ts and each.ts != again.ts]
+        assert len(alone) == 20, "the messages of their own are where they were"

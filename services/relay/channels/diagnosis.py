@@ -30,8 +30,12 @@ def report_send_errors(hints: Mapping[SendReason, str] = _HINTS) -> Iterator[Non
     try:
         yield
     except SendError as error:
-        hint = hints.get(error.reason) or _HINTS.get(error.reason, "see docs/KMS_OPERATIONS.md")
-        raise CheckError(str(error), hint) from None
+        raise CheckError(str(error), hints.get(error.reason) or find_hint(error.reason)) from None
+
+
+def find_hint(reason: SendReason) -> str:
+    """What to do about an error for that reason, on any channel."""
+    return _HINTS.get(reason, "see docs/KMS_OPERATIONS.md")
 
 
 def create_read_only_call() -> ProviderCall:

@@ -164,12 +164,13 @@ def _build_card(card: AlertCard, message: Message) -> dict[str, Any]:
     alert: Alert = card.alert
     title = format_alert_title(alert)
     value = truncate(clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL)
+    describes = alert.status is Status.FIRING or message.task.firing_undelivered
     return {
         **({"title": title} if title not in ("", format_title(message)) else {}),
         "state": format_period(alert, message.zone),
         **({"now": value} if value else {}),
         "summary": truncate(format_summary(alert), _MAX_TEXT),
-        "description": truncate(format_description(alert), _MAX_TEXT),
+        **({"description": truncate(format_description(alert), _MAX_TEXT)} if describes else {}),
         "labels": dict(limit_labels(alert.labels, _MAX_LABELS, _MAX_LABEL)),
     }
 

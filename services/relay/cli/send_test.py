@@ -35,8 +35,7 @@ def command(config: Path | None, channel: str) -> None:
         receipts = asyncio.run(send_test_message(settings, channel))
     except SendError as error:
         click.echo(f"{channel}: not sent ({error.reason}): {error}", err=True)
-        if advice := _find_advice(settings, channel, error):
-            click.echo(f"{channel}: {advice}", err=True)
+        click.echo(f"{channel}: {_find_advice(settings, channel, error)}", err=True)
         sys.exit(1)
     rejected = receipts[0].get("rejected_recipients")
     click.echo(
@@ -48,7 +47,7 @@ def command(config: Path | None, channel: str) -> None:
 
 def _find_advice(settings: RelaySettings, channel: str, error: SendError) -> str:
     """What the channel's checks say, or what follows from the error where they may not read that."""
-    advice = asyncio.run(find_advice(settings, channel))
+    advice = asyncio.run(find_advice(settings, channel, error.reason))
     if "not_in_channel" in str(error) and "/invite" not in advice:
         return f"invite the bot: type in {settings.channels[channel].destination}: /invite @NAME-OF-THE-BOT"
     return advice

@@ -50,6 +50,8 @@ class SendResult(NamedTuple):
     """How the parts of the message ended that it gets beside its event."""
     failed_templates: tuple[str, ...] = ()
     """The templates of the team that gave no text for the message."""
+    request_count: int = 0
+    """How many requests to the provider sent something."""
 
 
 class ProgressNotSavedError(Exception):
@@ -108,6 +110,7 @@ class LeasedAttempt:
         """The last payload sent; None before the first."""
         self._previous_payload: str | None = None
         self.reply = ""
+        self.request_count = 0
         self._attempt_ends = task.attempt_ends
         self._lease_ends = task.lease_ends
         self._save_progress = save_progress
@@ -116,6 +119,7 @@ class LeasedAttempt:
         """See the port. A process that was suspended for a while notices here that its lease has expired."""
         self._check_lease()
         self._previous_payload, self.payload = self.payload, payload
+        self.request_count += 1
 
     def check_lease(self) -> None:
         """See the port."""
@@ -211,6 +215,7 @@ class _LocalSender:
             reply=attempt.reply if attempt else "",
             enrichment=outcomes,
             failed_templates=failed_templates,
+            request_count=attempt.request_count if attempt else 0,
         )
 
     async def _send(self, task: DeliveryTask, attempt: LeasedAttempt) -> Receipt:

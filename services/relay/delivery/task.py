@@ -151,8 +151,11 @@ class DeliveryContext:
 class Deliverer:
     """Sends the claimed deliveries of one channel, and records their outcomes."""
 
-    def __init__(self, name: str, context: DeliveryContext, *, is_editable: bool = False) -> None:
+    def __init__(
+        self, name: str, context: DeliveryContext, *, rate: float | None = None, is_editable: bool = False
+    ) -> None:
         self._name = name
+        self._rate = rate
         self._is_editable = is_editable
         self._shared = context
         self._pauses = PauseLimits(context.retry_policy.backoff_initial, context.retry_policy.backoff_max)
@@ -177,8 +180,8 @@ class Deliverer:
         if result.receipt and "rejected_recipients" in result.receipt:
             self._shared.metrics.count_partial_delivery(self._name)
         if result.error is None:
-            is_shown = not (task.progress or task.maybe_sent)
-            outcome = self._build_success(result, context if is_shown else None, started_at)
+            is_first_attempt = not (task.progress or task.maybe_sent)
+            outcome = self._build_success(result, context if is_first_attempt else None, started_at)
         else:
             outcome = self._build_failure(task, result, result.error, started_at, self._shared.random)
             log.warning(
@@ -190,6 +193,7 @@ class Deliverer:
                 error=outcome.detail,
                 retry_in=None if outcome.state is DeliveryState.DEAD else round(outcome.retry_in, 1),
             )
+        outcome = outcome._replace(further_requests=max(result.request_count - 1, 0), rate=self._rate)
         self._shared.metrics.count_attempt(self._name, outcome.reason)
         for part, ending in result.enrichment.items():
             self._shared.metrics.count_message_part(part, ending)

@@ -88,7 +88,7 @@ class Worker:
         self._limits = limits
         self._dedup_channels = dedup_channels
         self._context = context
-        self._deliverer = Deliverer(name, context, is_editable=is_editable)
+        self._deliverer = Deliverer(name, context, rate=limits.rate, is_editable=is_editable)
         self._wake_event = asyncio.Event()
         self._send_finished = asyncio.Event()
         self._secrets: Hashable = None

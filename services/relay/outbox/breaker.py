@@ -123,6 +123,14 @@ def take_token(transaction: Transaction, channel: str, rate: float | None) -> fl
     return 0.0
 
 
+def spend_further(transaction: Transaction, channel: str, count: int, rate: float) -> None:
+    """Records that a message took further requests than the one for which its claim took a token."""
+    row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
+    if row is not None:
+        next_token_at = spend(row.next_token_at, transaction.now, count, rate)
+        _update_channel(transaction, channel, next_token_at=next_token_at)
+
+
 def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
     """Those of some channels that have no failure to forget: almost always all, and nothing is locked."""
     return frozenset(names).difference(_FAILING_CHANNELS.fetch_all(transaction.connection))

@@ -27,6 +27,8 @@ from services.relay.outbox.tables import WAITING, DeliveryState, deliveries, eve
 from services.relay.send_error import SendReason
 from services.relay.text import Severity
 
+_MAX_BUILDS: Final = 3
+"""How often a digest is tried that fails by the relay's own fault."""
 _delivery = deliveries.c
 _own = deliveries.alias("own")
 _was_sent_alone = (
@@ -40,12 +42,20 @@ _was_sent_alone = (
     )
     .exists()
 )
+# A refused digest goes one by one, and so does one that could not be built: else a member would hold up all others.
+_goes_into_digests = or_(
+    _delivery.reason.is_(None),
+    and_(
+        _delivery.reason != SendReason.REJECTED,
+        or_(_delivery.reason != SendReason.INTERNAL, _delivery.attempts < _MAX_BUILDS),
+    ),
+)
 _is_nameable = and_(
     _delivery.state.in_([state.value for state in WAITING]),
     _delivery.named_in.is_(None),
     _delivery.maybe_sent == 0,
     _delivery.progress.is_(None),
-    or_(_delivery.reason.is_(None), _delivery.reason != SendReason.REJECTED),  # so a refused digest goes one by one
+    _goes_into_digests,
     incidents.c.severity.is_not(None),
     or_(events.c.status == Status.FIRING, not_(_was_sent_alone)),
 )

@@ -385,12 +385,12 @@ def _is_outdated(message: FirstMessage, row: _ChangesRow | None) -> bool:
     """Whether somebody acknowledged the incident, or it was escalated, after the message had read of it."""
     if row is None or message.context is None:
         return row is not None
-    displayed = (message.context.acknowledged_at, message.context.escalated_at)
+    in_message = (message.context.acknowledged_at, message.context.escalated_at)
     current = (row.acknowledged_at, row.escalated_at)
     return any(
         (seconds is None) != (moment is None)
         or (seconds is not None and moment is not None and abs(moment.timestamp() - seconds) > _SAME_SECONDS)
-        for seconds, moment in zip(current, displayed, strict=True)
+        for seconds, moment in zip(current, in_message, strict=True)
     )
 
 

@@ -94,6 +94,10 @@ class AttemptOutcome(NamedTuple):
     """Whether it is DEAD for its age alone: nothing is wrong with the message."""
     is_editable: bool = False
     """Whether the channel edits its messages."""
+    further_requests: int = 0
+    """To the provider, beside the one for which the claim took a token of the channel's rate."""
+    rate: float | None = None
+    """The channel's messages per second; None if it has no rate limit."""
     context: IncidentContext | None = IncidentContext()
     """What the message said of its incident; None if that is not known, since an earlier attempt may have sent it."""
 
@@ -191,6 +195,8 @@ def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeReques
                 pauses=each.pauses,
             )
             reached -= {each.task.channel}
+        if each.outcome.further_requests and each.outcome.rate is not None:
+            breaker.spend_further(transaction, each.task.channel, each.outcome.further_requests, each.outcome.rate)
     editable = [each for each in valid_requests if each.outcome.is_editable]
     if editable:
         _record_edits(transaction, editable, rows)

@@ -63,7 +63,7 @@ def find_message(connection: Connection, incident_id: str, slack_channel: str, t
     if not ts.replace(".", "").isdecimal():
         return None
     for row in _MESSAGES.fetch_all(connection, {"incident": incident_id, "pattern": f"%{ts}%"}):
-        places = [json.loads(each or "{}") for each in (row.receipt, row.progress)]
-        if any((place.get("channel"), place.get("ts")) == (slack_channel, ts) for place in places):
+        locations = [json.loads(each or "{}") for each in (row.receipt, row.progress)]
+        if any((location.get("channel"), location.get("ts")) == (slack_channel, ts) for location in locations):
             return SentMessage(row.channel, row.episode, bool(row.is_open) and row.episode == row.current_episode)
     return None

@@ -10,26 +10,25 @@ _ROUND_FROM = timedelta(minutes=10)
 
 def format_time(moment: datetime, zone: tzinfo = UTC) -> str:
     """Such as `2026-11-24 22:46:10 UTC`, or `2026-11-24 23:46:10 CET (22:46:10 UTC)`."""
+    return _format_time(moment, zone, "%H:%M:%S")
+
+
+def format_short_time(moment: datetime, zone: tzinfo = UTC) -> str:
+    """To the minute, for tables: `2026-11-24 22:46 UTC`, or `2026-11-24 23:46 CET (22:46 UTC)`."""
+    return _format_time(moment, zone, "%H:%M")
+
+
+def _format_time(moment: datetime, zone: tzinfo, pattern: str) -> str:
     moment = moment.astimezone(UTC)
     try:
         there = moment.astimezone(zone)
     except OverflowError:  # at the edge of the calendar
         there = moment
-    in_utc = (
-        f"{moment:%H:%M:%S} UTC" if there.date() == moment.date() else f"{_format_day(moment)} {moment:%H:%M:%S} UTC"
-    )
+    time = f"{moment:{pattern}} UTC"
     if there.utcoffset() == timedelta():
-        return f"{_format_day(moment)} {moment:%H:%M:%S} UTC"
-    return f"{_format_day(there)} {there:%H:%M:%S} {_name_zone(there)} ({in_utc})"
-
-
-def format_short_time(moment: datetime, zone: tzinfo = UTC) -> str:
-    """To the minute, for tables: `2026-11-24 22:46 UTC`."""
-    try:
-        there = moment.astimezone(zone)
-    except OverflowError:
-        there = moment.astimezone(UTC)
-    return f"{_format_day(there)} {there:%H:%M} {_name_zone(there)}"
+        return f"{_format_day(moment)} {time}"
+    in_utc = time if there.date() == moment.date() else f"{_format_day(moment)} {time}"
+    return f"{_format_day(there)} {there:{pattern}} {_name_zone(there)} ({in_utc})"
 
 
 def format_duration(span: timedelta) -> str:

@@ -17,6 +17,7 @@ from services.relay.channels.apprise import channel as apprise_channel
 from services.relay.channels.apprise.channel import AppriseSettings
 from services.relay.channels.apprise.plugin import Exchange, _run_with, build_for, create_plugin, notify
 from services.relay.channels.apprise.text import MAX_BODY, build_text
+from services.relay.channels.pagerduty_event import build_event
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.http_session import HttpSession
 from services.relay.model import DigestEntry, Event, ExcerptBlock, IncidentContext, Message, RunbookExcerpt, Status
@@ -138,6 +139,18 @@ def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_room() -
     body = build_text(message(replace(event, alerts=alerts), links=message().links * 20), limit=1_000).body
     assert "• pod-0 · firing since" in body
     assert "• pod-15 · resolved after 8 s" in body
+
+
+def test_what_is_over_is_not_described_as_if_it_went_on() -> None:
+    described = {"alertname": "KMSProbeFailing"}
+    event = message("03-resolved-1").event
+    over = replace(event.alerts[0], labels=described, annotations={"description": "KMS refuses every call"})
+    of = message(replace(event, alerts=(over,)))
+    for told in (build_text(of).payload, str(build_event(of, "resolve"))):
+        assert "refuses" not in told
+    unheard = change(of, firing_undelivered=True)
+    for told in (build_text(unheard).payload, str(build_event(unheard, "trigger"))):
+        assert "refuses" in told
 
 
 def test_a_command_is_ready_to_paste_and_what_is_known_stands_after_the_alerts() -> None:

@@ -68,3 +68,20 @@ async def test_a_bot_that_is_no_member_is_to_be_invited_by_its_name(tmp_path: Pa
         "one: not sent (misconfigured): Slack answered not_in_channel",
         "one: invite the bot: type in #security-critical: /invite @keypulse",
     ]
+
+
+async def test_a_key_that_pagerduty_does_not_know_is_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("0" * 32)
+    async with run_stand_ins(pagerduty_keys=("1" * 32,)) as providers:
+        url = f"http://{providers.http}/pagerduty/v2/enqueue"
+        result = await send_test(tmp_path, kind="pagerduty", routing_key_file="key", url=url)
+    assert (result.returncode, result.stdout) == (1, "")
+    first, second = result.stderr.splitlines()
+    assert first.startswith("one: not sent (unauthorized): PagerDuty answered HTTP 400")
+    assert second == "one: put the current secret into its file"
+
+
+async def test_a_secret_that_is_missing_is_no_trouble_of_the_connection(tmp_path: Path) -> None:
+    values = {"kind": "pagerduty", "routing_key_file": "key", "url": "http://127.0.0.1:9/v2/enqueue"}
+    result = await send_test(tmp_path, **values)
+    assert result.stderr.splitlines()[1:] == ["one: put the current secret into its file"]

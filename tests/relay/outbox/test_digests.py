@@ -345,25 +345,6 @@ async def test_progress_of_a_digest_is_none_of_a_message_that_it_only_named(stor
     assert {row.progress for row in rows.values()} == {None}
 
 
-async def test_one_incident_alone_is_no_digest(storm: Storm) -> None:
-    await storm.tell([f"critical {number}" for number in range(20)], "critical")
-    for _ in range(5):
-        await storm.claim_alone()
-    for _ in range(2):
-        await storm.deliver(await storm.claim_digest())
-    await storm.tell("a")
-    for _ in range(5):
-        await storm.claim_alone()
-    assert await storm.claim_alone() == ["a"], "it has waited for long enough"
-
-
-async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_message(storm: Storm) -> None:
-    await storm.tell("abcd")
-    await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
-    await storm.deliver(await storm.claim_digest())
-    assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}
-
-
 async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
     """What the digests will show that are to be edited now: each incident with its status."""
     claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
@@ -442,4 +423,58 @@ async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_on
     again = await storm.claim_digest()
     assert again.maybe_sent
     await storm.fail(again, "rejected", channel_effect=ChannelEffect.REACHED)
+    assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
+
+
+async def test_one_incident_alone_is_no_digest(storm: Storm) -> None:
+    await storm.tell([f"critical {number}" for number in range(20)], "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    for _ in range(2):
+        await storm.deliver(await storm.claim_digest())
+    await storm.tell("a")
+    for _ in range(5):
+        await storm.claim_alone()
+    assert await storm.claim_alone() == ["a"], "it has waited for long enough"
+
+
+async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_message(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
+    await storm.deliver(await storm.claim_digest())
+    assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm, arrived: bool) -> None:
+    await storm.tell("abcd")
+    task = await storm.claim_digest()
+    await storm.fail(task, maybe_sent=arrived, retry_in=0.5)
+    alone = []
+    for _ in range(4):
+        (one,) = (await storm.claim(size=0)).tasks
+        assert (one.members, one.maybe_sent) == ((), arrived)
+        await end_attempt(storm.store, one)
+        alone.append(one.incident_id)
+    assert alone == list("abcd")
+    rows = await storm.rows()
+    assert {(rows[name].state, rows[name].digest_id) for name in "abcd"} == {("delivered", None)}
+
+
+async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own(storm: Storm) -> None:
+    await storm.tell("abcd")
+    await storm.fail(await storm.claim_digest(), state=DeliveryState.DEAD, maybe_sent=True)
+    rows = await storm.rows()
+    assert await storm.states("abcd") == {"dead"}
+    assert await requeue(storm.store, rows["c"].id) == DeliveryState.DEAD
+    (again,) = (await storm.claim()).tasks
+    assert (again.incident_id, again.members, again.maybe_sent) == ("c", (), False)
+
+
+async def test_members_of_a_digest_that_cannot_be_built_go_alone_so_that_one_does_not_hold_up_the_others(
+    storm: Storm,
+) -> None:
+    await storm.tell("abcd")
+    for _ in range(3):
+        await storm.fail(await storm.claim_digest(), "internal", channel_effect=ChannelEffect.NOTHING, retry_in=0.5)
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]

@@ -227,11 +227,13 @@ def test_a_duration_is_reported_in_its_two_largest_units(seconds: float, said: s
     ],
 )
 def test_a_time_is_in_the_readers_zone_and_in_utc(zone: str, text: str) -> None:
-    assert format_time(datetime(2026, 11, 24, 22, 46, 10, tzinfo=UTC), ZoneInfo(zone)) == text
+    moment = datetime(2026, 11, 24, 22, 46, 10, tzinfo=UTC)
+    assert format_time(moment, ZoneInfo(zone)) == text
+    assert format_short_time(moment, ZoneInfo(zone)) == text.replace(":10", "")
 
 
 @pytest.mark.parametrize("moment", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)])
 def test_a_time_at_the_edge_of_the_calendar_is_no_error(moment: datetime) -> None:
     for zone in ("America/Los_Angeles", "Asia/Tokyo"):
         assert format_time(moment, ZoneInfo(zone)).count(":") >= 2
-        assert format_short_time(moment, ZoneInfo(zone)).count(":") == 1
+        assert format_short_time(moment, ZoneInfo(zone)).count(":") in {1, 2}

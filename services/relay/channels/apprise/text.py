@@ -152,7 +152,9 @@ def _write_card(card: AlertCard, message: Message, write: Callable[..., str]) ->
     now = f"now {value}" if value and alert.status is Status.FIRING else ""
     own = select_own_labels(alert, message.event)
     labels = ", ".join(f"{key}={value}" for key, value in limit_labels(own, _MAX_LABELS, _MAX_LABEL))
-    yield [alert], write(summary, labels, format_description(alert), period, now, links=links)
+    is_over = alert.status is Status.RESOLVED and not message.task.firing_undelivered
+    description = "" if is_over else format_description(alert)  # it says what would be wrong now
+    yield [alert], write(summary, labels, description, period, now, links=links)
     yield [alert], write(summary, labels, period, now, links=links)
     for length in (250, 100):
         yield [alert], write(truncate(summary, length), period, links=links[:1])
@@ -164,9 +166,9 @@ def _write_table(table: AlertTable, write: Callable[..., str]) -> Iterator[tuple
     """A table with all its rows, and then with fewer and fewer, of which resolved alerts keep a part."""
     for count in (_MAX_ROWS, 10, 5, 2):
         listed = set(map(id, select_alerts(table.alerts, count)[0]))
-        shown = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
-        lines = (f"• {' · '.join(filter(None, row))}" for _, row in shown)
-        yield [alert for alert, _ in shown], write(table.caption, *lines, links=table.links)
+        pairs = [pair for pair in zip(table.alerts, table.rows, strict=True) if id(pair[0]) in listed]
+        lines = (f"• {' · '.join(filter(None, row))}" for _, row in pairs)
+        yield [alert for alert, _ in pairs], write(table.caption, *lines, links=table.links)
     for length in (250, 100, 40):
         yield [], write(truncate(table.caption, length))
 

@@ -41,7 +41,7 @@ class Thread:
     location: PostLocation
     """Of the message that it begins with."""
     before_request: Callable[[], None]
-    """Called before each request that adds something; raises DeliveryLeaseLostError."""
+    """Called before each post; raises DeliveryLeaseLostError."""
 
     async def add_details(self, message: Message, details: str, *, maybe_sent: bool) -> None:
         """Adds a text of any length.
@@ -102,7 +102,7 @@ class Thread:
             log.warning("reply with the whole text was refused by Slack", error=str(error))
 
     async def _upload(self, upload: Upload) -> None:
-        self.before_request()
+        """Takes no token of the channel's rate: that of files is another one, of the whole app."""
         await upload_file(self.api, self.session, self.api_url, upload, self.location)
 
 

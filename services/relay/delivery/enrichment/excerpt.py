@@ -7,6 +7,7 @@ each excerpt is short. Code is never cut, since half a command may do harm.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from markdown_it import MarkdownIt
@@ -53,7 +54,7 @@ def build_excerpts(text: str, read_linked: ReadLinked = lambda _: None) -> dict[
         read_linked: reads what a section that is no more than a link leads to.
     """
     tokens = _BLOCKS.parse(text)
-    headings = list(_list_headings(tokens))[:_MAX_SECTIONS]
+    headings = list(islice(_list_headings(tokens), _MAX_SECTIONS))
     by_anchor: dict[str, RunbookExcerpt] = {}
     by_first_name: dict[str, RunbookExcerpt] = {}
     for heading in headings:

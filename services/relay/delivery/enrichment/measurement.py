@@ -1,5 +1,6 @@
 """The last hour of an event's expression: what is drawn of it, and what it gives now."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -22,6 +23,8 @@ _YOUNG: Final = SPAN / 6
 _YOUNG_POINTS: Final = 60
 _FRESH: Final = 2.5 * STEP
 """Seconds for which a point counts as current."""
+_LABEL_NAME: Final = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
+"""Alertmanager takes any name, and in an expression another one would be a part of it."""
 
 
 class _Span(NamedTuple):
@@ -119,7 +122,7 @@ async def _read_series(
     labels = {
         name: value
         for name, value in event.group_labels.items()
-        if name != "alertname" and name not in rule.label_names
+        if name != "alertname" and name not in rule.label_names and _LABEL_NAME.fullmatch(name)
     }
     if labels:
         filtered = f"({expression}) and on ({', '.join(labels)}) {_build_labelled_vector(labels)}"
@@ -127,7 +130,7 @@ async def _read_series(
             if found := await prometheus.read_range(filtered, *span):
                 return found
         except QueryRefusedError:
-            pass  # of a scalar, or a name that is none in PromQL
+            pass  # of a scalar
     # Alertmanager may know labels that Prometheus adds at its edge (`external_labels`), which no series has.
     return await prometheus.read_range(expression, *span)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from services.relay.delivery.enrichment import charts as module
 from services.relay.delivery.enrichment.charts import Charts, Picture
 from services.relay.delivery.enrichment.measurement import measure
-from services.relay.delivery.enrichment.prometheus import PrometheusClient
+from services.relay.delivery.enrichment.prometheus import AlertRule, PrometheusClient, Series
 from services.relay.model import Alert, DeliveryTask, Event, Message, PartOutcome, Status
 from tests.relay.served_relay import event_of, until
 
@@ -144,6 +144,26 @@ async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus:
         group = {"env": other.labels["env"]}
         assert await measure(client, event(other, **group), NOW, "UTC") is None
     await client.close()
+
+
+async def test_the_name_of_a_label_is_never_a_part_of_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def read_range(_client: PrometheusClient, expression: str, *_span: float) -> list[Series]:
+        asked.append(expression)
+        return []
+
+    async def find_rule(*_: Any) -> AlertRule:
+        return AlertRule("latency > 1", frozenset())
+
+    monkeypatch.setattr(PrometheusClient, "read_range", read_range)
+    monkeypatch.setattr(PrometheusClient, "find_rule", find_rule)
+    group = {"service.name": "x", "env) or up or on (env": "y"}
+    assert (
+        await measure(PrometheusClient("http://127.0.0.1:9", None), event(alert_of("Slow"), **group), NOW, "") is None
+    )
+    assert asked
+    assert not any("up" in each or "service.name" in each for each in asked)
 
 
 async def test_channels_share_one_chart_and_a_storm_gets_a_few(prometheus: str) -> None:
