@@ -87,6 +87,8 @@ def _rendered(folder: Path) -> list[Object]:
     for channel in relay["channels"].values():
         for key in {"token_file", "routing_key_file"} & set(channel):
             channel[key] = f"{SECRETS}/{channel[key]}"
+    relay["interactive"]["app_token_file"] = f"{SECRETS}/slack_app_token"
+    relay["messages"]["runbook"] = "/opt/keypulse/docs/KMS_OPERATIONS.md"
     for config in (exporter, relay):
         for key in {"listen", "auth", "database"} & set(config):
             del config[key]  # the chart's
@@ -120,7 +122,8 @@ def _on_free_ports(objects: list[Object], ports: Ports) -> list[Object]:
 
 
 def _secrets(folder: Path, token: str) -> list[Object]:
-    files = {name: (folder / name).read_text() for name in ("relay_token", "slack_token", "pagerduty_key")}
+    names = ("relay_token", "slack_token", "slack_app_token", "pagerduty_key")
+    files = {name: (folder / name).read_text() for name in names}
     held = {"exporter": {"admin_token": token}, "relay": {**files, "relay_admin": token}}
     return [
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{RELEASE}-{part}"}, "stringData": data}
