@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from email.headerregistry import Address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from services.relay.channels.apprise import channel as apprise_channel
 from services.relay.channels.apprise.channel import AppriseSettings
 from services.relay.channels.apprise.plugin import Exchange, _run_with, build_for, create_plugin, notify
 from services.relay.channels.apprise.text import MAX_BODY, build_text
+from services.relay.channels.email.mail import build_mail
 from services.relay.channels.pagerduty_event import build_event
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.http_session import HttpSession
@@ -146,10 +148,13 @@ def test_what_is_over_is_not_described_as_if_it_went_on() -> None:
     event = message("03-resolved-1").event
     over = replace(event.alerts[0], labels=described, annotations={"description": "KMS refuses every call"})
     of = message(replace(event, alerts=(over,)))
-    for told in (build_text(of).payload, str(build_event(of, "resolve"))):
+    sender = Address("keypulse", addr_spec="alerts@example.org")
+    mail = str(build_mail(of, sender, ["a@example.org"]))
+    for told in (build_text(of).payload, str(build_event(of, "resolve")), mail):
         assert "refuses" not in told
     unheard = change(of, firing_undelivered=True)
-    for told in (build_text(unheard).payload, str(build_event(unheard, "trigger"))):
+    mail = str(build_mail(unheard, sender, ["a@example.org"]))
+    for told in (build_text(unheard).payload, str(build_event(unheard, "trigger")), mail):
         assert "refuses" in told
 
 

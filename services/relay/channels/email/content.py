@@ -103,7 +103,7 @@ def build_content(message: Message) -> MailContent:
 def _build_alert(card: text.AlertCard, message: Message, title: str) -> MailAlert:
     """Its own title heads it, unless the mail's title says the same: then its summary does.
 
-    A resolved alert has no description, which says what would be wrong now.
+    A resolved alert has no description, which says what would be wrong now, unless nobody was told of it before.
     """
     alert = card.alert
     is_over = alert.status is Status.RESOLVED
@@ -116,7 +116,9 @@ def _build_alert(card: text.AlertCard, message: Message, title: str) -> MailAler
         state=str(alert.status),
         period=text.format_period(alert, message.zone),
         value=text.truncate(text.clean_line(message.current_values.get(alert.fingerprint, "")), _MAX_LABEL),
-        description="" if is_over else text.truncate(text.format_description(alert), _MAX_TEXT),
+        description=""
+        if is_over and not message.task.firing_undelivered
+        else text.truncate(text.format_description(alert), _MAX_TEXT),
         links=card.links,
         labels=_limit_labels(text.select_own_labels(alert, message.event)),
     )
