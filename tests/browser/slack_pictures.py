@@ -18,7 +18,7 @@ from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.slack_scenes import SCENES, SlackScene
 
 IMAGES: Final = Path(__file__).parents[2] / "docs/images"
-KEPT: Final = ("firing", "changed", "acknowledged", "resolved", "twenty")
+KEPT: Final = ("firing", "changed", "acknowledged", "resolved", "twenty", "digest", "hostile")
 SIZES: Final = {"wide": ViewportSize(width=1900, height=2600), "phone": ViewportSize(width=390, height=3200)}
 """Tall enough for a whole message."""
 _TOKEN: Final = "xoxb-picture"  # of the stand-in alone

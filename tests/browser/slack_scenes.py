@@ -8,7 +8,15 @@ from typing import Any
 
 from ops.demo.stand_ins.app import StandIns
 from services.relay.channels.port import Channel, EditingChannel, Receipt
-from services.relay.model import ExcerptBlock, IncidentContext, Message, RelatedIncident, RunbookExcerpt, Status
+from services.relay.model import (
+    DigestEntry,
+    ExcerptBlock,
+    IncidentContext,
+    Message,
+    RelatedIncident,
+    RunbookExcerpt,
+    Status,
+)
 from tests.relay.channels.examples import (
     FIX_ANNOTATIONS,
     NASTY,
@@ -116,6 +124,10 @@ class SlackScene:
         event = replace(many.event, alerts=alerts, common_labels=common)
         return await send(self._channel, replace(many, event=event, links=many.links[:1] * 20, buttons=BUTTONS))
 
+    async def digest(self) -> Receipt:
+        """Forty incidents of a storm, of which some are over."""
+        return await send(self._channel, replace(message(), digest=tuple(_build_entry(n) for n in range(40))))
+
     async def hostile(self) -> Receipt:
         text = f"{NASTY[0]} {NASTY[1]} {NASTY[3]}"
         context = IncidentContext(acknowledged_by=text, acknowledged_at=AT, related=(RelatedIncident("1", text, AT),))
@@ -133,6 +145,22 @@ def _incident(**changes: Any) -> Message:
     return change(annotated(firing, description=described), **changes)
 
 
+def _build_entry(number: int) -> DigestEntry:
+    service = ("backend", "ledger", "payments")[number % 3]
+    alerts = "https://alertmanager.internal/#/alerts"
+    return DigestEntry(
+        title=f"permission_denied: {service} (production) cannot encrypt with {service}-kek-{number // 3}",
+        status=Status.RESOLVED if number > 33 else Status.FIRING,
+        severity="critical" if number < 2 else "warning",
+        counts="1 resolved" if number > 33 else "1 firing",
+        service=f"{service} (production)",
+        link=f"{alerts}?filter=%7Btarget%3D%22{service}-kek-{number // 3}%22%7D",
+        service_link=f"{alerts}?filter=%7Bservice%3D%22{service}%22%7D",
+        receiver_link=f"{alerts}?receiver=kms-security",
+        is_named_only=number < 2,
+    )
+
+
 def _two_instances() -> Message:
     one = _incident()
     (alert,) = one.event.alerts
@@ -148,5 +176,6 @@ SCENES: dict[str, Callable[[SlackScene], Awaitable[Receipt]]] = {
     "acknowledged": SlackScene.acknowledged,
     "resolved": SlackScene.resolved,
     "twenty": SlackScene.twenty,
+    "digest": SlackScene.digest,
     "hostile": SlackScene.hostile,
 }

@@ -140,7 +140,7 @@ async def test_a_table_of_another_schema_has_its_journal_there(
     await tenants.execute('INSERT INTO "App".keys VALUES (1, :dek)', {"dek": await tenants.wrap(b"k")})
     kms_key.add_version("oak")
     await rewrap(tenants)
-    assert await tenants.execute('SELECT state FROM "App".keypulse_keys_dek_rotations') == [("done",)]
+    assert await tenants.execute('SELECT state FROM "App".keypulse_keys__dek_rotations') == [("done",)]
     tables = await tenants.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
     assert tables == []
 
@@ -157,7 +157,7 @@ async def test_a_table_of_another_database_of_mariadb_has_its_journal_there(
         await tenants.execute(insert, {"dek": await tenants.wrap(b"k")})
         kms_key.add_version("oak")
         await rewrap(tenants)
-        read = f"SELECT state FROM {other}.keypulse_keys_dek_rotations"  # noqa: S608 - a test
+        read = f"SELECT state FROM {other}.keypulse_keys__dek_rotations"  # noqa: S608 - a test
         assert await tenants.execute(read) == [("done",)]
     finally:
         await tenants.execute(f"DROP DATABASE {other}")
