@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -11,6 +11,7 @@ from ops.demo.stand_ins.provider_faults import ProviderFault, ProviderFaults
 from ops.demo.stand_ins.slack.workspace import SlackMessage
 from tests.faults.incidents import read_alerts, read_group
 from tests.faults.relay import CHANNELS
+from tests.faults.stored_deliveries import Update
 from tests.relay.delivery_oracle.evidence import Message
 
 KEPT = 500
@@ -64,33 +65,37 @@ async def disturb(faults: ProviderFaults, random: Random, *, every: float = 0.3)
             faults.add(ProviderFault.model_validate({**fault, "count": random.randint(1, 4)}))
 
 
-def read_messages(providers: StandIns) -> list[Message]:
-    """Every message that arrived, those of each reader in the order of their arrival."""
-    found = [*_posts(providers), *_mails(providers), *_pages(providers)]
+def read_messages(providers: StandIns, updates: Sequence[Update]) -> list[Message]:
+    """Every message that arrived, those of each reader in the order of their arrival; an update is one, too."""
+    found = [*_posts(providers, updates), *_mails(providers), *_pages(providers)]
     forgotten = [reader for reader in (providers.mailbox.mails, providers.pagerduty.events) if len(reader) == KEPT]
     assert not forgotten, "the stand-ins have forgotten the first messages; play less"
     return found
 
 
-def _posts(providers: StandIns) -> Iterator[Message]:
+def _posts(providers: StandIns, updates: Sequence[Update]) -> Iterator[Message]:
     for name, channel in providers.slack.channels.items():
         assert len(channel.messages) < KEPT, "the stand-in has forgotten the first messages; play less"
+        arrived = []
         for post in channel.messages:
             text, blocks = post.before_edits or (post.text, post.blocks)
-            text += json.dumps(blocks)
-            yield replace(_message(_channel(name), name, _key(post), text), says_repeat=MAY_BE_A_REPEAT in text)
+            arrived.append((post.at, _key(post), text + json.dumps(blocks)))
+            arrived += [(each.at, each.delivery_id, each.text) for each in updates if each.ts == post.ts]
+        for _, key, text in sorted(arrived):
+            yield replace(_message(_channel(name), name, key, text), says_repeat=MAY_BE_A_REPEAT in text)
 
 
 def _key(post: SlackMessage) -> str:
     return str((post.metadata or {}).get("event_payload", {}).get("delivery_id", ""))
 
 
-def read_edited(providers: StandIns) -> list[Message]:
-    """What each message of Slack shows now, edits included."""
+def read_edited(providers: StandIns, updates: Sequence[Update]) -> list[Message]:
+    """What each message of Slack shows now, edits included, under the key of each delivery that it is of."""
     return [
-        _message(_channel(name), name, _key(post), post.text)
+        _message(_channel(name), name, key, post.text)
         for name, channel in providers.slack.channels.items()
         for post in channel.messages
+        for key in (_key(post), *(each.delivery_id for each in updates if each.ts == post.ts))
     ]
 
 

@@ -110,7 +110,9 @@ class Scenario:
         (events, deliveries), heard, lost = await self._settled()
         verdict = judge(History(tuple(alertmanager.accepted), events, deliveries, heard, CHANNELS, lost))
         given_up = await asyncio.to_thread(stored_deliveries.read_edits_given_up, self._database)
-        verdict.violations += check_edits(events, deliveries, read_edited(self.providers), CHANNELS, given_up)
+        updates = await asyncio.to_thread(stored_deliveries.read_updates, self._database)
+        edited = read_edited(self.providers, updates)
+        verdict.violations += check_edits(events, deliveries, edited, CHANNELS, given_up)
         self._report(self._row(len(events), lost, verdict))
         assert alertmanager.accepted
         assert not verdict.violations, "\n".join([f"seed {self._seed}", *verdict.violations])
@@ -125,7 +127,8 @@ class Scenario:
             while True:
                 await self.drained()
                 before = await asyncio.to_thread(stored_deliveries.read_outbox, self._database)
-                heard, lost = read_messages(self.providers), await self.leases_lost()
+                updates = await asyncio.to_thread(stored_deliveries.read_updates, self._database)
+                heard, lost = read_messages(self.providers, updates), await self.leases_lost()
                 if before == await asyncio.to_thread(stored_deliveries.read_outbox, self._database):
                     return before, heard, lost
 

@@ -1,6 +1,7 @@
 """Reads the outbox without the relay: a database comes in, its events and deliveries go out."""
 
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,19 @@ from tests.faults.incidents import read_alerts, read_group
 from tests.faults.relay import CHANNELS, SENDER
 from tests.relay.delivery_oracle.evidence import Delivery, Event, read_delivery
 
+_SLACK_CHANNELS = tuple(name for name, traits in CHANNELS.items() if traits.is_edited)
 _UNANSWERED = ("timeout", "connection", "internal")
 """How an attempt ended whose message may have arrived."""
+
+
+class Update(NamedTuple):
+    """A delivery that changed a post of Slack instead of making one: an earlier attempt's, which may have arrived."""
+
+    delivery_id: str
+    ts: str
+    at: float
+    text: str
+    """What the post showed then."""
 
 
 class StoredDeliveries(NamedTuple):
@@ -77,6 +89,24 @@ def _key(row: Row[Any], group_key: str) -> str:
     if row.channel == "email":
         return deduplication_keys.message_id(row.id, CHANNELS["email"].readers, SENDER.partition("@")[2])
     return str(row.id)
+
+
+def read_updates(database: DatabaseUrl) -> list[Update]:
+    """Those of each channel of Slack. For a thread."""
+    of = tables.deliveries.c
+    engine = create_engine(database)
+    try:
+        with engine.connect() as connection:
+            sent = select(of.id, of.finished_at, of.payload).where(of.state == "delivered", of.payload.is_not(None))
+            rows = connection.execute(sent.where(of.channel.in_(_SLACK_CHANNELS))).all()
+    finally:
+        engine.dispose()
+    payloads = [(row, json.loads(zlib.decompress(row.payload))) for row in rows]
+    return [
+        Update(row.id, payload["ts"], row.finished_at, payload["text"] + json.dumps(payload.get("blocks")))
+        for row, payload in payloads
+        if "ts" in payload  # of chat.update; a post has none yet
+    ]
 
 
 def count_unfinished(database: DatabaseUrl) -> Counter[str]:
