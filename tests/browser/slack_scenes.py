@@ -125,8 +125,10 @@ class SlackScene:
         return await send(self._channel, replace(many, event=event, links=many.links[:1] * 20, buttons=BUTTONS))
 
     async def digest(self) -> Receipt:
-        """Forty incidents of a storm, of which some are over."""
-        return await send(self._channel, replace(message(), digest=tuple(_build_entry(n) for n in range(40))))
+        """The incidents of a storm, of which some are over."""
+        services = ("backend", "ledger", "payments")
+        entries = tuple(_build_entry(service, number) for service in services for number in range(8))
+        return await send(self._channel, replace(message(), digest=entries))
 
     async def hostile(self) -> Receipt:
         text = f"{NASTY[0]} {NASTY[1]} {NASTY[3]}"
@@ -145,19 +147,19 @@ def _incident(**changes: Any) -> Message:
     return change(annotated(firing, description=described), **changes)
 
 
-def _build_entry(number: int) -> DigestEntry:
-    service = ("backend", "ledger", "payments")[number % 3]
-    alerts = "https://alertmanager.internal/#/alerts"
+def _build_entry(service: str, number: int) -> DigestEntry:
+    is_over, is_critical = number > 5, (service, number) == ("backend", 0)
+    alerts, key = "https://alertmanager.internal/#/alerts", f"{service}-kek-{number}"
     return DigestEntry(
-        title=f"permission_denied: {service} (production) cannot encrypt with {service}-kek-{number // 3}",
-        status=Status.RESOLVED if number > 33 else Status.FIRING,
-        severity="critical" if number < 2 else "warning",
-        counts="1 resolved" if number > 33 else "1 firing",
+        title=f"permission_denied: {service} (production) {'could not' if is_over else 'cannot'} encrypt with {key}",
+        status=Status.RESOLVED if is_over else Status.FIRING,
+        severity="critical" if is_critical else "warning",
+        counts="1 resolved" if is_over else "1 firing",
         service=f"{service} (production)",
-        link=f"{alerts}?filter=%7Btarget%3D%22{service}-kek-{number // 3}%22%7D",
+        link=f"{alerts}?filter=%7Btarget%3D%22{key}%22%7D",
         service_link=f"{alerts}?filter=%7Bservice%3D%22{service}%22%7D",
         receiver_link=f"{alerts}?receiver=kms-security",
-        is_named_only=number < 2,
+        is_named_only=is_critical,
     )
 
 

@@ -38,9 +38,10 @@ def format_digest_title(message: Message) -> str:
     entries = message.digest
     firing = [entry for entry in entries if entry.status is Status.FIRING]
     critical = sum(entry.severity == Severity.CRITICAL for entry in firing)
+    others = len(firing) - critical
     numbers = (
         (critical, "critical"),
-        (len(firing) - critical, "others firing" if critical else "firing"),
+        (others, ("other firing" if others == 1 else "others firing") if critical else "firing"),
         (len(entries) - len(firing), "resolved"),
     )
     incidents = "1 incident" if len(entries) == 1 else f"{len(entries)} incidents"

@@ -21,7 +21,8 @@ const BLOCKS = {
     el("div", { class: "b-context" }, ...block.elements.map((part) => (part.type === "image" ? image(part) : el("span", {}, ...text(part))))),
   actions: (block, press) => el("div", { class: "b-actions" }, ...block.elements.map((part) => element(part, press))),
   divider: () => el("hr"),
-  rich_text: (block) => el("div", { class: "b-section b-text" }, ...block.elements.flatMap((section) => section.elements.flatMap(richText))),
+  rich_text: (block) =>
+    el("div", { class: "b-section b-text" }, ...block.elements.map((section) => el("div", {}, ...section.elements.flatMap(richText)))),
   image: (block) => image(block),
 };
 
@@ -30,7 +31,7 @@ export const blocks = (list, press) => list.map((block) => BLOCKS[block.type]?.(
 // A text or a link; what it says is no mark-up.
 function richText({ type, text: content, url, style }) {
   const said = lines(plain({ text: content }));
-  const node = type === "link" ? [link(url, plain({ text: content }))] : said;
+  const node = type === "link" ? [link(url, said)] : said;
   return style?.bold ? [el("strong", {}, ...node)] : node;
 }
 

@@ -10,16 +10,17 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-// The only way to a link: http and https, in a tab of its own; anything else stays text.
-export function link(address, text, attributes = {}) {
+// The only way to a link: http and https, in a tab of its own; anything else stays text. `content` is text or nodes.
+export function link(address, content, attributes = {}) {
+  const children = [content].flat();
   let url;
   try {
     url = new URL(address);
   } catch {
-    return el("span", {}, text);
+    return el("span", {}, ...children);
   }
-  if (url.protocol !== "http:" && url.protocol !== "https:") return el("span", {}, text);
-  return el("a", { ...attributes, href: url.href, target: "_blank", rel: "noopener noreferrer" }, text);
+  if (url.protocol !== "http:" && url.protocol !== "https:") return el("span", {}, ...children);
+  return el("a", { ...attributes, href: url.href, target: "_blank", rel: "noopener noreferrer" }, ...children);
 }
 
 export function time(seconds) {
