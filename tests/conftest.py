@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -150,6 +152,20 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
+
+
+_LONG = ("tests/faults/", "tests/e2e/", "tests/rotator/table/test_kill")
+"""What takes seconds each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each process of a run begins with its share of what takes long, so that none is left with it at the end."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.nodeid.startswith(_LONG)]
+    others = [item for item in items if not item.nodeid.startswith(_LONG)]
+    size = -(-len(others) // count)
+    shares = (long[share::count] + others[share * size : (share + 1) * size] for share in range(count))
+    items[:] = chain.from_iterable(shares)
 
 
 def pytest_collection_finish() -> None:

@@ -109,6 +109,18 @@ def read_updates(database: DatabaseUrl) -> list[Update]:
     ]
 
 
+def has_failed(database: DatabaseUrl, channel: str) -> bool:
+    """Whether the outbox has a failed attempt of a channel, and so what followed from it. For a thread."""
+    engine = create_engine(database)
+    try:
+        with engine.connect() as connection:
+            of = tables.deliveries.c
+            failed = select(of.id).where(of.channel == channel, of.state == "retrying").limit(1)
+            return connection.execute(failed).first() is not None
+    finally:
+        engine.dispose()
+
+
 def count_unfinished(database: DatabaseUrl) -> Counter[str]:
     """How many deliveries are still to be made, and messages still to be edited, by channel. For a thread."""
     of, edit = tables.deliveries.c, tables.edits.c

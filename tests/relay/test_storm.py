@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
@@ -17,13 +18,15 @@ from services.relay.config import RelaySettings
 from tests.relay.served_relay import TOKEN, post, served, until
 from tests.relay.storms import CHANNEL, build_webhook, count_named, find_digests, posts
 
+pytestmark = pytest.mark.played  # by a clock that a busy machine does not keep up with; make test has the demo's storm
+
 OVER = 5
-_SPEED = 20.0
+_SPEED = 8.0
 """Seconds of the test's clock in a second."""
 
 
 def read_clock(_start: float = time.time()) -> float:
-    """What the outbox and Slack go by: so a storm of half a minute takes two seconds."""
+    """What the outbox and Slack go by: so a storm of half a minute takes four seconds."""
     return _start + (time.time() - _start) * _SPEED
 
 
@@ -77,7 +80,8 @@ async def test_each_incident_of_a_storm_is_named_and_its_digest_shows_its_end(tm
         assert all(each["receipt"]["digest"] == each["digest"] for each in in_digests)
         assert len(in_digests) > len(collected) / 2
         digest = find_digests(stand_ins)[0]
-        (one, *_) = await read_deliveries(client, digest=await _find_digest_id(client, digest))
+        of_digest = await read_deliveries(client, digest=await _find_digest_id(client, digest))
+        one = next(each for each in of_digest if each["receipt"]["ts"] == digest.ts)
         async with client.get(f"/api/deliveries/{one['id']}") as response:
             details = await response.json()
         assert details["receipt"]["ts"] == digest.ts
