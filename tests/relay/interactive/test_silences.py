@@ -179,10 +179,10 @@ async def test_a_relay_that_is_killed_leaves_its_silence_to_the_next_one(
     await peer.fire()
     monkeypatch.setattr(silence_worker, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
-    async with silencing(tmp_path, stand_ins, peer) as relay:
-        message = await relay.fire()
-        with monkeypatch.context() as killed:
-            killed.setattr(silence_worker, "finish_silence", _hang)  # it exists, and nobody has written that down
+    with monkeypatch.context() as killed:
+        killed.setattr(silence_worker, "finish_silence", _hang)  # it exists, and nobody has written that down
+        async with silencing(tmp_path, stand_ins, peer) as relay:
+            message = await relay.fire()
             assert await relay.press(message, "silence")
             await until(lambda: peer.posts == 1)
     assert thread(stand_ins) == []
