@@ -23,7 +23,7 @@ from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.lost_outbox import find_last_used_files, read_last_used, write_last_used
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import RetryState, lock_incidents, merge_into_successor
-from services.relay.outbox.rows import DATABASE_IDENTITIES, DELIVERIES
+from services.relay.outbox.rows import DATABASE_IDENTITIES, DELIVERIES, select_values
 from services.relay.outbox.tables import DeliveryState, database_identity, deliveries, edits, incidents
 
 COMPARE_DELAY: Final = 360.0
@@ -65,17 +65,22 @@ _POSTPONE_EDITS: Final = (
     .values(due_at=bindparam("due"), due_set_at=bindparam("at"), lease=None)
 )
 """A message may show by now how the incident ended; nobody edits it back to what the backup knows."""
-_MAKE_EDITS_DUE: Final = (
-    update(edits)
-    .where(edits.c.wanted > edits.c.shown, edits.c.lease.is_(None), edits.c.due_at > bindparam("at"))
-    .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
+_waiting_deliveries = (
+    _delivery.finished_at.is_(None),
+    _delivery.maybe_delivered_up_to.is_not(None),
+    _delivery.state == DeliveryState.QUEUED,
 )
-_MAKE_DUE: Final = (
-    update(deliveries)
-    .where(_delivery.finished_at.is_(None), _delivery.maybe_delivered_up_to.is_not(None))
-    .where(_delivery.state == DeliveryState.QUEUED, _delivery.due_at > bindparam("at"))
+_waiting_edits = (edits.c.wanted > edits.c.shown, edits.c.lease.is_(None))
+_READ_HELD_BACK_AT: Final = [
+    select_values(float, func.max(_delivery.due_set_at)).where(*_waiting_deliveries),
+    select_values(float, func.max(edits.c.due_set_at)).where(*_waiting_edits),
+]
+_MAKE_DUE: Final = [
+    update(table)
+    .where(*conditions, table.c.due_at > bindparam("at"), table.c.due_set_at <= bindparam("held_back_at"))
     .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
-)
+    for table, conditions in ((deliveries, _waiting_deliveries), (edits, _waiting_edits))
+]
 
 log = structlog.get_logger(__name__)
 
@@ -121,12 +126,26 @@ async def mark_restored(store: Store) -> None:
     await store.run(mark)
 
 
-async def release_compared(store: Store) -> None:
-    """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError."""
+def read_held_back_at(connection: Connection) -> float | None:
+    """When the last of what may wait for the comparison was held back; None if nothing waits.
+
+    Read it before the comparison: a restored backup may be detected while that goes on.
+    """
+    moments = [query.fetch_first(connection) for query in _READ_HELD_BACK_AT]
+    return max((moment for moment in moments if moment is not None), default=None)
+
+
+async def release_compared(store: Store, held_back_at: float) -> None:
+    """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError.
+
+    Args:
+        store: the outbox.
+        held_back_at: as it was before the comparison; what was held back later was not compared.
+    """
 
     def release(transaction: Transaction) -> None:
-        for statement in (_MAKE_DUE, _MAKE_EDITS_DUE):
-            transaction.connection.execute(statement, {"at": transaction.now})
+        for statement in _MAKE_DUE:
+            transaction.connection.execute(statement, {"at": transaction.now, "held_back_at": held_back_at})
 
     await store.run(release)
 

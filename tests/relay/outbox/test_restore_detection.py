@@ -19,7 +19,13 @@ from services.relay.outbox.engine import migrations
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.restore_detection import COMPARE_DELAY, RESTORED_REMARK, detect_restore, release_compared
+from services.relay.outbox.restore_detection import (
+    COMPARE_DELAY,
+    RESTORED_REMARK,
+    detect_restore,
+    read_held_back_at,
+    release_compared,
+)
 from services.relay.outbox.tables import DeliveryState, database_identity
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -47,6 +53,28 @@ def restore(request: pytest.FixtureRequest, database: DatabaseUrl, tmp_path: Pat
 
 async def notice(store: Store, held_for: float = COMPARE_DELAY) -> bool:
     return await detect_restore(store, compare_delay=held_for)
+
+
+async def release(store: Store) -> None:
+    held_back_at = await store.read(read_held_back_at)
+    assert held_back_at is not None
+    await release_compared(store, held_back_at)
+
+
+async def test_what_is_held_back_during_a_comparison_waits_for_the_next_one(
+    database: DatabaseUrl, restore: Restore
+) -> None:
+    async with open_store(database, lambda: 10_000.0) as store:
+        await notice(store)
+        await accept(store, "x")
+        assert await store.read(read_held_back_at) is None, "nothing of it was ever held back"
+    async with open_store(restore(), lambda: 10_000.0) as store:
+        before = await store.read(lambda connection: read_held_back_at(connection) or 0.0)
+        assert await notice(store)
+        await release_compared(store, before)
+        assert await nothing_due(store)
+        await release(store)
+        assert (await claim_one(store)).incident_id == "x"
 
 
 async def test_what_is_open_in_a_backup_is_compared_before_it_is_escalated(
@@ -78,7 +106,7 @@ async def test_no_message_is_edited_back_to_what_a_backup_knows_before_that_is_c
     async with open_store(restore(), lambda: 10_000.0) as store:
         await notice(store)
         assert not (await claim_edits(store, request)).claims
-        await release_compared(store)
+        await release(store)
         assert (await claim_edits(store, request)).claims
 
 
@@ -99,7 +127,7 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
         assert taken.tasks == ()
         assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
         assert not (await fall_back(store, "a", ("b",))).channels_to_wake
-        await release_compared(store)
+        await release(store)
         claims = (await claim_some(store, limit=9)).tasks
         assert {(each.incident_id, each.first_event_seq, each.maybe_sent, each.remark) for each in claims} == {
             ("x", 1, True, RESTORED_REMARK),
