@@ -79,8 +79,9 @@ async def _enrich(settings: RelaySettings, message: Message) -> Message:
     ends = asyncio.get_running_loop().time() + settings.delivery.timeout
     message = replace(message, task=message.task._replace(attempt_ends=ends))
     async with open_enricher(settings.messages.enrichment, settings.messages.zone) as enricher:
-        shows_chart = settings.channels[message.task.channel].shows_chart
-        return (await enricher.enrich(message, shows_chart=shows_chart))[0]
+        own = settings.channels[message.task.channel]
+        enriched, _ = await enricher.enrich(message, shows_values=own.shows_values, shows_chart=own.shows_chart)
+        return enriched
 
 
 def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:

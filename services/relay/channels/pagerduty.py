@@ -71,6 +71,7 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
     """A service of PagerDuty, by the routing key of its Events API v2 integration."""
 
     # For each integration key: https://community.pagerduty.com/forum/t/monitoring-api-rate-limiting/3318
+    shows_values: ClassVar[bool] = True
     provider_rate: ClassVar[MessageRate | None] = MessageRate(120 / 60)
     acknowledges: ClassVar[bool] = True
 

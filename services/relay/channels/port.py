@@ -162,8 +162,10 @@ class ChannelSettings(Section):
     """Whether a waiting event is merged into the next one of its incident."""
     acknowledges: ClassVar[bool] = False
     """Whether its provider knows acknowledgements: `send` carries the task's there, and puts it into the receipt."""
+    shows_values: ClassVar[bool] = False
+    """Whether its messages show `current_values`: these wait a second for Prometheus, at most."""
     shows_chart: ClassVar[bool] = False
-    """Whether its messages show `chart` and `current_values`: only for these channels Prometheus is asked."""
+    """Whether its messages show `chart` and `current_values`: these wait 3 s, at most."""
     digest_size: ClassVar[int] = 0
     """How many incidents one message may name in a storm, see `Message.digest`; 0 if each gets its own."""
     uses_templates: ClassVar[bool] = True

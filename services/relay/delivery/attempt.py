@@ -193,8 +193,10 @@ class _LocalSender:
                     task, settings.link_rules, settings.contacts, settings.zone, settings.buttons
                 )
                 if not message.digest:
-                    shows_chart = settings.channels[task.channel].shows_chart and not task.is_edit
-                    message, outcomes = await self._enricher.enrich(message, shows_chart=shows_chart)
+                    own = settings.channels[task.channel]
+                    message, outcomes = await self._enricher.enrich(
+                        message, shows_values=own.shows_values, shows_chart=own.shows_chart
+                    )
                 if not message.digest and settings.channels[task.channel].uses_templates:
                     apply = partial(self._templates.apply, message)
                     message, failed_templates = await run_in_thread_if_large(len(task.event_json), apply)

@@ -68,6 +68,7 @@ class AppriseSettings(EgressSettings, ChannelSettings):
     # Apprise's plugins keep state, and are not made for several threads.
     max_concurrency: ClassVar[int] = 1
     # What chats such as Telegram take for one destination: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits
+    shows_values: ClassVar[bool] = True
     provider_rate: ClassVar[MessageRate | None] = MessageRate(1.0)
 
     # So many lines of 40 characters fit where a service takes 1,000, as Teams does.

@@ -20,6 +20,8 @@ from shared.process.logs import describe_exception
 
 MAX_SECONDS: Final = 3.0
 """For all of it."""
+MAX_VALUES_SECONDS: Final = 1.0
+"""For the values alone."""
 _MARGIN: Final = 0.1
 """Seconds in which the values arrive of a chart that is late."""
 _MAX_WAITING: Final = 3
@@ -45,6 +47,15 @@ class Picture:
     png: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the channels of an event share."""
+
+    started_at: float
+    values: asyncio.Future[Mapping[str, str]]
+    drawing: asyncio.Task[Picture]
+
+
 class Charts:
     """Makes them.
 
@@ -59,33 +70,51 @@ class Charts:
         self._zone = zone
         self._clock = clock
         self._worker = ChartWorker() if can_draw() else None
-        self._shared: OrderedDict[tuple[str, int], tuple[float, asyncio.Task[Picture]]] = OrderedDict()
+        self._shared: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
         self._tokens = float(_BURST)
         self._refilled_at = 0.0
         self._paused_until = 0.0
 
     async def make(self, message: Message, max_seconds: float) -> Picture:
         """What there is for a message within some seconds, 3 at most."""
-        task = message.task
-        key = task.incident_id, task.last_event_seq
-        now = asyncio.get_running_loop().time()
-        started_at, drawing = self._shared.get(key, (0.0, None))
-        if drawing is None or started_at < now - _SHARED_SECONDS:
-            if now < self._paused_until or not self._take_token(now):
-                return Picture(PartOutcome.SKIPPED)
-            drawing = asyncio.create_task(self._make(message.event), name="chart")
-            self._shared[key] = now, drawing
-            while len(self._shared) > _MAX_SHARED:
-                self._shared.popitem(last=False)
+        shared = self._share(message)
+        if shared is None:
+            return Picture(PartOutcome.SKIPPED)
         try:
             async with asyncio.timeout(min(max_seconds, MAX_SECONDS + _MARGIN)):
-                return await asyncio.shield(drawing)
+                return await asyncio.shield(shared.drawing)
         except TimeoutError:
             return Picture(PartOutcome.LATE)
 
+    async def read_values(self, message: Message, max_seconds: float) -> Mapping[str, str]:
+        """The current values alone, within some seconds, 1 at most; empty where they are late, or there are none."""
+        shared = self._share(message)
+        if shared is None:
+            return {}
+        try:
+            async with asyncio.timeout(min(max_seconds, MAX_VALUES_SECONDS)):
+                return await asyncio.shield(shared.values)
+        except TimeoutError:
+            return {}
+
+    def _share(self, message: Message) -> _Shared | None:
+        """What is being made for the event, or was a moment ago; None if nothing may be made now."""
+        task, loop = message.task, asyncio.get_running_loop()
+        key, now = (task.incident_id, task.last_event_seq), loop.time()
+        shared = self._shared.get(key)
+        if shared is None or shared.started_at < now - _SHARED_SECONDS:
+            if now < self._paused_until or not self._take_token(now):
+                return None
+            values: asyncio.Future[Mapping[str, str]] = loop.create_future()
+            drawing = asyncio.create_task(self._make(message.event, values), name="chart")
+            shared = self._shared[key] = _Shared(now, values, drawing)
+            while len(self._shared) > _MAX_SHARED:
+                self._shared.popitem(last=False)
+        return shared
+
     async def close(self) -> None:
         """Ends what is being made, and the process that draws."""
-        drawing = [task for _, task in self._shared.values()]
+        drawing = [shared.drawing for shared in self._shared.values()]
         for task in drawing:
             task.cancel()
         await asyncio.gather(*drawing, return_exceptions=True)
@@ -97,12 +126,12 @@ class Charts:
         """Whether another one may be made: few in a storm, and few at once."""
         self._tokens = min(_BURST, self._tokens + (now - self._refilled_at) / _REFILL_SECONDS)
         self._refilled_at = now
-        if self._tokens < 1 or sum(not task.done() for _, task in self._shared.values()) >= _MAX_WAITING:
+        if self._tokens < 1 or sum(not shared.drawing.done() for shared in self._shared.values()) >= _MAX_WAITING:
             return False
         self._tokens -= 1
         return True
 
-    async def _make(self, event: Event) -> Picture:
+    async def _make(self, event: Event, shared_values: asyncio.Future[Mapping[str, str]]) -> Picture:
         values: Mapping[str, str] | None = None
         try:
             async with asyncio.timeout(MAX_SECONDS):
@@ -112,6 +141,7 @@ class Charts:
                 if found is None:
                     return Picture(PartOutcome.ABSENT)
                 values = found.current_values
+                shared_values.set_result(values)
                 png = await self._worker.draw(found.spec) if self._worker is not None else None
                 return Picture(PartOutcome.ADDED, values, png)
         except TimeoutError:
@@ -123,6 +153,9 @@ class Charts:
         except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it
             log.error("unexpected error in a chart", **describe_exception(error))  # noqa: TRY400  # without its text
             return Picture(PartOutcome.FAILED, values)
+        finally:
+            if not shared_values.done():
+                shared_values.set_result({})
 
     def _pause(self, error: str) -> None:
         self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS

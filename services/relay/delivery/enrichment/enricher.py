@@ -47,23 +47,29 @@ class Enricher:
         self._runbook = runbook
         self._charts = charts
 
-    async def enrich(self, message: Message, *, shows_chart: bool) -> tuple[Message, Mapping[MessagePart, PartOutcome]]:
+    async def enrich(
+        self, message: Message, *, shows_values: bool, shows_chart: bool
+    ) -> tuple[Message, Mapping[MessagePart, PartOutcome]]:
         """The message with what there is for it, and how each part ended.
 
         Args:
             message: as built of its event.
-            shows_chart: whether its channel shows what Prometheus says.
+            shows_values: whether its channel shows the current values.
+            shows_chart: whether it shows these and a chart.
         """
         outcomes: dict[MessagePart, PartOutcome] = {}
         if self._runbook is not None:
             excerpt = await self._runbook.find(find_alertname(message.event))
             message = replace(message, excerpt=excerpt)
             outcomes[MessagePart.RUNBOOK] = PartOutcome.ADDED if excerpt else PartOutcome.ABSENT
-        if self._charts is not None and shows_chart and not message.task.is_edit and message.event.alerts:
-            left = message.task.attempt_ends - asyncio.get_running_loop().time()
-            picture = await self._charts.make(message, left * _SHARE_OF_ATTEMPT)
-            message = replace(message, chart=picture.png, current_values=picture.current_values or {})
-            outcomes[MessagePart.CHART] = picture.outcome
+        if self._charts is not None and not message.task.is_edit and message.event.alerts:
+            seconds = (message.task.attempt_ends - asyncio.get_running_loop().time()) * _SHARE_OF_ATTEMPT
+            if shows_chart:
+                picture = await self._charts.make(message, seconds)
+                message = replace(message, chart=picture.png, current_values=picture.current_values or {})
+                outcomes[MessagePart.CHART] = picture.outcome
+            elif shows_values:
+                message = replace(message, current_values=await self._charts.read_values(message, seconds))
         return message, outcomes
 
 

@@ -237,6 +237,7 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
         assert (await charts.make(message(one), 0.05)).outcome is PartOutcome.LATE  # as long as its attempt allows
         assert (await charts.make(message(one), 9)).outcome is PartOutcome.LATE
         assert (await charts.make(message(one, 2), 9)).outcome is PartOutcome.SKIPPED
+        assert await charts.read_values(message(one, 2), 9) == {}
         assert odd.requests == ["/api/v1/rules"]
         charts._paused_until = 0.0
         odd.answer = answering(text='{"data": {"groups": []}}')
@@ -279,7 +280,11 @@ async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monk
         assert charts._worker is not None
         sleeper = await asyncio.create_subprocess_exec("sleep", "60", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         charts._worker._process = sleeper  # it has started, and draws nothing
-        picture = await charts.make(message(event(alert_of("Slow"))), 9)
+        slow = message(event(alert_of("Slow")))
+        drawing = asyncio.create_task(charts.make(slow, 9))
+        assert await charts.read_values(slow, 9) == {"Slow encrypt": "3 (fires if > 1)"}
+        assert not drawing.done(), "what shows no chart does not wait for it"
+        picture = await drawing
         assert picture == Picture(PartOutcome.LATE, {"Slow encrypt": "3 (fires if > 1)"})
         assert sleeper.returncode == -9
         charts._paused_until = 0.0

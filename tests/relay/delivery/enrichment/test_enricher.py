@@ -25,6 +25,10 @@ class Shown(ScriptedSettings):
     shows_chart: ClassVar[bool] = True
 
 
+class WithValues(ScriptedSettings):
+    shows_values: ClassVar[bool] = True
+
+
 async def save(_progress: Progress) -> None:
     return
 
@@ -42,11 +46,15 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
         asked.append(max_seconds)
         return Picture(PartOutcome.ADDED, {"a": "1.84"}, b"png")
 
+    async def read_values(_charts: Charts, _message: object, _max_seconds: float) -> dict[str, str]:
+        return {"a": "1.84"}
+
     monkeypatch.setattr(Charts, "make", make)
+    monkeypatch.setattr(Charts, "read_values", read_values)
     (tmp_path / "runbook.md").write_text(RUNBOOK)
-    shown, plain = Scripted(), Scripted()
+    shown, plain, valued = Scripted(), Scripted(), Scripted()
     settings = SenderSettings(
-        {"shown": Shown(channel=shown), "plain": ScriptedSettings(channel=plain)},
+        {"shown": Shown(channel=shown), "plain": ScriptedSettings(channel=plain), "valued": WithValues(channel=valued)},
         LinkRules(None, None),
         {},
         10,
@@ -57,10 +65,12 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
     async with open_local_sender(settings) as send:
         first = await send(task_of("shown"), save)
         second = await send(task_of("plain"), save)
+        await send(task_of("valued"), save)
         edit = await send(task_of("shown", is_edit=True), save)
     (message,), (other,) = shown.sent, plain.sent
     assert (message.chart, message.current_values) == (b"png", {"a": "1.84"})
     assert (other.chart, other.current_values) == (None, {})
+    assert [(each.chart, each.current_values) for each in valued.sent] == [(None, {"a": "1.84"})]
     for each in message, other:
         assert each.excerpt is not None
         assert each.excerpt.blocks[0].text == "Look at it."
