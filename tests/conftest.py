@@ -27,6 +27,9 @@ from tests.relay.outbox.tables import opened, up
 # that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
 asyncio.set_event_loop(None)
 
+# Else gRPC's threads may abort the child of a fork before that becomes the program it is for.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 # How long an example takes says how busy the machine is, and nothing of the product.
 settings.register_profile("whatever else runs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever else runs")

@@ -71,13 +71,13 @@ _waiting_deliveries = (
     _delivery.state == DeliveryState.QUEUED,
 )
 _waiting_edits = (edits.c.wanted > edits.c.shown, edits.c.lease.is_(None))
-_READ_HELD_BACK_AT: Final = [
+_READ_POSTPONED_AT: Final = [
     select_values(float, func.max(_delivery.due_set_at)).where(*_waiting_deliveries),
     select_values(float, func.max(edits.c.due_set_at)).where(*_waiting_edits),
 ]
 _MAKE_DUE: Final = [
     update(table)
-    .where(*conditions, table.c.due_at > bindparam("at"), table.c.due_set_at <= bindparam("held_back_at"))
+    .where(*conditions, table.c.due_at > bindparam("at"), table.c.due_set_at <= bindparam("postponed_at"))
     .values(due_at=bindparam("at"), due_set_at=bindparam("at"))
     for table, conditions in ((deliveries, _waiting_deliveries), (edits, _waiting_edits))
 ]
@@ -126,26 +126,26 @@ async def mark_restored(store: Store) -> None:
     await store.run(mark)
 
 
-def read_held_back_at(connection: Connection) -> float | None:
-    """When the last of what may wait for the comparison was held back; None if nothing waits.
+def read_postponed_at(connection: Connection) -> float | None:
+    """When the last of what may wait for the comparison was postponed; None if nothing waits.
 
     Read it before the comparison: a restored backup may be detected while that goes on.
     """
-    moments = [query.fetch_first(connection) for query in _READ_HELD_BACK_AT]
+    moments = [query.fetch_first(connection) for query in _READ_POSTPONED_AT]
     return max((moment for moment in moments if moment is not None), default=None)
 
 
-async def release_compared(store: Store, held_back_at: float) -> None:
+async def release_compared(store: Store, postponed_at: float) -> None:
     """Makes waiting deliveries and edits due: they were compared with Alertmanager. Raises StoreUnavailableError.
 
     Args:
         store: the outbox.
-        held_back_at: as it was before the comparison; what was held back later was not compared.
+        postponed_at: as it was before the comparison; what was postponed later was not compared.
     """
 
     def release(transaction: Transaction) -> None:
         for statement in _MAKE_DUE:
-            transaction.connection.execute(statement, {"at": transaction.now, "held_back_at": held_back_at})
+            transaction.connection.execute(statement, {"at": transaction.now, "postponed_at": postponed_at})
 
     await store.run(release)
 

@@ -23,7 +23,7 @@ from services.relay.outbox.restore_detection import (
     COMPARE_DELAY,
     RESTORED_REMARK,
     detect_restore,
-    read_held_back_at,
+    read_postponed_at,
     release_compared,
 )
 from services.relay.outbox.tables import DeliveryState, database_identity
@@ -56,9 +56,9 @@ async def notice(store: Store, held_for: float = COMPARE_DELAY) -> bool:
 
 
 async def release(store: Store) -> None:
-    held_back_at = await store.read(read_held_back_at)
-    assert held_back_at is not None
-    await release_compared(store, held_back_at)
+    postponed_at = await store.read(read_postponed_at)
+    assert postponed_at is not None
+    await release_compared(store, postponed_at)
 
 
 async def test_what_is_held_back_during_a_comparison_waits_for_the_next_one(
@@ -67,9 +67,9 @@ async def test_what_is_held_back_during_a_comparison_waits_for_the_next_one(
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         await accept(store, "x")
-        assert await store.read(read_held_back_at) is None, "nothing of it was ever held back"
+        assert await store.read(read_postponed_at) is None, "nothing of it was ever held back"
     async with open_store(restore(), lambda: 10_000.0) as store:
-        before = await store.read(lambda connection: read_held_back_at(connection) or 0.0)
+        before = await store.read(lambda connection: read_postponed_at(connection) or 0.0)
         assert await notice(store)
         await release_compared(store, before)
         assert await nothing_due(store)
