@@ -7,6 +7,7 @@ from urllib.parse import quote
 from services.relay.model import Alert, Event, Links, Message, Status
 from services.relay.text.labels import sort_labels
 from services.relay.text.strings import Link, clean_text, sanitize_short_url, sanitize_url
+from services.relay.text.title import is_resolved
 
 _LABEL_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -35,7 +36,7 @@ def list_group_links(event: Event) -> list[Link]:
     """The Alertmanager that sent it, at the alerts of the group, and its silence form with the group's labels.
 
     If the group has no labels, or one that cannot be written as a matcher, the first link shows all alerts of the
-    receiver, and there is no second one: it would silence more than the group.
+    receiver, and there is no second one: it would silence more than the group. Nor is there one once it is resolved.
     """
     alerts = f"{event.external_url.rstrip('/')}/#/alerts?receiver={_quote(clean_text(event.receiver))}"
     if matchers := _format_matchers(event.group_labels):
@@ -43,7 +44,8 @@ def list_group_links(event: Event) -> list[Link]:
         at_group = sanitize_short_url(f"{alerts}&filter={filled}")
         silence = sanitize_short_url(f"{event.external_url.rstrip('/')}/#/silences/new?filter={filled}")
         if at_group and silence:
-            return [Link("Alertmanager", at_group), Link("Silence", silence)]
+            silence_links = [] if is_resolved(event) else [Link("Silence", silence)]
+            return [Link("Alertmanager", at_group), *silence_links]
     url = sanitize_url(alerts)
     return [Link("Alertmanager", url)] if url else []
 
