@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import bindparam, select, update
 
 from services.relay.outbox.audit import insert_entry
-from services.relay.outbox.edits import request_edits
+from services.relay.outbox.edit_requests import request_edits
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from services.relay.model import EscalationStep
 from services.relay.outbox.audit import insert_entry
-from services.relay.outbox.edits import request_edits
+from services.relay.outbox.edit_requests import request_edits
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store

@@ -15,8 +15,7 @@ from sqlalchemy import bindparam, func, insert, update
 from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox import breaker
 from services.relay.outbox.alert_groups import find_open_incidents
-from services.relay.outbox.edits import (
-    DIGEST_EPISODE,
+from services.relay.outbox.edit_requests import (
     FirstMessage,
     find_digests,
     find_merged_digests,
@@ -36,7 +35,14 @@ from services.relay.outbox.merge import (
     merge_into_successor,
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.tables import WAITING, DeliveryState, attempts, clean_for_database, deliveries
+from services.relay.outbox.tables import (
+    DIGEST_EPISODE,
+    WAITING,
+    DeliveryState,
+    attempts,
+    clean_for_database,
+    deliveries,
+)
 from services.relay.send_error import SendReason
 
 _delivery = deliveries.c

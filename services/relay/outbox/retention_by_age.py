@@ -22,11 +22,11 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, s
 
 from services.relay.model import collect_digests, decode_event
 from services.relay.outbox.audit import prune_audit
-from services.relay.outbox.edits import DIGEST_EPISODE
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQuery, select_values
 from services.relay.outbox.tables import (
+    DIGEST_EPISODE,
     IS_UNSETTLED,
     SETTLED,
     DeliveryState,

@@ -49,6 +49,9 @@ WAITING: Final = (DeliveryState.QUEUED, DeliveryState.RETRYING)
 CLOCK_TOLERANCE: Final = 10.0
 """Seconds; a clock that was set back by less only prolongs a wait by as much."""
 
+DIGEST_EPISODE: Final = 0
+"""The episode of a digest in `edits`; those of incidents begin with 1."""
+
 metadata = MetaData()
 
 _Seq: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only a column of type INTEGER

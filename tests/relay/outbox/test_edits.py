@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from services.relay.model import DeliveryTask, Status, decode_event
-from services.relay.outbox import edits
+from services.relay.outbox import edit_requests, edits
 from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
 from services.relay.outbox.engine.store import Store, open_store
@@ -67,7 +67,7 @@ async def nothing_to_edit(store: Store) -> bool:
 
 
 async def request(store: Store, *incidents: str) -> frozenset[str]:
-    return await store.run(lambda transaction: edits.request_edits(transaction, incidents))
+    return await store.run(lambda transaction: edit_requests.request_edits(transaction, incidents))
 
 
 def status_of(task: DeliveryTask) -> Status:
