@@ -270,6 +270,7 @@ watchdogs = Table(
     # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
     Column("silent_seconds", Double, nullable=False, server_default="0"),
     Column("counted_at", Double, nullable=False, server_default="0"),
+    Column("heartbeat_at", Double),  # its last heartbeat; null before the first
 )
 
 
@@ -308,6 +309,7 @@ _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("incidents_open_by_severity", incidents.c.severity, incidents.c.first_event_seq, where="is_open = 1")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
