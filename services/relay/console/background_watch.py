@@ -27,7 +27,9 @@ class BackgroundWatch(Generic[T]):
         interval: seconds from one question to the next, at least.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], on_answer: Callable[[], None], interval: float = INTERVAL) -> None:
+    def __init__(
+        self, ask: Callable[[], Awaitable[T]], on_answer: Callable[[], None], interval: float = INTERVAL
+    ) -> None:
         self.answer: T | None = None
         """The last one; None before the first."""
         self._ask = ask

@@ -2,23 +2,24 @@
 
 from typing import Final
 
+from shared.web.time_format import format_duration
+
 from services.relay.channels.diagnosis import find_hint
-from services.relay.console.path_lights import Light
+from services.relay.console.path_lights import Light, Verdict
 from services.relay.console.status import HealthStatus
 from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
 from services.relay.send_error import SendReason
-from shared.web.time_format import format_duration
 
 LATE_SECONDS: Final = 300.0
-"""How long a delivery may wait before its channel's light is amber; the alert RelayOutboxStuck comes later."""
+"""How long a delivery may wait before its channel counts as degraded; the alert RelayOutboxStuck comes later."""
 _REASONS: Final = {
     SendReason.TIMEOUT: "no answer in time",
     SendReason.CONNECTION: "no connection",
-    SendReason.RATE_LIMITED: "too many messages for the provider",
-    SendReason.SERVER_ERROR: "an error of the provider",
-    SendReason.REJECTED: "the message was rejected",
-    SendReason.UNAUTHORIZED: "the credentials are refused",
-    SendReason.MISCONFIGURED: "the destination does not exist, or may not be written to",
+    SendReason.RATE_LIMITED: "too many messages for its provider",
+    SendReason.SERVER_ERROR: "an error of its provider",
+    SendReason.REJECTED: "its provider rejected the message",
+    SendReason.UNAUTHORIZED: "its credentials are refused",
+    SendReason.MISCONFIGURED: "its destination does not exist, or the relay may not write there",
     SendReason.INTERNAL: "a defect of the relay",
 }
 
@@ -26,37 +27,45 @@ _REASONS: Final = {
 def build_channel_light(channel: ChannelOverview, now: float) -> Light:
     """One channel."""
     at = channel.last_success.finished_at if channel.last_success else None
+    return Light(
+        channel.name, _judge_sending(channel, now) or _judge_others(channel, now), "last success", at, "/channels"
+    )
 
-    def light(status: HealthStatus, text: str, hint: str = "") -> Light:
-        return Light(channel.name, status, text, "last success", at, hint, f"/channels#{channel.name}")
 
-    why = _describe_reason(channel.reason)
+def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
+    """What keeps it from sending; None if nothing does."""
+    why, failures = _describe_reason(channel.reason), f"{channel.failures} attempts in a row failed"
     if channel.is_down:
-        hint = "The relay tries again by itself; sooner with a test on its page."
-        return light(HealthStatus.FAILING, f"Down: {why}.", f"{_advise(channel.reason)} {hint}")
+        return Verdict(HealthStatus.FAILING, f"Down: {why}.", _advise(channel.reason))
     if channel.breaker is not BreakerState.CLOSED:
-        state = "Paused" if channel.breaker is BreakerState.OPEN else "The next delivery tries"
-        text = f"{state}: {channel.failures} attempts in a row failed, the last one for {channel.reason}: {why}."
-        return light(HealthStatus.FAILING, text, _advise(channel.reason))
+        return Verdict(HealthStatus.FAILING, f"Paused: {failures}: {why}.", _advise(channel.reason))
     if channel.retry_after_until is not None:
-        seconds = format_duration(max(channel.retry_after_until - now, 1.0))
-        return light(HealthStatus.DEGRADED, f"Its provider asked to wait; {seconds} are left.")
-    if channel.last_check is not None and channel.last_check.is_ok is False:
-        return light(HealthStatus.DEGRADED, f"Its check failed: {channel.last_check.problem}.", channel.last_check.hint or "")
+        left = format_duration(max(channel.retry_after_until - now, 1.0))
+        return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
     if channel.failures:
-        text = f"{channel.failures} attempts in a row failed: {why}."
-        return light(HealthStatus.DEGRADED, text, _advise(channel.reason))
+        failures = "The last attempt failed" if channel.failures == 1 else failures
+        return Verdict(HealthStatus.DEGRADED, f"{failures}: {why}.", _advise(channel.reason))
+    return None
+
+
+def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
+    check = channel.last_check
+    if check is not None and check.problem is not None:
+        return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
     if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
-        return light(HealthStatus.DEGRADED, "Up, and a delivery is late.", "See what waits, and its attempts.")
-    if channel.last_success is None and channel.last_check is None:
-        return light(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test on its page.")
-    return light(HealthStatus.HEALTHY, "Up.")
+        return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
+    if channel.last_success is None and check is None:
+        return Verdict(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test message.")
+    return Verdict(HealthStatus.HEALTHY, "Up.")
 
 
 def _describe_reason(reason: str | None) -> str:
-    return _REASONS.get(SendReason(reason), reason) if reason in list(SendReason) else reason or "not known"
+    return _REASONS[SendReason(reason)] if reason in _REASONS else reason or "the reason is not known"
 
 
 def _advise(reason: str | None) -> str:
-    hint = find_hint(SendReason(reason)) if reason in list(SendReason) else ""
-    return f"{hint[:1].upper()}{hint[1:]}." if hint else ""
+    return _capitalise(find_hint(SendReason(reason))) if reason in _REASONS else ""
+
+
+def _capitalise(hint: str) -> str:
+    return f"{hint[0].upper()}{hint[1:]}." if hint else ""
