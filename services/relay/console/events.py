@@ -12,6 +12,7 @@ connects again by itself. https://html.spec.whatwg.org/multipage/server-sent-eve
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
@@ -65,6 +66,14 @@ class ChangeStream:
     def build_routes(self) -> list[ProtectedRoute]:
         """The route of the stream."""
         return [ProtectedRoute("/events", self._respond, RouteRequirements(Role.VIEWER))]
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Streams while the body runs, which ends for a reload, too: then browsers find the next one."""
+        try:
+            yield
+        finally:
+            self.stop()
 
     def touch(self) -> None:
         """Something has changed that the outbox does not hold."""

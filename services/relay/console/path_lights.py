@@ -149,15 +149,15 @@ def _judge_rules(
     return Verdict(HealthStatus.HEALTHY, f"{_count(sum(group.rules for group in groups), 'rule')} evaluated.")
 
 
-def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float) -> list[Light]:
-    """Whether the heartbeats of Alertmanager come; one light for each watchdog."""
+def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_known: bool) -> list[Light]:
+    """Whether the heartbeats of Alertmanager come; one light for each watchdog. `is_known`: the outbox can be read."""
     if not heartbeats:
         hint = "Set `watchdogs`, so that its absence is noticed."
         return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known: watchdogs is not set.", hint))]
     return [
         Light(
             "Alertmanager" if len(heartbeats) == 1 else f"Alertmanager ({each.name})",
-            _judge_heartbeat(each, now),
+            _judge_heartbeat(each, now, is_known=is_known),
             "heartbeat",
             each.at,
         )
@@ -165,7 +165,9 @@ def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float) -> list[
     ]
 
 
-def _judge_heartbeat(heartbeat: Heartbeat, now: float) -> Verdict:
+def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_known: bool) -> Verdict:
+    if not is_known:
+        return Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
     every = f"one is expected every {format_duration(heartbeat.expect_every)}"
     since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
     if since is not None and now - since > heartbeat.expect_every:
@@ -212,7 +214,7 @@ def _judge_store(facts: StoreFacts, now: float) -> Verdict:
         size += f" of {facts.max_bytes / _MEBIBYTE:.0f} MiB"
     if facts.error is not None:
         hint = "See the disk, or the server of the database. Alertmanager sends again what is refused meanwhile."
-        return Verdict(HealthStatus.FAILING, f"Cannot commit: {facts.error}.", hint)
+        return Verdict(HealthStatus.FAILING, f"Cannot be used: {facts.error}.", hint)
     if facts.max_bytes and facts.used_bytes > _NEARLY_FULL * facts.max_bytes:
         hint = "See which channel fails: what waits is kept. Or raise retention.max_bytes where the disk has more."
         return Verdict(HealthStatus.DEGRADED, f"Nearly full: {size}.", hint)

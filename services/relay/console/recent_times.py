@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from sqlalchemy import Connection
-
 from services.relay.console.delivery_plot import STEP_SECONDS, find_start
 from services.relay.console.shared_read import SharedRead
-from services.relay.outbox.delivery_times import DeliveryTimes, read_delivery_times
-from services.relay.outbox.engine.dialect import read_clock
+from services.relay.outbox.delivery_times import DeliveryTimes, read_recent_times
 from services.relay.outbox.engine.store import Store
 
 _MAX_AGE: Final = 5.0
@@ -37,13 +34,16 @@ class RecentTimes:
         return await self._shared.get()
 
     async def _read(self) -> tuple[Mapping[float, DeliveryTimes], float]:
-        now, found = await self._store.read(partial(self._query, settled_until=self._settled_until))
-        start, kept_until = find_start(now), self._settled_until
+        kept_until = self._settled_until
+        read = partial(
+            read_recent_times,
+            clock=self._store.clock,
+            find_start=lambda now: max(find_start(now), kept_until),
+            step_seconds=STEP_SECONDS,
+        )
+        now, found = await self._store.read(read)
+        start = find_start(now)
         kept = {at: step for at, step in self._steps.items() if start <= at < kept_until}
-        self._steps = kept | found
+        self._steps = {**kept, **found}
         self._settled_until = math.floor((now - _SETTLE_SECONDS) / STEP_SECONDS) * float(STEP_SECONDS)
         return self._steps, start
-
-    def _query(self, connection: Connection, settled_until: float) -> tuple[float, Mapping[float, DeliveryTimes]]:
-        now = read_clock(connection, self._store.clock)
-        return now, read_delivery_times(connection, max(find_start(now), settled_until), STEP_SECONDS)

@@ -3,11 +3,13 @@
 The database sorts and counts; what comes out is a row for each step. The quantiles are exact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, case, cast, func, literal_column, select
 
+from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import channels, deliveries
 
@@ -87,6 +89,21 @@ _DEAD: Final = RowQuery(_DeadRow, select(_step, func.count().label("dead")).grou
     _of.finished_at.is_not(None),
     _of.finished_at >= bindparam("since"),
 )
+
+
+def read_recent_times(
+    connection: Connection, clock: Callable[[], float], find_start: Callable[[float], float], step_seconds: int
+) -> tuple[float, dict[float, DeliveryTimes]]:
+    """The time, unix seconds by the database's clock, and the steps since a start that depends on it.
+
+    Args:
+        connection: of a read.
+        clock: unix seconds, by this machine.
+        find_start: gives the start of the first step.
+        step_seconds: the length of a step.
+    """
+    now = read_clock(connection, clock)
+    return now, read_delivery_times(connection, find_start(now), step_seconds)
 
 
 def read_delivery_times(connection: Connection, since: float, step_seconds: int) -> dict[float, DeliveryTimes]:

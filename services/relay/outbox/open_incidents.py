@@ -44,6 +44,8 @@ class OpenIncidents:
     """The worst first; of one severity, the newest first."""
     counts: Mapping[str, int]
     """How many there are of each severity that has any."""
+    unacknowledged: int
+    """How many of all nobody has acknowledged."""
 
     @property
     def total(self) -> int:
@@ -71,6 +73,7 @@ class _CountRow(NamedTuple):
 
     severity: str | None
     open_count: int
+    acknowledged_count: int
 
 
 class _SilenceRow(NamedTuple):
@@ -86,7 +89,12 @@ _of = incidents.c
 _IS_OPEN: Final = _of.is_open == literal_column("1")
 """As the index `incidents_open_by_severity` has it."""
 _COUNTS: Final = RowQuery(
-    _CountRow, select(_of.severity, func.count().label("open_count")).group_by(_of.severity)
+    _CountRow,
+    select(
+        _of.severity,
+        func.count().label("open_count"),
+        func.count(_of.acknowledged_by).label("acknowledged_count"),
+    ).group_by(_of.severity),
 ).where(_IS_OPEN)
 _OPEN: Final = (
     RowQuery(
@@ -119,7 +127,9 @@ def read_open_incidents(connection: Connection, now: float, most: int) -> OpenIn
         most: of `OpenIncidents.incidents`.
     """
     counts: dict[str, int] = {}
+    unacknowledged = 0
     for row in _COUNTS.fetch_all(connection):
+        unacknowledged += row.open_count - row.acknowledged_count
         counts[row.severity or ""] = counts.get(row.severity or "", 0) + row.open_count
     rows: list[_OpenRow] = []
     for severity in WORST_FIRST:
@@ -131,7 +141,7 @@ def read_open_incidents(connection: Connection, now: float, most: int) -> OpenIn
     if rows:
         values = {"incidents": [row.id for row in rows], "now": now}
         silenced = {(row.incident_id, row.episode): row for row in _SILENCES.fetch_all(connection, values)}
-    return OpenIncidents([_build(row, silenced.get((row.id, row.episode))) for row in rows], counts)
+    return OpenIncidents([_build(row, silenced.get((row.id, row.episode))) for row in rows], counts, unacknowledged)
 
 
 def _build(row: _OpenRow, silence: _SilenceRow | None) -> OpenIncident:

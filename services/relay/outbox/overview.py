@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -9,7 +10,7 @@ from services.relay.outbox.channel_overviews import ChannelOverview, read_channe
 from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.open_incidents import OpenIncidents, read_open_incidents
 from services.relay.outbox.watchdogs import read_heartbeats, read_last_seen
-from services.relay.outbox.webhook_times import WebhookTimes, read_webhook_times
+from services.relay.outbox.webhook_times import QuarantineSummary, WebhookTimes, read_webhook_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,10 @@ class Overview:
     """The last heartbeat of each watchdog; None before the first."""
     heartbeats_awaited: Mapping[str, float]
     """The same, or since when one is awaited."""
+
+
+NOTHING_KNOWN: Final = Overview(0.0, (), OpenIncidents((), {}, 0), WebhookTimes(None, QuarantineSummary(0, None)), {}, {})
+"""Before the outbox could be read."""
 
 
 def read_overview(
