@@ -6,7 +6,7 @@ Each query reads a bounded number of rows, however many the outbox has. None cha
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union_all
 
 from services.relay.outbox.delivery_figures import IS_DEAD, IS_DELIVERED, TIME_TO_DELIVER, Period, is_within
 from services.relay.outbox.rows import RowQuery
@@ -19,6 +19,10 @@ _MAX_MERGED: Final = 50
 _MAX_ATTEMPTS: Final = 1000
 _MAX_OTHERS: Final = 200
 """Other deliveries on the channel whose attempts are read."""
+MIN_WAIT: Final = 1.0
+"""Seconds before the first attempt of which a cause is looked for."""
+_NOT_OF_THE_CHANNEL: Final = [SendReason.OK.value, SendReason.REJECTED.value, SendReason.INTERNAL.value]
+"""How attempts end that pause no channel."""
 MAX_COUNTED: Final = 1000
 """Other deliveries that are counted."""
 
@@ -49,10 +53,12 @@ class SlowDelivery(NamedTuple):
     """Whether it waited in an outbox that was restored from a backup."""
     attempts: Sequence[SlowAttempt]
     """The oldest first; some are of deliveries that were merged into it."""
-    others_delivered: int
-    """On its channel, before its first attempt; at most `MAX_COUNTED`."""
-    other_failures: Mapping[str, int]
-    """Of attempts of other deliveries on its channel, before its first attempt, by reason."""
+    blocked: float = 0.0
+    """Seconds of `waited`, from the beginning, in which nothing else was delivered on its channel."""
+    other_failures: Mapping[str, int] = {}
+    """Of attempts of other deliveries on its channel in these seconds, by reason."""
+    others_delivered: int = 0
+    """On its channel, in the rest of `waited`; at most `MAX_COUNTED`."""
 
     @property
     def seconds(self) -> float:
@@ -79,6 +85,10 @@ class _SlowRow(NamedTuple):
     finished_at: float | None
     digest: str | None
     maybe_delivered_up_to: int | None
+
+
+class _MomentRow(NamedTuple):
+    at: float | None
 
 
 class _FailureRow(NamedTuple):
@@ -138,33 +148,35 @@ _ATTEMPTS: Final = (
 )
 
 
-def _select_others(most: int, *conditions: Any) -> Any:
-    """The first deliveries that ended on the channel in the period."""
-    return select(_of.seq).where(*conditions, is_within(_of.finished_at)).order_by(_of.finished_at).limit(most)
-
-
 _on_channel = _of.channel == bindparam("channel")
+_is_other = _of.seq != bindparam("seq")
+_FIRST_OTHER: Final = RowQuery(
+    _MomentRow, select(func.min(_of.finished_at).label("at")).where(IS_DELIVERED, _on_channel, _is_other)
+).where(is_within(_of.finished_at))
 _COUNT_OTHERS: Final = RowQuery(
     int,
     select(func.count()).select_from(
-        _select_others(MAX_COUNTED, IS_DELIVERED, _on_channel, _of.seq != bindparam("seq")).subquery()
+        select(_of.seq)
+        .where(IS_DELIVERED, _on_channel, _is_other, is_within(_of.finished_at))
+        .limit(MAX_COUNTED)
+        .subquery()
     ),
 )
-_others = union_all(
-    select(_select_others(_MAX_OTHERS, IS_DELIVERED, _on_channel).subquery().c.seq),
-    select(_select_others(_MAX_OTHERS, IS_DEAD, _on_channel).subquery().c.seq),
-).subquery()
+
+
+def _select_ended(state: ColumnElement[bool]) -> Any:
+    """The first deliveries of the channel that ended from `since` on: those that were tried in the seconds after it."""
+    ended = select(_of.seq).where(state, _on_channel, _is_other, _of.finished_at >= bindparam("since"))
+    return select(ended.order_by(_of.finished_at).limit(_MAX_OTHERS).subquery().c.seq)
+
+
+_others = union_all(_select_ended(IS_DELIVERED), _select_ended(IS_DEAD)).subquery()
 _OTHER_FAILURES: Final = RowQuery(
     _FailureRow,
     select(_attempt.reason, func.count().label("attempt_count"))
     .join(_others, _others.c.seq == _attempt.delivery_seq)
-    .where(
-        _attempt.delivery_seq != bindparam("seq"),
-        _attempt.reason != SendReason.OK.value,
-        is_within(_attempt.started_at),
-    )
     .group_by(_attempt.reason),
-)
+).where(_attempt.reason.not_in(_NOT_OF_THE_CHANNEL), is_within(_attempt.started_at))
 
 
 def read_slowest(connection: Connection, period: Period) -> list[SlowDelivery]:
@@ -173,25 +185,27 @@ def read_slowest(connection: Connection, period: Period) -> list[SlowDelivery]:
 
 
 def _read_delay(connection: Connection, row: _SlowRow) -> SlowDelivery:
+    start, end = row.oldest_accepted_at, row.finished_at or row.oldest_accepted_at
     delivery = SlowDelivery(
         row.id,
         row.incident_id,
         row.channel,
         row.alertname,
         row.status,
-        row.oldest_accepted_at,
-        row.finished_at or row.oldest_accepted_at,
+        start,
+        end,
         row.digest is not None,
         row.maybe_delivered_up_to is not None,
         _ATTEMPTS.fetch_all(connection, row._asdict()),
-        0,
-        {},
     )
-    if delivery.waited < 1.0:
+    if delivery.waited < MIN_WAIT:
         return delivery
-    span = {"channel": row.channel, "seq": row.seq, "since": row.oldest_accepted_at}
-    values = {**span, "until": row.oldest_accepted_at + delivery.waited}
+    values = {"channel": row.channel, "seq": row.seq, "since": start, "until": start + delivery.waited}
+    first = _FIRST_OTHER.fetch_one(connection, values).at
+    blocked = delivery.waited if first is None else first - start
+    failures = _OTHER_FAILURES.fetch_all(connection, {**values, "until": start + blocked})
     return delivery._replace(
-        others_delivered=_COUNT_OTHERS.fetch_one(connection, values),
-        other_failures=dict(_OTHER_FAILURES.fetch_all(connection, {**values, "until": delivery.delivered_at})),
+        blocked=blocked,
+        other_failures={failure.reason: failure.attempt_count for failure in failures},
+        others_delivered=0 if first is None else _COUNT_OTHERS.fetch_one(connection, values),
     )

@@ -4,12 +4,12 @@ Nothing is claimed beyond what is stored: where no attempt on the channel explai
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from services.relay.outbox.slow_deliveries import MAX_COUNTED, SlowDelivery
+from services.relay.outbox.slow_deliveries import MAX_COUNTED, MIN_WAIT, SlowDelivery
 from services.relay.send_error import SendReason
 from services.relay.text.times import format_duration
 
@@ -29,7 +29,7 @@ class DelayCause(StrEnum):
     RESTORED_BACKUP = "restored_backup"
     """It waited for the comparison with Alertmanager."""
     UNKNOWN = "unknown"
-    """There was no attempt on the channel: no relay may have run."""
+    """Nothing was delivered on the channel meanwhile, and no attempt failed: no relay may have run."""
 
 
 class Delay(NamedTuple):
@@ -40,33 +40,45 @@ class Delay(NamedTuple):
     """One sentence, without a full stop; the provider's words are not in it."""
 
 
+_Explain = Callable[[SlowDelivery, str], Delay]
+"""Of a delivery, and how long a part of its delay was."""
+
+
 def explain_delay(delivery: SlowDelivery) -> Delay:
     """What took the time of a delivery, the larger part first."""
-    waited, trying = delivery.waited, delivery.seconds - delivery.waited
-    parts: list[tuple[float, Delay]] = []
-    if waited >= _SHARE * delivery.seconds:
-        parts.append((waited, _explain_wait(delivery, _format_seconds(waited))))
-    if trying >= _SHARE * delivery.seconds and delivery.attempts:
-        parts.append((trying, _explain_attempts(delivery, _format_seconds(trying))))
-    parts.sort(key=lambda part: -part[0])
-    return Delay(parts[0][1].cause, "; ".join(delay.why for _, delay in parts))
-
-
-def _explain_wait(delivery: SlowDelivery, waited: str) -> Delay:
+    trying = delivery.seconds - delivery.waited
+    parts: list[tuple[float, _Explain]] = [(trying, _explain_attempts)]
     if delivery.is_restored:
-        return Delay(DelayCause.RESTORED_BACKUP, f"waited {waited} after a backup was restored")
-    if delivery.other_failures:
-        failures = _format_counts(delivery.other_failures)
-        return Delay(
-            DelayCause.CIRCUIT_BREAKER, f"waited {waited} while other messages failed on the channel: {failures}"
-        )
-    if delivery.others_delivered or delivery.is_digest:
-        count = delivery.others_delivered
-        ahead = f"{count if count < MAX_COUNTED else f'{count} or more'} other messages went first"
-        digest = "a digest delivered it" if delivery.is_digest else None
-        parts = [ahead if count else None, digest]
-        return Delay(DelayCause.RATE_LIMIT, f"waited {waited} for the rate limit: {', '.join(filter(None, parts))}")
-    return Delay(DelayCause.UNKNOWN, f"waited {waited}, without an attempt on the channel")
+        parts.append((delivery.waited, _explain_restore))
+    elif delivery.waited >= MIN_WAIT:
+        parts += [(delivery.blocked, _explain_block), (delivery.waited - delivery.blocked, _explain_queue)]
+    parts.sort(key=lambda part: -part[0])
+    delays = [
+        explain(delivery, _format_seconds(seconds))
+        for number, (seconds, explain) in enumerate(parts)
+        if number == 0 or seconds >= _SHARE * delivery.seconds
+    ]
+    return Delay(delays[0].cause, "; ".join(delay.why for delay in delays))
+
+
+def _explain_restore(_delivery: SlowDelivery, waited: str) -> Delay:
+    return Delay(DelayCause.RESTORED_BACKUP, f"waited {waited} after a backup was restored")
+
+
+def _explain_block(delivery: SlowDelivery, waited: str) -> Delay:
+    failures = delivery.other_failures
+    if not failures:
+        return Delay(DelayCause.UNKNOWN, f"waited {waited}; nothing was delivered on the channel, no reason is stored")
+    limited = failures.get(SendReason.RATE_LIMITED, 0) * 2 > sum(failures.values())
+    cause = DelayCause.RATE_LIMIT if limited else DelayCause.CIRCUIT_BREAKER
+    return Delay(cause, f"waited {waited} while other messages failed on the channel: {_format_counts(failures)}")
+
+
+def _explain_queue(delivery: SlowDelivery, waited: str) -> Delay:
+    count = delivery.others_delivered
+    ahead = f"{count} or more other messages" if count >= MAX_COUNTED else f"{count} other message{'s'[: count != 1]}"
+    digest = "; a digest delivered it" if delivery.is_digest else ""
+    return Delay(DelayCause.RATE_LIMIT, f"waited {waited} for the rate limit, behind {ahead}{digest}")
 
 
 def _explain_attempts(delivery: SlowDelivery, trying: str) -> Delay:
