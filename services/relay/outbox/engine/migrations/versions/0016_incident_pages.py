@@ -1,4 +1,4 @@
-"""What the pages of incidents filter by and show: alert and service, actions by incident, silences and edits by time."""
+"""What pages of incidents filter by and show: alert and service, actions by incident, times of silences and edits."""
 
 from alembic.operations import Operations
 from sqlalchemy import Column, Double, Text, text
