@@ -82,7 +82,7 @@ class _DeadRow(NamedTuple):
 class _LastDeadRow(NamedTuple):
     seq: int
     id: str
-    detail: str | None
+    last_answer: str
 
 
 class _WaitingRow(NamedTuple):
@@ -146,7 +146,7 @@ _last_attempt = (
 ).scalar_subquery()
 _LAST_DEAD: Final = RowQuery(
     _LastDeadRow,
-    select(_of.seq, _of.id, attempts.c.detail)
+    select(_of.seq, _of.id, func.coalesce(attempts.c.detail, "").label("last_answer"))
     .select_from(deliveries)
     .outerjoin(attempts, and_(attempts.c.delivery_seq == _of.seq, attempts.c.number == _last_attempt))
     .where(_of.seq.in_(bindparam("seqs", expanding=True))),
@@ -182,7 +182,7 @@ def read_dead(connection: Connection, period: Period) -> list[DeadGroup]:
             row.delivery_count,
             last[row.last_seq].id,
             row.last_at,
-            last[row.last_seq].detail or None,
+            last[row.last_seq].last_answer or None,
         )
         for row in rows
         if row.last_seq in last  # PostgreSQL: retention may delete it between two statements
