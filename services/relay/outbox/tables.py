@@ -294,6 +294,14 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# Up to when retention has deleted rows of a kind: what a report of an earlier time lacks.
+pruned = Table(
+    "pruned",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("up_to", Double, nullable=False),
+)
+
 watchdogs = Table(
     "watchdogs",
     metadata,
@@ -327,9 +335,22 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-# By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
-_add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
-_add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+# By when they were given up, and what a report counts them by; all other queries for dead letters use the one above.
+_add_index(
+    "deliveries_dead",
+    _delivery.finished_at,
+    _delivery.channel,
+    _delivery.reason,
+    where="state = 'dead' AND finished_at IS NOT NULL",
+)
+# With the oldest acceptance, so that a report of 100,000 of them reads the index alone.
+_add_index(
+    "deliveries_delivered",
+    _delivery.channel,
+    _delivery.finished_at,
+    _delivery.oldest_accepted_at,
+    where="state = 'delivered'",
+)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
@@ -345,6 +366,7 @@ _add_index("incidents_by_service", incidents.c.service, incidents.c.first_event_
 _add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
