@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import Column, Double, text
 
 revision = "0019"
-down_revision = "0017"
+down_revision = "0018"
 
 
 def upgrade(op: Operations) -> None:
