@@ -110,9 +110,7 @@ class PathWatch:
             for each in self._watchdogs
         ]
         error = self._store.error or read_error
-        store = StoreFacts(
-            error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes
-        )
+        store = StoreFacts(error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes)
         intake = IntakeFacts(self._describe_token(), overview.webhooks, self._metrics.webhook_times)
         return [
             build_exporter_light(facts, is_configured=is_configured),
