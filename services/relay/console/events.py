@@ -101,10 +101,10 @@ class ChangeStream:
         self._add_stream()
         try:
             yield f"retry: {_RETRY_MILLISECONDS}\n\n"
-            ends, seen = self._clock() + _MAX_SECONDS, -1
+            ends, sent = self._clock() + _MAX_SECONDS, -1
             while not self._is_stopped and self._clock() < ends:
-                if seen != self.version:
-                    seen = self.version
+                if sent != self.version:
+                    sent = self.version
                     yield _CHANGED
                     await asyncio.sleep(_MIN_INTERVAL)
                 elif not await self._wait_for_change():
