@@ -308,6 +308,7 @@ _add_index(
 # By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
 _add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
 _add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
