@@ -244,7 +244,7 @@ class _History:
         if not row or row["episode"] != step.episode:
             incident.starts.append(step.at)
             is_acknowledged = self._random.random() < 0.5
-            row = incident.row = _NO_INCIDENT | {
+            begun: dict[str, Any] = {
                 "id": incident.id,
                 "episode": step.episode,
                 "group_id": incident.group_id,
@@ -259,6 +259,7 @@ class _History:
                 "acknowledged_via": "slack" if is_acknowledged else None,
                 **{name: incident.labels[name] for name in ("alertname", "service") if name in _NO_INCIDENT},
             }
+            row = incident.row = _NO_INCIDENT | begun
         row |= {"is_open": int(step.status is Status.FIRING), "latest_event_seq": seq}
         event, body = incident.encode(step.status, row["started_at"], step.at)
         self._rows.events.append(
