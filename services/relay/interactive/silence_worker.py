@@ -1,9 +1,9 @@
 """Creates the silences that people request in Slack or in the console, and answers them.
 
-For each: may the person silence, is there something to silence, in which Alertmanager; then the silence itself, and what
-became of it. In Slack the answer is a reply in the thread where it is silenced, else a message that only the person
-sees; in the console the incident's timeline shows it. A silence has a mark of its incident in its comment, so that one
-whose answer was lost is found, and not created twice.
+For each: may the person silence, is there something to silence, in which Alertmanager; then the silence itself, and
+what became of it. In Slack the answer is a reply in the thread where it is silenced, else a message that only the
+person sees; in the console the incident's timeline shows it. A silence has a mark of its incident in its comment, so
+that one whose answer was lost is found, and not created twice.
 """
 
 import asyncio

@@ -26,8 +26,8 @@ async def run_silences(rules: PressRules, store: Store) -> AsyncIterator[Callabl
         bots = {name: SlackWebApi(bot.api_url, bot.token_file, bot.egress) for name, bot in rules.bots.items()}
         token = SecretFile(rules.alertmanager_token) if rules.alertmanager_token else None
         peers = [AlertmanagerClient(url, token, rules.alertmanager_egress) for url in rules.alertmanagers]
-        for client in (*bots.values(), *peers):
-            stack.push_async_callback(client.close)
+        for close in (*(bot.close for bot in bots.values()), *(peer.close for peer in peers)):
+            stack.push_async_callback(close)
         rates = {name: bot.rate for name, bot in rules.bots.items()}
         worker = SilenceWorker(store, bots, rates, peers, rules.settings.silence_rules)
         task = asyncio.create_task(worker.run())

@@ -1,4 +1,4 @@
-"""Silences that people request in Slack or in the console: each is one row, whichever replica it reached, and how often.
+"""Silences that people request in Slack or in the console: each is one row, whichever replica gets it, and how often.
 
 A row is a small job: claim it under a lease, begin (at most one silence of an incident at a time), create the silence
 in Alertmanager, record what became of it, answer the person. A replica that is killed in between leaves the rest to the

@@ -10,8 +10,8 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.silences import (
     SilenceLeaseLostError,
     SilencePlan,
-    SilenceRequest,
     SilenceRefusedError,
+    SilenceRequest,
     SilenceRow,
     SilenceState,
     begin_silence,

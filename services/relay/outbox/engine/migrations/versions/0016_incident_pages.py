@@ -1,4 +1,4 @@
-"""What the pages of incidents filter by and show: alert and service, actions by incident, silences and edits by time."""
+"""What pages of incidents filter by and show: alert and service, actions by incident, times of silences and edits."""
 
 from alembic.operations import Operations
 from sqlalchemy import Column, Double, Text, text
@@ -16,9 +16,7 @@ def upgrade(op: Operations) -> None:
         " (SELECT events.alertname FROM events WHERE events.seq = incidents.latest_event_seq)"
     )
     is_open, has_incident = text("is_open = 1"), text("incident_id IS NOT NULL")
-    op.create_index(
-        "incidents_open", "incidents", ["first_event_seq"], sqlite_where=is_open, postgresql_where=is_open
-    )
+    op.create_index("incidents_open", "incidents", ["first_event_seq"], sqlite_where=is_open, postgresql_where=is_open)
     op.create_index("incidents_of_alert", "incidents", ["alertname", "first_event_seq"])
     op.create_index("incidents_by_service", "incidents", ["service", "first_event_seq"])
     op.create_index("incidents_by_start", "incidents", ["started_at"])
