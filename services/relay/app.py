@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
+from services.relay.console.path_watch import PathWatch
 from services.relay.console.routes import build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
@@ -90,8 +91,18 @@ async def run_relay(
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
+            path = PathWatch(
+                settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
+            )
+            async with (
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
+                    intake,
+                    wake,
+                ),
+                path.run(),
+                changes.run(),
+            ):
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -99,7 +110,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes),
+                        *build_routes(store, settings, wake, metrics, changes, path),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),

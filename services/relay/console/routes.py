@@ -12,6 +12,7 @@ from services.relay.console.api.quarantine import QuarantineEndpoint
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
+from services.relay.console.path_watch import PathWatch
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -27,6 +28,7 @@ def build_routes(
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
     changes: ChangeStream,
+    path: PathWatch,
 ) -> list[ProtectedRoute]:
     """The routes of pages and API.
 
@@ -36,13 +38,14 @@ def build_routes(
         wake_channels: called with the channels that have something new to deliver.
         metrics: counts acknowledgements.
         changes: tells pages that the outbox has changed.
+        path: the lights of the path of an alert.
     """
     renderer = PageRenderer(store.clock)
     return [
         *_build_api_routes(store, settings, wake_channels, metrics),
         *renderer.build_routes(),
         *changes.build_routes(),
-        *NowPages(store, renderer).build_routes(),
+        *NowPages(store, renderer, settings, path, changes).build_routes(),
     ]
 
 
