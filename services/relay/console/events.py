@@ -6,7 +6,7 @@ viewers, and only while there are any; it sees what other replicas and commands 
 
 `heartbeat` comes every few seconds, so that a page notices a connection that is dead without an end. The credentials
 are checked again then; and no stream lasts for long, so that what checks them at the door gets its turn: a browser
-connects again by itself. https://html.spec.whatwg.org/multipage/server-sent-events.html
+connects again by itself. A page whose stream ended asks with `?check=1` why, without opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
@@ -92,6 +92,8 @@ class ChangeStream:
             reason = "the relay is stopping" if self._is_stopped else f"{MAX_STREAMS} pages are open already"
             self._metrics.count_refused_stream()
             return build_error_response(503, f"{reason}; this page is not live, and is loaded again now and then")
+        if "check" in request.query_params:
+            return Response(status_code=204)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not keep events back
         return StreamingResponse(self._stream(request), media_type="text/event-stream", headers=headers)
 

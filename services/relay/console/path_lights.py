@@ -136,7 +136,7 @@ def _judge_rules(
     if facts is None or facts.error or not is_configured:
         return _explain_unknown(facts, is_configured=is_configured)
     if not groups:
-        hint = "Load ops/prometheus/rules: `rule_files` in Prometheus's configuration."
+        hint = "Load ops/prometheus/rules: rule_files in Prometheus's configuration."
         return Verdict(HealthStatus.FAILING, "Prometheus has no alerting rule.", hint)
     late = [group.name for group in groups if _is_late(group, now)]
     if late:
@@ -151,8 +151,8 @@ def _judge_rules(
 def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_known: bool) -> list[Light]:
     """Whether the heartbeats of Alertmanager come; one light for each watchdog. `is_known`: the outbox can be read."""
     if not heartbeats:
-        hint = "Set `watchdogs`, so that its absence is noticed."
-        return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known: watchdogs is not set.", hint))]
+        hint = "Set watchdogs to an alert that always fires."
+        return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known.", hint))]
     return [
         Light(
             "Alertmanager" if len(heartbeats) == 1 else f"Alertmanager ({each.name})",
@@ -197,7 +197,7 @@ def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
         hint = "The relay's log has the address of the sender." if code in {401, 403} else ""
         return Verdict(status, f"One was refused {format_duration(now - when)} ago ({code}): {why}.{kept}", hint)
     if at is None:
-        hint = "Point Alertmanager here; `keypulse-relay doctor` says what is missing."
+        hint = "Point Alertmanager here; keypulse-relay doctor says what is missing."
         return Verdict(HealthStatus.UNKNOWN, f"No webhook has come yet.{kept}", hint)
     return Verdict(HealthStatus.HEALTHY, f"Webhooks are accepted.{kept}")
 
@@ -235,11 +235,11 @@ def build_sender_light(facts: SenderFacts | None) -> Light:
 
 def _explain_unknown(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
     if not is_configured:
-        hint = "Set `messages.prometheus_url` to the address of Prometheus."
-        return Verdict(HealthStatus.UNKNOWN, "Not known: messages.prometheus_url is not set.", hint)
+        hint = "Set messages.prometheus_url to the address of Prometheus."
+        return Verdict(HealthStatus.UNKNOWN, "Not known.", hint)
     if facts is None:
         return Verdict(HealthStatus.UNKNOWN, "Prometheus is being asked.")
-    hint = "See whether Prometheus runs, and whether `messages.prometheus_url` is right."
+    hint = "See whether Prometheus runs, and whether messages.prometheus_url is right."
     return Verdict(HealthStatus.UNKNOWN, f"Not known: no answer of Prometheus: {facts.error}.", hint)
 
 

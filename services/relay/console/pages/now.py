@@ -1,5 +1,6 @@
 """`/`: the state of the relay now: the path of an alert as lights, open incidents, channels, the last hours."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,7 @@ class Trouble:
     failing: int
     """Parts of the path, and channels."""
     degraded: int
+    unknown: int
     unacknowledged: int
     """Open incidents that nobody has acknowledged."""
 
@@ -132,8 +134,12 @@ def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
 
 
 def _count_trouble(statuses: Sequence[HealthStatus], incidents: OpenIncidents) -> Trouble:
+    counts = Counter(statuses)
     return Trouble(
-        statuses.count(HealthStatus.FAILING), statuses.count(HealthStatus.DEGRADED), incidents.unacknowledged
+        counts[HealthStatus.FAILING],
+        counts[HealthStatus.DEGRADED],
+        counts[HealthStatus.UNKNOWN],
+        incidents.unacknowledged,
     )
 
 
