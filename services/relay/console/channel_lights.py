@@ -2,13 +2,12 @@
 
 from typing import Final
 
-from shared.web.time_format import format_duration
-
 from services.relay.channels.diagnosis import find_hint
 from services.relay.console.path_lights import Light, Verdict
 from services.relay.console.status import HealthStatus
 from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
 from services.relay.send_error import SendReason
+from shared.web.time_format import format_duration
 
 LATE_SECONDS: Final = 300.0
 """How long a delivery may wait before its channel counts as degraded; the alert RelayOutboxStuck comes later."""
