@@ -5,11 +5,13 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
 
+from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console import api
 from services.relay.delivery.attempt import OpenSender, SenderSettings
@@ -22,8 +24,9 @@ from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, EscalationStep, Event
+from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
-from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
@@ -80,15 +83,25 @@ async def run_relay(
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
 
+        previous: RelaySettings | None = None
+
         @asynccontextmanager
         async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
+            nonlocal previous
+            changed = None if previous is None else find_changed_channels(previous, settings)
+            previous = settings
             store.set_unmerged_channels(settings.unmerged_channels)
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
             bearer = TokenFile(settings.auth.bearer_token_file)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            checker = ChannelChecker(store, partial(check_channel, settings))
+            checks = ChannelCheckMonitor(checker, settings.channels, changed)
+            async with (
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake),
+                run_beside(run_forever("channel checks", checks.check_next)),
+            ):
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -282,6 +295,11 @@ def build_press_rules(settings: RelaySettings) -> PressRules:
         alertmanager.token_file,
         alertmanager,
     )
+
+
+def find_changed_channels(before: RelaySettings, after: RelaySettings) -> list[str]:
+    """The channels that are new, or have other settings than before."""
+    return [name for name, channel in after.channels.items() if channel != before.channels.get(name)]
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:
