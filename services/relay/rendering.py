@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
+from markupsafe import Markup
 
-from services.relay.channels.port import Channel
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings, open_enricher
@@ -21,6 +21,7 @@ from services.relay.delivery.templates import MessageTemplates
 from services.relay.event_size import limit_size
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
 from services.relay.model import DeliveryTask, Event, Message, build_incident_id
+from services.relay.preview.message import render_message
 from shared.process.logs import describe_exception
 
 _MAX_SECONDS: Final = 10.0
@@ -37,8 +38,10 @@ class RenderedPayload(NamedTuple):
 
     channel: str
     kind: str
-    payload: str | None
+    payload: str | None = None
     """Credentials masked; None after a defect, which is in the log."""
+    html: Markup | None = None
+    """The same as a person sees it, for a page; None of a mail, which is a document of its own, and after a defect."""
 
 
 class RenderingBusyError(Exception):
@@ -62,8 +65,12 @@ class WebhookRenderer:
         self._thread = ThreadPoolExecutor(1, "render")
         self._waiting_count = 0
 
-    async def render(self, body: bytes) -> list[RenderedPayload]:
+    async def render(self, body: bytes, *, only: str | None = None) -> list[RenderedPayload]:
         """The payload of each channel, without what Prometheus says now.
+
+        Args:
+            body: of the webhook.
+            only: the name of one channel; None renders for all.
 
         Raises:
             ValueError: the body is no webhook of Alertmanager; the message says where.
@@ -78,7 +85,8 @@ class WebhookRenderer:
                 message = build_message(self._settings, "", event)
                 message = await enrich(_get_runbook_files(self._settings), self._settings, message)
                 ends = self._clock() + _MAX_SECONDS  # a thread cannot be cancelled
-                return await self._run(partial(self._render_all, message, ends))
+                names = [name for name in self._channels if only in {None, name}]
+                return await self._run(lambda: [self._render_one(name, message, ends) for name in names])
         except TimeoutError:
             raise RenderingBusyError(f"it takes longer than {_MAX_SECONDS:g} s; try a smaller one") from None
         finally:
@@ -87,10 +95,7 @@ class WebhookRenderer:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _render_all(self, message: Message, ends: float) -> list[RenderedPayload]:
-        return [self._render_one(name, channel, message, ends) for name, channel in self._channels.items()]
-
-    def _render_one(self, name: str, channel: Channel, message: Message, ends: float) -> RenderedPayload:
+    def _render_one(self, name: str, message: Message, ends: float) -> RenderedPayload:
         if self._clock() > ends:
             raise TimeoutError
         own = self._settings.channels[name]
@@ -99,10 +104,11 @@ class WebhookRenderer:
         try:
             if own.uses_templates:
                 message = self._templates.apply(message)[0]
-            return RenderedPayload(name, kind, channel.render_payload(message))
+            payload = self._channels[name].render_payload(message)
+            return RenderedPayload(name, kind, payload, None if kind == "email" else render_message(kind, payload))
         except Exception as error:  # noqa: BLE001  # the other channels are shown
             log.error("payload could not be rendered", channel=name, **describe_exception(error))  # noqa: TRY400
-            return RenderedPayload(name, kind, None)
+            return RenderedPayload(name, kind)
 
 
 async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes) -> str:
