@@ -100,6 +100,11 @@ async def find_advice(settings: RelaySettings, channel_name: str, error: SendErr
     return advice
 
 
+def advise_on(reason: str | None) -> str:
+    """What to do about a channel whose last attempt ended for that reason; empty if it is not known."""
+    return find_hint(SendReason(reason)) if reason in list(SendReason) else ""
+
+
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:
     """A firing test alert, an incident of its own, so that it touches no real one.
 

@@ -2,9 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-from services.relay.channels.diagnosis import find_hint
+from services.relay.channel_check import advise_on
 from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
-from services.relay.send_error import SendReason
 
 Status = Literal["failing", "degraded", "unknown", "healthy"]
 
@@ -22,7 +21,7 @@ class ChannelHealth(NamedTuple):
 
 def assess_channel(overview: ChannelOverview) -> ChannelHealth:  # one for each state
     """How a channel is: what its deliveries show counts before what a check found."""
-    what, hint = f": {(overview.reason or 'unknown').replace('_', ' ')}", _advise(overview.reason)
+    what, hint = f": {(overview.reason or 'unknown').replace('_', ' ')}", advise_on(overview.reason)
     last = overview.last_check
     if overview.is_down:
         return ChannelHealth("failing", f"Down{what}", hint, overview.paused_until)
@@ -42,7 +41,3 @@ def assess_channel(overview: ChannelOverview) -> ChannelHealth:  # one for each 
 def _was_delivered_after(overview: ChannelOverview, at: float) -> bool:
     success = overview.last_success
     return success is not None and success.finished_at is not None and success.finished_at > at
-
-
-def _advise(reason: str | None) -> str:
-    return find_hint(SendReason(reason)) if reason in list(SendReason) else ""

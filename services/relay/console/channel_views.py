@@ -1,41 +1,19 @@
-"""What pages and API show of a channel: its configuration, without secrets, beside what the outbox knows of it."""
+"""A channel as pages and API show it: what the configuration says, and what the outbox knows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from sqlalchemy import Connection
-
-from services.relay.channels.masked_settings import SettingValue, format_rate, list_default_keys, mask_settings
-from services.relay.channels.port import ChannelSettings
-from services.relay.config import RelaySettings
+from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_health import ChannelHealth, assess_channel
-from services.relay.console.channel_uses import ChannelUse, list_uses
-from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks
+from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks_of_channels
 from services.relay.outbox.channel_overviews import ChannelOverview, read_channel_overviews
+from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import count_available
 
 MAX_CHECKS: Final = 30
 """The checks that are shown of one channel."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConfiguredChannel:
-    """What the configuration says about a channel."""
-
-    name: str
-    kind: str
-    destination: str
-    configuration: Mapping[str, SettingValue]
-    default_keys: frozenset[str]
-    """Those that the configuration's file leaves as they are."""
-    limitations: Sequence[str]
-    uses: Sequence[ChannelUse]
-    is_checkable: bool
-    """Whether there is anything to check."""
-    rate: str | None
-    """Its rate limit, such as `1/s`."""
-    rate_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,46 +29,21 @@ class ChannelView:
     """The last ones, the newest first."""
 
 
-def list_configured_channels(settings: RelaySettings) -> list[ConfiguredChannel]:
-    """The channels, in the order of the configuration."""
-    return [_describe(settings, name, own) for name, own in settings.channels.items()]
-
-
-def read_views(connection: Connection, configured: Sequence[ConfiguredChannel], now: float) -> list[ChannelView]:
-    """The channels with their state; for `Store.read`.
-
-    Args:
-        connection: to read with.
-        configured: the channels.
-        now: unix seconds.
-    """
-    overviews = read_channel_overviews(connection, [each.name for each in configured], now)
+async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> list[ChannelView]:
+    """The channels with their state, in their order. Raises StoreUnavailableError."""
+    now, names = store.clock(), [each.name for each in configured]
+    overviews = await store.read(partial(read_channel_overviews, names=names, now=now))
+    checks = await store.read(partial(list_checks_of_channels, channels=names, kind=CheckKind.CHECK, limit=MAX_CHECKS))
     return [
         ChannelView(
             channel,
             overview,
             assess_channel(overview),
             _find_next_message_time(overview, channel.rate_per_second, now),
-            list_checks(connection, channel.name, CheckKind.CHECK, MAX_CHECKS),
+            checks[channel.name],
         )
         for channel, overview in zip(configured, overviews, strict=True)
     ]
-
-
-def _describe(settings: RelaySettings, name: str, own: ChannelSettings) -> ConfiguredChannel:
-    rate = own.rate_per_second if settings.pacing.enabled else None
-    return ConfiguredChannel(
-        name=name,
-        kind=str(getattr(own, "kind", "")),
-        destination=own.destination,
-        configuration=mask_settings(own),
-        default_keys=list_default_keys(own),
-        limitations=own.limitations,
-        uses=list(list_uses(settings, name)),
-        is_checkable=bool(own.connect(settings.delivery.timeout).list_checks("")),  # it opens no connection
-        rate=None if rate is None else format_rate(rate),
-        rate_per_second=rate,
-    )
 
 
 def _find_next_message_time(overview: ChannelOverview, rate: float | None, now: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The webhooks that were accepted last, for people who choose one. No query changes the outbox or waits for a writer."""
+"""The webhooks that were accepted last, for people who choose one. No query changes the outbox, or waits for a lock."""
 
 from functools import partial
 from typing import Final, NamedTuple

@@ -6,8 +6,9 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_actions import ActionRefusedError, ChannelActions
-from services.relay.console.channel_views import ChannelView, ConfiguredChannel, read_views
+from services.relay.console.channel_views import read_views
 from services.relay.console.pages.layout import PageRenderer, redirect
 from services.relay.outbox.channel_checks import ChannelCheck, CheckRow, read_results
 from services.relay.outbox.engine.store import Store
@@ -47,14 +48,14 @@ class ChannelsPages:
         ]
 
     async def _list(self, request: Request) -> Response:
-        channels = await self._read(self._channels)
+        channels = await read_views(self._store, self._channels)
         return await self._renderer.render(request, "channels.html.j2", {"channels": channels})
 
     async def _show(self, request: Request) -> Response:
         configured = self._find(request)
         if not configured:
             return await self._renderer.render(request, "channel_missing.html.j2", {}, status=404)
-        (channel,) = await self._read(configured)
+        (channel,) = await read_views(self._store, configured)
         test = channel.overview.last_test
         values = {
             "channel": channel,
@@ -86,9 +87,6 @@ class ChannelsPages:
 
     def _find(self, request: Request) -> list[ConfiguredChannel]:
         return [each for each in self._channels if each.name == request.path_params["name"]]
-
-    async def _read(self, channels: list[ConfiguredChannel]) -> list[ChannelView]:
-        return await self._store.read(partial(read_views, configured=channels, now=self._store.clock()))
 
     async def _read_results(self, row: CheckRow | None) -> list[CheckResult]:
         return [] if row is None else await self._store.read(partial(read_results, row=row))
