@@ -35,7 +35,7 @@ def assess_channel(overview: ChannelOverview) -> ChannelHealth:  # one for each 
     if last is not None and last.problem is not None and not _was_delivered_after(overview, last.started_at):
         return ChannelHealth("degraded", f"The last check failed: {last.problem}", last.hint or "")
     is_unknown = overview.last_success is None and last is None
-    return ChannelHealth("unknown", "Not used and not checked yet") if is_unknown else ChannelHealth("healthy", "Up")
+    return ChannelHealth("unknown", "Not used yet") if is_unknown else ChannelHealth("healthy", "Up")
 
 
 def _was_delivered_after(overview: ChannelOverview, at: float) -> bool:

@@ -39,6 +39,7 @@ _FIRST_EXAMPLE: Final = "firing"
 _TOO_LARGE: Final = (
     f"expected at most {MAX_PAYLOAD // 1024} KiB; for more, run: keypulse-relay render --payload FILE --channel NAME"
 )
+_PAGE_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
 _BUSY: Final = "other payloads are being rendered; try again in a moment"
 
 
@@ -134,7 +135,9 @@ class RenderPages:
             "examples": list(_EXAMPLES),
             "events": await list_recent_events(self._store, _MAX_EVENTS, MAX_PAYLOAD),
         }
-        return await self._renderer.render(request, "render.html.j2", values, status=status)
+        response = await self._renderer.render(request, "render.html.j2", values, status=status)
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY
+        return response
 
 
 def _parse_form(form: bytes) -> str:
