@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import BigInteger, Column, Double, Integer, Text
 
 revision = "0017"
-down_revision = "0015"
+down_revision = "0016"
 
 
 def upgrade(op: Operations) -> None:
