@@ -351,6 +351,7 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state = 'delivered'",
 )
+_add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
