@@ -40,8 +40,8 @@ class RenderedPayload(NamedTuple):
     kind: str
     payload: str | None = None
     """Credentials masked; None after a defect, which is in the log."""
-    html: Markup | None = None
-    """The same as a person sees it, for a page; None of a mail, which is a document of its own, and after a defect."""
+    html: Markup = Markup()
+    """The same as a person sees it, for a page; of a mail its text."""
 
 
 class RenderingBusyError(Exception):
@@ -105,7 +105,7 @@ class WebhookRenderer:
             if own.uses_templates:
                 message = self._templates.apply(message)[0]
             payload = self._channels[name].render_payload(message)
-            return RenderedPayload(name, kind, payload, None if kind == "email" else render_message(kind, payload))
+            return RenderedPayload(name, kind, payload, render_message(kind, payload))
         except Exception as error:  # noqa: BLE001  # the other channels are shown
             log.error("payload could not be rendered", channel=name, **describe_exception(error))  # noqa: TRY400
             return RenderedPayload(name, kind)

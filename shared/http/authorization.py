@@ -113,7 +113,7 @@ ANONYMOUS_NAME: Final = "anonymous"
 """The caller's name on a server that needs no credentials."""
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
-_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415, 429)
 """Statuses of an action that was refused before it began."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Logged for an action whose client disconnected, as nginx does."""

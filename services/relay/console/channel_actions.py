@@ -109,6 +109,6 @@ class ChannelActions:
 
 
 def _describe(sent: SentMessage) -> str:
-    """The provider's words, and the receipt."""
-    receipt = ", ".join(f"{name} {value}" for name, value in sent.receipt.items() if value)
-    return " · ".join(filter(None, [sent.reply, receipt]))
+    """The provider's words, and what the receipt has beside them."""
+    receipt = ", ".join(f"{name} {value}" for name, value in sent.receipt.items() if value and value not in sent.reply)
+    return "; ".join(filter(None, [sent.reply, receipt]))

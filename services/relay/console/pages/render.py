@@ -11,13 +11,13 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.recent_events import list_recent_events, read_webhook
 from services.relay.outbox.tables import clean_for_database
-from services.relay.preview.message import MAIL_POLICY, render_mail
+from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mail
 from services.relay.rendering import RenderedPayload, RenderingBusyError, WebhookRenderer
 from shared.http.authorization import ProtectedRoute
 from shared.http.body_limits import BodyTooLargeError, read_body
@@ -90,14 +90,18 @@ class RenderPages:
 
     async def _show_mail(self, request: Request) -> Response:
         """The mail of the channel that the query names, as a document of its own."""
-        channel = request.query_params.get("channel", "")
         try:
-            rendered = await self._webhooks.render((await self._read_payload(request)).encode(), only=channel)
-            mail = next((each.payload for each in rendered if each.kind == "email"), None)
-            page = await asyncio.to_thread(render_mail, mail or "")
-        except (ValueError, RenderingBusyError) as error:
-            return HTMLResponse("", status_code=400, headers={"X-Error": str(error).splitlines()[0]})
-        return HTMLResponse(page, headers={**SECURITY_HEADERS, "Content-Security-Policy": MAIL_POLICY})
+            payload = await self._read_payload(request)
+            rendered = await self._webhooks.render(payload.encode(), only=request.query_params.get("channel", ""))
+        except ValueError as error:
+            return PlainTextResponse(f"{error}\n", status_code=422)
+        except RenderingBusyError as error:
+            return PlainTextResponse(f"{error}\n", status_code=503)
+        mail = next((each.payload for each in rendered if each.kind == "email"), None)
+        if mail is None:
+            return PlainTextResponse("there is no such mail\n", status_code=404)
+        page = await asyncio.to_thread(render_mail, mail)
+        return HTMLResponse(page, headers={"Content-Security-Policy": MAIL_POLICY})
 
     async def _read_payload(self, request: Request) -> str:
         """The webhook of the form. Raises ValueError or RenderingBusyError."""
@@ -133,6 +137,7 @@ class RenderPages:
             "rendered": rendered,
             "error": error,
             "examples": list(_EXAMPLES),
+            "mail_sandbox": MAIL_SANDBOX,
             "events": await list_recent_events(self._store, _MAX_EVENTS, MAX_PAYLOAD),
         }
         response = await self._renderer.render(request, "render.html.j2", values, status=status)
