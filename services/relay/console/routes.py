@@ -12,7 +12,10 @@ from services.relay.console.api.quarantine import QuarantineEndpoint
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.quarantine import QuarantinePages
+from services.relay.intake.replay import Replays
 from services.relay.metrics import Metrics
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.config.server_settings import Role
@@ -27,6 +30,8 @@ def build_routes(
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
     changes: ChangeStream,
+    bulk_retries: BulkRetries,
+    replays: Replays,
 ) -> list[ProtectedRoute]:
     """The routes of pages and API.
 
@@ -36,13 +41,16 @@ def build_routes(
         wake_channels: called with the channels that have something new to deliver.
         metrics: counts acknowledgements.
         changes: tells pages that the outbox has changed.
+        bulk_retries: retries many dead letters.
+        replays: accepts quarantined webhooks after all.
     """
     renderer = PageRenderer(store.clock)
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics),
+        *_build_api_routes(store, settings, wake_channels, metrics, replays),
         *renderer.build_routes(),
         *changes.build_routes(),
         *NowPages(store, renderer).build_routes(),
+        *QuarantinePages(store, renderer, settings.channels, wake_channels, bulk_retries, replays).build_routes(),
     ]
 
 
@@ -51,8 +59,10 @@ def _build_api_routes(
     settings: RelaySettings,
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
+    replays: Replays,
 ) -> list[ProtectedRoute]:
-    deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
+    deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
+    quarantine = QuarantineEndpoint(store, replays)
     incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
@@ -72,6 +82,7 @@ def _build_api_routes(
         route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 
