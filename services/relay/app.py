@@ -23,6 +23,7 @@ from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.replay import Replays
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
+from services.relay.interactive.silences import run_silences
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, EscalationStep, Event
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
@@ -176,9 +177,11 @@ async def run_intake_and_delivery(
             byte_limit,
             min_age=settings.delivery.duplicate_window,
         )
+        press_rules = build_press_rules(settings)
         async with (
             run_beside(monitors.run(), retention),
-            run_presses(build_press_rules(settings), store, metrics, wake),
+            run_silences(press_rules, store) as wake_silences,
+            run_presses(press_rules, store, metrics, wake, wake_silences),
         ):
             yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
 

@@ -55,6 +55,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         **RELOADED,
         "GET /history": Role.VIEWER,
         "GET /api/board": Role.VIEWER,
+        "GET /api/history": Role.VIEWER,
         "GET /board/{name}": Role.VIEWER,
         "GET /probe": UNLESS_USER,
     },

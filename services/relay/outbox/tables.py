@@ -73,7 +73,7 @@ incidents = Table(
     Column("first_event_seq", BigInteger),  # null before its first event is committed
     Column("acknowledged_by", Text),  # null while nobody has acknowledged it
     Column("acknowledged_at", Double),
-    Column("acknowledged_via", Text),  # `api`, `command line` or `slack`
+    Column("acknowledged_via", Text),  # `api`, `command line`, `console` or `slack`
     Column("escalation", Text),  # JSON; the steps that are still to come, see `escalation`; null if there is none
     Column("escalation_after", Double),  # the seconds of the next step; null if there is none
     Column("escalation_starts_at", Double),  # from when on they count; null: from the first delivery on
@@ -82,6 +82,8 @@ incidents = Table(
     # What messages of other incidents and of this one say of it; see `context`.
     Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
     Column("title", Text),  # of its latest event
+    Column("alertname", Text),  # of its latest event; null before its first event is committed
+    Column("service", Text),  # of its latest event, empty if it has none; null if an older version wrote it
     Column("started_at", Double),  # when its episode started; null before its first event is committed
     Column("episode_starts", Text),  # JSON; when its last episodes started
 )
@@ -171,6 +173,7 @@ edits = Table(
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
     Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
+    Column("shown_at", Double),  # when the last edit was made; null before the first
     sqlite_with_rowid=False,
 )
 
@@ -183,14 +186,14 @@ edit_limits = Table(
     Column("retry_after_set_at", Double),
 )
 
-# A silence that somebody requested by a button; see `silences`.
+# A silence that somebody requested by a button in Slack or in the console; see `silences`.
 silences = Table(
     "silences",
     metadata,
     Column("id", Text, primary_key=True),  # of the press
     Column("incident_id", Text, nullable=False),
     Column("episode", Integer, nullable=False),
-    Column("channel", Text, nullable=False),  # whose bot answers
+    Column("channel", Text, nullable=False),  # whose bot answers; empty, as the next three, if the console asked
     Column("slack_channel", Text, nullable=False),
     Column("thread", Text, nullable=False),  # the message with the button
     Column("user_id", Text, nullable=False),
@@ -205,6 +208,12 @@ silences = Table(
     Column("began_at", Double),  # when it was about to be created
     Column("ends_at", Double),
     Column("answered_at", Double),
+    Column("peer", Text),  # from where it was requested, for the audit
+    Column("comment", Text),  # the person's; null if there is none
+    Column("silence_id", Text),  # Alertmanager's; null until it is created
+    Column("seconds", Double),  # how long it lasts; null for `interactive.silence.max`
+    Column("requested_at", Double),
+    Column("finished_at", Double),  # when its state became final
 )
 
 channels = Table(
@@ -220,6 +229,12 @@ channels = Table(
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
     Column("retry_after_set_at", Double),  # when `retry_after_until` was written
     Column("served_at", Double),  # when a relay last recorded that it delivers on it
+    # The last attempt that failed, be it that only its message was rejected.
+    Column("failed_at", Double),
+    Column("failed_reason", Text),
+    Column("failed_detail", Text),  # the provider's answer, or what went wrong
+    Column("check_started_at", Double),  # when a replica last began to check it
+    Column("test_started_at", Double),  # when a replica last began to send a test message
 )
 
 NEW_CHANNEL: Final = {
@@ -230,6 +245,22 @@ NEW_CHANNEL: Final = {
     "is_down": 0,
 }
 """The state of a channel that was never used."""
+
+# What a check of a channel found, or what became of a test message; see `channel_checks`.
+channel_checks = Table(
+    "channel_checks",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("channel", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # `check` or `test`
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("requested_by", Text),  # null: the relay checks by itself
+    Column("problem", Text),  # what is wrong; null if nothing is
+    Column("hint", Text),  # what to do about it
+    Column("results", Text, nullable=False),  # JSON; a list with the result of each step
+    sqlite_autoincrement=True,
+)
 
 database_identity = Table(
     "database_identity",
@@ -280,7 +311,16 @@ audit = Table(
     Column("peer", Text),  # the address that called
     Column("action", Text, nullable=False),
     Column("object", Text, nullable=False),
+    Column("incident_id", Text),  # null if it is about none
     sqlite_autoincrement=True,
+)
+
+# Up to when retention has deleted rows of a kind: what a report of an earlier time lacks.
+pruned = Table(
+    "pruned",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("up_to", Double, nullable=False),
 )
 
 watchdogs = Table(
@@ -316,8 +356,23 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-# The others for dead letters: by when they were given up, and, for `dead_letters`, by why.
-_add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
+# By when they were given up, and what a report counts them by.
+_add_index(
+    "deliveries_dead",
+    _delivery.finished_at,
+    _delivery.channel,
+    _delivery.reason,
+    where="state = 'dead' AND finished_at IS NOT NULL",
+)
+# With the oldest acceptance, so that a report of 100,000 of them reads the index alone.
+_add_index(
+    "deliveries_delivered",
+    _delivery.channel,
+    _delivery.finished_at,
+    _delivery.oldest_accepted_at,
+    where="state = 'delivered'",
+)
+# For `dead_letters`: by channel and reason, in the order of acceptance.
 _add_index(
     "deliveries_dead_groups",
     _delivery.channel,
@@ -325,17 +380,24 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state = 'dead'",
 )
-_add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+_add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)
+_add_index("channel_checks_of_channel", channel_checks.c.channel, channel_checks.c.kind, channel_checks.c.seq)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
+_add_index("incidents_open", incidents.c.first_event_seq, where="is_open = 1")
+_add_index("incidents_of_alert", incidents.c.alertname, incidents.c.first_event_seq)
+_add_index("incidents_by_service", incidents.c.service, incidents.c.first_event_seq)
+_add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("audit_of_action", audit.c.action, audit.c.at)
+_add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 
