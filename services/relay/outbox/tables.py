@@ -356,7 +356,7 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-# By when they were given up, and what a report counts them by.
+# By when they were given up, and what a report counts them by; `deliveries_dead_groups` is for `dead_letters`.
 _add_index(
     "deliveries_dead",
     _delivery.finished_at,
@@ -372,7 +372,7 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state = 'delivered'",
 )
-# For `dead_letters`: by channel and reason, in the order of acceptance.
+_add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
 _add_index(
     "deliveries_dead_groups",
     _delivery.channel,
@@ -380,7 +380,6 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state = 'dead'",
 )
-_add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")

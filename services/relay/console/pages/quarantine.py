@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.console.pages.layout import Handler, PageRenderer, redirect
-from services.relay.console.pages.quarantined_text import SHOWN_BYTES, format_body
+from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
 from services.relay.outbox import quarantine as rejected
@@ -184,11 +184,11 @@ class QuarantinePages:
     ) -> Response:
         values = {
             "entry": entry,
-            "shown": format_body(body),
+            "formatted": format_body(body),
             "edited": edited,
             "preview": preview,
             "error": error,
-            "SHOWN_BYTES": SHOWN_BYTES,
+            "PAGE_BYTES": PAGE_BYTES,
         }
         return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=status)
 

@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 from services.relay.outbox.tables import clean_for_database
 
-SHOWN_BYTES: Final = 64 * 1024
+PAGE_BYTES: Final = 64 * 1024
 """Bytes of a body that a page shows; a larger one is edited elsewhere."""
-_MAX_FORMATTED: Final = 4 * SHOWN_BYTES
-"""Characters of an indented document; of a longer one the body is shown as it came."""
+_MAX_FORMATTED: Final = 4 * PAGE_BYTES
+"""Characters of an indented document; of a longer one the page has the body as it came."""
 
 
 class FormattedBody(NamedTuple):
@@ -28,9 +28,8 @@ class FormattedBody(NamedTuple):
 
 def format_body(body: bytes) -> FormattedBody:
     """The body as text, indented where it is JSON."""
-    shown = body[:SHOWN_BYTES]
-    text = shown.decode(errors="replace")
-    is_whole = len(body) <= SHOWN_BYTES
+    text = body[:PAGE_BYTES].decode(errors="replace")
+    is_whole = len(body) <= PAGE_BYTES
     document = _indent(text) if is_whole else None
     # Neither a database nor a page can hold NUL or half a surrogate pair, which JSON can write as escapes.
     text = clean_for_database(document or text)
