@@ -146,7 +146,7 @@ class QuarantinePages:
         try:
             preview = await self._replays.preview(entry, body)
         except _REFUSALS as error:
-            return await self._render_entry(request, entry, stored, edited=edited, error=str(error), status=422)
+            return await self._render_entry(request, entry, stored, edited=edited, error=str(error))
         return await self._render_entry(request, entry, stored, edited=edited, preview=preview)
 
     async def _replay(self, request: Request) -> Response:
