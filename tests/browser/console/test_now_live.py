@@ -75,7 +75,7 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             slack = page.locator(".channels > .card").first
             await expect(slack).to_contain_text("Down: misconfigured.")
             await expect(slack).to_contain_text("What to do:")
-            await expect(page.locator(".verdict")).to_have_text("1 failing")
+            await expect(page.locator(".verdict")).to_contain_text("1 failing slack")
             first = page.locator(".open li").first
             await expect(first.locator(".severity")).to_have_text("critical")
             await expect(first.locator("a")).to_have_text(HOSTILE)

@@ -1,6 +1,5 @@
 """`/`: the state of the relay now: the path of an alert as lights, open incidents, channels, the last hours."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from services.relay.outbox.rate_limit import count_available
 from shared.http.authorization import ProtectedRoute
 from shared.web.time_format import format_duration
 
-MAX_INCIDENTS: Final = 20
+MAX_INCIDENTS: Final = 12
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
 LATE_SECONDS: Final = 300.0
@@ -49,20 +48,19 @@ class ChannelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class ProblemCounts:
-    """What needs somebody."""
+class Problems:
+    """What needs somebody: the names of parts of the path and of channels, by their state."""
 
-    failing: int
-    """Parts of the path, and channels."""
-    degraded: int
-    unknown: int
+    failing: Sequence[str]
+    degraded: Sequence[str]
+    unknown: Sequence[str]
     unacknowledged: int
     """Open incidents that nobody has acknowledged."""
 
     @property
     def total(self) -> int:
         """The number in the page's title."""
-        return self.failing + self.unacknowledged
+        return len(self.failing) + self.unacknowledged
 
 
 class NowPages:
@@ -109,15 +107,15 @@ class NowPages:
         overview = self._last
         lights = self._path.build_lights(overview, now, error)
         channels = [self._build_card(each, overview.now) for each in overview.channels]
-        statuses = [light.verdict.status for light in (*lights, *(card.light for card in channels))]
+        all_lights = [*lights, *(card.light for card in channels)]
         values = {
             "error": error,
             "overview": overview,
             "as_of": now,
             "lights": lights,
             "channels": sorted(channels, key=_get_sort_key),
-            "problems": _count_problems(statuses, overview.incidents),
-            "worst": find_worst(statuses),
+            "problems": _list_problems(all_lights, overview.incidents),
+            "worst": find_worst(light.verdict.status for light in all_lights),
             "plot": build_plot(steps, start),
             "plot_start": start,
             "delivery_plot": delivery_plot,
@@ -144,13 +142,12 @@ def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
     return list(HealthStatus).index(card.light.verdict.status), card.light.name
 
 
-def _count_problems(statuses: Sequence[HealthStatus], incidents: OpenIncidents) -> ProblemCounts:
-    counts = Counter(statuses)
-    return ProblemCounts(
-        counts[HealthStatus.FAILING],
-        counts[HealthStatus.DEGRADED],
-        counts[HealthStatus.UNKNOWN],
-        incidents.unacknowledged,
+def _list_problems(lights: Sequence[Light], incidents: OpenIncidents) -> Problems:
+    def find(status: HealthStatus) -> list[str]:
+        return [light.name for light in lights if light.verdict.status is status]
+
+    return Problems(
+        find(HealthStatus.FAILING), find(HealthStatus.DEGRADED), find(HealthStatus.UNKNOWN), incidents.unacknowledged
     )
 
 
