@@ -9,12 +9,15 @@ from services.relay.config import RelaySettings
 from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
+from services.relay.console.api.report import ReportEndpoint
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.report import ReportPages
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.report.reader import ReportReader
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
@@ -38,11 +41,13 @@ def build_routes(
         changes: tells pages that the outbox has changed.
     """
     renderer = PageRenderer(store.clock)
+    reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics),
+        *_build_api_routes(store, settings, wake_channels, metrics, reports),
         *renderer.build_routes(),
         *changes.build_routes(),
         *NowPages(store, renderer).build_routes(),
+        *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
     ]
 
 
@@ -51,6 +56,7 @@ def _build_api_routes(
     settings: RelaySettings,
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
+    reports: ReportReader,
 ) -> list[ProtectedRoute]:
     deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
     incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
@@ -70,6 +76,7 @@ def _build_api_routes(
         route("/api/incidents/{id}", incidents.get, Role.VIEWER),
         route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
         route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
+        route("/api/report", ReportEndpoint(reports).get, Role.VIEWER),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
     ]

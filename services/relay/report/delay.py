@@ -5,13 +5,12 @@ Nothing is claimed beyond what is stored: where no attempt on the channel explai
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from services.relay.outbox.slow_deliveries import MAX_COUNTED, MIN_WAIT, SlowDelivery
+from services.relay.report.seconds import format_seconds
 from services.relay.send_error import SendReason
-from services.relay.text.times import format_duration
 
 _SHARE: Final = 0.2
 """A part of the whole time below which nothing is said of it."""
@@ -54,7 +53,7 @@ def explain_delay(delivery: SlowDelivery) -> Delay:
         parts += [(delivery.blocked, _explain_block), (delivery.waited - delivery.blocked, _explain_queue)]
     parts.sort(key=lambda part: -part[0])
     delays = [
-        explain(delivery, _format_seconds(seconds))
+        explain(delivery, format_seconds(seconds))
         for number, (seconds, explain) in enumerate(parts)
         if number == 0 or seconds >= _SHARE * delivery.seconds
     ]
@@ -94,7 +93,3 @@ def _format_counts(failures: Mapping[str, int]) -> str:
     """`timeout (3), server_error`, the most frequent first."""
     listed = sorted(failures.items(), key=lambda each: (-each[1], each[0]))
     return ", ".join(reason if count == 1 else f"{reason} ({count})" for reason, count in listed)
-
-
-def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else format_duration(timedelta(seconds=seconds))

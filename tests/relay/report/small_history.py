@@ -106,12 +106,24 @@ class _SmallHistory:
             *((400, "it is no JSON", 0), (400, "it is no JSON", 1), (413, "the body is too large", 2)),
             (400, "EARLIER", -6 * 86400),
         ):
-            row: dict[str, Any] = {"received_at": self._start + at, "source": "", "code": code, "reason": reason, "body": b"{"}
+            row: dict[str, Any] = {
+                "received_at": self._start + at,
+                "source": "",
+                "code": code,
+                "reason": reason,
+                "body": b"{",
+            }
             self._connection.execute(insert(quarantine), row)
 
     def _add_incident(self, name: str, alertname: str, service: str, *starts: float) -> int:
         """An incident that started at these times; gives the seq of its event."""
-        event: dict[str, Any] = {"receiver": "kms", "alertname": alertname, "status": "firing", "fingerprint": name, "body": b"{}"}
+        event: dict[str, Any] = {
+            "receiver": "kms",
+            "alertname": alertname,
+            "status": "firing",
+            "fingerprint": name,
+            "body": b"{}",
+        }
         event |= {"id": f"event {name}", "incident_id": name, "accepted_at": self._start, "event": b"{}"}
         seq: int = self._connection.execute(insert(events).values(event).returning(events.c.seq)).scalar_one()
         times = [self._start + each for each in starts]
