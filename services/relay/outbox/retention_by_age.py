@@ -22,6 +22,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, s
 
 from services.relay.model import collect_digests, decode_event
 from services.relay.outbox.audit import prune_audit
+from services.relay.outbox.channel_checks import prune_checks
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.prune_marks import PrunedKind, record_pruned
@@ -256,6 +257,7 @@ async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> Pru
     pruned = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
     await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
     await prune_silences(store, cutoff)
+    await prune_checks(store, cutoff)
     return pruned
 
 

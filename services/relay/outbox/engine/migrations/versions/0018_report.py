@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import Column, Double, Text, text
 
 revision = "0018"
-down_revision = "0016"
+down_revision = "0017"
 
 
 def upgrade(op: Operations) -> None:
