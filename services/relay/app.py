@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
+from services.relay.console.path_watch import PathWatch
 from services.relay.console.routes import build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
@@ -19,12 +20,11 @@ from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
 from services.relay.intake.acceptance import IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Route, find_route
+from services.relay.intake.routing import find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Button, EscalationStep, Event
+from services.relay.model import Button, Event
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
@@ -90,8 +90,18 @@ async def run_relay(
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
+            path = PathWatch(
+                settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
+            )
+            async with (
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
+                    intake,
+                    wake,
+                ),
+                path.run(),
+                changes.run(),
+            ):
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -99,7 +109,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes),
+                        *build_routes(store, settings, wake, metrics, changes, path),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -236,20 +246,12 @@ def list_buttons(settings: RelaySettings) -> tuple[Button, ...]:
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     """What the configuration says about the intake."""
     return IntakeRules(
-        routes=[
-            Route(
-                route.receiver,
-                route.matchers,
-                route.channels,
-                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
-            )
-            for route in settings.routes
-        ],
+        routes=settings.intake_routes,
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
         max_body=settings.intake.max_body,
-        heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
+        heartbeats=settings.heartbeat_matchers,
     )
 
 

@@ -6,14 +6,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.config import RelaySettings
+from services.relay.console.alertmanager_trees import AlertmanagerTrees
 from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
 from services.relay.console.api.report import ReportEndpoint
+from services.relay.console.api.routes import RoutesEndpoint
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
 from services.relay.console.pages.report import ReportPages
+from services.relay.console.pages.routes import RoutesPages
+from services.relay.console.path_watch import PathWatch
+from services.relay.console.route_explainer import RouteExplainer
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -30,6 +35,7 @@ def build_routes(
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
     changes: ChangeStream,
+    path: PathWatch,
 ) -> list[ProtectedRoute]:
     """The routes of pages and API.
 
@@ -39,15 +45,20 @@ def build_routes(
         wake_channels: called with the channels that have something new to deliver.
         metrics: counts acknowledgements.
         changes: tells pages that the outbox has changed.
+        path: the lights of the path of an alert.
     """
     renderer = PageRenderer(store.clock)
     reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
+    explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
+    explain = RoutesEndpoint(explainer).explain
     return [
         *_build_api_routes(store, settings, wake_channels, metrics, reports),
+        ProtectedRoute("/api/routes/explain", explain, RouteRequirements(Role.VIEWER), ["POST"]),
         *renderer.build_routes(),
         *changes.build_routes(),
-        *NowPages(store, renderer).build_routes(),
+        *RoutesPages(explainer, settings, renderer).build_routes(),
         *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
+        *NowPages(store, renderer, settings, path, changes).build_routes(),
     ]
 
 

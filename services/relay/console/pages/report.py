@@ -1,6 +1,5 @@
 """`/report`: what happened in a period; `/report.csv`: the same figures for a spreadsheet."""
 
-import asyncio
 from typing import Final
 from urllib.parse import urlencode
 
@@ -8,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.outbox.report import Report
+from services.relay.console.pages.patience import read_part
 from services.relay.report.delay import explain_delay
 from services.relay.report.encoding import format_csv
 from services.relay.report.period import DEFAULT_SINCE, PARAMETERS
@@ -17,8 +16,6 @@ from services.relay.report.seconds import format_seconds
 from shared.http.authorization import ProtectedRoute
 
 _FRAGMENT: Final = "figures"
-_PATIENCE: Final = 0.15
-"""Seconds that the page waits for its figures; if they take longer, the browser asks for them after the first paint."""
 _PRESETS: Final = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days"}
 _CAUSES: Final = {
     "provider": "Provider",
@@ -54,7 +51,7 @@ class ReportPages:
         given = {name: value for name, value in request.query_params.items() if name in PARAMETERS and value}
         error, report = None, None
         try:
-            report = await self._read(request)
+            report = await read_part(request, _FRAGMENT, self._reader.read(request.query_params))
         except ValueError as problem:
             error = str(problem)
         values = {
@@ -70,17 +67,6 @@ class ReportPages:
             "format_seconds": format_seconds,
         }
         return await self._renderer.render(request, "report.html.j2", values, status=400 if error else 200)
-
-    async def _read(self, request: Request) -> Report | None:
-        """The report; None if it takes long, and is not the only thing that is asked for. Raises what `read` does."""
-        reading = asyncio.ensure_future(self._reader.read(request.query_params))
-        if request.headers.get("hx-target") != _FRAGMENT:
-            await asyncio.wait({reading}, timeout=_PATIENCE)
-            if not reading.done():
-                # It goes on, for the request that follows.
-                reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-                return None
-        return await reading
 
     async def _get_csv(self, request: Request) -> Response:
         try:
