@@ -114,7 +114,7 @@ ANONYMOUS_NAME: Final = "anonymous"
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
 _RECHECK_SCOPE_KEY: Final = "keypulse.recheck"
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
-_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415, 429)
 """Statuses of an action that was refused before it began."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Logged for an action whose client disconnected, as nginx does."""

@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from services.relay.console.route_explainer import RouteExplainer, encode_explanation
 from services.relay.intake.pasted_labels import MAX_LABELS
+from shared.config.server_settings import Role
+from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.body_limits import BodyTooLargeError, read_body
 from shared.http.json_api import build_error_response
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
@@ -34,6 +36,10 @@ class RoutesEndpoint:
 
     def __init__(self, explainer: RouteExplainer) -> None:
         self._explainer = explainer
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The route of the endpoint."""
+        return [ProtectedRoute("/api/routes/explain", self.explain, RouteRequirements(Role.VIEWER), ["POST"])]
 
     async def explain(self, request: Request) -> Response:
         """Where the alert of the body goes."""
