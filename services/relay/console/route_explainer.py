@@ -109,15 +109,23 @@ class RouteExplainer:
                     try:
                         check_receiver(route.receiver, receivers)
                     except CheckError as error:
-                        yield f"routes.{number}: {error}; {error.hint}"
-            served = [route.receiver for route in self._routes if route.receiver is not None or not route.matchers]
+                        yield f"routes.{number}: {error}"
             try:
-                found = check_unserved(receivers, served)
+                check_unserved(receivers, [None])
             except CheckError as error:
-                yield f"{error}; {error.hint}"
-            else:
-                if found.startswith("no route"):
-                    yield found
+                yield str(error)
+
+    async def list_unserved(self) -> list[str]:
+        """The receivers with a webhook that no route of the relay names."""
+        served = {route.receiver for route in self._routes if route.receiver is not None or not route.matchers}
+        receivers = {
+            name
+            for each in await self.trees.read()
+            if each.tree
+            for name in _iterate_receivers(each.tree.root)
+            if "webhook" in each.tree.receivers.get(name, ())
+        }
+        return [] if None in served else sorted(receivers - served)
 
     def _find_unused_channels(self) -> Iterator[str]:
         used = {*self._settings.default_channels}

@@ -73,8 +73,9 @@ async def test_alertmanagers_tree_leads_to_the_relays_routes(tmp_path: Path) -> 
         async with client.get("/routes?labels=alertname%3DKMSTest") as answered:
             page = await answered.text()
         assert "routes.1: Alertmanager has no receiver renamed; it has " in page
+        assert page.count("correct the name, here or there") == 1
         assert "nothing leads to the channel unused; add it to a route, or remove it" in page
-        assert "no route of the relay serves kms-security" in page
+        assert "the only way for the receiver kms-security, watchdog, but for heartbeats" in page
         assert "token" not in page.partition("<main")[2]
 
 

@@ -47,6 +47,7 @@ class _RouteView(NamedTuple):
     conditions: tuple[_Condition, ...]
     state: _State | None
     """None where no alert is explained."""
+    receiver_failed: bool = False
 
 
 class _TreeView(NamedTuple):
@@ -63,6 +64,8 @@ class _Shown(NamedTuple):
 
     trees: tuple[AlertmanagerTree, ...]
     problems: list[str]
+    unserved: list[str]
+    """Receivers that no route of the relay names."""
     explanation: AlertExplanation | None
     error: str | None
 
@@ -103,13 +106,14 @@ class RoutesPages:
 
     async def _read(self, labels: str, receiver: str) -> _Shown:
         trees, problems = await self._explainer.trees.read(), await self._explainer.find_problems()
+        unserved = await self._explainer.list_unserved()
         explanation, error = None, None
         if labels:
             try:
                 explanation = await self._explainer.explain(parse_labels(labels), receiver or None)
             except ValueError as problem:
                 error = str(problem)
-        return _Shown(trees, problems, explanation, error)
+        return _Shown(trees, [each.replace("`", "") for each in problems], unserved, explanation, error)
 
 
 def _view_routes(routes: Sequence[Route], explanation: RouteExplanation | None) -> list[_RouteView]:
@@ -119,15 +123,17 @@ def _view_routes(routes: Sequence[Route], explanation: RouteExplanation | None) 
 
 def _judge_route(
     route: Route, explanation: RouteExplanation | None, number: int
-) -> tuple[tuple[_Condition, ...], _State | None]:
+) -> tuple[tuple[_Condition, ...], _State | None, bool]:
+    """Its conditions, what becomes of the alert, and whether the receiver is another one."""
     if explanation is None:
-        return tuple(_Condition(format_matcher(matcher), has_failed=False) for matcher in route.matchers), None
+        return tuple(_Condition(format_matcher(matcher), has_failed=False) for matcher in route.matchers), None, False
     verdict = explanation.verdicts[number]
     is_reached = not explanation.watchdogs and (explanation.route is None or number <= explanation.route)
     conditions = tuple(_Condition(each.condition, is_reached and not each.matches) for each in verdict.conditions)
     if verdict.is_taken:
-        return conditions, _State.TAKEN
-    return conditions, _State.FAILED if is_reached else _State.SKIPPED
+        return conditions, _State.TAKEN, False
+    state = _State.FAILED if is_reached else _State.SKIPPED
+    return conditions, state, is_reached and not verdict.receiver_matches
 
 
 def _view_tree(tree: RoutingTree, verdict: TreeVerdict | None) -> _TreeView:
