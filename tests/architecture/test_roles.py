@@ -146,6 +146,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
 }
 UNRECORDED = {
+    "POST /api/routes/explain": "a question that changes nothing",
     "POST /channels/-/render": "a form that changes nothing, and is too large for an address",
     "POST /channels/-/render/mail": "likewise",
     "PUT /v1/records/{id}": "an application's data",

@@ -65,7 +65,7 @@ class TreeVerdict(NamedTuple):
     matches: bool
     failed: tuple[str, ...]
     """The conditions that failed."""
-    is_taken: bool
+    is_chosen: bool
     """Whether its receiver gets the alert."""
     children: tuple["TreeVerdict", ...]
 
@@ -124,10 +124,10 @@ def route_alert(tree: RoutingTree, labels: Mapping[str, str]) -> TreeVerdict:
     return _judge(tree.root, labels, is_reached=True)
 
 
-def list_taken(verdict: TreeVerdict) -> list[TreeRoute]:
+def list_chosen(verdict: TreeVerdict) -> list[TreeRoute]:
     """The routes whose receivers get the alert, in order; a receiver of several routes gets it several times."""
-    below = [route for child in verdict.children for route in list_taken(child)]
-    return [verdict.route, *below] if verdict.is_taken else below
+    below = [route for child in verdict.children for route in list_chosen(child)]
+    return [verdict.route, *below] if verdict.is_chosen else below
 
 
 def _judge(route: TreeRoute, labels: Mapping[str, str], *, is_reached: bool) -> TreeVerdict:
@@ -141,5 +141,5 @@ def _judge(route: TreeRoute, labels: Mapping[str, str], *, is_reached: bool) -> 
     for child in route.routes:
         children.append(_judge(child, labels, is_reached=goes_on))
         goes_on = goes_on and (child.passes_on or not children[-1].matches)
-    is_taken = matches and not any(child.matches for child in children)
-    return TreeVerdict(route, is_reached, matches, tuple(failed), is_taken, tuple(children))
+    is_chosen = matches and not any(child.matches for child in children)
+    return TreeVerdict(route, is_reached, matches, tuple(failed), is_chosen, tuple(children))

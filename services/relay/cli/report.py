@@ -105,8 +105,8 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _list_times(times: dict[str, float | None]) -> str:
     names = ("p50", "p95", "worst")
-    shown = (f"{name} {format_seconds(times[f'{name}_seconds'])}" for name in names)
-    return "" if times["worst_seconds"] is None else f" ({', '.join(shown)})"
+    formatted = (f"{name} {format_seconds(times[f'{name}_seconds'])}" for name in names)
+    return "" if times["worst_seconds"] is None else f" ({', '.join(formatted)})"
 
 
 def _format_table(heading: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ The decisions are those of `intake`, and of Alertmanager's own rules; see `intak
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from services.relay.alertmanager_file.routing_tree import TreeError, TreeRoute, TreeVerdict, list_taken, route_alert
+from services.relay.alertmanager_file.routing_tree import TreeError, TreeRoute, TreeVerdict, list_chosen, route_alert
 from services.relay.config import RelaySettings
 from services.relay.console.alertmanager_trees import AlertmanagerTree, AlertmanagerTrees
 from services.relay.intake.route_explanation import RouteExplanation, explain_route
@@ -76,7 +76,7 @@ class RouteExplainer:
         if receiver is None:
             if all(each.verdict is None for each in trees):
                 raise ValueError(_describe_missing_receiver(trees))
-            names = [route.receiver for tree in trees if tree.verdict for route in list_taken(tree.verdict)]
+            names = [route.receiver for tree in trees if tree.verdict for route in list_chosen(tree.verdict)]
         else:
             names = [receiver]
         receivers = tuple(self._explain_receiver(name, labels, trees) for name in dict.fromkeys(names))
@@ -86,8 +86,8 @@ class RouteExplainer:
         self, name: str, labels: Mapping[str, str], trees: Sequence[TreeExplanation]
     ) -> ReceiverExplanation:
         listed = [tree.alertmanager.tree.receivers for tree in trees if tree.alertmanager.tree]
-        known = [receivers[name] for receivers in listed if name in receivers]
-        kinds = tuple(dict.fromkeys(kind for kinds in known for kind in kinds)) if known else None
+        kinds_by_tree = [receivers[name] for receivers in listed if name in receivers]
+        kinds = tuple(dict.fromkeys(kind for kinds in kinds_by_tree for kind in kinds)) if kinds_by_tree else None
         if kinds is not None and "webhook" not in kinds:
             return ReceiverExplanation(name, kinds, None)
         channels = self._settings.default_channels
@@ -187,10 +187,10 @@ def _list_reasons(
         if tree.verdict is None:
             yield f"Alertmanager {where}: {tree.error}"
             continue
-        taken = list_taken(tree.verdict)
-        for route in taken:
+        chosen = list_chosen(tree.verdict)
+        for route in chosen:
             yield f"Alertmanager {where}: {route.path} gives it to the receiver {route.receiver}"
-        if given is not None and given not in [route.receiver for route in taken]:
+        if given is not None and given not in [route.receiver for route in chosen]:
             yield f"Alertmanager {where} would not give it to the receiver {given}"
     for each in receivers:
         if each.explanation is None:

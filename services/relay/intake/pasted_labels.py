@@ -16,7 +16,7 @@ MAX_TEXT: Final = 20_000
 """Characters."""
 MAX_LABELS: Final = 200
 _LABELS: Final = msgspec.json.Decoder(dict[str, str])
-_PIECE: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', re.DOTALL)
+_LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', re.DOTALL)
 """One matcher among several; a comma in quotes separates nothing."""
 _LINE: Final = re.compile(r"\s*([a-zA-Z_:][a-zA-Z0-9_:]*)\s*=(?![=~])\s*(.*?)\s*")
 _NEXT: Final = re.compile(r",\s*[a-zA-Z_:][a-zA-Z0-9_:]*\s*(=|!)")
@@ -50,15 +50,15 @@ def _parse_json(text: str) -> dict[str, str]:
 
 def _parse_line(line: str) -> dict[str, str]:
     """A line of matchers; or one label, whose value may be any text that is in no quotes."""
-    pieces = [piece.strip() for piece in _PIECE.findall(line) if piece.strip()]
+    texts = [text.strip() for text in _LISTED.findall(line) if text.strip()]
     try:
-        matchers = [parse_matcher(piece) for piece in pieces]
+        matchers = [parse_matcher(text) for text in texts]
     except ValueError:
         plain = _LINE.fullmatch(line)
         if plain is None or plain[2].startswith('"') or _NEXT.search(plain[2]):
             raise ValueError(_EXPECTED) from None
         return {plain[1]: plain[2]}
-    for matcher, piece in zip(matchers, pieces, strict=True):
+    for matcher, text in zip(matchers, texts, strict=True):
         if matcher.operator != "=":
-            raise ValueError(f"{piece}: expected the value of a label, with =")
+            raise ValueError(f"{text}: expected the value of a label, with =")
     return {matcher.label: matcher.value for matcher in matchers}

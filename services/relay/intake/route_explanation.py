@@ -35,7 +35,7 @@ class RouteVerdict(NamedTuple):
     """None matches each."""
     receiver_matches: bool
     conditions: tuple[ConditionVerdict, ...]
-    is_taken: bool
+    is_chosen: bool
     """Whether the alert takes it: of those that match, the first one."""
 
     @property
@@ -78,14 +78,14 @@ def explain_route(
     """
     event = _build_event(receiver, labels)
     others, watchdogs = split_heartbeats(event, heartbeats)
-    taken = None if others is None else find_route(others, routes)
+    chosen = None if others is None else find_route(others, routes)
     verdicts = tuple(
         RouteVerdict(
             number,
             route.receiver,
             route.receiver is None or route.receiver == receiver,
             tuple(_judge(matcher, labels) for matcher in route.matchers),
-            number == taken,
+            number == chosen,
         )
         for number, route in enumerate(routes)
     )
@@ -93,12 +93,12 @@ def explain_route(
         names = tuple(sorted(watchdogs))
         heartbeat = f"it is a heartbeat of the watchdog {', '.join(names)}; no channel gets it"
         return RouteExplanation(receiver, names, None, (), (), verdicts, (heartbeat,))
-    why = [describe_verdict(each) for each in (verdicts if taken is None else verdicts[: taken + 1])]
-    if taken is None:
+    why = [describe_verdict(each) for each in (verdicts if chosen is None else verdicts[: chosen + 1])]
+    if chosen is None:
         why.append("no route matches, so it goes to default_channels")
-    channels = default_channels if taken is None else routes[taken].channels
-    escalation = () if taken is None else routes[taken].escalation
-    return RouteExplanation(receiver, (), taken, tuple(dict.fromkeys(channels)), escalation, verdicts, tuple(why))
+    channels = default_channels if chosen is None else routes[chosen].channels
+    escalation = () if chosen is None else routes[chosen].escalation
+    return RouteExplanation(receiver, (), chosen, tuple(dict.fromkeys(channels)), escalation, verdicts, tuple(why))
 
 
 def describe_verdict(verdict: RouteVerdict) -> str:
@@ -119,8 +119,8 @@ def describe_value(verdict: ConditionVerdict) -> str:
     """`severity is "warning"`, or that there is no such label."""
     if not verdict.value:
         return f"there is no label {verdict.label}"
-    shown = verdict.value if len(verdict.value) <= _MAX_VALUE else verdict.value[: _MAX_VALUE - 1] + "…"
-    return f"{verdict.label} is {json.dumps(shown, ensure_ascii=False)}"
+    excerpt = verdict.value if len(verdict.value) <= _MAX_VALUE else verdict.value[: _MAX_VALUE - 1] + "…"
+    return f"{verdict.label} is {json.dumps(excerpt, ensure_ascii=False)}"
 
 
 def format_matcher(matcher: Matcher) -> str:

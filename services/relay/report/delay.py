@@ -45,8 +45,8 @@ _Explain = Callable[[SlowDelivery, str], Delay]
 
 def explain_delay(delivery: SlowDelivery) -> Delay:
     """What took the time of a delivery, the larger part first."""
-    trying = delivery.seconds - delivery.waited
-    parts: list[tuple[float, _Explain]] = [(trying, _explain_attempts)]
+    attempting = delivery.seconds - delivery.waited
+    parts: list[tuple[float, _Explain]] = [(attempting, _explain_attempts)]
     if delivery.is_restored:
         parts.append((delivery.waited, _explain_restore))
     elif delivery.waited >= MIN_WAIT:
@@ -80,13 +80,15 @@ def _explain_queue(delivery: SlowDelivery, waited: str) -> Delay:
     return Delay(DelayCause.RATE_LIMIT, f"waited {waited} for the rate limit, behind {ahead}{digest}")
 
 
-def _explain_attempts(delivery: SlowDelivery, trying: str) -> Delay:
+def _explain_attempts(delivery: SlowDelivery, attempting: str) -> Delay:
     failures = Counter(each.reason for each in delivery.attempts if each.reason != SendReason.OK)
     if not failures:
-        return Delay(DelayCause.PROVIDER, f"the provider took {trying} to answer")
-    tried = f"{failures.total()} of {len(delivery.attempts)} attempts failed in {trying}: {_format_counts(failures)}"
+        return Delay(DelayCause.PROVIDER, f"the provider took {attempting} to answer")
+    summary = (
+        f"{failures.total()} of {len(delivery.attempts)} attempts failed in {attempting}: {_format_counts(failures)}"
+    )
     limited = failures[SendReason.RATE_LIMITED] * 2 > failures.total()
-    return Delay(DelayCause.RATE_LIMIT if limited else DelayCause.PROVIDER, tried)
+    return Delay(DelayCause.RATE_LIMIT if limited else DelayCause.PROVIDER, summary)
 
 
 def _format_counts(failures: Mapping[str, int]) -> str:

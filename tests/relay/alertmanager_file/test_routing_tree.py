@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from services.relay.alertmanager_file import routing_tree
-from services.relay.alertmanager_file.routing_tree import TreeError, list_taken, parse_tree, route_alert
+from services.relay.alertmanager_file.routing_tree import TreeError, list_chosen, parse_tree, route_alert
 
 RECEIVERS = ["ops", "kms-critical", "kms-security", "direct", "nobody"]
 ROUTES = r"""
@@ -76,7 +76,7 @@ def test_alerts_reach_the_receivers_that_amtool_names(tmp_path: Path) -> None:
         text = configuration(yaml.safe_load(ROUTES) if number % 2 else build_random(random))
         (tmp_path / "alertmanager.yml").write_text(text)
         labels = {name: value for name, values in LABELS.items() if (value := random.choice(values))}
-        found = [route.receiver for route in list_taken(route_alert(parse_tree(text), labels))]
+        found = [route.receiver for route in list_chosen(route_alert(parse_tree(text), labels))]
         assert found == amtool(tmp_path / "alertmanager.yml", labels), (text, labels)
 
 
@@ -86,13 +86,13 @@ def test_each_route_says_what_became_of_the_alert() -> None:
     assert tree.receivers["ops"] == []
     verdict = route_alert(tree, {"alertname": "KMSTest", "severity": "critical", "service": "ledger", "env": "prod"})
     watchdog, kms, third, fourth = verdict.children
-    assert (verdict.matches, verdict.is_taken, watchdog.is_reached, watchdog.matches) == (True, False, True, False)
+    assert (verdict.matches, verdict.is_chosen, watchdog.is_reached, watchdog.matches) == (True, False, True, False)
     assert watchdog.failed == ('alertname="Watchdog"',)
-    assert (kms.matches, kms.is_taken) == (True, False)
+    assert (kms.matches, kms.is_chosen) == (True, False)
     critical, services, team = kms.children
-    assert (critical.is_taken, critical.route.path) == (True, "route.routes[1].routes[0]")
+    assert (critical.is_chosen, critical.route.path) == (True, "route.routes[1].routes[0]")
     # Its children fail, so it takes the alert itself.
-    assert (services.is_taken, services.route.receiver, [each.failed for each in services.children]) == (
+    assert (services.is_chosen, services.route.receiver, [each.failed for each in services.children]) == (
         True,
         "kms-security",
         [('severity != "critical"',), ("env=test",)],
@@ -105,7 +105,7 @@ def test_what_cannot_be_shown_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     unreadable = parse_tree(
         configuration({"receiver": "ops", "routes": [{"matchers": ["a=b", "?"], "receiver": "direct"}]})
     )
-    assert list_taken(route_alert(unreadable, {"a": "c"})) == [unreadable.root]  # it fails anyway
+    assert list_chosen(route_alert(unreadable, {"a": "c"})) == [unreadable.root]  # it fails anyway
     with pytest.raises(TreeError, match=r"route.routes\[0\] has a condition"):
         route_alert(unreadable, {"a": "b"})
     deep: dict[str, Any] = {"receiver": "ops"}

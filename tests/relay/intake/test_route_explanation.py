@@ -24,7 +24,7 @@ def test_each_route_says_what_failed_or_matched() -> None:
     found = explain_route("kms-critical", {"alertname": "A"}, ROUTES, ["log"], WATCHDOGS)
     assert (found.route, found.channels, found.escalation) == (0, ("slack", "pager"), STEPS)
     assert found.why == ("routes.0 matches: receiver kms-critical",)
-    assert [each.is_taken for each in found.verdicts] == [True, False]
+    assert [each.is_chosen for each in found.verdicts] == [True, False]
 
     found = explain_route("other", {"severity": "warning"}, ROUTES, ["log"], WATCHDOGS)
     assert (found.route, found.channels) == (1, ("mail",))
@@ -85,5 +85,5 @@ def test_an_explanation_is_what_the_intake_does(
     if parsed.incoming is not None:
         assert found.channels == (parsed.route.channels if parsed.route else ("log",))
     matching = [each.number for each in found.verdicts if each.matches]
-    taken = [each.number for each in found.verdicts if each.is_taken]
+    taken = [each.number for each in found.verdicts if each.is_chosen]
     assert taken == (matching[:1] if parsed.incoming is not None else [])

@@ -28,7 +28,7 @@ _MAX_RECEIVER: Final = 1000
 class _State(StrEnum):
     """What becomes of the explained alert at a route."""
 
-    TAKEN = "takes it"
+    CHOSEN = "takes it"
     MATCHED = "matches"
     FAILED = "does not match"
     SKIPPED = "not reached"
@@ -59,7 +59,7 @@ class _TreeView(NamedTuple):
     children: tuple["_TreeView", ...]
 
 
-class _Shown(NamedTuple):
+class _Answer(NamedTuple):
     """What the page shows beside the relay's own routes."""
 
     trees: tuple[AlertmanagerTree, ...]
@@ -100,11 +100,11 @@ class RoutesPages:
 
     async def _show(self, request: Request) -> Response:
         labels, receiver = (request.query_params.get(name, "").strip() for name in ("labels", "receiver"))
-        shown = await read_part(request, _FRAGMENT, self._read(labels, receiver[:_MAX_RECEIVER]))
-        values = {**self._values, "labels": labels, "receiver": receiver, "shown": shown}
+        answer = await read_part(request, _FRAGMENT, self._read(labels, receiver[:_MAX_RECEIVER]))
+        values = {**self._values, "labels": labels, "receiver": receiver, "answer": answer}
         return await self._renderer.render(request, "routes.html.j2", values)
 
-    async def _read(self, labels: str, receiver: str) -> _Shown:
+    async def _read(self, labels: str, receiver: str) -> _Answer:
         trees, problems = await self._explainer.trees.read(), await self._explainer.find_problems()
         unserved = await self._explainer.list_unserved()
         explanation, error = None, None
@@ -113,7 +113,7 @@ class RoutesPages:
                 explanation = await self._explainer.explain(parse_labels(labels), receiver or None)
             except ValueError as problem:
                 error = str(problem)
-        return _Shown(trees, [each.replace("`", "") for each in problems], unserved, explanation, error)
+        return _Answer(trees, [each.replace("`", "") for each in problems], unserved, explanation, error)
 
 
 def _view_routes(routes: Sequence[Route], explanation: RouteExplanation | None) -> list[_RouteView]:
@@ -130,8 +130,8 @@ def _judge_route(
     verdict = explanation.verdicts[number]
     is_reached = not explanation.watchdogs and (explanation.route is None or number <= explanation.route)
     conditions = tuple(_Condition(each.condition, is_reached and not each.matches) for each in verdict.conditions)
-    if verdict.is_taken:
-        return conditions, _State.TAKEN, False
+    if verdict.is_chosen:
+        return conditions, _State.CHOSEN, False
     state = _State.FAILED if is_reached else _State.SKIPPED
     return conditions, state, is_reached and not verdict.receiver_matches
 
@@ -148,8 +148,8 @@ def _view_plain(route: TreeRoute) -> _TreeView:
 
 def _view_verdict(verdict: TreeVerdict) -> _TreeView:
     conditions = tuple(_Condition(each.text, each.text in verdict.failed) for each in verdict.route.conditions)
-    if verdict.is_taken:
-        state = _State.TAKEN
+    if verdict.is_chosen:
+        state = _State.CHOSEN
     elif verdict.matches:
         state = _State.MATCHED
     else:
