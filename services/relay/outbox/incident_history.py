@@ -329,7 +329,11 @@ def _read_page(
         attempts=tried[:MAX_ATTEMPTS],
         actions=_add_acknowledgement(actions[:MAX_ACTIONS], row, period) if is_current else actions[:MAX_ACTIONS],
         silences=requested[:MAX_ACTIONS],
-        edits=_EDITS.fetch_all(connection, values),
+        edits=[
+            each
+            for each in _EDITS.fetch_all(connection, values)
+            if period["since"] <= (each.shown_at or each.requested_at) < period["until"]
+        ],
         is_cut=len(page_deliveries) > len(shown)
         or len(tried) > MAX_ATTEMPTS
         or len(actions) > MAX_ACTIONS
