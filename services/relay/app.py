@@ -11,7 +11,8 @@ import structlog
 from starlette.applications import Starlette
 
 from services.relay.config import RelayAuthSettings, RelaySettings
-from services.relay.console import api
+from services.relay.console.events import ChangeStream
+from services.relay.console.routes import build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
@@ -88,7 +89,7 @@ async def run_relay(
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer = TokenFile(settings.auth.bearer_token_file)
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
             async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
                 app = create_application(
                     "keypulse relay",
@@ -97,7 +98,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *api.build_routes(store, settings.channels, settings.acknowledging_channels, wake, metrics),
+                        *build_routes(store, settings, wake, metrics, changes),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -110,6 +111,7 @@ async def run_relay(
 
                 def stop() -> None:
                     intake.stop()
+                    changes.stop()
                     store.stop()
 
                 app.state.stop = stop

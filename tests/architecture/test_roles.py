@@ -61,6 +61,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
     "relay": {
         **RELOADED,
+        "GET /console/{name}": Role.VIEWER,
+        "GET /events": Role.VIEWER,
         "POST /alerts": SENDER,
         "GET /api/deliveries": Role.VIEWER,
         "GET /api/deliveries/{id}": Role.VIEWER,
@@ -212,6 +214,11 @@ class Server:
             for method in (route.methods or set()) - {"HEAD"}
         }
 
+    def end_streams(self) -> None:
+        """From now on a stream of events ends at once, as while the server stops."""
+        if hasattr(self.app.state, "stop"):
+            self.app.state.stop()
+
     def client(self, base: str) -> httpx2.AsyncClient:
         transport = httpx2.ASGITransport(app=self.served, raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=base)
@@ -317,6 +324,7 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
     name: str, users: bool, tmp_path: Path
 ) -> None:
     async with serving(name, tmp_path, users=users) as server, server.client("http://keypulse.example.org") as client:
+        server.end_streams()
         for endpoint, need in [
             *TABLE[name].items(),
             *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter")),
