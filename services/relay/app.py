@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
+from services.relay.console.incidents.exporter_history import ExporterHistory
 from services.relay.console.routes import build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
@@ -90,7 +91,11 @@ async def run_relay(
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
             bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            async with (
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as running,
+                open_exporter_history(settings) as exporter,
+            ):
+                intake, wake, wake_silences = running
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -98,7 +103,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes),
+                        *build_routes(store, settings, wake, metrics, changes, wake_silences, exporter),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -147,8 +152,12 @@ async def run_intake_and_delivery(
     byte_limit: ByteLimit,
     uptime: IntakeUptime,
     open_sender: OpenSender,
-) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
-    """Runs delivery, monitors and retention while the body runs; yields the intake, and what wakes channels."""
+) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None], Callable[[], None] | None]]:
+    """Runs delivery, monitors and retention while the body runs.
+
+    Yields:
+        The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
+    """
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
@@ -174,7 +183,19 @@ async def run_intake_and_delivery(
             run_silences(press_rules, store) as wake_silences,
             run_presses(press_rules, store, metrics, wake, wake_silences),
         ):
-            yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
+            intake = Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit)
+            yield intake, wake, wake_silences
+
+
+@asynccontextmanager
+async def open_exporter_history(settings: RelaySettings) -> AsyncIterator[ExporterHistory]:
+    """What reads the exporter's history of failures, where `messages.board_url` names one."""
+    messages = settings.messages
+    exporter = ExporterHistory(messages.board_url, messages.board_token_file, messages.egress)
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.config import RelaySettings, WatchdogSettings
-from services.relay.console.exporter_history import ExporterHistory
+from services.relay.console.incidents.exporter_history import ExporterHistory
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
 from services.relay.delivery.links import build_links

@@ -10,6 +10,9 @@ from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
 from services.relay.console.events import ChangeStream
+from services.relay.console.incidents.exporter_history import ExporterHistory
+from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.pages.incidents import IncidentPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
 from services.relay.metrics import Metrics
@@ -27,6 +30,8 @@ def build_routes(
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
     changes: ChangeStream,
+    wake_silences: Callable[[], None] | None,
+    exporter: ExporterHistory,
 ) -> list[ProtectedRoute]:
     """The routes of pages and API.
 
@@ -36,13 +41,20 @@ def build_routes(
         wake_channels: called with the channels that have something new to deliver.
         metrics: counts acknowledgements.
         changes: tells pages that the outbox has changed.
+        wake_silences: called when a silence waits; None without an Alertmanager.
+        exporter: knows the faults behind incidents.
     """
     renderer = PageRenderer(store.clock)
+    reader = IncidentReader(store, exporter, settings.link_rules)
+    incidents = IncidentPages(
+        store, renderer, reader, settings.acknowledging_channels, wake_channels, wake_silences, metrics
+    )
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics),
+        *_build_api_routes(store, settings, wake_channels, metrics, reader),
         *renderer.build_routes(),
         *changes.build_routes(),
         *NowPages(store, renderer).build_routes(),
+        *incidents.build_routes(),
     ]
 
 
@@ -51,9 +63,10 @@ def _build_api_routes(
     settings: RelaySettings,
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
+    reader: IncidentReader,
 ) -> list[ProtectedRoute]:
     deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
-    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
+    incidents = IncidentsEndpoint(store, reader, settings.acknowledging_channels, wake_channels, metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from services.relay.console.exporter_history import FailureHistory, KeyFailure
-from services.relay.console.incident_details import build_details
-from services.relay.console.post_mortem import PostMortem, build_json, build_markdown
-from services.relay.console.timeline import EntryKind, Timeline, build_timeline, read_event
+from services.relay.console.incidents.exporter_history import FailureHistory, KeyFailure
+from services.relay.console.incidents.details import build_details
+from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
+from services.relay.console.incidents.timeline import EntryKind, Timeline, build_timeline, read_event
 from services.relay.delivery.links import LinkRules
 from services.relay.model import Alert, Event, Status, encode_event
 from services.relay.outbox.acknowledgement import acknowledge

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from services.relay.console.incident_details import AlertDetails, IncidentDetails
-from services.relay.console.timeline import Hop, Timeline, TimelineEntry, encode_entry, encode_hop
-from services.relay.outbox.incident_history import EpisodeHistory
-from services.relay.outbox.incident_queries import IncidentSummary, encode_incident
+from services.relay.console.incidents.details import AlertDetails
+from services.relay.console.incidents.reader import IncidentView
+from services.relay.console.incidents.timeline import Hop, TimelineEntry, encode_entry, encode_hop
+from services.relay.outbox.incident_queries import encode_incident
 from shared import VERSION
 from shared.http.json_api import format_time
 
@@ -26,16 +26,11 @@ _HOP_NAMES: Final = {"fault": "fault", "alert": "alert", "accepted": "webhook ac
 class PostMortem:
     """What is exported."""
 
-    incident: IncidentSummary
-    history: EpisodeHistory
-    timeline: Timeline
-    details: IncidentDetails | None
-    """None if the last event cannot be read."""
+    view: IncidentView
     exported_at: float
+    """Unix seconds."""
     address: str
     """The incident's page."""
-    fault_note: str
-    """Why the fault is not known; empty if it is."""
 
 
 def escape_markdown(text: str) -> str:
@@ -47,17 +42,18 @@ def escape_markdown(text: str) -> str:
 
 def build_json(export: PostMortem) -> dict[str, Any]:
     """The document as JSON; times in RFC 3339, UTC."""
-    history, timeline, details = export.history, export.timeline, export.details
+    view = export.view
+    history, timeline, details = view.history, view.timeline, view.details
     return {
         "exported_at": format_time(export.exported_at),
         "address": export.address,
-        "incident": encode_incident(export.incident),
+        "incident": encode_incident(view.incident),
         "episode": history.episode,
         "is_over": history.is_over,
         "events": history.event_count,
         "hops": {"start": [*map(encode_hop, timeline.start)], "end": [*map(encode_hop, timeline.end)]},
         "fault": {
-            "note": export.fault_note or None,
+            "note": view.fault_note or None,
             "failures": [
                 {**asdict(each), "first_at": format_time(each.first_at), "last_at": format_time(each.last_at)}
                 for each in timeline.faults
@@ -90,8 +86,8 @@ def _encode_alert(alert: AlertDetails) -> dict[str, Any]:
 
 
 def _list_head(export: PostMortem) -> Iterator[str]:
-    incident, history = export.incident, export.history
-    title = export.details.title if export.details else incident.title or incident.alertname
+    incident, history, details = export.view.incident, export.view.history, export.view.details
+    title = details.title if details else incident.title or incident.alertname
     yield f"# Incident: {escape_markdown(title)}"
     yield ""
     state = "resolved" if history.is_over else "open"
@@ -116,15 +112,18 @@ def _list_head(export: PostMortem) -> Iterator[str]:
 
 
 def _list_hops(export: PostMortem) -> Iterator[str]:
-    for heading, hops in (("From the fault to each channel", export.timeline.start), ("The end", export.timeline.end)):
+    for heading, hops in (
+        ("From the fault to each channel", export.view.timeline.start),
+        ("The end", export.view.timeline.end),
+    ):
         if not hops:
             continue
         yield f"## {heading}"
         yield ""
         yield from _format_table(("hop", "at", "seconds", "since the start"), map(_format_hop, hops))
         yield ""
-    if export.fault_note:
-        yield f"The fault is not known: {escape_markdown(export.fault_note)}"
+    if export.view.fault_note:
+        yield f"The fault is not known: {escape_markdown(export.view.fault_note)}"
         yield ""
 
 
@@ -140,7 +139,7 @@ def _format_hop(hop: Hop) -> Sequence[str]:
 
 
 def _list_entries(export: PostMortem) -> Iterator[str]:
-    history = export.history
+    history = export.view.history
     yield "## Timeline"
     yield ""
     if history.earlier is not None:
@@ -149,7 +148,7 @@ def _list_entries(export: PostMortem) -> Iterator[str]:
     if history.is_cut:
         yield "Some deliveries, attempts or actions are too many to list here."
         yield ""
-    yield from _format_table(("at", "what", "seconds"), map(_format_entry, export.timeline.entries))
+    yield from _format_table(("at", "what", "seconds"), map(_format_entry, export.view.timeline.entries))
     yield ""
 
 
@@ -168,7 +167,7 @@ def _describe_since(entry: TimelineEntry) -> str:
 
 
 def _list_details(export: PostMortem) -> Iterator[str]:
-    details = export.details
+    details = export.view.details
     if details is None:
         return
     yield "## Alerts"

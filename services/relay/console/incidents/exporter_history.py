@@ -135,15 +135,19 @@ class ExporterHistory:
         return self._url is not None
 
     def get_kept(self, query: HistoryQuery) -> FailureHistory | None:
-        """The answer of a moment ago; None if the exporter has to be asked."""
+        """The last answer; None if there is none."""
         kept = self._kept.get(query)
-        return kept[1] if kept and self._monotonic() - kept[0] < _KEEP_SECONDS else None
+        return kept[1] if kept else None
+
+    def is_current(self, query: HistoryQuery) -> bool:
+        """Whether the last answer is of a moment ago."""
+        kept = self._kept.get(query)
+        return kept is not None and self._monotonic() - kept[0] < _KEEP_SECONDS
 
     async def read(self, query: HistoryQuery) -> FailureHistory:
         """What the exporter knows, within `TIMEOUT`; its `error` says why it knows nothing. Callers share reads."""
-        kept = self.get_kept(query)
-        if kept is not None:
-            return kept
+        if self.is_current(query):
+            return self._kept[query][1]
         if query not in self._reads:
             if len(self._reads) >= _MAX_KEPT:
                 return FailureHistory(error="too many incidents are looked at; reload the page in a moment")

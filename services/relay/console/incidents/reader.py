@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from services.relay.console.exporter_history import ExporterHistory, FailureHistory, HistoryQuery
-from services.relay.console.incident_details import IncidentDetails, build_details
-from services.relay.console.timeline import Timeline, build_timeline, read_event
+from services.relay.console.incidents.details import IncidentDetails, build_details
+from services.relay.console.incidents.exporter_history import ExporterHistory, FailureHistory, HistoryQuery
+from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
 from services.relay.delivery.links import LinkRules
 from services.relay.model import Event
 from services.relay.outbox.engine.store import Store
@@ -30,7 +30,7 @@ class IncidentView:
     fault_note: str
     """Why the fault is not known; empty if it is, or may soon be."""
     is_fault_pending: bool
-    """Whether the exporter was not asked yet."""
+    """Whether to ask the exporter, for the first time or again."""
 
 
 class IncidentReader:
@@ -93,7 +93,7 @@ class IncidentReader:
             timeline=timeline,
             details=build_details(incident.id, history, event, self._link_rules) if event else None,
             fault_note=_explain(fault, timeline) if is_askable else (_NO_KEY if query is None else _NOT_SET),
-            is_fault_pending=is_askable and fault is None,
+            is_fault_pending=query is not None and is_askable and not self._exporter.is_current(query),
         )
 
 
