@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from services.relay.console.incidents.exporter_history import FailureHistory, KeyFailure
 from services.relay.console.incidents.details import build_details
+from services.relay.console.incidents.exporter_history import FailureHistory, KeyFailure
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
+from services.relay.console.incidents.reader import IncidentView
 from services.relay.console.incidents.timeline import EntryKind, Timeline, build_timeline, read_event
 from services.relay.delivery.links import LinkRules
 from services.relay.model import Alert, Event, Status, encode_event
@@ -140,7 +141,7 @@ def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> 
         ("alert_over", "Alert is over: KMSProbeFailing"),
         ("accepted", "Webhook accepted: 1 firing, 1 resolved, critical"),
         ("alert_over", "Alert is over: KMSProbeFailing"),
-        ("resolved", "Resolved: Webhook accepted: 2 resolved"),
+        ("resolved", "Webhook accepted: 2 resolved; the incident is over"),
     ]
     assert [(each.name, each.seconds) for each in timeline.end] == [("alert", None), ("accepted", 10.0)]
     # A page in the middle knows what was before it, or does not guess.
@@ -172,9 +173,8 @@ async def test_a_post_mortem_shows_hostile_text_as_text(store: Store) -> None:
     event = read_event(history.last_event)
     assert event is not None
     details = build_details("one", history, event, LinkRules(None, None))
-    export = PostMortem(
-        incident, history, build_timeline(history, None), details, 2000.0, "http://relay/incidents/one", ""
-    )
+    view = IncidentView(incident, history, build_timeline(history, None), details, "", is_fault_pending=False)
+    export = PostMortem(view, 2000.0, "http://relay/incidents/one")
     text = build_markdown(export)
     assert text.startswith("# Incident: \\| \\[x\\](javascript:alert(1)) &lt;img src=x onerror=alert(1)&gt; \\`a\\`")
     for mark in ("<img", " `a` ", "**b**", "@team", "https://evil", "www.evil", "\n# heading"):

@@ -86,9 +86,9 @@ class IncidentsEndpoint:
             return build_error_response(400, str(error))
         view = await self._reader.read(incident_id, episode=episode, before=before)
         if view is None:
-            known = await read_incident(self._store, incident_id)
+            found = await read_incident(self._store, incident_id)
             return build_error_response(
-                404, "no such incident" if known is None else "nothing of it is stored any more"
+                404, "no such incident" if found is None else "nothing of it is stored any more"
             )
         chosen = DeliveryFilter(incident_id=incident_id)
         listed = await list_deliveries(self._store, chosen, limit=_MAX_DELIVERIES)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from services.relay.console.incidents.timeline import get_end
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.model import DeliveryTask, Event, Message, Status
 from services.relay.outbox.incident_history import EpisodeHistory
@@ -89,7 +90,7 @@ def build_details(incident_id: str, history: EpisodeHistory, event: Event, rules
             title=format_alert_title(alert) or format_summary(alert),
             status=alert.status,
             starts_at=alert.starts_at.timestamp(),
-            ends_at=alert.ends_at.timestamp() if alert.ends_at else None,
+            ends_at=get_end(alert),
             labels=_limit(select_own_labels(alert, event)),
             annotations=_list_annotations(alert.annotations),
             links=own_links,

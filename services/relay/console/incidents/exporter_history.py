@@ -29,7 +29,7 @@ _MAX_BYTES: Final = 1024 * 1024
 _MAX_CONCURRENT: Final = 4
 _KEEP_SECONDS: Final = 15.0
 """For which an answer, or an error, is shown again without another request."""
-_MAX_KEPT: Final = 256
+_MAX_ANSWERS: Final = 256
 _PROVIDER: Final = "the exporter"
 _MAX_TEXT: Final = 500
 
@@ -55,7 +55,7 @@ class FailureHistory:
 
     failures: Sequence[KeyFailure] = ()
     """The oldest first."""
-    known_since: float | None = None
+    recorded_since: float | None = None
     """When the exporter started; None if there was no answer."""
     error: str | None = None
 
@@ -125,33 +125,33 @@ class ExporterHistory:
         self._token = SecretFile(token_file) if token_file else None
         self._session = HttpSession(_PROVIDER, egress=egress)
         self._monotonic = monotonic
-        self._kept: OrderedDict[HistoryQuery, tuple[float, FailureHistory]] = OrderedDict()
+        self._answers: OrderedDict[HistoryQuery, tuple[float, FailureHistory]] = OrderedDict()
         self._reads: dict[HistoryQuery, asyncio.Task[FailureHistory]] = {}
-        self._places = asyncio.Semaphore(_MAX_CONCURRENT)
+        self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
 
     @property
     def is_configured(self) -> bool:
         """Whether there is an exporter to ask."""
         return self._url is not None
 
-    def get_kept(self, query: HistoryQuery) -> FailureHistory | None:
+    def get_answer(self, query: HistoryQuery) -> FailureHistory | None:
         """The last answer; None if there is none."""
-        kept = self._kept.get(query)
-        return kept[1] if kept else None
+        last = self._answers.get(query)
+        return last[1] if last else None
 
     def is_current(self, query: HistoryQuery) -> bool:
         """Whether the last answer is of a moment ago."""
-        kept = self._kept.get(query)
-        return kept is not None and self._monotonic() - kept[0] < _KEEP_SECONDS
+        last = self._answers.get(query)
+        return last is not None and self._monotonic() - last[0] < _KEEP_SECONDS
 
     async def read(self, query: HistoryQuery) -> FailureHistory:
         """What the exporter knows, within `TIMEOUT`; its `error` says why it knows nothing. Callers share reads."""
         if self.is_current(query):
-            return self._kept[query][1]
+            return self._answers[query][1]
         if query not in self._reads:
-            if len(self._reads) >= _MAX_KEPT:
+            if len(self._reads) >= _MAX_ANSWERS:
                 return FailureHistory(error="too many incidents are looked at; reload the page in a moment")
-            self._reads[query] = asyncio.create_task(self._read_and_keep(query))
+            self._reads[query] = asyncio.create_task(self._read_and_store(query))
         return await asyncio.shield(self._reads[query])
 
     async def check(self) -> str:
@@ -173,9 +173,9 @@ class ExporterHistory:
         await asyncio.gather(*self._reads.values(), return_exceptions=True)
         await self._session.close()
 
-    async def _read_and_keep(self, query: HistoryQuery) -> FailureHistory:
+    async def _read_and_store(self, query: HistoryQuery) -> FailureHistory:
         try:
-            async with asyncio.timeout(TIMEOUT), self._places:
+            async with asyncio.timeout(TIMEOUT), self._semaphore:
                 answer = await self._request({query.name: query.value})
             history = _build_history(answer)
         except TimeoutError:
@@ -184,10 +184,10 @@ class ExporterHistory:
             history = FailureHistory(error=str(error))
         finally:
             self._reads.pop(query, None)
-        self._kept[query] = self._monotonic(), history
-        self._kept.move_to_end(query)
-        if len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
+        self._answers[query] = self._monotonic(), history
+        self._answers.move_to_end(query)
+        if len(self._answers) > _MAX_ANSWERS:
+            self._answers.popitem(last=False)
         return history
 
     async def _request(self, parameters: dict[str, str]) -> _Answer:

@@ -53,7 +53,7 @@ def build_json(export: PostMortem) -> dict[str, Any]:
         "events": history.event_count,
         "hops": {"start": [*map(encode_hop, timeline.start)], "end": [*map(encode_hop, timeline.end)]},
         "fault": {
-            "note": view.fault_note or None,
+            "note": view.fault_problem or None,
             "failures": [
                 {**asdict(each), "first_at": format_time(each.first_at), "last_at": format_time(each.last_at)}
                 for each in timeline.faults
@@ -122,8 +122,8 @@ def _list_hops(export: PostMortem) -> Iterator[str]:
         yield ""
         yield from _format_table(("hop", "at", "seconds", "since the start"), map(_format_hop, hops))
         yield ""
-    if export.view.fault_note:
-        yield f"The fault is not known: {escape_markdown(export.view.fault_note)}"
+    if export.view.fault_problem:
+        yield f"The fault is not known: {escape_markdown(export.view.fault_problem)}"
         yield ""
 
 

@@ -27,7 +27,7 @@ class IncidentView:
     timeline: Timeline
     details: IncidentDetails | None
     """None if the last event cannot be read."""
-    fault_note: str
+    fault_problem: str
     """Why the fault is not known; empty if it is, or may soon be."""
     is_fault_pending: bool
     """Whether to ask the exporter, for the first time or again."""
@@ -75,7 +75,7 @@ class IncidentReader:
         query = await asyncio.to_thread(_find_query, history)
         fault = None
         if query is not None and self._exporter.is_configured:
-            fault = await self._exporter.read(query) if waits_for_fault else self._exporter.get_kept(query)
+            fault = await self._exporter.read(query) if waits_for_fault else self._exporter.get_answer(query)
         return await asyncio.to_thread(self._build, incident, history, query, fault)
 
     def _build(
@@ -92,7 +92,7 @@ class IncidentReader:
             history=history,
             timeline=timeline,
             details=build_details(incident.id, history, event, self._link_rules) if event else None,
-            fault_note=_explain(fault, timeline) if is_askable else (_NO_KEY if query is None else _NOT_SET),
+            fault_problem=_explain(fault, timeline) if is_askable else (_NO_KEY if query is None else _NOT_SET),
             is_fault_pending=query is not None and is_askable and not self._exporter.is_current(query),
         )
 
@@ -117,6 +117,6 @@ def _explain(fault: FailureHistory | None, timeline: Timeline) -> str:
     if fault.error is not None:
         return f"the exporter at messages.board_url did not tell: {fault.error}"
     begin = timeline.start[1].at or timeline.start[2].at
-    if fault.known_since is not None and begin is not None and fault.known_since > begin:
-        return f"the exporter knows nothing from before its start at {format_time(fault.known_since)}"
+    if fault.recorded_since is not None and begin is not None and fault.recorded_since > begin:
+        return f"the exporter knows nothing from before its start at {format_time(fault.recorded_since)}"
     return "the exporter knows no failure of a key that led to it"

@@ -39,7 +39,7 @@ MAX_FAULTS: Final = 10
 _MAX_ALERTS: Final = 10
 """Alerts of one event that began or ended, each with an entry of its own."""
 _MAX_TEXT: Final = 500
-_LOOK_BACK: Final = 900.0
+_MAX_FAULT_AGE: Final = 900.0
 """Seconds before an alert in which a failure that ended may still be its fault: a rule waits, and looks at a range."""
 _CLOCK_TOLERANCE: Final = 10.0
 """Seconds by which the clocks of exporter and Prometheus may differ."""
@@ -68,7 +68,7 @@ class EntryKind(StrEnum):
     OMITTED = "omitted"
 
 
-_ORDER: Final = {kind: place for place, kind in enumerate(EntryKind)}
+_ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
 Since = Literal["fault", "alert", "accepted", "attempt"]
 
@@ -89,7 +89,7 @@ class TimelineEntry:
     """From what `seconds` counts; `attempt` stands for the attempt's own start."""
     reason: str | None = None
     detail: str = ""
-    """The provider's words, a comment or a remark."""
+    """The provider's parts, a comment or a remark."""
     delivery: str | None = None
     event: str | None = None
 
@@ -138,12 +138,12 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
     begins_at = alert_at or history.first_event.accepted_at
     faults = _select_faults(fault, begins_at, ended_at)
     fault_at = next((each.first_at for each in faults if each.first_at <= begins_at + _CLOCK_TOLERANCE), None)
-    shown = faults[:MAX_FAULTS]
+    listed_faults = faults[:MAX_FAULTS]
     entries = [
-        *(() if history.earlier is not None else _list_faults(shown)),
+        *(() if history.earlier is not None else _list_faults(listed_faults)),
         *_list_events(history, fault_at),
         *_list_deliveries(history),
-        *(_build_action(each) for each in history.actions if not _is_told_by_silence(each, history.silences)),
+        *(_build_action(each) for each in history.actions if not _is_in_silences(each, history.silences)),
         *(_build_silence(each, history.first_event.accepted_at) for each in history.silences),
         *(entry for each in history.edits if (entry := _build_edit(each))),
     ]
@@ -154,8 +154,8 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
         if history.is_over and history.last_event.status == Status.RESOLVED
         else (),
         fault=fault,
-        faults=shown,
-        faults_left_out=len(faults) - len(shown),
+        faults=listed_faults,
+        faults_left_out=len(faults) - len(listed_faults),
     )
 
 
@@ -190,7 +190,12 @@ def _find_start(event: Event | None) -> float | None:
 
 
 def _find_end(event: Event) -> float | None:
-    return max((each.ends_at.timestamp() for each in event.alerts if each.ends_at), default=None)
+    return max((ends_at for each in event.alerts if (ends_at := get_end(each)) is not None), default=None)
+
+
+def get_end(alert: Alert) -> float | None:
+    """When an alert ended, unix seconds; None while it fires, or where its end is before its start, as in year 1."""
+    return alert.ends_at.timestamp() if alert.ends_at and alert.ends_at >= alert.starts_at else None
 
 
 def _select_faults(fault: FailureHistory | None, alert_at: float, ended_at: float | None) -> list[KeyFailure]:
@@ -199,7 +204,7 @@ def _select_faults(fault: FailureHistory | None, alert_at: float, ended_at: floa
     return [
         each
         for each in (fault.failures if fault else ())
-        if each.last_at >= alert_at - _LOOK_BACK and each.first_at <= ends + _CLOCK_TOLERANCE
+        if each.last_at >= alert_at - _MAX_FAULT_AGE and each.first_at <= ends + _CLOCK_TOLERANCE
     ]
 
 
@@ -215,25 +220,25 @@ def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[Ti
     """Each webhook, and the alerts that it says have begun or ended."""
     before = read_event(history.event_before) if history.event_before else None
     statuses = {each.fingerprint: each.status for each in before.alerts} if before else {}
-    is_baseline_known = history.event_before is None or before is not None
+    has_baseline = history.event_before is None or before is not None
     for record in history.events:
         event = read_event(record)
         if event is None:
             size = f"{record.event_size / 1024:.0f} KB"
             text = f"Webhook accepted: {record.status}, {size}; its alerts are not listed here"
             yield _build_entry(record.accepted_at, EntryKind.ACCEPTED, text, event=record.id)
-            is_baseline_known = False
+            has_baseline = False
             continue
         changed = [each for each in event.alerts if statuses.get(each.fingerprint) is not each.status]
         # An alert that was resolved before anybody was told of it has both entries.
-        changes = changed if is_baseline_known else []
+        changes = changed if has_baseline else []
         yield from _list_alert_changes(changes, statuses, record, fault_at)
         starts = [each.starts_at.timestamp() for each in changes if each.status is Status.FIRING]
-        ends = [each.ends_at.timestamp() for each in changes if each.ends_at]
+        ends = [ends_at for each in changes if (ends_at := get_end(each)) is not None]
         since = min(starts, default=None) if not is_resolved(event) else max(ends, default=None)
-        yield _build_event_entry(record, event, since, is_repeat=is_baseline_known and not changed)
+        yield _build_event_entry(record, event, since, is_repeat=has_baseline and not changed)
         statuses |= {each.fingerprint: each.status for each in event.alerts}
-        is_baseline_known = True
+        has_baseline = True
 
 
 def _list_alert_changes(
@@ -245,8 +250,8 @@ def _list_alert_changes(
         if alert.fingerprint not in statuses or alert.status is Status.FIRING:
             entry = _build_entry(starts_at, EntryKind.ALERT, f"Alert fires: {title}", event=event)
             yield entry if fault_at is None else replace(entry, seconds=starts_at - fault_at, since="fault")
-        if alert.ends_at is not None and alert.status is Status.RESOLVED:
-            ends_at = alert.ends_at.timestamp()
+        ends_at = get_end(alert)
+        if ends_at is not None and alert.status is Status.RESOLVED:
             entry = _build_entry(ends_at, EntryKind.ALERT_OVER, f"Alert is over: {title}", event=event)
             yield replace(entry, seconds=ends_at - starts_at, since="alert")
     if more := changes[_MAX_ALERTS:]:
@@ -264,17 +269,18 @@ def _build_event_entry(record: EventRecord, event: Event, since: float | None, *
     source = "Event of the relay" if record.is_own else "Webhook accepted"
     repeated = ", as before" if is_repeat else ""
     severity = f", {level}" if kind is EntryKind.ACCEPTED and (level := find_worst_severity(event)) else ""
-    text = f"{'Resolved: ' if kind is EntryKind.RESOLVED else ''}{source}: {format_counts(event)}{severity}{repeated}"
+    over = "; the incident is over" if kind is EntryKind.RESOLVED else ""
+    text = f"{source}: {format_counts(event)}{severity}{repeated}{over}"
     entry = _build_entry(record.accepted_at, kind, text, detail=event.remark, event=record.id)
     return entry if since is None else replace(entry, seconds=record.accepted_at - since, since="alert")
 
 
 def _list_deliveries(history: EpisodeHistory) -> Iterator[TimelineEntry]:
-    tried: dict[int, list[AttemptRecord]] = {}
+    by_delivery: dict[int, list[AttemptRecord]] = {}
     for attempt in history.attempts:
-        tried.setdefault(attempt.delivery_seq, []).append(attempt)
+        by_delivery.setdefault(attempt.delivery_seq, []).append(attempt)
     for delivery in history.deliveries:
-        attempts = tried.get(delivery.seq, [])
+        attempts = by_delivery.get(delivery.seq, [])
         yield from _list_attempts(delivery, attempts)
         if delivery.finished_at is not None:
             yield _build_outcome(delivery, delivery.finished_at, attempts)
@@ -311,13 +317,13 @@ def _build_outcome(delivery: DeliveryRecord, finished_at: float, attempts: Seque
     """How a delivery ended."""
     where, remark = delivery.channel, delivery.remark or ""
     if delivery.state == DeliveryState.DELIVERED:
-        words = [f"Delivered on {where}"]
+        parts = [f"Delivered on {where}"]
         if delivery.digest_id:
-            words.append("in a digest")
+            parts.append("in a digest")
         if attempts and attempts[-1].number > 1:
-            words.append(f"attempt {attempts[-1].number}")
+            parts.append(f"attempt {attempts[-1].number}")
         answer = attempts[-1].detail if attempts else ""
-        kind, text, detail = EntryKind.DELIVERED, ", ".join(words), " ".join(filter(None, [remark, answer]))
+        kind, text, detail = EntryKind.DELIVERED, ", ".join(parts), " ".join(filter(None, [remark, answer]))
     elif delivery.state == DeliveryState.DEAD:
         kind, text, detail = EntryKind.DEAD, f"Given up on {where}", remark
     else:
@@ -362,7 +368,7 @@ def _format_peer(peer: str | None) -> str:
     )
 
 
-def _is_told_by_silence(action: ActionRecord, silences: Sequence[SilenceRecord]) -> bool:
+def _is_in_silences(action: ActionRecord, silences: Sequence[SilenceRecord]) -> bool:
     return action.action.startswith("silence") and any(
         each.finished_at is not None and abs(each.finished_at - action.at) < 1e-3 for each in silences
     )
@@ -382,15 +388,15 @@ def _build_silence(silence: SilenceRecord, default_at: float) -> TimelineEntry:
 
 
 def _build_edit(edit: EditRecord) -> TimelineEntry | None:
-    if edit.wanted > edit.shown:
+    if edit.is_waiting:
         failed = f": attempt {edit.attempts} failed" if edit.attempts and edit.reason else ""
         text = f"An edit of the message on {edit.channel} waits{failed}"
         reason = edit.reason if failed else None
         return _build_entry(edit.requested_at, EntryKind.EDITED, text, channel=edit.channel, reason=reason)
-    if edit.shown_at is None:
+    if edit.edited_at is None:
         return None
     text = f"Message on {edit.channel} edited in place; the last edit so far"
-    return _build_entry(edit.shown_at, EntryKind.EDITED, text, channel=edit.channel)
+    return _build_entry(edit.edited_at, EntryKind.EDITED, text, channel=edit.channel)
 
 
 def _build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> TimelineEntry:

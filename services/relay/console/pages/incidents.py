@@ -195,12 +195,12 @@ class IncidentPages:
         view = await self._reader.read(incident_id, episode=episode, before=before, waits_for_fault=waits)
         if view is None:
             return await self._show_missing(request, incident_id)
-        place = {"episode": episode, "cursor": request.query_params["cursor"] if before else None}
+        position = {"episode": episode, "cursor": request.query_params["cursor"] if before else None}
         values = {
             "view": view,
-            "page_address": _build_address(incident_id, place),
-            "fault_address": _build_address(incident_id, {**place, "fault": "wait"}),
-            "earlier_address": _build_address(incident_id, {**place, "cursor": format_cursor(view.history.earlier)}),
+            "page_address": _build_address(incident_id, position),
+            "fault_address": _build_address(incident_id, {**position, "fault": "wait"}),
+            "earlier_address": _build_address(incident_id, {**position, "cursor": format_cursor(view.history.earlier)}),
             "can_silence": self._wake_silences is not None,
             "silence_choices": [(seconds, format_duration(seconds)) for seconds in SILENCE_SECONDS],
             "max_comment": _MAX_COMMENT,
@@ -209,8 +209,8 @@ class IncidentPages:
         return await self._renderer.render(request, "incident.html.j2", values)
 
     async def _show_missing(self, request: Request, incident_id: str) -> Response:
-        is_known = await read_incident(self._store, incident_id) is not None
-        values = {"incident_id": incident_id if is_known else None}
+        exists = await read_incident(self._store, incident_id) is not None
+        values = {"incident_id": incident_id if exists else None}
         return await self._renderer.render(request, "incident_missing.html.j2", values, status=404)
 
     async def _export_markdown(self, request: Request) -> Response:
@@ -237,8 +237,8 @@ class IncidentPages:
         )
         if view is None:
             return None
-        place = {"episode": None if view.history.is_current else view.history.episode}
-        address = f"{str(request.base_url).rstrip('/')}{_build_address(incident_id, place)}"
+        position = {"episode": None if view.history.is_current else view.history.episode}
+        address = f"{str(request.base_url).rstrip('/')}{_build_address(incident_id, position)}"
         return PostMortem(view, self._store.clock(), address)
 
     async def _acknowledge(self, request: Request) -> Response:
@@ -331,8 +331,8 @@ def _parse_number(request: Request, name: str, base: int) -> int | None:
         return None
 
 
-def _build_address(incident_id: str, place: Mapping[str, object]) -> str:
-    given = {name: value for name, value in place.items() if value}
+def _build_address(incident_id: str, position: Mapping[str, object]) -> str:
+    given = {name: value for name, value in position.items() if value}
     return f"/incidents/{quote(incident_id, safe='')}" + (f"?{urlencode(given)}" if given else "")
 
 
