@@ -8,10 +8,10 @@ from pathlib import Path
 
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError
 from services.relay.config import RelaySettings, WatchdogSettings
-from services.relay.console.incidents.exporter_history import ExporterHistory
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
 from services.relay.delivery.links import build_links
+from services.relay.exporter_api import ExporterHistory
 from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
 from services.relay.interactive.web_api import SlackWebApi
 from services.relay.model import Alert, Status

@@ -30,6 +30,11 @@ def format_short_time(at: float) -> str:
 
 
 def format_clock(at: float) -> str:
+    """Hour and minute, UTC."""
+    return _to_datetime(at).strftime("%H:%M UTC")
+
+
+def format_moment(at: float) -> str:
     """Day, and time of day to a tenth of a second, UTC."""
     moment = _to_datetime(at)
     return f"{moment:%-d %b %H:%M:%S}.{moment.microsecond // 100_000}"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.relay.console.incidents.details import IncidentDetails, build_details
-from services.relay.console.incidents.exporter_history import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
 from services.relay.delivery.links import LinkRules
+from services.relay.exporter_api import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.model import Event
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_history import PAGE_EVENTS, EpisodeHistory, read_episode

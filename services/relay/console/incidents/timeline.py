@@ -10,7 +10,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Literal
 
-from services.relay.console.incidents.exporter_history import FailureHistory, KeyFailure
+from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, decode_event
 from services.relay.outbox.incident_history import (
     ActionRecord,

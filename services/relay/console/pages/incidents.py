@@ -1,7 +1,7 @@
 """`/incidents`: what goes on and what went on; and one incident as a timeline over all channels, with its actions."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlencode
@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.config import RelaySettings
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
 from services.relay.console.incidents.reader import IncidentReader
 from services.relay.console.incidents.timeline import EntryKind
@@ -129,7 +130,7 @@ class IncidentPages:
         store: the outbox.
         renderer: renders the templates.
         reader: reads one incident.
-        acknowledging_channels: the channels whose provider knows acknowledgements.
+        settings: which channels know acknowledgements.
         wake_channels: called with the channels that have something new to deliver.
         wake_silences: called when a silence waits; None without an Alertmanager, where there are no silences.
         metrics: counts acknowledgements.
@@ -140,7 +141,7 @@ class IncidentPages:
         store: Store,
         renderer: PageRenderer,
         reader: IncidentReader,
-        acknowledging_channels: Collection[str],
+        settings: RelaySettings,
         wake_channels: Callable[[Iterable[str]], None],
         wake_silences: Callable[[], None] | None,
         metrics: Metrics,
@@ -148,7 +149,7 @@ class IncidentPages:
         self._store = store
         self._renderer = renderer
         self._reader = reader
-        self._acknowledging_channels = acknowledging_channels
+        self._acknowledging_channels = settings.acknowledging_channels
         self._wake_channels = wake_channels
         self._wake_silences = wake_silences
         self._metrics = metrics
