@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from services.relay.config import RelaySettings
 from services.relay.console import delivery_plot
@@ -31,6 +31,7 @@ from shared.web.time_format import format_duration
 MAX_INCIDENTS: Final = 12
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
+_FRAGMENT: Final = "now_state"
 LATE_SECONDS: Final = 300.0
 """After which a delivery that waits is marked; the alert RelayOutboxStuck comes later."""
 _RATE_UNITS: Final = ((1, "s"), (60, "min"), (3600, "h"))
@@ -88,6 +89,7 @@ class NowPages:
         read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
+        self._fragment = SharedRead(self._render_fragment, _MAX_AGE)
         self._last = EMPTY_OVERVIEW
         """What was read last, which is shown as old while the outbox cannot be read."""
         self._clock = store.clock
@@ -97,6 +99,15 @@ class NowPages:
         return [self._renderer.build_page_route("/", self._show)]
 
     async def _show(self, request: Request) -> Response:
+        if request.headers.get("hx-target") == _FRAGMENT and not request.url.query:
+            return HTMLResponse(await self._fragment.get(self._changes.version, request))
+        return await self._render(request)
+
+    async def _render_fragment(self, request: Request) -> bytes:
+        """The part that is loaded again, which is the same for all viewers."""
+        return bytes((await self._render(request)).body)
+
+    async def _render(self, request: Request) -> Response:
         error = None
         try:
             self._last = await self._overview.get(self._changes.version)
