@@ -262,6 +262,21 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# A login of a person in a browser; see `sessions`.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),  # the SHA-256 of what the cookie holds
+    Column("name", Text, nullable=False),
+    Column("source", Text, nullable=False),  # what the person logged in by; it decides the role at each request
+    Column("proof", Text, nullable=False),  # a keyed hash of the credential; see `console.sessions`
+    Column("group_names", Text, nullable=False),  # JSON; of the person at the provider
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double, nullable=False),  # to the minute
+    Column("expires_at", Double, nullable=False),  # at the latest
+    sqlite_with_rowid=False,
+)
+
 watchdogs = Table(
     "watchdogs",
     metadata,
@@ -304,6 +319,7 @@ _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)
+_add_index("sessions_of_name", sessions.c.name, sessions.c.used_at)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
