@@ -12,7 +12,7 @@ from services.exporter.jobs import Connect, RunningJobs, start_jobs
 from services.exporter.metrics.exposition import Exposition
 from services.exporter.results import Results
 from services.exporter.scheduler import MAX_BACKOFF
-from services.exporter.web import probe_endpoint
+from services.exporter.web import history_api, probe_endpoint
 from services.exporter.web.pages import BoardPages
 from shared.http.authentication import create_access_policy
 from shared.http.authorization import Authorizer
@@ -61,7 +61,11 @@ async def run_exporter(
                 app = create_application(
                     "keypulse exporter",
                     process,
-                    [*pages.build_routes(), probe_endpoint.build_route(lambda: watch.probes)],
+                    [
+                        *pages.build_routes(),
+                        history_api.build_route(record.history),
+                        probe_endpoint.build_route(lambda: watch.probes),
+                    ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
                     get_unready_reason=lambda: not_ready(watch),

@@ -195,6 +195,8 @@ class History:
         self.backends: dict[tuple[str, str | None], BackendHistory] = {}
         self._services: frozenset[str] = frozenset()
         self.clock = clock
+        self.started_at = clock()
+        """Since when anything is recorded."""
 
     def configure(self, targets: Iterable[tuple[str, str]], services: Collection[str]) -> None:
         """What is configured, at the start and after a reload: all else is forgotten, what is new is shown as unknown.

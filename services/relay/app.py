@@ -11,7 +11,8 @@ import structlog
 from starlette.applications import Starlette
 
 from services.relay.config import RelayAuthSettings, RelaySettings
-from services.relay.console import api
+from services.relay.console.events import ChangeStream
+from services.relay.console.routes import build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
@@ -20,6 +21,9 @@ from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEB
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
+from services.relay.interactive.silences import run_silences
+from services.relay.login.service import open_login
+from services.relay.login.sessions import LoginRules
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, EscalationStep, Event
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
@@ -45,6 +49,9 @@ from shared.process.hot_reload import ReloadableApp
 from shared.process.server_runner import ServerRunner
 
 _FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
+
+SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/")
+"""Paths that need no user of web.yml: the sender has a token, and who logs in needs a page and its styles."""
 
 log = structlog.get_logger(__name__)
 
@@ -87,8 +94,11 @@ async def run_relay(
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer = TokenFile(settings.auth.bearer_token_file)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
+            async with (
+                open_login(build_login_rules(settings), store, authorizer) as login,
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake),
+            ):
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -96,7 +106,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *api.build_routes(store, settings.channels, settings.acknowledging_channels, wake, metrics),
+                        *build_routes(store, settings, wake, metrics, changes, login),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -109,6 +119,7 @@ async def run_relay(
 
                 def stop() -> None:
                     intake.stop()
+                    changes.stop()
                     store.stop()
 
                 app.state.stop = stop
@@ -130,7 +141,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             app,
             app.state.apply,
             restart_keys=("listen", "database"),
-            self_authenticated_paths=("/alerts",),
+            self_authenticated_paths=SELF_AUTHENTICATED_PATHS,
             on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the settings that apply by then
             admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
@@ -165,9 +176,11 @@ async def run_intake_and_delivery(
             byte_limit,
             min_age=settings.delivery.duplicate_window,
         )
+        press_rules = build_press_rules(settings)
         async with (
             run_beside(monitors.run(), retention),
-            run_presses(build_press_rules(settings), store, metrics, wake),
+            run_silences(press_rules, store) as wake_silences,
+            run_presses(press_rules, store, metrics, wake, wake_silences),
         ):
             yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
 
@@ -189,6 +202,18 @@ def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metric
     sender = Token("sender", Role.RESPONDER, bearer_token)
     access = AccessPolicy([sender], auth.roles, auth.allow_from)
     return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
+
+
+def build_login_rules(settings: RelaySettings) -> LoginRules:
+    """What the configuration says about logins."""
+    auth = settings.auth
+    return LoginRules(
+        create_access_policy(auth),
+        frozenset([*settings.list_reserved_names(), *auth.roles]),
+        auth.oidc,
+        auth.proxy,
+        auth.public_url,
+    )
 
 
 def describe_unusable_token(bearer_token: TokenFile) -> str | None:

@@ -19,12 +19,12 @@ from pydantic import (
 from services.relay.channels.log import LogSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.channels.slack.channel import SlackSettings
-from services.relay.console.login_settings import OidcSettings, ProxyLoginSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.delivery.templates import TemplateFolder
 from services.relay.intake.routing import Matcher, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
+from services.relay.login.settings import OidcSettings, ProxyLoginSettings
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ OPEN = "whoever reaches the server"
 SCRAPER = "whom web.yml lets in; without users of web.yml, everybody"
 UNLESS_USER = "everybody but a user of web.yml, who has to be a viewer"
 SENDER = "the holder of auth.bearer_token_file, or a user who is a responder"
+LOGIN = "whoever reaches the server, and 401 without a valid login in it"
 CRYPTO_VIEWER, CRYPTO_ADMIN = "a viewer of `admin`", "an admin of `admin`"
 Need = str
 EVERY: Mapping[str, Need] = {
@@ -55,11 +56,14 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         **RELOADED,
         "GET /history": Role.VIEWER,
         "GET /api/board": Role.VIEWER,
+        "GET /api/history": Role.VIEWER,
         "GET /board/{name}": Role.VIEWER,
         "GET /probe": UNLESS_USER,
     },
     "relay": {
         **RELOADED,
+        "GET /console/{name}": Role.VIEWER,
+        "GET /events": Role.VIEWER,
         "POST /alerts": SENDER,
         "GET /api/deliveries": Role.VIEWER,
         "GET /api/deliveries/{id}": Role.VIEWER,
@@ -120,6 +124,8 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
 }
 UNRECORDED = {
+    "POST /login": "stored by itself, with the name of who has logged in",
+    "POST /logout": "likewise",
     "PUT /v1/records/{id}": "an application's data",
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
@@ -146,6 +152,8 @@ class Credential:
 
     name: str
     headers: Mapping[str, str]
+    is_ambient: bool = field(default=False, kw_only=True)
+    """Whether a browser adds it by itself."""
     role: Role | None = None
     is_user: bool = False
     crypto: Role | None = None
@@ -155,6 +163,8 @@ class Credential:
         known = self.role is not None or self.is_user
         if need == OPEN or (need in (SCRAPER, UNLESS_USER) and not users):
             return set()
+        if need == LOGIN:
+            return {401}
         if need == SCRAPER:
             return set() if known else {401}
         if need == SENDER:
@@ -211,6 +221,40 @@ class Server:
             for method in (route.methods or set()) - {"HEAD"}
         }
 
+    def end_streams(self) -> None:
+        """From now on a stream of events ends at once, as while the server stops."""
+        if hasattr(self.app.state, "stop"):
+            self.app.state.stop()
+
+    async def log_in(self, *, users: bool) -> list[Credential]:
+        """Sessions of every kind and role, and the people whom a trusted proxy names."""
+        sessions = self.app.state.authorizer.sessions
+        hashes = self.web.get_state().password_checker if self.web else None
+        found = [
+            *(Login(name, LoginSource.TOKEN, token(name).encode()) for name in (*TOKENS, "admin")),
+            *(Login(f"{group}@example.org", LoginSource.OIDC, CLIENT, [group]) for group in GROUPS),
+            *(Login(name, LoginSource.PASSWORD, hashes.get_hash(name) or b"") for name in USERS if hashes),
+        ]
+        roles = {**TOKENS, **USERS, "admin": Role.ADMIN, **{f"{name}@example.org": role for name, role in GROUPS.items()}}
+        credentials = []
+        for login in found:
+            response = Response()
+            await sessions.start(Request({"type": "http", "headers": [], "scheme": "http"}), login, response)
+            cookie = response.headers["set-cookie"].partition(";")[0]
+            credentials.append(
+                Credential(
+                    f"session by {login.source}: {login.name}",
+                    {"cookie": cookie, "x-csrf-token": _derive_token(cookie.partition("=")[2])},
+                    roles[login.name],
+                    is_user=users and login.source == LoginSource.PASSWORD and roles[login.name] is not None,
+                    is_ambient=True,
+                )
+            )
+        for group, role in GROUPS.items():
+            named = {"x-forwarded-user": f"{group}-by-proxy", "x-forwarded-groups": f"other, {group}"}
+            credentials.append(Credential(f"proxy: {group}", {**PAGE, **named}, role, is_ambient=True))
+        return credentials
+
     def client(self, base: str) -> httpx2.AsyncClient:
         transport = httpx2.ASGITransport(app=self.served, raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=base)
@@ -228,6 +272,28 @@ def auth(folder: Path, *, closed: bool) -> dict[str, Any]:
     }
 
 
+GROUPS = {"viewers": Role.VIEWER, "responders": Role.RESPONDER, "admins": Role.ADMIN}
+
+
+def logins(folder: Path) -> dict[str, Any]:
+    """Where people log in beside the relay."""
+    (folder / "client").write_text("the-secret-of-the-client")
+    return {
+        "oidc": {
+            "issuer": NOBODY,
+            "client_id": "keypulse",
+            "client_secret_file": str(folder / "client"),
+            "roles": GROUPS,
+        },
+        "proxy": {
+            "user_header": "X-Forwarded-User",
+            "groups_header": "X-Forwarded-Groups",
+            "from": ["127.0.0.1/32"],
+            "roles": GROUPS,
+        },
+    }
+
+
 @asynccontextmanager
 async def the_exporter(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
     settings = ExporterSettings(
@@ -242,12 +308,16 @@ async def the_exporter(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any
 async def the_relay(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
     settings = RelaySettings(
         database=f"sqlite:///{folder}/relay.db",
-        auth={**auth(folder, closed=closed), "bearer_token_file": str(folder / "sender")},
+        auth={
+            **auth(folder, closed=closed),
+            **(logins(folder) if closed else {}),
+            "bearer_token_file": str(folder / "sender"),
+        },
         channels={"one": {"kind": "log"}},
         default_channels=["one"],
     )
     async with relay.run_relay(settings, open_sender=open_local_sender) as app:
-        yield settings, app, ("/alerts",)
+        yield settings, app, relay.SELF_AUTHENTICATED_PATHS
 
 
 @asynccontextmanager
@@ -316,6 +386,7 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
     name: str, users: bool, tmp_path: Path
 ) -> None:
     async with serving(name, tmp_path, users=users) as server, server.client("http://keypulse.example.org") as client:
+        server.end_streams()
         for endpoint, need in [
             *TABLE[name].items(),
             *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter")),
@@ -353,7 +424,7 @@ async def test_a_server_that_is_open_is_asked_by_names_of_this_machine_alone(nam
     async with serving(name, tmp_path, closed=False) as server, server.client("http://127.0.0.1:9912") as client:
         for endpoint, need in TABLE[name].items():
             method, path = sent(endpoint)
-            if need not in (OPEN, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
+            if need not in (OPEN, LOGIN, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
                 answer = await client.request(method, path, headers={"host": "rebound.example.org:9912"})
                 assert answer.status_code == 403, endpoint
         for path in ("/metrics", "/-/healthy", "/-/ready"):

@@ -6,9 +6,9 @@ import pytest
 
 from services.exporter.history import RoundTrips
 from services.exporter.model import Call, Failure, Operation, ProbeResult
-from services.exporter.web import time_format
 from services.exporter.web.latency_plot import HEIGHT, WIDTH, Plot, build_plot
 from shared.kms.reason import Reason
+from shared.web import time_format
 
 NOW = 100_000.0
 

@@ -23,9 +23,9 @@ from services.exporter.web.findings import (
     find_backend_problems,
     find_key_problems,
 )
-from services.exporter.web.time_format import format_time
 from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, LOCAL_KEK_VERSION
 from shared.kms.port import KeyVersion
+from shared.web.time_format import format_time
 
 MAX_LISTED_VERSIONS: Final = 10
 """Versions and canaries shown of a key."""

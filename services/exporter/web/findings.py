@@ -7,12 +7,12 @@ from typing import Final
 
 from services.exporter.history import MAX_TEXT_LENGTH, FailureSpan, TargetHistory
 from services.exporter.model import BackendState, KeyInspection, TargetKey
-from services.exporter.web.time_format import format_time
 from shared.backend_contract import CryptoMode
 from shared.kms.fixes import Fix
 from shared.kms.port import ConnectivityPhase
 from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
+from shared.web.time_format import format_time
 
 RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from services.exporter.history import MAX_FAILURE_SPANS, FailureSpan, History, TargetHistory, compute_quantile
-from services.exporter.web import findings, latency_plot, time_format
+from services.exporter.web import findings, latency_plot
 from services.exporter.web.board import (
     MAX_LISTED_VERSIONS,
     Board,
@@ -38,29 +38,12 @@ from services.exporter.web.board import (
     sort_versions,
 )
 from services.exporter.web.findings import STATUS_LABELS, HealthStatus
-from shared import VERSION
 from shared.config.server_settings import Role
-from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.web import time_format
+from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 _ASSET_FOLDER: Final = Path(__file__).parent / "assets"
-_MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_ASSETS: Final = {
-    file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix])
-    for file in _ASSET_FOLDER.iterdir()
-    if file.suffix in _MEDIA_TYPES
-}
-SECURITY_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 class BoardPages:
@@ -88,42 +71,29 @@ class BoardPages:
         self._cards = CardCache(self._max_ages)
         self._clock = clock
         self._process_id = token_hex(8)  # version numbers of an earlier process's history have no meaning in this one
-        self._templates = Environment(
-            loader=FileSystemLoader(_ASSET_FOLDER),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(
-            age=time_format.format_age,
-            duration=time_format.format_duration,
-            time=time_format.format_time,
-            short_time=time_format.format_short_time,
-            rfc3339=time_format.format_rfc3339,
-            latency=time_format.format_latency,
-            scale=time_format.format_scale,
-            quantile=compute_quantile,
-        )
-        self._templates.globals.update(
-            version=VERSION,
-            runbook_url=runbook_url,
-            RUNBOOK_FILE=findings.RUNBOOK_FILE,
-            HealthStatus=HealthStatus,
-            STATUS_LABELS=STATUS_LABELS,
-            MAX_LISTED_VERSIONS=MAX_LISTED_VERSIONS,
-            MAX_FAILURE_SPANS=MAX_FAILURE_SPANS,
-            latency_plot=latency_plot,
-            get_protection_level=get_protection_level,
-            sort_versions=sort_versions,
-            get_version_label=get_version_label,
-            label_versions=label_versions,
-            sort_canaries=sort_canaries,
-            format_data_keys=format_data_keys,
-            get_last_rotation_time=get_last_rotation_time,
-            format_versions=findings.format_versions,
-            describe_connectivity=findings.describe_connectivity,
-            advise_on_failure=findings.advise_on_failure,
+        self._files = StaticFiles(SHARED_ASSETS, _ASSET_FOLDER)
+        self._templates = create_templates(
+            _ASSET_FOLDER,
+            {"scale": time_format.format_scale, "quantile": compute_quantile},
+            {
+                "runbook_url": runbook_url,
+                "RUNBOOK_FILE": findings.RUNBOOK_FILE,
+                "HealthStatus": HealthStatus,
+                "STATUS_LABELS": STATUS_LABELS,
+                "MAX_LISTED_VERSIONS": MAX_LISTED_VERSIONS,
+                "MAX_FAILURE_SPANS": MAX_FAILURE_SPANS,
+                "latency_plot": latency_plot,
+                "get_protection_level": get_protection_level,
+                "sort_versions": sort_versions,
+                "get_version_label": get_version_label,
+                "label_versions": label_versions,
+                "sort_canaries": sort_canaries,
+                "format_data_keys": format_data_keys,
+                "get_last_rotation_time": get_last_rotation_time,
+                "format_versions": findings.format_versions,
+                "describe_connectivity": findings.describe_connectivity,
+                "advise_on_failure": findings.advise_on_failure,
+            },
         )
 
     def build_routes(self) -> list[ProtectedRoute]:
@@ -133,10 +103,10 @@ class BoardPages:
             RouteRequirements(Role.VIEWER, challenges_browser=True),
         )
         return [
-            ProtectedRoute("/", _add_security_headers(self._show_board), page),
-            ProtectedRoute("/history", _add_security_headers(self._show_history), page),
-            ProtectedRoute("/api/board", _add_security_headers(self._get_board_changes), part),
-            ProtectedRoute("/board/{name}", _add_security_headers(self._serve_asset), part),
+            ProtectedRoute("/", add_security_headers(self._show_board), page),
+            ProtectedRoute("/history", add_security_headers(self._show_history), page),
+            ProtectedRoute("/api/board", add_security_headers(self._get_board_changes), part),
+            ProtectedRoute("/board/{name}", self._files.serve, part),
         ]
 
     async def _show_board(self, request: Request) -> Response:
@@ -172,12 +142,6 @@ class BoardPages:
 
     def _render_history(self, card: Card | None, rows: Sequence[tuple[TargetHistory, FailureSpan]]) -> str:
         return self._get_template("history.html.j2").render(card=card, rows=rows, now=self._clock())
-
-    async def _serve_asset(self, request: Request) -> Response:
-        found = _ASSETS.get(request.path_params["name"])
-        if found is None:
-            return PlainTextResponse("there is no such file\n", status_code=404)
-        return Response(found[0], media_type=found[1])
 
     def _get_template(self, name: str) -> Template:
         return self._templates.get_template(name)
@@ -217,14 +181,3 @@ class BoardPages:
             return BoardCursor(int(version), float(at)) if boot == self._process_id else None
         except ValueError:
             return None
-
-
-def _add_security_headers(page: Endpoint) -> Endpoint:
-    """`page`, with the headers that say what a browser may do with it."""
-
-    async def answer(request: Request) -> Response:
-        response = await page(request)
-        response.headers.update(SECURITY_HEADERS)
-        return response
-
-    return answer

@@ -1,1 +1,1 @@
-"""The relay's API."""
+"""The console: pages for people, and the JSON API."""

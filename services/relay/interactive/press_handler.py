@@ -22,7 +22,7 @@ from services.relay.outbox.acknowledgement import (
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.sent_messages import SentMessage, find_message
-from services.relay.outbox.silences import SilencePress, SilenceRefusedError, request_silence
+from services.relay.outbox.silences import SilenceRefusedError, SilenceRequest, request_silence
 from services.relay.outbox.tables import clean_for_database
 from shared.http.untrusted_json import UntrustedJsonError
 
@@ -150,15 +150,16 @@ class PressHandler:
     async def _request_silence(self, press: Press, message: SentMessage, bot: SlackWebApi) -> _Reply:
         if self._wake_silences is None:
             return _Reply(PressOutcome.REFUSED, _SILENCE_OFF, bot)
-        requested = SilencePress(
-            press.id,
-            press.incident_id,
-            message.episode,
-            message.channel,
-            press.channel,
-            press.ts,
-            press.user_id,
-            press.who,
+        requested = SilenceRequest(
+            id=press.id,
+            incident_id=press.incident_id,
+            episode=message.episode,
+            who=press.who,
+            peer=f"slack:{press.user_id}",
+            channel=message.channel,
+            slack_channel=press.channel,
+            thread=press.ts,
+            user_id=press.user_id,
         )
         try:
             is_new = await request_silence(self._store, requested)

@@ -1,4 +1,4 @@
-"""Runs what presses need: the connection to Slack, and the worker that creates silences."""
+"""Runs what presses need: the connection to Slack."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
@@ -6,15 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.relay.alertmanager_api import AlertmanagerClient
 from services.relay.interactive.press_handler import PressHandler
 from services.relay.interactive.settings import InteractiveSettings
-from services.relay.interactive.silence_worker import SilenceWorker
 from services.relay.interactive.socket_mode import SocketModeClient
 from services.relay.interactive.web_api import SlackWebApi
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
-from shared.config.secret_file import SecretFile
 from shared.net.egress import EgressSettings
 
 
@@ -45,9 +42,21 @@ class PressRules:
 
 @asynccontextmanager
 async def run_presses(
-    rules: PressRules, store: Store, metrics: Metrics, wake_channels: Callable[[Iterable[str]], None]
+    rules: PressRules,
+    store: Store,
+    metrics: Metrics,
+    wake_channels: Callable[[Iterable[str]], None],
+    wake_silences: Callable[[], None] | None,
 ) -> AsyncIterator[None]:
-    """Handles presses while the body runs; without an app-level token there are none."""
+    """Handles presses while the body runs; without an app-level token there are none.
+
+    Args:
+        rules: of the configuration.
+        store: the outbox.
+        metrics: counts presses.
+        wake_channels: called with the channels that have something new.
+        wake_silences: called when a silence waits; see `silences`.
+    """
     settings = rules.settings
     if settings.app_token_file is None:
         yield
@@ -57,26 +66,16 @@ async def run_presses(
         app = SlackWebApi(settings.api_url, settings.app_token_file, settings)
         for api in (*bots.values(), app):
             stack.push_async_callback(api.close)
-        worker = None
-        loops = []
-        if settings.silence_rules.is_enabled:
-            token = SecretFile(rules.alertmanager_token) if rules.alertmanager_token else None
-            peers = [AlertmanagerClient(url, token, rules.alertmanager_egress) for url in rules.alertmanagers]
-            for peer in peers:
-                stack.push_async_callback(peer.close)
-            rates = {name: bot.rate for name, bot in rules.bots.items()}
-            worker = SilenceWorker(store, bots, rates, peers, settings.silence_rules)
-            loops.append(worker.run())
-        wake_silences = worker.wake if worker else None
-        handler = PressHandler(store, bots, metrics, rules.acknowledging_channels, wake_channels, wake_silences)
+        may_silence = settings.silence_rules.is_enabled
+        handler = PressHandler(
+            store, bots, metrics, rules.acknowledging_channels, wake_channels, wake_silences if may_silence else None
+        )
         stack.push_async_callback(handler.close)
-        loops.append(SocketModeClient(app, handler.handle, metrics).run())
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        stack.push_async_callback(_cancel, tasks)
+        task = asyncio.create_task(SocketModeClient(app, handler.handle, metrics).run())
+        stack.push_async_callback(_cancel, task)
         yield
 
 
-async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,8 +1,9 @@
-"""Creates the silences that people request, and answers them.
+"""Creates the silences that people request in Slack or in the console, and answers them.
 
-For each: may the person silence, is there something to silence, in which Alertmanager; then the silence itself, what
-became of it, and the answer: a reply in the thread where it is silenced, else a message that only the person sees. A
-silence has a mark of its incident in its comment, so that one whose answer was lost is found, and not created twice.
+For each: may the person silence, is there something to silence, in which Alertmanager; then the silence itself, and
+what became of it. In Slack the answer is a reply in the thread where it is silenced, else a message that only the
+person sees; in the console the incident's timeline shows it. A silence has a mark of its incident in its comment, so
+that one whose answer was lost is found, and not created twice.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class SilenceWorker:
         bots: the bot of each of the relay's channels of Slack.
         rates: the messages per second of each of these channels.
         alertmanagers: that send to this relay.
-        rules: who may, and for how long.
+        rules: who may in Slack, and for how long.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class SilenceWorker:
             silence_id, detail = await self._find_or_create(row)
         except (NotAllowedError, SilenceRefusedError) as error:
             await finish_silence(self._store, row, SilenceState.REFUSED, str(error))
-            log.warning("a silence was refused", incident=row.incident_id, user=row.user_id, answer=str(error))
+            log.warning("a silence was refused", incident=row.incident_id, who=row.who, answer=str(error))
         else:
             await finish_silence(self._store, row, SilenceState.CREATED, detail, silence_id)
-            log.info("silence created", incident=row.incident_id, user=row.user_id, silence=silence_id)
+            log.info("silence created", incident=row.incident_id, who=row.who, silence=silence_id)
 
     async def _find_or_create(self, row: SilenceRow) -> tuple[str, str]:
         """The ID of the silence, and the answer to the person."""
@@ -131,12 +132,13 @@ class SilenceWorker:
                 raise SilenceRefusedError(f"{row.alertmanager} is not configured any more; see whether it is silenced.")
             created_by, ends_at, labels = row.created_by or row.who, row.ends_at or 0.0, await self._read_labels(row)
         else:
-            created_by = await check_permission(self._find_bot(row), row.user_id, self._rules)
+            # Who asked in the console is an admin.
+            created_by = await self._check_permission(row) if row.is_from_slack else row.who
             client = await self._find_alertmanager(await self._read_labels(row))
             plan = await begin_silence(
                 self._store,
                 row,
-                seconds=self._rules.max_seconds,
+                seconds=row.seconds or self._rules.max_seconds,
                 alertmanager=client.url,
                 created_by=created_by,
             )
@@ -146,8 +148,7 @@ class SilenceWorker:
             return found.id, _describe(created_by, ends_at)
         if found is not None:
             raise SilenceRefusedError(f"It is silenced already, by {truncate(clean_line(found.created_by), 80)}.")
-        comment = f"Silenced in Slack by {created_by} ({row.user_id}) {mark}"
-        silence = NewSilence(labels, ends_at, created_by, comment)
+        silence = NewSilence(labels, ends_at, created_by, f"{_format_comment(row, created_by)} {mark}")
         try:
             silence_id = await client.create_silence(silence, self._store.clock())
         except AlertmanagerError as error:
@@ -155,6 +156,12 @@ class SilenceWorker:
                 raise SilenceRefusedError(f"Alertmanager did not take the silence: {error}.") from None
             raise
         return silence_id, _describe(created_by, ends_at)
+
+    async def _check_permission(self, row: SilenceRow) -> str:
+        bot = self._bots.get(row.channel)
+        if bot is None:
+            raise SilenceRefusedError("The channel is not configured any more.")
+        return await check_permission(bot, row.user_id, self._rules)
 
     async def _read_labels(self, row: SilenceRow) -> Mapping[str, str]:
         labels = await self._store.read(partial(read_group_labels, incident_id=row.incident_id, episode=row.episode))
@@ -178,12 +185,6 @@ class SilenceWorker:
         if errors:
             raise AlertmanagerError(errors[0])
         raise SilenceRefusedError("Nothing to silence: Alertmanager has no such alert now.")
-
-    def _find_bot(self, row: SilenceRow) -> SlackWebApi:
-        bot = self._bots.get(row.channel)
-        if bot is None:
-            raise SilenceRefusedError("The channel is not configured any more.")
-        return bot
 
     async def _answer(self, row: SilenceRow) -> None:
         bot = self._bots.get(row.channel)
@@ -215,6 +216,12 @@ class SilenceWorker:
                 await self._wake_event.wait()
         except TimeoutError:
             pass
+
+
+def _format_comment(row: SilenceRow, created_by: str) -> str:
+    if row.is_from_slack:
+        return f"Silenced in Slack by {created_by} ({row.user_id})"
+    return " ".join(filter(None, [row.comment, f"Silenced in the relay's console by {created_by}"]))
 
 
 def _describe(created_by: str, ends_at: float) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
-from services.relay.outbox.context import build_service_id, build_title
+from services.relay.outbox.context import build_service_id, build_title, find_service
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.escalation import encode_steps
@@ -45,7 +45,7 @@ _FIRST_WAITING_EVENT: Final = (
 )
 _INCIDENT_COLUMNS: Final = (
     *("episode", "is_open", "latest_event_seq", "group_id", "earlier_events", "escalation", "escalation_after"),
-    *("severity", "service_id", "title", "started_at", "episode_starts"),
+    *("severity", "service_id", "title", "started_at", "episode_starts", "alertname", "service"),
 )
 _is_same_episode = incidents.c.episode == bindparam("new_episode")
 _UPDATE_INCIDENTS: Final = BulkStatement(
@@ -253,7 +253,8 @@ def _select_steps(planned: _PlannedEvent) -> tuple[EscalationStep, ...]:
 
 def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
     """What `context` reads of the incident."""
-    event, state = planned.request.incoming.event, planned.state
+    incoming, state = planned.request.incoming, planned.state
+    event = incoming.event
     started_at, starts = (state.started_at, state.episode_starts) if state else (None, ())
     if state is None or planned.plan.episode != state.episode:
         started_at, starts = now, (*starts, now)
@@ -261,6 +262,8 @@ def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
         "new_severity": find_worst_severity(event) or "",
         "new_service_id": build_service_id(event),
         "new_title": build_title(event),
+        "new_alertname": clean_for_database(incoming.alertname),
+        "new_service": clean_for_database(find_service(event)),
         "new_started_at": started_at,
         "new_episode_starts": json.dumps(starts[-MAX_EPISODES:]),
     }

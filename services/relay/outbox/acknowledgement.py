@@ -91,7 +91,7 @@ async def acknowledge(
         store: the outbox.
         incident_id: which incident.
         who: the person, or the credential.
-        via: `api`, `command line` or `slack`.
+        via: `api`, `command line`, `console` or `slack`.
         peer: the address that called, for the audit; None stores `via`.
         acknowledging_channels: the channels whose provider knows acknowledgements.
 
@@ -107,7 +107,7 @@ async def acknowledge(
         if row.acknowledged_at is not None:
             return Acknowledgement(incident_id, row.acknowledged_by, row.acknowledged_at, is_changed=False)
         _write(transaction, incident_id, {"by": who, "at": transaction.now, "via": via, "starts_at": None})
-        insert_entry(transaction, who, peer or via, "acknowledge", incident_id)
+        insert_entry(transaction, who, peer or via, "acknowledge", incident_id, incident_id)
         values = {"incident": incident_id, "episode": row.episode, "channels": sorted(acknowledging_channels)}
         channels = sorted(_FIND_CHANNELS.fetch_all(transaction.connection, values))
         seq, remark = row.latest_event_seq, f"Acknowledged by {who}."
@@ -132,7 +132,8 @@ async def unacknowledge(
             return Acknowledgement(incident_id, None, None, is_changed=False)
         values = {"by": None, "at": None, "via": None, "starts_at": transaction.now}
         _write(transaction, incident_id, values)
-        insert_entry(transaction, clean_for_database(who)[:MAX_NAME], peer or via, "unacknowledge", incident_id)
+        name = clean_for_database(who)[:MAX_NAME]
+        insert_entry(transaction, name, peer or via, "unacknowledge", incident_id, incident_id)
         channels_to_wake = request_edits(transaction, [incident_id])
         return Acknowledgement(
             incident_id, None, None, is_changed=True, channels_to_wake=tuple(sorted(channels_to_wake))

@@ -91,9 +91,12 @@ def _read_id(entry: AuditEntry) -> str:
     return entry.on.partition(" ")[0]
 
 
-def insert_entry(transaction: Transaction, who: str, peer: str | None, action: str, on: str) -> None:
-    """Adds an entry of now, by the database's clock, which the retention goes by."""
+def insert_entry(
+    transaction: Transaction, who: str, peer: str | None, action: str, on: str, incident_id: str | None = None
+) -> None:
+    """Adds an entry of now, by the database's clock, which the retention goes by; `incident_id`: if it is about one."""
     row = {"who": clean_for_database(who), "peer": peer, "action": action, "object": clean_for_database(on)}
+    row["incident_id"] = incident_id
     transaction.connection.execute(insert(audit), {**row, "at": transaction.now})
 
 

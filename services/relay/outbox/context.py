@@ -130,12 +130,18 @@ _READ_PREVIOUS: Final = RowQuery(
 ).where(_delivery.seq.in_(_last_delivered))
 
 
+def find_service(event: Event) -> str:
+    """The service of all its alerts; empty if there is none, or several."""
+    return event.group_labels.get("service") or event.common_labels.get("service", "")
+
+
 def build_service_id(event: Event) -> str | None:
     """The same for all incidents of an environment and service; None for one without a service."""
-    labels = {**event.common_labels, **event.group_labels}
-    if not labels.get("service"):
+    service = find_service(event)
+    if not service:
         return None
-    return hashlib.sha256(json.dumps([labels.get("env", ""), labels["service"]]).encode()).hexdigest()
+    env = event.group_labels.get("env", event.common_labels.get("env", ""))
+    return hashlib.sha256(json.dumps([env, service]).encode()).hexdigest()
 
 
 def build_title(event: Event) -> str:

@@ -197,7 +197,12 @@ _end = (
     .where(*_of_one, _edit.lease == bindparam("ours"))
     .values(due_at=bindparam("new_due_at"), due_set_at=bindparam("now"), lease=None, reason=bindparam("new_reason"))
 )
-_END: Final = _end.values(shown=bindparam("new_shown"), requested_at=bindparam("now"), attempts=0)
+_END: Final = _end.values(
+    shown=bindparam("new_shown"),
+    shown_at=func.coalesce(bindparam("edited_at"), _edit.shown_at),
+    requested_at=bindparam("now"),
+    attempts=0,
+)
 _END_RETRY: Final = _end
 _ADD_REQUEST: Final = update(edits).where(*_of_one).values(wanted=_edit.wanted + 1)
 _REPLACE_RECEIPT: Final = (
@@ -370,7 +375,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
             "now": now,
             "new_due_at": now + outcome.retry_in,
             "new_reason": outcome.reason,
-            **({"new_shown": claim.version} if is_over else {}),
+            **({"new_shown": claim.version, "edited_at": _find_edit_time(outcome, now)} if is_over else {}),
         },
     )
     is_lease_valid = bool(ended.rowcount)
@@ -385,6 +390,10 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
         until = now + max(_compute_pause(limit, now), outcome.retry_after)
         _update_limit(connection, scope, retry_after_until=until, retry_after_set_at=now)
     return is_lease_valid
+
+
+def _find_edit_time(outcome: EditOutcome, now: float) -> float | None:
+    return now if outcome.result is EditResult.EDITED else None
 
 
 def _lock_limit(transaction: Transaction, scope: str) -> _LimitRow | None:

@@ -158,7 +158,7 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
         new = [NewDelivery(seq, seq, row.id, row.episode, channel, remark) for channel in channels]
         superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
         edited = request_edits(transaction, [row.id])
-        insert_entry(transaction, ACTOR, None, "escalate", f"{row.id} to {', '.join(channels)}")
+        insert_entry(transaction, ACTOR, None, "escalate", f"{row.id} to {', '.join(channels)}", row.id)
     escalated_to = [*json.loads(row.escalated_to or "[]"), *channels]
     connection.execute(
         _RECORD,

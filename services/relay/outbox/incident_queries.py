@@ -1,17 +1,18 @@
 """What people read of incidents: a list in pages, or one. No query changes the outbox or waits for a writer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, func, literal_column, not_, select
 
 from services.relay.model import Status
+from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import deliveries, events, incidents
+from services.relay.outbox.rows import RowQuery, select_columns
+from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents, silences
 from shared.http.json_api import format_time
 
 
@@ -21,7 +22,10 @@ class IncidentSummary:
 
     id: str
     alertname: str
+    service: str | None
+    """By its latest event; None of an incident from before it was stored, or without one."""
     status: Status
+    episode: int
     title: str | None
     """Cause and effect by its latest event; None of an incident from before they were stored."""
     severity: str | None
@@ -29,14 +33,21 @@ class IncidentSummary:
     receiver: str
     since: float | None
     """When the episode started; None if that is not stored."""
+    ended_at: float | None
+    """When the event that resolved it was accepted; None while it fires."""
     acknowledged_by: str | None
     acknowledged_at: float | None
     acknowledged_via: str | None
-    """`api`, `command line` or `slack`."""
+    """`api`, `command line`, `console` or `slack`."""
     escalated_to: Sequence[str]
     escalated_at: float | None
+    silenced_by: str | None
+    """Who silenced the episode through the relay; None if that is over. Alertmanager may have other silences."""
+    silenced_until: float | None
     channels: Sequence[str]
     """The channels of the episode."""
+    channel_states: Mapping[str, DeliveryState]
+    """The state of the newest delivery on each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,11 @@ class IncidentFilter:
     """Which incidents; None stands for all."""
 
     status: Status | None = None
+    is_acknowledged: bool | None = None
     alertname: str | None = None
+    service: str | None = None
+    since: float | None = None
+    """Whose episode started at or after it, unix seconds."""
 
 
 class _SummaryRow(NamedTuple):
@@ -65,6 +80,7 @@ class _SummaryRow(NamedTuple):
     first_event_seq: int | None
     title: str | None
     severity: str | None
+    service: str | None
     started_at: float | None
     acknowledged_by: str | None
     acknowledged_at: float | None
@@ -73,51 +89,61 @@ class _SummaryRow(NamedTuple):
     escalated_at: float | None
     alertname: str
     receiver: str
-
-    def build_summary(self, channels: Sequence[str]) -> IncidentSummary:
-        """As people read it."""
-        return IncidentSummary(
-            id=self.id,
-            alertname=self.alertname,
-            status=Status.FIRING if self.is_open else Status.RESOLVED,
-            title=self.title or None,
-            severity=self.severity or None,
-            receiver=self.receiver,
-            since=self.started_at,
-            acknowledged_by=self.acknowledged_by,
-            acknowledged_at=self.acknowledged_at,
-            acknowledged_via=self.acknowledged_via,
-            escalated_to=json.loads(self.escalated_to or "[]"),
-            escalated_at=self.escalated_at,
-            channels=channels,
-        )
+    accepted_at: float
 
 
 class _ChannelRow(NamedTuple):
-    """A channel with a delivery of an episode."""
+    """The newest delivery of an episode on a channel."""
 
     incident_id: str
     channel: str
+    state: str
+
+
+class _SilenceRow(NamedTuple):
+    """A silence of an episode that was created."""
+
+    incident_id: str
+    created_by: str | None
+    ends_at: float | None
 
 
 _SUMMARIES: Final = RowQuery(
     _SummaryRow,
     select(
-        *(incidents.c[name] for name in _SummaryRow._fields if name not in {"alertname", "receiver"}),
+        *(incidents.c[name] for name in _SummaryRow._fields if name not in {"alertname", "receiver", "accepted_at"}),
         events.c.alertname,
         events.c.receiver,
+        events.c.accepted_at,
     ).join(events, events.c.seq == incidents.c.latest_event_seq),
 )
 _SUMMARY: Final = _SUMMARIES.where(incidents.c.id == bindparam("incident"))
-_READ_CHANNELS: Final = (
-    RowQuery(
-        _ChannelRow,
-        select(deliveries.c.incident_id, deliveries.c.channel)
-        .distinct()
-        .join(incidents, and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)),
-    )
+_is_current = and_(incidents.c.id == deliveries.c.incident_id, incidents.c.episode == deliveries.c.episode)
+_newest = (
+    select(func.max(deliveries.c.seq))
+    .join(incidents, _is_current)
     .where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
+    .group_by(deliveries.c.incident_id, deliveries.c.channel)
+)
+_READ_CHANNELS: Final = (
+    RowQuery(_ChannelRow, select(*select_columns(_ChannelRow, deliveries.c)))
+    .where(deliveries.c.seq.in_(_newest))
     .order_by(deliveries.c.channel)
+)
+_READ_SILENCES: Final = (
+    RowQuery(
+        _SilenceRow,
+        select(*select_columns(_SilenceRow, silences.c)).join(
+            incidents, and_(incidents.c.id == silences.c.incident_id, incidents.c.episode == silences.c.episode)
+        ),
+    )
+    .where(
+        silences.c.incident_id.in_(bindparam("incidents", expanding=True)),
+        incidents.c.is_open == 1,
+        silences.c.state == "created",
+        silences.c.ends_at > bindparam("now"),
+    )
+    .order_by(silences.c.ends_at)
 )
 
 
@@ -135,14 +161,32 @@ async def list_incidents(
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    query = _SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(limit + 1)
+    query = _build_query(filter_, before).limit(limit + 1)
+    return await store.read(partial(_read_page, query=query, limit=limit, clock=store.clock))
+
+
+def _build_query(filter_: IncidentFilter, before: int | None) -> RowQuery[_SummaryRow]:
+    """Each filter has an index that is in the order of the pages, and the time has one that says where to stop."""
+    of = incidents.c
+    query = _SUMMARIES.order_by(of.first_event_seq.desc())
     if filter_.status is not None:
-        query = query.where(incidents.c.is_open == int(filter_.status is Status.FIRING))
+        # In literals, so that a database sees that it may use the index `incidents_open`.
+        query = query.where(of.is_open == literal_column("1" if filter_.status is Status.FIRING else "0"))
+    if filter_.is_acknowledged is not None:
+        has_nobody = of.acknowledged_at.is_(None)
+        query = query.where(not_(has_nobody) if filter_.is_acknowledged else has_nobody)
     if filter_.alertname is not None:
-        query = query.where(events.c.alertname == filter_.alertname)
+        query = query.where(of.alertname == filter_.alertname)
+    if filter_.service is not None:
+        query = query.where(of.service == filter_.service)
+    if filter_.since is not None:
+        earlier = incidents.alias("earlier").c
+        last = select(earlier.first_event_seq).where(earlier.started_at < filter_.since)
+        bound = last.order_by(earlier.started_at.desc()).limit(1).scalar_subquery()
+        query = query.where(of.started_at >= filter_.since, of.first_event_seq > func.coalesce(bound, 0))
     if before is not None:
-        query = query.where(incidents.c.first_event_seq < before)
-    return await store.read(partial(_read_page, query=query, limit=limit))
+        query = query.where(of.first_event_seq < before)
+    return query
 
 
 async def read_incident(store: Store, incident_id: str) -> IncidentSummary | None:
@@ -150,27 +194,61 @@ async def read_incident(store: Store, incident_id: str) -> IncidentSummary | Non
 
     def read(connection: Connection) -> IncidentSummary | None:
         row = _SUMMARY.fetch_first(connection, {"incident": incident_id})
-        return None if row is None else _build_summaries(connection, [row])[0]
+        return None if row is None else _build_summaries(connection, [row], store.clock)[0]
 
     return await store.read(read)
 
 
-def _read_page(connection: Connection, query: RowQuery[_SummaryRow], limit: int) -> IncidentPage:
+def _read_page(
+    connection: Connection, query: RowQuery[_SummaryRow], limit: int, clock: Callable[[], float]
+) -> IncidentPage:
     rows = query.fetch_all(connection)
     page = rows[:limit]
-    return IncidentPage(_build_summaries(connection, page), page[-1].first_event_seq if len(rows) > limit else None)
+    before = page[-1].first_event_seq if len(rows) > limit else None
+    return IncidentPage(_build_summaries(connection, page, clock), before)
 
 
-def _build_summaries(connection: Connection, rows: Sequence[_SummaryRow]) -> list[IncidentSummary]:
-    channels: dict[str, list[str]] = {}
-    for row in _READ_CHANNELS.fetch_all(connection, {"incidents": [each.id for each in rows]}):
-        channels.setdefault(row.incident_id, []).append(row.channel)
-    return [row.build_summary(channels.get(row.id, ())) for row in rows]
+def _build_summaries(
+    connection: Connection, rows: Sequence[_SummaryRow], clock: Callable[[], float]
+) -> list[IncidentSummary]:
+    values = {"incidents": [each.id for each in rows], "now": read_clock(connection, clock)}
+    channels: dict[str, dict[str, DeliveryState]] = {}
+    for row in _READ_CHANNELS.fetch_all(connection, values):
+        channels.setdefault(row.incident_id, {})[row.channel] = DeliveryState(row.state)
+    silenced = {row.incident_id: row for row in _READ_SILENCES.fetch_all(connection, values)}
+    return [_build_summary(row, channels.get(row.id, {}), silenced.get(row.id)) for row in rows]
+
+
+def _build_summary(
+    row: _SummaryRow, channels: Mapping[str, DeliveryState], silence: _SilenceRow | None
+) -> IncidentSummary:
+    return IncidentSummary(
+        id=row.id,
+        alertname=row.alertname,
+        service=row.service or None,
+        status=Status.FIRING if row.is_open else Status.RESOLVED,
+        episode=row.episode,
+        title=row.title,
+        severity=row.severity or None,
+        receiver=row.receiver,
+        since=row.started_at,
+        ended_at=None if row.is_open else row.accepted_at,
+        acknowledged_by=row.acknowledged_by,
+        acknowledged_at=row.acknowledged_at,
+        acknowledged_via=row.acknowledged_via,
+        escalated_to=json.loads(row.escalated_to or "[]"),
+        escalated_at=row.escalated_at,
+        silenced_by=silence.created_by if silence else None,
+        silenced_until=silence.ends_at if silence else None,
+        channels=list(channels),
+        channel_states=channels,
+    )
 
 
 def encode_incident(incident: IncidentSummary) -> dict[str, Any]:
     """An incident as API and CLI write it."""
-    times = {name: format_time(getattr(incident, name)) for name in ("since", "acknowledged_at", "escalated_at")}
+    names = ("since", "ended_at", "acknowledged_at", "escalated_at", "silenced_until")
+    times = {name: format_time(getattr(incident, name)) for name in names}
     return {**asdict(incident), **times}
 
 

@@ -1,4 +1,4 @@
-"""Silences that people request by a button: each press is one row, whichever replica it reached, and however often.
+"""Silences that people request in Slack or in the console: each is one row, whichever replica gets it, and how often.
 
 A row is a small job: claim it under a lease, begin (at most one silence of an incident at a time), create the silence
 in Alertmanager, record what became of it, answer the person. A replica that is killed in between leaves the rest to the
@@ -22,8 +22,6 @@ from services.relay.outbox.merge import lock_incidents
 from services.relay.outbox.rows import INCIDENTS, RowQuery, select_columns, select_values
 from services.relay.outbox.tables import clean_for_database, incidents, silences
 
-_KEEP_SECONDS: Final = 7 * 86400.0
-"""How long a finished row is kept."""
 _GOSSIP_SECONDS: Final = 60.0
 """In which every Alertmanager of a cluster knows of a silence."""
 _MAX_WAITING: Final = 100
@@ -46,20 +44,26 @@ class SilenceState(StrEnum):
 _FINAL: Final = (SilenceState.CREATED, SilenceState.REFUSED, SilenceState.FAILED)
 
 
-class SilencePress(NamedTuple):
-    """A press of the button."""
+class SilenceRequest(NamedTuple):
+    """What a person wants."""
 
     id: str
-    """The same for one press, however often it arrives."""
+    """The same for one press of the button, however often it arrives."""
     incident_id: str
     episode: int
-    channel: str
-    """The relay's, whose bot answers."""
-    slack_channel: str
-    thread: str
-    """The `ts` of the message with the button."""
-    user_id: str
     who: str
+    peer: str
+    """From where, for the audit."""
+    channel: str = ""
+    """The relay's, whose bot asks Slack whether the person may, and answers; empty: an admin asked in the console."""
+    slack_channel: str = ""
+    thread: str = ""
+    """The `ts` of the message with the button."""
+    user_id: str = ""
+    """In Slack."""
+    seconds: float | None = None
+    """How long it lasts; None for `interactive.silence.max`."""
+    comment: str | None = None
 
 
 class SilenceRow(NamedTuple):
@@ -80,6 +84,14 @@ class SilenceRow(NamedTuple):
     detail: str | None
     ends_at: float | None
     lease: str | None
+    peer: str | None
+    seconds: float | None
+    comment: str | None
+
+    @property
+    def is_from_slack(self) -> bool:
+        """Whether somebody pressed the button, who may not be allowed to, and waits for an answer there."""
+        return bool(self.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +131,18 @@ _OPEN_INCIDENT: Final = INCIDENTS.where(
 )
 
 
-async def request_silence(store: Store, press: SilencePress) -> bool:
-    """Commit a press; False where it is there already. Raises StoreUnavailableError, SilenceRefusedError."""
+async def request_silence(store: Store, request: SilenceRequest) -> bool:
+    """Commit a request; False where it is there already. Raises StoreUnavailableError, SilenceRefusedError."""
 
     def commit(transaction: Transaction) -> bool:
         connection, now = transaction.connection, transaction.now
-        is_old = (_row.answered_at < now - _KEEP_SECONDS, or_(_row.ends_at.is_(None), _row.ends_at < now))
-        connection.execute(delete(silences).where(*is_old))
         if len(_WAITING_IDS.fetch_all(connection)) >= _MAX_WAITING:
             raise SilenceRefusedError("Too many silences wait. Try again in a minute.")
         new = build_insert(silences, connection.dialect.name).on_conflict_do_nothing().returning(_row.id)
-        texts = {name: clean_for_database(value) for name, value in press._asdict().items() if isinstance(value, str)}
-        row = {"state": SilenceState.REQUESTED, "attempts": 0, "due_at": now, "episode": press.episode, **texts}
-        return connection.execute(new, row).first() is not None
+        values = request._asdict()
+        texts = {name: clean_for_database(value) for name, value in values.items() if isinstance(value, str)}
+        state = {"state": SilenceState.REQUESTED, "attempts": 0, "due_at": now, "requested_at": now}
+        return connection.execute(new, {**values, **texts, **state}).first() is not None
 
     return await store.run(commit)
 
@@ -211,10 +222,12 @@ async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, det
     """
 
     def finish(transaction: Transaction) -> None:
-        changes = {"state": state, "detail": clean_for_database(detail), "attempts": 0, "due_at": transaction.now}
-        _update_claimed(transaction, row, **changes)
+        changes = {"state": state, "detail": clean_for_database(detail), "silence_id": silence_id or None}
+        now = transaction.now
+        _update_claimed(transaction, row, **changes, attempts=0, due_at=now, finished_at=now)
         action = {SilenceState.CREATED: "silence", SilenceState.REFUSED: "silence refused"}.get(state, "silence failed")
-        insert_entry(transaction, row.who, f"slack:{row.user_id}", action, f"{row.incident_id} {silence_id}".strip())
+        on = f"{row.incident_id} {silence_id}".strip()
+        insert_entry(transaction, row.who, row.peer, action, on, row.incident_id)
 
     await store.run(finish)
 
@@ -227,6 +240,16 @@ async def record_answer(store: Store, row: SilenceRow) -> None:
 async def postpone_silence(store: Store, row: SilenceRow, seconds: float) -> None:
     """Commit that it is tried again. Raises SilenceLeaseLostError, StoreUnavailableError."""
     await store.run(lambda transaction: _update_claimed(transaction, row, due_at=transaction.now + seconds))
+
+
+async def prune_silences(store: Store, cutoff: float) -> int:
+    """Removes those that were answered before `cutoff` and have ended; gives how many. Raises StoreUnavailableError."""
+
+    def prune(transaction: Transaction) -> int:
+        has_ended = or_(_row.ends_at.is_(None), _row.ends_at < transaction.now)
+        return transaction.connection.execute(delete(silences).where(_row.answered_at < cutoff, has_ended)).rowcount
+
+    return await store.run(prune)
 
 
 def is_final(row: SilenceRow) -> bool:

@@ -73,7 +73,7 @@ incidents = Table(
     Column("first_event_seq", BigInteger),  # null before its first event is committed
     Column("acknowledged_by", Text),  # null while nobody has acknowledged it
     Column("acknowledged_at", Double),
-    Column("acknowledged_via", Text),  # `api`, `command line` or `slack`
+    Column("acknowledged_via", Text),  # `api`, `command line`, `console` or `slack`
     Column("escalation", Text),  # JSON; the steps that are still to come, see `escalation`; null if there is none
     Column("escalation_after", Double),  # the seconds of the next step; null if there is none
     Column("escalation_starts_at", Double),  # from when on they count; null: from the first delivery on
@@ -82,6 +82,8 @@ incidents = Table(
     # What messages of other incidents and of this one say of it; see `context`.
     Column("service_id", Text),  # a hash of its labels env and service; null if it has no service
     Column("title", Text),  # of its latest event
+    Column("alertname", Text),  # of its latest event; null before its first event is committed
+    Column("service", Text),  # of its latest event, empty if it has none; null if an older version wrote it
     Column("started_at", Double),  # when its episode started; null before its first event is committed
     Column("episode_starts", Text),  # JSON; when its last episodes started
 )
@@ -171,6 +173,7 @@ edits = Table(
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
     Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
+    Column("shown_at", Double),  # when the last edit was made; null before the first
     sqlite_with_rowid=False,
 )
 
@@ -183,14 +186,14 @@ edit_limits = Table(
     Column("retry_after_set_at", Double),
 )
 
-# A silence that somebody requested by a button; see `silences`.
+# A silence that somebody requested by a button in Slack or in the console; see `silences`.
 silences = Table(
     "silences",
     metadata,
     Column("id", Text, primary_key=True),  # of the press
     Column("incident_id", Text, nullable=False),
     Column("episode", Integer, nullable=False),
-    Column("channel", Text, nullable=False),  # whose bot answers
+    Column("channel", Text, nullable=False),  # whose bot answers; empty, as the next three, if the console asked
     Column("slack_channel", Text, nullable=False),
     Column("thread", Text, nullable=False),  # the message with the button
     Column("user_id", Text, nullable=False),
@@ -205,6 +208,12 @@ silences = Table(
     Column("began_at", Double),  # when it was about to be created
     Column("ends_at", Double),
     Column("answered_at", Double),
+    Column("peer", Text),  # from where it was requested, for the audit
+    Column("comment", Text),  # the person's; null if there is none
+    Column("silence_id", Text),  # Alertmanager's; null until it is created
+    Column("seconds", Double),  # how long it lasts; null for `interactive.silence.max`
+    Column("requested_at", Double),
+    Column("finished_at", Double),  # when its state became final
 )
 
 channels = Table(
@@ -259,6 +268,7 @@ audit = Table(
     Column("peer", Text),  # the address that called
     Column("action", Text, nullable=False),
     Column("object", Text, nullable=False),
+    Column("incident_id", Text),  # null if it is about none
     sqlite_autoincrement=True,
 )
 
@@ -269,7 +279,7 @@ sessions = Table(
     Column("id", Text, primary_key=True),  # the SHA-256 of what the cookie holds
     Column("name", Text, nullable=False),
     Column("source", Text, nullable=False),  # what the person logged in by; it decides the role at each request
-    Column("proof", Text, nullable=False),  # a keyed hash of the credential; see `console.sessions`
+    Column("proof", Text, nullable=False),  # a keyed hash of the credential; see `login.sessions`
     Column("group_names", Text, nullable=False),  # JSON; of the person at the provider
     Column("created_at", Double, nullable=False),
     Column("used_at", Double, nullable=False),  # to the minute
@@ -322,8 +332,13 @@ _add_index("silences_of_incident", silences.c.incident_id)
 _add_index("sessions_of_name", sessions.c.name, sessions.c.used_at)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
+_add_index("incidents_open", incidents.c.first_event_seq, where="is_open = 1")
+_add_index("incidents_of_alert", incidents.c.alertname, incidents.c.first_event_seq)
+_add_index("incidents_by_service", incidents.c.service, incidents.c.first_event_seq)
+_add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")
 

@@ -49,9 +49,13 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
             "severity": "critical",
             "receiver": "kms-critical",
             "since": "2001-09-09T01:46:40.000Z",
+            "service": "backend",
+            "episode": 1,
             **dict.fromkeys(("acknowledged_by", "acknowledged_at", "acknowledged_via", "escalated_at")),
+            **dict.fromkeys(("ended_at", "silenced_by", "silenced_until")),
             "escalated_to": [],
             "channels": ["one"],
+            "channel_states": {"one": "delivered"},
         }
         _, page = await get(client, "/api/incidents?limit=2")
         assert page["incidents"] == listed[:2]

@@ -1,5 +1,6 @@
 """A team's own words: what they change, what they see, and that none costs more than it may or delays a message."""
 
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -119,7 +120,8 @@ def test_a_broken_template_changes_nothing_and_check_names_line_and_problem(
 ) -> None:
     of = message("07-firing-3")
     with structlog.testing.capture_logs() as logged:
-        opened = write(title=source, summary="fine")
+        write(title=source, summary="fine")
+        opened = MessageTemplates(tmp_path, clock=itertools.count().__next__, processor_clock=lambda: 0.0)
         results = [opened.apply(of) for _ in range(3)]
     for changed, failed in results:
         assert failed == ("title",)

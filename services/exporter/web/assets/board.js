@@ -1,5 +1,7 @@
 // Keeps the board up to date: asks the server which cards have changed and replaces only those. One request at a time.
 
+import { getServerTime, setServerTime, updateAges } from "/board/ages.js";
+
 const POLL_INTERVAL = 2000; // ms
 const HIDDEN_POLL_INTERVAL = 30000; // ms; in a background tab the title still shows the state
 const REQUEST_TIMEOUT = 10000; // ms; after it the connection counts as lost
@@ -8,8 +10,7 @@ const announcer = document.getElementById("changes");
 const filter = document.getElementById("filter");
 const address = new URL(location);
 let cursor = document.body.dataset.cursor;
-let clockOffset = Number(document.body.dataset.now) - Date.now() / 1000; // the server's clock is the one that counts
-let lastUpdate = Date.now();
+let lastUpdate = Number(document.body.dataset.now); // by the server's clock
 let timer = null;
 let currentRequest = null;
 
@@ -26,12 +27,12 @@ async function poll() {
     const update = await response.json();
     if (request !== currentRequest) return; // the filter has changed meanwhile
     applyUpdate(update);
-    lastUpdate = Date.now();
+    lastUpdate = getServerTime();
     showConnection("Live", "on");
   } catch (error) {
     if (request !== currentRequest) return;
     const cause = request.signal.aborted || error instanceof TypeError ? "" : `: ${error.message}`;
-    const since = new Date(lastUpdate + clockOffset * 1000).toISOString().slice(11, 19);
+    const since = new Date(lastUpdate * 1000).toISOString().slice(11, 19);
     showConnection(`Connection lost${cause}. What is shown is from ${since} UTC.`, "lost");
   } finally {
     clearTimeout(timeout);
@@ -72,7 +73,7 @@ function applyUpdate(update) {
   replaceContent(document.getElementById("overall"), update.overall);
   document.title = update.title;
   cursor = missing ? "" : update.cursor; // without a cursor, the next request gets every card
-  clockOffset = Number(update.cursor.split(".").slice(2).join(".")) - Date.now() / 1000;
+  setServerTime(Number(update.cursor.split(".").slice(2).join(".")));
   if (announcements.length) announcer.textContent = announcements.slice(0, 5).join(". ");
   updateAges();
 }
@@ -123,23 +124,6 @@ function saveFocus() {
   };
 }
 
-const UNITS = [["days", 86400, 2], ["h", 3600, 1], ["min", 60, 1], ["s", 1, 0]];
-
-function formatDuration(seconds) {
-  const [unit, length] = UNITS.find(([, length, least]) => seconds >= least * length);
-  return `${Math.floor(seconds / length)} ${unit}`;
-}
-
-function updateAges() {
-  const now = Date.now() / 1000 + clockOffset;
-  for (const node of document.querySelectorAll("[data-at], [data-for]")) {
-    const at = Number(node.dataset.at ?? node.dataset.for);
-    const age = at > now ? `in ${formatDuration(at - now)}` : `${formatDuration(now - at)} ago`;
-    const text = node.dataset.for ? formatDuration(Math.max(0, now - at)) : age;
-    if (node.textContent !== text) node.textContent = text;
-  }
-}
-
 filter.form.addEventListener("submit", (event) => event.preventDefault());
 filter.addEventListener("input", () => {
   address.search = "";
@@ -149,5 +133,6 @@ filter.addEventListener("input", () => {
   poll();
 });
 document.addEventListener("visibilitychange", () => document.hidden || poll());
+setServerTime(Number(document.body.dataset.now));
 setInterval(updateAges, 1000);
 poll();

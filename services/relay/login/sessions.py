@@ -1,4 +1,4 @@
-"""Who uses the console: the session of a cookie, or the person whom a trusted proxy names.
+"""The sessions of the console: that of a cookie, or that of the person whom a trusted proxy names.
 
 A session says by what its holder logged in. At each request that is looked up again: a user who left web.yml, a token
 that was replaced, a password that was changed and a group without a role end it at once. The stored proof is a hash of
@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from enum import StrEnum
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -20,7 +19,8 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from services.relay.console.login_settings import OidcSettings, ProxyLoginSettings, find_role
+from services.relay.login.person import MAX_NAME_LENGTH, Login, LoginSource, build_client_credential, clean_name
+from services.relay.login.settings import OidcSettings, ProxyLoginSettings, find_role
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.sessions import (
@@ -42,18 +42,8 @@ from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
 from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, SessionsUnavailableError
 
 LOGIN_PATH: Final = "/login"
-MAX_NAME_LENGTH: Final = 200
 _COOKIE: Final = "session"
 _VALUE: Final = re.compile("[A-Za-z0-9_-]{43}")
-
-
-class LoginSource(StrEnum):
-    """What somebody logs in by."""
-
-    PASSWORD = "password"  # noqa: S105  # no password
-    """Of a user of web.yml."""
-    TOKEN = "token"  # noqa: S105  # no token
-    OIDC = "oidc"
 
 
 class LoginRules(NamedTuple):
@@ -66,16 +56,6 @@ class LoginRules(NamedTuple):
     oidc: OidcSettings | None = None
     proxy: ProxyLoginSettings | None = None
     public_url: str | None = None
-
-
-class Login(NamedTuple):
-    """A person whose credential was checked."""
-
-    name: str
-    source: LoginSource
-    credential: bytes
-    """What the session is valid with: the hash of the password, the token, the client at the provider."""
-    groups: Sequence[str] = ()
 
 
 class ConsoleSessions:
@@ -230,11 +210,6 @@ class ConsoleSessions:
         task.add_done_callback(lambda _: self._recording.pop(row.id, None))
 
 
-def build_client_credential(oidc: OidcSettings) -> bytes:
-    """What the sessions of a provider are valid with: another provider or client ends them."""
-    return f"{oidc.issuer} {oidc.client_id}".encode()
-
-
 def build_login_path(next_path: str) -> str:
     """The login page's path, which leads back to a page of ours."""
     following = clean_next_path(next_path)
@@ -261,12 +236,6 @@ def _read_path(url: str) -> str:
     except ValueError:
         return "/"
     return f"{parts.path}?{parts.query}" if parts.query else parts.path
-
-
-def clean_name(text: object) -> str | None:
-    """A person's name as somebody else gives it; None if it is none."""
-    name = text.strip() if isinstance(text, str) else ""
-    return name if name and name.isprintable() and len(name) <= MAX_NAME_LENGTH else None
 
 
 def _parse_header_name(text: str) -> str | None:

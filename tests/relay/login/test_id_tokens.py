@@ -11,7 +11,7 @@ from joserfc import jwt
 from joserfc.errors import InvalidKeyIdError
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
-from services.relay.console.oidc import Attempt, IdTokenRules, OidcError, _import_keys, create_attempt, verify_id_token
+from services.relay.login.oidc import Attempt, IdTokenRules, OidcError, _import_keys, create_attempt, verify_id_token
 
 NOW = 1_800_000_000
 RULES = IdTokenRules("https://login.example.org/", "keypulse", "the-nonce")

@@ -27,9 +27,9 @@ from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 from pydantic_core import from_json
 
-from services.relay.console.login_settings import OidcSettings
-from services.relay.console.sessions import Login, LoginSource, build_client_credential, clean_name
 from services.relay.http_session import HttpSession, translate_connection_errors
+from services.relay.login.person import Login, LoginSource, build_client_credential, clean_name
+from services.relay.login.settings import OidcSettings
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.url import check_secret_url

@@ -1,82 +1,40 @@
-"""`/api/deliveries`: deliveries and their requeue; `/api/incidents`; `/api/quarantine`: what was not accepted.
+"""`/api/deliveries`: deliveries and their requeue. Times are RFC 3339 in UTC with milliseconds."""
 
-All of it is JSON, except the body of a quarantined webhook: `GET /api/quarantine/{id}` returns it as it came.
-Times are RFC 3339 in UTC with milliseconds.
-"""
-
-import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict
 from typing import Final
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.console.incidents_api import IncidentsEndpoint
-from services.relay.metrics import Metrics
-from services.relay.outbox import quarantine as rejected
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
 from services.relay.outbox.tables import clean_for_database
-from shared.config.server_settings import Role
-from shared.http.authentication import Endpoint
-from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action
-from shared.http.json_api import build_error_response, format_time, parse_parameter
+from shared.http.authorization import describe_action
+from shared.http.json_api import build_error_response, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 
 _FILTERS: Final = ("state", "channel", "alertname", "digest", "since", "limit", "cursor")
 
 
-def build_routes(
-    store: Store,
-    channels: Collection[str],
-    acknowledging_channels: Collection[str],
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-) -> list[ProtectedRoute]:
-    """The routes of the API.
+class DeliveriesEndpoint:
+    """The endpoints of deliveries.
 
     Args:
         store: the outbox.
         channels: the configured names.
-        acknowledging_channels: those whose provider knows acknowledgements.
         wake_channels: called with the channels that have something new to deliver.
-        metrics: counts acknowledgements.
     """
-    deliveries, quarantine = _DeliveriesEndpoint(store, channels, wake_channels), _QuarantineEndpoint(store)
-    incidents = IncidentsEndpoint(store, acknowledging_channels, wake_channels, metrics)
 
-    def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
-        methods = ["GET"] if action is None else ["POST"]
-        return ProtectedRoute(
-            path, _respond_503_when_unavailable(endpoint), RouteRequirements(needs, action=action), methods
-        )
-
-    return [
-        route("/api/deliveries", deliveries.list, Role.VIEWER),
-        route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
-        route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
-        route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
-        route("/api/incidents", incidents.list, Role.VIEWER),
-        route("/api/incidents/{id}", incidents.get, Role.VIEWER),
-        route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
-        route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
-        route("/api/quarantine", quarantine.list, Role.VIEWER),
-        route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
-    ]
-
-
-class _DeliveriesEndpoint:
     def __init__(self, store: Store, channels: Collection[str], wake_channels: Callable[[Iterable[str]], None]) -> None:
         self._store = store
         self._channels = channels
         self._wake_channels = wake_channels
 
     async def list(self, request: Request) -> Response:
+        """A page of deliveries, the newest first."""
         try:
             delivery_filter, page = _parse_filter(request.query_params)
         except ValueError as error:
@@ -86,10 +44,12 @@ class _DeliveriesEndpoint:
         return JSONResponse({"deliveries": rows, "next_cursor": format_cursor(listed.before)})
 
     async def get(self, request: Request) -> Response:
+        """One delivery with its attempts."""
         record = await queries.read_delivery(self._store, clean_for_database(request.path_params["id"]))
         return build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
 
     async def retry(self, request: Request) -> Response:
+        """Delivers a dead letter again."""
         try:
             now = await retry_delivery(self._store, clean_for_database(request.path_params["id"]), self._channels)
         except UnknownDeliveryError as error:
@@ -100,6 +60,7 @@ class _DeliveriesEndpoint:
         return JSONResponse({"id": now.id, "state": now.state, "superseded_by": now.superseded_by}, status_code=202)
 
     async def retry_all(self, request: Request) -> Response:
+        """Delivers all dead letters of a channel again."""
         channel = request.query_params.get("channel")
         describe_action(request, on=channel)
         if channel is None:
@@ -111,28 +72,6 @@ class _DeliveriesEndpoint:
             retried += requeued
             self._wake_channels([channel])
         return JSONResponse({"retried": retried}, status_code=202)
-
-
-class _QuarantineEndpoint:
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def list(self, _request: Request) -> Response:
-        entries = await rejected.list_entries(self._store)
-        return JSONResponse(
-            {"quarantine": [{**asdict(entry), "received_at": format_time(entry.received_at)} for entry in entries]}
-        )
-
-    async def get_body(self, request: Request) -> Response:
-        entry = request.path_params["id"]
-        body = await rejected.read_body(self._store, int(entry)) if re.fullmatch("[0-9]{1,18}", entry) else None
-        if body is None:
-            return build_error_response(404, "no such entry")
-        headers = {
-            "Content-Disposition": f'attachment; filename="webhook-{entry}.txt"',
-            "X-Content-Type-Options": "nosniff",  # the sender of the webhook wrote it
-        }
-        return Response(body, media_type="text/plain", headers=headers)
 
 
 def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page]:
@@ -148,13 +87,3 @@ def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page
         since=parse_parameter("since", parse_time, parameters),
     )
     return delivery_filter, page
-
-
-def _respond_503_when_unavailable(endpoint: Endpoint) -> Endpoint:
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except StoreUnavailableError as error:
-            return build_error_response(503, f"the outbox cannot be used now, try again: {error}")
-
-    return answer

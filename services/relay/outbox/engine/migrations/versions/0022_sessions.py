@@ -3,8 +3,8 @@
 from alembic.operations import Operations
 from sqlalchemy import Column, Double, Text
 
-revision = "0016"
-down_revision = "0015"
+revision = "0022"
+down_revision = "0016"
 
 
 def upgrade(op: Operations) -> None:

@@ -1,0 +1,1 @@
+"""The parts that the web pages of all services share."""

@@ -1,0 +1,139 @@
+"""A real relay in front of the stand-ins, with webhooks accepted and delivered, and a client that holds its token."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page
+
+from ops.demo.stand_ins.app import StandIns, run_stand_ins
+from services.relay.config import RelaySettings
+from tests.relay.served_relay import TOKEN, payload, post, served, until, webhook_of
+
+ROUTING_KEY = "0" * 32
+
+
+@dataclass
+class Console:
+    """A running relay whose console is open to everybody on this machine."""
+
+    client: aiohttp.ClientSession
+    """Holds the token of Alertmanager."""
+    stand_ins: StandIns
+    url: str
+
+    async def post(self, status: str = "firing", *, group: str = "one", **changes: Any) -> None:
+        """A webhook is accepted."""
+        assert (await post(self.client, webhook_of(status, group=group, **changes)))[0] in {200, 202}
+
+    async def settle(self) -> None:
+        """Until every delivery is finished."""
+
+        async def is_settled() -> bool:
+            async with self.client.get("/api/deliveries?limit=1000") as answer:
+                rows = (await answer.json())["deliveries"]
+            return all(row["state"] in {"delivered", "superseded", "dead"} for row in rows)
+
+        await until(is_settled)
+
+
+def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySettings:
+    """Slack, mail and PagerDuty, all of them the stand-ins'."""
+    for name, value in {"token": TOKEN, "bot": "xoxb-test", "key": ROUTING_KEY}.items():
+        (folder / name).write_text(value)
+    host, port = stand_ins.smtp.host, stand_ins.smtp.port
+    channels = {
+        "slack": {
+            "kind": "slack",
+            "channel": "#security-critical",
+            "token_file": folder / "bot",
+            "api_url": stand_ins.slack_api_url,
+        },
+        "email": {
+            "kind": "email",
+            "host": host,
+            "port": port,
+            "tls": "none",
+            "from": "alerts@example.org",
+            "to": ["oncall@example.org"],
+        },
+        "pagerduty": {
+            "kind": "pagerduty",
+            "routing_key_file": folder / "key",
+            "url": f"http://{stand_ins.http}/pagerduty/v2/enqueue",
+        },
+    }
+    document: dict[str, Any] = {
+        "database": f"sqlite:///{folder}/relay.db",
+        "environment": "staging",
+        "auth": {"bearer_token_file": folder / "token"},
+        "channels": {**channels, **keys.pop("channels", {})},
+        "default_channels": list(channels),
+        **keys,
+    }
+    return RelaySettings(**document)
+
+
+@asynccontextmanager
+async def open_console(folder: Path, **keys: Any) -> AsyncIterator[Console]:
+    """A relay with some history: real payloads accepted, delivered, one incident open and one resolved."""
+    async with run_stand_ins() as stand_ins, served(build_settings(folder, stand_ins, **keys)) as client:
+        console = Console(client, stand_ins, str(client._base_url).rstrip("/"))
+        for number in (1, 3, 7):
+            assert (await post(client, payload(number)))[0] in {200, 202}
+        await console.post(group="past")
+        await console.settle()
+        await console.post("resolved", group="past")
+        await console.settle()
+        yield console
+
+
+@asynccontextmanager
+async def open_page(
+    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light"
+) -> AsyncIterator[Page]:
+    """A page of the console, live. The browser must have nothing to complain of, and ask nobody else for anything."""
+    complaints: list[str] = []
+
+    def find_foreign(requested: str) -> None:
+        if not requested.startswith((_get_origin(url), "data:")):
+            complaints.append(requested)
+
+    async with await chromium.new_page(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if scheme == "dark" else "light",
+        reduced_motion="reduce",
+    ) as page:
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: find_foreign(request.url))
+        await page.goto(url)
+        await page.locator("#live.on").wait_for()
+        yield page
+        assert complaints == []
+
+
+def _get_origin(url: str) -> str:
+    return "/".join([*url.split("/")[:3], ""])
+
+
+async def find_violations(page: Page) -> list[str]:
+    """What axe-core finds of WCAG 2.2 A and AA in this page, as it is now."""
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    # Evaluated by the debugger, so that the page's Content-Security-Policy stays as it is.
+    found = await Axe().run(page, options={"runOnly": {"type": "tag", "values": rules}})
+    return [
+        f"{each['id']}: {node['target']} {node['failureSummary']}"
+        for each in found.response["violations"]
+        for node in each["nodes"]
+    ]
+
+
+async def find_overflow(page: Page) -> bool:
+    """Whether the page is wider than its window."""
+    return bool(await page.evaluate("document.documentElement.scrollWidth > innerWidth"))
