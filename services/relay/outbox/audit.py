@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.prune_marks import PrunedKind, record_pruned
 from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import audit, clean_for_database, deliveries, incidents
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
@@ -113,7 +114,10 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
     oldest = select(_audit.seq).where(or_(_audit.at < cutoff, _audit.seq <= newest)).order_by(_audit.seq).limit(step)
 
     def remove(transaction: Transaction) -> int:
-        return transaction.connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
+        connection = transaction.connection
+        last = connection.execute(select(func.max(_audit.at)).where(_audit.seq.in_(oldest))).scalar_one()
+        record_pruned(transaction, PrunedKind.AUDIT, last)
+        return connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
 
     removed_count = 0
     while removed := await store.run(remove):

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from sqlalchemy import bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.prune_marks import PrunedKind, record_pruned
 from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import clean_for_database, quarantine
 
@@ -72,13 +73,20 @@ async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) 
         "body": webhook.body,
     }
     newest = select(quarantine.c.seq).order_by(quarantine.c.seq.desc()).limit(max_entries)
-    oldest = delete(quarantine).where(quarantine.c.seq.not_in(newest))
 
     def commit(transaction: Transaction) -> None:
         transaction.connection.execute(insert(quarantine), {**row, "received_at": transaction.now})
-        transaction.connection.execute(oldest)
+        delete_entries(transaction, quarantine.c.seq.not_in(newest))
 
     await store.run(commit)
+
+
+def delete_entries(transaction: Transaction, condition: ColumnElement[bool]) -> int:
+    """Deletes the entries that meet a condition, and records up to when they go; gives how many they were."""
+    connection = transaction.connection
+    last = connection.execute(select(func.max(quarantine.c.received_at)).where(condition)).scalar_one()
+    record_pruned(transaction, PrunedKind.QUARANTINE, last)
+    return connection.execute(delete(quarantine).where(condition)).rowcount
 
 
 async def list_entries(store: Store) -> list[QuarantineEntry]:
