@@ -145,7 +145,7 @@ class Authorizer:
             requires = get_requirements(route, request)
             if self.sessions and requires.access_policy is None:
                 send = send_csrf_cookie(request, send)
-                if requires.role:
+                if requires.role or requires.is_public:
                     await self.load_session(request)
                     self._count_ignored_header(request, route.path_format)
             caller = self._authorize(request, requires, requires.access_policy or get_access_policy())

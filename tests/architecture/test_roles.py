@@ -13,6 +13,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -26,8 +28,10 @@ from services.exporter.config import ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
+from services.relay.login.person import Login, LoginSource
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.csrf_token import _derive_token
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware
 from shared.process.server_runner import ServerRunner
@@ -62,7 +66,12 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
     "relay": {
         **RELOADED,
-        "GET /console/{name}": Role.VIEWER,
+        "GET /console/{name}": OPEN,
+        "GET /login": OPEN,
+        "POST /login": LOGIN,
+        "GET /login/oidc": OPEN,
+        "GET /login/oidc/callback": LOGIN,
+        "GET /audit": Role.VIEWER,
         "GET /events": Role.VIEWER,
         "POST /alerts": SENDER,
         "GET /api/deliveries": Role.VIEWER,
@@ -75,6 +84,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /api/incidents/{id}/unacknowledge": Role.RESPONDER,
         "GET /api/quarantine": Role.VIEWER,
         "GET /api/quarantine/{id}": Role.ADMIN,
+        "POST /logout": OPEN,  # the last: it ends sessions
     },
     "backend": {
         **RELOADED,
@@ -140,6 +150,12 @@ PASSWORD = "a-password-of-somebody"
 TOKENS = {"dora": Role.VIEWER, "emil": Role.RESPONDER, "fred": Role.ADMIN}
 CRYPTO_TOKENS = {"gina": Role.VIEWER, "hugo": Role.RESPONDER, "ines": Role.ADMIN}
 OWN_FILES = ("admin", "crypto-admin", "sender")
+
+
+PAGE = {"cookie": f"keypulse_csrf={'c' * 43}", "x-csrf-token": _derive_token("c" * 43)}
+"""What a page without a session adds to its requests."""
+CLIENT = f"{NOBODY} keypulse".encode()
+"""What sessions by OpenID Connect are valid with."""
 
 
 def token(name: str) -> str:
@@ -209,6 +225,7 @@ class Server:
     app: Starlette
     served: ASGIApp
     own: list[Route]
+    web: WebConfigFile | None = None
 
     @property
     def routes(self) -> dict[str, Route]:
@@ -226,27 +243,35 @@ class Server:
         if hasattr(self.app.state, "stop"):
             self.app.state.stop()
 
-    async def log_in(self, *, users: bool) -> list[Credential]:
+    async def log_in(self) -> list[Credential]:
         """Sessions of every kind and role, and the people whom a trusted proxy names."""
         sessions = self.app.state.authorizer.sessions
         hashes = self.web.get_state().password_checker if self.web else None
         found = [
             *(Login(name, LoginSource.TOKEN, token(name).encode()) for name in (*TOKENS, "admin")),
             *(Login(f"{group}@example.org", LoginSource.OIDC, CLIENT, [group]) for group in GROUPS),
-            *(Login(name, LoginSource.PASSWORD, hashes.get_hash(name) or b"") for name in USERS if hashes),
+            *(
+                Login(name, LoginSource.PASSWORD, hashes.get_hash(name) or b"")
+                for name, role in USERS.items()
+                if hashes and role
+            ),
         ]
-        roles = {**TOKENS, **USERS, "admin": Role.ADMIN, **{f"{name}@example.org": role for name, role in GROUPS.items()}}
+        roles = {
+            **TOKENS,
+            **USERS,
+            "admin": Role.ADMIN,
+            **{f"{name}@example.org": role for name, role in GROUPS.items()},
+        }
         credentials = []
         for login in found:
             response = Response()
-            await sessions.start(Request({"type": "http", "headers": [], "scheme": "http"}), login, response)
+            await sessions.start(Request({"type": "http", "path": "/login", "headers": []}), login, response)
             cookie = response.headers["set-cookie"].partition(";")[0]
             credentials.append(
                 Credential(
                     f"session by {login.source}: {login.name}",
                     {"cookie": cookie, "x-csrf-token": _derive_token(cookie.partition("=")[2])},
                     roles[login.name],
-                    is_user=users and login.source == LoginSource.PASSWORD and roles[login.name] is not None,
                     is_ambient=True,
                 )
             )
@@ -362,7 +387,7 @@ async def serving(name: str, folder: Path, *, closed: bool = True, users: bool =
             web = WebConfigFile(folder / "web.yml")
         reloading = ReloadMiddleware(app, settings, lambda: settings, None, (), app.state.authorizer)
         served = ServerRunner(settings, None, web).add_middleware(app, reloading, own_credentials)
-        yield Server(app, served, [reloading.route])
+        yield Server(app, served, [reloading.route], web)
 
 
 def sent(endpoint: str) -> tuple[str, str]:
@@ -386,16 +411,43 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
     name: str, users: bool, tmp_path: Path
 ) -> None:
     async with serving(name, tmp_path, users=users) as server, server.client("http://keypulse.example.org") as client:
+        credentials = [*(WITH_USERS if users else CREDENTIALS), *(await server.log_in() if name == "relay" else [])]
         server.end_streams()
         for endpoint, need in [
             *TABLE[name].items(),
             *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter")),
         ]:
-            for credential in WITH_USERS if users else CREDENTIALS:
+            for credential in credentials:
                 method, path = sent(endpoint)
-                answer = await client.request(method, path, headers=credential.headers)
+                answer = await client.request(method, path, headers={**PAGE, **credential.headers})
                 refused = {answer.status_code} & {401, 403}
                 assert refused == credential.expected(need, users=users), f"{credential.name}: {endpoint}"
+
+
+async def test_no_action_happens_without_the_token_of_its_page(tmp_path: Path) -> None:
+    async with serving("relay", tmp_path, users=True) as server, server.client("http://127.0.0.1:9912") as client:
+        sessions = [each for each in await server.log_in() if each.role is Role.ADMIN]
+        assert len(sessions) == 5  # each kind: two by token, by password, by OpenID Connect, by a proxy
+        server.end_streams()
+        browser = Credential("a browser's own dialogue", basic("cleo", PASSWORD), Role.ADMIN)
+        acting = [each for each in server.routes if not each.startswith("GET ") and each != "POST /alerts"]
+        assert len(acting) >= 6
+        for endpoint in acting:
+            method, path = sent(endpoint)
+            is_page = not path.startswith(("/api/", "/-/"))
+            for credential in [*sessions, browser]:
+                without = {name: value for name, value in credential.headers.items() if name != "x-csrf-token"}
+                for headers in (
+                    without,
+                    {**without, "x-csrf-token": "0" * 64},
+                    {**without, "x-csrf-token": _derive_token("d" * 43)},  # of another browser
+                ):
+                    answer = await client.request(method, path, headers=headers, data={"csrf_token": "0" * 64})
+                    is_refused = answer.status_code == 403 and "token of the page" in answer.text
+                    assert is_refused == (is_page or credential is not browser), f"{credential.name}: {endpoint}"
+            # A program that sends a bearer token is no browser.
+            answer = await client.request(method, path, headers=bearer("admin"))
+            assert answer.status_code not in {401, 403} or path == "/login", endpoint
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
