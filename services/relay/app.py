@@ -12,12 +12,14 @@ from starlette.applications import Starlette
 
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
+from services.relay.console.path_watch import PathWatch
 from services.relay.console.routes import build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
+from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
@@ -94,10 +96,18 @@ async def run_relay(
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
+            path = PathWatch(
+                settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
+            )
             async with (
                 open_login(build_login_rules(settings), store, authorizer) as login,
-                run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake),
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
+                    intake,
+                    wake,
+                ),
+                path.run(),
+                changes.run(),
             ):
                 app = create_application(
                     "keypulse relay",
@@ -106,7 +116,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes, login),
+                        *build_routes(store, settings, wake, metrics, changes, path, login),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),

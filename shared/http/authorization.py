@@ -9,7 +9,7 @@ address. An action is logged and stored in the audit log.
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 ANONYMOUS_NAME: Final = "anonymous"
 """The caller's name on a server that needs no credentials."""
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
+_RECHECK_SCOPE_KEY: Final = "keypulse.recheck"
 _UNREADABLE_SCOPE_KEY: Final = "keypulse.session_unreadable"
 _PROGRAM_PATHS: Final = ("/api/", "/-/")
 """What programs call, too; everything else is a page."""
@@ -143,12 +144,13 @@ class Authorizer:
         async def authorize_and_run(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope)
             requires = get_requirements(route, request)
+            access_policy = requires.access_policy or get_access_policy()
             if self.sessions and requires.access_policy is None:
                 send = send_csrf_cookie(request, send)
                 if requires.role or requires.is_public:
                     await self.load_session(request)
                     self._count_ignored_header(request, route.path_format)
-            caller = self._authorize(request, requires, requires.access_policy or get_access_policy())
+            caller = self._authorize(request, requires, access_policy)
             if isinstance(caller, Caller) and self._needs_csrf_token(request, route.path_format, requires):
                 is_valid, receive = await check_csrf_token(request, receive)
                 caller = caller if is_valid else RefusalReason.CSRF
@@ -156,7 +158,14 @@ class Authorizer:
                 response = self.refuse(request, caller, route.path_format, requires)
                 await response(scope, receive, send)
                 return
+
+            async def authorize_again() -> bool:
+                if scope.pop(SESSION_SCOPE_KEY, None):
+                    await self.load_session(request)
+                return isinstance(self._authorize(request, requires, access_policy), Caller)
+
             scope[_CALLER_SCOPE_KEY] = caller
+            scope[_RECHECK_SCOPE_KEY] = authorize_again
             if requires.action is None:
                 await app(scope, receive, send)
             else:
@@ -326,6 +335,12 @@ def get_caller(request: Request) -> Caller:
     """Return the authorized caller."""
     caller: Caller = request.scope[_CALLER_SCOPE_KEY]
     return caller
+
+
+async def is_still_authorized(request: Request) -> bool:
+    """Whether a request that lasts for long would be authorized again by now."""
+    authorize_again: Callable[[], Awaitable[bool]] = request.scope[_RECHECK_SCOPE_KEY]
+    return await authorize_again()
 
 
 def get_peer(request: Request) -> str | None:

@@ -32,22 +32,14 @@ def command(config: Path | None, channel: str) -> None:
         structlog.reset_defaults()
         logs.configure(settings.service_name)  # what it sends are lines of the log
     try:
-        receipts = asyncio.run(send_test_message(settings, channel))
+        sent = asyncio.run(send_test_message(settings, channel))
     except SendError as error:
         click.echo(f"{channel}: not sent ({error.reason}): {error}", err=True)
-        click.echo(f"{channel}: {_find_advice(settings, channel, error)}", err=True)
+        click.echo(f"{channel}: {asyncio.run(find_advice(settings, channel, error))}", err=True)
         sys.exit(1)
-    rejected = receipts[0].get("rejected_recipients")
+    rejected = sent[0].receipt.get("rejected_recipients")
     click.echo(
         f"{channel}: sent to {settings.channels[channel].destination}" + (f"; refused: {rejected}" if rejected else "")
     )
-    for receipt in receipts:
-        click.echo(json.dumps(dict(receipt)))
-
-
-def _find_advice(settings: RelaySettings, channel: str, error: SendError) -> str:
-    """What the channel's checks say, or what follows from the error where they may not read that."""
-    advice = asyncio.run(find_advice(settings, channel, error.reason))
-    if "not_in_channel" in str(error) and "/invite" not in advice:
-        return f"invite the bot: type in {settings.channels[channel].destination}: /invite @NAME-OF-THE-BOT"
-    return advice
+    for each in sent:
+        click.echo(json.dumps(dict(each.receipt)))

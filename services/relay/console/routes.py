@@ -14,6 +14,7 @@ from services.relay.console.pages.audit import AuditPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.login import LoginPages
 from services.relay.console.pages.now import NowPages
+from services.relay.console.path_watch import PathWatch
 from services.relay.login.service import LoginService
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
@@ -30,6 +31,7 @@ def build_routes(
     wake_channels: Callable[[Iterable[str]], None],
     metrics: Metrics,
     changes: ChangeStream,
+    path: PathWatch,
     login: LoginService,
 ) -> list[ProtectedRoute]:
     """The routes of pages and API.
@@ -40,6 +42,7 @@ def build_routes(
         wake_channels: called with the channels that have something new to deliver.
         metrics: counts acknowledgements.
         changes: tells pages that the outbox has changed.
+        path: the lights of the path of an alert.
         login: has the sessions.
     """
     renderer = PageRenderer(store.clock)
@@ -48,7 +51,7 @@ def build_routes(
         *renderer.build_routes(),
         *changes.build_routes(),
         *LoginPages(login, renderer).build_routes(),
-        *NowPages(store, renderer).build_routes(),
+        *NowPages(store, renderer, settings, path, changes).build_routes(),
         *AuditPages(store, login.authorizer.audit_log, renderer).build_routes(),
     ]
 

@@ -71,9 +71,12 @@ OPEN_COUNT: Final = 12
 _CHUNK: Final = 20_000
 _STARTS: Final = b"2001-01-01T01:01:01Z"
 _ENDS: Final = b"2002-02-02T02:02:02Z"
-_NO_INCIDENT: Final = dict.fromkeys(column.name for column in incidents.c)
-_NO_DELIVERY: Final = dict.fromkeys(column.name for column in deliveries.c) | {"attempts": 0, "maybe_sent": 0}
-_NO_EDIT: Final = dict.fromkeys(column.name for column in edits.c)
+_NO_INCIDENT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in incidents.c)
+_NO_DELIVERY: Final[dict[str, Any]] = dict.fromkeys(column.name for column in deliveries.c) | {
+    "attempts": 0,
+    "maybe_sent": 0,
+}
+_NO_EDIT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in edits.c)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +244,7 @@ class _History:
         if not row or row["episode"] != step.episode:
             incident.starts.append(step.at)
             is_acknowledged = self._random.random() < 0.5
-            row = incident.row = _NO_INCIDENT | {
+            begun: dict[str, Any] = {
                 "id": incident.id,
                 "episode": step.episode,
                 "group_id": incident.group_id,
@@ -256,6 +259,7 @@ class _History:
                 "acknowledged_via": "slack" if is_acknowledged else None,
                 **{name: incident.labels[name] for name in ("alertname", "service") if name in _NO_INCIDENT},
             }
+            row = incident.row = _NO_INCIDENT | begun
         row |= {"is_open": int(step.status is Status.FIRING), "latest_event_seq": seq}
         event, body = incident.encode(step.status, row["started_at"], step.at)
         self._rows.events.append(
@@ -326,8 +330,8 @@ class _History:
         """The first message of an episode shows every later change."""
         key = (row["incident_id"], row["episode"], row["channel"])
         if key not in self._rows.edits:
-            about = dict(zip(("incident_id", "episode", "channel"), key, strict=True))
-            times = dict.fromkeys(("requested_at", "due_at", "due_set_at"), row["finished_at"])
+            about: dict[str, Any] = dict(zip(("incident_id", "episode", "channel"), key, strict=True))
+            times: dict[str, Any] = dict.fromkeys(("requested_at", "due_at", "due_set_at"), row["finished_at"])
             counts = {"wanted": 0, "shown": 0, "attempts": 0}
             self._rows.edits[key] = _NO_EDIT | about | times | counts | {"delivery_seq": row["seq"]}
         else:

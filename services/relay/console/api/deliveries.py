@@ -8,15 +8,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.outbox import queries
+from services.relay.outbox.delivery_search import DeliveryFilter, Place
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action
-from shared.http.json_api import build_error_response, parse_parameter
+from shared.http.json_api import build_error_response, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 
-_FILTERS: Final = ("state", "channel", "alertname", "digest", "since", "limit", "cursor")
+_FILTERS: Final = (
+    *("state", "channel", "alertname", "service", "digest", "since", "until", "text"),
+    *("limit", "cursor"),
+)
 
 
 class DeliveriesEndpoint:
@@ -39,9 +43,13 @@ class DeliveriesEndpoint:
             delivery_filter, page = _parse_filter(request.query_params)
         except ValueError as error:
             return build_error_response(400, str(error))
-        listed = await queries.list_deliveries(self._store, delivery_filter, limit=page.limit, before=page.before)
+        listed = await queries.list_deliveries(
+            self._store, delivery_filter, limit=page.limit, place=Place(before=page.before)
+        )
         rows = [encode_delivery(delivery) for delivery in listed.deliveries]
-        return JSONResponse({"deliveries": rows, "next_cursor": format_cursor(listed.before)})
+        end = listed.examined
+        examined = end and {"number": end.number, "back_to": format_time(end.back_to)}
+        return JSONResponse({"deliveries": rows, "next_cursor": format_cursor(listed.older), "examined": examined})
 
     async def get(self, request: Request) -> Response:
         """One delivery with its attempts."""
@@ -74,16 +82,19 @@ class DeliveriesEndpoint:
         return JSONResponse({"retried": retried}, status_code=202)
 
 
-def _parse_filter(parameters: QueryParams) -> tuple[queries.DeliveryFilter, Page]:
+def _parse_filter(parameters: QueryParams) -> tuple[DeliveryFilter, Page]:
     """The filter and the page. Raises ValueError with what was expected."""
     if set(parameters) - set(_FILTERS):
         raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
     page = parse_page(parameters)
-    delivery_filter = queries.DeliveryFilter(
+    delivery_filter = DeliveryFilter(
         state=parse_parameter("state", parse_state, parameters),
         channel=parse_parameter("channel", check_text, parameters),
         alertname=parse_parameter("alertname", check_text, parameters),
         digest=parse_parameter("digest", check_text, parameters),
+        service=parse_parameter("service", check_text, parameters),
         since=parse_parameter("since", parse_time, parameters),
+        until=parse_parameter("until", parse_time, parameters),
+        text=parse_parameter("text", check_text, parameters),
     )
     return delivery_filter, page

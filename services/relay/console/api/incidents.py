@@ -18,6 +18,7 @@ from services.relay.outbox.acknowledgement import (
     acknowledge,
     unacknowledge,
 )
+from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_queries import (
     IncidentFilter,
@@ -26,7 +27,7 @@ from services.relay.outbox.incident_queries import (
     parse_status,
     read_incident,
 )
-from services.relay.outbox.queries import DeliveryFilter, check_text, encode_delivery, list_deliveries
+from services.relay.outbox.queries import check_text, encode_delivery, list_deliveries
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.json_api import build_error_response, format_time, parse_parameter

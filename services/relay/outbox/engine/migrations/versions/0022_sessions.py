@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import Column, Double, Text
 
 revision = "0022"
-down_revision = "0018"
+down_revision = "0021"
 
 
 def upgrade(op: Operations) -> None:
