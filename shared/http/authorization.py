@@ -159,13 +159,13 @@ class Authorizer:
                 await response(scope, receive, send)
                 return
 
-            async def authorize_again() -> bool:
+            async def recheck() -> bool:
                 if scope.pop(SESSION_SCOPE_KEY, None):
                     await self.load_session(request)
                 return isinstance(self._authorize(request, requires, access_policy), Caller)
 
             scope[_CALLER_SCOPE_KEY] = caller
-            scope[_RECHECK_SCOPE_KEY] = authorize_again
+            scope[_RECHECK_SCOPE_KEY] = recheck
             if requires.action is None:
                 await app(scope, receive, send)
             else:
@@ -339,8 +339,8 @@ def get_caller(request: Request) -> Caller:
 
 async def is_still_authorized(request: Request) -> bool:
     """Whether a request that lasts for long would be authorized again by now."""
-    authorize_again: Callable[[], Awaitable[bool]] = request.scope[_RECHECK_SCOPE_KEY]
-    return await authorize_again()
+    recheck: Callable[[], Awaitable[bool]] = request.scope[_RECHECK_SCOPE_KEY]
+    return await recheck()
 
 
 def get_peer(request: Request) -> str | None:
