@@ -22,7 +22,7 @@ from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
-from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 from pydantic_core import from_json
@@ -43,7 +43,7 @@ _REPLY_TIMEOUT: Final = 10.0
 _METADATA_SECONDS: Final = 3600.0
 """How long the provider's metadata and keys are kept."""
 _KEYS_SECONDS: Final = 60.0
-"""Seconds between two reads of the keys where an ID token names an unknown one."""
+"""Seconds between two reads of the keys where none of them has signed an ID token."""
 _LEEWAY_SECONDS: Final = 60
 """By how much the provider's clock may differ."""
 _MAX_CALLBACKS: Final = 4
@@ -55,6 +55,10 @@ T = TypeVar("T")
 
 class OidcError(Exception):
     """A login cannot be completed; the message is a sentence without secrets."""
+
+
+class UnknownKeyError(OidcError):
+    """An ID token is signed by none of the keys that were read."""
 
 
 class ProviderUnavailableError(OidcError):
@@ -123,7 +127,7 @@ def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float
     """Return the claims of an ID token.
 
     Raises:
-        InvalidKeyIdError: it names a key that is not among these.
+        UnknownKeyError: none of these keys has signed it.
         OidcError: it is forged, expired, or for somebody else.
     """
     try:
@@ -135,8 +139,8 @@ def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float
         params = {"nonce": rules.nonce, "client_id": rules.client_id, "access_token": rules.access_token}
         claims = CodeIDToken(token.claims, token.header, options, params)
         claims.validate(int(now), _LEEWAY_SECONDS)
-    except InvalidKeyIdError:
-        raise
+    except (InvalidKeyIdError, BadSignatureError):
+        raise UnknownKeyError("the provider's ID token is not signed by a key of the provider") from None
     except (JoseError, ValueError, TypeError, KeyError) as error:
         # Its own text may repeat a claim.
         raise OidcError(f"the provider's ID token is not valid: {type(error).__name__}") from None
@@ -228,11 +232,8 @@ class OidcClient:
         rules = IdTokenRules(self.settings.issuer, self.settings.client_id, attempt.nonce, answer.access_token)
         try:
             claims = verify_id_token(answer.id_token, await self._read_keys(_METADATA_SECONDS), rules, self._clock())
-        except InvalidKeyIdError:  # the provider has changed its keys
-            try:
-                claims = verify_id_token(answer.id_token, await self._read_keys(_KEYS_SECONDS), rules, self._clock())
-            except InvalidKeyIdError:
-                raise OidcError("the provider's ID token is not valid: its key is unknown") from None
+        except UnknownKeyError:  # or the provider has changed its keys
+            claims = verify_id_token(answer.id_token, await self._read_keys(_KEYS_SECONDS), rules, self._clock())
         groups = claims.get(self.settings.groups_claim)
         if groups is None and metadata.userinfo_endpoint and answer.access_token:
             groups = await self._read_userinfo_groups(metadata.userinfo_endpoint, answer.access_token, claims["sub"])

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 from joserfc import jwt
-from joserfc.errors import InvalidKeyIdError
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
-from services.relay.login.oidc import Attempt, IdTokenRules, OidcError, _import_keys, create_attempt, verify_id_token
+from services.relay.login.oidc import (
+    Attempt,
+    IdTokenRules,
+    OidcError,
+    UnknownKeyError,
+    _import_keys,
+    create_attempt,
+    verify_id_token,
+)
 
 NOW = 1_800_000_000
 RULES = IdTokenRules("https://login.example.org/", "keypulse", "the-nonce")
@@ -54,7 +61,7 @@ def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid
     assert verify_id_token(sign(both), KEYS, RULES, NOW)["sub"] == "anna"
     assert verify_id_token(sign(CLAIMS), KEYS, RULES, NOW + 350)["sub"] == "anna"  # a clock may differ by a minute
 
-    for name, change in {
+    changes: dict[str, dict[str, Any]] = {
         "wrong issuer": {"iss": "https://evil.example.org/"},
         "issuer without its slash": {"iss": "https://login.example.org"},
         "wrong audience": {"aud": "another-client"},
@@ -65,7 +72,8 @@ def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid
         "not yet": {"iat": NOW + 600, "nbf": NOW + 600},
         "expiry is no number": {"exp": "tomorrow"},
         "another access token": {"at_hash": "AAAA"},
-    }.items():
+    }
+    for name, change in changes.items():
         rules = IdTokenRules(RULES.issuer, RULES.client_id, RULES.nonce, access_token="the-token")
         with pytest.raises(OidcError) as refused:
             verify_id_token(sign({**CLAIMS, **change}), KEYS, rules, NOW)
@@ -84,7 +92,7 @@ def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid
     ):
         with pytest.raises(OidcError):
             verify_id_token(forged, KEYS, RULES, NOW)
-    with pytest.raises(InvalidKeyIdError):  # so that the keys are read again
+    with pytest.raises(UnknownKeyError):  # so that the keys are read again
         verify_id_token(sign(CLAIMS, STRANGE, kid="new"), KEYS, RULES, NOW)
 
 
