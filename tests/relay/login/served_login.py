@@ -91,7 +91,7 @@ async def open_relay(
 
 
 def find_csrf_token(page: httpx2.Response) -> str:
-    found = re.search('name="csrf_token" value="([0-9a-f]{64})"', page.text)
+    found = re.search('(?:name="csrf_token" value=|"X-CSRF-Token": )"([0-9a-f]{64})"', page.text)
     assert found, page.text
     return found[1]
 
