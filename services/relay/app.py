@@ -5,22 +5,25 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
 
+from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
 from services.relay.console.path_watch import PathWatch
-from services.relay.console.routes import build_routes
+from services.relay.console.routes import ConsoleParts, build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.replay import Replays
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
@@ -28,11 +31,13 @@ from services.relay.login.service import open_login
 from services.relay.login.sessions import LoginRules
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, EscalationStep, Event
+from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
-from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -88,9 +93,16 @@ async def run_relay(
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
+        bulk_retries = BulkRetries(store)
+        await stack.enter_async_context(run_beside(bulk_retries.run()))
+
+        previous: RelaySettings | None = None
 
         @asynccontextmanager
         async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
+            nonlocal previous
+            changed = None if previous is None else find_changed_channels(previous, settings)
+            previous = settings
             store.set_unmerged_channels(settings.unmerged_channels)
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
@@ -100,6 +112,8 @@ async def run_relay(
             path = PathWatch(
                 settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
             )
+            checker = ChannelChecker(store, partial(check_channel, settings))
+            checks = ChannelCheckMonitor(checker, settings.channels, changed)
             async with (
                 open_login(build_login_rules(settings), store, authorizer) as login,
                 run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
@@ -108,7 +122,10 @@ async def run_relay(
                 ),
                 path.run(),
                 changes.run(),
+                run_beside(run_forever("channel checks", checks.check_next)),
             ):
+                bulk_retries.configure(settings.channels, wake)
+                replays = build_replays(settings, store, metrics, wake, limit)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -116,7 +133,11 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes, path, login),
+                        *build_routes(
+                            ConsoleParts(
+                                store, settings, wake, metrics, changes, path, checker, bulk_retries, replays, login
+                            )
+                        ),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -282,6 +303,18 @@ def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     )
 
 
+def build_replays(
+    settings: RelaySettings,
+    store: Store,
+    metrics: Metrics,
+    wake: Callable[[Iterable[str]], None],
+    byte_limit: ByteLimit,
+) -> Replays:
+    """What accepts quarantined webhooks by the rules of the intake."""
+    rules = build_intake_rules(settings)
+    return Replays(store, rules, Acceptance(store, rules, metrics, wake, byte_limit))
+
+
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
     """What the configuration says about the monitors."""
     watchdogs = [
@@ -317,6 +350,11 @@ def build_press_rules(settings: RelaySettings) -> PressRules:
         alertmanager.token_file,
         alertmanager,
     )
+
+
+def find_changed_channels(before: RelaySettings, after: RelaySettings) -> list[str]:
+    """The channels that are new, or have other settings than before."""
+    return [name for name, channel in after.channels.items() if channel != before.channels.get(name)]
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:

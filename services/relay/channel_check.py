@@ -1,11 +1,11 @@
-"""One channel without the outbox: send a test message and its resolve, advise, or render the payload of a webhook.
+"""One channel without the outbox: check it, send a test message and its resolve, or advise what to do.
 
 Nothing is stored, and nothing is tried again.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -15,12 +15,8 @@ from services.relay.channels.diagnosis import find_hint
 from services.relay.channels.port import Channel, Receipt
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import close_channel
-from services.relay.delivery.enrichment.enricher import open_enricher
-from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
-from services.relay.delivery.templates import MessageTemplates
-from services.relay.event_size import limit_size
-from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
-from services.relay.model import Alert, DeliveryTask, Event, Message, Status, build_incident_id
+from services.relay.delivery.links import LinkRules, build_links
+from services.relay.model import Alert, DeliveryTask, Event, Message, Status
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check, CheckResult
 from shared.process.doctor import list_file_checks, run_checks_concurrently
@@ -34,20 +30,34 @@ class SentMessage(NamedTuple):
     """The provider's, credentials masked."""
 
 
-async def send_test_message(settings: RelaySettings, channel_name: str) -> list[SentMessage]:
-    """Sends a test message and its resolve on one channel; gives what became of both. Raises SendError."""
+class SentTest(NamedTuple):
+    """What became of a test message and its resolve."""
+
+    sent: Sequence[SentMessage]
+    """Those that arrived, in this order."""
+    error: SendError | None = None
+    """Why the next one did not."""
+
+
+async def send_test_message(settings: RelaySettings, channel_name: str) -> SentTest:
+    """Sends a test message and its resolve on one channel."""
     timeout = settings.delivery.timeout
     channel = settings.channels[channel_name].connect(timeout)
+    sent: list[SentMessage] = []
     try:
         async with asyncio.timeout(2 * timeout):
             message = _build_test_message(channel_name, datetime.now(UTC), settings.link_rules)
-            sent = await _send(channel, message)
-            resolve = _build_test_resolve(message, sent.receipt, datetime.now(UTC))
-            return [sent, await _send(channel, resolve)]
+            sent.append(await _send(channel, message))
+            resolve = _build_test_resolve(message, sent[0].receipt, datetime.now(UTC))
+            sent.append(await _send(channel, resolve))
     except TimeoutError:
-        raise SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s") from None
+        error = SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, f"no answer within {2 * timeout:g} s")
+        return SentTest(sent, error)
+    except SendError as error:
+        return SentTest(sent, error)
     finally:
         await close_channel(channel_name, channel)
+    return SentTest(sent)
 
 
 async def _send(channel: Channel, message: Message) -> SentMessage:
@@ -90,49 +100,9 @@ async def find_advice(settings: RelaySettings, channel_name: str, error: SendErr
     return advice
 
 
-async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes) -> str:
-    """The payload that a channel would send for a webhook, the first of its incident. Sends nothing.
-
-    Raises:
-        ValueError: the body is no webhook of Alertmanager; the message says where.
-    """
-    try:
-        event = limit_size(read_event(body, ""))
-    except (MalformedWebhookError, TooManyTextsError) as error:
-        raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
-    channel = settings.channels[channel_name].connect(settings.delivery.timeout)
-    try:
-        message = await _enrich(settings, _build_message(settings, channel_name, event))
-        return await asyncio.to_thread(channel.render_payload, message)
-    finally:
-        await close_channel(channel_name, channel)
-
-
-async def _enrich(settings: RelaySettings, message: Message) -> Message:
-    """The message with its runbook excerpt and what Prometheus says now, as delivery adds them."""
-    ends = asyncio.get_running_loop().time() + settings.delivery.timeout
-    message = replace(message, task=message.task._replace(attempt_ends=ends))
-    async with open_enricher(settings.messages.enrichment, settings.messages.zone) as enricher:
-        own = settings.channels[message.task.channel]
-        enriched, _ = await enricher.enrich(message, shows_values=own.shows_values, shows_chart=own.shows_chart)
-        return enriched
-
-
-def _build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:
-    now, rules = datetime.now(UTC), settings.link_rules
-    event = remove_foreign_links(event, rules)
-    task = DeliveryTask(
-        delivery_id="0" * 32,
-        incident_id=build_incident_id(event),
-        episode=1,
-        channel=channel_name,
-        accepted_at=now,
-    )
-    links = tuple(build_links(alert, now, rules) for alert in event.alerts)
-    message = Message(task, event, links, settings.contacts, zone=settings.messages.zone)
-    if not settings.channels[channel_name].uses_templates:
-        return message
-    return MessageTemplates(settings.messages.templates).apply(message)[0]
+def advise_on(reason: str | None) -> str:
+    """What to do about a channel whose last attempt ended for that reason; empty if it is not known."""
+    return find_hint(SendReason(reason)) if reason in list(SendReason) else ""
 
 
 def _build_test_message(channel: str, now: datetime, rules: LinkRules) -> Message:

@@ -44,7 +44,7 @@ _UNREADABLE_SCOPE_KEY: Final = "keypulse.session_unreadable"
 _PROGRAM_PATHS: Final = ("/api/", "/-/")
 """What programs call, too; everything else is a page."""
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
-_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415, 429)
 """Statuses of an action that was refused before it began."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Logged for an action whose client disconnected, as nginx does."""

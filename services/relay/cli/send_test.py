@@ -12,7 +12,6 @@ import structlog
 from services.relay.channel_check import find_advice, send_test_message
 from services.relay.cli.command_context import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
-from services.relay.send_error import SendError
 from shared.process import logs
 from shared.process.command_line import load_settings_or_exit
 
@@ -31,9 +30,8 @@ def command(config: Path | None, channel: str) -> None:
     if settings.channels[channel].kind == "log":
         structlog.reset_defaults()
         logs.configure(settings.service_name)  # what it sends are lines of the log
-    try:
-        sent = asyncio.run(send_test_message(settings, channel))
-    except SendError as error:
+    sent, error = asyncio.run(send_test_message(settings, channel))
+    if error is not None:
         click.echo(f"{channel}: not sent ({error.reason}): {error}", err=True)
         click.echo(f"{channel}: {asyncio.run(find_advice(settings, channel, error))}", err=True)
         sys.exit(1)

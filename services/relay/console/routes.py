@@ -1,69 +1,88 @@
 """The routes of the console: pages and JSON API."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.config import RelaySettings
+from services.relay.configured_channels import list_configured_channels
+from services.relay.console.api.channels import ChannelsEndpoint
 from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
+from services.relay.console.channel_actions import ChannelActions
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.audit import AuditPages
+from services.relay.console.pages.channels import ChannelsPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.login import LoginPages
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.quarantine import QuarantinePages
+from services.relay.console.pages.render import RenderPages
 from services.relay.console.path_watch import PathWatch
+from services.relay.intake.replay import Replays
 from services.relay.login.service import LoginService
 from services.relay.metrics import Metrics
+from services.relay.monitors.channel_checks import ChannelChecker
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.rendering import WebhookRenderer
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.json_api import build_error_response
 
 
-def build_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-    changes: ChangeStream,
-    path: PathWatch,
-    login: LoginService,
-) -> list[ProtectedRoute]:
-    """The routes of pages and API.
+@dataclass(frozen=True, slots=True)
+class ConsoleParts:
+    """What the console shows and acts on."""
 
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        wake_channels: called with the channels that have something new to deliver.
-        metrics: counts acknowledgements.
-        changes: tells pages that the outbox has changed.
-        path: the lights of the path of an alert.
-        login: has the sessions.
-    """
+    store: Store
+    settings: RelaySettings
+    wake_channels: Callable[[Iterable[str]], None]
+    """Called with the channels that have something new to deliver."""
+    metrics: Metrics
+    changes: ChangeStream
+    """Tells pages that the outbox has changed."""
+    path: PathWatch
+    """The lights of the path of an alert."""
+    checker: ChannelChecker
+    bulk_retries: BulkRetries
+    """Retries many dead letters."""
+    replays: Replays
+    """Accepts quarantined webhooks after all."""
+    login: LoginService
+
+
+def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
+    """The routes of pages and API."""
+    store, settings = parts.store, parts.settings
     renderer = PageRenderer(store.clock)
+    channels = list_configured_channels(settings)
+    actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics),
+        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions)),
         *renderer.build_routes(),
-        *changes.build_routes(),
-        *LoginPages(login, renderer).build_routes(),
-        *NowPages(store, renderer, settings, path, changes).build_routes(),
-        *AuditPages(store, login.authorizer.audit_log, renderer).build_routes(),
+        *parts.changes.build_routes(),
+        *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
+        *ChannelsPages(store, renderer, channels, actions).build_routes(),
+        *QuarantinePages(
+            store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
+        ).build_routes(),
+        *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
+        *LoginPages(parts.login, renderer).build_routes(),
+        *AuditPages(store, parts.login.authorizer.audit_log, renderer).build_routes(),
     ]
 
 
-def _build_api_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-) -> list[ProtectedRoute]:
-    deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
-    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
+def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint) -> list[ProtectedRoute]:
+    store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
+    deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
+    quarantine = QuarantineEndpoint(store, parts.replays)
+    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, parts.metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
@@ -72,6 +91,9 @@ def _build_api_routes(
         )
 
     return [
+        route("/api/channels", channels.list, Role.VIEWER),
+        route("/api/channels/{name}/check", channels.check, Role.RESPONDER, "check channel"),
+        route("/api/channels/{name}/test", channels.test, Role.RESPONDER, "test channel"),
         route("/api/deliveries", deliveries.list, Role.VIEWER),
         route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
         route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
@@ -82,6 +104,7 @@ def _build_api_routes(
         route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 

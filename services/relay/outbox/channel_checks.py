@@ -4,7 +4,7 @@ Each channel is checked by one replica at a time (see `breaker.claim_check`), an
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
@@ -130,6 +130,13 @@ async def record_check(store: Store, channel: str, check: ChannelCheck) -> None:
 def list_checks(connection: Connection, channel: str, kind: CheckKind, limit: int) -> list[CheckRow]:
     """The last ones of a channel, the newest first; for `Store.read`."""
     return _CHECKS.fetch_all(connection, {"channel": channel, "kind": kind, "most": limit})
+
+
+def list_checks_of_channels(
+    connection: Connection, channels: Iterable[str], kind: CheckKind, limit: int
+) -> dict[str, list[CheckRow]]:
+    """The same of several channels."""
+    return {channel: list_checks(connection, channel, kind, limit) for channel in channels}
 
 
 def read_results(connection: Connection, row: CheckRow) -> list[CheckResult]:
