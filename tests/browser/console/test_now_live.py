@@ -87,12 +87,23 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             await page.emulate_media(color_scheme="dark")
             assert await find_violations(page) == []
 
-            # What a person has opened stays open while the page is loaded again.
+            # What a person has opened stays open while the page is loaded again, the focus stays, and a selection.
+            state = page.locator("#now_state")
             await page.locator("#plot-table summary").click()
-            await page.locator("#now_state").evaluate("node => node.dataset.old = 'yes'")
+            await page.get_by_role("link", name="email").focus()
+            await state.evaluate("node => node.dataset.old = 'yes'")
             await console.post(group="another")
-            await expect(page.locator("#now_state")).not_to_have_attribute("data-old", "yes")
+            await expect(state).not_to_have_attribute("data-old", "yes")
             await expect(page.locator("#plot-table")).to_have_attribute("open", "")
+            await expect(page.get_by_role("link", name="email")).to_be_focused()
+            await page.evaluate("getSelection().selectAllChildren(document.querySelector('.verdict'))")
+            await state.evaluate("node => node.dataset.old = 'yes'")
+            await console.post(group="one more")
+            await page.wait_for_timeout(1500)
+            await expect(state).to_have_attribute("data-old", "yes")
+            await page.evaluate("getSelection().removeAllRanges()")
+            await console.post(group="the last")
+            await expect(state).not_to_have_attribute("data-old", "yes")
             await expect(page.locator("#plot-table tbody tr").first).to_contain_text("ms")
 
 
