@@ -1,8 +1,9 @@
 """The first page in bad times: what fails, hostile alerts, a store that is away, a relay that is away."""
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import aiohttp
@@ -12,6 +13,7 @@ from playwright.async_api import Browser, expect
 from ops.demo.stand_ins.app import run_stand_ins
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
+from services.relay.console import events
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
@@ -124,3 +126,25 @@ async def test_a_store_that_is_away_is_shown_and_what_was_known_is_old(chromium:
             (tmp_path / "away.db").rename(tmp_path / "relay.db")
         await expect(page.locator(".notice")).to_have_count(0, timeout=15_000)
         await expect(page.locator(".path > .card").nth(4)).to_contain_text("Commits")
+
+
+async def test_a_session_that_was_ended_ends_its_pages(
+    chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 0.2)
+    (tmp_path / "viewer").write_text("a-token-of-a-viewer")
+    auth = {
+        "bearer_token_file": tmp_path / "token",
+        "tokens": [{"name": "ada", "role": "viewer", "file": tmp_path / "viewer"}],
+    }
+    async with run_stand_ins() as stand_ins, await chromium.new_page(reduced_motion="reduce") as page:
+        settings, live = build_settings(tmp_path, stand_ins, auth=auth), page.locator("#live")
+        async with running(settings, Address("127.0.0.1", 0)) as address:
+            await page.goto(f"http://{address}/")
+            await page.locator("input[name=secret]").fill("a-token-of-a-viewer")
+            await page.locator("input[name=secret]").press("Enter")
+            await expect(live).to_have_text("Live")
+            await expect(page.locator(".caller")).to_contain_text("ada")
+            with closing(sqlite3.connect(tmp_path / "relay.db")) as database, database:
+                database.execute("DELETE FROM sessions")
+            await expect(page.locator("input[name=secret]")).to_be_visible()  # the page led there by itself
