@@ -19,7 +19,8 @@ from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
+from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
