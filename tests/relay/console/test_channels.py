@@ -217,7 +217,8 @@ async def test_a_payload_is_rendered_for_every_channel_and_sent_to_nobody(tmp_pa
                 alert["annotations"] = dict.fromkeys(("title", "summary", "description", "runbook_url"), text)
             body = json.dumps(document).encode("utf-8", "replace")
             status, page = await render(client, body)
-            assert (status, "could not build its message" in page) == (422 if "\ud800" in text else 200, False)
+            assert (status, "could not build its message" in page) == (200, False)
+            assert ("expected a webhook" in page) == ("\ud800" in text)
             assert "<script>alert" not in page
             assert "<img src=x" not in page
             assert 'href="javascript:' not in page
@@ -226,10 +227,10 @@ async def test_a_payload_is_rendered_for_every_channel_and_sent_to_nobody(tmp_pa
             assert "<img src=x" not in mail
 
         for body, status, error in (
-            (b"", 422, "expected a webhook of Alertmanager"),
-            (b'{"version": "4"}', 422, "receiver"),
-            (payload(1).replace(b'"firing"', b'"smoking"'), 422, "firing"),
-            (b"[" * 100_000, 422, "expected a webhook"),
+            (b"", 200, "expected a webhook of Alertmanager"),
+            (b'{"version": "4"}', 200, "receiver"),
+            (payload(1).replace(b'"firing"', b'"smoking"'), 200, "firing"),
+            (b"[" * 100_000, 200, "expected a webhook"),
             (b" " * (MAX_PAYLOAD + 1), 413, "expected at most 256 KiB"),
             (b"\xff" * 3 * MAX_PAYLOAD, 413, "expected at most 256 KiB"),
         ):
