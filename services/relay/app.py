@@ -14,14 +14,16 @@ from starlette.applications import Starlette
 from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
-from services.relay.console.routes import build_routes
+from services.relay.console.path_watch import PathWatch
+from services.relay.console.routes import ConsoleParts, build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.replay import Replays
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
@@ -33,6 +35,7 @@ from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_fo
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -85,6 +88,8 @@ async def run_relay(
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
+        bulk_retries = BulkRetries(store)
+        await stack.enter_async_context(run_beside(bulk_retries.run()))
 
         previous: RelaySettings | None = None
 
@@ -98,13 +103,23 @@ async def run_relay(
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
+            path = PathWatch(
+                settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
+            )
             checker = ChannelChecker(store, partial(check_channel, settings))
             checks = ChannelCheckMonitor(checker, settings.channels, changed)
             async with (
-                run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake),
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
+                    intake,
+                    wake,
+                ),
+                path.run(),
+                changes.run(),
                 run_beside(run_forever("channel checks", checks.check_next)),
             ):
+                bulk_retries.configure(settings.channels, wake)
+                replays = build_replays(settings, store, metrics, wake, limit)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -112,7 +127,9 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes, checker),
+                        *build_routes(
+                            ConsoleParts(store, settings, wake, metrics, changes, path, checker, bulk_retries, replays)
+                        ),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -257,6 +274,18 @@ def build_intake_rules(settings: RelaySettings) -> IntakeRules:
         max_body=settings.intake.max_body,
         heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
     )
+
+
+def build_replays(
+    settings: RelaySettings,
+    store: Store,
+    metrics: Metrics,
+    wake: Callable[[Iterable[str]], None],
+    byte_limit: ByteLimit,
+) -> Replays:
+    """What accepts quarantined webhooks by the rules of the intake."""
+    rules = build_intake_rules(settings)
+    return Replays(store, rules, Acceptance(store, rules, metrics, wake, byte_limit))
 
 
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:

@@ -1,6 +1,7 @@
 """The routes of the console: pages and JSON API."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,9 +17,13 @@ from services.relay.console.events import ChangeStream
 from services.relay.console.pages.channels import ChannelsPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.quarantine import QuarantinePages
 from services.relay.console.pages.render import RenderPages
+from services.relay.console.path_watch import PathWatch
+from services.relay.intake.replay import Replays
 from services.relay.metrics import Metrics
 from services.relay.monitors.channel_checks import ChannelChecker
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.rendering import WebhookRenderer
@@ -28,46 +33,50 @@ from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.json_api import build_error_response
 
 
-def build_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-    changes: ChangeStream,
-    checker: ChannelChecker,
-) -> list[ProtectedRoute]:
-    """The routes of pages and API.
+@dataclass(frozen=True, slots=True)
+class ConsoleParts:
+    """What the console shows and acts on."""
 
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        wake_channels: called with the channels that have something new to deliver.
-        metrics: counts acknowledgements.
-        changes: tells pages that the outbox has changed.
-        checker: checks channels.
-    """
+    store: Store
+    settings: RelaySettings
+    wake_channels: Callable[[Iterable[str]], None]
+    """Called with the channels that have something new to deliver."""
+    metrics: Metrics
+    changes: ChangeStream
+    """Tells pages that the outbox has changed."""
+    path: PathWatch
+    """The lights of the path of an alert."""
+    checker: ChannelChecker
+    bulk_retries: BulkRetries
+    """Retries many dead letters."""
+    replays: Replays
+    """Accepts quarantined webhooks after all."""
+
+
+def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
+    """The routes of pages and API."""
+    store, settings = parts.store, parts.settings
     renderer = PageRenderer(store.clock)
     channels = list_configured_channels(settings)
-    actions = ChannelActions(store, settings, checker, wake_channels)
+    actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics, ChannelsEndpoint(store, channels, actions)),
+        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions)),
         *renderer.build_routes(),
-        *changes.build_routes(),
-        *NowPages(store, renderer).build_routes(),
+        *parts.changes.build_routes(),
+        *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
+        *QuarantinePages(
+            store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
+        ).build_routes(),
         *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
     ]
 
 
-def _build_api_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-    channels: ChannelsEndpoint,
-) -> list[ProtectedRoute]:
-    deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
-    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
+def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint) -> list[ProtectedRoute]:
+    store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
+    deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
+    quarantine = QuarantineEndpoint(store, parts.replays)
+    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, parts.metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
@@ -89,6 +98,7 @@ def _build_api_routes(
         route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 

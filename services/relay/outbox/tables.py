@@ -331,6 +331,7 @@ watchdogs = Table(
     # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
     Column("silent_seconds", Double, nullable=False, server_default="0"),
     Column("counted_at", Double, nullable=False, server_default="0"),
+    Column("heartbeat_at", Double),  # its last heartbeat; null before the first
 )
 
 
@@ -395,6 +396,7 @@ _add_index("incidents_by_service", incidents.c.service, incidents.c.first_event_
 _add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("incidents_open_by_severity", incidents.c.severity, incidents.c.first_event_seq, where="is_open = 1")
 _add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)

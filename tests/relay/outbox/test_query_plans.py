@@ -13,12 +13,24 @@ import pytest
 from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
 from services.relay.model import EscalationStep
-from services.relay.outbox import claim, context, dead_letters, escalation, incident_queries, queries, requeue, sweeper
+from services.relay.outbox import (
+    claim,
+    context,
+    dead_letters,
+    delivery_times,
+    escalation,
+    incident_queries,
+    open_incidents,
+    queries,
+    requeue,
+    sweeper,
+)
 from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.requeue import requeue_dead
 from services.relay.outbox.rows import RowQuery
+from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -189,3 +201,25 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
         found = await store.read(partial(plan, query, {"now": time.time()}))
     assert ("incidents_escalating" if looked_up == "escalates" else "incidents_by_episode") in found
     assert "deliveries_delivered" not in found
+
+
+async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
+    looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
+        "incidents_open_by_severity": (open_incidents._OPEN_OF_SEVERITY, {"level": "critical", "most": 20}),
+        "deliveries_dead": (delivery_times._DEAD, {"since": time.time() + 60, "millis": 300_000}),
+    }
+    async with open_store(database, time.time) as store:
+        await record_served_channels(store, [CHANNEL])
+        await fill(store, MANY, DeliveryState.DELIVERED)
+        await fill(store, 500, DeliveryState.DEAD)
+        seq = incidents.c.latest_event_seq
+        severities = update(incidents).values(first_event_seq=seq, severity="warning", is_open=0)
+        some = update(incidents).where(seq % 40 == 0).values(severity="critical", is_open=1)
+        for changes in (severities, some):
+            await store.run(lambda transaction, changes=changes: transaction.connection.execute(changes).close())
+        await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
+        for index, (query, given) in looks.items():
+            found = await store.read(partial(plan, query, given))
+            assert index in found, found
+            assert "SCAN deliveries" not in found
+            assert "Seq Scan on deliveries" not in found

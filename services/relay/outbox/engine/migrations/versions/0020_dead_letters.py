@@ -4,7 +4,7 @@ from alembic.operations import Operations
 from sqlalchemy import Column, Double, Integer, Text, text
 
 revision = "0020"
-down_revision = "0018"
+down_revision = "0019"
 
 
 def upgrade(op: Operations) -> None:
