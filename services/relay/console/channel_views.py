@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from services.relay.channel_check import advise_on
 from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_health import ChannelHealth, assess_channel
 from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks_of_channels
@@ -23,6 +24,8 @@ class ChannelView:
     configured: ConfiguredChannel
     overview: ChannelOverview
     health: ChannelHealth
+    failure_hint: str
+    """What to do about its last failure; empty if there is none."""
     next_message_at: float | None
     """When its rate limit allows the next message, unix seconds; None if it does now."""
     checks: Sequence[CheckRow]
@@ -39,6 +42,7 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
             channel,
             overview,
             assess_channel(overview),
+            advise_on(overview.last_failure.reason if overview.last_failure else None),
             _find_next_message_time(overview, channel.rate_per_second, now),
             checks[channel.name],
         )

@@ -93,7 +93,7 @@ def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, A
         "delivered": delivered.get(configured.name, 0),
         "dead": overview.dead,
         "last_success": success and {"id": success.id, "at": format_time(success.finished_at)},
-        "last_failure": failure and {**asdict(failure), "at": format_time(failure.at)},
+        "last_failure": failure and {**asdict(failure), "at": format_time(failure.at), "hint": view.failure_hint},
         "last_test": overview.last_test and _encode_check(overview.last_test),
         "checks": [_encode_check(check) for check in view.checks],
     }
