@@ -7,7 +7,8 @@ from typing import Final
 
 from services.relay.channel_check import advise_on
 from services.relay.configured_channels import ConfiguredChannel
-from services.relay.console.channel_health import ChannelHealth, assess_channel
+from services.relay.console.channel_lights import build_channel_light
+from services.relay.console.path_lights import Verdict
 from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks_of_channels
 from services.relay.outbox.channel_overviews import ChannelOverview, read_channel_overviews
 from services.relay.outbox.engine.store import Store
@@ -23,7 +24,7 @@ class ChannelView:
 
     configured: ConfiguredChannel
     overview: ChannelOverview
-    health: ChannelHealth
+    verdict: Verdict
     failure_hint: str
     """What to do about its last failure; empty if there is none."""
     next_message_at: float | None
@@ -41,7 +42,7 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
         ChannelView(
             channel,
             overview,
-            assess_channel(overview),
+            build_channel_light(overview, now).verdict,
             advise_on(overview.last_failure.reason if overview.last_failure else None),
             _find_next_message_time(overview, channel.rate_per_second, now),
             checks[channel.name],

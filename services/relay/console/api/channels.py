@@ -66,7 +66,7 @@ class ChannelsEndpoint:
 
 
 def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, Any]:
-    configured, overview, health = view.configured, view.overview, view.health
+    configured, overview, verdict = view.configured, view.overview, view.verdict
     success, failure = overview.last_success, overview.last_failure
     return {
         "channel": configured.name,
@@ -76,9 +76,9 @@ def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, A
         "limitations": configured.limitations,
         "used_by": [use._asdict() for use in configured.uses],
         "rate": configured.rate,
-        "status": health.status,
-        "summary": health.sentence,
-        "hint": health.hint,
+        "status": verdict.status,
+        "summary": verdict.text,
+        "hint": verdict.hint,
         "is_down": overview.is_down,
         "breaker": overview.breaker,
         "failures": overview.failures,
