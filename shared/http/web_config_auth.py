@@ -31,7 +31,7 @@ from shared.http.password_check import PasswordChecker, TooManyPasswordChecksErr
 from shared.http.web_config_reload import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
-PASSWORD_CHECK_SECONDS: Final = 8.0
+PASSWORD_CHECK_SECONDS: Final = 7.5
 """From a request's first byte to the end of its password check; then it is answered 503. Sixty checks before it may
 take longer than Alertmanager waits for the answer to a webhook."""
 _MAX_BUFFERED_BYTES: Final = 16 * 1024

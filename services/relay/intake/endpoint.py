@@ -47,9 +47,9 @@ SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
 come one after the other, and never delay small ones."""
 MAX_CONCURRENT_WEBHOOKS: Final = 64
 """How many webhooks are parsed and committed at a time, so that thousands at once fit into memory."""
-ANSWER_SECONDS: Final = 8.5
+ANSWER_SECONDS: Final = 8.0
 """From the first byte until a webhook is answered 503, whatever it waits for: with a busy event loop 9 s at most."""
-ADMISSION_SECONDS: Final = 7.5
+ADMISSION_SECONDS: Final = 7.0
 """How long one waits unread; then it is admitted, and has the rest of its time."""
 _MAX_SOURCE: Final = 200
 

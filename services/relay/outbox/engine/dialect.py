@@ -23,7 +23,7 @@ from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
 """How many may read at once."""
-_OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
+_OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=6500ms -c idle_in_transaction_session_timeout=5s"
 """While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
 one of the two, where this time-out would end both."""
 _LOCK_TIMEOUT: Final = "55P03"

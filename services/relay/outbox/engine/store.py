@@ -25,7 +25,7 @@ from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.engine import open_transaction
 
-_REPLY_TIMEOUT: Final = 8.0
+_REPLY_TIMEOUT: Final = 7.5
 """How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
 _SCRAPE_TIMEOUT: Final = 2.0
 """Seconds that a scrape waits for its query, so that it still returns the other metrics in time."""

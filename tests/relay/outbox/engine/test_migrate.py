@@ -46,21 +46,13 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
 
         assert differences(connection) == []
         made = conditions(connection)
-        assert made.keys() == {
-            "deliveries_due",
-            "deliveries_in_order",
-            "deliveries_unsettled",
-            "deliveries_dead",
-            "deliveries_delivered",
-            "deliveries_of_digest",
-            "deliveries_named_in",
-            "edits_due",
-            "silences_due",
-            "events_of_relay",
-            "incidents_of_group",
-            "incidents_escalating",
-            "incidents_of_service",
+        partial = {
+            index.name
+            for table in schema.metadata.tables.values()
+            for index in table.indexes
+            if index.dialect_options["sqlite"]["where"] is not None
         }
+        assert made.keys() == partial
     with engine.begin() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             table.drop(connection)
