@@ -5,27 +5,32 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
 
+from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
-from services.relay.console.routes import build_routes
+from services.relay.console.path_watch import PathWatch
+from services.relay.console.routes import ConsoleParts, build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
+from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, EscalationStep, Event
+from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
-from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
@@ -82,15 +87,33 @@ async def run_relay(
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
 
+        previous: RelaySettings | None = None
+
         @asynccontextmanager
         async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
+            nonlocal previous
+            changed = None if previous is None else find_changed_channels(previous, settings)
+            previous = settings
             store.set_unmerged_channels(settings.unmerged_channels)
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
+            path = PathWatch(
+                settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
+            )
+            checker = ChannelChecker(store, partial(check_channel, settings))
+            checks = ChannelCheckMonitor(checker, settings.channels, changed)
+            async with (
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
+                    intake,
+                    wake,
+                ),
+                path.run(),
+                changes.run(),
+                run_beside(run_forever("channel checks", checks.check_next)),
+            ):
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -98,7 +121,7 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes),
+                        *build_routes(ConsoleParts(store, settings, wake, metrics, changes, path, checker)),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -287,6 +310,11 @@ def build_press_rules(settings: RelaySettings) -> PressRules:
         alertmanager.token_file,
         alertmanager,
     )
+
+
+def find_changed_channels(before: RelaySettings, after: RelaySettings) -> list[str]:
+    """The channels that are new, or have other settings than before."""
+    return [name for name, channel in after.channels.items() if channel != before.channels.get(name)]
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:

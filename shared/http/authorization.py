@@ -112,8 +112,9 @@ SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 ANONYMOUS_NAME: Final = "anonymous"
 """The caller's name on a server that needs no credentials."""
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
+_RECHECK_SCOPE_KEY: Final = "keypulse.recheck"
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
-_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415, 429)
 """Statuses of an action that was refused before it began."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Logged for an action whose client disconnected, as nginx does."""
@@ -217,6 +218,9 @@ class Authorizer:
                 await response(scope, receive, send)
                 return
             scope[_CALLER_SCOPE_KEY] = caller
+            scope[_RECHECK_SCOPE_KEY] = lambda: self._authorize(
+                request, requires, requires.access_policy or get_access_policy()
+            )
             if requires.action is None:
                 await app(scope, receive, send)
             else:
@@ -353,6 +357,12 @@ def get_caller(request: Request) -> Caller:
     """Return the authorized caller."""
     caller: Caller = request.scope[_CALLER_SCOPE_KEY]
     return caller
+
+
+async def is_still_authorized(request: Request) -> bool:
+    """Whether a request that lasts for long would be authorized again by now."""
+    recheck: Callable[[], Caller | RefusalReason] = request.scope[_RECHECK_SCOPE_KEY]
+    return isinstance(recheck(), Caller)
 
 
 def get_peer(request: Request) -> str | None:

@@ -29,6 +29,11 @@ def format_short_time(at: float) -> str:
     return _to_datetime(at).strftime("%-d %b %H:%M UTC")
 
 
+def format_clock(at: float) -> str:
+    """Hour and minute, UTC."""
+    return _to_datetime(at).strftime("%H:%M UTC")
+
+
 def format_rfc3339(at: float) -> str:
     """For a machine (RFC 3339)."""
     return _to_datetime(at).strftime("%Y-%m-%dT%H:%M:%SZ")

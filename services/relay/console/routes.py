@@ -1,65 +1,78 @@
 """The routes of the console: pages and JSON API."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.config import RelaySettings
+from services.relay.configured_channels import list_configured_channels
+from services.relay.console.api.channels import ChannelsEndpoint
 from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
+from services.relay.console.channel_actions import ChannelActions
 from services.relay.console.delivery_actions import DeliveryActions
 from services.relay.console.events import ChangeStream
+from services.relay.console.pages.channels import ChannelsPages
 from services.relay.console.pages.deliveries import DeliveriesPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.render import RenderPages
+from services.relay.console.path_watch import PathWatch
 from services.relay.metrics import Metrics
+from services.relay.monitors.channel_checks import ChannelChecker
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.sending_elsewhere import ACTION
+from services.relay.rendering import WebhookRenderer
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.json_api import build_error_response
 
 
-def build_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-    changes: ChangeStream,
-) -> list[ProtectedRoute]:
-    """The routes of pages and API.
+@dataclass(frozen=True, slots=True)
+class ConsoleParts:
+    """What the console shows and acts on."""
 
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        wake_channels: called with the channels that have something new to deliver.
-        metrics: counts acknowledgements.
-        changes: tells pages that the outbox has changed.
-    """
+    store: Store
+    settings: RelaySettings
+    wake_channels: Callable[[Iterable[str]], None]
+    """Called with the channels that have something new to deliver."""
+    metrics: Metrics
+    changes: ChangeStream
+    """Tells pages that the outbox has changed."""
+    path: PathWatch
+    """The lights of the path of an alert."""
+    checker: ChannelChecker
+
+
+def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
+    """The routes of pages and API."""
+    store, settings = parts.store, parts.settings
     renderer = PageRenderer(store.clock)
-    actions = DeliveryActions(store, settings.channels, wake_channels, metrics)
+    channels = list_configured_channels(settings)
+    actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
+    delivery_actions = DeliveryActions(store, settings.channels, parts.wake_channels, parts.metrics)
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics, actions),
+        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions), delivery_actions),
         *renderer.build_routes(),
-        *changes.build_routes(),
-        *NowPages(store, renderer).build_routes(),
-        *DeliveriesPages(store, settings, renderer, actions).build_routes(),
+        *parts.changes.build_routes(),
+        *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
+        *DeliveriesPages(store, settings, renderer, delivery_actions).build_routes(),
+        *ChannelsPages(store, renderer, channels, actions).build_routes(),
+        *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
     ]
 
 
 def _build_api_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-    actions: DeliveryActions,
+    parts: ConsoleParts, channels: ChannelsEndpoint, delivery_actions: DeliveryActions
 ) -> list[ProtectedRoute]:
-    deliveries, quarantine = DeliveriesEndpoint(store, wake_channels, actions), QuarantineEndpoint(store)
-    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
+    store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
+    deliveries, quarantine = DeliveriesEndpoint(store, wake_channels, delivery_actions), QuarantineEndpoint(store)
+    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, parts.metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
@@ -68,6 +81,9 @@ def _build_api_routes(
         )
 
     return [
+        route("/api/channels", channels.list, Role.VIEWER),
+        route("/api/channels/{name}/check", channels.check, Role.RESPONDER, "check channel"),
+        route("/api/channels/{name}/test", channels.test, Role.RESPONDER, "test channel"),
         route("/api/deliveries", deliveries.list, Role.VIEWER),
         route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
         route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),

@@ -4,7 +4,7 @@ Each channel is checked by one replica at a time (see `breaker.claim_check`), an
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
@@ -16,7 +16,7 @@ from services.relay.outbox import breaker
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_columns, select_values
-from services.relay.outbox.tables import channel_checks, channels, clean_for_database
+from services.relay.outbox.tables import CLOCK_TOLERANCE, channel_checks, channels, clean_for_database
 from shared.check import CheckOutcome, CheckResult
 
 MAX_CHECKS: Final = 100
@@ -39,9 +39,8 @@ class ChannelCheck:
     """One check or test of a channel."""
 
     kind: CheckKind
-    started_at: float
-    """Unix seconds."""
     seconds: float
+    """How long it took until now."""
     requested_by: str | None
     """None: the relay checks by itself."""
     results: Sequence[CheckResult]
@@ -67,11 +66,15 @@ class CheckRow(NamedTuple):
     """What to do about it."""
 
 
-class LastStart(NamedTuple):
-    """When a check of a channel began last."""
+class CheckState(NamedTuple):
+    """What decides when a channel is checked next."""
 
-    name: str
-    check_started_at: float | None
+    age: float | None
+    """Seconds since the last check began; None if there was none."""
+    is_failed: bool
+    """Whether that failed."""
+    is_busy: bool
+    """Whether deliveries use the channel's rate now, or its provider asked for a pause."""
 
 
 _check = channel_checks.c
@@ -82,7 +85,6 @@ _CHECKS: Final = (
     .limit(bindparam("most"))
 )
 _RESULTS: Final = select_values(str, _check.results).where(_check.seq == bindparam("seq"))
-_LAST_STARTS: Final = RowQuery(LastStart, select(*select_columns(LastStart, channels.c)))
 _STATES: Final = CHANNELS.where(channels.c.name == bindparam("channel"))
 
 
@@ -108,7 +110,6 @@ async def record_check(store: Store, channel: str, check: ChannelCheck) -> None:
     row = {
         "channel": channel,
         "kind": check.kind,
-        "started_at": check.started_at,
         "seconds": check.seconds,
         "requested_by": check.requested_by and clean_for_database(check.requested_by),
         "problem": failure and _clean(failure.detail),
@@ -119,7 +120,8 @@ async def record_check(store: Store, channel: str, check: ChannelCheck) -> None:
     newest = select(_check.seq).where(*of_channel).order_by(_check.seq.desc()).limit(MAX_CHECKS)
 
     def commit(transaction: Transaction) -> None:
-        transaction.connection.execute(insert(channel_checks), row)
+        started_at = transaction.now - check.seconds
+        transaction.connection.execute(insert(channel_checks), {**row, "started_at": started_at})
         transaction.connection.execute(delete(channel_checks).where(*of_channel, _check.seq.not_in(newest)))
 
     await store.run(commit)
@@ -130,21 +132,36 @@ def list_checks(connection: Connection, channel: str, kind: CheckKind, limit: in
     return _CHECKS.fetch_all(connection, {"channel": channel, "kind": kind, "most": limit})
 
 
+def list_checks_of_channels(
+    connection: Connection, channels: Iterable[str], kind: CheckKind, limit: int
+) -> dict[str, list[CheckRow]]:
+    """The same of several channels."""
+    return {channel: list_checks(connection, channel, kind, limit) for channel in channels}
+
+
 def read_results(connection: Connection, row: CheckRow) -> list[CheckResult]:
     """The steps of one; none if retention has pruned it meanwhile. For `Store.read`."""
     found = _RESULTS.fetch_first(connection, {"seq": row.seq})
     return [CheckResult(**{**each, "outcome": CheckOutcome(each["outcome"])}) for each in json.loads(found or "[]")]
 
 
-def read_last_starts(connection: Connection) -> dict[str, float | None]:
-    """When a check of each channel began last; for `Store.read`."""
-    return {row.name: row.check_started_at for row in _LAST_STARTS.fetch_all(connection)}
+def read_check_state(connection: Connection, channel: str, now: float) -> CheckState:
+    """Whether a channel is due for a check; for `Store.read`.
 
-
-def is_busy(connection: Connection, channel: str, now: float) -> bool:
-    """Whether deliveries use the channel's rate now, or its provider asked for a pause; for `Store.read`."""
+    Args:
+        connection: to read with.
+        channel: its name.
+        now: unix seconds.
+    """
     row = _STATES.fetch_first(connection, {"channel": channel})
-    return row is not None and (row.next_token_at > now or breaker.compute_pauses(row, now)[1] > 0)
+    if row is None:
+        return CheckState(None, is_failed=False, is_busy=False)
+    started, last = row.check_started_at, list_checks(connection, channel, CheckKind.CHECK, 1)
+    return CheckState(
+        None if started is None or started > now + CLOCK_TOLERANCE else now - started,
+        is_failed=any(each.problem is not None for each in last),
+        is_busy=row.next_token_at > now or breaker.compute_pauses(row, now)[1] > 0,
+    )
 
 
 async def prune_checks(store: Store, cutoff: float) -> None:

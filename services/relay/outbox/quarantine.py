@@ -1,10 +1,10 @@
-"""Webhooks that were not accepted, kept so that a person can see what was sent: the newest 100, 512 KiB of each."""
+"""Webhooks that were not accepted, kept so that a person can see and replay them: the newest 100, 512 KiB of each."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
@@ -42,6 +42,33 @@ class QuarantineEntry:
     reason: str
     body_bytes: int
     """Bytes of the body that are kept."""
+    replayed_at: float | None
+    """When it was accepted after all, unix seconds."""
+    replayed_by: str | None
+    incident_id: str | None
+    """Of what was accepted."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its end is not kept."""
+        return self.body_bytes >= MAX_BODY_BYTES
+
+
+class Replay(NamedTuple):
+    """A request to accept an entry after all."""
+
+    entry: int
+    who: str
+    peer: str | None
+    """The address that called."""
+
+
+class UnknownEntryError(Exception):
+    """There is no such entry, or not any more; the message is a sentence."""
+
+
+class AlreadyReplayedError(Exception):
+    """The message is a sentence that says by whom."""
 
 
 _ENTRIES: Final = RowQuery(
@@ -53,8 +80,17 @@ _ENTRIES: Final = RowQuery(
         quarantine.c.code,
         quarantine.c.reason,
         func.length(quarantine.c.body).label("body_bytes"),
+        quarantine.c.replayed_at,
+        quarantine.c.replayed_by,
+        quarantine.c.incident_id,
     ),
 ).order_by(quarantine.c.seq.desc())
+_ENTRY: Final = _ENTRIES.where(quarantine.c.seq == bindparam("entry"))
+_RECORD_REPLAY: Final = (
+    update(quarantine)
+    .where(quarantine.c.seq == bindparam("entry"), quarantine.c.replayed_at.is_(None))
+    .values(replayed_at=bindparam("at"), replayed_by=bindparam("who"), incident_id=bindparam("incident"))
+)
 _BODY: Final = select_values(bytes, quarantine.c.body).where(quarantine.c.seq == bindparam("entry"))
 
 
@@ -94,6 +130,26 @@ async def list_entries(store: Store) -> list[QuarantineEntry]:
     return await store.read(_ENTRIES.fetch_all)
 
 
+async def read_entry(store: Store, entry: int) -> QuarantineEntry:
+    """One that is kept. Raises UnknownEntryError, StoreUnavailableError."""
+    return _check_entry(await store.read(lambda connection: _ENTRY.fetch_first(connection, {"entry": entry})))
+
+
 async def read_body(store: Store, entry: int) -> bytes | None:
     """The body of one that is kept; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _BODY.fetch_first(connection, {"entry": entry}))
+
+
+def record_replay(transaction: Transaction, replay: Replay, incident_id: str) -> None:
+    """Records that an entry is accepted in this transaction, once. Raises UnknownEntryError, AlreadyReplayedError."""
+    values = {"entry": replay.entry, "at": transaction.now, "who": clean_for_database(replay.who)}
+    if transaction.connection.execute(_RECORD_REPLAY, {**values, "incident": incident_id}).rowcount:
+        return
+    found = _check_entry(_ENTRY.fetch_first(transaction.connection, {"entry": replay.entry}))
+    raise AlreadyReplayedError(f"it was replayed already, by {found.replayed_by}")
+
+
+def _check_entry(found: QuarantineEntry | None) -> QuarantineEntry:
+    if found is None:
+        raise UnknownEntryError("no such entry in the quarantine; it holds the newest 100")
+    return found

@@ -230,9 +230,6 @@ _COUNTS: Final = RowQuery(
         func.min(_of.oldest_accepted_at).label("oldest_accepted_at"),
     ).group_by(_of.channel, _of.state),
 ).where(IS_UNSETTLED)
-_DEAD_COUNT: Final = select_values(int, func.count(_of.seq)).where(
-    _of.channel == bindparam("channel"), _of.state == DeliveryState.DEAD, IS_UNSETTLED
-)
 
 
 async def list_deliveries(store: Store, filter_: DeliveryFilter, *, limit: int, place: Place = NEWEST) -> DeliveryPage:
@@ -276,11 +273,6 @@ def count_deliveries(connection: Connection) -> list[DeliveryCount]:
         DeliveryCount(row.channel, DeliveryState(row.state), row.delivery_count, row.oldest_accepted_at)
         for row in _COUNTS.fetch_all(connection)
     ]
-
-
-async def count_dead(store: Store, channel: str) -> int:
-    """How many deliveries of a channel were given up. Raises StoreUnavailableError."""
-    return await store.read(lambda connection: _DEAD_COUNT.fetch_one(connection, {"channel": channel}))
 
 
 def read_channel_states(connection: Connection) -> list[ChannelState]:

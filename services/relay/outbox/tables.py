@@ -279,6 +279,27 @@ quarantine = Table(
     Column("code", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("replayed_at", Double),  # when it was accepted after all
+    Column("replayed_by", Text),
+    Column("incident_id", Text),  # of what was accepted
+)
+
+# The last retry of many dead letters, of which one runs at a time; see `bulk_retry`.
+bulk_retry = Table(
+    "bulk_retry",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("run", Text, nullable=False),  # which run it is
+    Column("channel", Text),  # null: all channels
+    Column("reason", Text),  # null: all reasons
+    Column("started_by", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("total", Integer, nullable=False),  # dead letters when it started
+    Column("retried", Integer, nullable=False),
+    Column("advanced_at", Double, nullable=False),  # when its last step was committed
+    Column("ended_at", Double),  # null while it runs, or if whoever ran it is gone
+    Column("stopped_by", Text),  # the person who ended it
+    Column("error", Text),  # what ended it
 )
 
 audit = Table(
@@ -310,6 +331,7 @@ watchdogs = Table(
     # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
     Column("silent_seconds", Double, nullable=False, server_default="0"),
     Column("counted_at", Double, nullable=False, server_default="0"),
+    Column("heartbeat_at", Double),  # its last heartbeat; null before the first
 )
 
 
@@ -335,7 +357,7 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-# By when they were given up, and what a report counts them by; all other queries for dead letters use the one above.
+# By when they were given up, and what a report counts them by; `deliveries_dead_groups` is for `dead_letters`.
 _add_index(
     "deliveries_dead",
     _delivery.finished_at,
@@ -352,6 +374,13 @@ _add_index(
     where="state = 'delivered'",
 )
 _add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
+_add_index(
+    "deliveries_dead_groups",
+    _delivery.channel,
+    _delivery.reason,
+    _delivery.oldest_accepted_at,
+    where="state = 'dead'",
+)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
@@ -367,6 +396,7 @@ _add_index("incidents_by_service", incidents.c.service, incidents.c.first_event_
 _add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("incidents_open_by_severity", incidents.c.severity, incidents.c.first_event_seq, where="is_open = 1")
 _add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)

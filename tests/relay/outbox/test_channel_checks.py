@@ -33,8 +33,12 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
-def check(*results: CheckResult, kind: CheckKind = CheckKind.CHECK, at: float | None = None) -> ChannelCheck:
-    return ChannelCheck(kind, time.time() if at is None else at, 0.5, "anna", results)
+def check(*results: CheckResult, kind: CheckKind = CheckKind.CHECK, seconds: float = 0.5) -> ChannelCheck:
+    return ChannelCheck(kind, seconds, "anna", results)
+
+
+async def state(store: Store, channel: str) -> channel_checks.CheckState:
+    return await store.read(partial(channel_checks.read_check_state, channel=channel, now=time.time()))
 
 
 async def overview(store: Store, name: str = "a") -> ChannelOverview:
@@ -52,14 +56,16 @@ async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_ke
     assert await claim_check(store, "a", 0)
     await change(store, check_started_at=time.time() + 3600)  # the clock was set back
     assert await claim_check(store, "a", 60)
-    starts = await store.read(channel_checks.read_last_starts)
-    assert starts.keys() == {"a", "b"}
+    assert (await state(store, "b"))[1:] == (False, False)
+    assert await state(store, "never") == (None, False, False)
 
     for number in range(channel_checks.MAX_CHECKS + 2):
-        await record_check(store, "a", check(PASSED, FAILED, at=number))
+        await record_check(store, "a", check(PASSED, FAILED, seconds=7200 - number))
     await record_check(store, "a", check(PASSED, kind=CheckKind.TEST))
     kept = await store.read(partial(channel_checks.list_checks, channel="a", kind=CheckKind.CHECK, limit=999))
-    assert [each.started_at for each in kept] == [*reversed(range(2, channel_checks.MAX_CHECKS + 2))]
+    assert [each.seconds for each in kept] == [7200 - n for n in reversed(range(2, channel_checks.MAX_CHECKS + 2))]
+    assert time.time() - 7200 < kept[0].started_at < time.time() - 7000
+    assert (await state(store, "a")).is_failed
     assert (kept[0].problem, kept[0].hint, kept[0].requested_by) == ("it is �archived", "unarchive it", "anna")
     passed, failed = await store.read(partial(channel_checks.read_results, row=kept[0]))
     assert (passed, failed.outcome, failed.hint) == (PASSED, CheckOutcome.FAILED, "unarchive it")
@@ -89,14 +95,13 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
     refusal = await claim_test(store, "a", 1.0)
     assert refusal is not None
     assert refusal[0] is SendTestRefusal.RATE
-    assert await store.read(partial(channel_checks.is_busy, channel="a", now=now))
+    assert (await state(store, "a")).is_busy
     assert await claim_test(store, "a", None) is None
     await change(store, test_started_at=None, next_token_at=0, retry_after_until=now + 50, retry_after_set_at=now)
     refusal = await claim_test(store, "a", None)
     assert refusal is not None
     assert refusal[0] is SendTestRefusal.RETRY_AFTER
-    assert await store.read(partial(channel_checks.is_busy, channel="a", now=now))
-    assert not await store.read(partial(channel_checks.is_busy, channel="b", now=now))
+    assert (await state(store, "a")).is_busy
 
 
 async def test_an_overview_says_how_a_channel_is_what_waits_and_what_happened_last(store: Store) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert
 
 from services.relay.outbox import queries
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.delivery_search import DeliveryFilter, Place
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
@@ -101,7 +102,7 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
         ("slack", DeliveryState.DEAD, 1),
     }
     assert min(each.oldest_accepted_at for each in counted) == pytest.approx(now - 60, abs=10)
-    assert [await queries.count_dead(store, name) for name in ("slack", "email")] == [1, 0]
+    assert [await store.read(DeadLetterFilter(name).count) for name in ("slack", "email")] == [1, 0]
 
 
 async def test_channels_are_reported_with_how_they_stand(store: Store) -> None:

@@ -1,15 +1,12 @@
-// Shows whether the page is live, and keeps ages and the viewer's own time zone current.
+// Keeps ages and the viewer's own time zone current, and what a person has opened or selected as it is while parts of the
+// page are loaded again.
 
-import { getServerTime, setServerTime, updateAges } from "/console/ages.js";
+import { setServerTime, updateAges } from "/console/ages.js";
+import "/console/live.js";
 
-const live = document.getElementById("live");
 const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
-
-function showConnection(text, state) {
-  if (live.textContent !== text) live.textContent = text;
-  live.className = `live ${state}`;
-  document.body.classList.toggle("old", state === "lost");
-}
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
+let open = new Set(); // the ids of the details that are open in the part that is replaced
 
 // The exact time on hover, in the viewer's zone; the server writes UTC.
 function localiseTimes() {
@@ -17,20 +14,36 @@ function localiseTimes() {
     node.dataset.zoned = "";
     node.title = zoned.format(Number(node.dataset.at) * 1000);
   }
+  for (const node of document.querySelectorAll("time[data-clock]:not([data-zoned])")) {
+    node.dataset.zoned = "";
+    node.textContent = clock.format(Number(node.dataset.clock) * 1000);
+  }
 }
 
-let lostSince = null;
-document.body.addEventListener("htmx:sseOpen", () => {
-  lostSince = null;
-  showConnection("Live", "on");
+// The number of what needs somebody, in the title and the icon.
+function showTrouble() {
+  const node = document.querySelector("[data-trouble]");
+  if (!node) return;
+  const count = Number(node.dataset.trouble);
+  document.title = `${count ? `(${count}) ` : ""}keypulse relay`;
+  document.getElementById("icon").href = `/console/${count ? "icon-trouble.svg" : "icon.svg"}`;
+  setServerTime(Number(node.dataset.now));
+}
+
+// A part is loaded again by itself; text that a person is selecting in it stays until the next time.
+document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  const selection = getSelection();
+  const cause = detail.requestConfig.triggeringEvent?.type ?? "";
+  const isOwnAccord = cause.startsWith("sse:") || cause === "every" || cause === "";
+  if (isOwnAccord && !selection.isCollapsed && selection.containsNode(detail.target, true)) detail.shouldSwap = false;
+  open = new Set([...detail.target.querySelectorAll("details[open][id]")].map((node) => node.id));
 });
-document.body.addEventListener("htmx:sseError", () => {
-  lostSince ??= getServerTime();
-  const since = new Date(lostSince * 1000).toLocaleTimeString();
-  showConnection(`Connection lost at ${since}; what is shown may be old.`, "lost");
+document.body.addEventListener("htmx:afterSwap", () => {
+  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
 });
 document.body.addEventListener("htmx:afterSettle", () => {
   localiseTimes();
+  showTrouble();
   updateAges();
 });
 setServerTime(Number(document.body.dataset.now));

@@ -6,7 +6,7 @@ address with that id in `HX-Target`, and gets the block alone.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
@@ -67,10 +67,12 @@ class PageRenderer:
         """The styles and scripts of the pages."""
         return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(Role.VIEWER))]
 
-    def build_page_route(self, path: str, handler: Handler, role: Role = Role.VIEWER) -> ProtectedRoute:
-        """A page, which a link on another site may open."""
+    def build_page_route(
+        self, path: str, handler: Handler, role: Role = Role.VIEWER, methods: Collection[str] = ("GET",)
+    ) -> ProtectedRoute:
+        """A page, which a link on another site may open; by POST where a form that changes nothing is large."""
         requirements = RouteRequirements(role, challenges_browser=True, allows_cross_site_link=True)
-        return ProtectedRoute(path, add_security_headers(self._show_unavailable(handler)), requirements)
+        return ProtectedRoute(path, add_security_headers(self._show_unavailable(handler)), requirements, methods)
 
     def build_action_route(self, path: str, handler: Handler, role: Role, action: str) -> ProtectedRoute:
         """An action of a page: a POST of a form."""

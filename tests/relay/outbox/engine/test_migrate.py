@@ -91,7 +91,7 @@ def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -
         "import sys; from pathlib import Path; from services.relay.outbox.engine import dialect, migrate\n"
         "from shared.sql import database_url\n"
         "dialect.make_file(where := database_url.create_sqlite_url(Path(sys.argv[1])))\n"
-        "writing, _ = dialect.create_engines(where)\n"
+        "writing = dialect.create_engines(where).writing\n"
         "with writing.begin() as connection: migrate.upgrade_tables(connection)\n"
         "print('alembic' in sys.modules)"
     )
