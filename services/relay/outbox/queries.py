@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, func, select
 
 from services.relay.model import Event, decode_event
-from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Examined, Place, search_deliveries
+from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Examined, Position, search_deliveries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
 from services.relay.outbox.tables import (
@@ -232,21 +232,23 @@ _COUNTS: Final = RowQuery(
 ).where(IS_UNSETTLED)
 
 
-async def list_deliveries(store: Store, filter_: DeliveryFilter, *, limit: int, place: Place = NEWEST) -> DeliveryPage:
+async def list_deliveries(
+    store: Store, filter_: DeliveryFilter, *, limit: int, position: Position = NEWEST
+) -> DeliveryPage:
     """Deliveries, the newest first.
 
     Args:
         store: the outbox.
         filter_: which of them.
         limit: at most so many.
-        place: where the page begins.
+        position: where the page begins.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
 
     def read(connection: Connection) -> DeliveryPage:
-        found = search_deliveries(connection, filter_, place, limit)
+        found = search_deliveries(connection, filter_, position, limit)
         rows = _PAGE.fetch_all(connection, {"seqs": found.seqs}) if found.seqs else []
         return DeliveryPage([row.build_summary() for row in rows], found.older, found.newer, found.examined)
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
 from services.relay.outbox import queries
-from services.relay.outbox.delivery_search import DeliveryFilter, Place
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel
@@ -63,7 +63,7 @@ class DeliveriesEndpoint:
         except ValueError as error:
             return build_error_response(400, str(error))
         listed = await queries.list_deliveries(
-            self._store, delivery_filter, limit=page.limit, place=Place(before=page.before)
+            self._store, delivery_filter, limit=page.limit, position=Position(before=page.before)
         )
         rows = [encode_delivery(delivery) for delivery in listed.deliveries]
         end = listed.examined

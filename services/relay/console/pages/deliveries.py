@@ -89,7 +89,7 @@ class DeliveriesPages:
         if query.problems:
             page = queries.DeliveryPage([], None, None, None)
         else:
-            page = await queries.list_deliveries(self._store, query.filter, limit=PAGE_SIZE, place=query.place)
+            page = await queries.list_deliveries(self._store, query.filter, limit=PAGE_SIZE, position=query.position)
         # Channels that are not configured any more may have deliveries, too: they can be typed.
         values |= {"page": page, "channels": sorted(self._channels)}
         status = 400 if query.problems else 200

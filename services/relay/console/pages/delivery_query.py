@@ -1,4 +1,4 @@
-"""The address of a list of deliveries: its filters and its place, and the links to the pages beside it. Pure."""
+"""The address of a list of deliveries: its filters and its position, and the links to the pages beside it. Pure."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from services.relay.outbox.delivery_search import DeliveryFilter, Place
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.queries import check_text, parse_state
 from shared.http.pagination import format_cursor
 
@@ -56,14 +56,14 @@ class DeliveryQuery:
     given: Mapping[str, str]
     """The filters as they were written; those that are empty are absent."""
     filter: DeliveryFilter
-    place: Place
+    position: Position
     problems: Mapping[str, str]
     """What is wrong with a filter, by its name."""
 
     @property
     def is_newest(self) -> bool:
         """Whether the page begins with the newest."""
-        return self.place == Place()
+        return self.position == Position()
 
     def get(self, name: str) -> str:
         """A filter as a form shows it."""
@@ -74,15 +74,15 @@ class DeliveryQuery:
 
     def build_link(self, *, before: int | None = None, after: int | None = None, **changes: str) -> str:
         """The address of another page, with the same filters but for the changes; an empty one is taken away."""
-        place = {"before": format_cursor(before), "after": format_cursor(after)}
-        given = {name: value for name, value in {**self.given, **changes, **place}.items() if value}
+        position = {"before": format_cursor(before), "after": format_cursor(after)}
+        given = {name: value for name, value in {**self.given, **changes, **position}.items() if value}
         return f"{PATH}?{urlencode(given)}" if given else PATH
 
 
 def parse_query(parameters: Mapping[str, str]) -> DeliveryQuery:
     """What the address of the page says; a parameter that is unknown is ignored."""
     given = {name: parameters[name].strip() for name in _FIELDS if parameters.get(name, "").strip()}
-    problems, values, place = {}, {}, {}
+    problems, values, position = {}, {}, {}
     for name, text in given.items():
         try:
             values[name] = _FIELDS[name](text)
@@ -91,7 +91,7 @@ def parse_query(parameters: Mapping[str, str]) -> DeliveryQuery:
     for name in ("before", "after"):
         if parameters.get(name):
             try:
-                place[name] = _parse_cursor(parameters[name])
+                position[name] = _parse_cursor(parameters[name])
             except ValueError as error:
                 problems[name] = str(error)
-    return DeliveryQuery(given, DeliveryFilter(**values), Place(**place), problems)
+    return DeliveryQuery(given, DeliveryFilter(**values), Position(**position), problems)
