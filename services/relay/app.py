@@ -20,20 +20,21 @@ from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Route, find_route
+from services.relay.intake.replay import Replays
+from services.relay.intake.routing import find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Button, EscalationStep, Event
+from services.relay.model import Button, Event
 from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -86,6 +87,8 @@ async def run_relay(
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
+        bulk_retries = BulkRetries(store)
+        await stack.enter_async_context(run_beside(bulk_retries.run()))
 
         previous: RelaySettings | None = None
 
@@ -114,6 +117,8 @@ async def run_relay(
                 changes.run(),
                 run_beside(run_forever("channel checks", checks.check_next)),
             ):
+                bulk_retries.configure(settings.channels, wake)
+                replays = build_replays(settings, store, metrics, wake, limit)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -121,7 +126,9 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(ConsoleParts(store, settings, wake, metrics, changes, path, checker)),
+                        *build_routes(
+                            ConsoleParts(store, settings, wake, metrics, changes, path, checker, bulk_retries, replays)
+                        ),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -258,21 +265,25 @@ def list_buttons(settings: RelaySettings) -> tuple[Button, ...]:
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     """What the configuration says about the intake."""
     return IntakeRules(
-        routes=[
-            Route(
-                route.receiver,
-                route.matchers,
-                route.channels,
-                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
-            )
-            for route in settings.routes
-        ],
+        routes=settings.intake_routes,
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
         max_body=settings.intake.max_body,
-        heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
+        heartbeats=settings.heartbeat_matchers,
     )
+
+
+def build_replays(
+    settings: RelaySettings,
+    store: Store,
+    metrics: Metrics,
+    wake: Callable[[Iterable[str]], None],
+    byte_limit: ByteLimit,
+) -> Replays:
+    """What accepts quarantined webhooks by the rules of the intake."""
+    rules = build_intake_rules(settings)
+    return Replays(store, rules, Acceptance(store, rules, metrics, wake, byte_limit))
 
 
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
