@@ -40,7 +40,7 @@ function showProblems() {
   if (!node) return;
   const count = Number(node.dataset.problems);
   document.title = `${count ? `(${count}) ` : ""}keypulse relay`;
-  document.getElementById("icon").href = `/console/${count ? "icon-trouble.svg" : "icon.svg"}`;
+  document.getElementById("icon").href = `/console/${count ? "icon-problems.svg" : "icon.svg"}`;
   setServerTime(Number(node.dataset.now));
 }
 
