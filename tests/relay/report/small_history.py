@@ -57,16 +57,23 @@ Attempt = tuple[float, float, str, str]
 """When, for how many seconds, its reason, and the provider's answer."""
 
 
-async def add_small_history(store: Store) -> float:
-    """Adds it to an empty outbox; gives `T`, in unix seconds."""
-    return await store.run(lambda transaction: _SmallHistory(transaction).add())
+async def add_small_history(store: Store, channels: Mapping[str, str] | None = None) -> float:
+    """Adds it to an empty outbox; gives `T`, in unix seconds.
+
+    Args:
+        store: the outbox.
+        channels: other names of channels; none of them then has a delivery that waits.
+    """
+    return await store.run(lambda transaction: _SmallHistory(transaction, channels).add())
 
 
 class _SmallHistory:
     """Times are seconds after `T`."""
 
-    def __init__(self, transaction: Transaction) -> None:
+    def __init__(self, transaction: Transaction, channels: Mapping[str, str] | None) -> None:
+        self._channels = channels
         self._connection = transaction.connection
+        self._now = transaction.now
         self._start = round(transaction.now) - 3 * 86400.0
         self._number = 0
 
@@ -86,7 +93,8 @@ class _SmallHistory:
             self._add_delivery(one, "slack", 10, 10 + seconds)
         self._add_delivery(one, "slack", -6 * 86400, -5 * 86400)
         self._add_delivery(one, "slack", 20, 500, DeliveryState.SUPERSEDED)
-        self._add_delivery(one, "slack", 5000, None, DeliveryState.QUEUED)
+        if self._channels is None:
+            self._add_delivery(one, "slack", 5000, None, DeliveryState.QUEUED)
         # The circuit breaker is open until another message arrives.
         failed = [(5010, 10, "timeout", ""), (5050, 10, "timeout", ""), (5089, 1, "ok", "")]
         self._add_delivery(two, "slack", 5000, 5090, tried=failed)
@@ -155,10 +163,11 @@ class _SmallHistory:
         """A delivery with its attempts, of which the last one took half a second where none is given; gives its seq."""
         self._number += 1
         tried = tried or [(accepted, 0.5, "ok", "")]
+        channel = (self._channels or {}).get(channel, channel)
         row: dict[str, Any] = {"id": f"delivery {self._number}", "event_seq": event, "first_event_seq": event}
-        row |= {"incident_id": f"{self._number}", "episode": 1, "channel": channel, "state": state, "due_at": 0.0}
+        row |= {"incident_id": f"{self._number}", "episode": 1, "channel": channel, "state": state}
         row |= {"attempts": len(tried), "reason": tried[-1][2], "accepted_at": self._start + accepted}
-        row |= {"oldest_accepted_at": row["accepted_at"]}
+        row |= {"oldest_accepted_at": row["accepted_at"], "due_at": self._now + 600, "due_set_at": self._now}
         row |= {"finished_at": None if finished is None else self._start + finished}
         seq: int = self._connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
         for number, (at, seconds, reason, detail) in enumerate(tried, 1):
