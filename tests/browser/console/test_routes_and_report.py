@@ -66,7 +66,7 @@ async def test_a_report_is_chosen_read_and_printed(chromium: Browser, reported: 
         await expect(page.locator("#figures.report")).to_be_visible()
         slack = page.locator("table").first.locator("tr", has=page.get_by_role("rowheader", name="slack"))
         await expect(slack).to_contain_text("1 min 40 s")
-        never = page.locator("#never + .scroll")
+        never = page.locator("#never-title + .scroll")
         await expect(never).to_contain_text('=HYPERLINK("http://evil.example")')
         await expect(never.get_by_role("link", name="2", exact=True)).to_have_attribute(
             "href", "/deliveries?state=dead&channel=pagerduty"
@@ -78,7 +78,7 @@ async def test_a_report_is_chosen_read_and_printed(chromium: Browser, reported: 
         await page.emulate_media(media="print")
         await expect(page.locator("nav.pages")).to_be_hidden()
         await expect(page.locator("form.period")).to_be_hidden()
-        printed = page.locator("#late + .scroll time").first
+        printed = page.locator("#late-title + .scroll time").first
         assert await printed.evaluate("node => getComputedStyle(node, '::after').content !== 'none'")
         assert not await find_overflow(page)
 
