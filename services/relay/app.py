@@ -20,6 +20,7 @@ from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
+from services.relay.exporter_api import ExporterHistory
 from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.replay import Replays
@@ -112,7 +113,9 @@ async def run_relay(
                 run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
                     intake,
                     wake,
+                    wake_silences,
                 ),
+                open_exporter_history(settings) as exporter,
                 path.run(),
                 changes.run(),
                 run_beside(run_forever("channel checks", checks.check_next)),
@@ -127,7 +130,19 @@ async def run_relay(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
                         *build_routes(
-                            ConsoleParts(store, settings, wake, metrics, changes, path, checker, bulk_retries, replays)
+                            ConsoleParts(
+                                store=store,
+                                settings=settings,
+                                wake_channels=wake,
+                                metrics=metrics,
+                                changes=changes,
+                                path=path,
+                                checker=checker,
+                                bulk_retries=bulk_retries,
+                                replays=replays,
+                                wake_silences=wake_silences,
+                                exporter=exporter,
+                            )
                         ),
                     ],
                     authorizer=authorizer,
@@ -177,8 +192,12 @@ async def run_intake_and_delivery(
     byte_limit: ByteLimit,
     uptime: IntakeUptime,
     open_sender: OpenSender,
-) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
-    """Runs delivery, monitors and retention while the body runs; yields the intake, and what wakes channels."""
+) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None], Callable[[], None] | None]]:
+    """Runs delivery, monitors and retention while the body runs.
+
+    Yields:
+        The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
+    """
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
@@ -204,7 +223,19 @@ async def run_intake_and_delivery(
             run_silences(press_rules, store) as wake_silences,
             run_presses(press_rules, store, metrics, wake, wake_silences),
         ):
-            yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
+            intake = Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit)
+            yield intake, wake, wake_silences
+
+
+@asynccontextmanager
+async def open_exporter_history(settings: RelaySettings) -> AsyncIterator[ExporterHistory]:
+    """What reads the exporter's history of failures, where `messages.board_url` names one."""
+    messages = settings.messages
+    exporter = ExporterHistory(messages.board_url, messages.board_token_file, messages.egress)
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
 
 
 @asynccontextmanager

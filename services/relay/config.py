@@ -259,7 +259,7 @@ RunbookLocation = Annotated[
 
 
 class MessageSettings(EgressSettings):
-    """What messages contain beside the alert. The proxy and the authorities are for runbook and Prometheus."""
+    """What messages contain beside the alert. Proxy and authorities are for runbook, Prometheus and board."""
 
     runbook: RunbookLocation | None = None
     """Each message shows the first diagnosis steps of its alert's section."""
@@ -269,7 +269,9 @@ class MessageSettings(EgressSettings):
     """Sent as Bearer."""
 
     board_url: BaseUrl | None = None
-    """The exporter's board; each alert links to its key or its service there."""
+    """The exporter's board; each alert links to its key or its service there, and an incident shows its fault."""
+    board_token_file: SecretPath | None = None
+    """A viewer's token of the exporter, sent as Bearer."""
     timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
     """The readers' time zone, beside UTC in mails and PagerDuty; Slack knows each reader's own."""
 
@@ -284,13 +286,21 @@ class MessageSettings(EgressSettings):
     @property
     def enrichment(self) -> EnrichmentSettings:
         """What delivery adds to messages."""
-        egress = EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
-        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, egress)
+        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, self.egress)
+
+    @property
+    def egress(self) -> EgressSettings:
+        """How runbook, Prometheus and the board are reached."""
+        return EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
 
     @model_validator(mode="after")
     def _check_plaintext_secret(self) -> Self:
-        if self.prometheus_url and self.prometheus_token_file:
-            check_secret_url(self.prometheus_url)
+        for url, token in (
+            (self.prometheus_url, self.prometheus_token_file),
+            (self.board_url, self.board_token_file),
+        ):
+            if url and token:
+                check_secret_url(url)
         return self
 
 

@@ -173,7 +173,7 @@ edits = Table(
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
     Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
-    Column("shown_at", Double),  # when the last edit was made; null before the first
+    Column("edited_at", Double),  # when the last edit was made; null before the first
     sqlite_with_rowid=False,
 )
 
