@@ -23,19 +23,28 @@ ROUTES: Final[list[dict[str, Any]]] = [
         "channels": ["slack", "email"],
         "escalate": [{"after": "10m", "channels": ["pagerduty"]}],
     },
-    {"receiver": "<img src=x onerror=alert(1)>", "channels": ["email"]},
 ]
+HOSTILE: Final = {"receiver": "<img src=x onerror=alert(1)>", "channels": ["email"]}
 WATCHDOGS: Final = [{"matchers": ["alertname=Watchdog"], "expect_every": "5m", "channels": ["pagerduty"]}]
 EXPLAINED: Final = f"/routes?{urlencode({'labels': LABELS})}"
 
 
 @asynccontextmanager
-async def open_reported_console(folder: Path, routes: list[dict[str, Any]] = ROUTES) -> AsyncIterator[Console]:
-    """The console with the small history, and some deliveries of its own."""
-    async with open_store(create_sqlite_url(folder / "relay.db"), time.time) as store:
-        await add_small_history(store, channels={"pager": "pagerduty"})
+async def open_routed_console(folder: Path, *more_routes: dict[str, Any]) -> AsyncIterator[Console]:
+    """The console of a relay with these routes, beside an Alertmanager with the shipped configuration."""
     async with (
         run_alertmanager(folder, SHIPPED.read_text()) as url,
-        open_console(folder, alertmanager={"urls": [url]}, routes=routes, watchdogs=WATCHDOGS) as console,
+        open_console(
+            folder, alertmanager={"urls": [url]}, routes=[*ROUTES, *more_routes], watchdogs=WATCHDOGS
+        ) as console,
     ):
+        yield console
+
+
+@asynccontextmanager
+async def open_reported_console(folder: Path) -> AsyncIterator[Console]:
+    """The same with a hostile route, the small history, and some deliveries of its own."""
+    async with open_store(create_sqlite_url(folder / "relay.db"), time.time) as store:
+        await add_small_history(store, channels={"pager": "pagerduty"})
+    async with open_routed_console(folder, HOSTILE) as console:
         yield console

@@ -45,6 +45,7 @@ def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySetti
     """Slack, mail and PagerDuty, all of them the stand-ins'."""
     for name, value in {"token": TOKEN, "bot": "xoxb-test", "key": ROUTING_KEY}.items():
         (folder / name).write_text(value)
+        (folder / name).chmod(0o600)
     host, port = stand_ins.smtp.host, stand_ins.smtp.port
     channels = {
         "slack": {

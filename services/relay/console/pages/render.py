@@ -124,7 +124,7 @@ class RenderPages:
         try:
             rendered = await self._webhooks.render(payload.encode())
         except ValueError as error:
-            return await self._respond(request, payload, [], str(error), 422)
+            return await self._respond(request, payload, [], str(error), 200)
         except RenderingBusyError as error:
             return await self._respond(request, payload, [], str(error), 503)
         return await self._respond(request, payload, rendered, None, 200)
