@@ -70,7 +70,7 @@ class EntryKind(StrEnum):
 
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
-Since = Literal["fault", "alert", "accepted", "attempt"]
+Since = Literal["fault", "alert", "end", "accepted", "attempt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class TimelineEntry:
     seconds: float | None = None
     """How long it took; negative where clocks differ."""
     since: Since | None = None
-    """From what `seconds` counts; `attempt` stands for the attempt's own start."""
+    """From what `seconds` counts: `end` is that of the last alert, `attempt` the attempt's own start."""
     reason: str | None = None
     detail: str = ""
     """The provider's parts, a comment or a remark."""
@@ -211,7 +211,7 @@ def _select_faults(fault: FailureHistory | None, alert_at: float, ended_at: floa
 def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
     for each in faults:
         times = f"{each.count} round trips" if each.count > 1 else "1 round trip"
-        text = f"KMS fails: {each.operation} with {each.target}: {each.reason}, {times}"
+        text = f"KMS fails: {each.operation} with {each.target}, {times}"
         until = "it still fails" if each.is_current else f"the last one at {format_time(each.last_at)}"
         yield _build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
 
@@ -272,7 +272,9 @@ def _build_event_entry(record: EventRecord, event: Event, since: float | None, *
     over = "; the incident is over" if kind is EntryKind.RESOLVED else ""
     text = f"{source}: {format_counts(event)}{severity}{repeated}{over}"
     entry = _build_entry(record.accepted_at, kind, text, detail=event.remark, event=record.id)
-    return entry if since is None else replace(entry, seconds=record.accepted_at - since, since="alert")
+    if since is None:
+        return entry
+    return replace(entry, seconds=record.accepted_at - since, since="end" if is_resolved(event) else "alert")
 
 
 def _list_deliveries(history: EpisodeHistory) -> Iterator[TimelineEntry]:
