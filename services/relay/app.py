@@ -21,9 +21,10 @@ from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
 from services.relay.exporter_api import ExporterHistory
-from services.relay.intake.acceptance import IntakeRules
+from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.replay import Replays
 from services.relay.intake.routing import Route, find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
@@ -35,6 +36,7 @@ from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_fo
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -87,6 +89,8 @@ async def run_relay(
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
+        bulk_retries = BulkRetries(store)
+        await stack.enter_async_context(run_beside(bulk_retries.run()))
 
         previous: RelaySettings | None = None
 
@@ -117,6 +121,8 @@ async def run_relay(
                 changes.run(),
                 run_beside(run_forever("channel checks", checks.check_next)),
             ):
+                bulk_retries.configure(settings.channels, wake)
+                replays = build_replays(settings, store, metrics, wake, limit)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -126,7 +132,17 @@ async def run_relay(
                         ),
                         *build_routes(
                             ConsoleParts(
-                                store, settings, wake, metrics, changes, path, checker, wake_silences, exporter
+                                store,
+                                settings,
+                                wake,
+                                metrics,
+                                changes,
+                                path,
+                                checker,
+                                bulk_retries,
+                                replays,
+                                wake_silences,
+                                exporter,
                             )
                         ),
                     ],
@@ -296,6 +312,18 @@ def build_intake_rules(settings: RelaySettings) -> IntakeRules:
         max_body=settings.intake.max_body,
         heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
     )
+
+
+def build_replays(
+    settings: RelaySettings,
+    store: Store,
+    metrics: Metrics,
+    wake: Callable[[Iterable[str]], None],
+    byte_limit: ByteLimit,
+) -> Replays:
+    """What accepts quarantined webhooks by the rules of the intake."""
+    rules = build_intake_rules(settings)
+    return Replays(store, rules, Acceptance(store, rules, metrics, wake, byte_limit))
 
 
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:

@@ -19,11 +19,14 @@ from services.relay.console.pages.channels import ChannelsPages
 from services.relay.console.pages.incidents import IncidentPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.quarantine import QuarantinePages
 from services.relay.console.pages.render import RenderPages
 from services.relay.console.path_watch import PathWatch
 from services.relay.exporter_api import ExporterHistory
+from services.relay.intake.replay import Replays
 from services.relay.metrics import Metrics
 from services.relay.monitors.channel_checks import ChannelChecker
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.rendering import WebhookRenderer
@@ -47,6 +50,10 @@ class ConsoleParts:
     path: PathWatch
     """The lights of the path of an alert."""
     checker: ChannelChecker
+    bulk_retries: BulkRetries
+    """Retries many dead letters."""
+    replays: Replays
+    """Accepts quarantined webhooks after all."""
     wake_silences: Callable[[], None] | None
     """Called when a silence waits; None without an Alertmanager."""
     exporter: ExporterHistory
@@ -69,13 +76,17 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
             store, renderer, reader, settings, parts.wake_channels, parts.wake_silences, parts.metrics
         ).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
+        *QuarantinePages(
+            store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
+        ).build_routes(),
         *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
     ]
 
 
 def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint, reader: IncidentReader) -> list[ProtectedRoute]:
     store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
-    deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
+    deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
+    quarantine = QuarantineEndpoint(store, parts.replays)
     incidents = IncidentsEndpoint(store, reader, settings.acknowledging_channels, wake_channels, parts.metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
@@ -98,6 +109,7 @@ def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint, reader: I
         route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 

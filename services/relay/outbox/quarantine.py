@@ -1,5 +1,6 @@
 """Webhooks that were not accepted, kept so that a person can see and replay them: the newest 100, 512 KiB of each."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -15,6 +16,11 @@ from services.relay.outbox.tables import clean_for_database, quarantine
 MAX_ENTRIES: Final = 100
 MAX_BODY_BYTES: Final = 512 * 1024
 """Bytes that are kept of one body."""
+_HINTS: Final = {
+    400: "Find who sends it: POST /alerts takes Alertmanager's webhook, version 4. If an alert is in it, replay it.",
+    413: "Raise intake.max_body, or set max_alerts in Alertmanager's webhook_configs. What still fires comes again.",
+}
+_UNKNOWN: Final = f"no such entry; the quarantine holds the newest {MAX_ENTRIES}"
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +58,11 @@ class QuarantineEntry:
     def is_cut(self) -> bool:
         """Whether its end is not kept."""
         return self.body_bytes >= MAX_BODY_BYTES
+
+    @property
+    def hint(self) -> str:
+        """What to do about it, for people."""
+        return _HINTS.get(self.code, "See the relay's log.")
 
 
 class Replay(NamedTuple):
@@ -125,9 +136,16 @@ def delete_entries(transaction: Transaction, condition: ColumnElement[bool]) -> 
     return connection.execute(delete(quarantine).where(condition)).rowcount
 
 
-async def list_entries(store: Store) -> list[QuarantineEntry]:
-    """What is kept, the newest first. Raises StoreUnavailableError."""
-    return await store.read(_ENTRIES.fetch_all)
+async def list_entries(store: Store, limit: int = MAX_ENTRIES, before: int | None = None) -> list[QuarantineEntry]:
+    """What is kept, the newest first. Raises StoreUnavailableError.
+
+    Args:
+        store: the outbox.
+        limit: at most so many.
+        before: only those older than this one.
+    """
+    query = _ENTRIES if before is None else _ENTRIES.where(quarantine.c.seq < before)
+    return await store.read(query.limit(limit).fetch_all)
 
 
 async def read_entry(store: Store, entry: int) -> QuarantineEntry:
@@ -138,6 +156,17 @@ async def read_entry(store: Store, entry: int) -> QuarantineEntry:
 async def read_body(store: Store, entry: int) -> bytes | None:
     """The body of one that is kept; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _BODY.fetch_first(connection, {"entry": entry}))
+
+
+async def read_webhook(store: Store, text: str) -> tuple[QuarantineEntry, bytes]:
+    """One that is kept, by its number, with its body. Raises UnknownEntryError, StoreUnavailableError."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise UnknownEntryError(_UNKNOWN)
+    entry = await read_entry(store, int(text))
+    body = await read_body(store, entry.id)
+    if body is None:  # it was dropped in this moment
+        raise UnknownEntryError(_UNKNOWN)
+    return entry, body
 
 
 def record_replay(transaction: Transaction, replay: Replay, incident_id: str) -> None:
@@ -151,5 +180,5 @@ def record_replay(transaction: Transaction, replay: Replay, incident_id: str) ->
 
 def _check_entry(found: QuarantineEntry | None) -> QuarantineEntry:
     if found is None:
-        raise UnknownEntryError("no such entry in the quarantine; it holds the newest 100")
+        raise UnknownEntryError(_UNKNOWN)
     return found

@@ -1,4 +1,4 @@
-"""A night: a key fails, two channels have trouble, somebody acknowledges; with an exporter and an Alertmanager to ask."""
+"""A night: a key fails, and PagerDuty has trouble; with an exporter and an Alertmanager that can be asked."""
 
 import json
 import time
@@ -15,8 +15,8 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web import history_api
-from services.relay.model import build_incident_id
 from services.relay.intake.webhook_parser import read_event
+from services.relay.model import build_incident_id
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.reason import Reason

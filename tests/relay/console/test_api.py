@@ -176,6 +176,11 @@ async def test_what_was_not_accepted_can_be_checked(tmp_path: Path) -> None:
             "code": 400,
             "reason": refused["error"],
             "body_bytes": len(body),
+            "is_cut": False,
+            "hint": newest["hint"],
+            "replayed_at": None,
+            "replayed_by": None,
+            "incident_id": None,
         }
         assert oldest["body_bytes"] == 2
         async with client.get(f"/api/quarantine/{newest['id']}") as response:

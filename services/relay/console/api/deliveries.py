@@ -8,15 +8,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.outbox import queries
+from services.relay.outbox.dead_letters import NO_ATTEMPT
 from services.relay.outbox.delivery_search import DeliveryFilter, Place
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
 from services.relay.outbox.tables import clean_for_database
+from services.relay.send_error import SendReason
 from shared.http.authorization import describe_action
 from shared.http.json_api import build_error_response, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 
+DEAD_LETTER_REASONS: Final = (*(reason.value for reason in SendReason if reason is not SendReason.OK), NO_ATTEMPT)
 _FILTERS: Final = (
     *("state", "channel", "alertname", "service", "digest", "since", "until", "text"),
     *("limit", "cursor"),
@@ -68,15 +71,17 @@ class DeliveriesEndpoint:
         return JSONResponse({"id": now.id, "state": now.state, "superseded_by": now.superseded_by}, status_code=202)
 
     async def retry_all(self, request: Request) -> Response:
-        """Delivers all dead letters of a channel again."""
-        channel = request.query_params.get("channel")
-        describe_action(request, on=channel)
+        """Delivers all dead letters of a channel again, or those that were given up for a reason."""
+        channel, reason = request.query_params.get("channel"), request.query_params.get("reason")
+        describe_action(request, on=" ".join(filter(None, (channel, reason))))
         if channel is None:
             return build_error_response(400, "channel: missing; expected the name of a channel")
         if channel not in self._channels:
             return build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
+        if reason is not None and reason not in DEAD_LETTER_REASONS:
+            return build_error_response(400, f"reason: expected one of {', '.join(DEAD_LETTER_REASONS)}")
         retried = 0
-        async for requeued in retry_channel(self._store, channel):
+        async for requeued in retry_channel(self._store, channel, reason):
             retried += requeued
             self._wake_channels([channel])
         return JSONResponse({"retried": retried}, status_code=202)
