@@ -145,7 +145,7 @@ async def open_night(folder: Path, **keys: Any) -> AsyncIterator[Night]:
         settings: dict[str, Any] = {
             "messages": {"board_url": f"http://{address}"},
             "alertmanager": {"urls": [alertmanager.url]},
-            "delivery": {"backoff_initial": "100ms"},
+            "delivery": {"backoff_initial": "100ms", "duplicate_window": "10ms"},  # a repeat is another event
             **keys,
         }
         async with open_console(folder, **settings) as console:
