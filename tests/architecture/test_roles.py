@@ -90,6 +90,11 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /incidents/{id}/unacknowledge": Role.RESPONDER,
         "POST /incidents/{id}/silence": Role.ADMIN,
         "GET /api/quarantine": Role.VIEWER,
+        "GET /api/report": Role.VIEWER,
+        "POST /api/routes/explain": Role.VIEWER,
+        "GET /report": Role.VIEWER,
+        "GET /report.csv": Role.VIEWER,
+        "GET /routes": Role.VIEWER,
         "GET /api/quarantine/{id}": Role.ADMIN,
         "POST /api/quarantine/{id}/replay": Role.ADMIN,
         "GET /quarantine": Role.VIEWER,
@@ -148,6 +153,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
 }
 UNRECORDED = {
+    "POST /api/routes/explain": "a question that changes nothing",
     "POST /channels/-/render": "a form that changes nothing, and is too large for an address",
     "POST /channels/-/render/mail": "likewise",
     "PUT /v1/records/{id}": "an application's data",
