@@ -24,6 +24,7 @@ _SINCE: Final = {
     "alert": "after the alert",
     "end": "after its end",
     "accepted": "after the webhook",
+    "queued": "after it was queued",
     "attempt": "in the attempt",
 }
 _HOP_NAMES: Final = {"fault": "fault", "alert": "alert", "accepted": "webhook accepted", "delivered": "delivered"}

@@ -70,7 +70,7 @@ class EntryKind(StrEnum):
 
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
-Since = Literal["fault", "alert", "end", "accepted", "attempt"]
+Since = Literal["fault", "alert", "end", "accepted", "queued", "attempt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ class TimelineEntry:
     seconds: float | None = None
     """How long it took; negative where clocks differ."""
     since: Since | None = None
-    """From what `seconds` counts: `end` is that of the last alert, `attempt` the attempt's own start."""
+    """From what `seconds` counts: `end` is that of the last alert, `queued` when a delivery was added without a webhook,
+    as for an acknowledgement, and `attempt` the attempt's own start."""
     reason: str | None = None
     detail: str = ""
     """The provider's parts, a comment or a remark."""
@@ -281,11 +282,13 @@ def _list_deliveries(history: EpisodeHistory) -> Iterator[TimelineEntry]:
     by_delivery: dict[int, list[AttemptRecord]] = {}
     for attempt in history.attempts:
         by_delivery.setdefault(attempt.delivery_seq, []).append(attempt)
+    accepted_at = {each.accepted_at for each in (*history.events, history.first_event)}
     for delivery in history.deliveries:
         attempts = by_delivery.get(delivery.seq, [])
         yield from _list_attempts(delivery, attempts)
         if delivery.finished_at is not None:
-            yield _build_outcome(delivery, delivery.finished_at, attempts)
+            outcome = _build_outcome(delivery, delivery.finished_at, attempts)
+            yield outcome if delivery.oldest_accepted_at in accepted_at else replace(outcome, since="queued")
 
 
 def _list_attempts(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterator[TimelineEntry]:
