@@ -86,8 +86,8 @@ class TimelineEntry:
     seconds: float | None = None
     """How long it took; negative where clocks differ."""
     since: Since | None = None
-    """From what `seconds` counts: `end` is that of the last alert, `queued` when a delivery was added without any webhook,
-    as for an acknowledgement; `attempt` is the attempt's own start."""
+    """From what `seconds` counts: `end` is that of the last alert; `queued` when a delivery was added without a
+    webhook, as for an acknowledgement; `attempt` the attempt's own start."""
     reason: str | None = None
     detail: str = ""
     """The provider's parts, a comment or a remark."""
