@@ -26,19 +26,19 @@ class LogScale:
         min_seconds: the smallest value.
         max_seconds: the largest one.
         height: of the plot.
-        floor: seconds; smaller values are drawn at this one.
+        smallest: seconds; smaller values are drawn at this one.
     """
 
-    def __init__(self, min_seconds: float, max_seconds: float, height: float, floor: float) -> None:
-        self._height, self._floor = height, floor
-        self._marks = _build_marks(max(min_seconds, floor), max(max_seconds, floor))
+    def __init__(self, min_seconds: float, max_seconds: float, height: float, smallest: float) -> None:
+        self._height, self._smallest = height, smallest
+        self._marks = _build_marks(max(min_seconds, smallest), max(max_seconds, smallest))
         self.ticks = tuple(Tick(mark, round(100 * self.compute_y(mark) / height, 1)) for mark in _choose(self._marks))
         """From the lower edge to the upper one."""
 
     def compute_y(self, seconds: float) -> float:
         """From the top."""
         marks = self._marks
-        up = math.log(max(seconds, self._floor) / marks[0]) / math.log(marks[-1] / marks[0])
+        up = math.log(max(seconds, self._smallest) / marks[0]) / math.log(marks[-1] / marks[0])
         return self._height * (1 - min(max(0.0, up), 1.0))
 
 

@@ -35,18 +35,18 @@ class BackgroundWatch(Generic[T]):
         self._ask = ask
         self._on_answer = on_answer
         self._interval = interval
-        self._looked = asyncio.Event()
+        self._requested = asyncio.Event()
 
-    def look(self) -> T | None:
-        """The last answer. Somebody looks: it is asked again when its time has come."""
-        self._looked.set()
+    def read(self) -> T | None:
+        """The last answer; it is asked again when its time has come."""
+        self._requested.set()
         return self.answer
 
     async def run(self) -> None:
         """Asks until it is cancelled."""
         while True:
-            await self._looked.wait()
-            self._looked.clear()
+            await self._requested.wait()
+            self._requested.clear()
             try:
                 self.answer = await self._ask()
             except Exception as error:  # noqa: BLE001  # it is asked again

@@ -59,11 +59,11 @@ def find_start(now: float) -> float:
 
 def build_plot(steps: Mapping[float, DeliveryTimes], start: float) -> DeliveryPlot | None:
     """The plot of the steps from `start` on; None if no delivery ended in them."""
-    shown = [step for _, step in sorted(steps.items()) if step.delivered or step.dead]
-    if not shown:
+    visible = [step for _, step in sorted(steps.items()) if step.delivered or step.dead]
+    if not visible:
         return None
-    most = max(step.delivered + step.dead for step in shown)
-    timed = [step for step in shown if step.p50 is not None]
+    most = max(step.delivered + step.dead for step in visible)
+    timed = [step for step in visible if step.p50 is not None]
     scale = LogScale(
         min((step.p50 or 0.0 for step in timed), default=1.0),
         max((step.worst or 0.0 for step in timed), default=1.0),
@@ -78,16 +78,16 @@ def build_plot(steps: Mapping[float, DeliveryTimes], start: float) -> DeliveryPl
         return round((step.start - start) / STEP_SECONDS * _STEP_WIDTH, 2)
 
     return DeliveryPlot(
-        delivered=[_build_bar(find_x(step), 0, step.delivered, most) for step in shown if step.delivered],
-        dead=[_build_bar(find_x(step), step.delivered, step.dead, most) for step in shown if step.dead],
+        delivered=[_build_bar(find_x(step), 0, step.delivered, most) for step in visible if step.delivered],
+        dead=[_build_bar(find_x(step), step.delivered, step.dead, most) for step in visible if step.dead],
         max_count=most,
         p50=path((find_x(step), step.p50) for step in timed),
         p95=path((find_x(step), step.p95) for step in timed),
         worst=path((find_x(step), step.worst) for step in timed),
         ticks=scale.ticks if timed else (),
-        steps=list(reversed(shown)),
-        delivered_total=sum(step.delivered for step in shown),
-        dead_total=sum(step.dead for step in shown),
+        steps=list(reversed(visible)),
+        delivered_total=sum(step.delivered for step in visible),
+        dead_total=sum(step.dead for step in visible),
         worst_seconds=max((step.worst for step in timed if step.worst is not None), default=None),
     )
 

@@ -88,11 +88,13 @@ class ChangeStream:
         self._wake()
 
     async def _respond(self, request: Request) -> Response:
+        is_check = "check" in request.query_params
         if self._is_stopped or self._streams >= MAX_STREAMS:
             reason = "the relay is stopping" if self._is_stopped else f"{MAX_STREAMS} pages are open already"
-            self._metrics.count_refused_stream()
-            return build_error_response(503, f"{reason}; this page is not live, and is loaded again now and then")
-        if "check" in request.query_params:
+            if not is_check:
+                self._metrics.count_refused_stream()
+            return build_error_response(503, f"{reason}; this page is loaded again now and then")
+        if is_check:
             return Response(status_code=204)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not keep events back
         return StreamingResponse(self._stream(request), media_type="text/event-stream", headers=headers)
@@ -101,10 +103,10 @@ class ChangeStream:
         self._add_stream()
         try:
             yield f"retry: {_RETRY_MILLISECONDS}\n\n"
-            ends, seen = self._clock() + _MAX_SECONDS, -1
+            ends, sent = self._clock() + _MAX_SECONDS, -1
             while not self._is_stopped and self._clock() < ends:
-                if seen != self.version:
-                    seen = self.version
+                if sent != self.version:
+                    sent = self.version
                     yield _CHANGED
                     await asyncio.sleep(_MIN_INTERVAL)
                 elif not await self._wait_for_change():

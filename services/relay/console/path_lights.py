@@ -148,15 +148,15 @@ def _judge_rules(
     return Verdict(HealthStatus.HEALTHY, f"{_count(sum(group.rules for group in groups), 'rule')} evaluated.")
 
 
-def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_known: bool) -> list[Light]:
-    """Whether the heartbeats of Alertmanager come; one light for each watchdog. `is_known`: the outbox can be read."""
+def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_readable: bool) -> list[Light]:
+    """Whether the heartbeats of Alertmanager come: a light for each watchdog. `is_readable`: whether the outbox is."""
     if not heartbeats:
         hint = "Set watchdogs to an alert that always fires."
         return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known.", hint))]
     return [
         Light(
             "Alertmanager" if len(heartbeats) == 1 else f"Alertmanager ({each.name})",
-            _judge_heartbeat(each, now, is_known=is_known),
+            _judge_heartbeat(each, now, is_readable=is_readable),
             "heartbeat",
             each.at,
         )
@@ -164,8 +164,8 @@ def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_kn
     ]
 
 
-def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_known: bool) -> Verdict:
-    if not is_known:
+def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> Verdict:
+    if not is_readable:
         return Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
     every = f"one is expected every {format_duration(heartbeat.expect_every)}"
     since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
@@ -185,7 +185,7 @@ def build_intake_light(facts: IntakeFacts, now: float) -> Light:
 
 def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
     at, entries = facts.times.accepted_at, facts.times.quarantined.entries
-    kept = f" {entries} in quarantine." if entries else ""
+    quarantined = f" {entries} in quarantine." if entries else ""
     if facts.token_error:
         return Verdict(HealthStatus.FAILING, facts.token_error, "Put the token into its file.")
     refused = [(when, code) for code, when in facts.answered_at.items() if code >= 400 and now - when < RECENT_SECONDS]
@@ -195,11 +195,11 @@ def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
         status = HealthStatus.FAILING if is_failing else HealthStatus.DEGRADED
         why = _REFUSALS.get(code, "refused")
         hint = "The relay's log has the address of the sender." if code in {401, 403} else ""
-        return Verdict(status, f"One was refused {format_duration(now - when)} ago ({code}): {why}.{kept}", hint)
+        return Verdict(status, f"One was refused {format_duration(now - when)} ago ({code}): {why}.{quarantined}", hint)
     if at is None:
         hint = "Point Alertmanager here; keypulse-relay doctor says what is missing."
-        return Verdict(HealthStatus.UNKNOWN, f"No webhook has come yet.{kept}", hint)
-    return Verdict(HealthStatus.HEALTHY, f"Webhooks are accepted.{kept}")
+        return Verdict(HealthStatus.UNKNOWN, f"No webhook has come yet.{quarantined}", hint)
+    return Verdict(HealthStatus.HEALTHY, f"Webhooks are accepted.{quarantined}")
 
 
 def build_store_light(facts: StoreFacts, now: float) -> Light:
@@ -254,8 +254,8 @@ def _is_late(group: RuleGroup, now: float) -> bool:
 
 
 def _join(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    first = ", ".join(names[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
 def _count(number: int, noun: str) -> str:

@@ -90,7 +90,7 @@ class PathWatch:
             if self._prometheus is not None:
                 await self._prometheus.close()
 
-    def look(self, overview: Overview, now: float, read_error: str | None) -> list[Light]:
+    def build_lights(self, overview: Overview, now: float, read_error: str | None) -> list[Light]:
         """The lights of the path, from the exporter to the sender. Somebody looks at them.
 
         Args:
@@ -99,7 +99,7 @@ class PathWatch:
             read_error: why the outbox cannot be read now, so that `overview` is old; None if it can.
         """
         is_configured = self._prometheus is not None
-        facts = self._prometheus_watch.look() if is_configured else None
+        facts = self._prometheus_watch.read() if is_configured else None
         heartbeats = [
             Heartbeat(
                 each.name,
@@ -115,10 +115,10 @@ class PathWatch:
         return [
             build_exporter_light(facts, is_configured=is_configured),
             build_rules_light(facts, now, is_configured=is_configured),
-            *build_heartbeat_lights(heartbeats, now, is_known=read_error is None),
+            *build_heartbeat_lights(heartbeats, now, is_readable=read_error is None),
             build_intake_light(intake, now),
             build_store_light(store, now),
-            build_sender_light(self._sender_watch.look()),
+            build_sender_light(self._sender_watch.read()),
         ]
 
     async def _ask_prometheus(self) -> PrometheusFacts | None:

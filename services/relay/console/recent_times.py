@@ -34,16 +34,16 @@ class RecentTimes:
         return await self._shared.get()
 
     async def _read(self) -> tuple[Mapping[float, DeliveryTimes], float]:
-        kept_until = self._settled_until
+        settled_until = self._settled_until
         read = partial(
             read_recent_times,
             clock=self._store.clock,
-            find_start=lambda now: max(find_start(now), kept_until),
+            find_start=lambda now: max(find_start(now), settled_until),
             step_seconds=STEP_SECONDS,
         )
         now, found = await self._store.read(read)
         start = find_start(now)
-        kept = {at: step for at, step in self._steps.items() if start <= at < kept_until}
-        self._steps = {**kept, **found}
+        earlier = {at: step for at, step in self._steps.items() if start <= at < settled_until}
+        self._steps = {**earlier, **found}
         self._settled_until = math.floor((now - _SETTLE_SECONDS) / STEP_SECONDS) * float(STEP_SECONDS)
         return self._steps, start

@@ -27,7 +27,7 @@ class Overview:
     """The same, or since when one is awaited."""
 
 
-NOTHING_KNOWN: Final = Overview(
+EMPTY_OVERVIEW: Final = Overview(
     0.0, (), OpenIncidents((), {}, 0), WebhookTimes(None, QuarantineSummary(0, None)), {}, {}
 )
 """Before the outbox could be read."""

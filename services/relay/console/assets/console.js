@@ -21,10 +21,10 @@ function localiseTimes() {
 }
 
 // The number of what needs somebody, in the title and the icon.
-function showTrouble() {
-  const node = document.querySelector("[data-trouble]");
+function showProblems() {
+  const node = document.querySelector("[data-problems]");
   if (!node) return;
-  const count = Number(node.dataset.trouble);
+  const count = Number(node.dataset.problems);
   document.title = `${count ? `(${count}) ` : ""}keypulse relay`;
   document.getElementById("icon").href = `/console/${count ? "icon-trouble.svg" : "icon.svg"}`;
   setServerTime(Number(node.dataset.now));
@@ -43,7 +43,7 @@ document.body.addEventListener("htmx:afterSwap", () => {
 });
 document.body.addEventListener("htmx:afterSettle", () => {
   localiseTimes();
-  showTrouble();
+  showProblems();
   updateAges();
 });
 setServerTime(Number(document.body.dataset.now));

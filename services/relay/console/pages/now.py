@@ -24,7 +24,7 @@ from services.relay.outbox.channel_overviews import ChannelOverview
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.open_incidents import OpenIncidents
-from services.relay.outbox.overview import NOTHING_KNOWN, read_overview
+from services.relay.outbox.overview import EMPTY_OVERVIEW, read_overview
 from services.relay.outbox.rate_limit import count_available
 from shared.http.authorization import ProtectedRoute
 from shared.web.time_format import format_duration
@@ -47,7 +47,7 @@ class ChannelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ProblemCounts:
     """What needs somebody."""
 
     failing: int
@@ -88,7 +88,7 @@ class NowPages:
         read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
-        self._last = NOTHING_KNOWN
+        self._last = EMPTY_OVERVIEW
         """What was read last, which is shown as old while the outbox cannot be read."""
         self._clock = store.clock
 
@@ -105,7 +105,7 @@ class NowPages:
             error, now = str(raised), self._clock()
             steps, start = {}, find_start(now)
         overview = self._last
-        lights = self._path.look(overview, now, error)
+        lights = self._path.build_lights(overview, now, error)
         channels = [self._build_card(each, overview.now) for each in overview.channels]
         statuses = [light.verdict.status for light in (*lights, *(card.light for card in channels))]
         values = {
@@ -114,7 +114,7 @@ class NowPages:
             "as_of": now,
             "lights": lights,
             "channels": sorted(channels, key=_get_sort_key),
-            "trouble": _count_trouble(statuses, overview.incidents),
+            "problems": _count_problems(statuses, overview.incidents),
             "worst": find_worst(statuses),
             "plot": build_plot(steps, start),
             "plot_start": start,
@@ -133,9 +133,9 @@ def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
     return list(HealthStatus).index(card.light.verdict.status), card.light.name
 
 
-def _count_trouble(statuses: Sequence[HealthStatus], incidents: OpenIncidents) -> Trouble:
+def _count_problems(statuses: Sequence[HealthStatus], incidents: OpenIncidents) -> ProblemCounts:
     counts = Counter(statuses)
-    return Trouble(
+    return ProblemCounts(
         counts[HealthStatus.FAILING],
         counts[HealthStatus.DEGRADED],
         counts[HealthStatus.UNKNOWN],
