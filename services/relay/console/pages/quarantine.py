@@ -85,7 +85,7 @@ class QuarantinePages:
 
         return [
             page("", self._show, Role.VIEWER),
-            action("/retry", self._retry_many, Role.ADMIN, "retry all"),
+            action("/retry", self._start_retry, Role.ADMIN, "retry all"),
             action("/retry/stop", self._stop_retry, Role.ADMIN, "stop retry"),
             action("/retry/{delivery}", self._retry_one, Role.RESPONDER, "retry"),
             page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
@@ -120,7 +120,7 @@ class QuarantinePages:
             "max_entries": rejected.MAX_ENTRIES,
         }
 
-    async def _retry_many(self, request: Request) -> Response:
+    async def _start_retry(self, request: Request) -> Response:
         form = await read_form(request)
         channel, reason = form.get("channel") or None, form.get("reason") or None
         describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))))
