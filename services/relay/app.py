@@ -22,13 +22,12 @@ from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
 from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
-from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.replay import Replays
-from services.relay.intake.routing import Route, find_route
+from services.relay.intake.routing import find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Button, EscalationStep, Event
+from services.relay.model import Button, Event
 from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
@@ -266,20 +265,12 @@ def list_buttons(settings: RelaySettings) -> tuple[Button, ...]:
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     """What the configuration says about the intake."""
     return IntakeRules(
-        routes=[
-            Route(
-                route.receiver,
-                route.matchers,
-                route.channels,
-                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
-            )
-            for route in settings.routes
-        ],
+        routes=settings.intake_routes,
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
         max_body=settings.intake.max_body,
-        heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
+        heartbeats=settings.heartbeat_matchers,
     )
 
 

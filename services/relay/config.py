@@ -23,8 +23,10 @@ from services.relay.channels.slack.channel import SlackSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.delivery.templates import TemplateFolder
-from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.routing import Matcher, Route, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
+from services.relay.model import EscalationStep
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -419,6 +421,24 @@ class RelaySettings(ServerSettings):
             links.prefer == "annotation",
             frozenset(links.allow_hosts),
         )
+
+    @property
+    def intake_routes(self) -> tuple[Route, ...]:
+        """The routes by which the intake chooses channels, in their order."""
+        return tuple(
+            Route(
+                route.receiver,
+                route.matchers,
+                route.channels,
+                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
+            )
+            for route in self.routes
+        )
+
+    @property
+    def heartbeat_matchers(self) -> tuple[HeartbeatMatcher, ...]:
+        """Which alerts the intake takes for heartbeats."""
+        return tuple(HeartbeatMatcher(each.name, each.matchers) for each in self.watchdogs)
 
     @property
     def slack_bots(self) -> Mapping[str, SlackSettings]:

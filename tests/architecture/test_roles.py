@@ -83,6 +83,11 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
         "POST /api/incidents/{id}/acknowledge": Role.RESPONDER,
         "POST /api/incidents/{id}/unacknowledge": Role.RESPONDER,
         "GET /api/quarantine": Role.VIEWER,
+        "GET /api/report": Role.VIEWER,
+        "POST /api/routes/explain": Role.VIEWER,
+        "GET /report": Role.VIEWER,
+        "GET /report.csv": Role.VIEWER,
+        "GET /routes": Role.VIEWER,
         "GET /api/quarantine/{id}": Role.ADMIN,
         "POST /api/quarantine/{id}/replay": Role.ADMIN,
         "GET /quarantine": Role.VIEWER,
@@ -141,6 +146,7 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
 }
 UNRECORDED = {
+    "POST /api/routes/explain": "a question that changes nothing",
     "POST /channels/-/render": "a form that changes nothing, and is too large for an address",
     "POST /channels/-/render/mail": "likewise",
     "PUT /v1/records/{id}": "an application's data",

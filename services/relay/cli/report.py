@@ -14,6 +14,7 @@ from services.relay.config import RelaySettings
 from services.relay.outbox.report import read_report
 from services.relay.report.encoding import encode_report, format_csv
 from services.relay.report.period import DEFAULT_SINCE, PARAMETERS, parse_period
+from services.relay.report.seconds import format_seconds
 from services.relay.text import clean_line
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
@@ -76,7 +77,7 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
         [
             (
                 *(each[name] for name in ("channel", "delivered", "dead", "waiting")),
-                *map(_format_seconds, (each["p50_seconds"], each["p95_seconds"], each["worst_seconds"])),
+                *map(format_seconds, (each["p50_seconds"], each["p95_seconds"], each["worst_seconds"])),
             )
             for each in report["channels"]
         ],
@@ -84,7 +85,7 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _format_table(
         ("slowest", "channel", "alert", "id", "why"),
         [
-            (_format_seconds(each["seconds"]), *(each[name] for name in ("channel", "alertname", "id", "why")))
+            (format_seconds(each["seconds"]), *(each[name] for name in ("channel", "alertname", "id", "why")))
             for each in report["late"]
         ],
     )
@@ -104,12 +105,8 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _list_times(times: dict[str, float | None]) -> str:
     names = ("p50", "p95", "worst")
-    shown = (f"{name} {_format_seconds(times[f'{name}_seconds'])}" for name in names)
-    return "" if times["worst_seconds"] is None else f" ({', '.join(shown)})"
-
-
-def _format_seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:g} s"
+    formatted = (f"{name} {format_seconds(times[f'{name}_seconds'])}" for name in names)
+    return "" if times["worst_seconds"] is None else f" ({', '.join(formatted)})"
 
 
 def _format_table(heading: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:

@@ -8,10 +8,13 @@ from starlette.responses import Response
 
 from services.relay.config import RelaySettings
 from services.relay.configured_channels import list_configured_channels
+from services.relay.console.alertmanager_trees import AlertmanagerTrees
 from services.relay.console.api.channels import ChannelsEndpoint
 from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
+from services.relay.console.api.report import ReportEndpoint
+from services.relay.console.api.routes import RoutesEndpoint
 from services.relay.console.channel_actions import ChannelActions
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.channels import ChannelsPages
@@ -19,7 +22,10 @@ from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.now import NowPages
 from services.relay.console.pages.quarantine import QuarantinePages
 from services.relay.console.pages.render import RenderPages
+from services.relay.console.pages.report import ReportPages
+from services.relay.console.pages.routes import RoutesPages
 from services.relay.console.path_watch import PathWatch
+from services.relay.console.route_explainer import RouteExplainer
 from services.relay.intake.replay import Replays
 from services.relay.metrics import Metrics
 from services.relay.monitors.channel_checks import ChannelChecker
@@ -27,6 +33,7 @@ from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.rendering import WebhookRenderer
+from services.relay.report.reader import ReportReader
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
@@ -58,13 +65,18 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     store, settings = parts.store, parts.settings
     renderer = PageRenderer(store.clock)
     channels = list_configured_channels(settings)
+    reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
+    explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
     actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
     return [
-        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions)),
+        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions), ReportEndpoint(reports)),
+        *RoutesEndpoint(explainer).build_routes(),
         *renderer.build_routes(),
         *parts.changes.build_routes(),
         *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
+        *RoutesPages(explainer, settings, renderer).build_routes(),
+        *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
         *QuarantinePages(
             store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
         ).build_routes(),
@@ -72,7 +84,7 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     ]
 
 
-def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint) -> list[ProtectedRoute]:
+def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint, report: ReportEndpoint) -> list[ProtectedRoute]:
     store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
     deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
     quarantine = QuarantineEndpoint(store, parts.replays)
@@ -96,6 +108,7 @@ def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint) -> list[P
         route("/api/incidents/{id}", incidents.get, Role.VIEWER),
         route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
         route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
+        route("/api/report", report.get, Role.VIEWER),
         route("/api/quarantine", quarantine.list, Role.VIEWER),
         route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
         route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),

@@ -5,13 +5,12 @@ Nothing is claimed beyond what is stored: where no attempt on the channel explai
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from services.relay.outbox.slow_deliveries import MAX_COUNTED, MIN_WAIT, SlowDelivery
+from services.relay.report.seconds import format_seconds
 from services.relay.send_error import SendReason
-from services.relay.text.times import format_duration
 
 _SHARE: Final = 0.2
 """A part of the whole time below which nothing is said of it."""
@@ -46,15 +45,15 @@ _Explain = Callable[[SlowDelivery, str], Delay]
 
 def explain_delay(delivery: SlowDelivery) -> Delay:
     """What took the time of a delivery, the larger part first."""
-    trying = delivery.seconds - delivery.waited
-    parts: list[tuple[float, _Explain]] = [(trying, _explain_attempts)]
+    attempting = delivery.seconds - delivery.waited
+    parts: list[tuple[float, _Explain]] = [(attempting, _explain_attempts)]
     if delivery.is_restored:
         parts.append((delivery.waited, _explain_restore))
     elif delivery.waited >= MIN_WAIT:
         parts += [(delivery.blocked, _explain_block), (delivery.waited - delivery.blocked, _explain_queue)]
     parts.sort(key=lambda part: -part[0])
     delays = [
-        explain(delivery, _format_seconds(seconds))
+        explain(delivery, format_seconds(seconds))
         for number, (seconds, explain) in enumerate(parts)
         if number == 0 or seconds >= _SHARE * delivery.seconds
     ]
@@ -81,20 +80,18 @@ def _explain_queue(delivery: SlowDelivery, waited: str) -> Delay:
     return Delay(DelayCause.RATE_LIMIT, f"waited {waited} for the rate limit, behind {ahead}{digest}")
 
 
-def _explain_attempts(delivery: SlowDelivery, trying: str) -> Delay:
+def _explain_attempts(delivery: SlowDelivery, attempting: str) -> Delay:
     failures = Counter(each.reason for each in delivery.attempts if each.reason != SendReason.OK)
     if not failures:
-        return Delay(DelayCause.PROVIDER, f"the provider took {trying} to answer")
-    tried = f"{failures.total()} of {len(delivery.attempts)} attempts failed in {trying}: {_format_counts(failures)}"
+        return Delay(DelayCause.PROVIDER, f"the provider took {attempting} to answer")
+    summary = (
+        f"{failures.total()} of {len(delivery.attempts)} attempts failed in {attempting}: {_format_counts(failures)}"
+    )
     limited = failures[SendReason.RATE_LIMITED] * 2 > failures.total()
-    return Delay(DelayCause.RATE_LIMIT if limited else DelayCause.PROVIDER, tried)
+    return Delay(DelayCause.RATE_LIMIT if limited else DelayCause.PROVIDER, summary)
 
 
 def _format_counts(failures: Mapping[str, int]) -> str:
     """`timeout (3), server_error`, the most frequent first."""
     listed = sorted(failures.items(), key=lambda each: (-each[1], each[0]))
     return ", ".join(reason if count == 1 else f"{reason} ({count})" for reason, count in listed)
-
-
-def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else format_duration(timedelta(seconds=seconds))

@@ -15,7 +15,7 @@ from services.relay.outbox.report import Report, read_report
 from services.relay.report.period import PARAMETERS, parse_period
 
 _FRESH_SECONDS: Final = 10.0
-_MAX_KEPT: Final = 8
+_MAX_RECENT: Final = 8
 
 
 class ReportReader:
@@ -32,7 +32,7 @@ class ReportReader:
         self._channels = channels
         self._zone = zone
         self._lock = asyncio.Lock()
-        self._kept: dict[tuple[str | None, ...], tuple[float, Report]] = {}
+        self._recent: dict[tuple[str | None, ...], tuple[float, Report]] = {}
 
     async def read(self, parameters: Mapping[str, str]) -> Report:
         """The report of the period that the parameters of a query name, at most some seconds old.
@@ -45,12 +45,12 @@ class ReportReader:
         key = tuple(parameters.get(name) for name in PARAMETERS)
         clock = asyncio.get_running_loop().time
         async with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None and clock() - kept[0] < _FRESH_SECONDS:
-                return kept[1]
+            recent = self._recent.get(key)
+            if recent is not None and clock() - recent[0] < _FRESH_SECONDS:
+                return recent[1]
             report = await self._store.read(partial(read_report, period=period, channels=self._channels))
-            self._kept.pop(key, None)
-            self._kept[key] = clock(), report
-            if len(self._kept) > _MAX_KEPT:
-                del self._kept[next(iter(self._kept))]
+            self._recent.pop(key, None)
+            self._recent[key] = clock(), report
+            if len(self._recent) > _MAX_RECENT:
+                del self._recent[next(iter(self._recent))]
             return report

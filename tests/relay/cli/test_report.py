@@ -15,17 +15,17 @@ def test_table_json_and_csv_have_the_same_figures(typed: Typed, fill: Fill) -> N
     assert (shown.exit_code, shown.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     for line in (
-        "incidents: 4, 2 acknowledged (p50 120 s, p95 600 s, worst 600 s)",
+        "incidents: 4, 2 acknowledged (p50 2 min, p95 10 min, worst 10 min)",
         "escalations: 1",
         f"{HOSTILE} 2 1",
         "- 1 0",
-        "slack 11 0 1 6 s 100 s 100 s",
+        "slack 11 0 1 6 s 1 min 40 s 1 min 40 s",
         "pager 0 3 0 - - -",
         "refused webhooks: 3",
         "2 x 400: it is no JSON",
     ):
         assert line in lines
-    assert any(line.startswith("400 s email KMSHighLatency delivery ") for line in lines)
+    assert any(line.startswith("6 min 40 s email KMSHighLatency delivery ") for line in lines)
     assert any(line.startswith("2 pager rejected delivery ") for line in lines)
 
     report = json.loads(typed("report", "--since", SINCE, "--json").stdout)

@@ -57,9 +57,9 @@ Attempt = tuple[float, float, str, str]
 """When, for how many seconds, its reason, and the provider's answer."""
 
 
-async def add_small_history(store: Store) -> None:
-    """Adds it to an empty outbox."""
-    await store.run(lambda transaction: _SmallHistory(transaction).add())
+async def add_small_history(store: Store) -> float:
+    """Adds it to an empty outbox; gives `T`, in unix seconds."""
+    return await store.run(lambda transaction: _SmallHistory(transaction).add())
 
 
 class _SmallHistory:
@@ -70,7 +70,7 @@ class _SmallHistory:
         self._start = round(transaction.now) - 3 * 86400.0
         self._number = 0
 
-    def add(self) -> None:
+    def add(self) -> float:
         one = self._add_incident("one", HOSTILE, "backend", 0, 1000)
         two = self._add_incident("two", "KMSHighLatency", "ledger", 2000)
         three = self._add_incident("three", "KMSHighLatency", "", 3000)
@@ -106,12 +106,25 @@ class _SmallHistory:
             *((400, "it is no JSON", 0), (400, "it is no JSON", 1), (413, "the body is too large", 2)),
             (400, "EARLIER", -6 * 86400),
         ):
-            row = {"received_at": self._start + at, "source": "", "code": code, "reason": reason, "body": b"{"}
+            row: dict[str, Any] = {
+                "received_at": self._start + at,
+                "source": "",
+                "code": code,
+                "reason": reason,
+                "body": b"{",
+            }
             self._connection.execute(insert(quarantine), row)
+        return self._start
 
     def _add_incident(self, name: str, alertname: str, service: str, *starts: float) -> int:
         """An incident that started at these times; gives the seq of its event."""
-        event = {"receiver": "kms", "alertname": alertname, "status": "firing", "fingerprint": name, "body": b"{}"}
+        event: dict[str, Any] = {
+            "receiver": "kms",
+            "alertname": alertname,
+            "status": "firing",
+            "fingerprint": name,
+            "body": b"{}",
+        }
         event |= {"id": f"event {name}", "incident_id": name, "accepted_at": self._start, "event": b"{}"}
         seq: int = self._connection.execute(insert(events).values(event).returning(events.c.seq)).scalar_one()
         times = [self._start + each for each in starts]

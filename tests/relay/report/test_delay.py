@@ -59,10 +59,10 @@ NOTHING = "waited 1 min 40 s; nothing was delivered on the channel, no reason is
         ),
         (slow((100, 0, "ok"), blocked=100.0), "unknown", NOTHING),
         (slow(blocked=100.0), "unknown", NOTHING),
-        (slow((0.9, 0.2, "ok"), until=1001.1), "provider", "the provider took 0.2 s to answer"),
-        (slow((0, 0, "ok"), until=1000.0), "provider", "the provider took 0.0 s to answer"),
+        (slow((0.9, 0.2, "ok"), until=1001.1), "provider", "the provider took 200 ms to answer"),
+        (slow((0, 0, "ok"), until=1000.0), "provider", "the provider took 0 ms to answer"),
         # Another clock than the database's said when the attempt was.
-        (slow((-5, 1, "ok"), until=1000.5), "provider", "the provider took 0.5 s to answer"),
+        (slow((-5, 1, "ok"), until=1000.5), "provider", "the provider took 500 ms to answer"),
     ],
 )
 def test_the_larger_part_of_a_delay_comes_first(delivery: SlowDelivery, cause: str, why: str) -> None:
