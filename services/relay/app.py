@@ -20,12 +20,15 @@ from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
+from services.relay.exporter_api import ExporterHistory
 from services.relay.intake.acceptance import Acceptance, IntakeRules
 from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
 from services.relay.intake.replay import Replays
 from services.relay.intake.routing import find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
+from services.relay.login.service import open_login
+from services.relay.login.sessions import LoginRules
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, Event
 from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
@@ -53,6 +56,9 @@ from shared.process.hot_reload import ReloadableApp
 from shared.process.server_runner import ServerRunner
 
 _FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
+
+SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/")
+"""Paths that need no user of web.yml: the sender has a token, and who logs in needs a page and its styles."""
 
 log = structlog.get_logger(__name__)
 
@@ -109,10 +115,13 @@ async def run_relay(
             checker = ChannelChecker(store, partial(check_channel, settings))
             checks = ChannelCheckMonitor(checker, settings.channels, changed)
             async with (
+                open_login(build_login_rules(settings), store, authorizer) as login,
                 run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
                     intake,
                     wake,
+                    wake_silences,
                 ),
+                open_exporter_history(settings) as exporter,
                 path.run(),
                 changes.run(),
                 run_beside(run_forever("channel checks", checks.check_next)),
@@ -127,7 +136,20 @@ async def run_relay(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
                         *build_routes(
-                            ConsoleParts(store, settings, wake, metrics, changes, path, checker, bulk_retries, replays)
+                            ConsoleParts(
+                                store=store,
+                                settings=settings,
+                                wake_channels=wake,
+                                metrics=metrics,
+                                changes=changes,
+                                path=path,
+                                checker=checker,
+                                bulk_retries=bulk_retries,
+                                replays=replays,
+                                wake_silences=wake_silences,
+                                exporter=exporter,
+                                login=login,
+                            )
                         ),
                     ],
                     authorizer=authorizer,
@@ -163,7 +185,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             app,
             app.state.apply,
             restart_keys=("listen", "database"),
-            self_authenticated_paths=("/alerts",),
+            self_authenticated_paths=SELF_AUTHENTICATED_PATHS,
             on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the settings that apply by then
             admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
@@ -177,8 +199,12 @@ async def run_intake_and_delivery(
     byte_limit: ByteLimit,
     uptime: IntakeUptime,
     open_sender: OpenSender,
-) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
-    """Runs delivery, monitors and retention while the body runs; yields the intake, and what wakes channels."""
+) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None], Callable[[], None] | None]]:
+    """Runs delivery, monitors and retention while the body runs.
+
+    Yields:
+        The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
+    """
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
@@ -204,7 +230,19 @@ async def run_intake_and_delivery(
             run_silences(press_rules, store) as wake_silences,
             run_presses(press_rules, store, metrics, wake, wake_silences),
         ):
-            yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
+            intake = Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit)
+            yield intake, wake, wake_silences
+
+
+@asynccontextmanager
+async def open_exporter_history(settings: RelaySettings) -> AsyncIterator[ExporterHistory]:
+    """What reads the exporter's history of failures, where `messages.board_url` names one."""
+    messages = settings.messages
+    exporter = ExporterHistory(messages.board_url, messages.board_token_file, messages.egress)
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
 
 
 @asynccontextmanager
@@ -224,6 +262,18 @@ def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metric
     sender = Token("sender", Role.RESPONDER, bearer_token)
     access = AccessPolicy([sender], auth.roles, auth.allow_from)
     return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
+
+
+def build_login_rules(settings: RelaySettings) -> LoginRules:
+    """What the configuration says about logins."""
+    auth = settings.auth
+    return LoginRules(
+        create_access_policy(auth),
+        frozenset([*settings.list_reserved_names(), *auth.roles]),
+        auth.oidc,
+        auth.proxy,
+        auth.public_url,
+    )
 
 
 def describe_unusable_token(bearer_token: TokenFile) -> str | None:

@@ -17,8 +17,12 @@ from services.relay.console.api.report import ReportEndpoint
 from services.relay.console.api.routes import RoutesEndpoint
 from services.relay.console.channel_actions import ChannelActions
 from services.relay.console.events import ChangeStream
+from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.pages.audit import AuditPages
 from services.relay.console.pages.channels import ChannelsPages
+from services.relay.console.pages.incidents import IncidentPages
 from services.relay.console.pages.layout import PageRenderer
+from services.relay.console.pages.login import LoginPages
 from services.relay.console.pages.now import NowPages
 from services.relay.console.pages.quarantine import QuarantinePages
 from services.relay.console.pages.render import RenderPages
@@ -26,7 +30,9 @@ from services.relay.console.pages.report import ReportPages
 from services.relay.console.pages.routes import RoutesPages
 from services.relay.console.path_watch import PathWatch
 from services.relay.console.route_explainer import RouteExplainer
+from services.relay.exporter_api import ExporterHistory
 from services.relay.intake.replay import Replays
+from services.relay.login.service import LoginService
 from services.relay.metrics import Metrics
 from services.relay.monitors.channel_checks import ChannelChecker
 from services.relay.outbox.bulk_retry import BulkRetries
@@ -58,6 +64,11 @@ class ConsoleParts:
     """Retries many dead letters."""
     replays: Replays
     """Accepts quarantined webhooks after all."""
+    wake_silences: Callable[[], None] | None
+    """Called when a silence waits; None without an Alertmanager."""
+    exporter: ExporterHistory
+    """Knows the faults behind incidents."""
+    login: LoginService
 
 
 def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
@@ -67,13 +78,17 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     channels = list_configured_channels(settings)
     reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
     explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
+    reader = IncidentReader(store, parts.exporter, settings.link_rules)
     actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
     return [
-        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions), ReportEndpoint(reports)),
+        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions), ReportEndpoint(reports), reader),
         *RoutesEndpoint(explainer).build_routes(),
         *renderer.build_routes(),
         *parts.changes.build_routes(),
         *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
+        *IncidentPages(
+            store, renderer, reader, settings, parts.wake_channels, parts.wake_silences, parts.metrics
+        ).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
         *RoutesPages(explainer, settings, renderer).build_routes(),
         *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
@@ -81,14 +96,18 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
             store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
         ).build_routes(),
         *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
+        *LoginPages(parts.login, renderer).build_routes(),
+        *AuditPages(store, parts.login.authorizer.audit_log, renderer).build_routes(),
     ]
 
 
-def _build_api_routes(parts: ConsoleParts, channels: ChannelsEndpoint, report: ReportEndpoint) -> list[ProtectedRoute]:
+def _build_api_routes(
+    parts: ConsoleParts, channels: ChannelsEndpoint, report: ReportEndpoint, reader: IncidentReader
+) -> list[ProtectedRoute]:
     store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
     deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
     quarantine = QuarantineEndpoint(store, parts.replays)
-    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, parts.metrics)
+    incidents = IncidentsEndpoint(store, reader, settings.acknowledging_channels, wake_channels, parts.metrics)
 
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]

@@ -6,9 +6,12 @@ import "/console/live.js";
 
 const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
+const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const exact = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
+const zone = new Intl.DateTimeFormat().resolvedOptions().timeZone;
 let open = new Set(); // the ids of the details that are open in the part that is replaced
 
-// The exact time on hover, in the viewer's zone; the server writes UTC.
+// The exact time on hover, in the viewer's zone, and times of day in it; the server writes UTC.
 function localiseTimes() {
   for (const node of document.querySelectorAll("time[data-at]:not([data-zoned])")) {
     node.dataset.zoned = "";
@@ -18,6 +21,17 @@ function localiseTimes() {
     node.dataset.zoned = "";
     node.textContent = clock.format(Number(node.dataset.clock) * 1000);
   }
+  let before = [null, null]; // in a list of times, only the first one of a day shows the day
+  for (const node of document.querySelectorAll("time[data-moment]")) {
+    const at = Number(node.dataset.moment) * 1000;
+    const list = node.closest("[data-days]");
+    const isSameDay = list && list === before[0] && day.format(at) === before[1];
+    before = [list, day.format(at)];
+    const text = `${exact.format(at)}.${Math.floor(at / 100) % 10}`;
+    node.textContent = isSameDay ? text : `${day.format(at)}, ${text}`;
+    node.title = zoned.format(at);
+  }
+  for (const node of document.querySelectorAll("[data-zone]")) node.textContent = zone;
 }
 
 // The number of what needs somebody, in the title and the icon.
