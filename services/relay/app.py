@@ -27,6 +27,8 @@ from services.relay.intake.replay import Replays
 from services.relay.intake.routing import find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
+from services.relay.login.service import open_login
+from services.relay.login.sessions import LoginRules
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
 from services.relay.model import Button, Event
 from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
@@ -54,6 +56,9 @@ from shared.process.hot_reload import ReloadableApp
 from shared.process.server_runner import ServerRunner
 
 _FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
+
+SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/")
+"""Paths that need no user of web.yml: the sender has a token, and who logs in needs a page and its styles."""
 
 log = structlog.get_logger(__name__)
 
@@ -110,6 +115,7 @@ async def run_relay(
             checker = ChannelChecker(store, partial(check_channel, settings))
             checks = ChannelCheckMonitor(checker, settings.channels, changed)
             async with (
+                open_login(build_login_rules(settings), store, authorizer) as login,
                 run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
                     intake,
                     wake,
@@ -142,6 +148,7 @@ async def run_relay(
                                 replays=replays,
                                 wake_silences=wake_silences,
                                 exporter=exporter,
+                                login=login,
                             )
                         ),
                     ],
@@ -178,7 +185,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             app,
             app.state.apply,
             restart_keys=("listen", "database"),
-            self_authenticated_paths=("/alerts",),
+            self_authenticated_paths=SELF_AUTHENTICATED_PATHS,
             on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the settings that apply by then
             admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
@@ -255,6 +262,18 @@ def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metric
     sender = Token("sender", Role.RESPONDER, bearer_token)
     access = AccessPolicy([sender], auth.roles, auth.allow_from)
     return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
+
+
+def build_login_rules(settings: RelaySettings) -> LoginRules:
+    """What the configuration says about logins."""
+    auth = settings.auth
+    return LoginRules(
+        create_access_policy(auth),
+        frozenset([*settings.list_reserved_names(), *auth.roles]),
+        auth.oidc,
+        auth.proxy,
+        auth.public_url,
+    )
 
 
 def describe_unusable_token(bearer_token: TokenFile) -> str | None:

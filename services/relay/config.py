@@ -3,16 +3,15 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainValidator,
     ValidationInfo,
     model_validator,
 )
@@ -26,6 +25,7 @@ from services.relay.delivery.templates import TemplateFolder
 from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Matcher, Route, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
+from services.relay.login.settings import OidcSettings, ProxyLoginSettings
 from services.relay.model import EscalationStep
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
@@ -35,6 +35,7 @@ from shared.config.settings import (
     Address,
     Duration,
     ListenAddress,
+    Network,
     SecretPath,
     Section,
     Size,
@@ -158,11 +159,10 @@ def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["Wat
     return watchdogs
 
 
-def _parse_network(value: object) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(value if isinstance(value, str) else "")
-    except ValueError:
-        raise ValueError("expected a network without host bits, such as 10.0.0.0/8") from None
+def _check_root(url: str) -> str:
+    if urlsplit(url).path:
+        raise ValueError("expected a URL without a path, such as https://relay.example.org")
+    return url
 
 
 def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "RetentionSettings":
@@ -186,8 +186,6 @@ def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -
     return interactive
 
 
-Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
-"""A network in CIDR notation."""
 ParsedMatcher = Annotated[
     Matcher,
     BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
@@ -211,6 +209,17 @@ class RelayAuthSettings(AuthSettings):
     """One token a line, two while they are rotated."""
     allow_from: tuple[Network, ...] = ()
     """Networks that may send alerts; empty lets every address try."""
+    public_url: Annotated[BaseUrl, AfterValidator(_check_root)] | None = None
+    """The relay's own address, as browsers see it; None takes that of each request."""
+    oidc: OidcSettings | None = None
+    """A provider of OpenID Connect where people log in."""
+    proxy: ProxyLoginSettings | None = None
+    """A proxy in front of the relay where people have logged in."""
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is a credential beside those of web.yml, for pages and API."""
+        return super().has_credentials or self.oidc is not None or self.proxy is not None
 
 
 class AlertmanagerSettings(EgressSettings):

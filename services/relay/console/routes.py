@@ -19,10 +19,12 @@ from services.relay.console.channel_actions import ChannelActions
 from services.relay.console.delivery_actions import DeliveryActions
 from services.relay.console.events import ChangeStream
 from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.pages.audit import AuditPages
 from services.relay.console.pages.channels import ChannelsPages
 from services.relay.console.pages.deliveries import DeliveriesPages
 from services.relay.console.pages.incidents import IncidentPages
 from services.relay.console.pages.layout import PageRenderer
+from services.relay.console.pages.login import LoginPages
 from services.relay.console.pages.now import NowPages
 from services.relay.console.pages.quarantine import QuarantinePages
 from services.relay.console.pages.render import RenderPages
@@ -32,6 +34,7 @@ from services.relay.console.path_watch import PathWatch
 from services.relay.console.route_explainer import RouteExplainer
 from services.relay.exporter_api import ExporterHistory
 from services.relay.intake.replay import Replays
+from services.relay.login.service import LoginService
 from services.relay.metrics import Metrics
 from services.relay.monitors.channel_checks import ChannelChecker
 from services.relay.outbox.bulk_retry import BulkRetries
@@ -68,6 +71,7 @@ class ConsoleParts:
     """Called when a silence waits; None without an Alertmanager."""
     exporter: ExporterHistory
     """Knows the faults behind incidents."""
+    login: LoginService
 
 
 def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
@@ -99,6 +103,8 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
             store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
         ).build_routes(),
         *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
+        *LoginPages(parts.login, renderer).build_routes(),
+        *AuditPages(store, parts.login.authorizer.audit_log, renderer).build_routes(),
     ]
 
 

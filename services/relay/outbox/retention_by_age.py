@@ -28,6 +28,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.prune_marks import PrunedKind, record_pruned
 from services.relay.outbox.quarantine import delete_entries
 from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQuery, select_values
+from services.relay.outbox.sessions import prune_sessions
 from services.relay.outbox.silences import prune_silences
 from services.relay.outbox.tables import (
     DIGEST_EPISODE,
@@ -256,6 +257,7 @@ async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> Pru
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
     pruned = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
     await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
+    await prune_sessions(store, PRUNE_STEP)
     await prune_silences(store, cutoff)
     await prune_checks(store, cutoff)
     return pruned

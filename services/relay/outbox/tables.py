@@ -315,6 +315,21 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# A login of a person in a browser; see `sessions`.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),  # the SHA-256 of what the cookie holds
+    Column("name", Text, nullable=False),
+    Column("source", Text, nullable=False),  # what the person logged in by; it decides the role at each request
+    Column("proof", Text, nullable=False),  # a keyed hash of the credential; see `login.sessions`
+    Column("group_names", Text, nullable=False),  # JSON; of the person at the provider
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double, nullable=False),  # to the minute
+    Column("expires_at", Double, nullable=False),  # at the latest
+    sqlite_with_rowid=False,
+)
+
 # Up to when retention has deleted rows of a kind: what a report of an earlier time lacks.
 pruned = Table(
     "pruned",
@@ -387,6 +402,7 @@ _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)
+_add_index("sessions_of_name", sessions.c.name, sessions.c.used_at)
 _add_index("channel_checks_of_channel", channel_checks.c.channel, channel_checks.c.kind, channel_checks.c.seq)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)

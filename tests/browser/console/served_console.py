@@ -115,7 +115,7 @@ async def open_page(
         await page.goto(url)
         await page.locator("#live.on").wait_for()
         yield page
-        assert complaints == []
+        assert complaints == [], complaints
 
 
 def _get_origin(url: str) -> str:
