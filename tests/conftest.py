@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
+import looptime
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -22,10 +23,6 @@ from tests import ram_disk
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
-
-# looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
-# that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
-asyncio.set_event_loop(None)
 
 # Else gRPC's threads may abort the child of a fork before that becomes the program it is for.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -145,6 +142,21 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
         return database_url.create_sqlite_url(file)
     made: DatabaseUrl = request.getfixturevalue("postgres_outbox")
     return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test that is marked so plays on a clock that jumps to whatever comes next.
+
+    looptime's own plugin makes the event loops of all other tests slower, too.
+    """
+    marker = pyfuncitem.get_closest_marker("looptime")
+    if marker is None:
+        return (yield)
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    assert isinstance(loop, asyncio.BaseEventLoop)
+    with looptime.patch_event_loop(loop, _enabled=False, **marker.kwargs).looptime_enabled():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
