@@ -34,6 +34,8 @@ _MODULES = (
     "ops.kms_emulator",
     "ops.smoke",
 )
+_LATE = ("psycopg", "shared.kms.gcp.client", "ops.kms_emulator.grpc_service")
+"""What they import only when it is needed."""
 _READY = b"ready\n"
 
 
@@ -146,6 +148,8 @@ def main() -> None:
     for module in _MODULES:
         importlib.import_module(f"{module}.__main__")
         del sys.modules[f"{module}.__main__"]
+    for module in _LATE:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()
     os.write(1, _READY)
