@@ -8,7 +8,17 @@ import structlog
 import uvloop
 
 from services.relay.app import serve
-from services.relay.cli import alertmanager, deliveries, incidents, init, mark_restored, render, retry, send_test
+from services.relay.cli import (
+    alertmanager,
+    deliveries,
+    incidents,
+    init,
+    mark_restored,
+    render,
+    report,
+    retry,
+    send_test,
+)
 from services.relay.config import RelaySettings
 from services.relay.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
@@ -41,7 +51,7 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-for module in (deliveries, incidents, init, retry, mark_restored, render, send_test, alertmanager):
+for module in (deliveries, incidents, report, init, retry, mark_restored, render, send_test, alertmanager):
     main.add_command(module.command)
 main.add_command(incidents.acknowledge_command)
 main.add_command(incidents.unacknowledge_command)

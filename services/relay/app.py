@@ -5,30 +5,39 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
 
+from services.relay.channel_check import check_channel
 from services.relay.config import RelayAuthSettings, RelaySettings
 from services.relay.console.events import ChangeStream
-from services.relay.console.routes import build_routes
+from services.relay.console.path_watch import PathWatch
+from services.relay.console.routes import ConsoleParts, build_routes
 from services.relay.delivery.attempt import OpenSender, SenderSettings
 from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.delivery.worker import DeliveryRules, run_delivery
-from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake, IntakeRules
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Route, find_route
+from services.relay.exporter_api import ExporterHistory
+from services.relay.intake.acceptance import Acceptance, IntakeRules
+from services.relay.intake.endpoint import ADMISSION_SECONDS, MAX_CONCURRENT_WEBHOOKS, Intake
+from services.relay.intake.replay import Replays
+from services.relay.intake.routing import find_route
 from services.relay.interactive.presses import BotAccess, PressRules, run_presses
 from services.relay.interactive.silences import run_silences
+from services.relay.login.service import open_login
+from services.relay.login.sessions import LoginRules
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Button, EscalationStep, Event
+from services.relay.model import Button, Event
+from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
-from services.relay.monitors.supervisor import Monitors, MonitorSettings
+from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
 from services.relay.outbox import queries
 from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -47,6 +56,9 @@ from shared.process.hot_reload import ReloadableApp
 from shared.process.server_runner import ServerRunner
 
 _FINAL_STATES: Final = (DeliveryState.DELIVERED, DeliveryState.SUPERSEDED, DeliveryState.DEAD)
+
+SELF_AUTHENTICATED_PATHS: Final = ("/alerts", "/login", "/login/", "/logout", "/console/")
+"""Paths that need no user of web.yml: the sender has a token, and who logs in needs a page and its styles."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,16 +93,41 @@ async def run_relay(
         metrics.set_size_functions(lambda: limit.used_bytes, lambda: limit.max_bytes)
         gauges = OutboxGauges((), (), UNSETTLED, UNFINISHED, lambda: read_outbox_state(store))
         registry.register(gauges)
+        bulk_retries = BulkRetries(store)
+        await stack.enter_async_context(run_beside(bulk_retries.run()))
+
+        previous: RelaySettings | None = None
 
         @asynccontextmanager
         async def start_app(settings: RelaySettings) -> AsyncIterator[Starlette]:
+            nonlocal previous
+            changed = None if previous is None else find_changed_channels(previous, settings)
+            previous = settings
             store.set_unmerged_channels(settings.unmerged_channels)
             metrics.set_channels(settings.channels)
             gauges.set_configuration(settings.channels, frozenset(watchdog.name for watchdog in settings.watchdogs))
             await asyncio.to_thread(warn_of_unserved_deliveries, settings, store)
             limit.max_bytes = settings.retention.max_bytes
-            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store)
-            async with run_intake_and_delivery(settings, store, metrics, limit, uptime, open_sender) as (intake, wake):
+            bearer, changes = TokenFile(settings.auth.bearer_token_file), ChangeStream(store, metrics)
+            path = PathWatch(
+                settings, store, metrics, limit, lambda: describe_unusable_token(bearer), on_answer=changes.touch
+            )
+            checker = ChannelChecker(store, partial(check_channel, settings))
+            checks = ChannelCheckMonitor(checker, settings.channels, changed)
+            async with (
+                open_login(build_login_rules(settings), store, authorizer) as login,
+                run_intake_and_delivery(settings, store, metrics, limit, uptime, path.watch_sender(open_sender)) as (
+                    intake,
+                    wake,
+                    wake_silences,
+                ),
+                open_exporter_history(settings) as exporter,
+                path.run(),
+                changes.run(),
+                run_beside(run_forever("channel checks", checks.check_next)),
+            ):
+                bulk_retries.configure(settings.channels, wake)
+                replays = build_replays(settings, store, metrics, wake, limit)
                 app = create_application(
                     "keypulse relay",
                     registry,
@@ -98,7 +135,22 @@ async def run_relay(
                         ProtectedRoute(
                             "/alerts", intake.handle_post, build_sender_access(settings.auth, bearer, metrics), ["POST"]
                         ),
-                        *build_routes(store, settings, wake, metrics, changes),
+                        *build_routes(
+                            ConsoleParts(
+                                store=store,
+                                settings=settings,
+                                wake_channels=wake,
+                                metrics=metrics,
+                                changes=changes,
+                                path=path,
+                                checker=checker,
+                                bulk_retries=bulk_retries,
+                                replays=replays,
+                                wake_silences=wake_silences,
+                                exporter=exporter,
+                                login=login,
+                            )
+                        ),
                     ],
                     authorizer=authorizer,
                     access_policy=create_access_policy(settings.auth),
@@ -133,7 +185,7 @@ async def serve(runner: ServerRunner[RelaySettings]) -> None:
             app,
             app.state.apply,
             restart_keys=("listen", "database"),
-            self_authenticated_paths=("/alerts",),
+            self_authenticated_paths=SELF_AUTHENTICATED_PATHS,
             on_stop=lambda: app.state.stop(),  # noqa: PLW0108 - the one of the settings that apply by then
             admission_queue=AdmissionQueue(b"POST /alerts", MAX_CONCURRENT_WEBHOOKS, ADMISSION_SECONDS),
         )
@@ -147,8 +199,12 @@ async def run_intake_and_delivery(
     byte_limit: ByteLimit,
     uptime: IntakeUptime,
     open_sender: OpenSender,
-) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None]]]:
-    """Runs delivery, monitors and retention while the body runs; yields the intake, and what wakes channels."""
+) -> AsyncIterator[tuple[Intake, Callable[[Iterable[str]], None], Callable[[], None] | None]]:
+    """Runs delivery, monitors and retention while the body runs.
+
+    Yields:
+        The intake; what wakes channels; what is called when a silence waits, None without an Alertmanager.
+    """
     async with run_delivery(build_delivery_rules(settings), store, metrics, open_sender) as wake:
         rules = build_intake_rules(settings)
 
@@ -174,7 +230,19 @@ async def run_intake_and_delivery(
             run_silences(press_rules, store) as wake_silences,
             run_presses(press_rules, store, metrics, wake, wake_silences),
         ):
-            yield Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit), wake
+            intake = Intake(store, rules, metrics, wake, monitors.record_heartbeats, byte_limit)
+            yield intake, wake, wake_silences
+
+
+@asynccontextmanager
+async def open_exporter_history(settings: RelaySettings) -> AsyncIterator[ExporterHistory]:
+    """What reads the exporter's history of failures, where `messages.board_url` names one."""
+    messages = settings.messages
+    exporter = ExporterHistory(messages.board_url, messages.board_token_file, messages.egress)
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
 
 
 @asynccontextmanager
@@ -194,6 +262,18 @@ def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metric
     sender = Token("sender", Role.RESPONDER, bearer_token)
     access = AccessPolicy([sender], auth.roles, auth.allow_from)
     return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
+
+
+def build_login_rules(settings: RelaySettings) -> LoginRules:
+    """What the configuration says about logins."""
+    auth = settings.auth
+    return LoginRules(
+        create_access_policy(auth),
+        frozenset([*settings.list_reserved_names(), *auth.roles]),
+        auth.oidc,
+        auth.proxy,
+        auth.public_url,
+    )
 
 
 def describe_unusable_token(bearer_token: TokenFile) -> str | None:
@@ -235,21 +315,25 @@ def list_buttons(settings: RelaySettings) -> tuple[Button, ...]:
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:
     """What the configuration says about the intake."""
     return IntakeRules(
-        routes=[
-            Route(
-                route.receiver,
-                route.matchers,
-                route.channels,
-                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
-            )
-            for route in settings.routes
-        ],
+        routes=settings.intake_routes,
         default_channels=settings.default_channels,
         channels=frozenset(settings.channels),
         duplicate_window=settings.delivery.duplicate_window,
         max_body=settings.intake.max_body,
-        heartbeats=[HeartbeatMatcher(each.name, each.matchers) for each in settings.watchdogs],
+        heartbeats=settings.heartbeat_matchers,
     )
+
+
+def build_replays(
+    settings: RelaySettings,
+    store: Store,
+    metrics: Metrics,
+    wake: Callable[[Iterable[str]], None],
+    byte_limit: ByteLimit,
+) -> Replays:
+    """What accepts quarantined webhooks by the rules of the intake."""
+    rules = build_intake_rules(settings)
+    return Replays(store, rules, Acceptance(store, rules, metrics, wake, byte_limit))
 
 
 def build_monitor_settings(settings: RelaySettings) -> MonitorSettings:
@@ -287,6 +371,11 @@ def build_press_rules(settings: RelaySettings) -> PressRules:
         alertmanager.token_file,
         alertmanager,
     )
+
+
+def find_changed_channels(before: RelaySettings, after: RelaySettings) -> list[str]:
+    """The channels that are new, or have other settings than before."""
+    return [name for name, channel in after.channels.items() if channel != before.channels.get(name)]
 
 
 def read_outbox_state(store: Store) -> OutboxState | None:

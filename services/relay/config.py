@@ -3,16 +3,15 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import UTC, tzinfo
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainValidator,
     ValidationInfo,
     model_validator,
 )
@@ -23,8 +22,11 @@ from services.relay.channels.slack.channel import SlackSettings
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
 from services.relay.delivery.links import LinkRules, check_allowed_host, check_template
 from services.relay.delivery.templates import TemplateFolder
-from services.relay.intake.routing import Matcher, parse_matcher
+from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.routing import Matcher, Route, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
+from services.relay.login.settings import OidcSettings, ProxyLoginSettings
+from services.relay.model import EscalationStep
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -33,6 +35,7 @@ from shared.config.settings import (
     Address,
     Duration,
     ListenAddress,
+    Network,
     SecretPath,
     Section,
     Size,
@@ -156,11 +159,10 @@ def _check_unique_names(watchdogs: tuple["WatchdogSettings", ...]) -> tuple["Wat
     return watchdogs
 
 
-def _parse_network(value: object) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(value if isinstance(value, str) else "")
-    except ValueError:
-        raise ValueError("expected a network without host bits, such as 10.0.0.0/8") from None
+def _check_root(url: str) -> str:
+    if urlsplit(url).path:
+        raise ValueError("expected a URL without a path, such as https://relay.example.org")
+    return url
 
 
 def _check_max_bytes(retention: "RetentionSettings", info: ValidationInfo) -> "RetentionSettings":
@@ -184,8 +186,6 @@ def _check_interactive(interactive: InteractiveSettings, info: ValidationInfo) -
     return interactive
 
 
-Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)]
-"""A network in CIDR notation."""
 ParsedMatcher = Annotated[
     Matcher,
     BeforeValidator(lambda value: parse_matcher(value if isinstance(value, str) else ""), json_schema_input_type=str),
@@ -209,6 +209,17 @@ class RelayAuthSettings(AuthSettings):
     """One token a line, two while they are rotated."""
     allow_from: tuple[Network, ...] = ()
     """Networks that may send alerts; empty lets every address try."""
+    public_url: Annotated[BaseUrl, AfterValidator(_check_root)] | None = None
+    """The relay's own address, as browsers see it; None takes that of each request."""
+    oidc: OidcSettings | None = None
+    """A provider of OpenID Connect where people log in."""
+    proxy: ProxyLoginSettings | None = None
+    """A proxy in front of the relay where people have logged in."""
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is a credential beside those of web.yml, for pages and API."""
+        return super().has_credentials or self.oidc is not None or self.proxy is not None
 
 
 class AlertmanagerSettings(EgressSettings):
@@ -257,7 +268,7 @@ RunbookLocation = Annotated[
 
 
 class MessageSettings(EgressSettings):
-    """What messages contain beside the alert. The proxy and the authorities are for runbook and Prometheus."""
+    """What messages contain beside the alert. Proxy and authorities are for runbook, Prometheus and board."""
 
     runbook: RunbookLocation | None = None
     """Each message shows the first diagnosis steps of its alert's section."""
@@ -267,7 +278,9 @@ class MessageSettings(EgressSettings):
     """Sent as Bearer."""
 
     board_url: BaseUrl | None = None
-    """The exporter's board; each alert links to its key or its service there."""
+    """The exporter's board; each alert links to its key or its service there, and an incident shows its fault."""
+    board_token_file: SecretPath | None = None
+    """A viewer's token of the exporter, sent as Bearer."""
     timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
     """The readers' time zone, beside UTC in mails and PagerDuty; Slack knows each reader's own."""
 
@@ -282,13 +295,21 @@ class MessageSettings(EgressSettings):
     @property
     def enrichment(self) -> EnrichmentSettings:
         """What delivery adds to messages."""
-        egress = EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
-        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, egress)
+        return EnrichmentSettings(self.runbook, self.prometheus_url, self.prometheus_token_file, self.egress)
+
+    @property
+    def egress(self) -> EgressSettings:
+        """How runbook, Prometheus and the board are reached."""
+        return EgressSettings(proxy=self.proxy, proxy_url_file=self.proxy_url_file, ca_file=self.ca_file)
 
     @model_validator(mode="after")
     def _check_plaintext_secret(self) -> Self:
-        if self.prometheus_url and self.prometheus_token_file:
-            check_secret_url(self.prometheus_url)
+        for url, token in (
+            (self.prometheus_url, self.prometheus_token_file),
+            (self.board_url, self.board_token_file),
+        ):
+            if url and token:
+                check_secret_url(url)
         return self
 
 
@@ -419,6 +440,24 @@ class RelaySettings(ServerSettings):
             links.prefer == "annotation",
             frozenset(links.allow_hosts),
         )
+
+    @property
+    def intake_routes(self) -> tuple[Route, ...]:
+        """The routes by which the intake chooses channels, in their order."""
+        return tuple(
+            Route(
+                route.receiver,
+                route.matchers,
+                route.channels,
+                tuple(EscalationStep(step.after, step.channels) for step in route.escalate),
+            )
+            for route in self.routes
+        )
+
+    @property
+    def heartbeat_matchers(self) -> tuple[HeartbeatMatcher, ...]:
+        """Which alerts the intake takes for heartbeats."""
+        return tuple(HeartbeatMatcher(each.name, each.matchers) for each in self.watchdogs)
 
     @property
     def slack_bots(self) -> Mapping[str, SlackSettings]:

@@ -11,6 +11,7 @@ from services.relay.config import RelaySettings, WatchdogSettings
 from services.relay.delivery.attempt import close_channel
 from services.relay.delivery.enrichment.diagnosis import list_enrichment_checks
 from services.relay.delivery.links import build_links
+from services.relay.exporter_api import ExporterHistory
 from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
 from services.relay.interactive.web_api import SlackWebApi
 from services.relay.model import Alert, Status
@@ -40,6 +41,7 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             *checks,
             *_list_ping_checks(settings),
             *_list_link_checks(settings),
+            *_list_board_checks(settings, stack),
             *list_enrichment_checks(settings.messages.enrichment, shows_own_runbooks=_shows_own_runbooks(settings)),
         ]
 
@@ -99,6 +101,16 @@ class _Alertmanager:
     async def _check_unserved(self, served: Sequence[str | None]) -> str:
         assert self._receivers  # noqa: S101  # likewise
         return check_unserved(self._receivers, served)
+
+
+def _list_board_checks(settings: RelaySettings, stack: AsyncExitStack) -> Iterator[Check]:
+    """Whether the exporter tells the relay of failures of keys."""
+    messages = settings.messages
+    if messages.board_url is not None:
+        exporter = ExporterHistory(messages.board_url, messages.board_token_file, messages.egress)
+        stack.push_async_callback(exporter.close)
+        token = "messages.board_token_file" if messages.board_token_file else None
+        yield Check("messages.board_url history", exporter.check, token)
 
 
 def _list_ping_checks(settings: RelaySettings) -> Iterator[Check]:

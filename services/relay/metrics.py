@@ -1,5 +1,6 @@
 """The relay's metrics. Every label value exists, at 0, from the start."""
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,11 +50,20 @@ class Metrics:
         channels: the configured names; see `show`.
         outcomes: how a delivery can end.
         reasons: how an attempt can end.
+        clock: unix seconds.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, channels: Iterable[str], outcomes: Iterable[str], reasons: Iterable[str]
+        self,
+        registry: CollectorRegistry,
+        channels: Iterable[str],
+        outcomes: Iterable[str],
+        reasons: Iterable[str],
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self.webhook_times: dict[int, float] = {}
+        """When a webhook was last answered with each HTTP status, unix seconds."""
+        self._clock = clock
         self._webhooks = Counter(
             "relay_webhooks_total", "Webhooks answered, by HTTP status.", ["code"], registry=registry
         )
@@ -136,6 +146,14 @@ class Metrics:
             "Bytes that the outbox may hold: retention.max_bytes. Near it, webhooks get 503 if nothing can be removed.",
             registry=registry,
         )
+        self._streams = Gauge(
+            "relay_event_streams", "Pages of the console that this relay keeps live.", registry=registry
+        )
+        self._refused_streams = Counter(
+            "relay_event_streams_refused_total",
+            "Pages that are not kept live, because the relay stops or too many are open.",
+            registry=registry,
+        )
         for code in CODES:
             self._webhooks.labels(code)
         for via in ACKNOWLEDGED_VIA:
@@ -172,6 +190,15 @@ class Metrics:
     def count_webhook(self, code: int) -> None:
         """A webhook was answered with this status."""
         self._webhooks.labels(code).inc()
+        self.webhook_times[code] = self._clock()
+
+    def set_streams(self, count: int) -> None:
+        """So many pages are kept live."""
+        self._streams.set(count)
+
+    def count_refused_stream(self) -> None:
+        """A page is not kept live."""
+        self._refused_streams.inc()
 
     def count_attempt(self, channel: str, reason: str) -> None:
         """An attempt ended."""

@@ -1,8 +1,9 @@
-"""The one error of a request to a provider: its reason, and its scope, which decides what follows."""
+"""The one error of a request to a provider: its reason, its scope, which decides what follows, and what to do."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 
 class SendReason(StrEnum):
@@ -62,3 +63,35 @@ class SendError(Exception):
         """For pickle: by default it would call the class with the text alone."""
         optional = {name: getattr(self, name) for name in ("retry_after", "maybe_arrived", "provider_works")}
         return partial(SendError, **optional), (self.reason, self.scope, str(self))
+
+
+class ReasonAdvice(NamedTuple):
+    """What a reason means, and what to do about it on any channel."""
+
+    meaning: str
+    action: str
+
+
+REASON_ADVICE: Final[Mapping[SendReason, ReasonAdvice]] = {
+    SendReason.TIMEOUT: ReasonAdvice(
+        "no answer within `delivery.timeout`", "check DNS, firewall and proxy on the way to it"
+    ),
+    SendReason.CONNECTION: ReasonAdvice(
+        "no connection: refused, reset, or its name was not resolved",
+        "check its address, then DNS, firewall and proxy on the way to it",
+    ),
+    SendReason.RATE_LIMITED: ReasonAdvice("the provider asked to wait for too long", "wait, then try again"),
+    SendReason.SERVER_ERROR: ReasonAdvice("the provider failed", "see its status page, then try again"),
+    SendReason.REJECTED: ReasonAdvice(
+        "the provider does not accept this message",
+        "read its answer, and correct the template or setting that it is about",
+    ),
+    SendReason.UNAUTHORIZED: ReasonAdvice(
+        "a token, key or password is wrong, revoked or unreadable", "put the current secret into its file"
+    ),
+    SendReason.MISCONFIGURED: ReasonAdvice(
+        "the destination does not exist, or the relay may not write to it", "correct the settings of the channel"
+    ),
+    SendReason.INTERNAL: ReasonAdvice("a defect of the relay", "report it with the relay's log"),
+}
+"""By each reason but `OK`."""

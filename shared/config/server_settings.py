@@ -55,6 +55,11 @@ class AuthSettings(Section):
     roles: dict[str, Role] = Field(default_factory=dict)
     """Of users of web.yml; one without a role reads `/metrics` alone."""
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is a credential beside those of web.yml."""
+        return self.admin_token_file is not None or bool(self.tokens)
+
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:
         check_unique_names([*(token.name for token in self.tokens), *self.roles])

@@ -20,6 +20,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainValidator,
     TypeAdapter,
     ValidationError,
 )
@@ -93,6 +94,13 @@ def parse_size(value: object) -> object:
         raise ValueError("expected a size such as 512KiB, 16MiB or 1GiB") from None
 
 
+def _parse_network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError("expected a network without host bits, such as 10.0.0.0/8") from None
+
+
 def resolve_path(path: Path) -> Path:
     """Return the path for this process: a relative one starts at the configuration file's folder."""
     if "\0" in str(path):
@@ -102,6 +110,10 @@ def resolve_path(path: Path) -> Path:
 
 # NoDecode: from the environment it comes as the same HOST:PORT; pydantic-settings would want a tuple as JSON.
 ListenAddress = Annotated[Address, NoDecode, BeforeValidator(parse_address, json_schema_input_type=str)]
+Network = Annotated[
+    ipaddress.IPv4Network | ipaddress.IPv6Network, PlainValidator(_parse_network, json_schema_input_type=str)
+]
+"""A network in CIDR notation."""
 Duration = Annotated[
     float,
     BeforeValidator(parse_duration, json_schema_input_type=str | float),

@@ -1,7 +1,8 @@
 """Authentication: the credentials of a request → a name and a role.
 
 `Authorization: Bearer TOKEN`; for a browser, Basic with the token as its password, or a user of web.yml, whose password
-`web_config_auth` has checked before. The name comes from the credential alone, never from another header.
+`web_config_auth` has checked before; without that header, the session that `Sessions` has found. The name comes from
+the credential alone, never from another header.
 """
 
 import base64
@@ -19,6 +20,8 @@ from shared.config.server_settings import AuthSettings, NamedToken, Role
 
 USER_SCOPE_KEY: Final = "keypulse.user"
 """The key in a request's scope for the name of a user of web.yml whose password was checked."""
+SESSION_SCOPE_KEY: Final = "keypulse.session"
+"""The key in a request's scope for its session, or None."""
 ADMIN_NAME: Final = "admin"
 """The name of the holder of `admin_token_file`."""
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -32,6 +35,15 @@ class Caller:
     name: str
     role: Role | None
     """None: may only read `/metrics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a browser adds to its requests by itself: a login of ours, or that of a trusted proxy."""
+
+    caller: Caller
+    secret: str | None
+    """The value of its cookie; None for a proxy's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,15 @@ class AccessPolicy:
     """Whether only a bearer token counts, not a user of web.yml or credentials that a browser adds."""
     disabled_reason: str | None = None
     """Why nobody may call while there are no tokens; None allows everybody."""
+    accepts_sessions: bool = False
+    """Whether a session counts."""
+    requires_credentials: bool = False
+    """Whether nobody is anonymous even without tokens and users: people log in elsewhere."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody who reaches the server may call, unless web.yml has users."""
+        return not (self.tokens or self.disabled_reason or self.requires_credentials)
 
     def identify_caller(self, request: Request) -> Caller | None:
         """Return the caller, or None if no credential is valid. Reads only headers, never the body.
@@ -68,6 +89,9 @@ class AccessPolicy:
         if USER_SCOPE_KEY in request.scope and not self.bearer_only:
             name = request.scope[USER_SCOPE_KEY]
             return Caller(name, self.roles.get(name))
+        session = get_session(request)
+        if session and self.accepts_sessions:
+            return session.caller
         sent = _parse_token(request, bearer_only=self.bearer_only)
         found: Token | None = None
         unreadable: SecretUnreadableError | None = None
@@ -82,27 +106,41 @@ class AccessPolicy:
 
     def allows_address(self, request: Request) -> bool:
         """Whether the caller's address is allowed."""
-        if not self.allowed_networks:
-            return True
-        try:
-            address = ipaddress.ip_address(request.client.host if request.client else "")
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
-        return any(address in network for network in self.allowed_networks)
+        return not self.allowed_networks or is_peer_in(request, self.allowed_networks)
+
+
+def is_peer_in(request: Request, networks: Collection[Network]) -> bool:
+    """Whether a request comes from an address of these networks."""
+    try:
+        address = ipaddress.ip_address(request.client.host if request.client else "")
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped  # how a dual-stack socket shows a caller of IPv4
+    return any(address in network for network in networks)
 
 
 def create_access_policy(auth: AuthSettings) -> AccessPolicy:
     """Build the policy of a server's settings."""
     admin = auth.admin_token_file
     own = [Token(ADMIN_NAME, Role.ADMIN, TokenFile(admin))] if admin else []
-    return AccessPolicy(tokens=[*own, *load_tokens(auth.tokens)], roles=auth.roles)
+    return AccessPolicy(
+        tokens=[*own, *load_tokens(auth.tokens)],
+        roles=auth.roles,
+        accepts_sessions=True,
+        requires_credentials=auth.has_credentials,
+    )
 
 
 def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:
     """Return the tokens of settings."""
     return [Token(token.name, token.role, TokenFile(token.file)) for token in tokens]
+
+
+def get_session(request: Request) -> Session | None:
+    """Return the session that counts for a request; None if its own headers say who calls."""
+    session: Session | None = request.scope.get(SESSION_SCOPE_KEY)
+    return None if "authorization" in request.headers else session
 
 
 def parse_basic_credentials(request: Request) -> tuple[str, bytes]:

@@ -9,14 +9,12 @@ address. An action is logged and stored in the audit log.
 import asyncio
 import copy
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -25,95 +23,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import Role
 from shared.http.audit_log import AuditEntry, AuditLog, AuditUnavailableError, InMemoryAuditLog, escape_text
-from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Caller
+from shared.http.authentication import SESSION_SCOPE_KEY, USER_SCOPE_KEY, AccessPolicy, Caller, get_session
 from shared.http.csrf import is_cross_origin, is_loopback_host
+from shared.http.csrf_token import check_csrf_token, send_csrf_cookie
+from shared.http.refusals import REFUSAL_RESPONSES, RefusalCounter, RefusalReason
+from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, Sessions, SessionsUnavailableError
 
 OTHER_ENDPOINT: Final = "other"
 """The endpoint label of a path without a route."""
-_LOG_INTERVAL_SECONDS: Final = 10.0
-_MAX_PEERS: Final = 100
-"""Addresses to remember. While all of them were logged within 10 s, no other one is logged."""
 
 log = structlog.get_logger(__name__)
-
-
-class RefusalReason(StrEnum):
-    """Why a request was refused."""
-
-    MISSING = "missing"
-    """No credentials."""
-    WRONG = "wrong"
-    """Invalid credentials."""
-    ROLE = "role"
-    """The caller's role does not allow it."""
-    ADDRESS = "address"
-    """Outside of `auth.allow_from`."""
-    UNREADABLE = "unreadable"
-    """The token file cannot be read."""
-    BUSY = "busy"
-    """Too many password checks are waiting."""
-    CROSS_ORIGIN = "cross_origin"
-    """A browser sent it for a page of another origin."""
-    UNKNOWN_HOST = "unknown_host"
-    """A `Host` that an outsider may have pointed at this machine (DNS rebinding)."""
-
-
-class RefusalCounter:
-    """Counts and logs the refused requests of one server.
-
-    Args:
-        metrics: registers the counter.
-        clock: seconds.
-    """
-
-    def __init__(self, metrics: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
-        self._counter = Counter(
-            "keypulse_auth_failures_total",
-            "Requests that were refused for who sent them.",
-            ["endpoint", "reason"],
-            registry=metrics,
-        )
-        self._clock = clock
-        self._last_logged: OrderedDict[str, tuple[float, int]] = (
-            OrderedDict()
-        )  # peer → time of the last line, refusals since
-
-    def initialise(self, endpoints: Iterable[str]) -> None:
-        """Expose each reason for these route patterns, at 0."""
-        for endpoint in endpoints:
-            for reason in RefusalReason:
-                self._counter.labels(endpoint, reason.value)
-
-    def count(self, peer: str, endpoint: str, reason: RefusalReason) -> None:
-        """Count a refusal, and log it.
-
-        Args:
-            peer: the address.
-            endpoint: the pattern of a route, never a path as it was sent.
-            reason: of the refusal.
-        """
-        self._counter.labels(endpoint, reason.value).inc()
-        now = self._clock()
-        at, more = self._last_logged.get(peer, (None, 0))
-        if at is not None and now - at < _LOG_INTERVAL_SECONDS:
-            self._last_logged[peer] = at, more + 1
-            return
-        if at is None and len(self._last_logged) >= _MAX_PEERS:
-            oldest = next(iter(self._last_logged.values()))[0]
-            if now - oldest < _LOG_INTERVAL_SECONDS:
-                return
-            self._last_logged.popitem(last=False)
-        self._last_logged[peer] = now, 0
-        self._last_logged.move_to_end(peer)
-        log.warning("request refused", peer=peer, endpoint=endpoint, reason=reason.value, suppressed=more)
 
 
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 ANONYMOUS_NAME: Final = "anonymous"
 """The caller's name on a server that needs no credentials."""
 _CALLER_SCOPE_KEY: Final = "keypulse.caller"
+_RECHECK_SCOPE_KEY: Final = "keypulse.recheck"
+_UNREADABLE_SCOPE_KEY: Final = "keypulse.session_unreadable"
+_PROGRAM_PATHS: Final = ("/api/", "/-/")
+"""What programs call, too; everything else is a page."""
 _ACTION_SCOPE_KEY: Final = "keypulse.about"
-_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415)
+_NOT_EXECUTED_STATUSES: Final = (400, 404, 405, 408, 409, 413, 415, 429)
 """Statuses of an action that was refused before it began."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Logged for an action whose client disconnected, as nginx does."""
@@ -194,6 +125,8 @@ class Authorizer:
         is_own_name: Callable[[str], bool] = is_loopback_host,
     ) -> None:
         self.metrics = metrics
+        self.sessions: Sessions | None = None
+        """The sessions of people who log in; None on a server without a login page."""
         self.audit_log: AuditLog = audit_log or InMemoryAuditLog()
         self.refusals = RefusalCounter(metrics)
         self._clock = clock
@@ -211,12 +144,28 @@ class Authorizer:
         async def authorize_and_run(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope)
             requires = get_requirements(route, request)
-            caller = self._authorize(request, requires, requires.access_policy or get_access_policy())
+            access_policy = requires.access_policy or get_access_policy()
+            if self.sessions and requires.access_policy is None:
+                send = send_csrf_cookie(request, send)
+                if requires.role or requires.is_public:
+                    await self.load_session(request)
+                    self._count_ignored_header(request, route.path_format)
+            caller = self._authorize(request, requires, access_policy)
+            if isinstance(caller, Caller) and self._needs_csrf_token(request, route.path_format, requires):
+                is_valid, receive = await check_csrf_token(request, receive)
+                caller = caller if is_valid else RefusalReason.CSRF
             if isinstance(caller, RefusalReason):
                 response = self.refuse(request, caller, route.path_format, requires)
                 await response(scope, receive, send)
                 return
+
+            async def recheck() -> bool:
+                if scope.pop(SESSION_SCOPE_KEY, None):
+                    await self.load_session(request)
+                return isinstance(self._authorize(request, requires, access_policy), Caller)
+
             scope[_CALLER_SCOPE_KEY] = caller
+            scope[_RECHECK_SCOPE_KEY] = recheck
             if requires.action is None:
                 await app(scope, receive, send)
             else:
@@ -226,6 +175,19 @@ class Authorizer:
         copied.app = authorize_and_run
         self.refusals.initialise([route.path_format])
         return copied
+
+    async def load_session(self, request: Request) -> None:
+        """Find the session of a request, once; `get_session` returns it."""
+        if self.sessions is None or SESSION_SCOPE_KEY in request.scope:
+            return
+        if self.sessions.uses_https:
+            request.scope["scheme"] = "https"  # as the browser sees it
+        request.scope[SESSION_SCOPE_KEY] = None
+        try:
+            request.scope[SESSION_SCOPE_KEY] = await self.sessions.find_session(request)
+        except (SessionsUnavailableError, SecretUnreadableError) as error:
+            log.warning("a session cannot be checked now", error=str(error))
+            request.scope[_UNREADABLE_SCOPE_KEY] = True
 
     def refuse(
         self,
@@ -244,8 +206,9 @@ class Authorizer:
             requirements: of the route.
             message: for a person; None takes that of the reason.
         """
+        self._count_ignored_header(request, endpoint)
         self.refusals.count(get_peer(request) or "unknown", endpoint, reason)
-        status, usual = _REFUSAL_RESPONSES[reason]
+        status, usual = REFUSAL_RESPONSES[reason]
         if (
             requirements.access_policy
             and requirements.access_policy.disabled_reason
@@ -254,9 +217,13 @@ class Authorizer:
             usual = requirements.access_policy.disabled_reason
         elif reason is RefusalReason.ROLE and requirements.role:
             usual = f"this needs the role {requirements.role.value}; see auth.roles and auth.tokens"
+        requirements.on_refusal(status)
+        page = self.sessions and self.sessions.build_refusal(request, status, message or usual)
+        if page:
+            page.headers.update(_HEADERS)
+            return page
         challenge = 'Basic realm="keypulse"' if requirements.challenges_browser else "Bearer"
         headers = {**_HEADERS, "WWW-Authenticate": challenge} if status == 401 else _HEADERS
-        requirements.on_refusal(status)
         return JSONResponse({"error": message or usual}, status_code=status, headers=headers)
 
     async def record_action(
@@ -287,8 +254,8 @@ class Authorizer:
             and not is_followed_link
         ):
             return RefusalReason.CROSS_ORIGIN
-        user = USER_SCOPE_KEY in request.scope and not access_policy.bearer_only
-        if not (access_policy.tokens or user or access_policy.disabled_reason):
+        user = (USER_SCOPE_KEY in request.scope or get_session(request)) and not access_policy.bearer_only
+        if access_policy.is_open and not user:
             # A page that points its own name to this server has neither its certificate nor a user's password.
             needs_own_host = acts or not requirements.is_public
             if (
@@ -302,6 +269,21 @@ class Authorizer:
         if requirements.role is None or (requirements.is_public and not user):
             return Caller(ANONYMOUS_NAME, None)
         return _check_role(request, requirements.role, access_policy)
+
+    def _needs_csrf_token(self, request: Request, endpoint: str, requirements: RouteRequirements) -> bool:
+        """Whether a browser may have sent it unasked: on a page always, in the API by a session.
+
+        No page makes a browser send a bearer token to another origin.
+        """
+        if self.sessions is None or request.method in SAFE_METHODS or requirements.access_policy:
+            return False
+        if request.headers.get("authorization", "").lower().startswith("bearer "):
+            return False
+        return not endpoint.startswith(_PROGRAM_PATHS) or get_session(request) is not None
+
+    def _count_ignored_header(self, request: Request, endpoint: str) -> None:
+        if request.scope.pop(IGNORED_HEADER_SCOPE_KEY, False):
+            self.refusals.count(get_peer(request) or "unknown", endpoint, RefusalReason.UNTRUSTED_PROXY)
 
     def _is_own_host(self, request: Request) -> bool:
         return self._is_own_name(request.headers.get("host", ""))
@@ -355,6 +337,12 @@ def get_caller(request: Request) -> Caller:
     return caller
 
 
+async def is_still_authorized(request: Request) -> bool:
+    """Whether a request that lasts for long would be authorized again by now."""
+    recheck: Callable[[], Awaitable[bool]] = request.scope[_RECHECK_SCOPE_KEY]
+    return await recheck()
+
+
 def get_peer(request: Request) -> str | None:
     """Return the address of the client."""
     return request.client.host if request.client else None
@@ -366,23 +354,14 @@ def _check_role(request: Request, role: Role, access_policy: AccessPolicy) -> Ca
     except SecretUnreadableError:
         return RefusalReason.UNREADABLE
     if caller is None:
-        return RefusalReason.WRONG if request.headers.get("authorization") else RefusalReason.MISSING
+        return find_missing_reason(request)
     if caller.role is None or not caller.role.includes(role):
         return RefusalReason.ROLE
     return caller
 
 
-_CREDENTIALS_REQUIRED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
-_REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
-    RefusalReason.MISSING: (401, _CREDENTIALS_REQUIRED),
-    RefusalReason.WRONG: (401, _CREDENTIALS_REQUIRED),
-    RefusalReason.ROLE: (403, "the role of this caller does not allow it"),
-    RefusalReason.ADDRESS: (403, "this address may not send alerts; see auth.allow_from"),
-    RefusalReason.UNREADABLE: (503, "the token file of this server cannot be read"),
-    RefusalReason.BUSY: (503, "too many passwords are being checked; try again"),
-    RefusalReason.CROSS_ORIGIN: (403, "another web page may not do this"),
-    RefusalReason.UNKNOWN_HOST: (
-        403,
-        "without credentials, only names of this machine are answered: use 127.0.0.1, or set auth.admin_token_file",
-    ),
-}
+def find_missing_reason(request: Request) -> RefusalReason:
+    """Return why a request without a valid credential is refused."""
+    if "authorization" in request.headers:
+        return RefusalReason.WRONG
+    return RefusalReason.UNREADABLE if _UNREADABLE_SCOPE_KEY in request.scope else RefusalReason.MISSING

@@ -19,6 +19,8 @@ from typing import Final
 
 import bcrypt
 
+PASSWORDS_SCOPE_KEY: Final = "keypulse.passwords"
+"""The key in a request's scope for the PasswordChecker of web.yml's users, if it has any."""
 MAX_WAITING_CHECKS: Final = 60
 """Checks that may wait: fewer than the relay handles webhooks at once, so callers with a token are never delayed."""
 _BCRYPT_BYTES: Final = 72
@@ -47,6 +49,10 @@ class PasswordChecker:
         self._executor = ThreadPoolExecutor(1, "bcrypt")  # no other work delays a correct password
         self._is_running = False
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    def get_hash(self, name: str) -> bytes | None:
+        """Return a user's hash; None if there is no such user."""
+        return self._hashes.get(name)
 
     async def check_password(self, name: str, password: bytes, peer: str) -> bool:
         """Whether the password is the user's. Cancelled if the client disconnects.

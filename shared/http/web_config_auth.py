@@ -21,17 +21,18 @@ from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, parse_basic
 from shared.http.authorization import (
     OTHER_ENDPOINT,
     Authorizer,
-    RefusalReason,
     RouteRequirements,
+    find_missing_reason,
     get_peer,
     get_requirements,
 )
 from shared.http.connection_limits import RECEIVED_AT
-from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
+from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker, TooManyPasswordChecksError
+from shared.http.refusals import RefusalReason
 from shared.http.web_config_reload import WebConfigFile
 
 _PUBLIC_PATHS: Final = ("/-/healthy", "/-/ready")
-PASSWORD_CHECK_SECONDS: Final = 8.0
+PASSWORD_CHECK_SECONDS: Final = 7.5
 """From a request's first byte to the end of its password check; then it is answered 503. Sixty checks before it may
 take longer than Alertmanager waits for the answer to a webhook."""
 _MAX_BUFFERED_BYTES: Final = 16 * 1024
@@ -93,6 +94,8 @@ class WebConfigMiddleware:
     async def _authenticate(
         self, request: Request, users: PasswordChecker, buffered: "_BufferedReceive"
     ) -> Response | None:
+        request.scope[PASSWORDS_SCOPE_KEY] = users
+        await self._authorizer.load_session(request)
         unreadable = False
         try:
             if self._get_access_policy().identify_caller(request):
@@ -113,9 +116,9 @@ class WebConfigMiddleware:
         path = request.url.path
         if any(path == own or (own.endswith("/") and path.startswith(own)) for own in self._self_authenticated_paths):
             return None
-        if unreadable:
-            return self._refuse(request, RefusalReason.UNREADABLE)
-        reason = RefusalReason.WRONG if request.headers.get("authorization") else RefusalReason.MISSING
+        reason = RefusalReason.UNREADABLE if unreadable else find_missing_reason(request)
+        if reason is RefusalReason.UNREADABLE:
+            return self._refuse(request, reason)
         return self._refuse(request, reason, "a user of basic_auth_users in web.yml is needed, or a valid token")
 
     def _refuse(self, request: Request, reason: RefusalReason, message: str | None = None) -> Response:

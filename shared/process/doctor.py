@@ -67,7 +67,7 @@ def create_doctor_command(model: type[C], open_checks: OpenChecks[C], program: s
 async def run_doctor(settings: C, open_checks: OpenChecks[C]) -> list[CheckResult]:
     """Run all checks of the settings: of the files that they name, and of the service."""
     async with open_checks(settings) as checks:
-        every = [*_list_file_checks(settings), *checks]
+        every = [*list_file_checks(settings), *checks]
         return await run_checks_concurrently(every, time.monotonic, timeout=CHECK_TIMEOUT_SECONDS)
 
 
@@ -109,8 +109,9 @@ async def _run_bounded(check: Check, clock: Callable[[], float], timeout: float)
     return CheckResult(check.name, CheckOutcome.FAILED, error, hint, clock() - began)
 
 
-def _list_file_checks(settings: CommandSettings) -> Iterator[Check]:
-    for key, check, value in iterate_file_checks(settings):
+def list_file_checks(settings: BaseModel, path: str = "") -> Iterator[Check]:
+    """The checks of the files that settings name; `path` is that of their keys, such as `channels.slack.`."""
+    for key, check, value in iterate_file_checks(settings, path):
         if isinstance(value, BaseModel) and value == type(value)():
             continue  # it names no file
         yield Check(key, partial(asyncio.to_thread, _open_files, key, check, value))

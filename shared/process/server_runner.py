@@ -233,4 +233,4 @@ def _refuse_errors(
 
 
 def _needs_credentials(settings: ServerSettings) -> bool:
-    return not settings.listen.is_loopback and settings.auth.admin_token_file is None and not settings.auth.tokens
+    return not settings.listen.is_loopback and not settings.auth.has_credentials

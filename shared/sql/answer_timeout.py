@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-_ANSWER_SECONDS: Final = 7.5
+_ANSWER_SECONDS: Final = 7.0
 """A little more than the server's `statement_timeout`: the server itself ends a slow statement, with an error."""
 
 

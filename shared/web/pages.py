@@ -90,8 +90,12 @@ def create_templates(folder: Path, filters: Mapping[str, Any], values: Mapping[s
         duration=time_format.format_duration,
         time=time_format.format_time,
         short_time=time_format.format_short_time,
+        moment=time_format.format_moment,
+        seconds=time_format.format_seconds,
         rfc3339=time_format.format_rfc3339,
+        clock=time_format.format_clock,
         latency=time_format.format_latency,
+        scale=time_format.format_scale,
         **filters,
     )
     templates.globals.update(version=VERSION, macros=templates.get_template("macros.html.j2").module, **values)

@@ -29,6 +29,17 @@ def format_short_time(at: float) -> str:
     return _to_datetime(at).strftime("%-d %b %H:%M UTC")
 
 
+def format_clock(at: float) -> str:
+    """Hour and minute, UTC."""
+    return _to_datetime(at).strftime("%H:%M UTC")
+
+
+def format_moment(at: float) -> str:
+    """Day, and time of day to a tenth of a second, UTC."""
+    moment = _to_datetime(at)
+    return f"{moment:%-d %b %H:%M:%S}.{moment.microsecond // 100_000}"
+
+
 def format_rfc3339(at: float) -> str:
     """For a machine (RFC 3339)."""
     return _to_datetime(at).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -42,6 +53,18 @@ def _to_datetime(at: float) -> datetime:
 def format_scale(seconds: float) -> str:
     """A round number of seconds for a scale: `0.5 ms`, `20 ms`, `1 s`."""
     return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
+
+
+def format_seconds(seconds: float) -> str:
+    """How long a step took: `0.38 s`, `12.3 s`, `95 s`, `12 min 5 s`; negative where two clocks differ."""
+    sign, length = ("-" if seconds <= -0.005 else ""), abs(seconds)
+    if length < 99.95:
+        return f"{sign}{length:.2f} s" if length < 9.995 else f"{sign}{length:.1f} s"
+    if length < 600:
+        return f"{sign}{length:.0f} s"
+    minutes, rest = divmod(round(length), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{sign}{hours} h {minutes} min" if hours else f"{sign}{minutes} min {rest} s"
 
 
 def format_latency(seconds: float | None) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -26,8 +28,10 @@ from services.exporter.config import ExporterSettings
 from services.relay import app as relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
+from services.relay.login.person import Login, LoginSource
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.csrf_token import _derive_token
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware
 from shared.process.server_runner import ServerRunner
@@ -40,6 +44,7 @@ OPEN = "whoever reaches the server"
 SCRAPER = "whom web.yml lets in; without users of web.yml, everybody"
 UNLESS_USER = "everybody but a user of web.yml, who has to be a viewer"
 SENDER = "the holder of auth.bearer_token_file, or a user who is a responder"
+LOGIN = "whoever reaches the server, and 401 without a valid login in it"
 CRYPTO_VIEWER, CRYPTO_ADMIN = "a viewer of `admin`", "an admin of `admin`"
 Need = str
 EVERY: Mapping[str, Need] = {
@@ -61,19 +66,62 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
     "relay": {
         **RELOADED,
-        "GET /console/{name}": Role.VIEWER,
+        "GET /console/{name}": OPEN,
+        "GET /login": OPEN,
+        "POST /login": LOGIN,
+        "GET /login/oidc": OPEN,
+        "GET /login/oidc/callback": LOGIN,
+        "GET /audit": Role.VIEWER,
+        "GET /deliveries": Role.VIEWER,
+        "GET /deliveries/{id}": Role.VIEWER,
+        "GET /deliveries/{id}/mail": Role.VIEWER,
+        "GET /deliveries/{id}/open": Role.VIEWER,
+        "POST /deliveries/{id}/retry": Role.RESPONDER,
+        "POST /deliveries/{id}/send": Role.RESPONDER,
         "GET /events": Role.VIEWER,
         "POST /alerts": SENDER,
+        "GET /channels": Role.VIEWER,
+        "GET /channels/{name}": Role.VIEWER,
+        "POST /channels/{name}/check": Role.RESPONDER,
+        "POST /channels/{name}/test": Role.RESPONDER,
+        "GET /channels/-/render": Role.VIEWER,
+        "POST /channels/-/render": Role.VIEWER,
+        "POST /channels/-/render/mail": Role.VIEWER,
+        "GET /api/channels": Role.VIEWER,
+        "POST /api/channels/{name}/check": Role.RESPONDER,
+        "POST /api/channels/{name}/test": Role.RESPONDER,
         "GET /api/deliveries": Role.VIEWER,
         "GET /api/deliveries/{id}": Role.VIEWER,
         "POST /api/deliveries/{id}/retry": Role.RESPONDER,
+        "POST /api/deliveries/{id}/send": Role.RESPONDER,
         "POST /api/deliveries/retry": Role.ADMIN,
         "GET /api/incidents": Role.VIEWER,
         "GET /api/incidents/{id}": Role.VIEWER,
         "POST /api/incidents/{id}/acknowledge": Role.RESPONDER,
         "POST /api/incidents/{id}/unacknowledge": Role.RESPONDER,
+        "GET /incidents": Role.VIEWER,
+        "GET /incidents/{id}": Role.VIEWER,
+        "GET /incidents/{id}/export.md": Role.VIEWER,
+        "GET /incidents/{id}/export.json": Role.VIEWER,
+        "POST /incidents/{id}/acknowledge": Role.RESPONDER,
+        "POST /incidents/{id}/unacknowledge": Role.RESPONDER,
+        "POST /incidents/{id}/silence": Role.ADMIN,
         "GET /api/quarantine": Role.VIEWER,
+        "GET /api/report": Role.VIEWER,
+        "POST /api/routes/explain": Role.VIEWER,
+        "GET /report": Role.VIEWER,
+        "GET /report.csv": Role.VIEWER,
+        "GET /routes": Role.VIEWER,
         "GET /api/quarantine/{id}": Role.ADMIN,
+        "POST /api/quarantine/{id}/replay": Role.ADMIN,
+        "GET /quarantine": Role.VIEWER,
+        "GET /quarantine/{id}": Role.ADMIN,
+        "POST /quarantine/{id}/preview": Role.ADMIN,
+        "POST /quarantine/{id}/replay": Role.ADMIN,
+        "POST /quarantine/retry": Role.ADMIN,
+        "POST /quarantine/retry/stop": Role.ADMIN,
+        "POST /quarantine/retry/{delivery}": Role.RESPONDER,
+        "POST /logout": OPEN,  # the last: it ends sessions
     },
     "backend": {
         **RELOADED,
@@ -123,6 +171,11 @@ TABLE: Mapping[str, Mapping[str, Need]] = {
     },
 }
 UNRECORDED = {
+    "POST /api/routes/explain": "a question that changes nothing",
+    "POST /channels/-/render": "a form that changes nothing, and is too large for an address",
+    "POST /channels/-/render/mail": "likewise",
+    "POST /login": "stored by itself, with the name of who has logged in",
+    "POST /logout": "likewise",
     "PUT /v1/records/{id}": "an application's data",
     "POST /alerts": "an event, which is kept as such",
     "POST /slack/api/{method}": "a message",
@@ -139,6 +192,12 @@ CRYPTO_TOKENS = {"gina": Role.VIEWER, "hugo": Role.RESPONDER, "ines": Role.ADMIN
 OWN_FILES = ("admin", "crypto-admin", "sender")
 
 
+PAGE = {"cookie": f"keypulse_csrf={'c' * 43}", "x-csrf-token": _derive_token("c" * 43)}
+"""What a page without a session adds to its requests."""
+CLIENT = f"{NOBODY} keypulse".encode()
+"""What sessions by OpenID Connect are valid with."""
+
+
 def token(name: str) -> str:
     return f"the-token-of-{name}"
 
@@ -149,6 +208,8 @@ class Credential:
 
     name: str
     headers: Mapping[str, str]
+    is_ambient: bool = field(default=False, kw_only=True)
+    """Whether a browser adds it by itself."""
     role: Role | None = None
     is_user: bool = False
     crypto: Role | None = None
@@ -158,6 +219,8 @@ class Credential:
         known = self.role is not None or self.is_user
         if need == OPEN or (need in (SCRAPER, UNLESS_USER) and not users):
             return set()
+        if need == LOGIN:
+            return {401}
         if need == SCRAPER:
             return set() if known else {401}
         if need == SENDER:
@@ -202,6 +265,7 @@ class Server:
     app: Starlette
     served: ASGIApp
     own: list[Route]
+    web: WebConfigFile | None = None
 
     @property
     def routes(self) -> dict[str, Route]:
@@ -218,6 +282,43 @@ class Server:
         """From now on a stream of events ends at once, as while the server stops."""
         if hasattr(self.app.state, "stop"):
             self.app.state.stop()
+
+    async def log_in(self) -> list[Credential]:
+        """Sessions of every kind and role, and the people whom a trusted proxy names."""
+        sessions = self.app.state.authorizer.sessions
+        hashes = self.web.get_state().password_checker if self.web else None
+        found = [
+            *(Login(name, LoginSource.TOKEN, token(name).encode()) for name in (*TOKENS, "admin")),
+            *(Login(f"{group}@example.org", LoginSource.OIDC, CLIENT, [group]) for group in GROUPS),
+            *(
+                Login(name, LoginSource.PASSWORD, hashes.get_hash(name) or b"")
+                for name, role in USERS.items()
+                if hashes and role
+            ),
+        ]
+        roles = {
+            **TOKENS,
+            **USERS,
+            "admin": Role.ADMIN,
+            **{f"{name}@example.org": role for name, role in GROUPS.items()},
+        }
+        credentials = []
+        for login in found:
+            response = Response()
+            await sessions.start(Request({"type": "http", "path": "/login", "headers": []}), login, response)
+            cookie = response.headers["set-cookie"].partition(";")[0]
+            credentials.append(
+                Credential(
+                    f"session by {login.source}: {login.name}",
+                    {"cookie": cookie, "x-csrf-token": _derive_token(cookie.partition("=")[2])},
+                    roles[login.name],
+                    is_ambient=True,
+                )
+            )
+        for group, role in GROUPS.items():
+            named = {"x-forwarded-user": f"{group}-by-proxy", "x-forwarded-groups": f"other, {group}"}
+            credentials.append(Credential(f"proxy: {group}", {**PAGE, **named}, role, is_ambient=True))
+        return credentials
 
     def client(self, base: str) -> httpx2.AsyncClient:
         transport = httpx2.ASGITransport(app=self.served, raise_app_exceptions=False)
@@ -236,6 +337,28 @@ def auth(folder: Path, *, closed: bool) -> dict[str, Any]:
     }
 
 
+GROUPS = {"viewers": Role.VIEWER, "responders": Role.RESPONDER, "admins": Role.ADMIN}
+
+
+def logins(folder: Path) -> dict[str, Any]:
+    """Where people log in beside the relay."""
+    (folder / "client").write_text("the-secret-of-the-client")
+    return {
+        "oidc": {
+            "issuer": NOBODY,
+            "client_id": "keypulse",
+            "client_secret_file": str(folder / "client"),
+            "roles": GROUPS,
+        },
+        "proxy": {
+            "user_header": "X-Forwarded-User",
+            "groups_header": "X-Forwarded-Groups",
+            "from": ["127.0.0.1/32"],
+            "roles": GROUPS,
+        },
+    }
+
+
 @asynccontextmanager
 async def the_exporter(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
     settings = ExporterSettings(
@@ -250,12 +373,16 @@ async def the_exporter(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any
 async def the_relay(folder: Path, *, closed: bool) -> AsyncIterator[tuple[Any, Starlette, tuple[str, ...]]]:
     settings = RelaySettings(
         database=f"sqlite:///{folder}/relay.db",
-        auth={**auth(folder, closed=closed), "bearer_token_file": str(folder / "sender")},
+        auth={
+            **auth(folder, closed=closed),
+            **(logins(folder) if closed else {}),
+            "bearer_token_file": str(folder / "sender"),
+        },
         channels={"one": {"kind": "log"}},
         default_channels=["one"],
     )
     async with relay.run_relay(settings, open_sender=open_local_sender) as app:
-        yield settings, app, ("/alerts",)
+        yield settings, app, relay.SELF_AUTHENTICATED_PATHS
 
 
 @asynccontextmanager
@@ -300,7 +427,7 @@ async def serving(name: str, folder: Path, *, closed: bool = True, users: bool =
             web = WebConfigFile(folder / "web.yml")
         reloading = ReloadMiddleware(app, settings, lambda: settings, None, (), app.state.authorizer)
         served = ServerRunner(settings, None, web).add_middleware(app, reloading, own_credentials)
-        yield Server(app, served, [reloading.route])
+        yield Server(app, served, [reloading.route], web)
 
 
 def sent(endpoint: str) -> tuple[str, str]:
@@ -324,16 +451,43 @@ async def test_every_endpoint_is_answered_to_whom_the_table_says_and_to_nobody_e
     name: str, users: bool, tmp_path: Path
 ) -> None:
     async with serving(name, tmp_path, users=users) as server, server.client("http://keypulse.example.org") as client:
+        credentials = [*(WITH_USERS if users else CREDENTIALS), *(await server.log_in() if name == "relay" else [])]
         server.end_streams()
         for endpoint, need in [
             *TABLE[name].items(),
             *([("GET /probe?debug=true", Role.VIEWER)] * (name == "exporter")),
         ]:
-            for credential in WITH_USERS if users else CREDENTIALS:
+            for credential in credentials:
                 method, path = sent(endpoint)
-                answer = await client.request(method, path, headers=credential.headers)
+                answer = await client.request(method, path, headers={**PAGE, **credential.headers})
                 refused = {answer.status_code} & {401, 403}
                 assert refused == credential.expected(need, users=users), f"{credential.name}: {endpoint}"
+
+
+async def test_no_action_happens_without_the_token_of_its_page(tmp_path: Path) -> None:
+    async with serving("relay", tmp_path, users=True) as server, server.client("http://127.0.0.1:9912") as client:
+        sessions = [each for each in await server.log_in() if each.role is Role.ADMIN]
+        assert len(sessions) == 5  # each kind: two by token, by password, by OpenID Connect, by a proxy
+        server.end_streams()
+        browser = Credential("a browser's own dialogue", basic("cleo", PASSWORD), Role.ADMIN)
+        acting = [each for each in server.routes if not each.startswith("GET ") and each != "POST /alerts"]
+        assert len(acting) >= 6
+        for endpoint in acting:
+            method, path = sent(endpoint)
+            is_page = not path.startswith(("/api/", "/-/"))
+            for credential in [*sessions, browser]:
+                without = {name: value for name, value in credential.headers.items() if name != "x-csrf-token"}
+                for headers in (
+                    without,
+                    {**without, "x-csrf-token": "0" * 64},
+                    {**without, "x-csrf-token": _derive_token("d" * 43)},  # of another browser
+                ):
+                    answer = await client.request(method, path, headers=headers, data={"csrf_token": "0" * 64})
+                    is_refused = answer.status_code == 403 and "token of the page" in answer.text
+                    assert is_refused == (is_page or credential is not browser), f"{credential.name}: {endpoint}"
+            # A program that sends a bearer token is no browser.
+            answer = await client.request(method, path, headers=bearer("admin"))
+            assert answer.status_code not in {401, 403} or path == "/login", endpoint
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
@@ -362,7 +516,7 @@ async def test_a_server_that_is_open_is_asked_by_names_of_this_machine_alone(nam
     async with serving(name, tmp_path, closed=False) as server, server.client("http://127.0.0.1:9912") as client:
         for endpoint, need in TABLE[name].items():
             method, path = sent(endpoint)
-            if need not in (OPEN, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
+            if need not in (OPEN, LOGIN, SCRAPER, SENDER, CRYPTO_VIEWER, CRYPTO_ADMIN) and path != "/healthz":
                 answer = await client.request(method, path, headers={"host": "rebound.example.org:9912"})
                 assert answer.status_code == 403, endpoint
         for path in ("/metrics", "/-/healthy", "/-/ready"):

@@ -86,6 +86,7 @@ class ScriptedEdits(Scripted):
 
 
 class ScriptedSettings(ChannelSettings):
+    kind: str = "scripted"
     channel: Any
 
     def edit_scope(self) -> str | None:

@@ -1,14 +1,11 @@
-"""The last hour of a target as a small plot: round trips in, the lines of an SVG out. Pure.
-
-The scale is logarithmic: what is usual keeps its shape beside one call that took a thousand times as long, nothing is
-cut off, and ten times as slow is as high a step on every card.
-"""
+"""The last hour of a target as a small plot: round trips in, the lines of an SVG out. Pure."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from services.exporter.history import ROUND_TRIP_WINDOW, RoundTrips
+from shared.web.log_scale import LogScale, Tick
 
 WIDTH = 360
 HEIGHT = 60
@@ -16,16 +13,6 @@ POINTS = 120
 """Points of a line, half a minute each; of several round trips in one the slowest is shown."""
 MIN_SECONDS = 0.0001
 """Seconds; faster calls are drawn at this value."""
-_DECADE_STEPS = (1, 2, 5)
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A line across the plot."""
-
-    seconds: float
-    y: float
-    """In percent of the height, from the top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +39,13 @@ def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
         return None
     encrypt, decrypt = _find_slowest(steps, round_trips.encrypt), _find_slowest(steps, round_trips.decrypt)
     lengths = [*encrypt.values(), *decrypt.values()]
-    marks = _build_scale(min(lengths), max(lengths)) if lengths else []
+    scale = LogScale(min(lengths), max(lengths), HEIGHT, MIN_SECONDS) if lengths else None
     failed = {step for step, ok in zip(steps, round_trips.succeeded, strict=True) if not ok and 0 <= step < POINTS}
     steps_in_view = sorted({step for step in steps if 0 <= step < POINTS})
 
     def lines(values: dict[int, float]) -> tuple[str, ...]:
-        return tuple(
-            _build_polylines({step: _compute_y(value, marks) for step, value in values.items()}, steps_in_view)
-        )
+        heights = {step: scale.compute_y(value) for step, value in values.items()} if scale else {}
+        return tuple(_build_polylines(heights, steps_in_view))
 
     return Plot(
         lines(encrypt),
@@ -67,32 +53,8 @@ def build_plot(round_trips: RoundTrips, now: float) -> Plot | None:
         tuple(map(_compute_x, sorted(failed))),
         min(lengths, default=None),
         max(lengths, default=None),
-        tuple(Tick(mark, round(100 * _compute_y(mark, marks) / HEIGHT, 1)) for mark in _choose_ticks(marks)),
+        scale.ticks if scale else (),
     )
-
-
-def _build_scale(min_seconds: float, max_seconds: float) -> list[float]:
-    """1, 2, 5, 10, and so on, around all values: a decade at least, so that noise does not look like a change."""
-    min_seconds, max_seconds = max(min_seconds, MIN_SECONDS), max(max_seconds, MIN_SECONDS)
-    first = math.floor(math.log10(min_seconds))
-    marks = [
-        step * 10.0**power for power in range(first, math.ceil(math.log10(max_seconds)) + 2) for step in _DECADE_STEPS
-    ]
-    low = max((n for n, mark in enumerate(marks) if mark <= min_seconds * (1 + 1e-6)), default=0)
-    high = next(n for n, mark in enumerate(marks) if mark >= max_seconds * (1 - 1e-6))
-    return marks[low : max(high, low + len(_DECADE_STEPS)) + 1]
-
-
-def _choose_ticks(marks: Sequence[float]) -> Sequence[float]:
-    """Only 1, 10, 100 where two of them are there: more would not fit."""
-    decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
-    return decades if len(decades) > 1 else marks
-
-
-def _compute_y(seconds: float, marks: Sequence[float]) -> float:
-    """From the top."""
-    up = math.log(max(seconds, MIN_SECONDS) / marks[0]) / math.log(marks[-1] / marks[0])
-    return HEIGHT * (1 - min(max(0.0, up), 1.0))
 
 
 def _compute_point(at: float, now: float) -> int:

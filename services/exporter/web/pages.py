@@ -40,7 +40,6 @@ from services.exporter.web.board import (
 from services.exporter.web.findings import STATUS_LABELS, HealthStatus
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
-from shared.web import time_format
 from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 _ASSET_FOLDER: Final = Path(__file__).parent / "assets"
@@ -74,7 +73,7 @@ class BoardPages:
         self._files = StaticFiles(SHARED_ASSETS, _ASSET_FOLDER)
         self._templates = create_templates(
             _ASSET_FOLDER,
-            {"scale": time_format.format_scale, "quantile": compute_quantile},
+            {"quantile": compute_quantile},
             {
                 "runbook_url": runbook_url,
                 "RUNBOOK_FILE": findings.RUNBOOK_FILE,

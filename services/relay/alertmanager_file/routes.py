@@ -124,16 +124,27 @@ def _walk(route: Route) -> Iterator[Route]:
 
 
 def _parse_matchers(route: Route) -> Iterator[Matcher]:
-    """The conditions of a route in all three spellings, without those that cannot be parsed: they may be fulfilled."""
-    texts = [f"{label}={_quote(value)}" for label, value in route.match.items()]
-    texts += [f"{label}=~{_quote(value)}" for label, value in route.match_re.items()]
-    for listed in route.matchers:
-        texts += _LISTED.findall(listed.strip().removeprefix("{").removesuffix("}"))
-    for text in texts:
+    """The conditions of a route, without those that cannot be parsed: they may be fulfilled."""
+    for text in iterate_conditions(route):
         try:
             yield parse_matcher(text)
         except ValueError:
             continue
+
+
+def iterate_conditions(route: Route) -> Iterator[str]:
+    """The conditions of a route in all three spellings, each as a matcher's text."""
+    for label, value in route.match.items():
+        yield f"{label}={_quote(value)}"
+    for label, value in route.match_re.items():
+        yield f"{label}=~{_quote(value)}"
+    for listed in route.matchers:
+        yield from split_matchers(listed)
+
+
+def split_matchers(text: str) -> list[str]:
+    """`{a="b", c="d"}`, with or without its braces → the text of each matcher."""
+    return _LISTED.findall(text.strip().removeprefix("{").removesuffix("}"))
 
 
 def _quote(value: str) -> str:

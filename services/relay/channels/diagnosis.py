@@ -2,26 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Final
 
 from services.relay.channels.port import Progress
 from services.relay.channels.provider_call import ProviderCall
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason
+from services.relay.send_error import REASON_ADVICE, SendError, SendReason
 from shared.check import CheckError
-
-_HINTS: Final = {
-    SendReason.TIMEOUT: "check DNS, firewall and proxy on the way to it",
-    SendReason.CONNECTION: "check its address, then DNS, firewall and proxy on the way to it",
-    SendReason.RATE_LIMITED: "wait, and run this again",
-    SendReason.SERVER_ERROR: "see its status page, and run this again",
-    SendReason.UNAUTHORIZED: "put the current secret into its file",
-    SendReason.MISCONFIGURED: "correct the settings of the channel",
-}
 
 
 @contextmanager
-def report_send_errors(hints: Mapping[SendReason, str] = _HINTS) -> Iterator[None]:
+def report_send_errors(hints: Mapping[SendReason, str] = MappingProxyType({})) -> Iterator[None]:
     """Turn a SendError into a CheckError.
 
     Args:
@@ -35,7 +27,7 @@ def report_send_errors(hints: Mapping[SendReason, str] = _HINTS) -> Iterator[Non
 
 def find_hint(reason: SendReason) -> str:
     """What to do about an error for that reason, on any channel."""
-    return _HINTS.get(reason, "see docs/KMS_OPERATIONS.md")
+    return REASON_ADVICE[reason].action
 
 
 def create_read_only_call() -> ProviderCall:

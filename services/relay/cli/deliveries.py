@@ -15,6 +15,7 @@ from rich.text import Text
 from services.relay.cli.command_context import add_config_option, parse_limit, run_with_outbox
 from services.relay.config import RelaySettings
 from services.relay.outbox import queries
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import (
     AttemptRow,
@@ -164,9 +165,9 @@ def command(config: Path | None, /, delivery_id: str | None, *, as_json: bool, *
         sys.exit(1)
 
 
-def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]:
+def _parse_filter(options: dict[str, str]) -> tuple[DeliveryFilter, int]:
     """The filter and the limit; for an invalid value one line on standard error, then exit 2."""
-    delivery_filter = queries.DeliveryFilter(
+    delivery_filter = DeliveryFilter(
         state=parse_option_or_exit("--state", parse_state, options["in_state"]) if "in_state" in options else None,
         channel=parse_option_or_exit("--channel", check_text, options["channel"]) if "channel" in options else None,
         alertname=parse_option_or_exit("--alertname", check_text, options["alertname"])
@@ -178,7 +179,7 @@ def _parse_filter(options: dict[str, str]) -> tuple[queries.DeliveryFilter, int]
     return delivery_filter, parse_option_or_exit("--limit", parse_limit, options.get("limit", str(_DEFAULT_LIMIT)))
 
 
-async def _print_list(store: Store, delivery_filter: queries.DeliveryFilter, limit: int, *, as_json: bool) -> None:
+async def _print_list(store: Store, delivery_filter: DeliveryFilter, limit: int, *, as_json: bool) -> None:
     if as_json:
         async for delivery in _iterate_deliveries(store, delivery_filter, limit):
             click.echo(json.dumps(encode_delivery(delivery)))
@@ -198,14 +199,12 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
 
 
 async def _iterate_deliveries(
-    store: Store, delivery_filter: queries.DeliveryFilter, limit: int
+    store: Store, delivery_filter: DeliveryFilter, limit: int
 ) -> AsyncIterator[queries.DeliverySummary]:
-    before = None
-    while limit > 0:
-        page = await queries.list_deliveries(store, delivery_filter, limit=min(limit, _PAGE_SIZE), before=before)
+    position: Position | None = Position()
+    while limit > 0 and position is not None:
+        page = await queries.list_deliveries(store, delivery_filter, limit=min(limit, _PAGE_SIZE), position=position)
         for delivery in page.deliveries:
             yield delivery
         limit -= len(page.deliveries)
-        before = page.before
-        if before is None:
-            return
+        position = None if page.older is None else Position(before=page.older)

@@ -7,10 +7,10 @@ from typing import Final
 
 import click
 
-from services.relay.channel_check import render_webhook
 from services.relay.cli.command_context import add_config_option, check_channel_or_exit
 from services.relay.config import RelaySettings
 from services.relay.preview.page import format_pretty, render_page
+from services.relay.rendering import render_webhook
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit, replace_unencodable_output
 
 _EXAMPLES: Final = """\b

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from services.relay.cli.command_context import add_config_option, check_channel_or_exit, record_action, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.outbox import queries
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import check_text
 from services.relay.outbox.requeue import (
@@ -77,7 +77,7 @@ async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySet
 
 async def _retry_channels(store: Store, names: Sequence[str]) -> int:
     retried = 0
-    with _show_progress(sum([await queries.count_dead(store, name) for name in names])) as advance:
+    with _show_progress(sum([await store.read(DeadLetterFilter(name).count) for name in names])) as advance:
         for name in names:
             await record_action(store, "retry all", name)
             async for requeued in retry_channel(store, name):

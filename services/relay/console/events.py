@@ -1,56 +1,159 @@
-"""`GET /events`: tells open pages that the outbox has changed, as server-sent events.
+"""`GET /events`: tells open pages that something they show has changed, as server-sent events.
 
-The event `changed` has no content: a page then loads its own fragments again. What changed is found by asking the
-database at a bounded pace, so that changes of other replicas are seen, too.
+The event `changed` has no content: a page then loads its own fragments again. One poll of the database serves all
+viewers, and only while there are any; it sees what other replicas and commands commit, too. A stream begins with
+`changed`, since a page may be older than its connection. Between two of them is a second at least.
+
+`heartbeat` comes every few seconds, so that a page notices a connection that is dead without an end. The credentials
+are checked again then; and no stream lasts for long, so that what checks them at the door gets its turn: a browser
+connects again by itself. A page whose stream ended asks with `?check=1` why, without opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from services.relay.outbox.change_marker import read_change_marker
+from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, RouteRequirements
+from shared.http.authorization import ProtectedRoute, RouteRequirements, is_still_authorized
+from shared.http.json_api import build_error_response
 
+MAX_STREAMS: Final = 200
+"""Pages that one relay keeps live; a further one is refused, and loads its fragments now and then."""
 _POLL_SECONDS: Final = 0.5
+_MIN_INTERVAL: Final = 1.0
+"""Seconds between two `changed` of one stream, at least."""
+_HEARTBEAT_SECONDS: Final = 10.0
+_MAX_SECONDS: Final = 300.0
+"""After which a stream ends, and its browser connects again."""
+_RETRY_MILLISECONDS: Final = 1000
+_CHANGED: Final = "event: changed\ndata:\n\n"
+_HEARTBEAT: Final = "event: heartbeat\ndata:\n\n"
+
+log = structlog.get_logger(__name__)
 
 
 class ChangeStream:
-    """The endpoint of the stream.
+    """The endpoint of the stream, and the poll behind it.
 
     Args:
         store: the outbox.
+        metrics: counts the streams.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self.version = 0
+        """Greater after each change that was noticed."""
         self._store = store
+        self._metrics = metrics
+        self._clock = clock
+        self._marker: object = None
+        self._changed = asyncio.Event()
+        """Set at the next change, and at the stop; then another one takes its place."""
+        self._streams = 0
+        self._polling: asyncio.Task[None] | None = None
         self._is_stopped = False
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The route of the stream."""
-        return [ProtectedRoute("/events", self._stream, RouteRequirements(Role.VIEWER))]
+        return [ProtectedRoute("/events", self._respond, RouteRequirements(Role.VIEWER))]
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Streams while the body runs, which ends for a reload, too: then browsers find the next one."""
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def touch(self) -> None:
+        """Something has changed that the outbox does not hold."""
+        self.version += 1
+        self._wake()
 
     def stop(self) -> None:
-        """Ends all streams; browsers connect again."""
+        """Ends all streams; browsers connect again. There is no other stream afterwards."""
         self._is_stopped = True
+        if self._polling is not None:
+            self._polling.cancel()
+        self._wake()
 
-    async def _stream(self, _request: Request) -> Response:
-        return StreamingResponse(self._watch(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    async def _respond(self, request: Request) -> Response:
+        is_check = "check" in request.query_params
+        if self._is_stopped or self._streams >= MAX_STREAMS:
+            reason = "the relay is stopping" if self._is_stopped else f"{MAX_STREAMS} pages are open already"
+            if not is_check:
+                self._metrics.count_refused_stream()
+            return build_error_response(503, f"{reason}; this page is loaded again now and then")
+        if is_check:
+            return Response(status_code=204)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not keep events back
+        return StreamingResponse(self._stream(request), media_type="text/event-stream", headers=headers)
 
-    async def _watch(self) -> AsyncIterator[str]:
-        yield "retry: 1000\n\n"
-        last: object = None
-        while not self._is_stopped:
+    async def _stream(self, request: Request) -> AsyncIterator[str]:
+        self._add_stream()
+        try:
+            yield f"retry: {_RETRY_MILLISECONDS}\n\n"
+            ends, sent = self._clock() + _MAX_SECONDS, -1
+            while not self._is_stopped and self._clock() < ends:
+                if sent != self.version:
+                    sent = self.version
+                    yield _CHANGED
+                    await asyncio.sleep(_MIN_INTERVAL)
+                elif not await self._wait_for_change():
+                    if not await is_still_authorized(request):
+                        log.info("stream ended: its credentials are no longer valid")
+                        return
+                    yield _HEARTBEAT
+        finally:
+            self._remove_stream()
+
+    async def _wait_for_change(self) -> bool:
+        """Whether something changed, or the relay stops, before a heartbeat is due."""
+        try:
+            async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _add_stream(self) -> None:
+        self._streams += 1
+        self._metrics.set_streams(self._streams)
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll(), name="console changes")
+
+    def _remove_stream(self) -> None:
+        self._streams -= 1
+        self._metrics.set_streams(self._streams)
+        if not self._streams and self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
+
+    async def _poll(self) -> None:
+        while True:
+            marker: object
             try:
-                current: object = await self._store.read(read_change_marker)
+                marker = self._store.error, await self._store.read_change_marker()
             except StoreUnavailableError as error:
-                current = str(error)
-            if current != last:
-                yield "event: changed\ndata:\n\n"
-            last = current
+                marker = str(error)
+            except Exception:
+                log.exception("unexpected error in the poll for changes; it continues")
+                marker = self._marker
+            if marker != self._marker:
+                self._marker = marker
+                self.touch()
             await asyncio.sleep(_POLL_SECONDS)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,60 +1,128 @@
 """The routes of the console: pages and JSON API."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.config import RelaySettings
+from services.relay.configured_channels import list_configured_channels
+from services.relay.console.alertmanager_trees import AlertmanagerTrees
+from services.relay.console.api.channels import ChannelsEndpoint
 from services.relay.console.api.deliveries import DeliveriesEndpoint
 from services.relay.console.api.incidents import IncidentsEndpoint
 from services.relay.console.api.quarantine import QuarantineEndpoint
+from services.relay.console.api.report import ReportEndpoint
+from services.relay.console.api.routes import RoutesEndpoint
+from services.relay.console.channel_actions import ChannelActions
+from services.relay.console.delivery_actions import DeliveryActions
 from services.relay.console.events import ChangeStream
+from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.pages.audit import AuditPages
+from services.relay.console.pages.channels import ChannelsPages
+from services.relay.console.pages.deliveries import DeliveriesPages
+from services.relay.console.pages.incidents import IncidentPages
 from services.relay.console.pages.layout import PageRenderer
+from services.relay.console.pages.login import LoginPages
 from services.relay.console.pages.now import NowPages
+from services.relay.console.pages.quarantine import QuarantinePages
+from services.relay.console.pages.render import RenderPages
+from services.relay.console.pages.report import ReportPages
+from services.relay.console.pages.routes import RoutesPages
+from services.relay.console.path_watch import PathWatch
+from services.relay.console.route_explainer import RouteExplainer
+from services.relay.exporter_api import ExporterHistory
+from services.relay.intake.replay import Replays
+from services.relay.login.service import LoginService
 from services.relay.metrics import Metrics
+from services.relay.monitors.channel_checks import ChannelChecker
+from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.sending_elsewhere import ACTION
+from services.relay.rendering import WebhookRenderer
+from services.relay.report.reader import ReportReader
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
 from shared.http.authorization import ProtectedRoute, RouteRequirements
 from shared.http.json_api import build_error_response
 
 
-def build_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-    changes: ChangeStream,
-) -> list[ProtectedRoute]:
-    """The routes of pages and API.
+@dataclass(frozen=True, slots=True)
+class ConsoleParts:
+    """What the console shows and acts on."""
 
-    Args:
-        store: the outbox.
-        settings: the configuration.
-        wake_channels: called with the channels that have something new to deliver.
-        metrics: counts acknowledgements.
-        changes: tells pages that the outbox has changed.
-    """
+    store: Store
+    settings: RelaySettings
+    wake_channels: Callable[[Iterable[str]], None]
+    """Called with the channels that have something new to deliver."""
+    metrics: Metrics
+    changes: ChangeStream
+    """Tells pages that the outbox has changed."""
+    path: PathWatch
+    """The lights of the path of an alert."""
+    checker: ChannelChecker
+    bulk_retries: BulkRetries
+    """Retries many dead letters."""
+    replays: Replays
+    """Accepts quarantined webhooks after all."""
+    wake_silences: Callable[[], None] | None
+    """Called when a silence waits; None without an Alertmanager."""
+    exporter: ExporterHistory
+    """Knows the faults behind incidents."""
+    login: LoginService
+
+
+def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
+    """The routes of pages and API."""
+    store, settings = parts.store, parts.settings
     renderer = PageRenderer(store.clock)
+    channels = list_configured_channels(settings)
+    reports = ReportReader(store, frozenset(settings.channels), settings.messages.zone)
+    explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
+    reader = IncidentReader(store, parts.exporter, settings.link_rules)
+    actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
+    delivery_actions = DeliveryActions(store, settings.channels, parts.wake_channels, parts.metrics)
+    api = _Api(
+        channels=ChannelsEndpoint(store, channels, actions),
+        deliveries=DeliveriesEndpoint(store, parts.wake_channels, delivery_actions),
+        incidents=IncidentsEndpoint(store, reader, settings.acknowledging_channels, parts.wake_channels, parts.metrics),
+        quarantine=QuarantineEndpoint(store, parts.replays),
+        report=ReportEndpoint(reports),
+    )
     return [
-        *_build_api_routes(store, settings, wake_channels, metrics),
+        *_build_api_routes(api),
+        *RoutesEndpoint(explainer).build_routes(),
         *renderer.build_routes(),
-        *changes.build_routes(),
-        *NowPages(store, renderer).build_routes(),
+        *parts.changes.build_routes(),
+        *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
+        *IncidentPages(
+            store, renderer, reader, settings, parts.wake_channels, parts.wake_silences, parts.metrics
+        ).build_routes(),
+        *DeliveriesPages(store, settings, renderer, delivery_actions).build_routes(),
+        *ChannelsPages(store, renderer, channels, actions).build_routes(),
+        *RoutesPages(explainer, settings, renderer).build_routes(),
+        *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
+        *QuarantinePages(
+            store, renderer, settings.channels, parts.wake_channels, parts.bulk_retries, parts.replays
+        ).build_routes(),
+        *RenderPages(store, renderer, WebhookRenderer(settings)).build_routes(),
+        *LoginPages(parts.login, renderer).build_routes(),
+        *AuditPages(store, parts.login.authorizer.audit_log, renderer).build_routes(),
     ]
 
 
-def _build_api_routes(
-    store: Store,
-    settings: RelaySettings,
-    wake_channels: Callable[[Iterable[str]], None],
-    metrics: Metrics,
-) -> list[ProtectedRoute]:
-    deliveries, quarantine = DeliveriesEndpoint(store, settings.channels, wake_channels), QuarantineEndpoint(store)
-    incidents = IncidentsEndpoint(store, settings.acknowledging_channels, wake_channels, metrics)
+class _Api(NamedTuple):
+    channels: ChannelsEndpoint
+    deliveries: DeliveriesEndpoint
+    incidents: IncidentsEndpoint
+    quarantine: QuarantineEndpoint
+    report: ReportEndpoint
 
+
+def _build_api_routes(api: _Api) -> list[ProtectedRoute]:
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
         return ProtectedRoute(
@@ -62,16 +130,22 @@ def _build_api_routes(
         )
 
     return [
-        route("/api/deliveries", deliveries.list, Role.VIEWER),
-        route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
-        route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
-        route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
-        route("/api/incidents", incidents.list, Role.VIEWER),
-        route("/api/incidents/{id}", incidents.get, Role.VIEWER),
-        route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
-        route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
-        route("/api/quarantine", quarantine.list, Role.VIEWER),
-        route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/channels", api.channels.list, Role.VIEWER),
+        route("/api/channels/{name}/check", api.channels.check, Role.RESPONDER, "check channel"),
+        route("/api/channels/{name}/test", api.channels.test, Role.RESPONDER, "test channel"),
+        route("/api/deliveries", api.deliveries.list, Role.VIEWER),
+        route("/api/deliveries/retry", api.deliveries.retry_all, Role.ADMIN, "retry all"),
+        route("/api/deliveries/{id}", api.deliveries.get, Role.VIEWER),
+        route("/api/deliveries/{id}/retry", api.deliveries.retry, Role.RESPONDER, "retry"),
+        route("/api/deliveries/{id}/send", api.deliveries.send, Role.RESPONDER, ACTION),
+        route("/api/incidents", api.incidents.list, Role.VIEWER),
+        route("/api/incidents/{id}", api.incidents.get, Role.VIEWER),
+        route("/api/incidents/{id}/acknowledge", api.incidents.acknowledge, Role.RESPONDER, "acknowledge"),
+        route("/api/incidents/{id}/unacknowledge", api.incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
+        route("/api/report", api.report.get, Role.VIEWER),
+        route("/api/quarantine", api.quarantine.list, Role.VIEWER),
+        route("/api/quarantine/{id}", api.quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", api.quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import structlog
 
@@ -67,6 +67,15 @@ class Sender(Protocol):
 
     async def __call__(self, task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
         """One attempt, to its result."""
+        ...
+
+
+@runtime_checkable
+class RemoteSender(Sender, Protocol):
+    """A sender in a process of its own."""
+
+    async def ping(self) -> bool:
+        """Whether the process answers, within seconds."""
         ...
 
 

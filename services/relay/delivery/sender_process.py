@@ -71,6 +71,18 @@ class CancelRequest(NamedTuple):
     number: int
 
 
+class PingRequest(NamedTuple):
+    """To the process: answer."""
+
+    number: int
+
+
+class PingResponse(NamedTuple):
+    """From the process: it lives."""
+
+    number: int
+
+
 class SendResponse(NamedTuple):
     """From the process: the result."""
 
@@ -154,6 +166,8 @@ _READ_GRACE: Final = 0.2
 _KILL_MARGIN: Final = 2 * _READ_GRACE
 """Seconds between the end of an attempt and that of its lease; with less, it would be killed too late."""
 _CLOSE_SECONDS: Final = 1.0
+_PING_SECONDS: Final = 2.0
+"""Seconds after which a process that does not answer counts as hanging, for a person who looks."""
 
 log = structlog.get_logger(__name__)
 
@@ -178,6 +192,7 @@ class _SenderProcess:
         self._settings = settings
         self._numbers = count()
         self._requests: dict[int, tuple[asyncio.Future[SendResult], SaveProgress]] = {}
+        self._pings: dict[int, asyncio.Future[None]] = {}
         self._progress_tasks: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
         self._starting: Pipe | None = None
@@ -208,6 +223,22 @@ class _SenderProcess:
         finally:
             kill_timer.cancel()
             del self._requests[number]
+
+    async def ping(self) -> bool:
+        """See the port."""
+        if self._pipe is None:
+            return False
+        number = next(self._numbers)
+        answer = self._pings[number] = asyncio.get_running_loop().create_future()
+        self._pipe.send(PingRequest(number))
+        try:
+            async with asyncio.timeout(_PING_SECONDS):
+                await answer
+        except TimeoutError:
+            return False
+        finally:
+            del self._pings[number]
+        return True
 
     async def run(self) -> None:
         """Keeps a process until it is cancelled."""
@@ -287,10 +318,15 @@ class _SenderProcess:
             self._started.clear()
             self._pipe = None
 
-    def _handle_message(self, message: Started | SendResponse | ProgressRequest) -> None:
+    def _handle_message(self, message: Started | PingResponse | SendResponse | ProgressRequest) -> None:
         if isinstance(message, Started):
             self._pipe = self._starting
             self._started.set()
+            return
+        if isinstance(message, PingResponse):
+            ping = self._pings.get(message.number)
+            if ping is not None and not ping.done():
+                ping.set_result(None)
             return
         answer, save_progress = self._requests.get(message.number, (None, None))
         if answer is None or save_progress is None:
@@ -361,8 +397,10 @@ class _SenderMain:
             self.start.set_result(None)
         self.ended.set()
 
-    def _handle_message(self, message: Start | SendRequest | CancelRequest | ProgressResponse) -> None:
+    def _handle_message(self, message: Start | PingRequest | SendRequest | CancelRequest | ProgressResponse) -> None:
         match message:
+            case PingRequest(number):
+                self.pipe.send(PingResponse(number))
             case SendRequest(number):
                 task = self.sends[number] = asyncio.create_task(self._send(message))
                 task.add_done_callback(lambda _: self.sends.pop(number, None))

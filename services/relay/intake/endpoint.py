@@ -8,7 +8,7 @@ body, every queue and the commit. Alertmanager gives up after 10 s, and by then 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,19 +17,14 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from services.relay.intake import deduplication, webhook_parser
-from services.relay.intake.heartbeats import HeartbeatMatcher
-from services.relay.intake.routing import Route
+from services.relay.intake import webhook_parser
+from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, IntakeRules, check_source
 from services.relay.intake.webhook_parser import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
-from services.relay.model import OWN_SOURCE, Status
 from services.relay.outbox import quarantine, watchdogs
-from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.tables import DeliveryState
 from shared.http.body_limits import (
     SMALL_BODY_BYTES,
     BodyBudgetExhaustedError,
@@ -47,29 +42,12 @@ SMALL_BODIES_LIMIT: Final = 16 * 1024 * 1024
 come one after the other, and never delay small ones."""
 MAX_CONCURRENT_WEBHOOKS: Final = 64
 """How many webhooks are parsed and committed at a time, so that thousands at once fit into memory."""
-ANSWER_SECONDS: Final = 8.5
+ANSWER_SECONDS: Final = 8.0
 """From the first byte until a webhook is answered 503, whatever it waits for: with a busy event loop 9 s at most."""
-ADMISSION_SECONDS: Final = 7.5
+ADMISSION_SECONDS: Final = 7.0
 """How long one waits unread; then it is admitted, and has the rest of its time."""
-_MAX_SOURCE: Final = 200
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeRules:
-    """What the configuration says about the intake."""
-
-    routes: Sequence[Route]
-    default_channels: Sequence[str]
-    channels: Collection[str]
-    """Every channel that exists."""
-    duplicate_window: float
-    """Seconds."""
-    max_body: int
-    """Bytes of a webhook, at most."""
-    heartbeats: Sequence[HeartbeatMatcher] = ()
-    """Which alerts are heartbeats."""
 
 
 class _RetryLaterError(Exception):
@@ -109,10 +87,9 @@ class Intake:
         self._store = store
         self._rules = rules
         self._metrics = metrics
-        self._wake_channels = wake_channels
+        self._acceptance = Acceptance(store, rules, metrics, wake_channels, byte_limit or ByteLimit())
         self._on_heartbeats = on_heartbeats
         self._body_budget = BodyBudgets(SMALL_BODIES_LIMIT, rules.max_body)
-        self._byte_limit = byte_limit or ByteLimit()
         self._concurrency = asyncio.Semaphore(MAX_CONCURRENT_WEBHOOKS)
         self._stopping = False
 
@@ -165,9 +142,7 @@ class Intake:
             return refused if arrival.body.is_complete else _close_connection(refused)
 
     async def _process_body(self, arrival: _Arrival, source: str) -> Response:
-        if len(source) > _MAX_SOURCE or source == OWN_SOURCE:
-            reason = f"source: expected at most {_MAX_SOURCE} characters, and not {OWN_SOURCE}"
-            raise webhook_parser.MalformedWebhookError(reason)
+        check_source(source)
         arrival.waits_for = f"{MAX_CONCURRENT_WEBHOOKS} webhooks before it"
         async with self._concurrency:
             body = arrival.body.body
@@ -204,7 +179,13 @@ class Intake:
             self._on_heartbeats(parsed.heartbeats)
         if parsed.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)
-        return await self._commit(parsed.incoming, parsed.route)
+        accepted = await self._acceptance.commit(parsed.incoming, parsed.route)
+        answer = {
+            "event_id": accepted.event_id,
+            "deliveries": accepted.delivery_count,
+            "duplicate": accepted.is_duplicate,
+        }
+        return JSONResponse(answer, status_code=200 if accepted.is_duplicate else 202)
 
     async def _parse(self, arrival: _Arrival, body: bytes, source: str) -> ParsedWebhook:
         work = partial(parse_webhook, body, source, self._rules.heartbeats, self._rules.routes)
@@ -221,38 +202,11 @@ class Intake:
         finally:  # its error's traceback has this frame: as a cycle, both would keep the body until the next collection
             del parsing
 
-    async def _commit(self, incoming: IncomingEvent, route: Route | None) -> Response:
-        rules = self._rules
-
-        def decide(incident: IncidentState | None, now: float) -> DeliveryPlan | None:
-            plan = deduplication.plan_event(
-                incoming.event,
-                incident,
-                fingerprint=incoming.fingerprint,
-                now=now,
-                duplicate_window=rules.duplicate_window,
-                routed_channels=route.channels if route else rules.default_channels,
-                configured_channels=rules.channels,
-            )
-            return plan and plan._replace(escalation=route.escalation if route else ())
-
-        with self._byte_limit.reserve(len(incoming.body), resolved=incoming.event.status is Status.RESOLVED):
-            accepted = await accept_event(self._store, incoming, decide)
-        for channel in accepted.superseded_channels:
-            self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
-        self._wake_channels(accepted.channels)
-        answer = {
-            "event_id": accepted.event_id,
-            "deliveries": accepted.delivery_count,
-            "duplicate": accepted.is_duplicate,
-        }
-        return JSONResponse(answer, status_code=200 if accepted.is_duplicate else 202)
-
     async def _quarantine(self, body: bytearray, source: str, code: int, reason: str) -> Response:
         try:
             stored_body = bytes(body[: quarantine.MAX_BODY_BYTES])
             await quarantine.quarantine_webhook(
-                self._store, stored_body, source=source[:_MAX_SOURCE], code=code, reason=reason
+                self._store, stored_body, source=source[:MAX_SOURCE], code=code, reason=reason
             )
         except StoreUnavailableError as error:
             return build_error_response(503, f"not accepted ({reason}), and the body cannot be kept: {error}")

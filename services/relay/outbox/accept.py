@@ -9,12 +9,14 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
 from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
+from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.context import build_service_id, build_title, find_service
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.escalation import encode_steps
 from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
+from services.relay.outbox.quarantine import Replay, record_replay
 from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
 from services.relay.text import find_worst_severity
@@ -73,6 +75,8 @@ class IncomingEvent(NamedTuple):
     alertname: str
     body: bytes
     """The webhook as it came."""
+    replay: Replay | None = None
+    """Which entry of the quarantine it replays; None for one that was just sent."""
 
 
 class DeliveryPlan(NamedTuple):
@@ -164,6 +168,7 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
         plan: pure; called in the transaction, so that it sees the latest event whatever arrives at the same time.
 
     Raises:
+        UnknownEntryError, AlreadyReplayedError: of its `replay`; nothing was changed.
         StoreUnavailableError: it is not known to be committed.
     """
     # Encoded before the transaction, so that a large event makes nobody wait.
@@ -174,6 +179,8 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     """In rounds with at most one event of each incident, so that the next event sees it."""
+    for each in requests:
+        _record_replay(transaction, each.incoming)
     rounds: list[dict[str, int]] = []
     for index, each in enumerate(requests):
         incident = each.incoming.incident_id
@@ -186,6 +193,13 @@ def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) 
         accepted = _accept_round(transaction, [requests[index] for index in indexes.values()])
         results.update(zip(indexes.values(), accepted, strict=True))
     return [results[index] for index in range(len(requests))]
+
+
+def _record_replay(transaction: Transaction, incoming: IncomingEvent) -> None:
+    if incoming.replay is not None:
+        record_replay(transaction, incoming.replay, incoming.incident_id)
+        who, peer = incoming.replay.who, incoming.replay.peer
+        insert_entry(transaction, who, peer, "replay", f"quarantine {incoming.replay.entry}")
 
 
 def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:

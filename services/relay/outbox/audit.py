@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, delete, insert, or_, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.tables import audit, clean_for_database
+from services.relay.outbox.prune_marks import PrunedKind, record_pruned
+from services.relay.outbox.rows import RowQuery, select_values
+from services.relay.outbox.tables import audit, clean_for_database, deliveries, incidents
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 
 _audit = audit.c
@@ -31,6 +32,20 @@ class _AuditRow(NamedTuple):
 _ENTRIES: Final = RowQuery(
     _AuditRow.build, select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object.label("on"))
 ).order_by(_audit.seq.desc())
+
+
+class LinkedEntry(NamedTuple):
+    """An entry for a page, and what it is about, if that is still stored."""
+
+    entry: AuditEntry
+    delivery_id: str | None
+    incident_id: str | None
+
+
+_FIND_DELIVERIES: Final = select_values(str, deliveries.c.id).where(
+    deliveries.c.id.in_(bindparam("ids", expanding=True))
+)
+_FIND_INCIDENTS: Final = select_values(str, incidents.c.id).where(incidents.c.id.in_(bindparam("ids", expanding=True)))
 
 
 class OutboxAudit:
@@ -58,6 +73,25 @@ class OutboxAudit:
         return [row.entry for row in rows[:limit]], next_before
 
 
+def find_linked(connection: Connection, entries: Sequence[AuditEntry]) -> list[LinkedEntry]:
+    """Each entry with the delivery or the incident that its object begins with."""
+    ids = {"ids": list({_read_id(each) for each in entries})}
+    stored_deliveries = set(_FIND_DELIVERIES.fetch_all(connection, ids))
+    stored_incidents = set(_FIND_INCIDENTS.fetch_all(connection, ids))
+    return [
+        LinkedEntry(
+            each,
+            found if (found := _read_id(each)) in stored_deliveries else None,
+            found if found in stored_incidents else None,
+        )
+        for each in entries
+    ]
+
+
+def _read_id(entry: AuditEntry) -> str:
+    return entry.on.partition(" ")[0]
+
+
 def insert_entry(
     transaction: Transaction, who: str, peer: str | None, action: str, on: str, incident_id: str | None = None
 ) -> None:
@@ -80,7 +114,10 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
     oldest = select(_audit.seq).where(or_(_audit.at < cutoff, _audit.seq <= newest)).order_by(_audit.seq).limit(step)
 
     def remove(transaction: Transaction) -> int:
-        return transaction.connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
+        connection = transaction.connection
+        last = connection.execute(select(func.max(_audit.at)).where(_audit.seq.in_(oldest))).scalar_one()
+        record_pruned(transaction, PrunedKind.AUDIT, last)
+        return connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
 
     removed_count = 0
     while removed := await store.run(remove):

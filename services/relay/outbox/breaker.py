@@ -9,17 +9,24 @@ asks for more than the longest pause takes the channel down: for as long as it a
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.rows import CHANNELS, ChannelRow, select_values
-from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, channels, deliveries
+from services.relay.outbox.tables import (
+    CLOCK_TOLERANCE,
+    NEW_CHANNEL,
+    DeliveryState,
+    channels,
+    clean_for_database,
+    deliveries,
+)
 
 FAILURE_THRESHOLD: Final = 5
 """Attempts in a row that did not reach the provider."""
@@ -27,6 +34,12 @@ _NO_TOKEN_SECONDS: Final = 1.0
 """Seconds to wait for a token of a channel that is not tried now."""
 _LOCKED_RETRY_SECONDS: Final = 0.05
 """Seconds until the next try where another replica is claiming for the channel."""
+_TEST_INTERVAL: Final = 30.0
+"""Seconds between two tests of a channel."""
+_TEST_MESSAGES: Final = 2
+"""A test message, and its resolve."""
+_MAX_DETAIL: Final = 500
+"""Characters that are stored of a failure."""
 
 _channel = channels.c
 _READ_CHANNEL: Final = CHANNELS.where(_channel.name == bindparam("channel"))
@@ -67,6 +80,17 @@ class Admission:
     """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
 
 
+class SendTestRefusal(StrEnum):
+    """Why no test message may be sent now."""
+
+    RECENT = "recent"
+    """There was one just now."""
+    RETRY_AFTER = "retry_after"
+    """The provider asked to wait."""
+    RATE = "rate"
+    """Deliveries need the channel's rate."""
+
+
 def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, ChannelRow | None]:
     """How many of at most `limit` deliveries may be claimed; the channel's row is locked then."""
     connection, values = transaction.connection, {"channel": channel}
@@ -77,7 +101,7 @@ def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission
     if row is None:  # another replica is claiming
         return Admission(0, _LOCKED_RETRY_SECONDS), None
     now, is_down = transaction.now, bool(row.is_down)
-    seconds = max(_compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now))
+    seconds = max(compute_pauses(row, now))
     if seconds > 0:
         return Admission(0, seconds, is_down), row
     if row.failures >= FAILURE_THRESHOLD:
@@ -121,6 +145,49 @@ def take_token(transaction: Transaction, channel: str, rate: float | None) -> fl
         return seconds or _NO_TOKEN_SECONDS
     record_claim(transaction, row, 1, rate=rate, trial_seconds=None)
     return 0.0
+
+
+def claim_test(transaction: Transaction, channel: str, rate: float | None) -> tuple[SendTestRefusal, float] | None:
+    """Takes the tokens of a test message; else why there may be none now, and for how many seconds.
+
+    A channel behind its circuit breaker may be tested, not one whose provider asked for a pause.
+
+    Args:
+        transaction: the current one.
+        channel: its name.
+        rate: messages per second; None if it has no rate limit.
+    """
+    now, row = transaction.now, _lock_or_insert(transaction, channel)
+    if row.test_started_at is not None and 0 <= now - row.test_started_at < _TEST_INTERVAL:
+        return SendTestRefusal.RECENT, _TEST_INTERVAL - (now - row.test_started_at)
+    if seconds := _compute_retry_after(row, now):
+        return SendTestRefusal.RETRY_AFTER, seconds
+    available, wait = count_available(row.next_token_at, now, 1, rate)
+    if not available:
+        return SendTestRefusal.RATE, wait or _NO_TOKEN_SECONDS
+    next_token_at = row.next_token_at if rate is None else spend(row.next_token_at, now, _TEST_MESSAGES, rate)
+    _update_channel(transaction, channel, test_started_at=now, next_token_at=next_token_at)
+    return None
+
+
+def claim_check(transaction: Transaction, channel: str, min_age: float) -> bool:
+    """Whether the caller is to check the channel: nobody has begun to within `min_age` seconds."""
+    _insert_channel(transaction, channel)
+    now, started = transaction.now, _channel.check_started_at
+    is_due = or_(started.is_(None), started <= now - min_age, started > now + CLOCK_TOLERANCE)
+    claimed = update(channels).where(_channel.name == channel, is_due).values(check_started_at=now)
+    return transaction.connection.execute(claimed).rowcount > 0
+
+
+def record_failure(transaction: Transaction, channel: str, reason: str, detail: str) -> None:
+    """Records an attempt that failed, for whoever looks at the channel."""
+    detail = clean_for_database(detail[:_MAX_DETAIL])
+    _update_channel(transaction, channel, failed_at=transaction.now, failed_reason=reason, failed_detail=detail)
+
+
+def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
+    """The seconds that are left of the pause of its circuit breaker, and of the one that its provider asked for."""
+    return _compute_remaining(row.paused_until, row.paused_set_at, now), _compute_retry_after(row, now)
 
 
 def spend_further(transaction: Transaction, channel: str, count: int, rate: float) -> None:
@@ -252,14 +319,11 @@ def _update_channel(transaction: Transaction, channel: str, **changes: object) -
     transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
 
 
+def _lock_or_insert(transaction: Transaction, channel: str) -> ChannelRow:
+    _insert_channel(transaction, channel)
+    return _LOCK_CHANNEL.fetch_one(transaction.connection, {"channel": channel})
+
+
 def _insert_channel(transaction: Transaction, channel: str) -> None:
-    row = {
-        "name": channel,
-        "paused_until": 0.0,
-        "paused_set_at": 0.0,
-        "next_token_at": 0.0,
-        "failures": 0,
-        "is_down": 0,
-    }
-    connection = transaction.connection
-    connection.execute(build_insert(channels, connection.dialect.name).on_conflict_do_nothing(), row)
+    insert = build_insert(channels, transaction.connection.dialect.name).on_conflict_do_nothing()
+    transaction.connection.execute(insert, {"name": channel, **NEW_CHANNEL})

@@ -139,7 +139,7 @@ def record_first_messages(transaction: Transaction, messages: Sequence[FirstMess
     if messages:
         connection, now = transaction.connection, transaction.now
         state: dict[str, object] = {"wanted": 0, "shown": 0, "requested_at": now, "due_at": now, "due_set_at": now}
-        state |= {"attempts": 0, "lease": None, "reason": None, "shown_at": None}
+        state |= {"attempts": 0, "lease": None, "reason": None, "edited_at": None}
         rows = [{key: value for key, value in each._asdict().items() if key != "context"} | state for each in messages]
         _INSERT_FIRST_MESSAGES[connection.dialect.name].execute(connection, rows)
         changes = _READ_CHANGES.fetch_all(connection, {"incidents": sorted({each.incident_id for each in messages})})

@@ -199,7 +199,7 @@ _end = (
 )
 _END: Final = _end.values(
     shown=bindparam("new_shown"),
-    shown_at=func.coalesce(bindparam("edited_at"), _edit.shown_at),
+    edited_at=func.coalesce(bindparam("new_edited_at"), _edit.edited_at),
     requested_at=bindparam("now"),
     attempts=0,
 )
@@ -375,7 +375,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
             "now": now,
             "new_due_at": now + outcome.retry_in,
             "new_reason": outcome.reason,
-            **({"new_shown": claim.version, "edited_at": _find_edit_time(outcome, now)} if is_over else {}),
+            **({"new_shown": claim.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
         },
     )
     is_lease_valid = bool(ended.rowcount)

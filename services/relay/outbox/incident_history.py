@@ -115,9 +115,9 @@ class EditRecord(NamedTuple):
     """How the first message on a channel stands."""
 
     channel: str
-    wanted: int
-    shown: int
-    shown_at: float | None
+    is_waiting: bool
+    """Whether an edit was requested that is not made yet."""
+    edited_at: float | None
     requested_at: float
     attempts: int
     reason: str | None
@@ -255,7 +255,17 @@ _SILENCES: Final = (
     .limit(MAX_ACTIONS + 1)
 )
 _EDITS: Final = (
-    RowQuery(EditRecord, select(*select_columns(EditRecord, edits.c)))
+    RowQuery(
+        EditRecord,
+        select(
+            edits.c.channel,
+            (edits.c.wanted > edits.c["shown"]).label("is_waiting"),
+            edits.c.edited_at,
+            edits.c.requested_at,
+            edits.c.attempts,
+            edits.c.reason,
+        ),
+    )
     .where(edits.c.incident_id == bindparam("incident"), edits.c.episode == bindparam("episode"))
     .order_by(edits.c.channel)
 )
@@ -305,8 +315,8 @@ def _read_page(
     has_later = upper < last and bool(_OLDEST_EVENTS.fetch_all(connection, {**whole, "first": upper + 1}))
     period = _find_period(connection, values, found, upper)
     page_deliveries = _PAGE_DELIVERIES.fetch_all(connection, {"seqs": [each.seq for each in found]})
-    shown = page_deliveries[:MAX_DELIVERIES]
-    tried = _ATTEMPTS.fetch_all(connection, {"seqs": [each.seq for each in shown]})
+    read_deliveries = page_deliveries[:MAX_DELIVERIES]
+    read_attempts = _ATTEMPTS.fetch_all(connection, {"seqs": [each.seq for each in read_deliveries]})
     actions = _ACTIONS.fetch_all(connection, {"incident": incident_id, **period})
     requested = [
         each
@@ -325,13 +335,17 @@ def _read_page(
         event_before=event_before,
         earlier=found[0].seq if event_before and found else None,
         has_later=has_later,
-        deliveries=shown,
-        attempts=tried[:MAX_ATTEMPTS],
+        deliveries=read_deliveries,
+        attempts=read_attempts[:MAX_ATTEMPTS],
         actions=_add_acknowledgement(actions[:MAX_ACTIONS], row, period) if is_current else actions[:MAX_ACTIONS],
         silences=requested[:MAX_ACTIONS],
-        edits=_EDITS.fetch_all(connection, values),
-        is_cut=len(page_deliveries) > len(shown)
-        or len(tried) > MAX_ATTEMPTS
+        edits=[
+            each
+            for each in _EDITS.fetch_all(connection, values)
+            if period["since"] <= (each.edited_at or each.requested_at) < period["until"]
+        ],
+        is_cut=len(page_deliveries) > len(read_deliveries)
+        or len(read_attempts) > MAX_ATTEMPTS
         or len(actions) > MAX_ACTIONS
         or len(requested) > MAX_ACTIONS,
         channels=_CHANNELS.fetch_all(connection, values),

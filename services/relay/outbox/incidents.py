@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, select, text
 
 from services.relay.model import Event, Status, decode_event
+from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
@@ -101,8 +102,8 @@ class _OpenChannelRow(NamedTuple):
 
 _NEW_INCIDENT: Final = {"episode": 0, "is_open": 0, "latest_event_seq": 0}
 _INSERT_INCIDENTS: Final = {
-    dialect: BulkStatement(build_insert(incidents, dialect).on_conflict_do_nothing(), ["id", *_NEW_INCIDENT])
-    for dialect in ("sqlite", "postgresql")
+    name: BulkStatement(build_insert(incidents, name).on_conflict_do_nothing(), ["id", *_NEW_INCIDENT])
+    for name in ("sqlite", "postgresql")
 }
 _READ_STATES: Final = INCIDENT_STATES.where(incidents.c.id.in_(bindparam("incidents", expanding=True)))
 _READ_CURRENT_STATE: Final = CURRENT_STATES.where(incidents.c.id == bindparam("incident"))
@@ -150,7 +151,31 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     connection, ids = transaction.connection, sorted(fingerprints)
     _INSERT_INCIDENTS[connection.dialect.name].execute(connection, [{"id": each, **_NEW_INCIDENT} for each in ids])
     lock_incidents(transaction, ids)
-    rows = _READ_STATES.fetch_all(connection, {"incidents": ids})
+    return _read_states(connection, fingerprints, transaction.now)
+
+
+async def read_state(store: Store, incident_id: str, fingerprint: str) -> tuple[IncidentState | None, float]:
+    """What is known of an incident, None if it has had no event; and the database's time. Changes nothing.
+
+    Args:
+        store: the outbox.
+        incident_id: which incident.
+        fingerprint: of an event that might come in.
+
+    Raises:
+        StoreUnavailableError: it cannot be read.
+    """
+
+    def read(connection: Connection) -> tuple[IncidentState | None, float]:
+        now = dialect.read_clock(connection, store.clock)
+        return _read_states(connection, {incident_id: fingerprint}, now).get(incident_id), now
+
+    return await store.read(read)
+
+
+def _read_states(connection: Connection, fingerprints: Mapping[str, str], now: float) -> dict[str, IncidentState]:
+    """Of those that have had events."""
+    rows = _READ_STATES.fetch_all(connection, {"incidents": sorted(fingerprints)})
     if not rows:
         return {}
     states: dict[int, list[str]] = {}
@@ -159,7 +184,7 @@ def lock_states(transaction: Transaction, fingerprints: Mapping[str, str]) -> di
     channels: dict[str, set[str]] = {}
     for each in _READ_OPEN_CHANNELS.fetch_all(connection, {"incidents": [row.id for row in rows]}):
         channels.setdefault(each.incident_id, set()).add(each.channel)
-    served = read_served_channels(connection, transaction.now)
+    served = read_served_channels(connection, now)
     result = {}
     for row in rows:
         state = _build_state(row, states.get(row.latest_event_seq, []), channels.get(row.id, set()), served)

@@ -10,11 +10,21 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, or_, select
+from sqlalchemy import Connection, bindparam, func, select
 
+from services.relay.model import Event, decode_event
+from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Examined, Position, search_deliveries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
-from services.relay.outbox.tables import IS_UNSETTLED, DeliveryState, attempts, clean_for_database, deliveries, events
+from services.relay.outbox.tables import (
+    IS_UNSETTLED,
+    DeliveryState,
+    attempts,
+    clean_for_database,
+    deliveries,
+    events,
+    incidents,
+)
 from shared.http.json_api import format_time
 
 
@@ -27,6 +37,10 @@ class DeliverySummary:
     incident_id: str
     receiver: str
     alertname: str
+    title: str | None
+    """Of its incident; None if an older version accepted that."""
+    service: str | None
+    """Likewise; empty if it has none."""
     status: str
     """Of the event: firing or resolved."""
     channel: str
@@ -68,6 +82,8 @@ class DeliveryDetails:
     """The deliveries that were merged into it; those that retention has pruned are missing."""
     payload: str | None
     """What was last sent, that of its digest included, credentials masked; None before the first attempt."""
+    due_at: float
+    """When it may be claimed, unix seconds; while it is being sent, when its lease ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +91,12 @@ class DeliveryPage:
     """Some deliveries, the newest first."""
 
     deliveries: list[DeliverySummary]
-    before: int | None
+    older: int | None
     """Where the next page begins; None if there is none. It stays correct while deliveries are added."""
+    newer: int | None
+    """Where the page before this one ends, likewise."""
+    examined: Examined | None
+    """How far it searched, if it ended before it was full; see `delivery_search`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +122,6 @@ class ChannelState:
     """Attempts in a row that did not reach it."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryFilter:
-    """Which deliveries; None stands for all."""
-
-    incident_id: str | None = None
-    state: DeliveryState | None = None
-    channel: str | None = None
-    alertname: str | None = None
-    digest: str | None = None
-    """Those that a digest delivered, or named."""
-    since: float | None = None
-    """Accepted at or after it, unix seconds."""
-
-
 class _SummaryRow(NamedTuple):
     """A delivery with its last event, for `DeliverySummary`."""
 
@@ -125,6 +131,8 @@ class _SummaryRow(NamedTuple):
     incident_id: str
     receiver: str
     alertname: str
+    title: str | None
+    service: str | None
     status: str
     channel: str
     state: str
@@ -156,6 +164,8 @@ class _CountRow(NamedTuple):
     oldest_accepted_at: float
 
 
+_MAX_EVENT: Final = 256 * 1024
+"""Bytes of an event over which it is not read for a person."""
 _of = deliveries.c
 _of_attempt = attempts.c
 _SUMMARIES: Final = RowQuery(
@@ -167,6 +177,8 @@ _SUMMARIES: Final = RowQuery(
         _of.incident_id,
         events.c.receiver,
         events.c.alertname,
+        incidents.c.title,
+        incidents.c.service,
         events.c.status,
         _of.channel,
         _of.state,
@@ -178,9 +190,16 @@ _SUMMARIES: Final = RowQuery(
         _of.remark,
         _of.receipt,
         func.coalesce(_of.digest_id, _of.named_in).label("digest"),
-    ).join(events, events.c.seq == _of.event_seq),
+    )
+    .join(events, events.c.seq == _of.event_seq)
+    .outerjoin(incidents, incidents.c.id == _of.incident_id),
 )
+_PAGE: Final = _SUMMARIES.where(_of.seq.in_(bindparam("seqs", expanding=True))).order_by(_of.seq.desc())
 _SUMMARY: Final = _SUMMARIES.where(_of.id == bindparam("delivery"))
+_DUE_AT: Final = select_values(float, _of.due_at).where(_of.id == bindparam("delivery"))
+_EVENT: Final = select_values(bytes, events.c.event).where(
+    events.c.id == bindparam("event"), func.length(events.c.event) <= _MAX_EVENT
+)
 _PAYLOAD: Final = select_values(bytes, _of.payload).where(_of.id == bindparam("delivery"), _of.payload.is_not(None))
 _DIGEST_PAYLOAD: Final = (
     select_values(bytes, _of.payload).where(_of.digest_id == bindparam("digest"), _of.payload.is_not(None)).limit(1)
@@ -211,13 +230,10 @@ _COUNTS: Final = RowQuery(
         func.min(_of.oldest_accepted_at).label("oldest_accepted_at"),
     ).group_by(_of.channel, _of.state),
 ).where(IS_UNSETTLED)
-_DEAD_COUNT: Final = select_values(int, func.count(_of.seq)).where(
-    _of.channel == bindparam("channel"), _of.state == DeliveryState.DEAD, IS_UNSETTLED
-)
 
 
 async def list_deliveries(
-    store: Store, filter_: DeliveryFilter, *, limit: int, before: int | None = None
+    store: Store, filter_: DeliveryFilter, *, limit: int, position: Position = NEWEST
 ) -> DeliveryPage:
     """Deliveries, the newest first.
 
@@ -225,34 +241,32 @@ async def list_deliveries(
         store: the outbox.
         filter_: which of them.
         limit: at most so many.
-        before: the `before` of the page that came before this one; None begins with the newest.
+        position: where the page begins.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
-    query = _SUMMARIES.order_by(_of.seq.desc()).limit(limit + 1)
-    for column, value in (
-        (_of.incident_id, filter_.incident_id),
-        (_of.state, filter_.state),
-        (_of.channel, filter_.channel),
-        (events.c.alertname, filter_.alertname),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    if filter_.digest is not None:
-        query = query.where(or_(_of.digest_id == filter_.digest, _of.named_in == filter_.digest))
-    if filter_.since is not None:
-        query = query.where(_of.accepted_at >= filter_.since)
-    if before is not None:
-        query = query.where(_of.seq < before)
-    rows = await store.read(query.fetch_all)
-    page = rows[:limit]
-    return DeliveryPage([row.build_summary() for row in page], page[-1].seq if len(rows) > limit else None)
+
+    def read(connection: Connection) -> DeliveryPage:
+        found = search_deliveries(connection, filter_, position, limit)
+        rows = _PAGE.fetch_all(connection, {"seqs": found.seqs}) if found.seqs else []
+        return DeliveryPage([row.build_summary() for row in rows], found.older, found.newer, found.examined)
+
+    return await store.read(read)
 
 
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
     """One delivery with its attempts and payload; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _read_details(connection, delivery_id))
+
+
+async def read_event(store: Store, event_id: str) -> Event | None:
+    """An event; None if it is not stored, or too large to be shown. Raises StoreUnavailableError."""
+    event_json = await store.read(lambda connection: _EVENT.fetch_first(connection, {"event": event_id}))
+    try:
+        return None if event_json is None else decode_event(event_json)
+    except ValueError:  # something else than this program wrote it
+        return None
 
 
 def count_deliveries(connection: Connection) -> list[DeliveryCount]:
@@ -261,11 +275,6 @@ def count_deliveries(connection: Connection) -> list[DeliveryCount]:
         DeliveryCount(row.channel, DeliveryState(row.state), row.delivery_count, row.oldest_accepted_at)
         for row in _COUNTS.fetch_all(connection)
     ]
-
-
-async def count_dead(store: Store, channel: str) -> int:
-    """How many deliveries of a channel were given up. Raises StoreUnavailableError."""
-    return await store.read(lambda connection: _DEAD_COUNT.fetch_one(connection, {"channel": channel}))
 
 
 def read_channel_states(connection: Connection) -> list[ChannelState]:
@@ -290,6 +299,7 @@ def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails |
         attempts=_ATTEMPTS.fetch_all(connection, {"seq": row.seq}),
         supersedes=_SUPERSEDED.fetch_all(connection, superseded),
         payload=None if payload is None else zlib.decompress(payload).decode(),
+        due_at=_DUE_AT.fetch_one(connection, values),
     )
 
 

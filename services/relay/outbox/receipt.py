@@ -190,6 +190,8 @@ def _record_outcomes(transaction: Transaction, requests: Sequence[_OutcomeReques
         else frozenset()
     )
     for each in _select_effects(valid_requests):
+        if each.outcome.reason != SendReason.OK:
+            breaker.record_failure(transaction, each.task.channel, each.outcome.reason, each.outcome.detail)
         if each.task.channel not in reached or each.outcome.channel_effect is not breaker.ChannelEffect.REACHED:
             breaker.record_effect(
                 transaction,

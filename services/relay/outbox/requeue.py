@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, literal_column, update
 
 from services.relay.outbox import breaker, queries
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
@@ -25,7 +26,7 @@ from services.relay.outbox.merge import (
 )
 from services.relay.outbox.queries import DeliverySummary
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
-from services.relay.outbox.tables import CLOCK_TOLERANCE, IS_UNSETTLED, DeliveryState, deliveries
+from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries
 
 BULK_STEP: Final = 200
 """Deliveries that one transaction of `retry_channel` sends again."""
@@ -41,11 +42,6 @@ _NOT_RETRYABLE: Final = {
 
 _delivery = deliveries.c
 _FIND_DELIVERY: Final = DELIVERIES.where(_delivery.id == bindparam("delivery"))
-_FIND_DEAD: Final = (
-    DELIVERIES.where(_delivery.channel == bindparam("channel"), _delivery.state == DeliveryState.DEAD, IS_UNSETTLED)
-    .order_by(_delivery.seq + 0)  # `+ 0`: otherwise PostgreSQL would search them among all delivered ones
-    .limit(bindparam("most"))
-)
 _FIND_DEAD_TOO_EARLY: Final = (
     DELIVERIES.where(
         _delivery.state == literal_column("'dead'"),  # as the index `deliveries_dead` has it
@@ -90,19 +86,25 @@ async def retry_delivery(store: Store, delivery_id: str, channels: Collection[st
     return await _read_delivery(store, delivery_id)
 
 
-async def retry_channel(store: Store, channel: str) -> AsyncIterator[int]:
+async def retry_channel(store: Store, channel: str, reason: str | None = None) -> AsyncIterator[int]:
     """Tries again what is dead on a channel now, in steps; gives how many each step took.
 
     What dies again meanwhile is left alone, else it would never end. Where the channel is down, what waits for it is
     tried at once, too.
 
+    Args:
+        store: the outbox.
+        channel: its name.
+        reason: of the last attempt, or `NO_ATTEMPT`; None takes all.
+
     Raises:
         StoreUnavailableError: the steps before this one are done.
     """
     await breaker.commit_allow_trial(store, [channel])
-    left = await queries.count_dead(store, channel)
+    letters = DeadLetterFilter(channel, reason)
+    left = await store.read(letters.count)
     while left > 0:
-        count = await requeue_dead(store, channel, min(left, BULK_STEP))
+        count = await requeue_dead(store, letters, min(left, BULK_STEP))
         if count == 0:
             return
         left -= count
@@ -121,9 +123,20 @@ async def requeue(store: Store, delivery_id: str) -> DeliveryState | None:
     return await store.run(partial(_requeue_one, delivery_id=delivery_id))
 
 
-async def requeue_dead(store: Store, channel: str, limit: int) -> int:
-    """Sends up to `limit` dead letters of a channel again, the oldest first; how many. Raises StoreUnavailableError."""
-    return await store.run(partial(_requeue_channel, channel=channel, limit=limit))
+async def requeue_dead(store: Store, letters: DeadLetterFilter, limit: int) -> int:
+    """Sends up to `limit` dead letters again, the oldest first; how many. Raises StoreUnavailableError."""
+    return await store.run(partial(requeue_dead_letters, letters=letters, limit=limit))
+
+
+def requeue_dead_letters(transaction: Transaction, letters: DeadLetterFilter, limit: int) -> int:
+    """Sends up to `limit` dead letters again, the oldest first; how many."""
+    found = letters.find(transaction.connection, limit)
+    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
+    for row in dead:
+        _enqueue_current_state(transaction, row)
+    if dead:
+        breaker.allow_trial(transaction, [letters.channel])
+    return len(found)
 
 
 async def requeue_too_early(store: Store, give_up_after: float) -> DeliveryChanges:
@@ -167,16 +180,6 @@ def _requeue_one(transaction: Transaction, delivery_id: str) -> DeliveryState | 
     if state in (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING):
         breaker.allow_trial(transaction, [row.channel])
     return state
-
-
-def _requeue_channel(transaction: Transaction, channel: str, limit: int) -> int:
-    found = _FIND_DEAD.fetch_all(transaction.connection, {"channel": channel, "most": limit})
-    dead = [row for row in _lock_deliveries(transaction, found) if row.state == DeliveryState.DEAD]
-    for row in dead:
-        _enqueue_current_state(transaction, row)
-    if dead:
-        breaker.allow_trial(transaction, [channel])
-    return len(found)
 
 
 def _lock_deliveries(transaction: Transaction, found: Sequence[DeliveryRow]) -> Sequence[DeliveryRow]:

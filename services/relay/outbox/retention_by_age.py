@@ -22,9 +22,13 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, or_, s
 
 from services.relay.model import collect_digests, decode_event
 from services.relay.outbox.audit import prune_audit
+from services.relay.outbox.channel_checks import prune_checks
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.prune_marks import PrunedKind, record_pruned
+from services.relay.outbox.quarantine import delete_entries
 from services.relay.outbox.rows import EVENT_SIZES, EVENTS, EventSizeRow, RowQuery, select_values
+from services.relay.outbox.sessions import prune_sessions
 from services.relay.outbox.silences import prune_silences
 from services.relay.outbox.tables import (
     DIGEST_EPISODE,
@@ -253,7 +257,9 @@ async def prune_by_age(store: Store, max_age: float, max_deliveries: int) -> Pru
     cutoff = await store.run(lambda transaction: transaction.now) - max_age
     pruned = await prune_before(store, cutoff, await store.read(partial(_find_excess, max_deliveries)))
     await prune_audit(store, cutoff, AUDIT_ROWS, PRUNE_STEP)
+    await prune_sessions(store, PRUNE_STEP)
     await prune_silences(store, cutoff)
+    await prune_checks(store, cutoff)
     return pruned
 
 
@@ -266,8 +272,7 @@ async def prune_before(store: Store, cutoff: float, bounds: Excess = NO_EXCESS, 
     redundant = await find_redundant_events(store, unsettled, cutoff)
     of_events = _EventPruner(cutoff, bounds.last_event_seq, unsettled, redundant, pace.rows)
     pruned_events = await _run_steps(store, of_events.step, pace.pause)
-    old = delete(quarantine).where(quarantine.c.received_at < cutoff)
-    quarantined = await store.run(lambda transaction: transaction.connection.execute(old).rowcount)
+    quarantined = await store.run(partial(delete_entries, condition=quarantine.c.received_at < cutoff))
     return PruneResult(pruned_deliveries, pruned_events, quarantined)
 
 
@@ -311,8 +316,10 @@ class _DeliveryPruner:
         rows = _READ_DELIVERIES.fetch_all(connection, values)
         if not rows:
             return _PruneStepResult(0, after, has_more=False)
-        old = [row.seq for row in rows if self._is_expired(row) and not self._must_stay(row)]
+        expired = [row for row in rows if self._is_expired(row) and not self._must_stay(row)]
+        old = [row.seq for row in expired]
         if old:
+            record_pruned(transaction, PrunedKind.DELIVERIES, max(row.finished_at or 0.0 for row in expired))
             connection.execute(delete(attempts).where(attempts.c.delivery_seq.in_(old)))
             connection.execute(_KEEP_DIGESTS, {"old": old})
             connection.execute(delete(edits).where(edits.c.delivery_seq.in_(old)))
@@ -363,6 +370,8 @@ class _EventPruner:
                 incidents.c.latest_event_seq.in_(unused),
                 incidents.c.is_open == 0,
             )
+            last_start = select(func.max(incidents.c.started_at)).where(*over)
+            record_pruned(transaction, PrunedKind.INCIDENTS, connection.execute(last_start).scalar_one())
             connection.execute(delete(incidents).where(*over))
             connection.execute(delete(events).where(events.c.seq.in_(unused)))
         return _PruneStepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))

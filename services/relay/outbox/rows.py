@@ -216,10 +216,15 @@ class ChannelRow(NamedTuple):
     next_token_at: float
     failures: int
     is_down: int
-    reason: str | None
-    retry_after_until: float | None
-    retry_after_set_at: float | None
-    served_at: float | None
+    reason: str | None = None
+    retry_after_until: float | None = None
+    retry_after_set_at: float | None = None
+    served_at: float | None = None
+    failed_at: float | None = None
+    failed_reason: str | None = None
+    failed_detail: str | None = None
+    check_started_at: float | None = None
+    test_started_at: float | None = None
 
 
 class WatchdogRow(NamedTuple):

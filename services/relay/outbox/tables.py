@@ -173,7 +173,7 @@ edits = Table(
     Column("lease", Text),  # whose claim it is
     Column("reason", Text),  # how the last attempt ended
     Column("receipt", Text),  # JSON; of a digest, since each of its deliveries may get a receipt of its own
-    Column("shown_at", Double),  # when the last edit was made; null before the first
+    Column("edited_at", Double),  # when the last edit was made; null before the first
     sqlite_with_rowid=False,
 )
 
@@ -229,6 +229,12 @@ channels = Table(
     Column("retry_after_until", Double),  # until then nothing is claimed: its provider asked for a pause
     Column("retry_after_set_at", Double),  # when `retry_after_until` was written
     Column("served_at", Double),  # when a relay last recorded that it delivers on it
+    # The last attempt that failed, be it that only its message was rejected.
+    Column("failed_at", Double),
+    Column("failed_reason", Text),
+    Column("failed_detail", Text),  # the provider's answer, or what went wrong
+    Column("check_started_at", Double),  # when a replica last began to check it
+    Column("test_started_at", Double),  # when a replica last began to send a test message
 )
 
 NEW_CHANNEL: Final = {
@@ -239,6 +245,22 @@ NEW_CHANNEL: Final = {
     "is_down": 0,
 }
 """The state of a channel that was never used."""
+
+# What a check of a channel found, or what became of a test message; see `channel_checks`.
+channel_checks = Table(
+    "channel_checks",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("channel", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # `check` or `test`
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("requested_by", Text),  # null: the relay checks by itself
+    Column("problem", Text),  # what is wrong; null if nothing is
+    Column("hint", Text),  # what to do about it
+    Column("results", Text, nullable=False),  # JSON; a list with the result of each step
+    sqlite_autoincrement=True,
+)
 
 database_identity = Table(
     "database_identity",
@@ -257,6 +279,27 @@ quarantine = Table(
     Column("code", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("replayed_at", Double),  # when it was accepted after all
+    Column("replayed_by", Text),
+    Column("incident_id", Text),  # of what was accepted
+)
+
+# The last retry of many dead letters, of which one runs at a time; see `bulk_retry`.
+bulk_retry = Table(
+    "bulk_retry",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("run", Text, nullable=False),  # which run it is
+    Column("channel", Text),  # null: all channels
+    Column("reason", Text),  # null: all reasons
+    Column("started_by", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("total", Integer, nullable=False),  # dead letters when it started
+    Column("retried", Integer, nullable=False),
+    Column("advanced_at", Double, nullable=False),  # when its last step was committed
+    Column("ended_at", Double),  # null while it runs, or if whoever ran it is gone
+    Column("stopped_by", Text),  # the person who ended it
+    Column("error", Text),  # what ended it
 )
 
 audit = Table(
@@ -272,6 +315,29 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# A login of a person in a browser; see `sessions`.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),  # the SHA-256 of what the cookie holds
+    Column("name", Text, nullable=False),
+    Column("source", Text, nullable=False),  # what the person logged in by; it decides the role at each request
+    Column("proof", Text, nullable=False),  # a keyed hash of the credential; see `login.sessions`
+    Column("group_names", Text, nullable=False),  # JSON; of the person at the provider
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double, nullable=False),  # to the minute
+    Column("expires_at", Double, nullable=False),  # at the latest
+    sqlite_with_rowid=False,
+)
+
+# Up to when retention has deleted rows of a kind: what a report of an earlier time lacks.
+pruned = Table(
+    "pruned",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("up_to", Double, nullable=False),
+)
+
 watchdogs = Table(
     "watchdogs",
     metadata,
@@ -280,6 +346,7 @@ watchdogs = Table(
     # Seconds since then in which a relay was there to receive one, as counted until `counted_at`.
     Column("silent_seconds", Double, nullable=False, server_default="0"),
     Column("counted_at", Double, nullable=False, server_default="0"),
+    Column("heartbeat_at", Double),  # its last heartbeat; null before the first
 )
 
 
@@ -305,15 +372,38 @@ _add_index(
     _delivery.oldest_accepted_at,
     where="state IN ('queued', 'sending', 'retrying', 'dead')",
 )
-# By when they were given up; every other query for dead letters uses `deliveries_unsettled`.
-_add_index("deliveries_dead", _delivery.finished_at, where="state = 'dead' AND finished_at IS NOT NULL")
-_add_index("deliveries_delivered", _delivery.channel, _delivery.finished_at, where="state = 'delivered'")
+# By when they were given up, and what a report counts them by; `deliveries_dead_groups` is for `dead_letters`.
+_add_index(
+    "deliveries_dead",
+    _delivery.finished_at,
+    _delivery.channel,
+    _delivery.reason,
+    where="state = 'dead' AND finished_at IS NOT NULL",
+)
+# With the oldest acceptance, so that a report of 100,000 of them reads the index alone.
+_add_index(
+    "deliveries_delivered",
+    _delivery.channel,
+    _delivery.finished_at,
+    _delivery.oldest_accepted_at,
+    where="state = 'delivered'",
+)
+_add_index("deliveries_by_time", _delivery.accepted_at, _delivery.seq)
+_add_index(
+    "deliveries_dead_groups",
+    _delivery.channel,
+    _delivery.reason,
+    _delivery.oldest_accepted_at,
+    where="state = 'dead'",
+)
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)
+_add_index("sessions_of_name", sessions.c.name, sessions.c.used_at)
+_add_index("channel_checks_of_channel", channel_checks.c.channel, channel_checks.c.kind, channel_checks.c.seq)
 _add_index("incidents_of_group", incidents.c.group_id, where="is_open = 1")
 _add_index("incidents_by_episode", incidents.c.first_event_seq)
 _add_index("incidents_open", incidents.c.first_event_seq, where="is_open = 1")
@@ -322,6 +412,8 @@ _add_index("incidents_by_service", incidents.c.service, incidents.c.first_event_
 _add_index("incidents_by_start", incidents.c.started_at)
 _add_index("incidents_escalating", incidents.c.id, where="escalation_after IS NOT NULL")
 _add_index("incidents_of_service", incidents.c.service_id, incidents.c.started_at, where="is_open = 1")
+_add_index("incidents_open_by_severity", incidents.c.severity, incidents.c.first_event_seq, where="is_open = 1")
+_add_index("audit_of_action", audit.c.action, audit.c.at)
 _add_index("audit_of_incident", audit.c.incident_id, audit.c.seq, where="incident_id IS NOT NULL")
 _add_index("events_of_incident", events.c.incident_id, events.c.seq)
 _add_index("events_of_relay", events.c.incident_id, events.c.seq, where="length(body) = 0")

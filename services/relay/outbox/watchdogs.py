@@ -29,6 +29,16 @@ _FIND_DELIVERED: Final = (
 )
 
 
+class _HeartbeatRow(NamedTuple):
+    """When a watchdog's last heartbeat came."""
+
+    name: str
+    heartbeat_at: float | None
+
+
+_HEARTBEATS: Final = RowQuery(_HeartbeatRow, select(watchdogs.c.name, watchdogs.c.heartbeat_at))
+
+
 class _OldestRow(NamedTuple):
     """When the oldest event that waits for a channel was accepted."""
 
@@ -73,10 +83,12 @@ async def record_heartbeats(store: Store, names: Collection[str]) -> None:
                 "last_seen_at": new.excluded.last_seen_at,
                 "silent_seconds": 0.0,
                 "counted_at": new.excluded.last_seen_at,
+                "heartbeat_at": new.excluded.last_seen_at,
             },
             where=watchdogs.c.last_seen_at < new.excluded.last_seen_at,
         )
-        transaction.connection.execute(later, _build_rows(names, transaction.now))
+        rows = [{**row, "heartbeat_at": transaction.now} for row in _build_rows(names, transaction.now)]
+        transaction.connection.execute(later, rows)
 
     if names:
         await store.run(commit)
@@ -119,6 +131,11 @@ def _compute_silence(row: WatchdogRow, now: float, expect_every: float, uptime: 
 def read_last_seen(connection: Connection) -> dict[str, float]:
     """When each was last seen, or first awaited, in unix seconds; also those that are no longer configured."""
     return {row.name: row.last_seen_at for row in WATCHDOGS.fetch_all(connection)}
+
+
+def read_heartbeats(connection: Connection) -> dict[str, float | None]:
+    """When the last heartbeat of each came, in unix seconds; None before the first."""
+    return {row.name: row.heartbeat_at for row in _HEARTBEATS.fetch_all(connection)}
 
 
 def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 Block = Mapping[str, Any]
 _OF_TEXTS: Final[Mapping[Any, tuple[str, str]]] = {
-    "header": ("h1", ""),
-    "section": ("div", ' class="section"'),
-    "context": ("div", ' class="soft"'),
+    "header": ("p", "message-header"),
+    "section": ("div", "message-section"),
+    "context": ("div", "message-soft"),
 }
-"""Blocks that hold text objects, each with its tag and the attributes of that."""
+"""Blocks that hold text objects, each with its tag and class."""
 
 _TOKEN: Final = re.compile(r"<([^<>]+)>")
 _CODE: Final = re.compile(r"```(.+?)```|`([^`\n]+)`|\*([^*\n]+)\*", re.DOTALL)
@@ -75,19 +75,21 @@ def _render_block(block: Block) -> str:
     if kind == "divider":
         return "<hr>"
     if kind == "image":
-        return f'<p class="soft">[picture: {escape(unescape(block.get("alt_text", "")))}]</p>'
+        return f'<p class="message-soft">[picture: {escape(unescape(block.get("alt_text", "")))}]</p>'
     if kind == "actions":
         return f"<p>{' '.join(map(_render_button, block['elements']))}</p>"
     if kind not in _OF_TEXTS:
         return f"<pre>{escape(chr(10).join(_list_texts(block)))}</pre>"
-    tag, attributes = _OF_TEXTS[kind]
-    return "".join(f"<{tag}{attributes}>{_render_text(text)}</{tag}>" for text in _list_text_objects(block))
+    tag, name = _OF_TEXTS[kind]
+    return "".join(f'<{tag} class="{name}">{_render_text(text)}</{tag}>' for text in _list_text_objects(block))
 
 
 def _render_button(element: Block) -> str:
     label = _render_text(element.get("text", {}))
     url = unescape(str(element.get("url", "")))
-    return f'<a class="button" href="{escape(url)}">{label}</a>' if url else f'<span class="button">{label}</span>'
+    if not _is_link(url):
+        return f'<span class="message-button">{label}</span>'
+    return f'<a class="message-button" href="{escape(url)}">{label}</a>'
 
 
 def _render_text(text: Block) -> str:
@@ -121,7 +123,11 @@ def _split_tokens(mrkdwn: str) -> Iterator[tuple[str, str]]:
         elif target[:1] in {"!", "@", "#"}:
             yield f"@{unescape(label or target.lstrip('!@#').removeprefix('subteam^'))}", ""
         else:
-            yield unescape(label or target), unescape(target) if target.startswith(("http://", "https://")) else ""
+            yield unescape(label or target), unescape(target) if _is_link(target) else ""
+
+
+def _is_link(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def _list_texts(value: object) -> Iterator[str]:

@@ -105,8 +105,9 @@ async def open_page(
         await page.goto(url)
         await page.locator("#live.on").wait_for()
         yield page
-    own = (_get_origin(url), "data:", "about:")
-    assert complaints + [each for each in requested if not each.startswith(own)] == []
+        own = (_get_origin(url), "data:", "about:")
+        complaints += [each for each in requested if not each.startswith(own)]
+        assert complaints == [], complaints
 
 
 def _get_origin(url: str) -> str:

@@ -48,6 +48,8 @@ async def test_deliveries_are_reported_with_all_that_is_known_the_newest_first(t
             "event_id": accepted["event_id"],
             "receiver": "kms-critical",
             "alertname": "KMSCryptoModeNotKMS",
+            "title": "KMSCryptoModeNotKMS · production / backend",
+            "service": "backend",
             "status": "firing",
             "channel": "bad",
             "state": "dead",
@@ -100,7 +102,7 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         code, answer = await get(client, "/api/deliveries?stat=dead")
         assert (code, answer["error"]) == (
             400,
-            "unknown filter; expected state, channel, alertname, digest, since, limit, cursor",
+            "unknown filter; expected state, channel, alertname, service, digest, since, until, text, limit, cursor",
         )
 
 
@@ -154,6 +156,9 @@ async def test_deliveries_can_be_asked_for_by_name_and_time(tmp_path: Path) -> N
         assert await names("since=2001-09-09T01:46:40Z") == ["KMSTest", "KMSCryptoModeNotKMS"]
         assert await names("since=2001-09-09T03:46:41%2B02:00") == ["KMSTest"]
         assert await names("since=2001-09-09T01:46:41Z&alertname=KMSCryptoModeNotKMS") == []
+        assert await names("until=2001-09-09T01:47:00Z") == ["KMSCryptoModeNotKMS"]
+        assert await names("service=backend&text=modenot") == ["KMSCryptoModeNotKMS"]
+        assert await names("service=ledger") == []
 
 
 async def test_what_was_not_accepted_can_be_checked(tmp_path: Path) -> None:
@@ -171,6 +176,11 @@ async def test_what_was_not_accepted_can_be_checked(tmp_path: Path) -> None:
             "code": 400,
             "reason": refused["error"],
             "body_bytes": len(body),
+            "is_cut": False,
+            "hint": newest["hint"],
+            "replayed_at": None,
+            "replayed_by": None,
+            "incident_id": None,
         }
         assert oldest["body_bytes"] == 2
         async with client.get(f"/api/quarantine/{newest['id']}") as response:

@@ -10,6 +10,7 @@ from services.relay.channels.port import ChannelSettings
 from tests.relay.console.test_api import Clock, get
 from tests.relay.served_relay import Scripted, ScriptedSettings, post, reaches, served, settings, until, webhook_of
 
+TIMELINE = ("deliveries", "timeline", "timeline_episode", "timeline_cursor", "timeline_is_cut", "hops")
 STEPS = [{"after": "10m", "channels": ["two"]}, {"after": "1h", "channels": ["three"]}]
 
 
@@ -65,20 +66,39 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
         assert await find(client, "?status=resolved&alertname=KMSCryptoModeNotKMS") == [listed[1]]
         assert await find(client, "?alertname=Other") == []
         _, one = await get(client, f"/api/incidents/{listed[1]['id']}")
-        assert one == {**listed[1], "deliveries": one["deliveries"]}
+        assert one == {**listed[1], **{name: one[name] for name in TIMELINE}}
+        kinds = {each["kind"] for each in one["timeline"]}  # the alert is of a later year than the clock
+        assert kinds == {"alert", "accepted", "resolved", "delivered"}
+        assert [(each["name"], each["channel"]) for each in one["hops"]["end"]] == [
+            ("alert", None),
+            ("accepted", None),
+            ("delivered", "one"),
+        ]
+        assert (one["timeline_episode"], one["timeline_cursor"], one["timeline_is_cut"]) == (1, None, False)
         assert [(each["status"], each["state"]) for each in one["deliveries"]] == [
             ("resolved", "delivered"),
             ("firing", "delivered"),
         ]
         await post(client, webhook_of(group="1"))  # its next episode
         assert [each["id"] for each in await find(client)] == [listed[n]["id"] for n in (1, 0, 2)]
+        _, first_episode = await get(client, f"/api/incidents/{listed[1]['id']}?episode=1")
+        assert (first_episode["timeline_episode"], first_episode["timeline"]) == (1, one["timeline"])
+        gone = {"error": "nothing of it is stored any more"}
+        assert await get(client, f"/api/incidents/{listed[1]['id']}?episode=9") == (404, gone)
         assert await get(client, "/api/incidents/unknown") == (404, {"error": "no such incident"})
+        found = await find(client, "?status=firing&acknowledged=false&service=backend&since=2001-09-09T00:00:00Z")
+        assert len(found) == 3
+        assert await find(client, "?acknowledged=true") == await find(client, "?service=other") == []
+        filters = "status, acknowledged, alertname, service, since, limit, cursor"
         for query, error in (
-            ("status=open", "status: expected one of firing, resolved"),
-            ("state=x", "unknown filter; expected status, alertname, limit, cursor"),
-            ("limit=0", "limit: expected a number from 1 to 1000"),
+            ("?status=open", "status: expected one of firing, resolved"),
+            ("?state=x", f"unknown filter; expected {filters}"),
+            ("?acknowledged=1", "acknowledged: expected true or false"),
+            ("?limit=0", "limit: expected a number from 1 to 1000"),
+            ("/x?episode=0", "episode: expected the number of an episode, 1 for the first one"),
+            ("/x?before=1", "unknown parameter; expected episode or cursor"),
         ):
-            assert await get(client, f"/api/incidents?{query}") == (400, {"error": error})
+            assert await get(client, f"/api/incidents{query}") == (400, {"error": error})
 
 
 async def test_one_is_acknowledged_once_and_pagerduty_is_told_and_the_audit_has_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from services.relay.delivery.attempt import Sender, SendResult
+from services.relay.delivery.attempt import RemoteSender, Sender, SendResult
 from services.relay.delivery.sender_process import open_sender_process
 from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.sender_tasks import SETTINGS, has_exited, never, outgoing, process_of, sending_processes
@@ -80,6 +80,18 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
     assert attempted.error is not None
     assert attempted.error.maybe_arrived
     assert await process_of(send) != first
+
+
+async def test_a_person_who_looks_sees_whether_it_answers(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(send, RemoteSender)
+    pid = await process_of(send)
+    assert await send.ping()
+    monkeypatch.setattr("services.relay.delivery.sender_process._PING_SECONDS", 0.05)
+    os.kill(pid, signal.SIGSTOP)
+    assert not await send.ping()
+    os.kill(pid, signal.SIGCONT)
+    monkeypatch.setattr("services.relay.delivery.sender_process._PING_SECONDS", 20)
+    assert await send.ping()
 
 
 async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:

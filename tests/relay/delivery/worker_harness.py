@@ -19,9 +19,10 @@ from services.relay.delivery.worker import SendingLimits, Worker
 from services.relay.metrics import Metrics
 from services.relay.outbox import queries
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.queries import DeliveryFilter, DeliverySummary, list_deliveries
+from services.relay.outbox.queries import DeliverySummary, list_deliveries
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

@@ -20,6 +20,7 @@ from services.relay import text
 from services.relay.app import run_relay
 from services.relay.delivery.attempt import open_local_sender
 from services.relay.intake import endpoint
+from services.relay.intake.acceptance import IntakeRules
 from services.relay.metrics import Metrics
 from services.relay.outbox import quarantine
 from services.relay.outbox import quarantine as rejected
@@ -362,7 +363,7 @@ async def test_a_defect_of_ours_is_500_and_counted(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     registry = CollectorRegistry()
-    rules = endpoint.IntakeRules((), ("one",), {"one"}, 60.0, 1_000_000)
+    rules = IntakeRules((), ("one",), {"one"}, 60.0, 1_000_000)
     async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), lambda: 0.0) as store:
         metrics = Metrics(registry, (), (), ())
         intake = endpoint.Intake(store, rules, metrics, broken, lambda _names: None)

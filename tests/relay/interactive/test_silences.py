@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,9 @@ from aiohttp import web
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.interactive import silence_worker
+from services.relay.model import build_incident_id
+from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.silences import SilenceRequest, request_silence
 from shared.sql.database_url import DatabaseUrl
 from tests.ops.conftest import Start
 from tests.relay.interactive.pressed_relay import (
@@ -26,7 +30,7 @@ from tests.relay.interactive.pressed_relay import (
     build_settings,
     open_relay,
 )
-from tests.relay.served_relay import event_of, metric, until
+from tests.relay.served_relay import Scripted, event_of, metric, post, served, settings, until, webhook_of
 
 ALLOWED = {"allow_users": [ANNA], "allow_groups": ["S0000000002"], "max": "2h"}  # anna, ben and the guest
 GROUP = dict(event_of().group_labels)
@@ -245,3 +249,40 @@ async def test_the_answer_in_the_thread_takes_a_token_of_the_channels_rate(
         assert await relay.press(await relay.fire(), "silence")
         await until(lambda: len(thread(stand_ins)) == 1)
     assert requested == [("slack", 1.0)] * 2
+
+
+async def test_an_admin_silences_in_the_console_without_any_button(
+    tmp_path: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
+    await peer.fire()
+    configured = settings(tmp_path, {"one": Scripted()}, alertmanager={"urls": [peer.url]})
+    async with served(configured) as client, open_store(configured.database, time.time) as store:
+        assert (await post(client, webhook_of()))[0] == 202
+        incident_id = build_incident_id(event_of())
+        wanted = SilenceRequest("1", incident_id, 1, "cleo", "10.0.0.1", seconds=1800.0, comment="key is replaced")
+        for request in (wanted, wanted._replace(id="2")):
+            assert await request_silence(store, request)
+
+        async def read_entries() -> dict[str, str]:
+            async with client.get(f"/api/incidents/{incident_id}") as answer:
+                return {each["kind"]: each["text"] for each in (await answer.json())["timeline"]}
+
+        async def has_both() -> bool:
+            return {"silenced", "silence_refused"} <= (await read_entries()).keys()
+
+        await until(has_both)
+        entries = await read_entries()
+        (silence,) = await peer.silences()
+        async with client.get("/api/audit") as answer:
+            audit = (await answer.json())["audit"]
+    assert entries["silenced"].startswith("Silenced by cleo until 20")
+    assert entries["silence_refused"].endswith("It is silenced already, by cleo.")
+    assert silence["comment"].startswith("key is replaced Silenced in the relay's console by cleo [keypulse ")
+    assert {each["name"]: each["value"] for each in silence["matchers"]} == GROUP
+    seconds = datetime.fromisoformat(silence["endsAt"]) - datetime.fromisoformat(silence["startsAt"])
+    assert abs(seconds - timedelta(minutes=30)) < timedelta(minutes=1)
+    assert sorted((each["who"], each["from"], each["action"]) for each in audit) == [
+        ("cleo", "10.0.0.1", "silence"),
+        ("cleo", "10.0.0.1", "silence refused"),
+    ]

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from services.relay.model import Status
 from services.relay.outbox.breaker import commit_allow_trial
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.delivery_lease import release_leases, save_progress
 from services.relay.outbox.requeue import requeue, requeue_dead
 from services.relay.outbox.tables import DeliveryState
@@ -175,7 +176,7 @@ class OutboxMachine(RuleBasedStateMachine):
         world = self.world
         dead = {row.id for row in world.rows.values() if row.channel == channel and row.state == DeliveryState.DEAD}
         world.observed.requeued |= dead
-        assert world.run(requeue_dead(world.store, channel, limit)) == min(len(dead), limit)
+        assert world.run(requeue_dead(world.store, DeadLetterFilter(channel), limit)) == min(len(dead), limit)
         world.read_and_check()
 
     @precondition(lambda self: self.open())

@@ -18,7 +18,7 @@ from shared.sql.database_url import DatabaseUrl
 @contextmanager
 def opened(database: DatabaseUrl) -> Iterator[Engine]:
     dialect.make_file(database)
-    writing, _ = dialect.create_engines(database)
+    writing = dialect.create_engines(database).writing
     yield writing
     writing.dispose()
 

@@ -8,8 +8,9 @@ import pytest
 from services.relay.outbox import queries
 from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
 from services.relay.outbox.claim import ClaimResult
+from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.queries import DeliveryFilter, list_deliveries
+from services.relay.outbox.queries import list_deliveries
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url

@@ -7,10 +7,11 @@ import pytest
 
 from services.relay.outbox import fallback
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import fall_back, fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
-from services.relay.outbox.queries import DeliveryFilter, list_deliveries
+from services.relay.outbox.queries import list_deliveries
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.sweeper import sweep

@@ -44,7 +44,7 @@ def test_nobody_is_known_to_have_asked_for_a_pause(engine: Engine) -> None:
         (row,) = connection.execute(select(tables.channels)).mappings()
         renamed = {"name": "a", "paused_until": 7.5, "paused_set_at": 2.5, "next_token_at": 1.5, "failures": 6}
         renamed |= {"is_down": 1, "reason": "why"}
-        assert row == renamed | {"retry_after_until": None, "retry_after_set_at": None, "served_at": None}
+        assert row == dict.fromkeys(row) | renamed  # nothing is known of what was added since
         assert differences(connection) == []
 
 

@@ -10,9 +10,11 @@ import pytest
 from sqlalchemy import insert
 
 from services.relay.outbox import queries
+from services.relay.outbox.dead_letters import DeadLetterFilter
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.queries import AttemptRow, ChannelState, DeliveryFilter, list_deliveries
+from services.relay.outbox.queries import AttemptRow, ChannelState, list_deliveries
 from services.relay.outbox.tables import DeliveryState, channels
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
@@ -34,9 +36,9 @@ async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_
     made = [await rows.delivery(event, f"channel-{number}") for number in range(7)]
     found, before, pages = [], None, 0
     while pages == 0 or before is not None:
-        page = await list_deliveries(store, DeliveryFilter(), limit=3, before=before)
+        page = await list_deliveries(store, DeliveryFilter(), limit=3, position=Position(before=before))
         found += [delivery.id for delivery in page.deliveries]
-        before, pages = page.before, pages + 1
+        before, pages = page.older, pages + 1
         await rows.delivery(event, f"later-{pages}")
     assert found == list(reversed(made))
     assert pages == 3
@@ -46,8 +48,8 @@ async def test_a_page_that_holds_the_rest_exactly_is_the_last(store: Store, rows
     event = await rows.event()
     for number in range(2):
         await rows.delivery(event, f"channel-{number}")
-    assert (await list_deliveries(store, DeliveryFilter(), limit=2)).before is None
-    assert (await list_deliveries(store, DeliveryFilter(), limit=1)).before is not None
+    assert (await list_deliveries(store, DeliveryFilter(), limit=2)).older is None
+    assert (await list_deliveries(store, DeliveryFilter(), limit=1)).older is not None
 
 
 async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> None:
@@ -100,7 +102,7 @@ async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: R
         ("slack", DeliveryState.DEAD, 1),
     }
     assert min(each.oldest_accepted_at for each in counted) == pytest.approx(now - 60, abs=10)
-    assert [await queries.count_dead(store, name) for name in ("slack", "email")] == [1, 0]
+    assert [await store.read(DeadLetterFilter(name).count) for name in ("slack", "email")] == [1, 0]
 
 
 async def test_channels_are_reported_with_how_they_stand(store: Store) -> None:

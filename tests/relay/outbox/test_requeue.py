@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.relay.outbox.breaker import FAILURE_THRESHOLD
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import read_delivery
@@ -129,7 +130,7 @@ async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(s
     dead = [await given_up(store, incident) for incident in ("x", "y", "z")]
     other = await given_up(store, "x", "b")
 
-    assert await requeue_dead(store, "a", 2) == 2
+    assert await requeue_dead(store, DeadLetterFilter("a"), 2) == 2
 
     assert [await state_of(store, each) for each in dead] == [
         DeliveryState.SUPERSEDED,
@@ -138,7 +139,7 @@ async def test_the_dead_letters_of_one_channel_are_sent_again_the_oldest_first(s
     ]
     assert await state_of(store, other) is DeliveryState.DEAD
     assert [claim.incident_id for claim in (await claim_some(store, limit=5)).tasks] == ["x", "y"]
-    assert await requeue_dead(store, "a", 2) == 1
+    assert await requeue_dead(store, DeadLetterFilter("a"), 2) == 1
 
 
 async def test_whoever_requests_another_try_gets_it_though_the_breaker_holds_the_channel_back(store: Store) -> None:
@@ -151,5 +152,5 @@ async def test_whoever_requests_another_try_gets_it_though_the_breaker_holds_the
 async def test_dead_letters_that_are_sent_again_do_not_wait_for_the_breaker(store: Store) -> None:
     await given_up(store)
     await broken(store)
-    assert await requeue_dead(store, "a", 9) == 1
+    assert await requeue_dead(store, DeadLetterFilter("a"), 9) == 1
     assert len((await claim_some(store, limit=9)).tasks) == 1

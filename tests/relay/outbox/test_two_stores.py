@@ -18,6 +18,7 @@ from services.relay.model import DeliveryTask, Event, build_fingerprint, build_i
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, claim_due
+from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.requeue import requeue, requeue_dead
@@ -208,7 +209,9 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
         for each in dead.values():
             await end_attempt(one, each, DeliveryState.DEAD)
         state, revived, _ = await asyncio.gather(
-            requeue(one, dead["a"].delivery_id), requeue_dead(one, "b", 10), accept(other, incident, *CHANNELS)
+            requeue(one, dead["a"].delivery_id),
+            requeue_dead(one, DeadLetterFilter("b"), 10),
+            accept(other, incident, *CHANNELS),
         )
         assert (state, revived) == (DeliveryState.DEAD, 1)
         await replicas.drain()

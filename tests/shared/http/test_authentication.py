@@ -92,7 +92,10 @@ async def test_an_unreadable_token_file_answers_503_and_never_401(header: str, s
     secret.path.unlink()
     async with _client(secret) as client:
         answer = await client.get("/", headers={"authorization": header})
-    assert (answer.status_code, answer.json()) == (503, {"error": "the token file of this server cannot be read"})
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "a token file or the sessions of this server cannot be read now; see its log"},
+    )
 
 
 async def test_a_rotated_token_is_let_in_without_a_restart(secret: TokenFile) -> None:

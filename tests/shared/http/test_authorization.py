@@ -17,6 +17,7 @@ from shared.config.server_settings import Role
 from shared.http.audit_log import AuditEntry, AuditUnavailableError, InMemoryAuditLog
 from shared.http.authentication import USER_SCOPE_KEY, AccessPolicy, Token
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements, describe_action
+from shared.http.refusals import RefusalReason
 from shared.http.server import create_application, create_registry
 
 OPEN = "http://127.0.0.1:9912"
@@ -175,7 +176,7 @@ async def test_every_reason_of_every_endpoint_is_there_from_the_start_at_0(close
     ]
     paths = {route.path for route in ROUTES} | {"/", "/metrics", "/-/healthy", "/-/ready", "/api/audit"}
     assert {sample.labels["endpoint"] for sample in samples} == paths
-    assert len(samples) == 8 * len(paths)
+    assert len(samples) == len(RefusalReason) * len(paths)
     assert {sample.value for sample in samples} == {0}
     async with closed.client() as client:
         for n in range(50):

@@ -3,6 +3,7 @@
 Times are RFC 3339 in UTC with milliseconds.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
@@ -10,6 +11,8 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.incidents.timeline import encode_entry, encode_hop
 from services.relay.metrics import Metrics
 from services.relay.outbox.acknowledgement import (
     Acknowledgement,
@@ -18,6 +21,7 @@ from services.relay.outbox.acknowledgement import (
     acknowledge,
     unacknowledge,
 )
+from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_queries import (
     IncidentFilter,
@@ -26,14 +30,15 @@ from services.relay.outbox.incident_queries import (
     parse_status,
     read_incident,
 )
-from services.relay.outbox.queries import DeliveryFilter, check_text, encode_delivery, list_deliveries
+from services.relay.outbox.queries import check_text, encode_delivery, list_deliveries, parse_time
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.json_api import build_error_response, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 
 _VIA: Final = "api"
-_FILTERS: Final = ("status", "alertname", "limit", "cursor")
+_FILTERS: Final = ("status", "acknowledged", "alertname", "service", "since", "limit", "cursor")
+_TIMELINE_PARAMETERS: Final = ("episode", "cursor")
 _MAX_DELIVERIES: Final = 100
 """The newest deliveries that an incident shows."""
 
@@ -43,6 +48,7 @@ class IncidentsEndpoint:
 
     Args:
         store: the outbox.
+        reader: reads one with its timeline.
         acknowledging_channels: the channels whose provider knows acknowledgements.
         wake_channels: called with the channels that have something new to deliver.
         metrics: counts acknowledgements.
@@ -51,11 +57,13 @@ class IncidentsEndpoint:
     def __init__(
         self,
         store: Store,
+        reader: IncidentReader,
         acknowledging_channels: Collection[str],
         wake_channels: Callable[[Iterable[str]], None],
         metrics: Metrics,
     ) -> None:
         self._store = store
+        self._reader = reader
         self._acknowledging_channels = acknowledging_channels
         self._wake_channels = wake_channels
         self._metrics = metrics
@@ -71,15 +79,32 @@ class IncidentsEndpoint:
         return JSONResponse({"incidents": rows, "next_cursor": format_cursor(listed.before)})
 
     async def get(self, request: Request) -> Response:
-        """One incident, with its newest deliveries."""
+        """One incident, with its newest deliveries and a page of the timeline of one of its episodes."""
         incident_id = clean_for_database(request.path_params["id"])
-        incident = await read_incident(self._store, incident_id)
-        if incident is None:
-            return build_error_response(404, "no such incident")
+        try:
+            episode, before = parse_timeline_page(request.query_params)
+        except ValueError as error:
+            return build_error_response(400, str(error))
+        view = await self._reader.read(incident_id, episode=episode, before=before)
+        if view is None:
+            found = await read_incident(self._store, incident_id)
+            return build_error_response(
+                404, "no such incident" if found is None else "nothing of it is stored any more"
+            )
         chosen = DeliveryFilter(incident_id=incident_id)
         listed = await list_deliveries(self._store, chosen, limit=_MAX_DELIVERIES)
-        rows = [encode_delivery(delivery) for delivery in listed.deliveries]
-        return JSONResponse({**encode_incident(incident), "deliveries": rows})
+        timeline, history = view.timeline, view.history
+        return JSONResponse(
+            {
+                **encode_incident(view.incident),
+                "deliveries": [encode_delivery(delivery) for delivery in listed.deliveries],
+                "timeline_episode": history.episode,
+                "timeline": [*map(encode_entry, timeline.entries)],
+                "timeline_cursor": format_cursor(history.earlier),
+                "timeline_is_cut": history.is_cut,
+                "hops": {"start": [*map(encode_hop, timeline.start)], "end": [*map(encode_hop, timeline.end)]},
+            }
+        )
 
     async def acknowledge(self, request: Request) -> Response:
         """Acknowledges the current episode: 200, also if it was acknowledged before."""
@@ -120,6 +145,26 @@ class IncidentsEndpoint:
         )
 
 
+def parse_timeline_page(parameters: QueryParams) -> tuple[int | None, int | None]:
+    """The episode, and where its page begins. Raises ValueError with what was expected."""
+    if set(parameters) - set(_TIMELINE_PARAMETERS):
+        raise ValueError(f"unknown parameter; expected {' or '.join(_TIMELINE_PARAMETERS)}")
+    cursor = {"cursor": parameters["cursor"]} if "cursor" in parameters else {}
+    return parse_parameter("episode", _parse_episode, parameters), parse_page(cursor).before
+
+
+def _parse_episode(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("expected the number of an episode, 1 for the first one")
+    return int(text)
+
+
+def _parse_flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError("expected true or false")
+    return text == "true"
+
+
 def _parse_filter(parameters: QueryParams) -> tuple[IncidentFilter, Page]:
     """The filter and the page. Raises ValueError with what was expected."""
     if set(parameters) - set(_FILTERS):
@@ -127,7 +172,10 @@ def _parse_filter(parameters: QueryParams) -> tuple[IncidentFilter, Page]:
     page = parse_page(parameters)
     chosen = IncidentFilter(
         status=parse_parameter("status", parse_status, parameters),
+        is_acknowledged=parse_parameter("acknowledged", _parse_flag, parameters),
         alertname=parse_parameter("alertname", check_text, parameters),
+        service=parse_parameter("service", check_text, parameters),
+        since=parse_parameter("since", parse_time, parameters),
     )
     return chosen, page
 

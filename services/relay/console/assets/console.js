@@ -1,38 +1,84 @@
-// Shows whether the page is live, and keeps ages and the viewer's own time zone current.
+// Keeps ages and the viewer's own time zone current, and what a person has opened or selected as it is while parts of the
+// page are loaded again.
 
-import { getServerTime, setServerTime, updateAges } from "/console/ages.js";
+import { setServerTime, updateAges } from "/console/ages.js";
+import "/console/live.js";
 
-const live = document.getElementById("live");
 const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
+const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const exact = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
+const zone = new Intl.DateTimeFormat().resolvedOptions().timeZone;
+let open = new Set(); // the ids of the details that are open in the part that is replaced
 
-function showConnection(text, state) {
-  if (live.textContent !== text) live.textContent = text;
-  live.className = `live ${state}`;
-  document.body.classList.toggle("old", state === "lost");
-}
-
-// The exact time on hover, in the viewer's zone; the server writes UTC.
+// The exact time on hover, in the viewer's zone, and times of day in it; the server writes UTC.
 function localiseTimes() {
   for (const node of document.querySelectorAll("time[data-at]:not([data-zoned])")) {
     node.dataset.zoned = "";
     node.title = zoned.format(Number(node.dataset.at) * 1000);
   }
+  for (const node of document.querySelectorAll("time[data-clock]:not([data-zoned])")) {
+    node.dataset.zoned = "";
+    node.textContent = clock.format(Number(node.dataset.clock) * 1000);
+  }
+  let before = [null, null]; // in a list of times, only the first one of a day shows the day
+  for (const node of document.querySelectorAll("time[data-moment]")) {
+    const at = Number(node.dataset.moment) * 1000;
+    const list = node.closest("[data-days]");
+    const isSameDay = list && list === before[0] && day.format(at) === before[1];
+    before = [list, day.format(at)];
+    const text = `${exact.format(at)}.${Math.floor(at / 100) % 10}`;
+    node.textContent = isSameDay ? text : `${day.format(at)}, ${text}`;
+    node.title = zoned.format(at);
+  }
+  for (const node of document.querySelectorAll("[data-zone]")) node.textContent = zone;
 }
 
-let lostSince = null;
-document.body.addEventListener("htmx:sseOpen", () => {
-  lostSince = null;
-  showConnection("Live", "on");
+// The number of what needs somebody, in the title and the icon.
+function showProblems() {
+  const node = document.querySelector("[data-problems]");
+  if (!node) return;
+  const count = Number(node.dataset.problems);
+  document.title = `${count ? `(${count}) ` : ""}keypulse relay`;
+  document.getElementById("icon").href = `/console/${count ? "icon-trouble.svg" : "icon.svg"}`;
+  setServerTime(Number(node.dataset.now));
+}
+
+// A part is loaded again by itself; text that a person is selecting in it stays until the next time.
+document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  const selection = getSelection();
+  const cause = detail.requestConfig.triggeringEvent?.type ?? "";
+  const isOwnAccord = cause.startsWith("sse:") || cause === "every" || cause === "";
+  if (isOwnAccord && !selection.isCollapsed && selection.containsNode(detail.target, true)) detail.shouldSwap = false;
+  open = new Set([...detail.target.querySelectorAll("details[open][id]")].map((node) => node.id));
 });
-document.body.addEventListener("htmx:sseError", () => {
-  lostSince ??= getServerTime();
-  const since = new Date(lostSince * 1000).toLocaleTimeString();
-  showConnection(`Connection lost at ${since}; what is shown may be old.`, "lost");
+document.body.addEventListener("htmx:afterSwap", () => {
+  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
 });
 document.body.addEventListener("htmx:afterSettle", () => {
   localiseTimes();
+  showProblems();
   updateAges();
 });
 setServerTime(Number(document.body.dataset.now));
 localiseTimes();
 setInterval(updateAges, 1000);
+
+// Copies the text of the element that a button names, and says so; where a browser forbids it, the text is selected.
+async function copyText(button) {
+  const source = document.getElementById(button.dataset.copy);
+  getSelection().selectAllChildren(source);
+  const label = (button.dataset.label ??= button.textContent);
+  let copied = true;
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+  } catch {
+    copied = document.execCommand("copy"); // without TLS there is no clipboard
+  }
+  button.textContent = copied ? "Copied" : "Press Ctrl+C";
+  setTimeout(() => (button.textContent = label), 2500);
+}
+document.body.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (button) copyText(button);
+});

@@ -5,8 +5,7 @@ address with that id in `HX-Target`, and gets the block alone.
 """
 
 import asyncio
-import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
@@ -17,8 +16,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from shared.config.server_settings import Role
-from shared.http.authentication import Endpoint
+from shared.http.authentication import Endpoint, get_session
 from shared.http.authorization import ProtectedRoute, RouteRequirements, get_caller
+from shared.http.csrf_token import get_csrf_token
 from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 _FOLDER: Final = Path(__file__).parents[1]
@@ -65,17 +65,23 @@ class PageRenderer:
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The styles and scripts of the pages."""
-        return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(Role.VIEWER))]
+        return [ProtectedRoute("/console/{name}", self._files.serve, RouteRequirements(None))]
 
-    def build_page_route(self, path: str, handler: Handler, role: Role = Role.VIEWER) -> ProtectedRoute:
-        """A page, which a link on another site may open."""
+    def build_page_route(
+        self, path: str, handler: Handler, role: Role = Role.VIEWER, methods: Collection[str] = ("GET",)
+    ) -> ProtectedRoute:
+        """A page, which a link on another site may open; by POST where a form that changes nothing is large."""
         requirements = RouteRequirements(role, challenges_browser=True, allows_cross_site_link=True)
-        return ProtectedRoute(path, add_security_headers(self._show_unavailable(handler)), requirements)
+        return ProtectedRoute(path, self.wrap_page(handler), requirements, methods)
 
     def build_action_route(self, path: str, handler: Handler, role: Role, action: str) -> ProtectedRoute:
         """An action of a page: a POST of a form."""
         requirements = RouteRequirements(role, action=action)
-        return ProtectedRoute(path, add_security_headers(self._show_unavailable(handler)), requirements, ["POST"])
+        return ProtectedRoute(path, self.wrap_page(handler), requirements, ["POST"])
+
+    def wrap_page(self, handler: Handler) -> Endpoint:
+        """The handler, with the security headers, and with a page of its own while the outbox is unavailable."""
+        return add_security_headers(self._show_unavailable(handler))
 
     async def render(
         self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200
@@ -95,13 +101,15 @@ class PageRenderer:
             "path": request.url.path,
             "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
             "caller": get_caller(request),
+            "session": get_session(request),
             "csrf_token": get_csrf_token(request),
             "flash": unquote(flash) if flash else None,
         }
         fragment = request.headers.get("hx-target") if "hx-request" in request.headers else None
         async with self._renders:
             html = await run_in_threadpool(self._render, template, context, fragment)
-        response = HTMLResponse(html, status_code=status)
+        # Without a referrer, a browser would name no `Origin` with the form of a page over plain http.
+        response = HTMLResponse(html, status_code=status, headers={"Referrer-Policy": "same-origin"})
         if flash and fragment is None:
             response.delete_cookie(_FLASH_COOKIE)
         return response
@@ -140,9 +148,3 @@ def redirect(request: Request, to: str, message: str) -> Response:
         secure=request.url.scheme == "https",
     )
     return response
-
-
-def get_csrf_token(request: Request) -> str:
-    """The token that each form of a page carries."""
-    del request
-    return secrets.token_urlsafe(16)

@@ -1,30 +1,152 @@
-"""`/`: the state of the relay now."""
+"""`/`: the state of the relay now: the path of an alert as lights, open incidents, channels, the last hours."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.relay.config import RelaySettings
+from services.relay.console import delivery_plot
+from services.relay.console.channel_lights import build_channel_light
+from services.relay.console.delivery_plot import build_plot, find_start
+from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.outbox import queries
+from services.relay.console.path_lights import Light
+from services.relay.console.path_watch import PathWatch
+from services.relay.console.recent_times import RecentTimes
+from services.relay.console.shared_read import SharedRead
+from services.relay.console.status import HealthStatus, find_worst
+from services.relay.outbox.channel_overviews import ChannelOverview
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.open_incidents import OpenIncidents
+from services.relay.outbox.overview import EMPTY_OVERVIEW, read_overview
+from services.relay.outbox.rate_limit import count_available
 from shared.http.authorization import ProtectedRoute
+from shared.web.time_format import format_duration
+
+MAX_INCIDENTS: Final = 20
+_MAX_AGE: Final = 1.0
+"""Seconds for which one read serves all viewers."""
+_RATE_UNITS: Final = ((1, "s"), (60, "min"), (3600, "h"))
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCard:
+    """What is shown of a channel."""
+
+    light: Light
+    overview: ChannelOverview
+    kind: str
+    rate_limit: str
+    """And whether it is used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemCounts:
+    """What needs somebody."""
+
+    failing: int
+    """Parts of the path, and channels."""
+    degraded: int
+    unknown: int
+    unacknowledged: int
+    """Open incidents that nobody has acknowledged."""
+
+    @property
+    def total(self) -> int:
+        """The number in the page's title."""
+        return self.failing + self.unacknowledged
 
 
 class NowPages:
-    """The start page.
+    """The first page.
 
     Args:
         store: the outbox.
         renderer: renders the template.
+        settings: the configuration.
+        path: the lights of the path.
+        changes: says whether something has changed since the last read.
     """
 
-    def __init__(self, store: Store, renderer: PageRenderer) -> None:
-        self._store = store
+    def __init__(
+        self, store: Store, renderer: PageRenderer, settings: RelaySettings, path: PathWatch, changes: ChangeStream
+    ) -> None:
         self._renderer = renderer
+        self._path = path
+        self._changes = changes
+        self._kinds = {name: channel.kind for name, channel in settings.channels.items()}
+        self._rates = {
+            name: channel.rate_per_second if settings.pacing.enabled else None
+            for name, channel in settings.channels.items()
+        }
+        read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
+        self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
+        self._times = RecentTimes(store)
+        self._last = EMPTY_OVERVIEW
+        """What was read last, which is shown as old while the outbox cannot be read."""
+        self._clock = store.clock
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The route of the page."""
         return [self._renderer.build_page_route("/", self._show)]
 
     async def _show(self, request: Request) -> Response:
-        channels = await self._store.read(queries.read_channel_states)
-        return await self._renderer.render(request, "now.html.j2", {"channels": channels})
+        error = None
+        try:
+            self._last = await self._overview.get(self._changes.version)
+            now, (steps, start) = self._last.now, await self._times.get()
+        except StoreUnavailableError as raised:
+            error, now = str(raised), self._clock()
+            steps, start = {}, find_start(now)
+        overview = self._last
+        lights = self._path.build_lights(overview, now, error)
+        channels = [self._build_card(each, overview.now) for each in overview.channels]
+        statuses = [light.verdict.status for light in (*lights, *(card.light for card in channels))]
+        values = {
+            "error": error,
+            "overview": overview,
+            "as_of": now,
+            "lights": lights,
+            "channels": sorted(channels, key=_get_sort_key),
+            "problems": _count_problems(statuses, overview.incidents),
+            "worst": find_worst(statuses),
+            "plot": build_plot(steps, start),
+            "plot_start": start,
+            "delivery_plot": delivery_plot,
+        }
+        # htmx shows no fragment of an error.
+        status = 503 if error and "hx-request" not in request.headers else 200
+        return await self._renderer.render(request, "now.html.j2", values, status=status)
+
+    def _build_card(self, channel: ChannelOverview, now: float) -> ChannelCard:
+        rate_limit = _describe_rate(self._rates[channel.name], channel.next_token_at, now)
+        return ChannelCard(build_channel_light(channel, now), channel, self._kinds[channel.name], rate_limit)
+
+
+def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
+    return list(HealthStatus).index(card.light.verdict.status), card.light.name
+
+
+def _count_problems(statuses: Sequence[HealthStatus], incidents: OpenIncidents) -> ProblemCounts:
+    counts = Counter(statuses)
+    return ProblemCounts(
+        counts[HealthStatus.FAILING],
+        counts[HealthStatus.DEGRADED],
+        counts[HealthStatus.UNKNOWN],
+        incidents.unacknowledged,
+    )
+
+
+def _describe_rate(rate: float | None, next_token_at: float, now: float) -> str:
+    if rate is None:
+        return "none"
+    number, unit = next((rate * seconds, name) for seconds, name in _RATE_UNITS if rate * seconds >= 1 or name == "h")
+    available, seconds = count_available(next_token_at, now, 1, rate)
+    used_up = "" if available else f", used up for {format_duration(max(seconds or 0.0, 1.0))}"
+    return f"{number:g}/{unit}{used_up}"

@@ -1,4 +1,4 @@
-"""Reads the configured Prometheus: the expression of an alert, and what an expression gave in the last hour.
+"""Reads the configured Prometheus: its rules, the expression of an alert, and what an expression gives or gave.
 
 Nothing is asked of another server: a redirect is an error. https://prometheus.io/docs/prometheus/latest/querying/api/
 """
@@ -6,6 +6,7 @@ Nothing is asked of another server: a redirect is an error. https://prometheus.i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeVar
 
 import msgspec
@@ -41,6 +42,33 @@ class AlertRule:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleGroup:
+    """A group of rules, which are evaluated together."""
+
+    name: str
+    interval: float
+    """Seconds between two evaluations."""
+    evaluated_at: float | None
+    """When it was last evaluated, unix seconds by Prometheus's clock; None before the first time."""
+    rules: int
+    """How many alerting rules it has."""
+    failing_rule: str | None
+    """The first rule whose last evaluation failed; None if all succeeded."""
+    error: str
+    """Prometheus's words for that; empty if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an expression gives now for one label set."""
+
+    labels: Mapping[str, str]
+    at: float
+    """Unix seconds by Prometheus's clock."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """The points of a series, oldest first."""
 
@@ -49,14 +77,19 @@ class Series:
     """Unix seconds and value; only finite ones."""
 
 
-class _Rule(msgspec.Struct, gc=False):
+class _Rule(msgspec.Struct, gc=False, rename="camel"):
     name: str = ""
     query: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    health: str = ""
+    last_error: str = ""
 
 
-class _RuleGroup(msgspec.Struct, gc=False):
+class _RuleGroup(msgspec.Struct, gc=False, rename="camel"):
+    name: str = ""
+    interval: float = 0.0
+    last_evaluation: datetime | None = None
     rules: list[_Rule] = msgspec.field(default_factory=list)
 
 
@@ -82,8 +115,23 @@ class _RangeReply(msgspec.Struct, gc=False):
     data: _RangeData
 
 
+class _Vector(msgspec.Struct, gc=False):
+    metric: dict[str, str]
+    value: tuple[float, str]
+
+
+class _InstantData(msgspec.Struct, gc=False, rename="camel"):
+    result_type: str
+    result: list[_Vector]
+
+
+class _InstantReply(msgspec.Struct, gc=False):
+    data: _InstantData
+
+
 _RULES: Final = msgspec.json.Decoder(_RulesReply)
 _RANGE: Final = msgspec.json.Decoder(_RangeReply)
+_INSTANT: Final = msgspec.json.Decoder(_InstantReply)
 
 
 class PrometheusClient:
@@ -114,17 +162,25 @@ class PrometheusClient:
 
     async def count_rules(self) -> int:
         """How many alerting rules it has. Raises PrometheusError."""
-        return len(await self._read_rules())
+        return sum(len(group.rules) for group in await self._read_rule_groups())
 
     async def list_runbooks(self) -> dict[str, str]:
         """The `runbook_url` of each alerting rule that has one, by the rule's name. Raises PrometheusError."""
-        rules = await self._read_rules()
+        rules = [rule for group in await self._read_rule_groups() for rule in group.rules]
         return {rule.name: url for rule in rules if (url := rule.annotations.get("runbook_url"))}
 
-    async def _read_rules(self) -> list[_Rule]:
+    async def list_rule_groups(self) -> list[RuleGroup]:
+        """The groups that have alerting rules, and how their last evaluation went. Raises PrometheusError."""
+        return [_build_rule_group(group) for group in await self._read_rule_groups() if group.rules]
+
+    async def _read_rule_groups(self) -> list[_RuleGroup]:
         query = {"type": "alert", "exclude_alerts": "true"}
-        reply = await self._decode(_RULES, await self._get("/api/v1/rules", query))
-        return [rule for group in reply.data.groups for rule in group.rules]
+        return (await self._decode(_RULES, await self._get("/api/v1/rules", query))).data.groups
+
+    async def read_instant(self, expression: str) -> list[Sample]:
+        """What an expression gives now. Raises QueryRefusedError, PrometheusError."""
+        reply = await self._decode(_INSTANT, await self._get("/api/v1/query", {"query": expression}))
+        return [Sample(each.metric, each.value[0], float(each.value[1])) for each in reply.data.result]
 
     async def read_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
         """What an expression gave from `start` to `end`. Raises QueryRefusedError, PrometheusError."""
@@ -176,3 +232,17 @@ def _count_matching(rule: _Rule, alert: Alert) -> int:
 def _build_series(matrix: _Matrix) -> Series:
     points = [(at, number) for at, text in matrix.values if math.isfinite(number := float(text))]
     return Series({key: value for key, value in matrix.metric.items() if key != "__name__"}, points)
+
+
+def _build_rule_group(group: _RuleGroup) -> RuleGroup:
+    at = group.last_evaluation
+    failing = next((rule for rule in group.rules if rule.health == "err"), None)
+    return RuleGroup(
+        name=group.name,
+        interval=group.interval,
+        # Before the first time Prometheus gives the first year of the calendar.
+        evaluated_at=at.timestamp() if at is not None and at.year > 1 else None,
+        rules=len(group.rules),
+        failing_rule=failing.name if failing else None,
+        error=failing.last_error if failing else "",
+    )

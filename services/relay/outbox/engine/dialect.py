@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, Table, exc, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -23,7 +23,7 @@ from shared.sql.sqlite_file import SqliteFile
 
 READERS: Final = 4
 """How many may read at once."""
-_OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=7s -c idle_in_transaction_session_timeout=5s"
+_OPTIONS: Final = "-c lock_timeout=1100ms -c statement_timeout=6500ms -c idle_in_transaction_session_timeout=5s"
 """While a transaction waits for a lock all others wait for it; but after a second PostgreSQL finds a deadlock, and ends
 one of the two, where this time-out would end both."""
 _LOCK_TIMEOUT: Final = "55P03"
@@ -46,10 +46,27 @@ _POSTGRESQL_TEMPORARY: Final = (
     "administrator",
 )
 _NOW: Final = select(func.extract("epoch", func.clock_timestamp()))
+_CHANGE_MARKERS: Final = {
+    # What other connections to the file have committed, as this one sees it: https://sqlite.org/pragma.html
+    "sqlite": "PRAGMA data_version",
+    # Which transactions are visible: of those that write, and not yet of one that is about to commit, which
+    # `pg_current_wal_lsn()` would show.
+    "postgresql": "SELECT CAST(pg_current_snapshot() AS text)",
+}
 
 
-def create_engines(database: DatabaseUrl, answer_timeout: AnswerTimeout | None = None) -> tuple[Engine, Engine]:
-    """One to write with, of one connection, and one to read with.
+class Engines(NamedTuple):
+    """The connections to one database."""
+
+    writing: Engine
+    """One connection."""
+    reading: Engine
+    watching: Engine
+    """One connection, for `read_change_marker` alone: SQLite compares what it sees with what it saw before."""
+
+
+def create_engines(database: DatabaseUrl, answer_timeout: AnswerTimeout | None = None) -> Engines:
+    """They connect when they are used.
 
     Args:
         database: where it is.
@@ -57,9 +74,22 @@ def create_engines(database: DatabaseUrl, answer_timeout: AnswerTimeout | None =
     """
     if is_sqlite(database):
         file = SqliteFile(database)
-        return create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"), create_sqlite_engine(file, READERS, "BEGIN")
+        return Engines(
+            create_sqlite_engine(file, 1, "BEGIN IMMEDIATE"),
+            create_sqlite_engine(file, READERS, "BEGIN"),
+            create_sqlite_engine(file, 1, "BEGIN"),
+        )
     timeout = answer_timeout or AnswerTimeout()
-    return _create_postgresql_engine(database, 1, timeout), _create_postgresql_engine(database, READERS, timeout)
+    return Engines(
+        _create_postgresql_engine(database, 1, timeout),
+        _create_postgresql_engine(database, READERS, timeout, checks_connections=True),
+        _create_postgresql_engine(database, 1, timeout, checks_connections=True),
+    )
+
+
+def read_change_marker(connection: Connection) -> str:
+    """A text that differs from the last one wherever anybody has committed something since."""
+    return str(connection.exec_driver_sql(_CHANGE_MARKERS[connection.dialect.name]).scalar_one())
 
 
 def is_sqlite(database: DatabaseUrl) -> bool:
@@ -140,13 +170,15 @@ def describe_error(error: exc.SQLAlchemyError) -> str:
     return " ".join(str(error.orig if isinstance(error, exc.DBAPIError) else error).split())
 
 
-def _create_postgresql_engine(database: DatabaseUrl, connections: int, answer_timeout: AnswerTimeout) -> Engine:
+def _create_postgresql_engine(
+    database: DatabaseUrl, connections: int, answer_timeout: AnswerTimeout, *, checks_connections: bool = False
+) -> Engine:
     return create_postgresql_engine(
         database,
         connections,
         application_name="keypulse-relay",
         options=_OPTIONS,
-        checks_connections=connections
-        > 1,  # a read may find a connection that a restart cut; the writer notices by itself
+        # A read may find a connection that a restart cut; the writer notices by itself.
+        checks_connections=checks_connections,
         create_answer_timeout=lambda: answer_timeout,
     )

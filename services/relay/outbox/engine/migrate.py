@@ -13,7 +13,7 @@ from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.lost_outbox import describe_lost_outbox
 from shared.sql.read_only import describe_empty_database
 
-HEAD: Final = "0016"
+HEAD: Final = "0022"
 """The newest revision of the tables: the one that `tables` describes."""
 
 _VERSION_TABLE: Final = "alembic_version"

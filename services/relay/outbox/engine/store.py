@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection, Engine, exc
 
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Job, Transaction
@@ -25,7 +25,7 @@ from shared.sql.answer_timeout import AnswerTimeout
 from shared.sql.database_url import DatabaseUrl
 from shared.sql.engine import open_transaction
 
-_REPLY_TIMEOUT: Final = 8.0
+_REPLY_TIMEOUT: Final = 7.5
 """How long a caller waits, in the queue and for the result: less than the 10 s that Alertmanager gives a webhook."""
 _SCRAPE_TIMEOUT: Final = 2.0
 """Seconds that a scrape waits for its query, so that it still returns the other metrics in time."""
@@ -65,9 +65,10 @@ class Store:
         self.clock = clock
         self._database = database
         self._answer_timeout = AnswerTimeout()
-        writing, self._read_engine = dialect.create_engines(database, self._answer_timeout)
+        self._engines = dialect.create_engines(database, self._answer_timeout)
+        self._read_engine = self._engines.reading
         self._queue = WorkQueue()
-        self._writer = Writer(database, writing, self._read_engine, self._queue, clock, unmerged_channels, monotonic)
+        self._writer = Writer(database, self._engines, self._queue, clock, unmerged_channels, monotonic)
         self._readers = ThreadPoolExecutor(dialect.READERS, "outbox read")
         self._reads: set[Future[Any]] = set()
         self._read_batches = ReadBatches(self.read)
@@ -76,6 +77,11 @@ class Store:
     def error(self) -> str | None:
         """Why the last transaction failed, or that one hangs; None while healthy."""
         return self._writer.error
+
+    @property
+    def committed_at(self) -> float | None:
+        """When this process last committed something, unix seconds by this machine; None before the first time."""
+        return self._writer.committed_at
 
     def set_unmerged_channels(self, unmerged_channels: frozenset[str]) -> None:
         """From now on, these channels alone get every event as a delivery of its own."""
@@ -117,7 +123,18 @@ class Store:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """What `query` reads, on a connection of its own. Raises StoreUnavailableError."""
-        reading = asyncio.wrap_future(self._submit(query))
+        return await self._wait_for(self._submit(query))
+
+    async def read_change_marker(self) -> str:
+        """A text that differs from the last one wherever any process has committed something since.
+
+        Raises:
+            StoreUnavailableError: the database cannot be read.
+        """
+        return await self._wait_for(self._submit(dialect.read_change_marker, self._engines.watching))
+
+    async def _wait_for(self, future: Future[T]) -> T:
+        reading = asyncio.wrap_future(future)
         try:
             async with asyncio.timeout(_REPLY_TIMEOUT):
                 return await reading
@@ -192,33 +209,34 @@ class Store:
         if not self._writer.join(max(0.0, ends - time.monotonic())):
             log.warning("outbox closed during a transaction", error=self.error)
         self._read_engine.dispose()
+        self._engines.watching.dispose()
 
     def _stop_waiting(self) -> None:
         self._answer_timeout.seconds = _CLOSING_TIMEOUT
         if self.error is not None:
             self._queue.fail_all(self.error)
 
-    def _submit(self, query: Callable[[Connection], T]) -> Future[T]:
+    def _submit(self, query: Callable[[Connection], T], engine: Engine | None = None) -> Future[T]:
         try:
-            read = self._readers.submit(self._read, query)
+            read = self._readers.submit(self._read, query, engine or self._read_engine)
         except RuntimeError:
             raise StoreUnavailableError("the outbox is closed") from None
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
         return read
 
-    def _read(self, query: Callable[[Connection], T]) -> T:
+    def _read(self, query: Callable[[Connection], T], engine: Engine) -> T:
         if not self._writer.is_prepared:
             raise StoreUnavailableError(self.error or "the outbox is not open yet")
-        pool = self._read_engine.pool
+        pool = engine.pool
         try:
-            with open_transaction(self._read_engine) as connection:
+            with open_transaction(engine) as connection:
                 return query(connection)
         except (exc.DBAPIError, exc.TimeoutError) as error:
-            self._read_engine.dispose()
+            engine.dispose()
             raise StoreUnavailableError(dialect.describe_error(error)) from None
         finally:
-            if pool is not self._read_engine.pool:
+            if pool is not engine.pool:
                 pool.dispose()  # another read failed meanwhile and closed what was idle; ours is so only now
 
 

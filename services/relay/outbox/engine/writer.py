@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
-from sqlalchemy import Connection, Engine, exc
+from sqlalchemy import Connection, exc
 
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import JobResult, Transaction, group_by_handler, run_jobs
@@ -41,8 +41,7 @@ class Writer:
 
     Args:
         database: where it is.
-        engine: its one connection.
-        read_engine: the readers' connections, which are also reopened after the database failed.
+        engines: of which it uses `writing`; the others are also reopened after the database failed.
         queue: of jobs.
         clock: unix seconds, by this machine.
         unmerged_channels: the channels that get every event as a delivery of its own.
@@ -52,8 +51,7 @@ class Writer:
     def __init__(
         self,
         database: DatabaseUrl,
-        engine: Engine,
-        read_engine: Engine,
+        engines: dialect.Engines,
         queue: WorkQueue,
         clock: Callable[[], float],
         unmerged_channels: frozenset[str],
@@ -61,9 +59,11 @@ class Writer:
     ) -> None:
         self.is_prepared = False
         """Whether the tables are there."""
+        self.committed_at: float | None = None
+        """When it last committed something, unix seconds by this machine; None before the first time."""
         self._database = database
-        self._engine = engine
-        self._read_engine = read_engine
+        self._engine = engines.writing
+        self._engines = engines
         self._queue = queue
         self._clock = clock
         self.unmerged_channels = unmerged_channels
@@ -109,7 +109,7 @@ class Writer:
         if self._error != error:
             log.error("outbox cannot commit", error=error)
             self._error = error
-        for engine in (self._engine, self._read_engine):
+        for engine in self._engines:
             engine.dispose()  # the next transaction reconnects: to the database that was mounted, replaced or restarted
         self._queue.set_results(jobs, [(None, StoreUnavailableError(error)) for _ in jobs])
 
@@ -158,6 +158,7 @@ class Writer:
             if self._error is not None:
                 log.info("outbox can commit again")
                 self._error = None
+            self.committed_at = self._clock()
             self._queue.set_results(jobs, outcomes)
 
     def _run_transaction(self, jobs: Sequence[QueuedJob], *, short_lock_timeout: bool) -> list[JobResult]:

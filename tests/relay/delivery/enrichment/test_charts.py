@@ -79,7 +79,9 @@ async def prometheus(tmp_path: Path, start: Start) -> str:
         {"alert": "Scalar", "expr": "time() - 10 > bool 1"},
     ]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "test", "rules": rules}]}))
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"rule_files": ["rules.yml"]}))
+    (tmp_path / "prometheus.yml").write_text(
+        yaml.safe_dump({"global": {"evaluation_interval": "1s"}, "rule_files": ["rules.yml"]})
+    )
     url = await start(
         shutil.which("prometheus") or "prometheus",
         f"--config.file={tmp_path / 'prometheus.yml'}",
@@ -102,6 +104,25 @@ async def charts_of(url: str, zone: str = "Europe/Berlin") -> AsyncIterator[Char
         yield charts
     finally:
         await charts.close()
+
+
+async def test_how_its_rules_were_evaluated_and_what_an_expression_gives_now(prometheus: str) -> None:
+    client = PrometheusClient(prometheus, None)
+
+    async def is_evaluated() -> bool:
+        return (await client.list_rule_groups())[0].failing_rule is not None
+
+    await until(is_evaluated)
+    (group,) = await client.list_rule_groups()
+    assert (group.name, group.interval, group.rules) == ("test", 1.0, 5)
+    assert group.failing_rule in {"Slow", "Slower"}
+    assert group.error
+    assert group.evaluated_at is not None
+    assert abs(time.time() - group.evaluated_at) < 60
+    (sample,) = await client.read_instant("vector(time() - 60)")
+    assert 59 < sample.at - sample.value < 61
+    assert sample.labels == {}
+    await client.close()
 
 
 async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus: str) -> None:

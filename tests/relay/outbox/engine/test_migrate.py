@@ -46,21 +46,13 @@ def test_the_steps_lead_to_the_tables_that_a_new_database_gets(engine: Engine) -
 
         assert differences(connection) == []
         made = conditions(connection)
-        assert made.keys() == {
-            "deliveries_due",
-            "deliveries_in_order",
-            "deliveries_unsettled",
-            "deliveries_dead",
-            "deliveries_delivered",
-            "deliveries_of_digest",
-            "deliveries_named_in",
-            "edits_due",
-            "silences_due",
-            "events_of_relay",
-            "incidents_of_group",
-            "incidents_escalating",
-            "incidents_of_service",
+        partial = {
+            index.name
+            for table in schema.metadata.tables.values()
+            for index in table.indexes
+            if index.dialect_options["sqlite"]["where"] is not None
         }
+        assert made.keys() == partial
     with engine.begin() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             table.drop(connection)
@@ -99,7 +91,7 @@ def test_alembic_is_imported_only_where_there_are_older_tables(tmp_path: Path) -
         "import sys; from pathlib import Path; from services.relay.outbox.engine import dialect, migrate\n"
         "from shared.sql import database_url\n"
         "dialect.make_file(where := database_url.create_sqlite_url(Path(sys.argv[1])))\n"
-        "writing, _ = dialect.create_engines(where)\n"
+        "writing = dialect.create_engines(where).writing\n"
         "with writing.begin() as connection: migrate.upgrade_tables(connection)\n"
         "print('alembic' in sys.modules)"
     )

@@ -40,4 +40,4 @@ def upgrade(op: Operations) -> None:
         op.add_column("silences", Column(name, Double))
     op.execute("UPDATE silences SET peer = 'slack:' || user_id")
 
-    op.add_column("edits", Column("shown_at", Double))
+    op.add_column("edits", Column("edited_at", Double))

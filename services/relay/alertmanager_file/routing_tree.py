@@ -1,0 +1,145 @@
+"""The routing tree of an Alertmanager, and which of its receivers an alert reaches. Pure.
+
+An alert goes down the tree: into the first child that matches, and into the next ones as long as those say `continue`.
+A route without a child that matches takes it. https://prometheus.io/docs/alerting/latest/configuration/#route,
+https://github.com/prometheus/alertmanager/blob/main/dispatch/route.go, Route.Match
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from services.relay.alertmanager_file.routes import Route, iterate_conditions
+from services.relay.intake.routing import Matcher, parse_matcher
+
+MAX_BYTES: Final = 1024 * 1024
+"""Of a configuration that is read."""
+MAX_ROUTES: Final = 2000
+_MAX_DEPTH: Final = 50
+_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a route."""
+
+    text: str
+    matcher: Matcher | None
+    """None if it cannot be parsed here: it may match, or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRoute:
+    """A route with those below it."""
+
+    path: str
+    """`route`, `route.routes[0]`, and so on."""
+    receiver: str
+    """Its own, or that of the route above it."""
+    conditions: tuple[Condition, ...]
+    passes_on: bool
+    """Whether an alert that matches goes to the routes after this one, too."""
+    intervals: tuple[str, ...]
+    """Time intervals that mute it, or in which alone it is active."""
+    routes: tuple["TreeRoute", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTree:
+    """The tree of one Alertmanager."""
+
+    root: TreeRoute
+    receivers: Mapping[str, Sequence[str]]
+    """What each receiver sends to: `webhook`, `slack`, …; empty for one that sends nothing."""
+
+
+class TreeVerdict(NamedTuple):
+    """What becomes of an alert at a route."""
+
+    route: TreeRoute
+    is_reached: bool
+    """Whether the alert comes to it: a route before it may have kept the alert."""
+    matches: bool
+    failed: tuple[str, ...]
+    """The conditions that failed."""
+    is_chosen: bool
+    """Whether its receiver gets the alert."""
+    children: tuple["TreeVerdict", ...]
+
+
+class TreeError(Exception):
+    """A configuration, or where an alert goes by it, that cannot be shown; a sentence without its content."""
+
+
+def parse_tree(configuration: str) -> RoutingTree:
+    """The tree of a configuration in YAML. Raises TreeError."""
+    if len(configuration) > MAX_BYTES:
+        raise TreeError(f"its configuration has over {MAX_BYTES} characters")
+    try:
+        document = yaml.load(configuration, Loader=_LOADER)  # noqa: S506  # a safe loader, written in C where there is one
+        receivers = {str(each["name"]): _list_kinds(each) for each in document["receivers"]}
+        count = iter(range(MAX_ROUTES))
+        root = _build_route(document["route"], "route", "", count, 0)
+    except (yaml.YAMLError, ValidationError, TypeError, KeyError, AttributeError, ValueError, RecursionError):
+        raise TreeError("its configuration cannot be read as that of an Alertmanager") from None
+    return RoutingTree(root, receivers)
+
+
+def _list_kinds(receiver: Mapping[str, Any]) -> Sequence[str]:
+    return [key.removesuffix("_configs") for key, value in receiver.items() if key.endswith("_configs") and value]
+
+
+def _build_route(document: Mapping[str, Any], path: str, receiver: str, count: Iterator[int], depth: int) -> TreeRoute:
+    """A route and those below it; `count` ends a tree that aliases of YAML would make endless."""
+    if next(count, None) is None or depth > _MAX_DEPTH:
+        raise TreeError(f"it has over {MAX_ROUTES} routes, or more than {_MAX_DEPTH} below each other")
+    own = Route.model_validate({key: value for key, value in document.items() if key != "routes"})
+    name = own.receiver or receiver
+    intervals = [*(document.get("mute_time_intervals") or ()), *(document.get("active_time_intervals") or ())]
+    return TreeRoute(
+        path,
+        name,
+        tuple(_build_condition(text) for text in iterate_conditions(own)),
+        own.passes_on,
+        tuple(map(str, intervals)),
+        tuple(
+            _build_route(child, f"{path}.routes[{index}]", name, count, depth + 1)
+            for index, child in enumerate(document.get("routes") or ())
+        ),
+    )
+
+
+def _build_condition(text: str) -> Condition:
+    try:
+        return Condition(text.strip(), parse_matcher(text))
+    except ValueError:
+        return Condition(text.strip(), None)
+
+
+def route_alert(tree: RoutingTree, labels: Mapping[str, str]) -> TreeVerdict:
+    """What becomes of an alert at each route. Raises TreeError if a condition decides that cannot be parsed."""
+    return _judge(tree.root, labels, is_reached=True)
+
+
+def list_chosen(verdict: TreeVerdict) -> list[TreeRoute]:
+    """The routes whose receivers get the alert, in order; a receiver of several routes gets it several times."""
+    below = [route for child in verdict.children for route in list_chosen(child)]
+    return [verdict.route, *below] if verdict.is_chosen else below
+
+
+def _judge(route: TreeRoute, labels: Mapping[str, str], *, is_reached: bool) -> TreeVerdict:
+    judged = route.conditions if is_reached else ()
+    failed = [each.text for each in judged if each.matcher is not None and not each.matcher.matches(labels)]
+    if not failed and any(each.matcher is None for each in judged):
+        raise TreeError(f"{route.path} has a condition that cannot be read here")
+    matches = is_reached and not failed
+    children: list[TreeVerdict] = []
+    goes_on = matches
+    for child in route.routes:
+        children.append(_judge(child, labels, is_reached=goes_on))
+        goes_on = goes_on and (child.passes_on or not children[-1].matches)
+    is_chosen = matches and not any(child.matches for child in children)
+    return TreeVerdict(route, is_reached, matches, tuple(failed), is_chosen, tuple(children))

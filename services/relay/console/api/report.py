@@ -1,0 +1,30 @@
+"""`/api/report`: the figures of a period."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.relay.report.encoding import encode_report
+from services.relay.report.period import PARAMETERS
+from services.relay.report.reader import ReportReader
+from shared.http.json_api import build_error_response
+
+
+class ReportEndpoint:
+    """The report as JSON.
+
+    Args:
+        reader: of reports.
+    """
+
+    def __init__(self, reader: ReportReader) -> None:
+        self._reader = reader
+
+    async def get(self, request: Request) -> Response:
+        """The report of the period that the query names."""
+        if set(request.query_params) - set(PARAMETERS):
+            return build_error_response(400, f"unknown parameter; expected {', '.join(PARAMETERS)}")
+        try:
+            report = await self._reader.read(request.query_params)
+        except ValueError as error:
+            return build_error_response(400, str(error))
+        return JSONResponse(encode_report(report))

@@ -1,0 +1,95 @@
+// The connection that says when something has changed. htmx's extension uses it in place of an EventSource: this one
+// notices a connection that is dead without an end, and connects again at a steady pace, whatever the answer was.
+
+import { getServerTime } from "/console/ages.js";
+
+const SILENCE = 25000; // ms without a heartbeat, of which the server sends one in 10 s
+const RETRY = 1000; // ms, and up to as many again, so that not all pages come back at once
+const EVENTS = ["changed", "heartbeat"];
+const live = document.getElementById("live");
+let lastHeard = getServerTime();
+
+class LiveConnection extends EventTarget {
+  constructor(url) {
+    super();
+    this.url = url;
+    this.connect();
+    addEventListener("offline", () => this.fail());
+    addEventListener("online", () => this.readyState === EventSource.OPEN || this.connect());
+  }
+
+  connect() {
+    this.release();
+    this.readyState = EventSource.CONNECTING; // never CLOSED: htmx's extension would connect, too
+    this.source = new EventSource(this.url);
+    this.source.onopen = () => {
+      this.readyState = EventSource.OPEN;
+      this.hear();
+      this.onopen?.(new Event("open"));
+    };
+    this.source.onerror = () => this.fail();
+    for (const name of EVENTS) {
+      this.source.addEventListener(name, () => {
+        this.hear();
+        this.dispatchEvent(new MessageEvent(name));
+      });
+    }
+  }
+
+  hear() {
+    lastHeard = getServerTime();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.fail(), SILENCE);
+  }
+
+  fail() {
+    this.release();
+    this.readyState = EventSource.CONNECTING;
+    this.onerror?.(new Event("error"));
+    this.timer = setTimeout(() => this.connect(), RETRY * (1 + Math.random()));
+  }
+
+  release() {
+    clearTimeout(this.timer);
+    this.source?.close();
+  }
+
+  close() {
+    this.release();
+    this.readyState = EventSource.CLOSED;
+  }
+}
+
+function showConnection(text, state) {
+  if (live.textContent !== text) live.textContent = text;
+  live.className = `live ${state}`;
+  document.body.classList.toggle("old", state === "lost");
+}
+
+// What a person can do about a lost connection, beside waiting.
+async function explainLoss() {
+  const since = new Date(lastHeard * 1000).toLocaleTimeString();
+  try {
+    const answer = await fetch("/events?check=1", { redirect: "manual", cache: "no-store" });
+    if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
+      return `Signed out. What is shown is from ${since}; reload to sign in.`;
+    }
+    if (answer.status === 503) return `Not live, what is shown is from ${since}: ${(await answer.json()).error}.`;
+  } catch {
+    // the relay cannot be reached
+  }
+  return `Connection lost. What is shown is from ${since}; trying again.`;
+}
+
+htmx.createEventSource = (url) => new LiveConnection(url);
+
+let isLost = false;
+document.body.addEventListener("htmx:sseOpen", () => {
+  isLost = false;
+  showConnection("Live", "on");
+});
+document.body.addEventListener("htmx:sseError", async () => {
+  isLost = true;
+  const text = await explainLoss();
+  if (isLost) showConnection(text, "lost");
+});

@@ -1,0 +1,342 @@
+"""`/incidents`: what goes on and what went on; and one incident as a timeline over all channels, with its actions."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, urlencode
+from uuid import uuid4
+
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.relay.config import RelaySettings
+from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
+from services.relay.console.incidents.reader import IncidentReader
+from services.relay.console.incidents.timeline import EntryKind
+from services.relay.console.pages.layout import PageRenderer, redirect
+from services.relay.metrics import Metrics
+from services.relay.model import Status
+from services.relay.outbox.acknowledgement import (
+    Acknowledgement,
+    IncidentResolvedError,
+    UnknownIncidentError,
+    acknowledge,
+    unacknowledge,
+)
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
+from services.relay.outbox.silences import SilenceRefusedError, SilenceRequest, request_silence
+from services.relay.outbox.tables import DeliveryState, clean_for_database
+from services.relay.text import clean_line, truncate
+from shared.config.server_settings import Role
+from shared.http.authorization import ProtectedRoute, describe_action, get_caller, get_peer
+from shared.http.form import FormError, read_form
+from shared.http.pagination import format_cursor, parse_page
+from shared.web.time_format import format_duration
+
+_PAGE_SIZE: Final = 50
+_EXPORTED_EVENTS: Final = 200
+_MAX_COMMENT: Final = 500
+_MAX_NAME: Final = 80
+_MAX_FILTER: Final = 200
+_DAY: Final = 86_400.0
+STATES: Final = {
+    "all": ("All", None, None),
+    "open": ("Open", Status.FIRING, None),
+    "unacknowledged": ("Open, nobody acknowledged", Status.FIRING, False),
+    "acknowledged": ("Open, acknowledged", Status.FIRING, True),
+    "resolved": ("Resolved", Status.RESOLVED, None),
+}
+"""The choices of the filter: their text, status and acknowledgement."""
+PERIODS: Final = {
+    "": ("Any time", None),
+    "1d": ("24 hours", _DAY),
+    "7d": ("7 days", 7 * _DAY),
+    "30d": ("30 days", 30 * _DAY),
+}
+"""The choices of how long ago an episode started: their text and seconds."""
+SILENCE_SECONDS: Final = (1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 86_400, 3 * 86_400, 7 * 86_400)
+LIGHTS: Final = {
+    DeliveryState.DELIVERED: "healthy",
+    DeliveryState.DEAD: "failing",
+    DeliveryState.RETRYING: "degraded",
+    EntryKind.FAULT: "failing",
+    EntryKind.ALERT: "degraded",
+    EntryKind.FAILED: "degraded",
+    EntryKind.DEAD: "failing",
+    EntryKind.RESOLVED: "healthy",
+}
+"""The light of a delivery's state, or of an entry; unknown for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """What a person wants to see of the list."""
+
+    state: str = "all"
+    alertname: str = ""
+    service: str = ""
+    period: str = ""
+    cursor: str = ""
+
+    @classmethod
+    def parse(cls, query: QueryParams) -> "ListQuery":
+        """From the page's address; what is no choice counts as not given."""
+        state, period = query.get("state", "all"), query.get("period", "")
+        return cls(
+            state=state if state in STATES else "all",
+            alertname=_clean(query.get("alert", ""))[:_MAX_FILTER],
+            service=_clean(query.get("service", ""))[:_MAX_FILTER],
+            period=period if period in PERIODS else "",
+            cursor=query.get("cursor", ""),
+        )
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether some incidents are left out."""
+        return self.state != "all" or bool(self.alertname or self.service or self.period)
+
+    def build_filter(self, now: float) -> IncidentFilter:
+        """What the outbox is asked for."""
+        _, status, is_acknowledged = STATES[self.state]
+        _, seconds = PERIODS[self.period]
+        return IncidentFilter(
+            status=status,
+            is_acknowledged=is_acknowledged,
+            alertname=self.alertname or None,
+            service=self.service or None,
+            since=None if seconds is None else now - seconds,
+        )
+
+    def build_link(self, **changes: str) -> str:
+        """The address of another page, the rest as it is."""
+        values = {
+            "state": self.state if self.state != "all" else "",
+            "alert": self.alertname,
+            "service": self.service,
+            "period": self.period,
+            **changes,
+        }
+        given = {name: value for name, value in values.items() if value}
+        return f"/incidents?{urlencode(given)}" if given else "/incidents"
+
+
+class IncidentPages:
+    """The list, one incident, its exports and its actions.
+
+    Args:
+        store: the outbox.
+        renderer: renders the templates.
+        reader: reads one incident.
+        settings: which channels know acknowledgements.
+        wake_channels: called with the channels that have something new to deliver.
+        wake_silences: called when a silence waits; None without an Alertmanager, where there are no silences.
+        metrics: counts acknowledgements.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        renderer: PageRenderer,
+        reader: IncidentReader,
+        settings: RelaySettings,
+        wake_channels: Callable[[Iterable[str]], None],
+        wake_silences: Callable[[], None] | None,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._renderer = renderer
+        self._reader = reader
+        self._acknowledging_channels = settings.acknowledging_channels
+        self._wake_channels = wake_channels
+        self._wake_silences = wake_silences
+        self._metrics = metrics
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The routes of pages, exports and actions."""
+        page, action = self._renderer.build_page_route, self._renderer.build_action_route
+        one = "/incidents/{id}"
+        return [
+            page("/incidents", self._list),
+            page(one, self._show),
+            page(f"{one}/export.md", self._export_markdown),
+            page(f"{one}/export.json", self._export_json),
+            action(f"{one}/acknowledge", self._acknowledge, Role.RESPONDER, "acknowledge"),
+            action(f"{one}/unacknowledge", self._unacknowledge, Role.RESPONDER, "unacknowledge"),
+            action(f"{one}/silence", self._silence, Role.ADMIN, "silence"),
+        ]
+
+    async def _list(self, request: Request) -> Response:
+        query, error, before = ListQuery.parse(request.query_params), "", None
+        try:
+            before = parse_page({"cursor": query.cursor}).before if query.cursor else None
+        except ValueError:
+            error = "This address names no page of the list: the newest incidents are shown."
+        chosen = query.build_filter(self._store.clock())
+        page = await list_incidents(self._store, chosen, limit=_PAGE_SIZE, before=before)
+        older = query.build_link(cursor=cursor) if (cursor := format_cursor(page.before)) else None
+        values = {
+            "query": query,
+            "incidents": page.incidents,
+            "older": older,
+            "is_first_page": before is None,
+            "error": error,
+            "states": STATES,
+            "periods": PERIODS,
+            "lights": LIGHTS,
+        }
+        return await self._renderer.render(request, "incidents.html.j2", values)
+
+    async def _show(self, request: Request) -> Response:
+        incident_id = _read_id(request)
+        episode, before = _parse_number(request, "episode", 10), _parse_number(request, "cursor", 16)
+        waits = request.query_params.get("fault") == "wait"
+        view = await self._reader.read(incident_id, episode=episode, before=before, waits_for_fault=waits)
+        if view is None:
+            return await self._show_missing(request, incident_id)
+        position = {"episode": episode, "cursor": request.query_params["cursor"] if before else None}
+        values = {
+            "view": view,
+            "page_address": _build_address(incident_id, position),
+            "fault_address": _build_address(incident_id, {**position, "fault": "wait"}),
+            "earlier_address": _build_address(incident_id, {**position, "cursor": format_cursor(view.history.earlier)}),
+            "can_silence": self._wake_silences is not None,
+            "silence_choices": [(seconds, format_duration(seconds)) for seconds in SILENCE_SECONDS],
+            "max_comment": _MAX_COMMENT,
+            "lights": LIGHTS,
+        }
+        return await self._renderer.render(request, "incident.html.j2", values)
+
+    async def _show_missing(self, request: Request, incident_id: str) -> Response:
+        exists = await read_incident(self._store, incident_id) is not None
+        values = {"incident_id": incident_id if exists else None}
+        return await self._renderer.render(request, "incident_missing.html.j2", values, status=404)
+
+    async def _export_markdown(self, request: Request) -> Response:
+        export = await self._read_export(request)
+        if export is None:
+            return await self._show_missing(request, _read_id(request))
+        text = await asyncio.to_thread(build_markdown, export)
+        return Response(text, media_type="text/markdown", headers=_name_file(export, "md"))
+
+    async def _export_json(self, request: Request) -> Response:
+        export = await self._read_export(request)
+        if export is None:
+            return await self._show_missing(request, _read_id(request))
+        return JSONResponse(await asyncio.to_thread(build_json, export), headers=_name_file(export, "json"))
+
+    async def _read_export(self, request: Request) -> PostMortem | None:
+        incident_id = _read_id(request)
+        view = await self._reader.read(
+            incident_id,
+            episode=_parse_number(request, "episode", 10),
+            before=_parse_number(request, "cursor", 16),
+            limit=_EXPORTED_EVENTS,
+            waits_for_fault=True,
+        )
+        if view is None:
+            return None
+        position = {"episode": None if view.history.is_current else view.history.episode}
+        address = f"{str(request.base_url).rstrip('/')}{_build_address(incident_id, position)}"
+        return PostMortem(view, self._store.clock(), address)
+
+    async def _acknowledge(self, request: Request) -> Response:
+        incident_id = _read_id(request)
+        try:
+            done = await acknowledge(
+                self._store,
+                incident_id,
+                who=get_caller(request).name,
+                via="console",
+                peer=get_peer(request),
+                acknowledging_channels=self._acknowledging_channels,
+            )
+        except (UnknownIncidentError, IncidentResolvedError) as error:
+            return self._refuse(request, incident_id, error)
+        if done.is_changed:
+            self._metrics.count_acknowledgement("console")
+        message = "Acknowledged." if done.is_changed else f"{done.by} has acknowledged it already."
+        return self._finish(request, done, message)
+
+    async def _unacknowledge(self, request: Request) -> Response:
+        incident_id, who = _read_id(request), get_caller(request).name
+        try:
+            done = await unacknowledge(self._store, incident_id, who=who, via="console", peer=get_peer(request))
+        except (UnknownIncidentError, IncidentResolvedError) as error:
+            return self._refuse(request, incident_id, error)
+        message = "Nobody takes care of it now; its escalation starts again."
+        return self._finish(request, done, message if done.is_changed else "Nobody had acknowledged it.")
+
+    def _finish(self, request: Request, done: Acknowledgement, message: str) -> Response:
+        describe_action(request, is_stored=True, changed=done.is_changed)
+        self._wake_channels(done.channels_to_wake)
+        return redirect(request, f"/incidents/{done.incident_id}", message)
+
+    def _refuse(self, request: Request, incident_id: str, error: Exception) -> Response:
+        """Nothing was changed; the page says why."""
+        describe_action(request, is_stored=True, changed=False)
+        text = str(error)
+        return redirect(request, f"/incidents/{incident_id}", f"Nothing was changed: {text}.")
+
+    async def _silence(self, request: Request) -> Response:
+        incident_id = _read_id(request)
+        describe_action(request, is_stored=True)  # the worker stores what became of it
+        if self._wake_silences is None:
+            message = "Nothing was silenced: set alertmanager.urls, so that the relay knows where."
+            return redirect(request, f"/incidents/{incident_id}", message)
+        try:
+            requested = await self._build_silence(request, incident_id)
+            await request_silence(self._store, requested)
+        except (FormError, SilenceRefusedError) as error:
+            return redirect(request, f"/incidents/{incident_id}", f"Nothing was silenced: {error}")
+        self._wake_silences()
+        message = "The silence is requested; the timeline shows what Alertmanager answers."
+        return redirect(request, f"/incidents/{incident_id}", message)
+
+    async def _build_silence(self, request: Request, incident_id: str) -> SilenceRequest:
+        """What the form asks for. Raises FormError, SilenceRefusedError."""
+        form = await read_form(request)
+        seconds = form.get("seconds", "")
+        if seconds not in map(str, SILENCE_SECONDS):
+            raise SilenceRefusedError("expected one of the durations; choose one, and try again.")
+        incident = await read_incident(self._store, incident_id)
+        if incident is None or incident.status is not Status.FIRING:
+            raise SilenceRefusedError("this incident is over.")
+        return SilenceRequest(
+            id=uuid4().hex,
+            incident_id=incident_id,
+            episode=incident.episode,
+            who=truncate(clean_line(get_caller(request).name), _MAX_NAME),
+            peer=get_peer(request) or "console",
+            seconds=float(seconds),
+            comment=truncate(clean_line(form.get("comment", "")), _MAX_COMMENT) or None,
+        )
+
+
+def _read_id(request: Request) -> str:
+    return clean_for_database(request.path_params["id"])
+
+
+def _clean(text: str) -> str:
+    return clean_for_database(text.strip())
+
+
+def _parse_number(request: Request, name: str, base: int) -> int | None:
+    """A number of the page's address; what is none counts as not given."""
+    text = request.query_params.get(name, "")
+    try:
+        return int(text, base) if 0 < len(text) <= 15 and text.isalnum() else None
+    except ValueError:
+        return None
+
+
+def _build_address(incident_id: str, position: Mapping[str, object]) -> str:
+    given = {name: value for name, value in position.items() if value}
+    return f"/incidents/{quote(incident_id, safe='')}" + (f"?{urlencode(given)}" if given else "")
+
+
+def _name_file(export: PostMortem, ending: str) -> dict[str, str]:
+    name = f"incident-{export.view.incident.id[:12]}-{export.view.history.episode}.{ending}"
+    return {"Content-Disposition": f'attachment; filename="{name}"'}

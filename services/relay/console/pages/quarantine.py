@@ -1,0 +1,216 @@
+"""`/quarantine`: what was given up, and the retry of many; what was refused, and its replay."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.relay.console.pages.layout import Handler, PageRenderer, redirect
+from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
+from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
+from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
+from services.relay.outbox import quarantine as rejected
+from services.relay.outbox.bulk_retry import (
+    BulkRetries,
+    BulkRetry,
+    BulkRetryRunningError,
+    NothingToRetryError,
+    read_bulk_retry,
+    stop_bulk_retry,
+)
+from services.relay.outbox.dead_letters import NO_ATTEMPT, read_dead_letters
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.quarantine import AlreadyReplayedError, QuarantineEntry, UnknownEntryError
+from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_delivery
+from services.relay.outbox.tables import clean_for_database
+from services.relay.send_error import REASON_ADVICE, ReasonAdvice
+from shared.config.server_settings import Role
+from shared.http.authorization import ProtectedRoute, describe_action, get_caller, get_peer
+from shared.http.form import FormError, read_form
+
+PATH: Final = "/quarantine"
+_MAX_FORM_BYTES: Final = 3 * rejected.MAX_BODY_BYTES + 4096
+"""A form has up to three bytes for one of the body."""
+_UNKNOWN_ADVICE: Final = ReasonAdvice("a reason of a newer keypulse", "open one: its attempts say more")
+_ADVICE: Final[Mapping[str, ReasonAdvice]] = {
+    **{reason.value: advice for reason, advice in REASON_ADVICE.items()},
+    NO_ATTEMPT: ReasonAdvice(
+        "the channel did not work until `delivery.give_up_after` was over", "see why on the page Channels"
+    ),
+}
+_PAGE_SIZE: Final = 20
+"""Refused webhooks on a page."""
+_CONFIRMED: Final = "yes"
+_REFUSALS: Final = (MalformedWebhookError, TooManyTextsError, ReplayRefusedError)
+
+
+class QuarantinePages:
+    """The pages of dead letters and of refused webhooks.
+
+    Args:
+        store: the outbox.
+        renderer: renders the templates.
+        channels: the configured names.
+        wake_channels: called with the channels that have something new to deliver.
+        bulk_retries: retries many dead letters.
+        replays: accepts refused webhooks after all.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        renderer: PageRenderer,
+        channels: Collection[str],
+        wake_channels: Callable[[Iterable[str]], None],
+        bulk_retries: BulkRetries,
+        replays: Replays,
+    ) -> None:
+        self._store = store
+        self._renderer = renderer
+        self._channels = channels
+        self._wake_channels = wake_channels
+        self._bulk_retries = bulk_retries
+        self._replays = replays
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The routes of the pages and of their actions."""
+
+        def page(path: str, handler: Handler, role: Role) -> ProtectedRoute:
+            return self._renderer.build_page_route(PATH + path, self._answer_errors(handler), role)
+
+        def action(path: str, handler: Handler, role: Role, name: str) -> ProtectedRoute:
+            return self._renderer.build_action_route(PATH + path, self._answer_errors(handler), role, name)
+
+        return [
+            page("", self._show, Role.VIEWER),
+            action("/retry", self._retry_many, Role.ADMIN, "retry all"),
+            action("/retry/stop", self._stop_retry, Role.ADMIN, "stop retry"),
+            action("/retry/{delivery}", self._retry_one, Role.RESPONDER, "retry"),
+            page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
+            action("/{id}/preview", self._preview, Role.ADMIN, "preview replay"),
+            action("/{id}/replay", self._replay, Role.ADMIN, "replay"),
+        ]
+
+    async def _show(self, request: Request) -> Response:
+        before = _parse_before(request.query_params.get("before", ""))
+        letters = await self._store.read(read_dead_letters)
+        entries = await rejected.list_entries(self._store, _PAGE_SIZE + 1, before)
+        run = await self._store.read(lambda connection: read_bulk_retry(connection, self._store.clock))
+        values = {
+            "letters": letters,
+            "run": run,
+            "run_about": run and describe_run(run),
+            "advice": {group.reason: _ADVICE.get(group.reason, _UNKNOWN_ADVICE) for group in letters.groups},
+            "channels": self._channels,
+            "entries": entries[:_PAGE_SIZE],
+            "older": entries[_PAGE_SIZE - 1].id if len(entries) > _PAGE_SIZE else None,
+            "is_older_page": before is not None,
+            "max_entries": rejected.MAX_ENTRIES,
+        }
+        return await self._renderer.render(request, "quarantine.html.j2", values)
+
+    async def _retry_many(self, request: Request) -> Response:
+        form = await read_form(request)
+        channel, reason = form.get("channel") or None, form.get("reason") or None
+        describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))))
+        try:
+            total = await self._bulk_retries.start(channel, reason, get_caller(request).name)
+        except (BulkRetryRunningError, NothingToRetryError) as error:
+            return redirect(request, PATH, f"Not started: {error}.")
+        return redirect(request, PATH, f"The retry of {total} dead letters has started.")
+
+    async def _stop_retry(self, request: Request) -> Response:
+        form = await read_form(request)
+        stopped = await stop_bulk_retry(self._store, form.get("run", ""), get_caller(request).name)
+        return redirect(request, PATH, "The retry was stopped." if stopped else "The retry was over already.")
+
+    async def _retry_one(self, request: Request) -> Response:
+        delivery_id = clean_for_database(request.path_params["delivery"])
+        try:
+            now = await retry_delivery(self._store, delivery_id, self._channels)
+        except (UnknownDeliveryError, NotRetryableError) as error:
+            return redirect(request, PATH, f"Not retried: {error}.")
+        self._wake_channels([now.channel])
+        return redirect(request, PATH, f"{now.alertname} is sent again on {now.channel}.")
+
+    async def _show_entry(self, request: Request) -> Response:
+        entry, body = await rejected.read_webhook(self._store, request.path_params["id"])
+        return await self._render_entry(request, entry, body)
+
+    async def _preview(self, request: Request) -> Response:
+        entry, stored = await rejected.read_webhook(self._store, request.path_params["id"])
+        edited = (await read_form(request, _MAX_FORM_BYTES)).get("body")
+        body = stored if edited is None else edited.encode()
+        try:
+            preview = await self._replays.preview(entry, body)
+        except _REFUSALS as error:
+            return await self._render_entry(request, entry, stored, edited=edited, error=str(error))
+        return await self._render_entry(request, entry, stored, edited=edited, preview=preview)
+
+    async def _replay(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)  # with what it accepts, or it changed nothing
+        entry, stored = await rejected.read_webhook(self._store, request.path_params["id"])
+        form = await read_form(request, _MAX_FORM_BYTES)
+        edited, is_confirmed = form.get("body"), form.get("confirmed") == _CONFIRMED
+        body, code = stored if edited is None else edited.encode(), form.get("code") if is_confirmed else None
+        who, peer = get_caller(request).name, get_peer(request)
+        try:
+            accepted = await self._replays.replay(entry, body, code, who=who, peer=peer)
+        except NotConfirmedError as error:
+            why = "Nothing was done: what it would do has changed. Read it again, then confirm."
+            return await self._render_entry(
+                request, entry, stored, edited=edited, preview=error.preview, error=why, status=409
+            )
+        except AlreadyReplayedError as error:
+            return redirect(request, PATH, f"Nothing was done: {error}.")
+        except _REFUSALS as error:
+            return await self._render_entry(request, entry, stored, edited=edited, error=str(error), status=422)
+        if accepted.is_duplicate:
+            return redirect(request, PATH, "Accepted. It repeats what was accepted before: nothing is sent.")
+        return redirect(request, PATH, f"Accepted: it goes to {', '.join(accepted.channels) or 'no channel'}.")
+
+    async def _render_entry(
+        self,
+        request: Request,
+        entry: QuarantineEntry,
+        body: bytes,
+        *,
+        edited: str | None = None,
+        preview: ReplayPreview | None = None,
+        error: str | None = None,
+        status: int = 200,
+    ) -> Response:
+        values = {
+            "entry": entry,
+            "formatted": format_body(body),
+            "edited": edited,
+            "preview": preview,
+            "error": error,
+            "PAGE_BYTES": PAGE_BYTES,
+        }
+        return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=status)
+
+    def _answer_errors(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except UnknownEntryError as error:
+                values = {"error": str(error)}
+                return await self._renderer.render(request, "quarantine_missing.html.j2", values, status=404)
+            except FormError as error:
+                return redirect(request, PATH, f"Nothing was done: {error}.")
+
+        return answer
+
+
+def _parse_before(text: str) -> int | None:
+    """The entry from which a page of older ones goes on; None for the first page."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def describe_run(run: BulkRetry) -> str:
+    """Which dead letters a run takes."""
+    of_reason = f" for {run.reason}" if run.reason else ""
+    return f"the dead letters of {run.channel or 'all channels'}{of_reason}"

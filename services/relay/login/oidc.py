@@ -1,0 +1,359 @@
+"""A login by OpenID Connect: where the browser goes, and who came back. Authorization code with PKCE, state and nonce.
+
+authlib and joserfc know the protocol; the requests are made here, since their own clients know no egress settings. The
+three secrets of an attempt come from one random value in a cookie of its own, so several tabs may log in at once, at
+any replica. A code works once, which the provider sees to.
+
+https://openid.net/specs/openid-connect-core-1_0.html#CodeFlowAuth
+"""
+
+import asyncio
+import base64
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote_plus
+
+import msgspec
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
+from authlib.oidc.core import CodeIDToken
+from joserfc import jwt
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
+from joserfc.jwk import KeySet
+from joserfc.jws import JWSRegistry
+from pydantic_core import from_json
+
+from services.relay.http_session import HttpSession, translate_connection_errors
+from services.relay.login.person import Login, LoginSource, build_client_credential, clean_name
+from services.relay.login.settings import OidcSettings
+from services.relay.send_error import SendError
+from shared.config.secret_file import SecretFile, SecretUnreadableError
+from shared.config.url import check_secret_url
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
+
+ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""Of ID tokens: those with the provider's public key, and so neither `none` nor one with a shared secret."""
+ATTEMPT_SECONDS: Final = 600
+"""How long a person may take at the provider."""
+_REPLY_TIMEOUT: Final = 10.0
+_METADATA_SECONDS: Final = 3600.0
+"""How long the provider's metadata and keys are kept."""
+_KEYS_SECONDS: Final = 60.0
+"""Seconds between two reads of the keys where none of them has signed an ID token."""
+_LEEWAY_SECONDS: Final = 60
+"""By how much the provider's clock may differ."""
+_MAX_CALLBACKS: Final = 4
+"""Logins that are completed at the same time: each is a request to the provider."""
+_MAX_WAITING: Final = 32
+
+T = TypeVar("T")
+
+
+class OidcError(Exception):
+    """A login cannot be completed; the message is a sentence without secrets."""
+
+
+class UnknownKeyError(OidcError):
+    """An ID token is signed by none of the keys that were read."""
+
+
+class ProviderUnavailableError(OidcError):
+    """The provider does not answer as it should; another attempt may succeed."""
+
+
+class Attempt(NamedTuple):
+    """A login that a browser has begun."""
+
+    value: str
+    """Random; the browser keeps it in a cookie."""
+
+    @property
+    def state(self) -> str:
+        """Comes back in the callback's address."""
+        return self._derive("state")
+
+    @property
+    def nonce(self) -> str:
+        """Comes back in the ID token."""
+        return self._derive("nonce")
+
+    @property
+    def code_verifier(self) -> str:
+        """Is shown to the provider with the code alone."""
+        return self._derive("verifier")
+
+    def _derive(self, purpose: str) -> str:
+        return hmac.digest(self.value.encode(), purpose.encode(), "sha256").hex()
+
+
+def create_attempt() -> Attempt:
+    """A new one."""
+    return Attempt(secrets.token_urlsafe(32))
+
+
+class _Metadata(msgspec.Struct):
+    issuer: str
+    authorization_endpoint: str
+    token_endpoint: str
+    jwks_uri: str
+    userinfo_endpoint: str | None = None
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
+
+
+class _TokenAnswer(msgspec.Struct):
+    id_token: str
+    access_token: str = ""
+
+
+_METADATA: Final = msgspec.json.Decoder(_Metadata)
+_TOKEN_ANSWER: Final = msgspec.json.Decoder(_TokenAnswer)
+
+
+@dataclass(frozen=True, slots=True)
+class IdTokenRules:
+    """What an ID token has to be for."""
+
+    issuer: str
+    client_id: str
+    nonce: str
+    access_token: str = ""
+
+
+def verify_id_token(id_token: str, keys: KeySet, rules: IdTokenRules, now: float) -> Mapping[str, Any]:
+    """Return the claims of an ID token.
+
+    Raises:
+        UnknownKeyError: none of these keys has signed it.
+        OidcError: it is forged, expired, or for somebody else.
+    """
+    try:
+        token = jwt.decode(id_token, keys, registry=JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False))
+        options = {
+            "iss": {"essential": True, "value": rules.issuer},
+            "aud": {"essential": True, "value": rules.client_id},
+        }
+        params = {"nonce": rules.nonce, "client_id": rules.client_id, "access_token": rules.access_token}
+        claims = CodeIDToken(token.claims, token.header, options, params)
+        claims.validate(int(now), _LEEWAY_SECONDS)
+    except (InvalidKeyIdError, BadSignatureError):
+        raise UnknownKeyError("the provider's ID token is not signed by a key of the provider") from None
+    except (JoseError, ValueError, TypeError, KeyError) as error:
+        # Its own text may repeat a claim.
+        raise OidcError(f"the provider's ID token is not valid: {type(error).__name__}") from None
+    return dict(claims)
+
+
+class OidcClient:
+    """The provider.
+
+    Args:
+        settings: where it is, and who this client is.
+        clock: unix seconds.
+        monotonic: seconds.
+    """
+
+    def __init__(
+        self,
+        settings: OidcSettings,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self._secret = SecretFile(settings.client_secret_file)
+        self._session = HttpSession("the provider", egress=settings)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._metadata: tuple[float, _Metadata] | None = None
+        self._keys: tuple[float, KeySet] | None = None
+        self._reading = asyncio.Lock()
+        self._completing = asyncio.Semaphore(_MAX_CALLBACKS)
+        self._waiting = 0
+
+    async def build_authorization_url(self, attempt: Attempt, redirect_uri: str) -> str:
+        """Where the browser goes. Raises ProviderUnavailableError."""
+        metadata = await self.read_metadata()
+        url: str = prepare_grant_uri(
+            metadata.authorization_endpoint,
+            self.settings.client_id,
+            "code",
+            redirect_uri=redirect_uri,
+            scope=" ".join(self.settings.scopes),
+            state=attempt.state,
+            nonce=attempt.nonce,
+            code_challenge=create_s256_code_challenge(attempt.code_verifier),
+            code_challenge_method="S256",
+        )
+        return url
+
+    async def complete(self, attempt: Attempt, code: str, redirect_uri: str) -> Login:
+        """Exchange the code for the person. Raises OidcError."""
+        if self._waiting >= _MAX_WAITING:
+            raise ProviderUnavailableError("too many logins are being completed; try again")
+        self._waiting += 1
+        try:
+            async with self._completing:
+                return await self._complete(attempt, code, redirect_uri)
+        finally:
+            self._waiting -= 1
+
+    async def read_metadata(self) -> _Metadata:
+        """The discovery document, an hour old at most. Raises ProviderUnavailableError."""
+        async with self._reading:
+            if self._metadata is None or self._monotonic() >= self._metadata[0] + _METADATA_SECONDS:
+                url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
+                metadata = await self._read_json(_METADATA, "GET", url)
+                self._check_metadata(metadata)
+                self._metadata = self._monotonic(), metadata
+            return self._metadata[1]
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._session.close()
+
+    def _check_metadata(self, metadata: _Metadata) -> None:
+        if metadata.issuer != self.settings.issuer:
+            raise ProviderUnavailableError(
+                "the discovery document names another issuer; set `auth.oidc.issuer` to exactly its `issuer`"
+            )
+        endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.jwks_uri)
+        for url in (*endpoints, metadata.userinfo_endpoint or metadata.jwks_uri):
+            try:
+                check_secret_url(url)
+            except ValueError as error:
+                raise ProviderUnavailableError(f"the discovery document has an unusable URL: {error}") from None
+
+    async def _complete(self, attempt: Attempt, code: str, redirect_uri: str) -> Login:
+        metadata = await self.read_metadata()
+        answer = await self._exchange(metadata, attempt, code, redirect_uri)
+        rules = IdTokenRules(self.settings.issuer, self.settings.client_id, attempt.nonce, answer.access_token)
+        try:
+            claims = verify_id_token(answer.id_token, await self._read_keys(_METADATA_SECONDS), rules, self._clock())
+        except UnknownKeyError:  # or the provider has changed its keys
+            claims = verify_id_token(answer.id_token, await self._read_keys(_KEYS_SECONDS), rules, self._clock())
+        groups = claims.get(self.settings.groups_claim)
+        if groups is None and metadata.userinfo_endpoint and answer.access_token:
+            groups = await self._read_userinfo_groups(metadata.userinfo_endpoint, answer.access_token, claims["sub"])
+        return Login(
+            name=_find_name(claims),
+            source=LoginSource.OIDC,
+            credential=build_client_credential(self.settings),
+            groups=[each for each in _list_texts(groups) if each in self.settings.roles],
+        )
+
+    async def _exchange(self, metadata: _Metadata, attempt: Attempt, code: str, redirect_uri: str) -> _TokenAnswer:
+        fields = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": redirect_uri,
+            "code_verifier": attempt.code_verifier,
+        }
+        headers = {"Accept": "application/json"}
+        try:
+            secret = self._secret.read_value()
+        except SecretUnreadableError as error:
+            raise ProviderUnavailableError(f"auth.oidc.client_secret_file: {error}") from None
+        if "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
+            headers["Authorization"] = _build_basic(self.settings.client_id, secret)
+        else:
+            fields |= {"client_id": self.settings.client_id, "client_secret": secret}
+        return await self._read_json(_TOKEN_ANSWER, "POST", metadata.token_endpoint, data=fields, headers=headers)
+
+    async def _read_keys(self, max_age: float) -> KeySet:
+        """The provider's keys, `max_age` seconds old at most. Raises ProviderUnavailableError."""
+        metadata = await self.read_metadata()
+        async with self._reading:
+            if self._keys is None or self._monotonic() >= self._keys[0] + max_age:
+                self._keys = self._monotonic(), _import_keys(await self._request("GET", metadata.jwks_uri))
+            return self._keys[1]
+
+    async def _read_userinfo_groups(self, url: str, access_token: str, subject: object) -> object:
+        """The claim of the groups in the userinfo, where the ID token has none."""
+        body = await self._request("GET", url, headers={"Authorization": f"Bearer {access_token}"})
+        claims = _parse_object(body)
+        if claims.get("sub") != subject:
+            raise OidcError("the provider's userinfo is about another person")
+        return claims.get(self.settings.groups_claim)
+
+    async def _read_json(self, decoder: msgspec.json.Decoder[T], method: str, url: str, **options: Any) -> T:
+        try:
+            return decode_json(decoder, await self._request(method, url, **options))
+        except UntrustedJsonError as error:
+            raise ProviderUnavailableError(f"the provider's answer is not that of OpenID Connect: {error}") from None
+
+    async def _request(self, method: str, url: str, **options: Any) -> bytes:
+        """The body of a 200. Raises ProviderUnavailableError; OidcError where the provider refuses."""
+        try:
+            with translate_connection_errors("the provider"):
+                async with (
+                    asyncio.timeout(_REPLY_TIMEOUT),
+                    self._session.open().request(method, url, **options) as response,
+                ):
+                    body, status = await response.read(), response.status
+        except TimeoutError:
+            raise ProviderUnavailableError(f"the provider: no answer within {_REPLY_TIMEOUT:g} s") from None
+        except SendError as error:
+            raise ProviderUnavailableError(str(error)) from None
+        if status == 200:
+            return body
+        if method == "POST" and 400 <= status < 500:
+            raise OidcError(f"the provider refused the code: HTTP {status}{_describe_error(body)}")
+        raise ProviderUnavailableError(f"the provider answered HTTP {status}")
+
+
+def _import_keys(body: bytes) -> KeySet:
+    """The keys that may sign; those of other kinds are left out. Raises ProviderUnavailableError."""
+    listed = _parse_object(body).get("keys")
+    usable = [
+        key
+        for key in (listed if isinstance(listed, list) else [])
+        if isinstance(key, dict) and key.get("kty") in {"RSA", "EC", "OKP"} and key.get("use") != "enc"
+    ]
+    try:
+        return KeySet.import_key_set({"keys": usable})
+    except (JoseError, ValueError, TypeError, KeyError):
+        raise ProviderUnavailableError("the provider's keys cannot be read") from None
+
+
+def _parse_object(body: bytes) -> Mapping[str, Any]:
+    try:
+        document = from_json(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ProviderUnavailableError("the provider's answer is not a JSON object")
+    return document
+
+
+def _find_name(claims: Mapping[str, Any]) -> str:
+    """How the audit names a person: an address that the provider has verified, a login name, or the subject."""
+    email = claims.get("email") if claims.get("email_verified") is True else None
+    for candidate in (email, claims.get("preferred_username"), claims.get("sub")):
+        if name := clean_name(candidate):
+            return name
+    raise OidcError("the provider's ID token names nobody")
+
+
+def _list_texts(value: object) -> Sequence[str]:
+    """A claim that may be a list, a single text, or something else."""
+    if isinstance(value, str):
+        return [value]
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _describe_error(body: bytes) -> str:
+    """The provider's code of an error; nothing for whatever else may be there."""
+    try:
+        code = _parse_object(body).get("error")
+    except OidcError:
+        return ""
+    return f", {code}" if isinstance(code, str) and len(code) <= 40 and code.isidentifier() else ""
+
+
+def _build_basic(client_id: str, secret: str) -> str:
+    # Form-encoded before Base64: https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1
+    login = f"{quote_plus(client_id)}:{quote_plus(secret)}"
+    return f"Basic {base64.b64encode(login.encode()).decode()}"

@@ -1,0 +1,263 @@
+"""The sessions of the console: that of a cookie, or that of the person whom a trusted proxy names.
+
+A session says by what its holder logged in. At each request that is looked up again: a user who left web.yml, a token
+that was replaced, a password that was changed and a group without a role end it at once. The stored proof is a hash of
+the credential, keyed with the cookie's value, which the store does not have.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from pydantic_core import from_json, to_json
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from services.relay.login.person import MAX_NAME_LENGTH, Login, LoginSource, build_client_credential, clean_name
+from services.relay.login.settings import OidcSettings, ProxyLoginSettings, find_role
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.sessions import (
+    SessionRow,
+    end_session,
+    find_sessions,
+    is_active,
+    is_use_due,
+    record_use,
+    start_session,
+)
+from services.relay.outbox.tables import clean_for_database
+from shared.config.secret_file import SecretUnreadableError
+from shared.config.server_settings import Role
+from shared.http.authentication import AccessPolicy, Caller, Session, Token, is_peer_in
+from shared.http.authorization import get_peer
+from shared.http.cookies import format_cookie, read_cookie
+from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
+from shared.http.sessions import IGNORED_HEADER_SCOPE_KEY, SessionsUnavailableError
+
+LOGIN_PATH: Final = "/login"
+_COOKIE: Final = "session"
+_VALUE: Final = re.compile("[A-Za-z0-9_-]{43}")
+
+
+class LoginRules(NamedTuple):
+    """The configuration."""
+
+    access_policy: AccessPolicy
+    """Has the tokens, and the roles of web.yml's users."""
+    reserved_names: Collection[str] = ()
+    """Of other callers in the audit; nobody who logs in elsewhere may have one of them."""
+    oidc: OidcSettings | None = None
+    proxy: ProxyLoginSettings | None = None
+    public_url: str | None = None
+
+
+class ConsoleSessions:
+    """The sessions of the relay's console; see `shared.http.sessions.Sessions`.
+
+    Args:
+        store: the outbox.
+        rules: the configuration.
+    """
+
+    def __init__(self, store: Store, rules: LoginRules) -> None:
+        self.rules = rules
+        self._store = store
+        self._recording: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def uses_https(self) -> bool:
+        """Whether browsers reach the relay by https, as far as the configuration says."""
+        return (self.rules.public_url or "").startswith("https:")
+
+    async def find_session(self, request: Request) -> Session | None:
+        """The session of a request, or that of a trusted proxy. Raises SessionsUnavailableError."""
+        from_proxy = self._read_proxy(request)
+        value = _read_value(request)
+        if value is None:
+            return from_proxy
+        try:
+            row = await self._store.read_batch(find_sessions, _hash_value(value))
+        except StoreUnavailableError as error:
+            raise SessionsUnavailableError(str(error)) from None
+        if row is None or not is_active(row, self._store.clock()):
+            return from_proxy
+        role = self._find_role(row, value, request)
+        if role is None:
+            return from_proxy
+        self._record_use(row)
+        return Session(Caller(row.name, role), value)
+
+    async def start(self, request: Request, login: Login, response: Response) -> None:
+        """Commit a new session, and let the response set its cookie. Raises StoreUnavailableError."""
+        value = secrets.token_urlsafe(32)  # always a new one: a cookie from before the login is worth nothing
+        row = SessionRow(
+            id=_hash_value(value),
+            name=clean_for_database(login.name)[:MAX_NAME_LENGTH],
+            source=login.source.value,
+            proof=_compute_proof(value, login.credential),
+            group_names=to_json(list(login.groups)).decode(),
+            used_at=0.0,
+            expires_at=0.0,
+        )
+        replaced = _read_value(request)
+        await start_session(self._store, row, get_peer(request), replaced and _hash_value(replaced))
+        response.headers.append("set-cookie", format_cookie(request, _COOKIE, value))
+
+    async def end(self, request: Request, session: Session, response: Response) -> None:
+        """Commit a logout, and let the response remove the cookie. Raises StoreUnavailableError."""
+        if session.secret:
+            await end_session(self._store, _hash_value(session.secret), session.caller.name, get_peer(request))
+        response.headers.append("set-cookie", format_cookie(request, _COOKIE, "", max_age=0))
+
+    def build_refusal(self, request: Request, status: int, message: str) -> Response | None:
+        """The way to the login page for a browser; None for a program."""
+        if status != 401:
+            return None
+        if "hx-request" in request.headers:
+            to = build_login_path(_read_path(request.headers.get("hx-current-url", "")))
+            return Response(status_code=401, headers={"HX-Redirect": to, "WWW-Authenticate": "Bearer"})
+        if "text/html" in request.headers.get("accept", ""):
+            path = _read_path(str(request.url)) if request.method == "GET" else "/"
+            return RedirectResponse(build_login_path(path), status_code=303)
+        if "sec-fetch-mode" in request.headers or "text/event-stream" in request.headers.get("accept", ""):
+            # A script of ours: a challenge for Basic would open the browser's own dialogue.
+            return JSONResponse({"error": message}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
+        return None
+
+    async def close(self) -> None:
+        """Waits until the uses are recorded."""
+        await asyncio.gather(*self._recording.values(), return_exceptions=True)
+
+    def find_role(self, login: Login) -> Role | None:
+        """The role of who logs in; None if there is none."""
+        if login.source is LoginSource.PASSWORD:
+            return self.rules.access_policy.roles.get(login.name)
+        if login.source is LoginSource.TOKEN:
+            return next((each.role for each in self.rules.access_policy.tokens if each.name == login.name), None)
+        return find_role(self.rules.oidc.roles, login.groups) if self.rules.oidc else None
+
+    def find_token(self, sent: bytes) -> Login | None:
+        """The login of a token. Raises SecretUnreadableError: a file cannot be read, and no other token is valid."""
+        found, problem = None, None
+        for token in self.rules.access_policy.tokens:  # every one, so that the delay reveals nothing
+            try:
+                found = token if token.secret.matches(sent) and found is None else found
+            except SecretUnreadableError as error:
+                problem = error
+        if found is None and problem is not None:
+            raise problem
+        return Login(found.name, LoginSource.TOKEN, sent) if found else None
+
+    def _find_role(self, row: SessionRow, value: str, request: Request) -> Role | None:
+        """The role that a session has now; None if its credential is no longer valid. Raises SecretUnreadableError."""
+        for credential in self._list_credentials(row, request):
+            if hmac.compare_digest(_compute_proof(value, credential), row.proof):
+                return self.find_role(
+                    Login(row.name, LoginSource(row.source), credential, _parse_groups(row.group_names))
+                )
+        return None
+
+    def _list_credentials(self, row: SessionRow, request: Request) -> Iterable[bytes]:
+        """What a holder of this name may have logged in with."""
+        if row.source == LoginSource.PASSWORD:
+            passwords: PasswordChecker | None = request.scope.get(PASSWORDS_SCOPE_KEY)
+            stored = passwords.get_hash(row.name) if passwords else None
+            return [stored] if stored else []
+        if row.source == LoginSource.TOKEN:
+            tokens: Iterable[Token] = self.rules.access_policy.tokens
+            return [value.encode() for each in tokens if each.name == row.name for value in each.secret.read_values()]
+        if row.source == LoginSource.OIDC and self.rules.oidc:
+            return [build_client_credential(self.rules.oidc)]
+        return []
+
+    def _read_proxy(self, request: Request) -> Session | None:
+        """The person whom a trusted proxy names. Any other header of this name is ignored, and counted."""
+        proxy = self.rules.proxy
+        names = request.headers.getlist(proxy.user_header) if proxy else []
+        if not proxy or not names:
+            return None
+        name = _parse_header_name(names[0])
+        # Two of them: one may be the client's own, which the proxy has let through.
+        if not is_peer_in(request, proxy.from_) or len(names) > 1 or name is None or name in self.rules.reserved_names:
+            request.scope[IGNORED_HEADER_SCOPE_KEY] = True
+            return None
+        groups = request.headers.getlist(proxy.groups_header) if proxy.groups_header else []
+        if len(groups) > 1:
+            request.scope[IGNORED_HEADER_SCOPE_KEY] = True
+            return None
+        members = [each.strip() for each in groups[0].split(",")] if groups else []
+        role = find_role(proxy.roles, members if proxy.groups_header else [name])
+        return Session(Caller(name, role), None)
+
+    def _record_use(self, row: SessionRow) -> None:
+        """Record the use of a session once a minute; no page waits for it."""
+        if not is_use_due(row, self._store.clock()) or row.id in self._recording:
+            return
+
+        async def record() -> None:
+            with suppress(StoreUnavailableError):  # a page can be read while nothing can be committed
+                await record_use(self._store, row.id)
+
+        task = asyncio.create_task(record(), name="record the use of a session")
+        self._recording[row.id] = task
+        task.add_done_callback(lambda _: self._recording.pop(row.id, None))
+
+
+def build_login_path(next_path: str) -> str:
+    """The login page's path, which leads back to a page of ours."""
+    following = clean_next_path(next_path)
+    return LOGIN_PATH if following == "/" else f"{LOGIN_PATH}?next={quote(following, safe='/')}"
+
+
+def clean_next_path(path: str) -> str:
+    """A path of ours to go on to; the start page for whatever else it is, such as another site's address."""
+    is_own = (
+        path.startswith("/")
+        and not path.startswith("//")
+        and "\\" not in path
+        and path.isascii()
+        and path.isprintable()
+        and len(path) <= 2000
+    )
+    return path if is_own and not re.match(r"/log(in|out)\b", path) else "/"
+
+
+def _read_path(url: str) -> str:
+    """The path and the query of a URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "/"
+    return f"{parts.path}?{parts.query}" if parts.query else parts.path
+
+
+def _parse_header_name(text: str) -> str | None:
+    try:
+        return clean_name(text.encode("latin-1").decode())  # Starlette reads headers as latin-1
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_value(request: Request) -> str | None:
+    value = read_cookie(request, _COOKIE)
+    return value if value and _VALUE.fullmatch(value) else None
+
+
+def _hash_value(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def _compute_proof(value: str, credential: bytes) -> str:
+    return hmac.digest(value.encode(), credential, "sha256").hex()
+
+
+def _parse_groups(text: str) -> Sequence[str]:
+    groups = from_json(text)
+    return [each for each in groups if isinstance(each, str)] if isinstance(groups, list) else []

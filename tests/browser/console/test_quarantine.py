@@ -1,0 +1,120 @@
+"""Dead letters and quarantine, as a person uses the page."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from sqlalchemy import select, update
+
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.tables import DeliveryState, deliveries
+from shared.sql import database_url
+from tests.browser.console.served_console import Console, find_overflow, find_violations, open_console, open_page
+from tests.relay.served_relay import post, webhook_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+HOSTILE = "</textarea><script>alert(1)</script><img src=//evil.example.org/x>"
+
+
+async def give_up(store: Store, channel: str, reason: str, number: int) -> None:
+    """Makes dead letters of what was delivered last on a channel."""
+    of = deliveries.c
+    newest = select(of.seq).where(of.channel == channel, of.state == "delivered").order_by(of.seq.desc()).limit(number)
+    dead = update(deliveries).where(of.seq.in_(newest.scalar_subquery()))
+    values = {"state": DeliveryState.DEAD, "reason": reason, "finished_at": time.time()}
+    await store.run(lambda transaction: transaction.connection.execute(dead.values(values)).close())
+
+
+async def check_look(page: Page) -> None:
+    """Accessible in both themes, and no wider than a small phone."""
+    for scheme in ("dark", "light"):
+        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        assert await find_violations(page) == []
+    await page.set_viewport_size({"width": 320, "height": 640})
+    assert not await find_overflow(page)
+    await page.set_viewport_size({"width": 1280, "height": 800})
+
+
+async def replace_in_body(page: Page, old: str, new: str) -> None:
+    body = page.get_by_label("The webhook")
+    await body.fill((await body.input_value()).replace(old, new))
+
+
+async def test_dead_letters_are_retried_with_progress_and_without_a_reload(chromium: Browser, tmp_path: Path) -> None:
+    async with (
+        open_console(tmp_path) as console,
+        open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), time.time) as store,
+        open_page(chromium, f"{console.url}/quarantine") as page,
+    ):
+        await expect(page.get_by_text("Nothing was given up.")).to_be_visible()
+        await expect(page.get_by_text("Nothing was refused.")).to_be_visible()
+        await give_up(store, "email", "rejected", 3)
+        await give_up(store, "slack", "unauthorized", 1)
+        groups = page.locator("#dead_letters .groups > li")
+        await expect(groups).to_have_count(2)
+        await expect(groups.first).to_contain_text("email: rejected")
+        await expect(groups.nth(1)).to_contain_text("put the current secret into its file")
+        await check_look(page)
+
+        await groups.first.get_by_role("button", name="Retry").first.press("Enter")
+        await expect(page.locator(".flash")).to_contain_text("is sent again on email.")
+        await expect(page.locator("#dead_letters h2 .tag")).to_have_text("3")
+        await page.get_by_role("button", name="Retry all 3").press("Enter")
+        await expect(page.locator(".flash")).to_contain_text("The retry of 3 dead letters has started.")
+        await expect(page.get_by_text("Nothing was given up.")).to_be_visible()
+        await expect(page.locator(".run")).to_contain_text("anonymous retried the dead letters of all channels: 3 of 3")
+
+
+async def test_a_refused_webhook_is_repaired_previewed_and_replayed(chromium: Browser, tmp_path: Path) -> None:
+    async with open_console(tmp_path) as console:
+        wrong = json.loads(webhook_of(group="refused", version="3"))
+        wrong["alerts"][0]["annotations"]["summary"] = HOSTILE
+        await post(console.client, json.dumps(wrong).encode(), "/alerts?source=eu")
+        await post(console.client, HOSTILE.encode() * 2000)
+        async with open_page(chromium, f"{console.url}/quarantine") as page:
+            await expect(page.locator("#refused .groups > li")).to_have_count(2)
+            await page.locator("#refused").get_by_role("link", name="Open, repair, replay").nth(1).press("Enter")
+            await check_look(page)
+            await replace_in_body(page, '"firing"', '"burning"')
+            await page.get_by_role("button", name="Show what a replay would do").click()
+            await expect(page.get_by_role("alert")).to_contain_text("expected")
+            await replace_in_body(page, '"burning"', '"firing"')
+            await replace_in_body(page, '"version": "3"', '"version": "4"')
+            await page.get_by_role("button", name="Show what a replay would do").press("Enter")
+            await expect(page.get_by_text("Notifies slack, email, pagerduty")).to_be_visible()
+            await check_look(page)
+            await page.get_by_role(
+                "button", name="Replay", exact=True
+            ).click()  # the box is not checked: the browser says so
+            await expect(page.get_by_text("Notifies slack")).to_be_visible()
+            await page.get_by_label("I have read what this does").press("Space")
+            await page.get_by_role("button", name="Replay", exact=True).press("Enter")
+            await expect(page.locator(".flash")).to_have_text("Accepted: it goes to slack, email, pagerduty.")
+            await expect(page.locator("#refused .groups > li").nth(1)).to_contain_text("Replayed by anonymous")
+            await console.settle()
+            await page.goto(f"{console.url}/quarantine/2")  # it is large: read, and downloaded
+            await expect(page.locator("pre.body")).to_contain_text(HOSTILE)
+            async with page.expect_download() as downloading:
+                await page.get_by_role("link", name="Download").click()
+            file = await (await downloading.value).path()
+            assert await asyncio.to_thread(file.read_bytes) == HOSTILE.encode() * 2000
+
+
+async def test_a_stale_firing_is_replayed_only_after_its_warning(chromium: Browser, console: Console) -> None:
+    stale = webhook_of(group="stale")
+    await post(console.client, stale.replace(b'"version": "4"', b'"version": "3"'))
+    await console.post(group="stale")
+    await console.post("resolved", group="stale")
+    async with console.client.get("/api/quarantine") as answer:
+        number = (await answer.json())["quarantine"][0]["id"]
+    async with open_page(chromium, f"{console.url}/quarantine/{number}") as page:
+        await replace_in_body(page, '"version": "3"', '"version": "4"')
+        await page.get_by_role("button", name="Show what a replay would do").click()
+        await expect(page.locator(".warnings li")).to_have_count(3)
+        await expect(page.locator(".warnings")).to_contain_text("The incident is resolved. This would open it again")
+        await expect(page.get_by_text("(resolved now)")).to_be_visible()
+        await check_look(page)

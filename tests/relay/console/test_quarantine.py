@@ -1,0 +1,208 @@
+"""What was refused and what was given up, over HTTP: listed, replayed and retried by whoever may."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import aiohttp
+import pytest
+
+from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
+from services.relay.model import OWN_SOURCE, Message
+from services.relay.outbox import bulk_retry
+from services.relay.outbox.quarantine import MAX_BODY_BYTES
+from services.relay.send_error import SendError, SendReason, SendScope
+from tests.relay.served_relay import Scripted, post, reaches, served, settings, until, webhook_of
+
+ADMIN = {"Authorization": "Bearer an-admin-token-of-tests"}
+RESPONDER = {"Authorization": "Bearer a-token-of-responders"}
+
+
+def refused(number: int) -> list[SendError]:
+    return [SendError(SendReason.REJECTED, SendScope.MESSAGE, "<b>invalid_blocks</b>") for _ in range(number)]
+
+
+def find_sent(channel: Scripted) -> list[Message]:
+    """What was sent, but for the relay's own notice of what it refused."""
+    return [message for message in channel.sent if message.event.source != OWN_SOURCE]
+
+
+async def call(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    async with client.request(method, path, **options) as response:
+        return response.status, await response.json()
+
+
+async def show(client: aiohttp.ClientSession, path: str, **options: Any) -> str:
+    """A page, or what a form leads to."""
+    method = "POST" if "data" in options else "GET"
+    async with client.request(method, path, **options) as response:
+        return await response.text()
+
+
+async def test_a_refused_webhook_is_replayed_by_api_once_it_is_repaired_and_confirmed(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with served(settings(tmp_path, {"one": channel})) as client:
+        wrong = webhook_of(version="3")
+        await post(client, wrong, "/alerts?source=eu")
+        _, listed = await call(client, "GET", "/api/quarantine")
+        (entry,) = listed["quarantine"]
+        replay = f"/api/quarantine/{entry['id']}/replay"
+        assert await call(client, "POST", replay) == (400, {"error": "version: expected '4'"})
+        code, answer = await call(client, "POST", replay, data=webhook_of())
+        preview = answer["preview"]
+        assert (code, preview["channels"], preview["incident_status"], preview["source"]) == (
+            409,
+            ["one"],
+            "unknown",
+            "eu",
+        )
+        assert re.fullmatch(r"\d{4}-.*Z", preview["started_at"])
+        confirmed = f"{replay}?confirm={preview['code']}"
+        assert (await call(client, "POST", confirmed, data=webhook_of(truncatedAlerts=1)))[0] == 409  # another body
+        code, accepted = await call(client, "POST", confirmed, data=webhook_of())
+        assert (code, accepted["deliveries"], accepted["duplicate"]) == (202, 1, False)
+        await until(lambda: len(find_sent(channel)) == 1)
+        (message,) = find_sent(channel)
+        assert message.event.source == "eu"
+        assert await call(client, "POST", confirmed, data=webhook_of()) == (
+            409,
+            {"error": "it was replayed already, by anonymous"},
+        )
+        _, listed = await call(client, "GET", "/api/quarantine")
+        (entry,) = listed["quarantine"]
+        assert (entry["replayed_by"], entry["incident_id"]) == ("anonymous", message.task.incident_id)
+        _, audit = await call(client, "GET", "/api/audit")
+        assert [(each["action"], each["on"]) for each in audit["audit"]] == [("replay", f"quarantine {entry['id']}")]
+        assert (await call(client, "POST", "/api/quarantine/99/replay"))[0] == 404
+        assert (await call(client, "POST", replay, data=b" " * (MAX_BODY_BYTES + 1)))[0] == 413
+
+
+async def test_a_page_shows_a_body_escaped_previews_and_replays_it(tmp_path: Path) -> None:
+    channel = Scripted()
+    async with served(settings(tmp_path, {"one": channel})) as client:
+        hostile = json.loads(webhook_of(version="3"))
+        hostile["alerts"][0]["labels"]["alertname"] = "</textarea><script>alert(1)</script>"
+        await post(client, json.dumps(hostile).encode())
+        await post(client, b"{" + b"x" * PAGE_BYTES)
+        page = await show(client, "/quarantine/1")
+        assert "<script>alert(1)" not in page
+        assert "&lt;/textarea&gt;&lt;script&gt;alert(1)" in page
+        large = await show(client, "/quarantine/2")
+        assert "--data-binary @webhook-2.txt" in large
+        assert len(large) < 2 * PAGE_BYTES
+        assert "invalid JSON" in await show(client, "/quarantine/2/preview", data={"csrf_token": ""})
+
+        body = json.dumps(hostile | {"version": "4"})
+        assert "version: expected" in await show(client, "/quarantine/1/preview", data={"csrf_token": ""})
+        page = await show(client, "/quarantine/1/preview", data={"csrf_token": "", "body": body})
+        assert "Notifies one" in page
+        (code,) = re.findall('name="code" value="([0-9a-f]{16})"', page)
+        form = {"csrf_token": "", "body": body, "code": code}
+        assert "Nothing was done: what it would do has changed." in await show(
+            client, "/quarantine/1/replay", data=form
+        )  # the box is not checked
+        assert find_sent(channel) == []
+        page = await show(client, "/quarantine/1/replay", data={**form, "confirmed": "yes"})
+        await until(lambda: len(find_sent(channel)) == 1)
+        page = await show(client, "/quarantine")
+        assert "Replayed by anonymous" in page
+        assert f"/incidents/{find_sent(channel)[0].task.incident_id}" in page
+        await show(client, "/quarantine/1/replay", data={**form, "confirmed": "yes"})  # a double click
+        assert "Repair and replay" not in await show(client, "/quarantine/1")
+        assert len(find_sent(channel)) == 1
+        assert "There is no such entry" in await show(client, "/quarantine/77")
+
+
+async def test_dead_letters_are_retried_one_by_one_in_groups_and_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_retry, "_PAUSE", 0.0)
+    channel = Scripted(*refused(5))
+    async with served(settings(tmp_path, {"one": channel, "two": Scripted()})) as client:
+        page = await show(client, "/quarantine")
+        assert "Nothing was given up." in page
+        assert "Nothing was refused." in page
+        for number in range(5):
+            await post(client, webhook_of(group=f"{number}"))
+        await reaches(client, 5, "relay_outbox_deliveries", channel="one", state="dead")
+        page = await show(client, "/quarantine")
+        assert "one: rejected" in page
+        assert "The provider does not accept this message." in page
+        assert "&lt;b&gt;invalid_blocks&lt;/b&gt;" in page
+        first = re.findall("/quarantine/retry/([0-9a-f]{32})", page)[0]
+        assert "/deliveries/" + first in page
+
+        await show(client, f"/quarantine/retry/{first}", data={"csrf_token": ""})
+        await until(lambda: len(channel.sent) == 1)
+        await show(client, f"/quarantine/retry/{first}", data={"csrf_token": ""})  # it is delivered
+        assert (await call(client, "POST", "/api/deliveries/retry?channel=one&reason=lost"))[0] == 400
+        assert await call(client, "POST", "/api/deliveries/retry?channel=one&reason=timeout") == (202, {"retried": 0})
+        await show(client, "/quarantine/retry", data={"csrf_token": "", "channel": "one", "reason": "timeout"})
+        await show(client, "/quarantine/retry", data={"csrf_token": "", "channel": "one", "reason": "rejected"})
+        await until(lambda: len(channel.sent) == 5)
+
+        async def is_over() -> bool:
+            return "anonymous retried the dead letters of one for rejected" in await show(client, "/quarantine")
+
+        await until(is_over)
+        assert "<strong>4 of 4</strong>" in await show(client, "/quarantine")
+        _, audit = await call(client, "GET", "/api/audit")
+        assert [(each["action"], each["on"]) for each in audit["audit"]][:2] == [
+            ("retry all", "dead letters one rejected"),
+            ("retry all", "dead letters one timeout"),
+        ]
+
+
+async def test_a_run_is_shown_to_everybody_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_retry, "_PAUSE", 60.0)
+    monkeypatch.setattr(bulk_retry, "STEP", 1)
+    for name, token in (("admin", ADMIN), ("responder", RESPONDER)):
+        (tmp_path / name).write_text(token["Authorization"].removeprefix("Bearer "))
+    auth = {
+        "admin_token_file": tmp_path / "admin",
+        "tokens": [{"name": "rosa", "role": "responder", "file": str(tmp_path / "responder")}],
+    }
+    async with served(settings(tmp_path, {"one": Scripted(*refused(3))}, auth=auth)) as client:
+        for number in range(3):
+            await post(client, webhook_of(group=f"{number}"))
+        await post(client, b"{}")
+        await reaches(client, 3, "relay_outbox_deliveries", channel="one", state="dead")
+        await show(client, "/quarantine/retry", data={"csrf_token": ""}, headers=ADMIN)
+
+        async def has_begun() -> bool:
+            return "<strong>1 of 3</strong>" in await show(client, "/quarantine", headers=RESPONDER)
+
+        await until(has_begun)
+        page = await show(client, "/quarantine", headers=RESPONDER)
+        assert "admin retries the dead letters of all channels" in page
+        for admins_only in ("/quarantine/retry/stop", 'action="/quarantine/retry"', "/quarantine/1"):
+            assert admins_only not in page
+        assert "Retry</button>" in page
+        assert "another retry is running" in await flash(client, "/quarantine/retry", headers=ADMIN)
+        (run,) = re.findall('name="run" value="([0-9a-f]{32})"', await show(client, "/quarantine", headers=ADMIN))
+        assert await flash(client, "/quarantine/retry/stop", run=run, headers=ADMIN) == "The retry was stopped."
+        assert "was over already" in await flash(client, "/quarantine/retry/stop", run=run, headers=ADMIN)
+        page = await show(client, "/quarantine", headers=RESPONDER)
+        assert "admin stopped the retry of the dead letters of all channels after <strong>1 of 3</strong>" in page
+
+
+async def flash(client: aiohttp.ClientSession, path: str, *, headers: dict[str, str], **fields: str) -> str:
+    """What the next page says of an action."""
+    form = {"csrf_token": "", **fields}
+    async with client.post(path, data=form, headers=headers, allow_redirects=False) as response:
+        assert response.status == 303
+        return unquote(response.cookies["keypulse_done"].value)
+
+
+def test_a_body_is_shown_whatever_it_is() -> None:
+    assert format_body(b'{"a":[1,{}]}').text == '{\n  "a": [\n    1,\n    {}\n  ]\n}'
+    for body, text in ((b"\xff<", "\ufffd<"), (b'"\\ud800\\u0000"', '"?\\u0000"'), (b"", "")):
+        assert format_body(body).text == text
+    deep = b"[" * 900 + b"]" * 900
+    for hostile in (deep, b"[" * 60_000, b"[" + b",".join([deep] * 30) + b"]", b"NaN,"):
+        formatted = format_body(hostile)
+        assert len(formatted.text) <= 4 * PAGE_BYTES + 900
+    cut = format_body(b"[" + b"1," * PAGE_BYTES)
+    assert (cut.is_json, cut.is_whole, len(cut.text)) == (False, False, PAGE_BYTES)

@@ -1,0 +1,208 @@
+"""A timeline is what happened, in its order, with the seconds between the hops; a post-mortem of it is only text."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from services.relay.console.incidents.details import build_details
+from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
+from services.relay.console.incidents.reader import IncidentView
+from services.relay.console.incidents.timeline import EntryKind, Timeline, build_timeline, read_event
+from services.relay.delivery.links import LinkRules
+from services.relay.exporter_api import FailureHistory, KeyFailure
+from services.relay.model import Alert, Event, Status, encode_event
+from services.relay.outbox.acknowledgement import acknowledge
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.incident_history import EpisodeHistory, EventRecord, read_episode
+from services.relay.outbox.incident_queries import read_incident
+from services.relay.outbox.tables import DeliveryState
+from shared.sql import database_url
+from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.outbox.channel_breakers import Clock
+from tests.relay.served_relay import event_of
+
+START = 1000.0
+HOSTILE = (
+    "| [x](javascript:alert(1)) <img src=x onerror=alert(1)> `a` **b** @team https://evil.example www.evil.example"
+)
+
+
+def alert_of(name: str, status: Status = Status.FIRING, starts: float = START, **annotations: str) -> Alert:
+    at = datetime.fromtimestamp(starts, UTC)
+    labels = {"alertname": "KMSProbeFailing", "service": "backend", "target": name, "severity": "critical"}
+    ends_at = datetime.fromtimestamp(starts + 500, UTC) if status is Status.RESOLVED else None
+    return Alert(status, labels, annotations, at, ends_at, "http://prometheus/graph", name)
+
+
+def event_with(*alerts: Alert, **changes: Any) -> Event:
+    status = Status.FIRING if any(each.status is Status.FIRING for each in alerts) else Status.RESOLVED
+    return replace(event_of(), alerts=alerts, status=status, **changes)
+
+
+def record(seq: int, event: Event, at: float) -> EventRecord:
+    encoded = encode_event(event)
+    return EventRecord(seq, f"e{seq}", event.status, at, encoded, len(encoded), is_own=False)
+
+
+def history_of(*records: EventRecord, **changes: Any) -> EpisodeHistory:
+    empty = ("deliveries", "attempts", "actions", "silences", "edits", "channels", "first_receipts", "last_receipts")
+    history = EpisodeHistory(
+        episode=1,
+        is_current=True,
+        is_over=records[-1].status == "resolved",
+        first_event=records[0],
+        last_event=records[-1],
+        event_count=len(records),
+        events=records,
+        event_before=None,
+        earlier=None,
+        has_later=False,
+        is_cut=False,
+        episodes=(),
+        **dict.fromkeys(empty, ()),
+    )
+    return replace(history, **changes)
+
+
+def told(timeline: Timeline) -> list[tuple[str, str]]:
+    return [(each.kind.value, each.text) for each in timeline.entries]
+
+
+@pytest.fixture
+async def store(tmp_path: Any) -> AsyncIterator[Store]:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), Clock()) as store:
+        yield store
+
+
+async def test_a_page_is_told_from_the_fault_to_the_acknowledgement(store: Store) -> None:
+    fires = event_with(alert_of("ledger-kek", starts=990.0, title="ledger cannot encrypt"))
+    await accept(store, "one", "slack", "email", event=fires)
+    slow = await claim_one(store, "slack")
+    await end_attempt(store, slow, DeliveryState.RETRYING, reason="timeout", detail="no answer\nin 10 s", retry_in=0.0)
+    await end_attempt(store, await claim_one(store, "slack"))
+    await acknowledge(store, "one", who="anna", via="slack", peer="slack:U1", acknowledging_channels=())
+    history = await read_episode(store, "one")
+    assert history is not None
+    failure = KeyFailure(
+        "ledger-kek", "encrypt", "key_disabled", "version 2 is disabled", 900.0, 999.0, 3, is_current=True
+    )
+    others = [replace(failure, target="old", first_at=1.0, last_at=5.0), replace(failure, first_at=2000.0)]
+    timeline = build_timeline(history, FailureHistory([others[0], failure, others[1]], 10.0))
+    assert told(timeline)[:3] == [
+        ("fault", "KMS fails: encrypt with ledger-kek: key_disabled, 3 round trips, it still fails"),
+        ("alert", "Alert fires: ledger cannot encrypt"),
+        ("accepted", "Webhook accepted: 1 firing, critical"),
+    ]
+    assert sorted(told(timeline)[3:6]) == [
+        ("acknowledged", "Acknowledged by anna"),
+        ("delivered", "Delivered on slack, attempt 2"),
+        ("failed", "Attempt 1 on slack failed"),
+    ]
+    by_kind = {each.kind: each for each in timeline.entries}
+    assert by_kind[EntryKind.FAILED].detail == "no answer in 10 s"
+    assert (by_kind[EntryKind.FAILED].seconds, by_kind[EntryKind.FAILED].reason) == (1.5, "timeout")
+    assert (by_kind[EntryKind.ALERT].seconds, by_kind[EntryKind.ALERT].since) == (90.0, "fault")
+    assert (by_kind[EntryKind.ACCEPTED].seconds, by_kind[EntryKind.ACCEPTED].since) == (10.0, "alert")
+    assert by_kind[EntryKind.ACKNOWLEDGED].detail == "in Slack"
+    hops = [(each.name, each.channel, each.seconds, each.total) for each in timeline.start]
+    assert hops == [
+        ("fault", None, None, 0.0),
+        ("alert", None, 90.0, 90.0),
+        ("accepted", None, 10.0, 100.0),
+        ("delivered", "slack", 0.0, 100.0),
+        ("delivered", "email", None, None),
+    ]
+    assert [*timeline.end] == []
+    unknown = build_timeline(history, None)
+    assert [(each.name, each.at) for each in unknown.start[:2]] == [("fault", None), ("alert", 990.0)]
+
+
+def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> None:
+    one, two = alert_of("one"), alert_of("two", starts=1100.0)
+    over = alert_of("one", Status.RESOLVED)
+    records = [
+        record(1, event_with(one), 1010.0),
+        record(2, event_with(one), 1020.0),
+        record(3, event_with(over, two), 1510.0),
+        record(4, event_with(over, alert_of("two", Status.RESOLVED, 1100.0)), 1610.0),
+    ]
+    timeline = build_timeline(history_of(*records), None)
+    assert told(timeline) == [
+        ("alert", "Alert fires: KMSProbeFailing"),
+        ("accepted", "Webhook accepted: 1 firing, critical"),
+        ("accepted", "Webhook accepted: 1 firing, critical, as before"),
+        ("alert", "Alert fires: KMSProbeFailing"),
+        ("alert_over", "Alert is over: KMSProbeFailing"),
+        ("accepted", "Webhook accepted: 1 firing, 1 resolved, critical"),
+        ("alert_over", "Alert is over: KMSProbeFailing"),
+        ("resolved", "Webhook accepted: 2 resolved; the incident is over"),
+    ]
+    assert [(each.name, each.seconds) for each in timeline.end] == [("alert", None), ("accepted", 10.0)]
+    # A page in the middle knows what was before it, or does not guess.
+    middle = history_of(*records[1:3], event_before=records[0], earlier=2)
+    assert told(build_timeline(middle, None))[0] == ("accepted", "Webhook accepted: 1 firing, critical, as before")
+    large = replace(middle, event_before=records[0]._replace(event=None))
+    assert told(build_timeline(large, None))[0] == ("accepted", "Webhook accepted: 1 firing, critical")
+    unread = history_of(records[0], records[1]._replace(event=None, event_size=90_000))
+    assert told(build_timeline(unread, None))[-1] == (
+        "accepted",
+        "Webhook accepted: firing, 88 KB; its alerts are not listed here",
+    )
+    many = event_with(*(alert_of(f"{number}") for number in range(30)))
+    assert told(build_timeline(history_of(record(1, many, 1010.0)), None))[-1] == (
+        "omitted",
+        "Further alerts changed: 20 fire, 0 are over",
+    )
+
+
+async def test_a_post_mortem_shows_hostile_text_as_text(store: Store) -> None:
+    hostile = alert_of("ledger", title=HOSTILE, summary=f"line\n\n# heading\n{HOSTILE}", runbook_url="javascript:x")
+    hostile = replace(hostile, labels={**hostile.labels, "team": HOSTILE, "# x": "- y"})
+    await accept(store, "one", "slack", event=event_with(hostile))
+    claim = await claim_one(store, "slack")
+    await end_attempt(store, claim, DeliveryState.DEAD, reason="rejected", detail=HOSTILE)
+    history, incident = await read_episode(store, "one"), await read_incident(store, "one")
+    assert history is not None
+    assert incident is not None
+    event = read_event(history.last_event)
+    assert event is not None
+    details = build_details("one", history, event, LinkRules(None, None))
+    view = IncidentView(incident, history, build_timeline(history, None), details, "", is_fault_pending=False)
+    export = PostMortem(view, 2000.0, "http://relay/incidents/one")
+    text = build_markdown(export)
+    assert text.startswith("# Incident: \\| \\[x\\](javascript:alert(1)) &lt;img src=x onerror=alert(1)&gt; \\`a\\`")
+    for mark in ("<img", " `a` ", "**b**", "@team", "https://evil", "www.evil", "\n# heading"):
+        assert mark not in text, mark
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    assert set(re.findall("<(?!/)([a-z0-9]+)", html)) <= {
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "ul",
+        "li",
+        "strong",
+        "a",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
+    assert set(re.findall('href="([^"]*)"', html)) == {"http://relay/incidents/one", "http://prometheus/graph"}
+    assert html.count("<h1>") == 1
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {4, 5}, "no cell adds a column"
+    assert "- **Incident**: <http://relay/incidents/one>" in text
+    document = json.loads(json.dumps(build_json(export)))
+    assert document["alerts"][0]["annotations"]["summary"] == f"line\n\n# heading\n{HOSTILE}"
+    assert document["alerts"][0]["links"] == [{"text": "Prometheus", "url": "http://prometheus/graph"}]
+    assert (document["incident"]["id"], document["timeline_is_complete"]) == ("one", True)
+    assert [each["kind"] for each in document["timeline"]] == ["alert", "accepted", "failed", "dead"]

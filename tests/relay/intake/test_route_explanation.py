@@ -1,0 +1,89 @@
+"""What is said of a route is what the intake does."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relay.intake.heartbeats import HeartbeatMatcher
+from services.relay.intake.route_explanation import explain_route
+from services.relay.intake.routing import Route, parse_matcher
+from services.relay.intake.webhook_parser import parse_webhook
+from services.relay.model import EscalationStep
+from tests.relay.served_relay import webhook_of
+
+STEPS = (EscalationStep(600.0, ("boss",)),)
+ROUTES = [
+    Route("kms-critical", (), ("slack", "pager"), STEPS),
+    Route(None, (parse_matcher('severity="warning"'), parse_matcher('env!~"test|dev"')), ("mail",)),
+]
+WATCHDOGS = [HeartbeatMatcher("Watchdog", (parse_matcher("alertname=Watchdog"),))]
+
+
+def test_each_route_says_what_failed_or_matched() -> None:
+    found = explain_route("kms-critical", {"alertname": "A"}, ROUTES, ["log"], WATCHDOGS)
+    assert (found.route, found.channels, found.escalation) == (0, ("slack", "pager"), STEPS)
+    assert found.why == ("routes.0 matches: receiver kms-critical",)
+    assert [each.is_chosen for each in found.verdicts] == [True, False]
+
+    found = explain_route("other", {"severity": "warning"}, ROUTES, ["log"], WATCHDOGS)
+    assert (found.route, found.channels) == (1, ("mail",))
+    assert found.why == (
+        "routes.0 does not match: its receiver is kms-critical",
+        'routes.1 matches: severity="warning", env!~"test|dev"',
+    )
+
+    found = explain_route("other", {"env": "dev", "severity": 'a"' + "x" * 200}, ROUTES, ["log", "log"], WATCHDOGS)
+    assert (found.route, found.channels) == (None, ("log",))
+    reasons = (
+        f'routes.1 does not match: severity="warning" fails, severity is "a\\"{"x" * 97}…", '
+        'env!~"test|dev" fails, env is "dev"'
+    )
+    assert found.why[1:] == (reasons, "no route matches, so it goes to default_channels")
+    found = explain_route("other", {}, ROUTES, ["log"], WATCHDOGS)
+    assert 'severity="warning" fails, there is no label severity' in found.why[1]
+
+    found = explain_route("kms-critical", {"alertname": "Watchdog"}, ROUTES, ["log"], WATCHDOGS)
+    assert (found.route, found.channels, found.watchdogs) == (None, (), ("Watchdog",))
+    assert found.why == ("it is a heartbeat of the watchdog Watchdog; no channel gets it",)
+
+
+values = st.sampled_from(["", "a", "b", "ab"])
+matchers = st.builds(
+    lambda label, operator, value: parse_matcher(f'{label}{operator}"{value}"'),
+    st.sampled_from(["x", "y"]),
+    st.sampled_from(["=", "!=", "=~", "!~"]),
+    values,
+)
+receivers = st.sampled_from(["one", "two"])
+routes = st.builds(
+    Route,
+    st.none() | receivers,
+    st.lists(matchers, max_size=2).map(tuple),
+    st.sampled_from([("slack",), ("mail", "pager")]),
+)
+heartbeats = st.builds(HeartbeatMatcher, st.just("Watchdog"), st.lists(matchers, min_size=1, max_size=1).map(tuple))
+
+
+@given(
+    receivers,
+    st.dictionaries(st.sampled_from(["x", "y"]), values),
+    st.lists(routes, max_size=5),
+    st.lists(heartbeats, max_size=1),
+)
+def test_an_explanation_is_what_the_intake_does(
+    receiver: str, labels: dict[str, str], listed: list[Route], watchdogs: list[HeartbeatMatcher]
+) -> None:
+    webhook = json.loads(webhook_of(receiver=receiver))
+    webhook["alerts"][0]["labels"] = labels
+    parsed = parse_webhook(json.dumps(webhook).encode(), "", watchdogs, listed)
+
+    found = explain_route(receiver, labels, listed, ["log"], watchdogs)
+
+    assert set(found.watchdogs) == parsed.heartbeats
+    assert (None if found.route is None else listed[found.route]) is parsed.route
+    if parsed.incoming is not None:
+        assert found.channels == (parsed.route.channels if parsed.route else ("log",))
+    matching = [each.number for each in found.verdicts if each.matches]
+    taken = [each.number for each in found.verdicts if each.is_chosen]
+    assert taken == (matching[:1] if parsed.incoming is not None else [])

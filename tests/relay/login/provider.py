@@ -1,0 +1,89 @@
+"""A real provider of OpenID Connect on this machine, which sees to PKCE, and remembers what it was asked."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import pytest
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of authlib, whose older part the provider uses
+    import flask
+    import oidc_provider_mock
+    from oidc_provider_mock._app import OpenIDCode
+    from oidc_provider_mock._server import _threaded_server
+
+
+@dataclass
+class Provider:
+    """A running one."""
+
+    issuer: str
+    app: Any
+    challenges: dict[str, str] = field(default_factory=dict)
+    """Of PKCE, by code."""
+    exchanges: list[Mapping[str, str]] = field(default_factory=list)
+    """The form of each exchange of a code."""
+    authorizations: list[str] = field(default_factory=list)
+    """The header of each of them."""
+    discovery: dict[str, Any] = field(default_factory=dict)
+    """What the discovery document says instead."""
+
+    async def set_person(self, subject: str, **claims: Any) -> None:
+        async with httpx2.AsyncClient() as client:
+            answer = await client.put(f"{self.issuer}/users/{subject}", json=claims)
+        assert answer.status_code == 204
+
+    async def log_in(self, url: str, subject: str, **form: str) -> str:
+        """The address where the provider sends the browser of a person who was sent to `url`."""
+        async with httpx2.AsyncClient() as client:
+            answer = await client.post(url, data={"sub": subject, **form})
+        assert answer.status_code == 302, answer.text
+        back = answer.headers["location"]
+        sent, returned = parse_qs(urlsplit(url).query), parse_qs(urlsplit(back).query)
+        if "code" in returned:
+            assert sent["code_challenge_method"] == ["S256"]
+            self.challenges[returned["code"][0]] = sent["code_challenge"][0]
+        return back
+
+
+@contextmanager
+def open_provider() -> Iterator[Provider]:
+    app = oidc_provider_mock.app()
+    provider = Provider("", app)
+
+    def check_verifier() -> Any:
+        form = flask.request.form
+        if flask.request.path != "/oauth2/token":
+            return None
+        provider.exchanges.append(dict(form))
+        provider.authorizations.append(flask.request.headers.get("authorization", ""))
+        if create_s256_code_challenge(form.get("code_verifier", "")) != provider.challenges.get(form["code"]):
+            return flask.jsonify({"error": "invalid_grant"}), 400
+        return None
+
+    def change_discovery(response: Any) -> Any:
+        if flask.request.path == "/.well-known/openid-configuration" and provider.discovery:
+            response.set_data(flask.json.dumps({**response.get_json(), **provider.discovery}))
+        return response
+
+    app.before_request(check_verifier)
+    app.after_request(change_discovery)
+    with _threaded_server(app, poll_interval=0.01) as server:
+        provider.issuer = f"http://localhost:{server.server_port}"
+        yield provider
+
+
+def drop_from_id_tokens(monkeypatch: pytest.MonkeyPatch, claim: str) -> None:
+    """From now on only the userinfo has this claim."""
+    complete = OpenIDCode.generate_user_info
+
+    def generate(self: Any, user: Any, scope: str) -> dict[str, Any]:
+        return {name: value for name, value in complete(self, user, scope).items() if name != claim}
+
+    monkeypatch.setattr(OpenIDCode, "generate_user_info", generate)

@@ -1,0 +1,114 @@
+"""ID tokens: whose the relay believes, and that no other passes."""
+
+import base64
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet, RSAKey
+
+from services.relay.login.oidc import (
+    Attempt,
+    IdTokenRules,
+    OidcError,
+    UnknownKeyError,
+    _import_keys,
+    create_attempt,
+    verify_id_token,
+)
+
+NOW = 1_800_000_000
+RULES = IdTokenRules("https://login.example.org/", "keypulse", "the-nonce")
+RSA = RSAKey.generate_key(2048, {"kid": "rsa", "use": "sig"})
+ELLIPTIC = ECKey.generate_key("P-256", {"kid": "ec"})
+STRANGE = RSAKey.generate_key(2048, {"kid": "rsa"})
+KEYS = KeySet([RSA, ELLIPTIC])
+CLAIMS: Mapping[str, Any] = {
+    "iss": RULES.issuer,
+    "aud": RULES.client_id,
+    "sub": "anna",
+    "nonce": RULES.nonce,
+    "iat": NOW - 5,
+    "exp": NOW + 300,
+}
+
+
+def sign(claims: Mapping[str, Any], key: Any = RSA, alg: str = "RS256", kid: str = "rsa") -> str:
+    return jwt.encode({"alg": alg, "kid": kid}, dict(claims), key)
+
+
+def encode_part(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+def build_unsigned(alg: str) -> str:
+    return ".".join(encode_part(json.dumps(each).encode()) for each in ({"alg": alg, "kid": "rsa"}, CLAIMS)) + "."
+
+
+def build_confused() -> str:
+    """Signed with the public key, as if it were a shared secret."""
+    signed = build_unsigned("HS256").rstrip(".")
+    return f"{signed}.{encode_part(hmac.digest(RSA.as_pem(private=False), signed.encode(), 'sha256'))}"
+
+
+def test_only_a_signed_token_of_this_issuer_for_this_client_and_attempt_is_valid_until_it_expires() -> None:
+    assert verify_id_token(sign(CLAIMS), KEYS, RULES, NOW)["sub"] == "anna"
+    assert verify_id_token(sign(CLAIMS, ELLIPTIC, "ES256", "ec"), KEYS, RULES, NOW)["sub"] == "anna"
+    both = {**CLAIMS, "aud": ["other", "keypulse"], "azp": "keypulse"}
+    assert verify_id_token(sign(both), KEYS, RULES, NOW)["sub"] == "anna"
+    assert verify_id_token(sign(CLAIMS), KEYS, RULES, NOW + 350)["sub"] == "anna"  # a clock may differ by a minute
+
+    changes: dict[str, dict[str, Any]] = {
+        "wrong issuer": {"iss": "https://evil.example.org/"},
+        "issuer without its slash": {"iss": "https://login.example.org"},
+        "wrong audience": {"aud": "another-client"},
+        "among others, for another party": {"aud": ["other", "keypulse"], "azp": "other"},
+        "of several, without a party": {"aud": ["other", "keypulse"]},
+        "wrong nonce": {"nonce": "of-another-attempt"},
+        "expired": {"exp": NOW - 120},
+        "not yet": {"iat": NOW + 600, "nbf": NOW + 600},
+        "expiry is no number": {"exp": "tomorrow"},
+        "another access token": {"at_hash": "AAAA"},
+    }
+    for name, change in changes.items():
+        rules = IdTokenRules(RULES.issuer, RULES.client_id, RULES.nonce, access_token="the-token")
+        with pytest.raises(OidcError) as refused:
+            verify_id_token(sign({**CLAIMS, **change}), KEYS, rules, NOW)
+        assert "evil" not in str(refused.value), name
+    for missing in ("iss", "aud", "sub", "exp", "iat", "nonce"):
+        with pytest.raises(OidcError):
+            verify_id_token(sign({key: value for key, value in CLAIMS.items() if key != missing}), KEYS, RULES, NOW)
+    for forged in (
+        build_unsigned("none"),
+        build_unsigned("RS256"),
+        build_confused(),
+        sign(CLAIMS, STRANGE),
+        "no.token",
+        "",
+        "é.é.é",
+    ):
+        with pytest.raises(OidcError):
+            verify_id_token(forged, KEYS, RULES, NOW)
+    with pytest.raises(UnknownKeyError):  # so that the keys are read again
+        verify_id_token(sign(CLAIMS, STRANGE, kid="new"), KEYS, RULES, NOW)
+
+
+def test_keys_that_cannot_sign_are_left_out_and_a_document_without_keys_is_an_error() -> None:
+    document = {"keys": [RSA.as_dict(private=False), {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "new"}, "text"]}
+    keys = _import_keys(json.dumps(document).encode())
+    assert [key.kid for key in keys.keys] == ["rsa"]
+    for body in (b"", b"[]", b'{"keys": [{"kty": "RSA"}]}'):
+        with pytest.raises(OidcError):
+            _import_keys(body)
+
+
+def test_the_secrets_of_an_attempt_differ_and_are_the_same_at_every_replica() -> None:
+    attempt = create_attempt()
+    derived = {attempt.state, attempt.nonce, attempt.code_verifier}
+    assert len(derived | {attempt.value}) == 4
+    assert Attempt(attempt.value).code_verifier == attempt.code_verifier
+    assert create_attempt().state not in derived
+    assert 43 <= len(attempt.code_verifier) <= 128  # RFC 7636

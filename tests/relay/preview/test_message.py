@@ -1,0 +1,73 @@
+"""A message is shown as its reader sees it, and nothing of it is ever executed, loaded or styled."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from services.relay.preview.message import MAX_SIZE, render_mail, render_message
+from shared.config.settings import Address
+from tests.relay.channels.examples import NASTY, SECRET, detailed, example, message, settings, with_text
+
+HARMLESS = {
+    *("p", "div", "a", "b", "code", "pre", "hr", "span", "dl", "dt", "dd", "ol", "li"),
+}
+
+
+class Elements(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.addresses: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.addresses |= {value or "" for name, value in attrs if name in {"href", "src"}}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def render(channel: str, folder: Path, text: str | None = None) -> tuple[str, str]:
+    """A channel's payload, and its kind."""
+    opened = settings(example(channel, folder / "secret", Address("127.0.0.1", 9))).connect(5)
+    return opened.render_payload(detailed(message()) if text is None else with_text(text)), channel.partition("_")[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "secret").write_text(SECRET)
+    return tmp_path
+
+
+@pytest.mark.parametrize("channel", ["slack", "slack_webhook", "email", "pagerduty", "webhook", "log", "apprise"])
+def test_what_an_alert_says_stays_text_on_every_channel(folder: Path, channel: str) -> None:
+    for text in NASTY:
+        payload, kind = render(channel, folder, text)
+        shown = Elements(render_message(kind, payload))
+        assert shown.tags <= HARMLESS
+        assert shown.attributes <= {"class", "href"}
+        assert all(address.startswith(("http://", "https://")) for address in shown.addresses)
+    payload, kind = render(channel, folder)
+    assert "permission_denied: backend cannot encrypt" in Elements(render_message(kind, payload)).text
+
+
+def test_a_mail_is_a_document_of_its_own_that_loads_nothing(folder: Path) -> None:
+    payload, _ = render("email", folder)
+    shown = Elements(render_mail(payload))
+    assert {"html", "base", "table"} <= shown.tags
+    assert "script" not in shown.tags
+    assert all(address.startswith(("http://", "https://", "data:image/png")) for address in shown.addresses)
+    for text in NASTY:
+        shown = Elements(render_mail(render("email", folder, text)[0]))
+        assert shown.tags.isdisjoint({"script", "img", "iframe", "object", "link", "form"})
+        assert not {name for name in shown.attributes if name.startswith("on")}
+
+
+def test_what_is_too_large_or_no_json_is_shown_all_the_same() -> None:
+    assert "too large" in render_message("webhook", "x" * (MAX_SIZE + 1))
+    assert render_message("slack", "<b>no JSON") == "<pre>&lt;b&gt;no JSON</pre>"
