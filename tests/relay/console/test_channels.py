@@ -159,7 +159,7 @@ async def test_a_check_and_a_test_leave_the_providers_words_and_the_audit_has_th
         assert "PagerDuty answered HTTP 500" in result["detail"]
         assert result["hint"] == "correct `url`, or leave it out"
         after = await find(client, "slack")
-        assert (after["status"], after["summary"], after["checks"][0]["ok"]) == ("healthy", "Up", True)
+        assert (after["status"], after["summary"], after["checks"][0]["ok"]) == ("healthy", "Up.", True)
         assert after["last_test"]["requested_by"] == "anonymous"
         assert (await act(client, "nobody", "test"))["status"] == 404
         async with client.post("/channels/log/test", allow_redirects=False) as done:
@@ -186,7 +186,10 @@ async def test_a_test_that_arrives_lets_a_channel_be_tried_again_that_was_down(
         await until(lambda: has_status(client, "slack", "failing"))
         down = await find(client, "slack")
         assert (down["is_down"], down["breaker"], down["waiting"]) == (True, "open", 1)
-        assert (down["summary"], down["hint"]) == ("Down: unauthorized", "put the current secret into its file")
+        assert (down["summary"], down["hint"]) == (
+            "Down: its credentials are refused.",
+            "Put the current secret into its file.",
+        )
         assert (down["last_failure"]["reason"], down["last_success"]) == ("unauthorized", None)
         assert "token_revoked" in down["last_failure"]["detail"]
         stand_ins.faults.clear()
@@ -283,7 +286,7 @@ async def test_only_who_may_act_is_offered_to(tmp_path: Path, stand_ins: StandIn
             headers = {"Authorization": f"Bearer the-token-of-a-{role}"}
             for path in ("/channels", "/channels/slack"):
                 async with client.get(path, headers=headers) as response:
-                    assert ("Send a test" in await response.text()) is is_offered
+                    assert ('action="/channels/slack/test"' in await response.text()) is is_offered
             async with client.get("/channels/-/render", headers=headers) as response:
                 assert response.status == 200
 
