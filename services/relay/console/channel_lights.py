@@ -27,7 +27,11 @@ def build_channel_light(channel: ChannelOverview, now: float) -> Light:
     """One channel."""
     at = channel.last_success.finished_at if channel.last_success else None
     return Light(
-        channel.name, _judge_sending(channel, now) or _judge_others(channel, now), "last success", at, "/channels"
+        channel.name,
+        _judge_sending(channel, now) or _judge_others(channel, now),
+        "last success",
+        at,
+        f"/channels/{channel.name}",
     )
 
 
