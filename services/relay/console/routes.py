@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -84,18 +85,23 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     reader = IncidentReader(store, parts.exporter, settings.link_rules)
     actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
     delivery_actions = DeliveryActions(store, settings.channels, parts.wake_channels, parts.metrics)
+    api = _Api(
+        channels=ChannelsEndpoint(store, channels, actions),
+        deliveries=DeliveriesEndpoint(store, parts.wake_channels, delivery_actions),
+        incidents=IncidentsEndpoint(store, reader, settings.acknowledging_channels, parts.wake_channels, parts.metrics),
+        quarantine=QuarantineEndpoint(store, parts.replays),
+        report=ReportEndpoint(reports),
+    )
     return [
-        *_build_api_routes(
-            parts, ChannelsEndpoint(store, channels, actions), ReportEndpoint(reports), reader, delivery_actions
-        ),
+        *_build_api_routes(api),
         *RoutesEndpoint(explainer).build_routes(),
         *renderer.build_routes(),
         *parts.changes.build_routes(),
         *NowPages(store, renderer, settings, parts.path, parts.changes).build_routes(),
-        *DeliveriesPages(store, settings, renderer, delivery_actions).build_routes(),
         *IncidentPages(
             store, renderer, reader, settings, parts.wake_channels, parts.wake_silences, parts.metrics
         ).build_routes(),
+        *DeliveriesPages(store, settings, renderer, delivery_actions).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
         *RoutesPages(explainer, settings, renderer).build_routes(),
         *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
@@ -108,18 +114,15 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     ]
 
 
-def _build_api_routes(
-    parts: ConsoleParts,
-    channels: ChannelsEndpoint,
-    report: ReportEndpoint,
-    reader: IncidentReader,
-    delivery_actions: DeliveryActions,
-) -> list[ProtectedRoute]:
-    store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
-    deliveries = DeliveriesEndpoint(store, wake_channels, delivery_actions)
-    quarantine = QuarantineEndpoint(store, parts.replays)
-    incidents = IncidentsEndpoint(store, reader, settings.acknowledging_channels, wake_channels, parts.metrics)
+class _Api(NamedTuple):
+    channels: ChannelsEndpoint
+    deliveries: DeliveriesEndpoint
+    incidents: IncidentsEndpoint
+    quarantine: QuarantineEndpoint
+    report: ReportEndpoint
 
+
+def _build_api_routes(api: _Api) -> list[ProtectedRoute]:
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
         return ProtectedRoute(
@@ -127,22 +130,22 @@ def _build_api_routes(
         )
 
     return [
-        route("/api/channels", channels.list, Role.VIEWER),
-        route("/api/channels/{name}/check", channels.check, Role.RESPONDER, "check channel"),
-        route("/api/channels/{name}/test", channels.test, Role.RESPONDER, "test channel"),
-        route("/api/deliveries", deliveries.list, Role.VIEWER),
-        route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
-        route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
-        route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
-        route("/api/deliveries/{id}/send", deliveries.send, Role.RESPONDER, ACTION),
-        route("/api/incidents", incidents.list, Role.VIEWER),
-        route("/api/incidents/{id}", incidents.get, Role.VIEWER),
-        route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
-        route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
-        route("/api/report", report.get, Role.VIEWER),
-        route("/api/quarantine", quarantine.list, Role.VIEWER),
-        route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
-        route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),
+        route("/api/channels", api.channels.list, Role.VIEWER),
+        route("/api/channels/{name}/check", api.channels.check, Role.RESPONDER, "check channel"),
+        route("/api/channels/{name}/test", api.channels.test, Role.RESPONDER, "test channel"),
+        route("/api/deliveries", api.deliveries.list, Role.VIEWER),
+        route("/api/deliveries/retry", api.deliveries.retry_all, Role.ADMIN, "retry all"),
+        route("/api/deliveries/{id}", api.deliveries.get, Role.VIEWER),
+        route("/api/deliveries/{id}/retry", api.deliveries.retry, Role.RESPONDER, "retry"),
+        route("/api/deliveries/{id}/send", api.deliveries.send, Role.RESPONDER, ACTION),
+        route("/api/incidents", api.incidents.list, Role.VIEWER),
+        route("/api/incidents/{id}", api.incidents.get, Role.VIEWER),
+        route("/api/incidents/{id}/acknowledge", api.incidents.acknowledge, Role.RESPONDER, "acknowledge"),
+        route("/api/incidents/{id}/unacknowledge", api.incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
+        route("/api/report", api.report.get, Role.VIEWER),
+        route("/api/quarantine", api.quarantine.list, Role.VIEWER),
+        route("/api/quarantine/{id}", api.quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", api.quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 
