@@ -18,6 +18,7 @@ from playwright.async_api import Browser, async_playwright, expect
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
 from tests.browser.console.month_scene import seed_month
+from tests.browser.console.now_scene import open_bad_day
 from tests.browser.console.quarantine_scene import seed_quarantine
 from tests.browser.console.report_scene import EXPLAINED, open_routed_console
 from tests.browser.console.served_console import Console, open_console, open_page
@@ -55,6 +56,7 @@ SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[
     open_routed_console: {"console-routes": EXPLAINED},
     open_month: {"console-report": "/report"},
     open_quarantine: {"console-quarantine": "/quarantine"},
+    open_bad_day: {"console-now": "/"},
 }
 """Each picture, and the address of its page, by the console that it is of."""
 
