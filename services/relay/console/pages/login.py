@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
 from starlette.requests import Request
@@ -72,6 +73,7 @@ class LoginPages:
         self._authorizer = login.authorizer
         self._oidc = login.oidc
         self._renderer = renderer
+        self._sessions.render_refusal = renderer.render_refusal
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The routes; whoever reaches the relay may try to log in."""
@@ -228,6 +230,7 @@ class LoginPages:
             "has_users": PASSWORDS_SCOPE_KEY in request.scope,
             "has_tokens": bool(policy.tokens),
             "has_oidc": self._oidc is not None,
+            "provider": urlsplit(self._oidc.settings.issuer).netloc if self._oidc else None,
             "is_open": policy.is_open,
         }
         return await self._renderer.render(request, "login.html.j2", values, status=status)
