@@ -32,6 +32,7 @@ _ATTEMPT_COOKIE: Final = "login_"
 _MAX_ATTEMPTS: Final = 5
 """Tabs of one browser that may log in at once."""
 _STATE: Final = re.compile("[0-9a-f]{64}")
+_NOT_VALID: Final = "This token is not valid."
 _WRONG: Final = "This name, password or token is not valid."
 _FOREIGN_ATTEMPT: Final = "This login began in another browser, or too long ago. Log in again."
 
@@ -125,7 +126,7 @@ class LoginPages:
             stored = passwords.get_hash(name)
             login = Login(name, LoginSource.PASSWORD, stored) if is_correct and stored else None
         if login is None:
-            raise LoginRefusedError(_WRONG, 401, RefusalReason.WRONG)
+            raise LoginRefusedError(_WRONG if passwords else _NOT_VALID, 401, RefusalReason.WRONG)
         return login
 
     async def _start(self, request: Request, login: Login, next_path: str) -> Response:
