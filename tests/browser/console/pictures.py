@@ -17,6 +17,7 @@ from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
 from tests.browser.console.report_scene import EXPLAINED, open_routed_console
 from tests.browser.console.served_console import Console, open_console, open_page
@@ -45,6 +46,8 @@ SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[
     open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
     open_routed_console: {"console-routes": EXPLAINED},
     open_month: {"console-report": "/report"},
+    open_audited: {"console-audit": "/audit"},
+    open_login: {"console-login": "/login"},
 }
 """Each picture, and the address of its page, by the console that it is of."""
 
@@ -66,7 +69,8 @@ async def take(folder: Path, *, every: bool, names: Collection[str]) -> None:
 async def _take_page(browser: Browser, address: str, file: Path, *, every: bool) -> None:
     for size, (width, height) in _SIZES.items() if every else [("wide", _SIZES["wide"])]:
         for scheme in ("light", "dark") if every else ("light",):
-            async with open_page(browser, address, width=width, height=height, scheme=scheme) as page:
+            is_live = not address.endswith("/login")
+            async with open_page(browser, address, width=width, height=height, scheme=scheme, is_live=is_live) as page:
                 await expect(page.locator("[aria-busy]")).to_have_count(0)
                 for frame in await page.locator("iframe").all():
                     await frame.content_frame.locator("body *").first.wait_for()

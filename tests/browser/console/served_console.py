@@ -101,9 +101,12 @@ async def open_console(folder: Path, **keys: Any) -> AsyncIterator[Console]:
 
 @asynccontextmanager
 async def open_page(
-    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light"
+    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light", is_live: bool = True
 ) -> AsyncIterator[Page]:
-    """A page of the console, live. The browser must have nothing to complain of, and ask nobody else for anything."""
+    """A page of the console, live unless it has no stream.
+
+    The browser must have nothing to complain of, and ask nobody else for anything.
+    """
     complaints: list[str] = []
 
     def find_foreign(requested: str) -> None:
@@ -120,7 +123,8 @@ async def open_page(
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: find_foreign(request.url))
         await page.goto(url)
-        await page.locator("#live.on").wait_for()
+        if is_live:
+            await page.locator("#live.on").wait_for()
         yield page
         assert complaints == [], complaints
 

@@ -4,33 +4,18 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.console.served_console import Console, find_overflow, find_violations, open_console
+from tests.browser.console.login_scene import EMIL, open_closed_console
+from tests.browser.console.served_console import Console, find_overflow, find_violations
 from tests.relay.login.provider import open_provider
-from tests.relay.served_relay import TOKEN
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),  # with the browser
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the provider uses authlib's older part
 ]
-RESPONDER = "the-token-of-emil"
-
-
-@asynccontextmanager
-async def open_closed_console(folder: Path, **auth: Any) -> AsyncIterator[Console]:
-    """A console that needs a login; the client of the test is an admin."""
-    (folder / "token").write_text(TOKEN)
-    (folder / "emil").write_text(RESPONDER)
-    tokens = [
-        {"name": "history", "role": "admin", "file": str(folder / "token")},
-        {"name": "emil", "role": "responder", "file": str(folder / "emil")},
-    ]
-    async with open_console(folder, auth={"bearer_token_file": folder / "token", "tokens": tokens, **auth}) as console:
-        yield console
 
 
 @asynccontextmanager
@@ -65,7 +50,7 @@ async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("alert")).to_have_text("This token is not valid.")
         await check_look(page)
-        await page.keyboard.type(RESPONDER)
+        await page.keyboard.type(EMIL)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="Audit")).to_be_visible()
         assert page.url == f"{console.url}/audit?limit=50"
@@ -101,7 +86,7 @@ async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(
 async def test_an_open_page_leads_to_the_login_once_its_session_has_ended(chromium: Browser, tmp_path: Path) -> None:
     async with open_closed_console(tmp_path) as console, open_browser(chromium) as (context, page):
         await page.goto(f"{console.url}/audit")
-        await page.get_by_label("Token").fill(RESPONDER)
+        await page.get_by_label("Token").fill(EMIL)
         await page.keyboard.press("Enter")
         await expect(page.locator("#live.on")).to_be_visible()
         await context.clear_cookies()
