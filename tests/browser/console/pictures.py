@@ -17,6 +17,7 @@ from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
 from tests.browser.console.now_scene import open_bad_day
 from tests.browser.console.quarantine_scene import seed_quarantine
@@ -57,6 +58,8 @@ SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[
     open_month: {"console-report": "/report"},
     open_quarantine: {"console-quarantine": "/quarantine"},
     open_bad_day: {"console-now": "/"},
+    open_audited: {"console-audit": "/audit"},
+    open_login: {"console-login": "/login"},
 }
 """Each picture, and the address of its page, by the console that it is of."""
 
@@ -78,7 +81,8 @@ async def take(folder: Path, *, every: bool, names: Collection[str]) -> None:
 async def _take_page(browser: Browser, address: str, file: Path, *, every: bool) -> None:
     for size, (width, height) in _SIZES.items() if every else [("wide", _SIZES["wide"])]:
         for scheme in ("light", "dark") if every else ("light",):
-            async with open_page(browser, address, width=width, height=height, scheme=scheme) as page:
+            is_live = not address.endswith("/login")
+            async with open_page(browser, address, width=width, height=height, scheme=scheme, is_live=is_live) as page:
                 await expect(page.locator("[aria-busy]")).to_have_count(0)
                 for frame in await page.locator("iframe").all():
                     await frame.content_frame.locator("body *").first.wait_for()
