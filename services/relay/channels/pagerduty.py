@@ -21,10 +21,12 @@ An event that PagerDuty calls invalid is an error of the message, unless PagerDu
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
+from services.relay.channels.curl_command import JSON_TYPE, build_posts
 from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.pagerduty_event import Action, build_dedup_key, build_event
 from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
@@ -89,6 +91,12 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
     def dedup_scope(self) -> Hashable:
         """A service: the key of one of its incidents is the same for every receiver."""
         return self.url, self.routing_key_file
+
+    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
+        """See the base."""
+        # The routing key is the first value of an event: out of the shell's quotes, and into them again.
+        masked, variable = f'{{"routing_key":"{MASK}"', """{"routing_key":"'"$PAGERDUTY_ROUTING_KEY"'\""""
+        return build_posts(shlex.quote(self.url), [JSON_TYPE], payload, {masked: variable})
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         """The channel, with `timeout` seconds for a whole send."""

@@ -155,6 +155,15 @@ class EditingChannel(Channel, Protocol):
         ...
 
 
+@runtime_checkable
+class AddressingChannel(Channel, Protocol):
+    """A channel whose provider knows where a message can be read."""
+
+    async def find_address(self, receipt: Receipt) -> str:
+        """The http(s) address of the message of a receipt. Asks the provider, changes nothing. Raises SendError."""
+        ...
+
+
 class ChannelSettings(Section):
     """The settings of any channel; each kind adds its own keys and a `kind`."""
 
@@ -190,6 +199,19 @@ class ChannelSettings(Section):
 
     def edit_scope(self) -> str | None:
         """What shares one limit of edits, equal in all replicas; None if messages of this channel are not edited."""
+        return None
+
+    def has_address(self, receipt: Receipt) -> bool:  # noqa: ARG002  # for those that have one
+        """Whether it is an `AddressingChannel` that finds the message of this receipt."""
+        return False
+
+    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # for those that have one
+        """What sends a payload again by hand, each secret as a variable; None where no request of curl does.
+
+        Args:
+            delivery_id: of the delivery that it was.
+            payload: as it was sent, credentials masked.
+        """
         return None
 
     @property

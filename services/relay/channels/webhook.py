@@ -23,6 +23,7 @@ http(s) or absent.
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -30,6 +31,7 @@ from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
+from services.relay.channels.curl_command import JSON_TYPE, build_posts
 from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.port import Attempt, ChannelSettings, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
@@ -98,6 +100,12 @@ class WebhookSettings(EgressSettings, ChannelSettings):
     def destination(self) -> str:
         """See the base; without the path, which may hold a secret."""
         return urlsplit(self.url).hostname or "" if self.url else "the address in `url_file`"
+
+    def build_curl(self, delivery_id: str, payload: str) -> str | None:
+        """See the base; without a signature, which holds for one moment, and with the address as a variable."""
+        token = ['-H "Authorization: Bearer $WEBHOOK_TOKEN"'] if self.token_file else []
+        key = f"-H {shlex.quote(f'Idempotency-Key: {delivery_id}')}"
+        return build_posts('"$WEBHOOK_URL"', [*token, JSON_TYPE, key], payload)
 
     def connect(self, timeout: float) -> "WebhookChannel":
         """The channel, with `timeout` seconds for a whole send."""

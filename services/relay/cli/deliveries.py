@@ -15,7 +15,7 @@ from rich.text import Text
 from services.relay.cli.command_context import add_config_option, parse_limit, run_with_outbox
 from services.relay.config import RelaySettings
 from services.relay.outbox import queries
-from services.relay.outbox.delivery_search import DeliveryFilter, Place
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import (
     AttemptRow,
@@ -201,10 +201,10 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
 async def _iterate_deliveries(
     store: Store, delivery_filter: DeliveryFilter, limit: int
 ) -> AsyncIterator[queries.DeliverySummary]:
-    place: Place | None = Place()
-    while limit > 0 and place is not None:
-        page = await queries.list_deliveries(store, delivery_filter, limit=min(limit, _PAGE_SIZE), place=place)
+    position: Position | None = Position()
+    while limit > 0 and position is not None:
+        page = await queries.list_deliveries(store, delivery_filter, limit=min(limit, _PAGE_SIZE), position=position)
         for delivery in page.deliveries:
             yield delivery
         limit -= len(page.deliveries)
-        place = None if page.older is None else Place(before=page.older)
+        position = None if page.older is None else Position(before=page.older)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,10 +17,12 @@ from services.relay.console.api.quarantine import QuarantineEndpoint
 from services.relay.console.api.report import ReportEndpoint
 from services.relay.console.api.routes import RoutesEndpoint
 from services.relay.console.channel_actions import ChannelActions
+from services.relay.console.delivery_actions import DeliveryActions
 from services.relay.console.events import ChangeStream
 from services.relay.console.incidents.reader import IncidentReader
 from services.relay.console.pages.audit import AuditPages
 from services.relay.console.pages.channels import ChannelsPages
+from services.relay.console.pages.deliveries import DeliveriesPages
 from services.relay.console.pages.incidents import IncidentPages
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.login import LoginPages
@@ -38,6 +41,7 @@ from services.relay.monitors.channel_checks import ChannelChecker
 from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.sending_elsewhere import ACTION
 from services.relay.rendering import WebhookRenderer
 from services.relay.report.reader import ReportReader
 from shared.config.server_settings import Role
@@ -80,8 +84,16 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     explainer = RouteExplainer(settings, AlertmanagerTrees(settings.alertmanager))
     reader = IncidentReader(store, parts.exporter, settings.link_rules)
     actions = ChannelActions(store, settings, parts.checker, parts.wake_channels)
+    delivery_actions = DeliveryActions(store, settings.channels, parts.wake_channels, parts.metrics)
+    api = _Api(
+        channels=ChannelsEndpoint(store, channels, actions),
+        deliveries=DeliveriesEndpoint(store, parts.wake_channels, delivery_actions),
+        incidents=IncidentsEndpoint(store, reader, settings.acknowledging_channels, parts.wake_channels, parts.metrics),
+        quarantine=QuarantineEndpoint(store, parts.replays),
+        report=ReportEndpoint(reports),
+    )
     return [
-        *_build_api_routes(parts, ChannelsEndpoint(store, channels, actions), ReportEndpoint(reports), reader),
+        *_build_api_routes(api),
         *RoutesEndpoint(explainer).build_routes(),
         *renderer.build_routes(),
         *parts.changes.build_routes(),
@@ -89,6 +101,7 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
         *IncidentPages(
             store, renderer, reader, settings, parts.wake_channels, parts.wake_silences, parts.metrics
         ).build_routes(),
+        *DeliveriesPages(store, settings, renderer, delivery_actions).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
         *RoutesPages(explainer, settings, renderer).build_routes(),
         *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),
@@ -101,14 +114,15 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
     ]
 
 
-def _build_api_routes(
-    parts: ConsoleParts, channels: ChannelsEndpoint, report: ReportEndpoint, reader: IncidentReader
-) -> list[ProtectedRoute]:
-    store, settings, wake_channels = parts.store, parts.settings, parts.wake_channels
-    deliveries = DeliveriesEndpoint(store, settings.channels, wake_channels)
-    quarantine = QuarantineEndpoint(store, parts.replays)
-    incidents = IncidentsEndpoint(store, reader, settings.acknowledging_channels, wake_channels, parts.metrics)
+class _Api(NamedTuple):
+    channels: ChannelsEndpoint
+    deliveries: DeliveriesEndpoint
+    incidents: IncidentsEndpoint
+    quarantine: QuarantineEndpoint
+    report: ReportEndpoint
 
+
+def _build_api_routes(api: _Api) -> list[ProtectedRoute]:
     def route(path: str, endpoint: Endpoint, needs: Role, action: str | None = None) -> ProtectedRoute:
         methods = ["GET"] if action is None else ["POST"]
         return ProtectedRoute(
@@ -116,21 +130,22 @@ def _build_api_routes(
         )
 
     return [
-        route("/api/channels", channels.list, Role.VIEWER),
-        route("/api/channels/{name}/check", channels.check, Role.RESPONDER, "check channel"),
-        route("/api/channels/{name}/test", channels.test, Role.RESPONDER, "test channel"),
-        route("/api/deliveries", deliveries.list, Role.VIEWER),
-        route("/api/deliveries/retry", deliveries.retry_all, Role.ADMIN, "retry all"),
-        route("/api/deliveries/{id}", deliveries.get, Role.VIEWER),
-        route("/api/deliveries/{id}/retry", deliveries.retry, Role.RESPONDER, "retry"),
-        route("/api/incidents", incidents.list, Role.VIEWER),
-        route("/api/incidents/{id}", incidents.get, Role.VIEWER),
-        route("/api/incidents/{id}/acknowledge", incidents.acknowledge, Role.RESPONDER, "acknowledge"),
-        route("/api/incidents/{id}/unacknowledge", incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
-        route("/api/report", report.get, Role.VIEWER),
-        route("/api/quarantine", quarantine.list, Role.VIEWER),
-        route("/api/quarantine/{id}", quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
-        route("/api/quarantine/{id}/replay", quarantine.replay, Role.ADMIN, "replay"),
+        route("/api/channels", api.channels.list, Role.VIEWER),
+        route("/api/channels/{name}/check", api.channels.check, Role.RESPONDER, "check channel"),
+        route("/api/channels/{name}/test", api.channels.test, Role.RESPONDER, "test channel"),
+        route("/api/deliveries", api.deliveries.list, Role.VIEWER),
+        route("/api/deliveries/retry", api.deliveries.retry_all, Role.ADMIN, "retry all"),
+        route("/api/deliveries/{id}", api.deliveries.get, Role.VIEWER),
+        route("/api/deliveries/{id}/retry", api.deliveries.retry, Role.RESPONDER, "retry"),
+        route("/api/deliveries/{id}/send", api.deliveries.send, Role.RESPONDER, ACTION),
+        route("/api/incidents", api.incidents.list, Role.VIEWER),
+        route("/api/incidents/{id}", api.incidents.get, Role.VIEWER),
+        route("/api/incidents/{id}/acknowledge", api.incidents.acknowledge, Role.RESPONDER, "acknowledge"),
+        route("/api/incidents/{id}/unacknowledge", api.incidents.unacknowledge, Role.RESPONDER, "unacknowledge"),
+        route("/api/report", api.report.get, Role.VIEWER),
+        route("/api/quarantine", api.quarantine.list, Role.VIEWER),
+        route("/api/quarantine/{id}", api.quarantine.get_body, Role.ADMIN),  # it may contain misdirected secrets
+        route("/api/quarantine/{id}/replay", api.quarantine.replay, Role.ADMIN, "replay"),
     ]
 
 

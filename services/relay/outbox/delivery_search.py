@@ -50,7 +50,7 @@ class DeliveryFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Where a page begins; no field is set for the page of the newest."""
 
     before: int | None = None
@@ -59,7 +59,7 @@ class Place:
     """In front of the page whose `newer` this is."""
 
 
-NEWEST: Final = Place()
+NEWEST: Final = Position()
 
 
 class Examined(NamedTuple):
@@ -100,30 +100,30 @@ _EXAMINED_COLUMNS: Final = (
 
 
 def search_deliveries(
-    connection: Connection, filter_: DeliveryFilter, place: Place, limit: int, max_examined: int | None = None
+    connection: Connection, filter_: DeliveryFilter, position: Position, limit: int, max_examined: int | None = None
 ) -> SearchResult:
     """The deliveries of one page.
 
     Args:
         connection: to read with.
         filter_: which deliveries.
-        place: where the page begins.
+        position: where the page begins.
         limit: how many, at most.
         max_examined: how many are examined at most; None takes the usual number.
     """
     if max_examined is None:
         max_examined = MAX_EXAMINED if filter_.text is None else MAX_EXAMINED_FOR_TEXT
-    examined = _examine(filter_, place, max_examined)
-    seqs = _build_search(filter_, examined, place, limit + 1).fetch_all(connection)
-    if place.after is not None:
+    examined = _examine(filter_, position, max_examined)
+    seqs = _build_search(filter_, examined, position, limit + 1).fetch_all(connection)
+    if position.after is not None:
         if len(seqs) > limit:
             seqs = seqs[:limit][::-1]
             return SearchResult(seqs, seqs[-1], seqs[0])
         end = _read_end(connection, examined)
         if end.delivery_count < max_examined:  # the newest are fewer than a page has
             return search_deliveries(connection, filter_, NEWEST, limit, max_examined)
-        return SearchResult(seqs[::-1], seqs[0] if seqs else place.after + 1, end.last_seq, _describe(end))
-    newer = None if place.before is None else place.before - 1
+        return SearchResult(seqs[::-1], seqs[0] if seqs else position.after + 1, end.last_seq, _describe(end))
+    newer = None if position.before is None else position.before - 1
     if seqs and newer is not None:
         newer = seqs[0]
     if len(seqs) > limit:
@@ -134,16 +134,16 @@ def search_deliveries(
     return SearchResult(seqs, end.first_seq, newer, _describe(end))
 
 
-def _examine(filter_: DeliveryFilter, place: Place, max_examined: int) -> Subquery:
+def _examine(filter_: DeliveryFilter, position: Position, max_examined: int) -> Subquery:
     """The deliveries to examine, by the index that fits best."""
     query = select(*_EXAMINED_COLUMNS).where(*_list_indexed_conditions(filter_))
     # `+ 0`: otherwise a database would search what is unsettled, or of one incident, among all, in their order.
     is_sorted = filter_.incident_id is not None or filter_.digest is not None or filter_.state in UNSETTLED
     order: ColumnElement[Any] = _delivery.seq + 0 if is_sorted else _delivery.seq.expression
-    if place.after is not None:
-        query = query.where(_delivery.seq > place.after).order_by(order)
-    elif place.before is not None:
-        query = query.where(_delivery.seq < place.before).order_by(order.desc())
+    if position.after is not None:
+        query = query.where(_delivery.seq > position.after).order_by(order)
+    elif position.before is not None:
+        query = query.where(_delivery.seq < position.before).order_by(order.desc())
     else:
         query = query.order_by(order.desc())
     return query.limit(max_examined).subquery("examined")
@@ -171,7 +171,7 @@ def _list_indexed_conditions(filter_: DeliveryFilter) -> Iterator[ColumnElement[
         yield _delivery.accepted_at <= filter_.until
 
 
-def _build_search(filter_: DeliveryFilter, examined: Subquery, place: Place, limit: int) -> RowQuery[int]:
+def _build_search(filter_: DeliveryFilter, examined: Subquery, position: Position, limit: int) -> RowQuery[int]:
     """The numbers of those that match, from the page's beginning on."""
     found = examined.c
     query: Select[Any] = select(found.seq)
@@ -189,7 +189,7 @@ def _build_search(filter_: DeliveryFilter, examined: Subquery, place: Place, lim
         query = query.where(incidents.c.service == filter_.service)
     if filter_.text is not None:
         query = query.where(_contains_text(examined, filter_.text))
-    query = query.order_by(found.seq if place.after is not None else found.seq.desc()).limit(limit)
+    query = query.order_by(found.seq if position.after is not None else found.seq.desc()).limit(limit)
     return RowQuery(int, query)
 
 

@@ -161,6 +161,14 @@ def build_fallback_deliveries(
     return new
 
 
+def find_missing_events(
+    transaction: Transaction, incident_id: str, channel: str, first_event_seq: int, last_event_seq: int
+) -> list[int]:
+    """The numbers of the events of an incident, from one to another, that a channel has no delivery of; in order."""
+    span = {"incident": incident_id, "first": first_event_seq, "last": last_event_seq, "channel": channel}
+    return [event.seq for event in _MISSING_EVENTS.fetch_all(transaction.connection, span)]
+
+
 def _read_unserved_channels(connection: Connection, configured: Collection[str], store: Store) -> list[str]:
     before = dialect.read_clock(connection, store.clock) - UNSERVED_AFTER
     return _UNSERVED_CHANNELS.fetch_all(connection, {"configured": sorted(configured), "before": before})

@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Examined, Place, search_deliveries
+from services.relay.model import Event, decode_event
+from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Examined, Position, search_deliveries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_values
 from services.relay.outbox.tables import (
@@ -81,6 +82,8 @@ class DeliveryDetails:
     """The deliveries that were merged into it; those that retention has pruned are missing."""
     payload: str | None
     """What was last sent, that of its digest included, credentials masked; None before the first attempt."""
+    due_at: float
+    """When it may be claimed, unix seconds; while it is being sent, when its lease ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,8 @@ class _CountRow(NamedTuple):
     oldest_accepted_at: float
 
 
+_MAX_EVENT: Final = 256 * 1024
+"""Bytes of an event over which it is not read for a person."""
 _of = deliveries.c
 _of_attempt = attempts.c
 _SUMMARIES: Final = RowQuery(
@@ -191,6 +196,10 @@ _SUMMARIES: Final = RowQuery(
 )
 _PAGE: Final = _SUMMARIES.where(_of.seq.in_(bindparam("seqs", expanding=True))).order_by(_of.seq.desc())
 _SUMMARY: Final = _SUMMARIES.where(_of.id == bindparam("delivery"))
+_DUE_AT: Final = select_values(float, _of.due_at).where(_of.id == bindparam("delivery"))
+_EVENT: Final = select_values(bytes, events.c.event).where(
+    events.c.id == bindparam("event"), func.length(events.c.event) <= _MAX_EVENT
+)
 _PAYLOAD: Final = select_values(bytes, _of.payload).where(_of.id == bindparam("delivery"), _of.payload.is_not(None))
 _DIGEST_PAYLOAD: Final = (
     select_values(bytes, _of.payload).where(_of.digest_id == bindparam("digest"), _of.payload.is_not(None)).limit(1)
@@ -223,21 +232,23 @@ _COUNTS: Final = RowQuery(
 ).where(IS_UNSETTLED)
 
 
-async def list_deliveries(store: Store, filter_: DeliveryFilter, *, limit: int, place: Place = NEWEST) -> DeliveryPage:
+async def list_deliveries(
+    store: Store, filter_: DeliveryFilter, *, limit: int, position: Position = NEWEST
+) -> DeliveryPage:
     """Deliveries, the newest first.
 
     Args:
         store: the outbox.
         filter_: which of them.
         limit: at most so many.
-        place: where the page begins.
+        position: where the page begins.
 
     Raises:
         StoreUnavailableError: they cannot be read.
     """
 
     def read(connection: Connection) -> DeliveryPage:
-        found = search_deliveries(connection, filter_, place, limit)
+        found = search_deliveries(connection, filter_, position, limit)
         rows = _PAGE.fetch_all(connection, {"seqs": found.seqs}) if found.seqs else []
         return DeliveryPage([row.build_summary() for row in rows], found.older, found.newer, found.examined)
 
@@ -247,6 +258,15 @@ async def list_deliveries(store: Store, filter_: DeliveryFilter, *, limit: int, 
 async def read_delivery(store: Store, delivery_id: str) -> DeliveryDetails | None:
     """One delivery with its attempts and payload; None if there is none. Raises StoreUnavailableError."""
     return await store.read(lambda connection: _read_details(connection, delivery_id))
+
+
+async def read_event(store: Store, event_id: str) -> Event | None:
+    """An event; None if it is not stored, or too large to be shown. Raises StoreUnavailableError."""
+    event_json = await store.read(lambda connection: _EVENT.fetch_first(connection, {"event": event_id}))
+    try:
+        return None if event_json is None else decode_event(event_json)
+    except ValueError:  # something else than this program wrote it
+        return None
 
 
 def count_deliveries(connection: Connection) -> list[DeliveryCount]:
@@ -279,6 +299,7 @@ def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails |
         attempts=_ATTEMPTS.fetch_all(connection, {"seq": row.seq}),
         supersedes=_SUPERSEDED.fetch_all(connection, superseded),
         payload=None if payload is None else zlib.decompress(payload).decode(),
+        due_at=_DUE_AT.fetch_one(connection, values),
     )
 
 

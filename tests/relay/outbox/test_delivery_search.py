@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, event, select, update
 
 from services.relay.outbox import delivery_search
-from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Place, SearchResult, search_deliveries
+from services.relay.outbox.delivery_search import NEWEST, DeliveryFilter, Position, SearchResult, search_deliveries
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import list_deliveries
 from services.relay.outbox.tables import DeliveryState, attempts, deliveries, incidents
@@ -24,9 +24,9 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
-async def search(store: Store, filter_: DeliveryFilter, place: Place = NEWEST, **bounds: Any) -> SearchResult:
+async def search(store: Store, filter_: DeliveryFilter, position: Position = NEWEST, **bounds: Any) -> SearchResult:
     return await store.read(
-        partial(search_deliveries, filter_=filter_, place=place, limit=bounds.pop("limit", 100), **bounds)
+        partial(search_deliveries, filter_=filter_, position=position, limit=bounds.pop("limit", 100), **bounds)
     )
 
 
@@ -77,13 +77,13 @@ async def test_pages_follow_one_another_both_ways(store: Store, filter_: Deliver
         await rows.delivery(events, "email", DeliveryState.DEAD)
     forth = [await search(store, filter_, limit=10)]
     while forth[-1].older is not None:
-        forth.append(await search(store, filter_, Place(before=forth[-1].older), limit=10))
+        forth.append(await search(store, filter_, Position(before=forth[-1].older), limit=10))
     seqs = [seq for page in forth for seq in page.seqs]
     assert seqs == sorted(seqs, reverse=True)
     assert len(seqs) == (50 if filter_ == DeliveryFilter() else 25)
     back = [forth[-1]]
     while back[-1].newer is not None:
-        back.append(await search(store, filter_, Place(after=back[-1].newer), limit=10))
+        back.append(await search(store, filter_, Position(after=back[-1].newer), limit=10))
     assert back[-1].seqs == forth[0].seqs  # whoever goes back arrives at a whole first page
     assert {seq for page in back for seq in page.seqs} == set(seqs)
 
@@ -93,24 +93,24 @@ async def test_a_page_says_how_far_it_searched_and_the_next_one_goes_on(store: S
     wanted = await rows.delivery(await rows.event("wanted", age=500), "email", remark="find me")
     for number in range(25):
         await rows.delivery(await rows.event(f"{number}", age=400 - number), "slack")
-    filter_, pages, place = DeliveryFilter(text="find me"), [], NEWEST
+    filter_, pages, position = DeliveryFilter(text="find me"), [], NEWEST
     accepted = await store.read(lambda connection: connection.execute(select(deliveries.c.accepted_at)).scalars().all())
     while True:
-        pages.append(await search(store, filter_, place, max_examined=10))
+        pages.append(await search(store, filter_, position, max_examined=10))
         if pages[-1].older is None:
             break
-        place = Place(before=pages[-1].older)
+        position = Position(before=pages[-1].older)
     assert [page.examined and page.examined.number for page in pages] == [10, 10, None]
     assert pages[0].examined
     assert pages[0].examined.back_to == pytest.approx(sorted(accepted)[-10])
-    found = await list_deliveries(store, filter_, limit=5, place=Place(before=pages[-2].older))
+    found = await list_deliveries(store, filter_, limit=5, position=Position(before=pages[-2].older))
     assert [delivery.id for delivery in found.deliveries] == [wanted]
-    back = await search(store, filter_, Place(after=pages[-1].seqs[0]), max_examined=10)
+    back = await search(store, filter_, Position(after=pages[-1].seqs[0]), max_examined=10)
     assert (back.seqs, back.examined and back.examined.number) == ([], 10)
     assert back.newer == pages[-1].seqs[0] + 10
 
 
-def explain(connection: Connection, filter_: DeliveryFilter, place: Place) -> str:
+def explain(connection: Connection, filter_: DeliveryFilter, position: Position) -> str:
     """How the database would find what to examine; what follows is about these deliveries alone."""
     explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
 
@@ -118,13 +118,13 @@ def explain(connection: Connection, filter_: DeliveryFilter, place: Place) -> st
     def _explained(*execution: Any) -> tuple[str, Any]:
         return f"{explain} {execution[2]}", execution[3]
 
-    examined = delivery_search._examine(filter_, place, 50)
+    examined = delivery_search._examine(filter_, position, 50)
     return str(connection.execute(select(examined.c.seq)).cursor.fetchall())
 
 
 async def test_every_search_goes_by_an_index(database: DatabaseUrl) -> None:
     indexes: dict[str, DeliveryFilter] = {
-        "deliveries_unsettled": DeliveryFilter(state=DeliveryState.DEAD, channel="email-secops"),
+        "deliveries_unsettled": DeliveryFilter(state=DeliveryState.RETRYING, channel="email-secops"),
         "deliveries_of_episode": DeliveryFilter(incident_id="one", channel="slack"),
         "deliveries_of_digest": DeliveryFilter(digest="one"),
         "deliveries_by_time": DeliveryFilter(since=time.time() - 86400.0, until=time.time() - 80000.0),
@@ -132,13 +132,13 @@ async def test_every_search_goes_by_an_index(database: DatabaseUrl) -> None:
     async with open_store(database, time.time) as store:
         await seed_history(store, 4_000)
         await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
-        for place in (NEWEST, Place(before=3_000), Place(after=2_000)):
-            plan = await store.read(partial(explain, filter_=DeliveryFilter(text="x", channel="y"), place=place))
+        for position in (NEWEST, Position(before=3_000), Position(after=2_000)):
+            plan = await store.read(partial(explain, filter_=DeliveryFilter(text="x", channel="y"), position=position))
             assert "TEMP B-TREE" not in plan, plan
             assert "Sort" not in plan, plan
             assert "deliveries_pkey" in plan or "SCAN deliveries" in plan or "PRIMARY KEY" in plan, plan
         for index, filter_ in indexes.items():
-            plan = await store.read(partial(explain, filter_=filter_, place=NEWEST))
+            plan = await store.read(partial(explain, filter_=filter_, position=NEWEST))
             assert index in plan, plan
             assert "Seq Scan on deliveries" not in plan, plan
 
@@ -151,12 +151,12 @@ async def test_a_month_of_deliveries_is_paged_without_a_gap(store: Store) -> Non
         DeliveryFilter(text="invalid_blocks"),
     ):
         whole = (await search(store, filter_, limit=5_000)).seqs
-        pages, place = [], NEWEST
+        pages, position = [], NEWEST
         while True:
-            page = await search(store, filter_, place, limit=40, max_examined=300)
+            page = await search(store, filter_, position, limit=40, max_examined=300)
             pages += page.seqs
             if page.older is None:
                 break
-            place = Place(before=page.older)
+            position = Position(before=page.older)
         assert pages == whole
         assert 0 < len(whole) < history.delivery_count

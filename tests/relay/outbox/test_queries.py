@@ -11,7 +11,7 @@ from sqlalchemy import insert
 
 from services.relay.outbox import queries
 from services.relay.outbox.dead_letters import DeadLetterFilter
-from services.relay.outbox.delivery_search import DeliveryFilter, Place
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.queries import AttemptRow, ChannelState, list_deliveries
@@ -36,7 +36,7 @@ async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_
     made = [await rows.delivery(event, f"channel-{number}") for number in range(7)]
     found, before, pages = [], None, 0
     while pages == 0 or before is not None:
-        page = await list_deliveries(store, DeliveryFilter(), limit=3, place=Place(before=before))
+        page = await list_deliveries(store, DeliveryFilter(), limit=3, position=Position(before=before))
         found += [delivery.id for delivery in page.deliveries]
         before, pages = page.older, pages + 1
         await rows.delivery(event, f"later-{pages}")

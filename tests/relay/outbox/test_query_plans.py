@@ -206,6 +206,7 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
 async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
     looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "incidents_open_by_severity": (open_incidents._OPEN_OF_SEVERITY, {"level": "critical", "most": 20}),
+        "deliveries_delivered": (delivery_times._DELIVERED, {"since": time.time() + 60, "millis": 300_000}),
         "deliveries_dead": (delivery_times._DEAD, {"since": time.time() + 60, "millis": 300_000}),
     }
     async with open_store(database, time.time) as store:

@@ -22,6 +22,7 @@ class ChatMethods:
             "chat.postEphemeral": ("chat:write", self._post_ephemeral),
             "chat.update": ("chat:write", self._update),
             "chat.delete": ("chat:write", self._delete),
+            "chat.getPermalink": ("", self._get_permalink),
         }
 
     def _post(self, arguments: Json) -> Json:
@@ -40,6 +41,17 @@ class ChatMethods:
         )
         self._workspace.add_message(channel, message)
         return {"channel": channel.id, "ts": message.ts, "message": message.to_json(with_metadata=True)}
+
+    def _get_permalink(self, arguments: Json) -> Json:
+        """Slack's own form of an address; here it leads to the page that shows the message."""
+        channel = self._workspace.find_channel(arguments)
+        if channel is None:
+            raise SlackRefusedError("channel_not_found")
+        ts = str(arguments.get("message_ts") or "")
+        if channel.find(ts) is None:
+            raise SlackRefusedError("message_not_found")
+        page = str(arguments["base_url"]).removesuffix("slack")
+        return {"channel": channel.id, "permalink": f"{page}?archives={channel.id}/p{ts.replace('.', '')}"}
 
     def _post_ephemeral(self, arguments: Json) -> Json:
         channel = self._workspace.find_channel_to_post(arguments)

@@ -11,6 +11,7 @@ by which mail programs and servers recognise it.
 import asyncio
 import email.policy
 import re
+import shlex
 from collections.abc import Hashable, Sequence
 from email.headerregistry import Address as MailAddress
 from email.utils import getaddresses, parseaddr
@@ -20,6 +21,7 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
+from services.relay.channels.curl_command import build_mail as build_mail_command
 from services.relay.channels.email.diagnosis import SmtpDiagnosis
 from services.relay.channels.email.mail import build_mail
 from services.relay.channels.email.recipients import RecipientReplies, format_replies
@@ -100,6 +102,18 @@ class EmailSettings(EgressSettings, ChannelSettings):
     def destination(self) -> str:
         """See the base."""
         return ", ".join(self.to)
+
+    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
+        """See the base."""
+        scheme = "smtps" if self.tls == "implicit" else "smtp"
+        url = shlex.quote(f"{scheme}://{self.host}:{self.port or _DEFAULT_PORTS[self.tls]}")
+        sender, *recipients = (shlex.quote(parseaddr(each)[1]) for each in (self.sender, *self.to))
+        options = [f"--mail-from {sender}", *(f"--mail-rcpt {each}" for each in recipients)]
+        if self.tls == "starttls":
+            options.append("--ssl-reqd")
+        if self.username is not None:
+            options.append(f'--user {shlex.quote(self.username)}:"$SMTP_PASSWORD"')
+        return build_mail_command(url, options, payload)
 
     def connect(self, timeout: float) -> "EmailChannel":
         """The channel, with `timeout` seconds for a whole send."""

@@ -12,6 +12,7 @@ With `files:write` it uploads charts, and texts that are too long for a reply.
 
 import hashlib
 import re
+import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ import structlog
 from pydantic import BeforeValidator, model_validator
 from slack_sdk.web.async_client import AsyncWebClient
 
+from services.relay.channels.curl_command import JSON_TYPE, build_posts
 from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
@@ -46,6 +48,7 @@ from services.relay.channels.slack.web_api import (
     THREAD_ERRORS,
     SlackApi,
     SlackError,
+    build_invalid_reply_error,
     create_client,
 )
 from services.relay.http_session import HttpSession, encode_json
@@ -125,6 +128,17 @@ class SlackSettings(EgressSettings, ChannelSettings):
         if self.token_file is None:
             return None
         return hashlib.sha256(f"{self.api_url} {self.token_file}".encode()).hexdigest()[:16]
+
+    def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
+        """See the base."""
+        if self.token_file is None:
+            return build_posts('"$SLACK_WEBHOOK_URL"', [JSON_TYPE], payload)
+        url = shlex.quote(f"{self.api_url.rstrip('/')}/chat.postMessage")
+        return build_posts(url, ['-H "Authorization: Bearer $SLACK_TOKEN"', JSON_TYPE], payload)
+
+    def has_address(self, receipt: Receipt) -> bool:
+        """See the base; what an incoming webhook posted, nobody finds again."""
+        return self.token_file is not None and bool(receipt.get("ts"))
 
     @property
     def destination(self) -> str:
@@ -208,6 +222,17 @@ class SlackChannel:
                     raise
                 return await self._replace(api, call, message, token)
         return message.task.first_receipt or {}
+
+    async def find_address(self, receipt: Receipt) -> str:
+        """The permalink of a post: https://docs.slack.dev/reference/methods/chat.getPermalink. It needs no scope."""
+        token = read_secret(self._token)
+        api = SlackApi(self._get_client(token), token, create_read_only_call(), self._clock())
+        arguments = {"channel": receipt.get("channel", ""), "message_ts": receipt.get("ts", "")}
+        answer = await api.read("chat.getPermalink", arguments)
+        address = answer.get("permalink")
+        if not isinstance(address, str) or not address.startswith(("https://", "http://")):
+            raise build_invalid_reply_error()
+        return address
 
     def render_payload(self, message: Message) -> str:
         """The arguments as JSON; the token is in a header."""

@@ -1,23 +1,29 @@
-"""`/api/deliveries`: deliveries and their requeue. Times are RFC 3339 in UTC with milliseconds."""
+"""`/api/deliveries`: deliveries, and what callers do with them. Times are RFC 3339 in UTC with milliseconds."""
 
-from collections.abc import Callable, Collection, Iterable
-from typing import Final
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Annotated, Final
 
+import msgspec
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
 from services.relay.outbox import queries
 from services.relay.outbox.dead_letters import NO_ATTEMPT
-from services.relay.outbox.delivery_search import DeliveryFilter, Place
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
-from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel, retry_delivery
+from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel
+from services.relay.outbox.sending_elsewhere import NotSendableError
 from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import SendReason
 from shared.http.authorization import describe_action
+from shared.http.body_limits import BODY_SECONDS, BodyTooLargeError, read_body
 from shared.http.json_api import build_error_response, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
+from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
 DEAD_LETTER_REASONS: Final = (*(reason.value for reason in SendReason if reason is not SendReason.OK), NO_ATTEMPT)
 _FILTERS: Final = (
@@ -26,18 +32,31 @@ _FILTERS: Final = (
 )
 
 
+_MAX_BODY: Final = 4096
+
+
+class _SendRequest(msgspec.Struct):
+    """The body of `POST /api/deliveries/{id}/send`."""
+
+    channel: Annotated[str, msgspec.Meta(max_length=200)]
+
+
+_SEND_REQUEST: Final = msgspec.json.Decoder(_SendRequest)
+
+
 class DeliveriesEndpoint:
     """The endpoints of deliveries.
 
     Args:
         store: the outbox.
-        channels: the configured names.
         wake_channels: called with the channels that have something new to deliver.
+        actions: what callers do with one delivery.
     """
 
-    def __init__(self, store: Store, channels: Collection[str], wake_channels: Callable[[Iterable[str]], None]) -> None:
+    def __init__(self, store: Store, wake_channels: Callable[[Iterable[str]], None], actions: DeliveryActions) -> None:
         self._store = store
-        self._channels = channels
+        self._actions = actions
+        self._channels = actions.channels
         self._wake_channels = wake_channels
 
     async def list(self, request: Request) -> Response:
@@ -47,7 +66,7 @@ class DeliveriesEndpoint:
         except ValueError as error:
             return build_error_response(400, str(error))
         listed = await queries.list_deliveries(
-            self._store, delivery_filter, limit=page.limit, place=Place(before=page.before)
+            self._store, delivery_filter, limit=page.limit, position=Position(before=page.before)
         )
         rows = [encode_delivery(delivery) for delivery in listed.deliveries]
         end = listed.examined
@@ -62,13 +81,28 @@ class DeliveriesEndpoint:
     async def retry(self, request: Request) -> Response:
         """Delivers a dead letter again."""
         try:
-            now = await retry_delivery(self._store, clean_for_database(request.path_params["id"]), self._channels)
+            now = await self._actions.retry(request)
         except UnknownDeliveryError as error:
             return build_error_response(404, str(error))
         except NotRetryableError as error:
             return build_error_response(409, str(error))
-        self._wake_channels([now.channel])
         return JSONResponse({"id": now.id, "state": now.state, "superseded_by": now.superseded_by}, status_code=202)
+
+    async def send(self, request: Request) -> Response:
+        """Sends the current state of its incident to another channel."""
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                channel = decode_json(_SEND_REQUEST, await read_body(request.stream(), _MAX_BODY)).channel
+            delivery_id = await self._actions.send(request, channel)
+        except (BodyTooLargeError, TimeoutError):
+            return build_error_response(400, f'expected {{"channel": NAME}} in at most {_MAX_BODY} bytes')
+        except UntrustedJsonError as error:
+            return build_error_response(400, f'expected {{"channel": NAME}}: {error}')
+        except (UnknownDeliveryError, UnknownChannelError) as error:
+            return build_error_response(404, str(error))
+        except NotSendableError as error:
+            return build_error_response(409, str(error))
+        return JSONResponse({"id": delivery_id, "channel": channel}, status_code=202)
 
     async def retry_all(self, request: Request) -> Response:
         """Delivers all dead letters of a channel again, or those that were given up for a reason."""

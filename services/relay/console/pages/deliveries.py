@@ -1,0 +1,192 @@
+"""`/deliveries`: what was sent, what was not, and why; and one delivery, with its message as its readers see it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from services.relay.config import RelaySettings
+from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
+from services.relay.console.pages.delivery_query import PATH, parse_query
+from services.relay.console.pages.layout import PageRenderer, redirect
+from services.relay.message_addresses import MessageAddresses, NoAddressError
+from services.relay.outbox import queries
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.queries import DeliveryDetails
+from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError
+from services.relay.outbox.sending_elsewhere import ACTION, NotSendableError
+from services.relay.outbox.tables import UNFINISHED, DeliveryState, clean_for_database
+from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mail, render_message
+from shared.config.server_settings import Role
+from shared.http.authorization import ProtectedRoute
+from shared.http.form import FormError, read_form
+from shared.web.pages import SECURITY_HEADERS
+
+PAGE_SIZE: Final = 50
+LIGHTS: Final[Mapping[DeliveryState, str]] = {
+    DeliveryState.DELIVERED: "healthy",
+    DeliveryState.RETRYING: "degraded",
+    DeliveryState.DEAD: "failing",
+}
+"""The light of a delivery's state; unknown for the others."""
+_RETRYABLE: Final = (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING)
+_MAX_RAW: Final = 50_000
+"""Characters of a payload that the page shows as it is; the API has all."""
+_FRAME_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
+"""Of a page with a mail in a frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What was sent, as the page shows it."""
+
+    message: Markup
+    raw: str
+    """The payload as it is, perhaps cut."""
+    is_cut: bool
+    curl: str | None
+    """The command that sends it again by hand."""
+
+
+class DeliveriesPages:
+    """The list, and one delivery with its actions.
+
+    Args:
+        store: the outbox.
+        settings: the configuration.
+        renderer: renders the templates.
+        actions: what callers do with one delivery.
+    """
+
+    def __init__(self, store: Store, settings: RelaySettings, renderer: PageRenderer, actions: DeliveryActions) -> None:
+        self._store = store
+        self._channels = settings.channels
+        self._renderer = renderer
+        self._actions = actions
+        self._addresses = MessageAddresses(settings.channels)
+
+    def build_routes(self) -> list[ProtectedRoute]:
+        """The routes of the pages and their actions."""
+        page, action = self._renderer.build_page_route, self._renderer.build_action_route
+        return [
+            page(PATH, self._list),
+            page(f"{PATH}/{{id}}", self._show),
+            page(f"{PATH}/{{id}}/mail", self._show_mail),
+            page(f"{PATH}/{{id}}/open", self._open),
+            action(f"{PATH}/{{id}}/retry", self._retry, Role.RESPONDER, "retry"),
+            action(f"{PATH}/{{id}}/send", self._send, Role.RESPONDER, ACTION),
+        ]
+
+    async def _list(self, request: Request) -> Response:
+        query = parse_query(request.query_params)
+        values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": LIGHTS}
+        if query.problems:
+            page = queries.DeliveryPage([], None, None, None)
+        else:
+            page = await queries.list_deliveries(self._store, query.filter, limit=PAGE_SIZE, position=query.position)
+        # Channels that are not configured any more may have deliveries, too: they can be typed.
+        values |= {"page": page, "channels": sorted(self._channels)}
+        status = 400 if query.problems else 200
+        return await self._renderer.render(request, "deliveries.html.j2", values, status=status)
+
+    async def _show(self, request: Request) -> Response:
+        details = await self._read(request)
+        if details is None:
+            return await self._renderer.render(request, "delivery_missing.html.j2", {}, status=404)
+        delivery = details.delivery
+        is_configured = delivery.channel in self._channels
+        values = {
+            "delivery": delivery,
+            "details": details,
+            "light": LIGHTS.get(delivery.state, "unknown"),
+            "kind": self._get_kind(details),
+            "is_unfinished": delivery.state in UNFINISHED,
+            "is_configured": is_configured,
+            "can_retry": is_configured and delivery.state in _RETRYABLE,
+            "other_channels": sorted(name for name in self._channels if name != delivery.channel),
+            "has_address": self._addresses.can_find(delivery.channel, delivery.receipt),
+            "event": await queries.read_event(self._store, delivery.event_id),
+            "content": await run_in_threadpool(self._build_content, details),
+            "mail_sandbox": MAIL_SANDBOX,
+        }
+        response = await self._renderer.render(request, "delivery.html.j2", values)
+        response.headers["Content-Security-Policy"] = _FRAME_POLICY
+        return response
+
+    async def _show_mail(self, request: Request) -> Response:
+        """The mail's HTML, for a sandboxed frame."""
+        details = await self._read(request)
+        if details is None or details.payload is None or self._get_kind(details) != "email":
+            return HTMLResponse("<!doctype html><title>No mail</title><p>There is no mail.", status_code=404)
+        html = await run_in_threadpool(render_mail, details.payload)
+        return HTMLResponse(html, headers={"Content-Security-Policy": MAIL_POLICY})
+
+    async def _open(self, request: Request) -> Response:
+        """Leads to the message at its provider, which is asked for its address."""
+        details = await self._read(request)
+        if details is None:
+            return await self._renderer.render(request, "delivery_missing.html.j2", {}, status=404)
+        try:
+            address = await self._addresses.find(details.delivery.channel, details.delivery.receipt)
+        except NoAddressError as error:
+            return redirect(request, _build_path(details.delivery.id), f"The message has no address: {error}.")
+        return RedirectResponse(address, status_code=303)
+
+    async def _retry(self, request: Request) -> Response:
+        delivery_id = clean_for_database(request.path_params["id"])
+        try:
+            now = await self._actions.retry(request)
+        except (NotRetryableError, UnknownDeliveryError) as error:
+            return redirect(request, _build_path(delivery_id), f"Not retried: {error}.")
+        if now.superseded_by:
+            message = "Retried: this delivery has the current state of its incident."
+            return redirect(request, _build_path(now.superseded_by), message)
+        return redirect(request, _build_path(delivery_id), "It is due now.")
+
+    async def _send(self, request: Request) -> Response:
+        delivery_id = clean_for_database(request.path_params["id"])
+        try:
+            form = await read_form(request)
+            channel = form.get("channel", "")
+            sent = await self._actions.send(request, channel)
+        except (NotSendableError, UnknownChannelError, UnknownDeliveryError, FormError) as error:
+            return redirect(request, _build_path(delivery_id), f"Not sent: {error}.")
+        return redirect(
+            request, _build_path(sent), f"Sent to {channel}: further messages of its incident go there, too."
+        )
+
+    async def _read(self, request: Request) -> DeliveryDetails | None:
+        return await queries.read_delivery(self._store, clean_for_database(request.path_params["id"]))
+
+    def _get_kind(self, details: DeliveryDetails) -> str:
+        """The kind of its channel; empty if that is not configured any more."""
+        return str(getattr(self._channels.get(details.delivery.channel), "kind", ""))
+
+    def _build_content(self, details: DeliveryDetails) -> _Content | None:
+        payload, channel = details.payload, self._channels.get(details.delivery.channel)
+        if payload is None:
+            return None
+        return _Content(
+            render_message(self._get_kind(details), payload),
+            _indent(payload)[:_MAX_RAW],
+            len(payload) > _MAX_RAW,
+            channel.build_curl(details.delivery.id, payload) if channel else None,
+        )
+
+
+def _build_path(delivery_id: str) -> str:
+    return f"{PATH}/{quote(delivery_id, safe='')}"
+
+
+def _indent(payload: str) -> str:
+    """JSON as a person reads it; anything else as it is."""
+    try:
+        return "\n".join(json.dumps(json.loads(line), indent=2, ensure_ascii=False) for line in payload.splitlines())
+    except ValueError:
+        return payload

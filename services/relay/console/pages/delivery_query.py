@@ -1,0 +1,97 @@
+"""The address of a list of deliveries: its filters and its position, and the links to the pages beside it. Pure."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
+from services.relay.outbox.queries import check_text, parse_state
+from shared.http.pagination import format_cursor
+
+PATH: Final = "/deliveries"
+_MAX_TEXT: Final = 200
+
+
+def _parse_text(text: str) -> str:
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f"expected at most {_MAX_TEXT} characters")
+    return check_text(text)
+
+
+def _parse_time(text: str) -> float:
+    """A time of a form, which is in UTC, or one with its zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("expected a time in UTC, such as 2026-11-24T22:46") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _parse_cursor(text: str) -> int:
+    if not re.fullmatch("[0-9a-f]{1,15}", text):
+        raise ValueError("expected a link of this page")
+    return int(text, 16)
+
+
+_FIELDS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "text": _parse_text,
+    "state": parse_state,
+    "channel": _parse_text,
+    "alertname": _parse_text,
+    "service": _parse_text,
+    "since": _parse_time,
+    "until": _parse_time,
+    "digest": _parse_text,
+}
+"""The parameters that filter, as `GET /api/deliveries` names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryQuery:
+    """What a person wants to see of the list."""
+
+    given: Mapping[str, str]
+    """The filters as they were written; those that are empty are absent."""
+    filter: DeliveryFilter
+    position: Position
+    problems: Mapping[str, str]
+    """What is wrong with a filter, by its name."""
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether the page begins with the newest."""
+        return self.position == Position()
+
+    def get(self, name: str) -> str:
+        """A filter as a form shows it."""
+        if name not in {"since", "until"}:
+            return self.given.get(name, "")
+        value: float | None = getattr(self.filter, name)
+        return "" if value is None else datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M")
+
+    def build_link(self, *, before: int | None = None, after: int | None = None, **changes: str) -> str:
+        """The address of another page, with the same filters but for the changes; an empty one is taken away."""
+        position = {"before": format_cursor(before), "after": format_cursor(after)}
+        given = {name: value for name, value in {**self.given, **changes, **position}.items() if value}
+        return f"{PATH}?{urlencode(given)}" if given else PATH
+
+
+def parse_query(parameters: Mapping[str, str]) -> DeliveryQuery:
+    """What the address of the page says; a parameter that is unknown is ignored."""
+    given = {name: parameters[name].strip() for name in _FIELDS if parameters.get(name, "").strip()}
+    problems, values, position = {}, {}, {}
+    for name, text in given.items():
+        try:
+            values[name] = _FIELDS[name](text)
+        except (ValueError, OverflowError) as error:
+            problems[name] = str(error)
+    for name in ("before", "after"):
+        if parameters.get(name):
+            try:
+                position[name] = _parse_cursor(parameters[name])
+            except ValueError as error:
+                problems[name] = str(error)
+    return DeliveryQuery(given, DeliveryFilter(**values), Position(**position), problems)
