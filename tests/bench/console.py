@@ -52,7 +52,7 @@ OPEN_PAGES: Final = ("/", "/incidents", "/deliveries", "/deliveries?service=ledg
 """What is left open, in three windows each."""
 WINDOWS: Final = 3
 _NEXT: Final = re.compile(r'<a href="([^"]+)" rel="next"')
-_LIVE: Final = re.compile(r'id="(\w+)" hx-get="([^"]+)" hx-trigger="sse:changed"')
+_LIVE: Final = re.compile(r'id="(\w+)" hx-get="([^"]+)" hx-trigger="sse:changed')
 _PAINT: Final = """() => new Promise(resolve => new PerformanceObserver((list, observer) => {
   for (const entry of list.getEntriesByName("first-contentful-paint")) {
     observer.disconnect();
@@ -217,6 +217,8 @@ async def _measure_intake(store: str, relay: Running, rounds: int) -> None:
             f"  {store:10}  intake p{percent}: {without:.1f} ms alone, {with_pages:.1f} ms beside "
             f"{len(OPEN_PAGES) * WINDOWS} open pages: {with_pages / without:.2f} times"
         )
+    if not reloads:
+        raise BenchError("no open page loaded its parts again")
     per_second = reloads / (rounds * SECONDS)
     click.echo(f"  {store:10}  {WEBHOOKS_PER_SECOND} webhooks/s; the open pages loaded {per_second:.0f} parts a second")
 

@@ -1,8 +1,9 @@
 """The first page in bad times: what fails, hostile alerts, a store that is away, a relay that is away."""
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import aiohttp
@@ -12,6 +13,7 @@ from playwright.async_api import Browser, expect
 from ops.demo.stand_ins.app import run_stand_ins
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
+from services.relay.console import events
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
@@ -73,7 +75,7 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
         assert (await post(console.client, b"{"))[0] == 400
         async with open_page(chromium, f"{console.url}/") as page:
             slack = page.locator(".channels > .card").first
-            await expect(slack).to_contain_text("Down: misconfigured.")
+            await expect(slack).to_contain_text("Down: its destination does not exist.")
             await expect(slack).to_contain_text("What to do:")
             await expect(page.locator(".verdict")).to_contain_text("1 failing slack")
             first = page.locator(".open li").first
@@ -87,12 +89,23 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             await page.emulate_media(color_scheme="dark")
             assert await find_violations(page) == []
 
-            # What a person has opened stays open while the page is loaded again.
+            # What a person has opened stays open while the page is loaded again, the focus stays, and a selection.
+            state = page.locator("#now_state")
             await page.locator("#plot-table summary").click()
-            await page.locator("#now_state").evaluate("node => node.dataset.old = 'yes'")
+            await page.get_by_role("link", name="email").focus()
+            await state.evaluate("node => node.dataset.old = 'yes'")
             await console.post(group="another")
-            await expect(page.locator("#now_state")).not_to_have_attribute("data-old", "yes")
+            await expect(state).not_to_have_attribute("data-old", "yes")
             await expect(page.locator("#plot-table")).to_have_attribute("open", "")
+            await expect(page.get_by_role("link", name="email")).to_be_focused()
+            await page.evaluate("getSelection().selectAllChildren(document.querySelector('.verdict'))")
+            await state.evaluate("node => node.dataset.old = 'yes'")
+            await console.post(group="one more")
+            await page.wait_for_timeout(1500)
+            await expect(state).to_have_attribute("data-old", "yes")
+            await page.evaluate("getSelection().removeAllRanges()")
+            await console.post(group="the last")
+            await expect(state).not_to_have_attribute("data-old", "yes")
             await expect(page.locator("#plot-table tbody tr").first).to_contain_text("ms")
 
 
@@ -113,3 +126,25 @@ async def test_a_store_that_is_away_is_shown_and_what_was_known_is_old(chromium:
             (tmp_path / "away.db").rename(tmp_path / "relay.db")
         await expect(page.locator(".notice")).to_have_count(0, timeout=15_000)
         await expect(page.locator(".path > .card").nth(4)).to_contain_text("Commits")
+
+
+async def test_a_session_that_was_ended_ends_its_pages(
+    chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 0.2)
+    (tmp_path / "viewer").write_text("a-token-of-a-viewer")
+    auth = {
+        "bearer_token_file": tmp_path / "token",
+        "tokens": [{"name": "ada", "role": "viewer", "file": tmp_path / "viewer"}],
+    }
+    async with run_stand_ins() as stand_ins, await chromium.new_page(reduced_motion="reduce") as page:
+        settings, live = build_settings(tmp_path, stand_ins, auth=auth), page.locator("#live")
+        async with running(settings, Address("127.0.0.1", 0)) as address:
+            await page.goto(f"http://{address}/")
+            await page.locator("input[name=secret]").fill("a-token-of-a-viewer")
+            await page.locator("input[name=secret]").press("Enter")
+            await expect(live).to_have_text("Live")
+            await expect(page.locator(".caller")).to_contain_text("ada")
+            with closing(sqlite3.connect(tmp_path / "relay.db")) as database, database:
+                database.execute("DELETE FROM sessions")
+            await expect(page.locator("input[name=secret]")).to_be_visible()  # the page led there by itself

@@ -18,6 +18,7 @@ from services.relay.outbox import (
     context,
     dead_letters,
     delivery_times,
+    edit_requests,
     escalation,
     incident_queries,
     open_incidents,
@@ -178,6 +179,13 @@ async def test_open_incidents_of_a_service_are_found_by_their_index(database: Da
     assert "incidents_of_service" in found
     assert "TEMP B-TREE" not in found
     assert "Sort" not in found
+
+
+async def test_edits_of_an_archived_channel_are_found_by_their_index(database: DatabaseUrl) -> None:
+    statement: Any = edit_requests._REQUEST_UNAVAILABLE
+    given = {"channels": [CHANNEL], "now": 1.0, "after": 0.0, "before": 1.0}
+    async with open_store(database, time.time) as store:
+        assert "edits_unavailable" in await store.read(partial(plan, RowQuery(str, statement), given))
 
 
 async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from starlette.responses import HTMLResponse, Response
 
 from services.relay.config import RelaySettings
 from services.relay.console import delivery_plot
-from services.relay.console.channel_health import assess_channel
+from services.relay.console.channel_lights import LATE_SECONDS, build_channel_light
 from services.relay.console.delivery_plot import build_plot, find_start
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.console.path_lights import Light, Verdict
+from services.relay.console.path_lights import Light
 from services.relay.console.path_watch import PathWatch
 from services.relay.console.recent_times import RecentTimes
 from services.relay.console.shared_read import SharedRead
@@ -32,8 +32,6 @@ MAX_INCIDENTS: Final = 12
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
 _FRAGMENT: Final = "now_state"
-LATE_SECONDS: Final = 300.0
-"""After which a delivery that waits is marked; the alert RelayOutboxStuck comes later."""
 _RATE_UNITS: Final = ((1, "s"), (60, "min"), (3600, "h"))
 
 
@@ -138,15 +136,7 @@ class NowPages:
 
     def _build_card(self, channel: ChannelOverview, now: float) -> ChannelCard:
         rate_limit = _describe_rate(self._rates[channel.name], channel.next_token_at, now)
-        return ChannelCard(_build_light(channel), channel, self._kinds[channel.name], rate_limit)
-
-
-def _build_light(channel: ChannelOverview) -> Light:
-    health = assess_channel(channel)
-    hint = f"{health.hint[0].upper()}{health.hint[1:]}." if health.hint else ""
-    at = channel.last_success.finished_at if channel.last_success else None
-    verdict = Verdict(HealthStatus(health.status), f"{health.sentence}.", hint)
-    return Light(channel.name, verdict, "last success", at, f"/channels/{channel.name}")
+        return ChannelCard(build_channel_light(channel, now), channel, self._kinds[channel.name], rate_limit)
 
 
 def _get_sort_key(card: ChannelCard) -> tuple[int, str]:

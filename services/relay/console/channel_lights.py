@@ -1,0 +1,79 @@
+"""How a channel stands, as a light: up or down, why, and what to do. Pure."""
+
+from typing import Final
+
+from services.relay.channel_check import advise_on
+from services.relay.console.path_lights import Light, Verdict
+from services.relay.console.status import HealthStatus
+from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
+from services.relay.send_error import SendReason
+from shared.web.time_format import format_duration
+
+LATE_SECONDS: Final = 300.0
+"""How long a delivery may wait before its channel counts as degraded; the alert RelayOutboxStuck comes later."""
+_REASONS: Final = {
+    SendReason.TIMEOUT: "no answer in time",
+    SendReason.CONNECTION: "no connection",
+    SendReason.RATE_LIMITED: "too many messages for its provider",
+    SendReason.SERVER_ERROR: "an error of its provider",
+    SendReason.REJECTED: "its provider rejected the message",
+    SendReason.UNAUTHORIZED: "its credentials are refused",
+    SendReason.MISCONFIGURED: "its destination does not exist, or the relay may not write there",
+    SendReason.INTERNAL: "a defect of the relay",
+}
+
+
+def build_channel_light(channel: ChannelOverview, now: float) -> Light:
+    """One channel."""
+    at = channel.last_success.finished_at if channel.last_success else None
+    return Light(
+        channel.name,
+        _judge_sending(channel, now) or _judge_others(channel, now),
+        "last success",
+        at,
+        f"/channels/{channel.name}",
+    )
+
+
+def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
+    """What keeps it from sending; None if nothing does."""
+    why, failures = _describe_reason(channel.reason), f"{channel.failures} attempts in a row failed"
+    if channel.is_down:
+        return Verdict(HealthStatus.FAILING, f"Down: {why}.", _advise(channel.reason))
+    if channel.breaker is not BreakerState.CLOSED:
+        return Verdict(HealthStatus.FAILING, f"Paused: {failures}: {why}.", _advise(channel.reason))
+    if channel.retry_after_until is not None:
+        left = format_duration(max(channel.retry_after_until - now, 1.0))
+        return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
+    if channel.failures:
+        failures = "The last attempt failed" if channel.failures == 1 else failures
+        return Verdict(HealthStatus.DEGRADED, f"{failures}: {why}.", _advise(channel.reason))
+    return None
+
+
+def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
+    check = channel.last_check
+    if check is not None and check.problem is not None and not _was_delivered_after(channel, check.started_at):
+        return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
+    if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
+        return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
+    if channel.last_success is None and check is None:
+        return Verdict(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test message.")
+    return Verdict(HealthStatus.HEALTHY, "Up.")
+
+
+def _was_delivered_after(channel: ChannelOverview, at: float) -> bool:
+    success = channel.last_success
+    return success is not None and success.finished_at is not None and success.finished_at > at
+
+
+def _describe_reason(reason: str | None) -> str:
+    return _REASONS[SendReason(reason)] if reason in _REASONS else reason or "the reason is not known"
+
+
+def _advise(reason: str | None) -> str:
+    return _capitalise(advise_on(reason))
+
+
+def _capitalise(hint: str) -> str:
+    return f"{hint[0].upper()}{hint[1:]}." if hint else ""
