@@ -19,8 +19,8 @@ from services.relay.outbox.engine.store import open_store
 from shared.sql.database_url import create_sqlite_url
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
-from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.incident_scene import find_path, open_past_night
+from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
 from tests.browser.console.now_scene import open_bad_day
 from tests.browser.console.quarantine_scene import seed_quarantine
@@ -56,10 +56,15 @@ async def open_quarantine(folder: Path) -> AsyncIterator[Console]:
         yield console
 
 
+@asynccontextmanager
 async def open_seeded(folder: Path) -> AsyncIterator[Console]:
     """Some hundred incidents of six channels."""
+    async with open_console(folder) as console:
         async with open_store(create_sqlite_url(folder / "relay.db"), time.time) as store:
             await seed_history(store, 3_000)
+        yield console
+
+
 SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[str, str]]] = {
     open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
     open_routed_console: {"console-routes": EXPLAINED},
