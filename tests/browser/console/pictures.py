@@ -17,6 +17,7 @@ from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.delivery_scene import DELIVERY, open_deliveries, open_delivery
 from tests.browser.console.month_scene import seed_month
 from tests.browser.console.report_scene import EXPLAINED, open_routed_console
 from tests.browser.console.served_console import Console, open_console, open_page
@@ -43,6 +44,8 @@ async def open_month(folder: Path) -> AsyncIterator[Console]:
 
 SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[str, str]]] = {
     open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
+    open_deliveries: {"console-deliveries": "/deliveries"},
+    open_delivery: {"console-delivery": f"/deliveries/{DELIVERY}"},
     open_routed_console: {"console-routes": EXPLAINED},
     open_month: {"console-report": "/report"},
 }
