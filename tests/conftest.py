@@ -2,17 +2,19 @@
 
 import asyncio
 import gc
+import importlib
 import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
+import looptime
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -22,10 +24,6 @@ from tests import ram_disk
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
-
-# looptime asks for the event loop before each test; before the first asynchronous one, Python 3.11 would make a loop
-# that nobody closes, and the warning of it would hit whichever test comes next. Having set none once, it makes none.
-asyncio.set_event_loop(None)
 
 # Else gRPC's threads may abort the child of a fork before that becomes the program it is for.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -148,13 +146,45 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test that is marked so plays on a clock that jumps to whatever comes next.
+
+    looptime's own plugin makes the event loops of all other tests slower, too.
+    """
+    marker = pyfuncitem.get_closest_marker("looptime")
+    if marker is None:
+        return (yield)
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    assert isinstance(loop, asyncio.BaseEventLoop)
+    with looptime.patch_event_loop(loop, _enabled=False, **marker.kwargs).looptime_enabled():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Nearly all that a collection makes stays: to look through it for what does not is a third of its time."""
     gc.disable()
     try:
+        if "PYTEST_XDIST_WORKER" in os.environ and session.config.args == ["tests"]:
+            _import_all()
         return (yield)
     finally:
         gc.enable()
+
+
+def _import_all() -> None:
+    """Imports what is collected next: each process of a run begins elsewhere, and finds the rest compiled by others.
+
+    What cannot be imported is reported by the collection.
+    """
+    root = Path(__file__).parent
+    names = [".".join(file.relative_to(root.parent).with_suffix("").parts) for file in sorted(root.rglob("test_*.py"))]
+    names = [name for name in names if not name.startswith("tests.containers.")]
+    first = len(names) * int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    first //= int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for name in names[first:] + names[:first]:
+        with suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
+            importlib.import_module(name)
 
 
 _LONG = ("tests/faults/", "tests/e2e/", "tests/rotator/table/test_kill")

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -34,11 +35,13 @@ _MODULES = (
     "ops.kms_emulator",
     "ops.smoke",
 )
+_LATE = ("psycopg", "shared.kms.gcp.client", "ops.kms_emulator.grpc_service")
+"""What they import only when it is needed."""
 _READY = b"ready\n"
 
 
 def forked(module: str) -> list[str]:
-    """What starts `python -m MODULE`; the arguments follow."""
+    """What starts `python -m MODULE`, or `python FILE.py`; the arguments follow."""
     return [sys.executable, "-I", "-S", str(CLIENT), _start(), module]
 
 
@@ -138,6 +141,8 @@ def _become(data: bytes, streams: "array.array[int]") -> tuple[str, list[str]]:
     os.environb.update(environment)
     sys.stdout.reconfigure(line_buffering=os.isatty(1), encoding=os.environ.get("PYTHONIOENCODING"))  # type: ignore[union-attr]
     sys.path[0] = str(Path.cwd())
+    if action := os.environ.get("PYTHONWARNINGS"):
+        warnings.simplefilter(action)  # type: ignore[arg-type]
     return module, [os.fsdecode(argument) for argument in arguments]
 
 
@@ -146,13 +151,18 @@ def main() -> None:
     for module in _MODULES:
         importlib.import_module(f"{module}.__main__")
         del sys.modules[f"{module}.__main__"]
+    for module in _LATE:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()
     os.write(1, _READY)
     if forked := server.serve():
         module, arguments = forked
         sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """An installed Chromium in front of running stand-ins, or of an exporter's board.
 
-To start it takes longer than most tests, so all tests of a process share one, and with it the event loop; each has a
-fresh profile.
+To start it takes longer than most tests, so all tests of a process share one, and with it the event loop.
 """
 
 import shutil
@@ -15,6 +14,7 @@ from playwright.async_api import Browser, Page, async_playwright
 
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
+from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import Senders
 from tests.browser.served_board import Watched, watched
 
@@ -24,6 +24,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-site-isolation-trials",  # one process for all pages, instead of one more for each address
+    "--renderer-process-limit=1",
 ]
 
 
@@ -67,10 +69,7 @@ def complaints() -> list[str]:
 @asynccontextmanager
 async def opened(chromium: Browser, url: str, complaints: list[str]) -> AsyncIterator[Page]:
     """A page, open; it must not reload, and the browser must have nothing to complain of."""
-    async with await chromium.new_page(viewport={"width": 1280, "height": 800}) as page:
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    async with lasting_page(chromium, complaints, []) as page:
         await page.goto(url)
         await page.locator("#live.on").wait_for()
         await page.evaluate("window.sameDocument = true")

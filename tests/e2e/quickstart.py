@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -20,12 +19,15 @@ class Player:
         folder: where the commands run.
         addresses: the real address of each that the page shows.
         environment: further variables.
+        commands: the folder of our commands.
     """
 
-    def __init__(self, folder: Path, addresses: Mapping[str, str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, addresses: Mapping[str, str], environment: Mapping[str, str], commands: Path
+    ) -> None:
         self._folder = folder
         self._addresses = addresses
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        path = os.pathsep.join((str(commands), os.environ["PATH"]))
         self._environment = {**os.environ, "PATH": path, "HOME": str(folder), "COLUMNS": "120", **environment}
         self._background: list[asyncio.subprocess.Process] = []
 

@@ -1,6 +1,7 @@
 """docs/quickstart.md as a new user plays it, with a backend, a Slack, a proxy and an Alertmanager that are not ours."""
 
 import difflib
+import shlex
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from ops.demo.stack import find_program
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator.emulator import run_emulator
 from tests.e2e.quickstart import Player
+from tests.fork_server import forked
 from tests.ops.conftest import Running
 from tests.tinyproxy import tinyproxy
 
@@ -56,6 +58,16 @@ async def run_ledger() -> AsyncIterator[str]:
         await runner.cleanup()
 
 
+def write_commands(folder: Path) -> Path:
+    """The folder of our commands, which are forked: a page of them starts a dozen."""
+    folder.mkdir()
+    for part in ("exporter", "relay"):
+        command = folder / f"keypulse-{part}"
+        command.write_text(f'#!/bin/sh\nexec {shlex.join(forked(f"services.{part}"))} "$@"\n')
+        command.chmod(0o755)
+    return folder
+
+
 def pick_free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"127.0.0.1:{free.getsockname()[1]}"
@@ -88,6 +100,7 @@ async def test_the_quickstart_leads_to_a_page_and_prints_what_it_shows(tmp_path:
                 "https://hooks.slack.com/services/T0/B0/secret": stand_ins.build_slack_webhook_url(),
             },
             {"KEYPULSE_RELAY__LISTEN": relay},
+            write_commands(tmp_path / "bin"),
         )
         stack.push_async_callback(player.close)
         page = PAGE.read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """A rotation on the demo's backend while it is read from and written to: nobody is refused, and nothing changes."""
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from ops.demo import stack
 from ops.demo.configuration import KEY
 from ops.demo.ports import Ports
 from tests.faults import summary
+from tests.fork_server import forked
 
 CLIENTS = 4
 SECONDS = 1.0
@@ -69,7 +69,7 @@ class Load:
 
 async def rotate(folder: Path, *arguments: str) -> str:
     """What `keypulse-rotator` says; it has to end with 0."""
-    command = [sys.executable, "-m", "services.rotator", *arguments, "--config", str(folder / "rotator.yml")]
+    command = [*forked("services.rotator"), *arguments, "--config", str(folder / "rotator.yml")]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

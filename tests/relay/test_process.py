@@ -210,7 +210,7 @@ async def test_a_webhook_that_is_still_arriving_when_the_relay_stops_is_503(tmp_
 def test_a_wrong_configuration_exits_with_2_and_a_line_for_each_error(tmp_path: Path) -> None:
     (tmp_path / "relay.yml").write_text("database: mysql://x\nnonsense: 1\n")
     result = subprocess.run(
-        [sys.executable, "-m", "services.relay", "--config", str(tmp_path / "relay.yml")],
+        [*forked("services.relay"), "--config", str(tmp_path / "relay.yml")],
         capture_output=True,
         text=True,
         check=False,

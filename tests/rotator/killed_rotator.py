@@ -17,7 +17,7 @@ from shared.keyring.database import Database
 from tests.rotator.keyring_to_rotate import Rotated
 
 PROCESSES: Final = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])  # it imports once what each process needs
+PROCESSES.set_forkserver_preload([__name__, "psycopg"])  # it imports once what each process needs
 _SECONDS: Final = 60.0
 
 

@@ -1,5 +1,8 @@
 """`retire` and `destroy` are refused while a data key or a journal entry cannot be read: it may need any version."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 from sqlalchemy import text
 
@@ -10,6 +13,7 @@ from services.rotator.report import CommandOutcome
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import run
 from shared.keyring.administration import RefusedError, RotationType
+from shared.keyring.tables import journal_entries
 from tests.rotator.keyring_to_rotate import KEY, Rotated, data_key_id
 from tests.rotator.versions import DAY, NewVersion, forgotten, refusal, state
 
@@ -62,38 +66,54 @@ async def test_a_data_key_that_the_database_lost_may_need_any_version_and_blocks
     assert await state(emulator, 1) is EmulatedState.DISABLED
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        "UPDATE keyring_journal_entries SET needs = 'version 1' WHERE step = 'backup'",
-        "UPDATE keyring_journal_entries SET sha256 = NULL WHERE step = 'backup'",
-        "UPDATE keyring_journal_entries SET step = 'backups' WHERE step = 'backup'",
-        "UPDATE keyring_journal_entries SET outcome = 'unreadable' WHERE step = 'backup'",
-        "UPDATE keyring_journal_entries SET outcome = 'failed' WHERE step = 'backup'",
-        "UPDATE keyring_journal_entries SET needs = '[]' WHERE step = 'backup'",
-    ],
+SPOILT = (
+    "needs = 'version 1'",
+    "sha256 = NULL",
+    "step = 'backups'",
+    "outcome = 'unreadable'",
+    "outcome = 'failed'",
+    "needs = '[]'",
 )
+"""What another program may make of the columns of a backup."""
+
+
 async def test_a_journal_entry_that_cannot_be_read_blocks_retire_and_destroy(
-    rotated: Rotated, new_version: NewVersion, emulator: Emulator, spoil: str
+    rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await new_version()
     async with rotated.session() as session:
         await run(session, RotationType.REWRAP_KEK)
         for file, _ in session.backups.list_backups():
             file.unlink()
-    async with rotated.database() as database:
-        await database.write(lambda connection: connection.execute(text(spoil)))
     sentence = "version 1 may be needed by 1 journal entries that cannot be read"
-    assert sentence in (await refusal(rotated, retire_version, 1)).message
-    assert await state(emulator, 1) is EmulatedState.ENABLED
+    for change in SPOILT:
+        async with spoilt(rotated, change):
+            assert sentence in (await refusal(rotated, retire_version, 1)).message, change
+            assert await state(emulator, 1) is EmulatedState.ENABLED
     await retired_before(rotated, emulator)
-    assert sentence in (await refusal(rotated, destroy_version, 1)).message
-    assert await state(emulator, 1) is EmulatedState.DISABLED
+    for change in SPOILT:
+        async with spoilt(rotated, change):
+            assert sentence in (await refusal(rotated, destroy_version, 1)).message, change
+            assert await state(emulator, 1) is EmulatedState.DISABLED
     async with rotated.database() as database:
-        remove = text("DELETE FROM keyring_journal_entries WHERE step LIKE 'backup%'")
+        remove = text("DELETE FROM keyring_journal_entries WHERE step = 'backup'")
         await database.write(lambda connection: connection.execute(remove))
     async with rotated.session() as session:
         assert (await destroy_version(session, "1")).outcome is CommandOutcome.DONE
+
+
+@asynccontextmanager
+async def spoilt(rotated: Rotated, change: str) -> AsyncIterator[None]:
+    """The entry of the backup while another program has changed it so."""
+    async with rotated.database() as database:
+        find = journal_entries.select().where(journal_entries.c.step == "backup")
+        (entry,) = await database.read(lambda connection: connection.execute(find).mappings().all())
+        is_it = journal_entries.c.number == entry["number"]
+        wrong = text(f"UPDATE keyring_journal_entries SET {change} WHERE number = {entry['number']}")  # noqa: S608
+        await database.write(lambda connection: connection.execute(wrong))
+        yield
+        right = journal_entries.update().where(is_it).values(**entry)
+        await database.write(lambda connection: connection.execute(right))
 
 
 async def retired_before(rotated: Rotated, emulator: Emulator) -> None:

@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from typing import Any
 import bcrypt
 import pytest
 
+from tests.fork_server import forked
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
 
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
@@ -109,7 +109,7 @@ def start(tmp_path: Path, file: Path) -> Start:
 
     @contextmanager
     def started(*options: object) -> Iterator[Server]:
-        command = [sys.executable, str(tmp_path / "server.py"), "--config", str(file), *map(str, options)]
+        command = [*forked(str(tmp_path / "server.py")), "--config", str(file), *map(str, options)]
         environment: dict[str, Any] = {"env": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "error"}}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes, **environment) as process:
@@ -197,8 +197,7 @@ def test_a_check_validates_both_files_and_what_they_say_together(network: bool, 
 
     def check() -> tuple[int, str, str]:
         command = [
-            sys.executable,
-            str(tmp_path / "server.py"),
+            *forked(str(tmp_path / "server.py")),
             "--config",
             str(file),
             *("--web.config.file", str(web), "--check"),
@@ -328,7 +327,7 @@ def test_sixty_connections_of_one_address_lock_out_no_other(start: Start, dear: 
 def test_a_dear_hash_is_an_error_at_the_start(file: Path, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     web = web_yml(tmp_path, users={"alice": HASH.replace("$04$", "$13$")})
-    command = [sys.executable, str(tmp_path / "server.py"), "--config", str(file), "--web.config.file", str(web)]
+    command = [*forked(str(tmp_path / "server.py")), "--config", str(file), "--web.config.file", str(web)]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
     assert (done.returncode, "expected a bcrypt hash of cost 4 to 12" in done.stderr) == (2, True)

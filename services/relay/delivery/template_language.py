@@ -22,6 +22,8 @@ MAX_VALUE: Final = 2_000
 _MAX_ITEMS: Final = 1_000
 _MAX_DEPTH: Final = 2
 """Loops in each other."""
+_MAX_NESTING: Final = 100
+"""Expressions in each other: Jinja's time to compile them grows with the third power."""
 _FILTERS: Final = (
     "capitalize default d first int items join last length count list lower map reject rejectattr replace reverse "
     "select selectattr sort dictsort string title trim truncate unique upper"
@@ -147,7 +149,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _check_nodes(tree: nodes.Template, variables: frozenset[str]) -> None:
     """Raises TemplateSyntaxError for what a template may not do; and makes each loop look at the clock."""
 
-    def check(node: nodes.Node, loop_names: frozenset[str], depth: int) -> None:
+    def check(node: nodes.Node, loop_names: frozenset[str], depth: int, nesting: int = 0) -> None:
+        if nesting > _MAX_NESTING:
+            raise TemplateSyntaxError(f"expected at most {_MAX_NESTING} expressions in each other", node.lineno)
         if not isinstance(node, _ALLOWED_NODES):
             what = "a call" if isinstance(node, nodes.Call) else f"`{type(node).__name__.lower()}`"
             raise TemplateSyntaxError(f"{what} is not allowed; expected expressions, if and for", node.lineno)
@@ -156,17 +160,17 @@ def _check_nodes(tree: nodes.Template, variables: frozenset[str]) -> None:
         if isinstance(node, nodes.For):
             if node.recursive or depth == _MAX_DEPTH:
                 raise TemplateSyntaxError(f"expected at most {_MAX_DEPTH} loops in each other", node.lineno)
-            check(node.iter, loop_names, depth)
+            check(node.iter, loop_names, depth, nesting + 1)
             targets = frozenset(
                 name.name for name in [node.target, *node.target.find_all(nodes.Name)] if isinstance(name, nodes.Name)
             )
             inner = loop_names | targets | {"loop"}
             for child in (*([node.test] if node.test else ()), *node.body, *node.else_):
-                check(child, inner, depth + 1)
+                check(child, inner, depth + 1, nesting + 1)
             node.iter = nodes.Filter(node.iter, _CHECK_TIME, [], [], None, None, lineno=node.lineno)
             return
         for child in node.iter_child_nodes():
-            check(child, loop_names, depth)
+            check(child, loop_names, depth, nesting + 1)
 
     check(tree, frozenset(), 0)
 

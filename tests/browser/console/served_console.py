@@ -13,6 +13,7 @@ from playwright.async_api import Browser, Page
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
 from services.relay.config import RelaySettings
+from tests.browser.lasting_page import lasting_page
 from tests.relay.served_relay import TOKEN, payload, post, served, until, webhook_of
 
 ROUTING_KEY = "0" * 32
@@ -101,27 +102,22 @@ async def open_console(folder: Path, **keys: Any) -> AsyncIterator[Console]:
 
 @asynccontextmanager
 async def open_page(
-    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light"
+    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light", is_live: bool = True
 ) -> AsyncIterator[Page]:
-    """A page of the console, live. The browser must have nothing to complain of, and ask nobody else for anything."""
+    """A page of the console, live unless it has no stream.
+
+    The browser must have nothing to complain of, and ask nobody else for anything.
+    """
     complaints: list[str] = []
-
-    def find_foreign(requested: str) -> None:
-        if not requested.startswith((_get_origin(url), "data:")):
-            complaints.append(requested)
-
-    async with await chromium.new_page(
-        viewport={"width": width, "height": height},
-        color_scheme="dark" if scheme == "dark" else "light",
-        reduced_motion="reduce",
-    ) as page:
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: find_foreign(request.url))
+    requested: list[str] = []
+    size = {"width": width, "height": height}
+    async with lasting_page(chromium, complaints, requested, **size, scheme=scheme, reduced_motion=True) as page:
         await page.goto(url)
-        await page.locator("#live.on").wait_for()
+        if is_live:
+            await page.locator("#live.on").wait_for()
         yield page
+        own = (_get_origin(url), "data:", "about:")
+        complaints += [each for each in requested if not each.startswith(own)]
         assert complaints == [], complaints
 
 

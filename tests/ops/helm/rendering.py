@@ -12,6 +12,8 @@ from ops.helm import CHART
 Object = dict[str, Any]
 OWN_RUNBOOK = "https://wiki.ledger.test/kms"
 OWN_IMAGES = "registry.ledger.test/keypulse"
+_made: dict[tuple[str, Path, str], dict[str, str]] = {}
+"""What was rendered of our chart: many tests look at the same."""
 
 
 def rendered(values: dict[str, Any] | None = None, chart: Path = CHART, name: str = "keypulse") -> list[Object]:
@@ -34,8 +36,14 @@ def with_own_addresses(values: dict[str, Any]) -> dict[str, Any]:
 
 def texts_as_they_are(values: dict[str, Any] | None, chart: Path = CHART, name: str = "keypulse") -> dict[str, str]:
     """Likewise, with these values and no more."""
-    with helm.Chart.load(chart) as loaded:
-        return loaded.render(values, name=name, namespace="ops")
+    key = (repr(values), chart, name)
+    made = _made.get(key)
+    if made is None:
+        with helm.Chart.load(chart) as loaded:
+            made = loaded.render(values, name=name, namespace="ops")
+    if chart == CHART:  # another one may change
+        _made[key] = made
+    return dict(made)
 
 
 def notes(values: dict[str, Any] | None = None) -> str:

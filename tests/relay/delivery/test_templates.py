@@ -52,7 +52,7 @@ BROKEN = {
     "{% for a in '1' %}{% for b in '1' %}{% for c in '1' %}x{% endfor %}{% endfor %}{% endfor %}": "at most 2 loops",
     "{{ " + "(" * 2_000 + "1" + ")" * 2_000 + " }}": "title.j2: ",
     "{{ " + "9" * 9_999 + " }}": "title.j2: ",
-    "{{ title" + "|trim" * 250 + " }}": "title.j2: cannot be read: SyntaxError",
+    "{{ title" + "|trim" * 250 + " }}": "line 1: expected at most 100 expressions in each other",
     "x" * (MAX_SOURCE + 1): "at most 16384 characters",
     "{{ title - 1 }}": "line 1: TypeError",
 }

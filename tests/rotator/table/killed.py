@@ -17,7 +17,7 @@ from tests.rotator.killed_rotator import PROCESSES
 from tests.rotator.table.tenants import Tenants
 
 _SECONDS = 120.0
-PROCESSES.set_forkserver_preload(["tests.rotator.killed_rotator", __name__])
+PROCESSES.set_forkserver_preload(["tests.rotator.killed_rotator", __name__, "psycopg", "pymysql"])
 
 
 async def run_killed(tenants: Tenants, command: str, commits: int, **overrides: Any) -> bool:

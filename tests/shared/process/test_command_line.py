@@ -16,6 +16,7 @@ import pytest
 from shared import VERSION
 from shared.http.server import DRAIN_SECONDS
 from shared.process.shutdown import STOP_SECONDS
+from tests.fork_server import forked
 from tests.shared.certificates import web_yml
 
 PIPE_BYTES = 65536 - 4096
@@ -86,7 +87,7 @@ main()
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     (tmp_path / "server.py").write_text(SERVER)
-    return [sys.executable, str(tmp_path / "server.py")]
+    return forked(str(tmp_path / "server.py"))
 
 
 @pytest.fixture
