@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
-from ops.demo import scenario, shell_environment, stack, storm, timeline
+from ops.demo import incident, scenario, shell_environment, stack, storm, timeline
 from ops.demo.ports import Ports
 from ops.smoke.deployment import Deployment, run_checks
 from shared import VERSION
@@ -45,7 +46,8 @@ def main(once: bool) -> None:
 
 
 async def _run_once(result: Path) -> None:
-    result.unlink(missing_ok=True)  # an older one would speak for a run that failed  # noqa: ASYNC240 - nothing runs yet
+    for file in (result, result.with_suffix(".md")):
+        file.unlink(missing_ok=True)  # an older one would speak for a run that failed
     console.print("starting everything …")
     stopping = asyncio.create_task(wait_for_stop_signal())
     work = asyncio.create_task(_run_incident(result))
@@ -73,6 +75,9 @@ async def _run_incident(result: Path) -> bool:
             result_of_storm = await storm.run_storm(running, _print_hop)
             hops += result_of_storm.hops
             missing, summary = result_of_storm.missing, result_of_storm.summary
+        export: dict[str, Any] = {}
+        if not missing:
+            export, missing = await incident.read_timeline(running, scenario.ALERT)
         timeline.write_json(hops, ok=not missing, file=result)
         console.print()
         timeline.print_table(hops, console)
@@ -85,7 +90,20 @@ async def _run_incident(result: Path) -> bool:
             )
             console.print(summary, soft_wrap=True)
             console.print(f"all six messages arrived with their links; timeline in {result}")
+            await _print_incident(running, export, result.with_suffix(".md"))
     return not missing
+
+
+async def _print_incident(running: stack.Stack, export: dict[str, Any], file: Path) -> None:
+    """Print the incident's timeline as its page in the console has it, and keep that page for a post-mortem."""
+    path = f"/incidents/{export['incident']['id']}"
+    document = await running.get_text("relay", f"{path}/export.md")
+    await asyncio.to_thread(file.write_text, document, encoding="utf-8")
+    console.print("\nthe incident, as the relay's console has it:\n")
+    for line in incident.format_entries(export):
+        console.print(line, markup=False, soft_wrap=True)
+    address = incident.build_address(running, export["incident"]["id"])
+    console.print(f"\nits page, while the demo runs: {address}\nfor a post-mortem: {file}", soft_wrap=True)
 
 
 def _print_hop(hop: timeline.Hop) -> None:
@@ -123,6 +141,7 @@ async def _run_until_stopped() -> None:
             await _run_smoke_test(running.ports)
             _print_addresses(running.ports, running.folder)
             printed: dict[str, str] = {}
+            watching = asyncio.create_task(_print_new_incidents(running))
             while not stopping.done():
                 printed = _print_ended_processes(running.processes.list_ended(), printed)
                 await asyncio.wait({stopping}, timeout=0.2)
@@ -131,10 +150,25 @@ async def _run_until_stopped() -> None:
                     printed = {}
                     for name in await running.processes.restart_ended():
                         console.print(f"{name} runs again")
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             console.print("stopping …")
     finally:
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
+
+
+async def _print_new_incidents(running: stack.Stack) -> None:
+    """Print the page of each incident that begins, until cancelled."""
+    printed: set[tuple[str, int]] = set()
+    while True:
+        for found in reversed(await incident.list_incidents(running, "status=firing&limit=5")):
+            episode = found["id"], found["episode"]
+            if episode not in printed:
+                printed.add(episode)
+                address = incident.build_address(running, found["id"])
+                console.print(f"{found['title']}\n  its timeline: {address}", markup=False, soft_wrap=True)
+        await asyncio.sleep(1)
 
 
 def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> dict[str, str]:
@@ -169,7 +203,7 @@ def list_addresses(ports: Ports) -> tuple[tuple[str, str], ...]:
         ("Prometheus", ports.build_url("prometheus") + "/"),
         ("Alertmanager's alerts", ports.build_url("stand_ins") + "/alertmanager/"),
         ("exporter: the board", ports.build_url("exporter") + "/"),
-        ("relay", ports.build_url("relay") + "/api/deliveries"),
+        ("relay: the console", ports.build_url("relay") + "/"),
         ("backend", ports.build_url("backend") + "/healthz"),
         ("emulator (gRPC)", f"127.0.0.1:{ports.emulator}"),
         ("emulator's faults", ports.build_url("faults") + "/faults"),

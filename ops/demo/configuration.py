@@ -103,7 +103,11 @@ def _build_relay_config(folder: Path, ports: Ports) -> dict[str, Any]:
             "runbook": f"{ports.build_url('stand_ins')}/docs/KMS_OPERATIONS.md#{{alertname_lower}}",
             "dashboard": f"{ports.build_url('exporter')}/?q={{service}}",
         },
-        "messages": {"runbook": str(DOCS / "KMS_OPERATIONS.md"), "prometheus_url": ports.build_url("prometheus")},
+        "messages": {
+            "runbook": str(DOCS / "KMS_OPERATIONS.md"),
+            "prometheus_url": ports.build_url("prometheus"),
+            "board_url": ports.build_url("exporter"),
+        },
         "environment": "demo",
         "contacts": {"security on call": "+1 555 0100", "service owner": "#ledger-team"},  # no real contacts
         "routes": [

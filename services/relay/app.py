@@ -30,7 +30,7 @@ from services.relay.interactive.silences import run_silences
 from services.relay.login.service import open_login
 from services.relay.login.sessions import LoginRules
 from services.relay.metrics import Metrics, OutboxGauges, OutboxState
-from services.relay.model import Button, Event
+from services.relay.model import Event
 from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
@@ -293,7 +293,7 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
             delivery.timeout,
             settings.messages.zone,
             settings.messages.enrichment,
-            list_buttons(settings),
+            settings.buttons,
             settings.messages.templates,
         ),
         retry_policy=RetryPolicy(delivery.backoff_initial, delivery.backoff_max, delivery.give_up_after),
@@ -303,13 +303,6 @@ def build_delivery_rules(settings: RelaySettings) -> DeliveryRules:
         digest_over=settings.pacing.digest_over,
         compare_delay=COMPARE_DELAY if settings.alertmanager.urls else 0.0,
     )
-
-
-def list_buttons(settings: RelaySettings) -> tuple[Button, ...]:
-    """What readers of Slack can press."""
-    if settings.interactive.app_token_file is None:
-        return ()
-    return ("acknowledge", "silence") if settings.interactive.silence_rules.is_enabled else ("acknowledge",)
 
 
 def build_intake_rules(settings: RelaySettings) -> IntakeRules:

@@ -26,7 +26,7 @@ from services.relay.intake.heartbeats import HeartbeatMatcher
 from services.relay.intake.routing import Matcher, Route, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
 from services.relay.login.settings import OidcSettings, ProxyLoginSettings
-from services.relay.model import EscalationStep
+from services.relay.model import Button, EscalationStep
 from services.relay.outbox.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
@@ -464,6 +464,13 @@ class RelaySettings(ServerSettings):
         """The channels that a bot of Slack serves."""
         slack = {name: channel for name, channel in self.channels.items() if isinstance(channel, SlackSettings)}
         return {name: channel for name, channel in slack.items() if channel.token_file is not None}
+
+    @property
+    def buttons(self) -> tuple[Button, ...]:
+        """What readers of Slack can press."""
+        if self.interactive.app_token_file is None:
+            return ()
+        return ("acknowledge", "silence") if self.interactive.silence_rules.is_enabled else ("acknowledge",)
 
     @property
     def unmerged_channels(self) -> frozenset[str]:

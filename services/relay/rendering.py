@@ -145,7 +145,7 @@ def build_message(settings: RelaySettings, channel_name: str, event: Event) -> M
         accepted_at=now,
     )
     links = tuple(build_links(alert, now, rules) for alert in event.alerts)
-    return Message(task, event, links, settings.contacts, zone=settings.messages.zone)
+    return Message(task, event, links, settings.contacts, zone=settings.messages.zone, buttons=settings.buttons)
 
 
 async def enrich(enrichment: EnrichmentSettings, settings: RelaySettings, message: Message) -> Message:

@@ -31,10 +31,14 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Mappin
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await read_body(request.stream(), max_bytes)
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+        return _parse(body) if len(body) <= MAX_FORM_BYTES else await asyncio.to_thread(_parse, body)
     except BodyTooLargeError:
         raise FormError(f"the form is too large; expected at most {max_bytes} bytes", 413) from None
     except TimeoutError:
         raise FormError(f"the form did not arrive within {BODY_SECONDS:g} s; try again", 408) from None
     except ValueError:  # it is not UTF-8, or has too many fields
         raise FormError("the form cannot be read; reload the page, and try again", 400) from None
+
+
+def _parse(body: bytes) -> Mapping[str, str]:
+    return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DECADE_STEPS = (1, 2, 5)
+_MAX_TICKS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,6 @@ def _build_marks(min_seconds: float, max_seconds: float) -> list[float]:
 
 
 def _choose(marks: Sequence[float]) -> Sequence[float]:
-    """Only 1, 10, 100 where two of them are there: more would not fit."""
+    """Only 1, 10, 100 where two of them are there, and of many every second one: more would not fit."""
     decades = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)), abs_tol=1e-9)]
-    return decades if len(decades) > 1 else marks
+    return decades[:: 1 + len(decades) // _MAX_TICKS] if len(decades) > 1 else marks

@@ -51,7 +51,9 @@ def _to_datetime(at: float) -> datetime:
 
 
 def format_scale(seconds: float) -> str:
-    """A round number of seconds for a scale: `0.5 ms`, `20 ms`, `1 s`."""
+    """A round number of seconds for a scale: `0.5 ms`, `20 ms`, `1 s`; of many about how long, such as `16 min`."""
+    if seconds >= 200:
+        return format_duration(seconds)
     return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
 
 

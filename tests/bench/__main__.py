@@ -12,6 +12,7 @@ import click
 
 from shared.http.server import StartError
 from tests.bench.claim import claims
+from tests.bench.console import console
 from tests.bench.hanging import hanging
 from tests.bench.intake import intake
 from tests.bench.machine import described
@@ -85,6 +86,15 @@ def _intake(disk: Path, rounds: int, webhooks: int) -> None:
 def _claim(disk: Path, rounds: int, waiting: int) -> None:
     """What a full outbox costs its workers."""
     _run(claims(disk, waiting, rounds))
+
+
+@main.command("console")
+@ROUNDS
+@click.option("--deliveries", default=100_000, show_default=True, help="How many are in the outbox.")
+@click.pass_obj
+def _console(disk: Path, rounds: int, deliveries: int) -> None:
+    """How soon each page is painted beside many deliveries, and what open pages cost the intake."""
+    _run(console(disk, deliveries, rounds))
 
 
 @main.command("rotation")

@@ -74,7 +74,7 @@ async def claims(disk: Path, waiting: int, rounds: int) -> None:
         StartError: there is no PostgreSQL.
     """
     click.echo(f"\nclaim: one delivery beside {waiting} others, {TIMES} times in each round; milliseconds")
-    with temporary(disk) as folder, _postgres() as server:
+    with temporary(disk) as folder, run_postgres() as server:
         stores: dict[str, Callable[[], DatabaseUrl]] = {
             "SQLite": lambda: database_url.create_sqlite_url(folder / f"{uuid4().hex}.db"),
             "PostgreSQL": lambda: server.database(f"bench_{uuid4().hex}"),
@@ -131,7 +131,8 @@ async def _timed(work: Awaitable[T]) -> tuple[T, float]:
 
 
 @contextmanager
-def _postgres() -> Iterator[Postgres]:
+def run_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL as the tests run it. Raises StartError."""
     with (
         programs() as from_the_wheel,
         tempfile.TemporaryDirectory(prefix="pg-") as folder,  # a short path, for its socket

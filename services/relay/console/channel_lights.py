@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from services.relay.channels.diagnosis import find_hint
+from services.relay.channel_check import advise_on
 from services.relay.console.path_lights import Light, Verdict
 from services.relay.console.status import HealthStatus
 from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
@@ -27,7 +27,11 @@ def build_channel_light(channel: ChannelOverview, now: float) -> Light:
     """One channel."""
     at = channel.last_success.finished_at if channel.last_success else None
     return Light(
-        channel.name, _judge_sending(channel, now) or _judge_others(channel, now), "last success", at, "/channels"
+        channel.name,
+        _judge_sending(channel, now) or _judge_others(channel, now),
+        "last success",
+        at,
+        f"/channels/{channel.name}",
     )
 
 
@@ -49,7 +53,7 @@ def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
 
 def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
     check = channel.last_check
-    if check is not None and check.problem is not None:
+    if check is not None and check.problem is not None and not _was_delivered_after(channel, check.started_at):
         return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
     if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
         return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
@@ -58,12 +62,17 @@ def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
     return Verdict(HealthStatus.HEALTHY, "Up.")
 
 
+def _was_delivered_after(channel: ChannelOverview, at: float) -> bool:
+    success = channel.last_success
+    return success is not None and success.finished_at is not None and success.finished_at > at
+
+
 def _describe_reason(reason: str | None) -> str:
     return _REASONS[SendReason(reason)] if reason in _REASONS else reason or "the reason is not known"
 
 
 def _advise(reason: str | None) -> str:
-    return _capitalise(find_hint(SendReason(reason))) if reason in _REASONS else ""
+    return _capitalise(advise_on(reason))
 
 
 def _capitalise(hint: str) -> str:

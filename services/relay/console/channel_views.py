@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from services.relay.channel_check import advise_on
 from services.relay.configured_channels import ConfiguredChannel
-from services.relay.console.channel_health import ChannelHealth, assess_channel
+from services.relay.console.channel_lights import build_channel_light
+from services.relay.console.path_lights import Verdict
 from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks_of_channels
 from services.relay.outbox.channel_overviews import ChannelOverview, read_channel_overviews
 from services.relay.outbox.engine.store import Store
@@ -22,7 +24,9 @@ class ChannelView:
 
     configured: ConfiguredChannel
     overview: ChannelOverview
-    health: ChannelHealth
+    verdict: Verdict
+    failure_hint: str
+    """What to do about its last failure; empty if there is none."""
     next_message_at: float | None
     """When its rate limit allows the next message, unix seconds; None if it does now."""
     checks: Sequence[CheckRow]
@@ -38,7 +42,8 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
         ChannelView(
             channel,
             overview,
-            assess_channel(overview),
+            build_channel_light(overview, now).verdict,
+            advise_on(overview.last_failure.reason if overview.last_failure else None),
             _find_next_message_time(overview, channel.rate_per_second, now),
             checks[channel.name],
         )

@@ -5,8 +5,9 @@ viewers, and only while there are any; it sees what other replicas and commands 
 `changed`, since a page may be older than its connection. Between two of them is a second at least.
 
 `heartbeat` comes every few seconds, so that a page notices a connection that is dead without an end. The credentials
-are checked again then; and no stream lasts for long, so that what checks them at the door gets its turn: a browser
-connects again by itself. A page whose stream ended asks with `?check=1` why, without opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
+are checked again then; and no stream lasts for long, so that what checks them at the door gets its turn. Its last one,
+`reconnect`, lets a page connect again without an alarm. A page whose stream ended asks with `?check=1` why, without
+opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
@@ -36,6 +37,7 @@ _MAX_SECONDS: Final = 300.0
 """After which a stream ends, and its browser connects again."""
 _RETRY_MILLISECONDS: Final = 1000
 _CHANGED: Final = "event: changed\ndata:\n\n"
+_RECONNECT: Final = "event: reconnect\ndata:\n\n"
 _HEARTBEAT: Final = "event: heartbeat\ndata:\n\n"
 
 log = structlog.get_logger(__name__)
@@ -114,6 +116,7 @@ class ChangeStream:
                         log.info("stream ended: its credentials are no longer valid")
                         return
                     yield _HEARTBEAT
+            yield _RECONNECT
         finally:
             self._remove_stream()
 

@@ -151,8 +151,8 @@ def _judge_rules(
 def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_readable: bool) -> list[Light]:
     """Whether the heartbeats of Alertmanager come: a light for each watchdog. `is_readable`: whether the outbox is."""
     if not heartbeats:
-        hint = "Set watchdogs to an alert that always fires."
-        return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known.", hint))]
+        hint = "Set it to an alert that always fires."
+        return [Light("Alertmanager", Verdict(HealthStatus.UNKNOWN, "Not known without watchdogs.", hint))]
     return [
         Light(
             "Alertmanager" if len(heartbeats) == 1 else f"Alertmanager ({each.name})",
@@ -235,8 +235,8 @@ def build_sender_light(facts: SenderFacts | None) -> Light:
 
 def _explain_unknown(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
     if not is_configured:
-        hint = "Set messages.prometheus_url to the address of Prometheus."
-        return Verdict(HealthStatus.UNKNOWN, "Not known.", hint)
+        hint = "Set it to the address of Prometheus."
+        return Verdict(HealthStatus.UNKNOWN, "Not known without messages.prometheus_url.", hint)
     if facts is None:
         return Verdict(HealthStatus.UNKNOWN, "Prometheus is being asked.")
     hint = "See whether Prometheus runs, and whether messages.prometheus_url is right."

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError, RuleGroup, Sample
+from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError, RuleGroup
 
 EXPORTER_JOB: Final = "keypulse-exporter"
 """The job that scrapes the exporter; our rules and dashboards name it, too."""
-_SCRAPES: Final = f'timestamp(up{{job="{EXPORTER_JOB}"}}) * up{{job="{EXPORTER_JOB}"}}'
-"""When each exporter was last scraped; 0 for one that cannot be."""
+_SCRAPES: Final = f'timestamp(up{{job="{EXPORTER_JOB}"}}) * up{{job="{EXPORTER_JOB}"}} or vector(time())'
+"""When each exporter was last scraped, 0 for one that cannot be; and, without labels, Prometheus's own time."""
 _TIMEOUT: Final = 8.0
 
 
@@ -43,9 +43,15 @@ async def ask_prometheus(client: PrometheusClient, clock: Callable[[], float]) -
     except TimeoutError:
         return PrometheusFacts(error=f"no answer within {_TIMEOUT:g} s")
     # Ages are what counts: Prometheus's clock may differ from that of the relay.
-    return PrometheusFacts(scrapes=[_build_scrape(sample, clock()) for sample in samples], groups=groups)
-
-
-def _build_scrape(sample: Sample, now: float) -> Scrape:
-    age = max(sample.at - sample.value, 0.0)
-    return Scrape(sample.labels.get("instance", "?"), now - age if sample.value else None)
+    offset = clock() - max((sample.at for sample in samples), default=clock())
+    return PrometheusFacts(
+        scrapes=[
+            Scrape(sample.labels.get("instance", "?"), sample.value + offset if sample.value else None)
+            for sample in samples
+            if sample.labels
+        ],
+        groups=[
+            replace(group, evaluated_at=None if group.evaluated_at is None else group.evaluated_at + offset)
+            for group in groups
+        ],
+    )

@@ -19,7 +19,7 @@ from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEve
 from services.relay.outbox.context import build_title
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState, read_state
-from services.relay.outbox.quarantine import MAX_BODY_BYTES, AlreadyReplayedError, QuarantineEntry, Replay
+from services.relay.outbox.quarantine import MAX_BODY_BYTES, AlreadyReplayedError, QuarantineEntry, Replay, read_entry
 from shared.process.concurrency import run_in_thread_if_large
 
 _OLD_SECONDS: Final = 300.0
@@ -140,7 +140,8 @@ class Replays:
         try:
             return await self._acceptance.commit(incoming, parsed.route, check)
         except _OutdatedCodeError:
-            raise NotConfirmedError(await self.preview(entry, body)) from None
+            current = await read_entry(self._store, entry.id)  # it may have been replayed in this moment
+            raise NotConfirmedError(await self.preview(current, body)) from None
 
     async def _parse(self, entry: QuarantineEntry, body: bytes) -> _Parsed:
         if entry.replayed_at is not None:

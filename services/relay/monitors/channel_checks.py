@@ -36,7 +36,7 @@ _INTERVAL: Final = 86400.0
 _FAILED_INTERVAL: Final = 3600.0
 _PAUSE: Final = 5.0
 """Seconds between two checks."""
-_LOOK_INTERVAL: Final = 60.0
+_POLL_INTERVAL: Final = 60.0
 """Seconds until the next look at what is due."""
 
 log = structlog.get_logger(__name__)
@@ -108,7 +108,7 @@ class ChannelCheckMonitor:
             self._min_ages.pop(channel, None)
             if await self._checker.check(channel, min_age) is not None:
                 return _PAUSE
-        return _LOOK_INTERVAL
+        return _POLL_INTERVAL
 
 
 def _is_due(state: CheckState, min_age: float) -> bool:

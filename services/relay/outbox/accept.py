@@ -179,8 +179,6 @@ async def accept_event(store: Store, incoming: IncomingEvent, plan: PlanEvent) -
 
 def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     """In rounds with at most one event of each incident, so that the next event sees it."""
-    for each in requests:
-        _record_replay(transaction, each.incoming)
     rounds: list[dict[str, int]] = []
     for index, each in enumerate(requests):
         incident = each.incoming.incident_id
@@ -192,6 +190,8 @@ def _accept_batch(transaction: Transaction, requests: Sequence[_AcceptRequest]) 
     for indexes in rounds:
         accepted = _accept_round(transaction, [requests[index] for index in indexes.values()])
         results.update(zip(indexes.values(), accepted, strict=True))
+    for each in requests:  # after the incidents, which everybody locks first
+        _record_replay(transaction, each.incoming)
     return [results[index] for index in range(len(requests))]
 
 

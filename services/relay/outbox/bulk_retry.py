@@ -135,6 +135,7 @@ def read_bulk_retry(connection: Connection, clock: Callable[[], float]) -> BulkR
 
 async def stop_bulk_retry(store: Store, run: str, who: str) -> bool:
     """Ends a run, whichever relay does its steps; whether it was still running. Raises StoreUnavailableError."""
+    run = clean_for_database(run)
     return await store.run(partial(_end, run=run, stopped_by=clean_for_database(who)))
 
 
@@ -173,6 +174,7 @@ class BulkRetries:
             NothingToRetryError: nothing was changed.
             StoreUnavailableError: it is not known to be started.
         """
+        channel, reason = channel and clean_for_database(channel), reason and clean_for_database(reason)
         chosen = [
             DeadLetterFilter(name, reason) for name in sorted(self._channels) if channel is None or name == channel
         ]

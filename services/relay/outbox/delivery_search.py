@@ -111,7 +111,9 @@ def search_deliveries(
         limit: how many, at most.
         max_examined: how many are examined at most; None takes the usual number.
     """
-    if max_examined is None:
+    if not _compares(filter_):
+        max_examined = limit + 1
+    elif max_examined is None:
         max_examined = MAX_EXAMINED if filter_.text is None else MAX_EXAMINED_FOR_TEXT
     examined = _examine(filter_, position, max_examined)
     seqs = _build_search(filter_, examined, position, limit + 1).fetch_all(connection)
@@ -132,6 +134,14 @@ def search_deliveries(
     if end.delivery_count < max_examined:
         return SearchResult(seqs, None, newer)
     return SearchResult(seqs, end.first_seq, newer, _describe(end))
+
+
+def _compares(filter_: DeliveryFilter) -> bool:
+    """Whether the filter asks for something that no index answers."""
+    is_state_indexed = filter_.state is None or filter_.state in UNSETTLED
+    is_channel_indexed = filter_.channel is None or filter_.state in UNSETTLED
+    has_others = any(each is not None for each in (filter_.alertname, filter_.service, filter_.text))
+    return has_others or not (is_state_indexed and is_channel_indexed)
 
 
 def _examine(filter_: DeliveryFilter, position: Position, max_examined: int) -> Subquery:

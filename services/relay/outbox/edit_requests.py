@@ -3,18 +3,23 @@
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select, update
 
 from services.relay.model import DeliveryTask, IncidentContext
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.rows import RowQuery, select_columns, select_values
 from services.relay.outbox.tables import DIGEST_EPISODE, DeliveryState, deliveries, edits, incidents
+from services.relay.send_error import SendReason
 
 _SAME_SECONDS: Final = 0.001
 """By which a moment may differ from the same one as it was stored."""
 _FIRST: Final = 0.0
 """The `due_at` of an edit that a person waits for: before all others."""
+_UNAVAILABLE_SECONDS: Final = 86400.0
+"""For so long an edit that was given up because its channel was archived may be requested again."""
+_UNAVAILABLE_PAUSE: Final = 300.0
+"""Seconds from one such request to the next: the message may be in another channel, which stays archived."""
 
 _edit = edits.c
 _is_idle = _edit.wanted == _edit.shown
@@ -50,6 +55,17 @@ _REQUEST_FOR_MERGED: Final = (
         _edit.episode.in_(_merged_episodes),
     )
     .values(**_request_values, due_at=case((_is_idle, bindparam("now")), else_=_edit.due_at))
+)
+# In literals, as the index `edits_unavailable` has it.
+_REQUEST_UNAVAILABLE: Final = (
+    update(edits)
+    .where(
+        _edit.channel.in_(bindparam("channels", expanding=True)),
+        _is_idle,
+        _edit.reason == literal_column(f"'{SendReason.MISCONFIGURED}'"),
+        _edit.requested_at.between(bindparam("after"), bindparam("before")),
+    )
+    .values(**_request_values, due_at=bindparam("now"))
 )
 _current_episode = select(incidents.c.episode).where(incidents.c.id == _edit.incident_id).scalar_subquery()
 _of_current_episode = (_edit.incident_id.in_(bindparam("incidents", expanding=True)), _edit.episode == _current_episode)
@@ -180,6 +196,14 @@ def request_merged_edits(transaction: Transaction, task: DeliveryTask) -> None:
         "now": transaction.now,
     }
     transaction.connection.execute(_REQUEST_FOR_MERGED, values)
+
+
+def request_unavailable_edits(transaction: Transaction, channels: Collection[str]) -> None:
+    """Has the messages edited whose edit was given up because their channel was archived: now these channels work."""
+    if channels:
+        now = transaction.now
+        moments = {"now": now, "after": now - _UNAVAILABLE_SECONDS, "before": now - _UNAVAILABLE_PAUSE}
+        transaction.connection.execute(_REQUEST_UNAVAILABLE, {"channels": sorted(channels), **moments})
 
 
 def find_digests(

@@ -147,12 +147,11 @@ _TIMES: Final = RowQuery(_TimeRow, select_quantiles(select(_acknowledged.c.secon
 _ESCALATIONS: Final = RowQuery(
     int, select(func.count(audit.c.seq)).where(audit.c.action == "escalate", is_within(audit.c.at))
 )
-_CUT_OFF: Final = RowQuery(
-    int,
-    select(func.count(incidents.c.id)).where(
-        incidents.c.episode > MAX_EPISODES, incidents.c.started_at >= bindparam("since")
-    ),
+_flapping = (
+    select(_episodes.c.id).group_by(_episodes.c.id).having(func.count() >= literal_column(f"{MAX_EPISODES}")).subquery()
 )
+_COUNT_FLAPPING: Final = RowQuery(int, select(func.count()).select_from(_flapping))
+"""The incidents that may have started more often in the period than is stored."""
 
 
 def read_incidents(connection: Connection, period: Period) -> IncidentFigures:
@@ -166,7 +165,7 @@ def read_incidents(connection: Connection, period: Period) -> IncidentFigures:
     times = _TIMES.fetch_one(connection, values)
     return IncidentFigures(
         total.incident_count,
-        _CUT_OFF.fetch_one(connection, values) > 0,
+        _COUNT_FLAPPING.fetch_one(connection, values) > 0,
         total.acknowledged_count,
         Quantiles(*times[1:]) if times.time_count else Quantiles(),
         _ESCALATIONS.fetch_one(connection, values),

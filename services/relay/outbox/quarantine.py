@@ -17,7 +17,7 @@ MAX_ENTRIES: Final = 100
 MAX_BODY_BYTES: Final = 512 * 1024
 """Bytes that are kept of one body."""
 _HINTS: Final = {
-    400: "Find who sends it: POST /alerts takes Alertmanager's webhook, version 4. If an alert is in it, replay it.",
+    400: "Find who sends it: POST /alerts takes Alertmanager's webhook, version 4. If an alert is in it, repair it.",
     413: "Raise intake.max_body, or set max_alerts in Alertmanager's webhook_configs. What still fires comes again.",
 }
 _UNKNOWN: Final = f"no such entry; the quarantine holds the newest {MAX_ENTRIES}"

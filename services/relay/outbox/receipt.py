@@ -22,6 +22,7 @@ from services.relay.outbox.edit_requests import (
     record_first_messages,
     request_channel_edits,
     request_merged_edits,
+    request_unavailable_edits,
 )
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.store import Store
@@ -259,6 +260,8 @@ def _record_edits(
     )
     for task in merged:
         request_merged_edits(transaction, task)
+    delivered = {each.task.channel for each in ended if each.outcome.state is DeliveryState.DELIVERED}
+    request_unavailable_edits(transaction, delivered)
 
 
 def _find_older_digests(

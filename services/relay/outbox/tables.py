@@ -399,6 +399,10 @@ _add_index(
 _add_index("deliveries_of_digest", _delivery.digest_id, where="digest_id IS NOT NULL")
 _add_index("deliveries_named_in", _delivery.named_in, where="named_in IS NOT NULL")
 _add_index("edits_due", edits.c.channel, edits.c.due_at, where="wanted > shown")
+# What was given up because its channel was archived; see `edit_requests`.
+_add_index(
+    "edits_unavailable", edits.c.channel, edits.c.requested_at, where="wanted = shown AND reason = 'misconfigured'"
+)
 _add_index("edits_of_delivery", edits.c.delivery_seq)
 _add_index("silences_due", silences.c.due_at, where="answered_at IS NULL")
 _add_index("silences_of_incident", silences.c.incident_id)

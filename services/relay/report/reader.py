@@ -11,11 +11,14 @@ from functools import partial
 from typing import Final
 
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.report import Report, read_report
 from services.relay.report.period import PARAMETERS, parse_period
 
 _FRESH_SECONDS: Final = 10.0
 _MAX_RECENT: Final = 8
+_MAX_WAIT: Final = 8.0
+"""Seconds for which one waits behind other reports, as long as a read itself may take."""
 
 
 class ReportReader:
@@ -44,7 +47,11 @@ class ReportReader:
         period = parse_period(parameters, self._store.clock(), self._zone)
         key = tuple(parameters.get(name) for name in PARAMETERS)
         clock = asyncio.get_running_loop().time
-        async with self._lock:
+        try:
+            await asyncio.wait_for(self._lock.acquire(), _MAX_WAIT)
+        except TimeoutError:
+            raise StoreUnavailableError("other reports are being read") from None
+        try:
             recent = self._recent.get(key)
             if recent is not None and clock() - recent[0] < _FRESH_SECONDS:
                 return recent[1]
@@ -54,3 +61,5 @@ class ReportReader:
             if len(self._recent) > _MAX_RECENT:
                 del self._recent[next(iter(self._recent))]
             return report
+        finally:
+            self._lock.release()

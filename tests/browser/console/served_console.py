@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page
 
@@ -46,6 +47,7 @@ def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySetti
     """Slack, mail and PagerDuty, all of them the stand-ins'."""
     for name, value in {"token": TOKEN, "bot": "xoxb-test", "key": ROUTING_KEY}.items():
         (folder / name).write_text(value)
+        (folder / name).chmod(0o600)
     host, port = stand_ins.smtp.host, stand_ins.smtp.port
     channels = {
         "slack": {
@@ -81,16 +83,21 @@ def build_settings(folder: Path, stand_ins: StandIns, **keys: Any) -> RelaySetti
 
 @asynccontextmanager
 async def open_console(folder: Path, **keys: Any) -> AsyncIterator[Console]:
-    """A relay with some history: real payloads accepted, delivered, one incident open and one resolved."""
-    async with run_stand_ins() as stand_ins, served(build_settings(folder, stand_ins, **keys)) as client:
-        console = Console(client, stand_ins, str(client._base_url).rstrip("/"))
-        for number in (1, 3, 7):
-            assert (await post(client, payload(number)))[0] in {200, 202}
-        await console.post(group="past")
-        await console.settle()
-        await console.post("resolved", group="past")
-        await console.settle()
-        yield console
+    """A relay with some history: real payloads accepted, delivered, one incident open and one resolved.
+
+    Its channels are checked by people alone: by itself it would begin in the middle of a test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.relay.monitors.channel_checks._START_DELAY", 86400.0)
+        async with run_stand_ins() as stand_ins, served(build_settings(folder, stand_ins, **keys)) as client:
+            console = Console(client, stand_ins, str(client._base_url).rstrip("/"))
+            for number in (1, 3, 7):
+                assert (await post(client, payload(number)))[0] in {200, 202}
+            await console.post(group="past")
+            await console.settle()
+            await console.post("resolved", group="past")
+            await console.settle()
+            yield console
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: 
         await expect(page.locator(".channels > .card")).to_have_count(3)
         names = page.locator(".path > .card h3")
         await expect(names).to_contain_text(["Exporter", "Rules", "Alertmanager", "Intake", "Store", "Sender"])
-        await expect(page.locator(".path > .card").first).to_contain_text("Set messages.prometheus_url")
+        await expect(page.locator(".path > .card").first).to_contain_text("Not known without messages.prometheus_url")
         assert await find_violations(page) == []
         await page.set_viewport_size({"width": 320, "height": 640})
         assert not await find_overflow(page)

@@ -153,6 +153,7 @@ async def test_streams_end_after_a_while_and_at_a_reload_and_a_stop(
             monkeypatch.setattr(events, "_MAX_SECONDS", 0.2)
             async with stream(client) as long:
                 await until(lambda: long.has_ended, 2)
+                assert long.events[-1] == "reconnect"
             monkeypatch.setattr(events, "_MAX_SECONDS", 300)
             async with stream(client) as stopped:
                 await until(lambda: bool(stopped.events))

@@ -95,7 +95,7 @@ async def test_a_page_is_told_from_the_fault_to_the_acknowledgement(store: Store
     others = [replace(failure, target="old", first_at=1.0, last_at=5.0), replace(failure, first_at=2000.0)]
     timeline = build_timeline(history, FailureHistory([others[0], failure, others[1]], 10.0))
     assert told(timeline)[:3] == [
-        ("fault", "KMS fails: encrypt with ledger-kek: key_disabled, 3 round trips, it still fails"),
+        ("fault", "KMS fails: encrypt with ledger-kek, 3 round trips, it still fails"),
         ("alert", "Alert fires: ledger cannot encrypt"),
         ("accepted", "Webhook accepted: 1 firing, critical"),
     ]

@@ -68,7 +68,7 @@ _REPLIES: Final = {
 }
 OPEN_COUNT: Final = 12
 """How many incidents fire, at most."""
-_CHUNK: Final = 20_000
+_CHUNK: Final = 5_000
 _STARTS: Final = b"2001-01-01T01:01:01Z"
 _ENDS: Final = b"2002-02-02T02:02:02Z"
 _NO_INCIDENT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in incidents.c)

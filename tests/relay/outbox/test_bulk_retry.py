@@ -83,8 +83,10 @@ async def test_a_run_takes_what_was_dead_and_everybody_sees_how_far_it_is(store:
     assert set(woken) == {CHANNEL, "mail"}
     left = await store.read(read_dead_letters)
     assert [(group.channel, group.letter_count) for group in left.groups] == [("gone", 1)]  # it is not configured
-    with pytest.raises(NothingToRetryError):
-        await other.start(None, "timeout", "bob")
+    for channel, reason in ((None, "timeout"), ("\0", "\0")):
+        with pytest.raises(NothingToRetryError):
+            await other.start(channel, reason, "bob")
+    assert not await stop_bulk_retry(store, "\0", "bob")
     assert await read(store) == done  # nothing was changed
 
 

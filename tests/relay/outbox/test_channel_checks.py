@@ -159,8 +159,8 @@ async def test_no_overview_searches_what_was_delivered(store: Store) -> None:
         (text_of(channel_overviews._DUE_AT, deliveries.c.id), "deliveries_due", {"waiting": ["queued", "retrying"]}),
         (channel_checks._CHECKS, "channel_checks_of_channel", {"kind": "check", "most": 1}),
     ):
-        explain = partial(_explain, query=query, given={"channel": "a", **given})
-        assert index in await store.read(explain)
+        planned = partial(explain, query=query, given={"channel": "a", **given})
+        assert index in await store.read(planned)
 
 
 def text_of(query: RowQuery[Any], column: Column[Any]) -> RowQuery[Any]:
@@ -168,7 +168,7 @@ def text_of(query: RowQuery[Any], column: Column[Any]) -> RowQuery[Any]:
     return RowQuery(query.build_row, query.statement.with_only_columns(column))
 
 
-def _explain(connection: Connection, query: RowQuery[Any], given: dict[str, Any]) -> str:
+def explain(connection: Connection, query: RowQuery[Any], given: dict[str, Any]) -> str:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # it would read so few rows as a whole
     return plan(query, given, connection)

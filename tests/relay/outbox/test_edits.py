@@ -190,6 +190,28 @@ async def test_an_edit_that_failed_waits_or_is_over(timed: Store, clock: Clock, 
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "later", "expected"),
+    [
+        ("misconfigured", 400.0, ["x"]),
+        ("misconfigured", 200.0, []),
+        ("misconfigured", 90_000.0, []),
+        ("rejected", 400.0, []),
+    ],
+)
+async def test_what_an_archived_channel_refused_is_edited_once_a_message_arrives_there(
+    timed: Store, clock: Clock, reason: str, later: float, expected: list[str]
+) -> None:
+    await deliver(timed)
+    await deliver(timed)
+    await edits.record_edit(timed, "scope", await claim_edit(timed), EditOutcome(EditResult.GIVEN_UP, reason))
+    clock.now += later
+    await deliver(timed, "y", DeliveryState.RETRYING)
+    assert await nothing_to_edit(timed)
+    await end_attempt(timed, await claim_one(timed), is_editable=True)
+    assert [each.task.incident_id for each in (await claim(timed)).claims] == expected
+
+
 async def test_another_message_takes_the_place_of_the_first_one(store: Store) -> None:
     await deliver(store)
     await deliver(store)

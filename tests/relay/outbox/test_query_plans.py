@@ -18,6 +18,7 @@ from services.relay.outbox import (
     context,
     dead_letters,
     delivery_times,
+    edit_requests,
     escalation,
     incident_queries,
     open_incidents,
@@ -163,6 +164,13 @@ async def test_open_incidents_of_a_service_are_found_by_their_index(database: Da
         assert "Sort" not in found
 
 
+async def test_edits_of_an_archived_channel_are_found_by_their_index(database: DatabaseUrl) -> None:
+    statement: Any = edit_requests._REQUEST_UNAVAILABLE
+    given = {"channels": [CHANNEL], "now": 1.0, "after": 0.0, "before": 1.0}
+    async with open_store(database, time.time) as store:
+        assert "edits_unavailable" in await store.read(partial(plan, RowQuery(str, statement), given))
+
+
 async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
     async def receipt(store: Store) -> None:
         await end_attempt(store, await claim_one(store, CHANNEL))
@@ -189,6 +197,7 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
 async def test_what_the_first_page_shows_is_found_by_its_indexes(database: DatabaseUrl) -> None:
     looks: dict[str, tuple[RowQuery[Any], dict[str, Any]]] = {
         "incidents_open_by_severity": (open_incidents._OPEN_OF_SEVERITY, {"level": "critical", "most": 20}),
+        "deliveries_delivered": (delivery_times._DELIVERED, {"since": time.time() + 60, "millis": 300_000}),
         "deliveries_dead": (delivery_times._DEAD, {"since": time.time() + 60, "millis": 300_000}),
     }
     async with open_store(database, time.time) as store:

@@ -25,6 +25,7 @@ from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.rows import Rows
 from tests.relay.outbox.test_query_plans import plan
+from tests.relay.report.history_rows import HistoryRows
 from tests.relay.report.small_history import add_small_history, check_report
 
 DAY = 86400.0
@@ -46,6 +47,27 @@ async def test_the_figures_of_a_small_history_are_those_counted_by_hand(database
         longer = await read(store, days=10)
         assert (longer["incidents"]["count"], longer["incidents"]["escalations"]) == (5, 2)
         assert longer["incidents"]["acknowledged"] == 3
+
+
+async def test_an_incident_that_starts_more_often_than_is_stored_makes_the_count_a_minimum(
+    database: DatabaseUrl,
+) -> None:
+    def add(transaction: Transaction, starts: int) -> None:
+        rows = HistoryRows(transaction, transaction.now - 3 * DAY)
+        rows.add_incident(f"{starts}", "KMSTest", "backend", *map(float, range(starts)))
+
+    async with open_store(database, time.time) as store:
+        await store.run(partial(add, starts=99))
+        assert ((await read(store))["incidents"]["count"], (await read(store))["incidents"]["is_minimum"]) == (
+            99,
+            False,
+        )
+        await store.run(partial(add, starts=100))
+        assert ((await read(store))["incidents"]["count"], (await read(store))["incidents"]["is_minimum"]) == (
+            199,
+            True,
+        )
+        assert (await read(store, days=2))["incidents"]["is_minimum"] is False
 
 
 async def test_quantiles_are_exact(database: DatabaseUrl) -> None:

@@ -3,15 +3,13 @@
 All of it happened in the last week, but for what stands under EARLIER. `T` is three days before now.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import insert
-
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.tables import DeliveryState, attempts, audit, deliveries, events, incidents, quarantine
+from services.relay.outbox.tables import DeliveryState
+from tests.relay.report.history_rows import HistoryRows
 
 SINCE: Final = "7d"
 HOSTILE: Final = '=HYPERLINK("http://evil.example")'
@@ -53,40 +51,41 @@ DEAD: Final = {("pager", "rejected"): (2, HOSTILE), ("pager", "timeout"): (1, "n
 REFUSED: Final = {(400, "it is no JSON"): 2, (413, "the body is too large"): 1}
 
 
-Attempt = tuple[float, float, str, str]
-"""When, for how many seconds, its reason, and the provider's answer."""
+async def add_small_history(store: Store, channels: Mapping[str, str] | None = None) -> float:
+    """Adds it to an empty outbox; gives `T`, in unix seconds.
+
+    Args:
+        store: the outbox.
+        channels: other names of channels; none of them then has a delivery that waits.
+    """
+    return await store.run(lambda transaction: _SmallHistory(transaction, channels).add())
 
 
-async def add_small_history(store: Store) -> float:
-    """Adds it to an empty outbox; gives `T`, in unix seconds."""
-    return await store.run(lambda transaction: _SmallHistory(transaction).add())
-
-
-class _SmallHistory:
+class _SmallHistory(HistoryRows):
     """Times are seconds after `T`."""
 
-    def __init__(self, transaction: Transaction) -> None:
-        self._connection = transaction.connection
-        self._start = round(transaction.now) - 3 * 86400.0
-        self._number = 0
+    def __init__(self, transaction: Transaction, channels: Mapping[str, str] | None) -> None:
+        super().__init__(transaction, round(transaction.now) - 3 * 86400.0)
+        self._channels = channels or {}
 
     def add(self) -> float:
-        one = self._add_incident("one", HOSTILE, "backend", 0, 1000)
-        two = self._add_incident("two", "KMSHighLatency", "ledger", 2000)
-        three = self._add_incident("three", "KMSHighLatency", "", 3000)
-        self._add_incident("EARLIER", "KMSHighLatency", "backend", -6 * 86400)
+        one = self.add_incident("one", HOSTILE, "backend", 0, 1000)
+        two = self.add_incident("two", "KMSHighLatency", "ledger", 2000)
+        three = self.add_incident("three", "KMSHighLatency", "", 3000)
+        self.add_incident("EARLIER", "KMSHighLatency", "backend", -6 * 86400)
         for incident, action, at in (
             *(("one", "acknowledge", 120), ("one", "unacknowledge", 200), ("one", "acknowledge", 300)),
             *(("two", "acknowledge", 2600), ("three", "escalate", 3600), ("EARLIER", "acknowledge", 10)),
             ("EARLIER", "escalate", -5 * 86400),
         ):
-            self._add_action(incident, action, at)
+            self.add_action(incident, action, at)
 
         for seconds in (9, 8, 7, 6, 5, 4, 3, 2, 1):
             self._add_delivery(one, "slack", 10, 10 + seconds)
         self._add_delivery(one, "slack", -6 * 86400, -5 * 86400)
         self._add_delivery(one, "slack", 20, 500, DeliveryState.SUPERSEDED)
-        self._add_delivery(one, "slack", 5000, None, DeliveryState.QUEUED)
+        if not self._channels:
+            self._add_delivery(one, "slack", 5000, None, DeliveryState.QUEUED)
         # The circuit breaker is open until another message arrives.
         failed = [(5010, 10, "timeout", ""), (5050, 10, "timeout", ""), (5089, 1, "ok", "")]
         self._add_delivery(two, "slack", 5000, 5090, tried=failed)
@@ -106,65 +105,11 @@ class _SmallHistory:
             *((400, "it is no JSON", 0), (400, "it is no JSON", 1), (413, "the body is too large", 2)),
             (400, "EARLIER", -6 * 86400),
         ):
-            row: dict[str, Any] = {
-                "received_at": self._start + at,
-                "source": "",
-                "code": code,
-                "reason": reason,
-                "body": b"{",
-            }
-            self._connection.execute(insert(quarantine), row)
-        return self._start
+            self.add_refused(code, reason, at)
+        return self.start
 
-    def _add_incident(self, name: str, alertname: str, service: str, *starts: float) -> int:
-        """An incident that started at these times; gives the seq of its event."""
-        event: dict[str, Any] = {
-            "receiver": "kms",
-            "alertname": alertname,
-            "status": "firing",
-            "fingerprint": name,
-            "body": b"{}",
-        }
-        event |= {"id": f"event {name}", "incident_id": name, "accepted_at": self._start, "event": b"{}"}
-        seq: int = self._connection.execute(insert(events).values(event).returning(events.c.seq)).scalar_one()
-        times = [self._start + each for each in starts]
-        row: dict[str, Any] = {
-            "id": name,
-            "episode": len(times),
-            "is_open": 1,
-            "latest_event_seq": seq,
-            "started_at": times[-1],
-        }
-        row |= {"alertname": alertname, "service": service, "episode_starts": json.dumps(times)}
-        self._connection.execute(insert(incidents).values(row))
-        return seq
-
-    def _add_action(self, incident: str, action: str, at: float) -> None:
-        row = {"at": self._start + at, "who": "anna", "action": action, "object": incident, "incident_id": incident}
-        self._connection.execute(insert(audit).values(row))
-
-    def _add_delivery(
-        self,
-        event: int,
-        channel: str,
-        accepted: float,
-        finished: float | None,
-        state: DeliveryState = DeliveryState.DELIVERED,
-        tried: Sequence[Attempt] = (),
-    ) -> int:
-        """A delivery with its attempts, of which the last one took half a second where none is given; gives its seq."""
-        self._number += 1
-        tried = tried or [(accepted, 0.5, "ok", "")]
-        row: dict[str, Any] = {"id": f"delivery {self._number}", "event_seq": event, "first_event_seq": event}
-        row |= {"incident_id": f"{self._number}", "episode": 1, "channel": channel, "state": state, "due_at": 0.0}
-        row |= {"attempts": len(tried), "reason": tried[-1][2], "accepted_at": self._start + accepted}
-        row |= {"oldest_accepted_at": row["accepted_at"]}
-        row |= {"finished_at": None if finished is None else self._start + finished}
-        seq: int = self._connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
-        for number, (at, seconds, reason, detail) in enumerate(tried, 1):
-            values = {"delivery_seq": seq, "number": number, "started_at": self._start + at, "seconds": seconds}
-            self._connection.execute(insert(attempts).values(values | {"reason": reason, "detail": detail}))
-        return seq
+    def _add_delivery(self, event: int, channel: str, *arguments: Any, **options: Any) -> None:
+        self.add_delivery(event, self._channels.get(channel, channel), *arguments, **options)
 
 
 def check_report(report: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ from services.relay.channels.slack.post_search import NotFound, PostLocation, bu
 from services.relay.channels.slack.thread import Thread
 from services.relay.channels.slack.web_api import (
     BLOCK_ERRORS,
+    CHANNEL_ARCHIVED,
     EDIT_REFUSED,
     MESSAGE_MISSING,
     THREAD_ERRORS,
@@ -217,7 +218,9 @@ class SlackChannel:
                 await self._update(api, call, message, message.task.first_receipt or {})
             except SlackError as error:
                 if error.code in EDIT_REFUSED:
-                    raise SendError(SendReason.REJECTED, SendScope.MESSAGE, str(error)) from None
+                    is_archived = error.code in CHANNEL_ARCHIVED
+                    reason = SendReason.MISCONFIGURED if is_archived else SendReason.REJECTED
+                    raise SendError(reason, SendScope.MESSAGE, str(error)) from None
                 if error.code not in MESSAGE_MISSING:
                     raise
                 return await self._replace(api, call, message, token)

@@ -85,7 +85,9 @@ BLOCK_ERRORS: Final = frozenset(
 # https://docs.slack.dev/reference/methods/chat.update, "Errors"
 MESSAGE_MISSING: Final = frozenset({"message_not_found", "cant_update_message"})
 """The message was deleted, or another app has posted it: one of our own takes its place."""
-EDIT_REFUSED: Final = frozenset({"is_inactive", "is_archived", "channel_not_found", "edit_window_closed"})
+CHANNEL_ARCHIVED: Final = frozenset({"is_inactive", "is_archived"})
+"""The message stays as it is until its channel works again."""
+EDIT_REFUSED: Final = CHANNEL_ARCHIVED | {"channel_not_found", "edit_window_closed"}
 """The message stays as it is: its channel is archived or gone, or the workspace lets nobody edit it any more."""
 
 # "It's possible some aspect of the operation succeeded before the error was raised", the page states for both.

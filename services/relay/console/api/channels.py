@@ -66,7 +66,7 @@ class ChannelsEndpoint:
 
 
 def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, Any]:
-    configured, overview, health = view.configured, view.overview, view.health
+    configured, overview, verdict = view.configured, view.overview, view.verdict
     success, failure = overview.last_success, overview.last_failure
     return {
         "channel": configured.name,
@@ -76,9 +76,9 @@ def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, A
         "limitations": configured.limitations,
         "used_by": [use._asdict() for use in configured.uses],
         "rate": configured.rate,
-        "status": health.status,
-        "summary": health.sentence,
-        "hint": health.hint,
+        "status": verdict.status,
+        "summary": verdict.text,
+        "hint": verdict.hint,
         "is_down": overview.is_down,
         "breaker": overview.breaker,
         "failures": overview.failures,
@@ -93,7 +93,7 @@ def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, A
         "delivered": delivered.get(configured.name, 0),
         "dead": overview.dead,
         "last_success": success and {"id": success.id, "at": format_time(success.finished_at)},
-        "last_failure": failure and {**asdict(failure), "at": format_time(failure.at)},
+        "last_failure": failure and {**asdict(failure), "at": format_time(failure.at), "hint": view.failure_hint},
         "last_test": overview.last_test and _encode_check(overview.last_test),
         "checks": [_encode_check(check) for check in view.checks],
     }

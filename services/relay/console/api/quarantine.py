@@ -68,10 +68,10 @@ class QuarantineEndpoint:
         """Accepts one after all: as it is kept, or as the request's body has it."""
         describe_action(request, is_stored=True)  # with what it accepts, or it changed nothing
         try:
-            entry, kept = await read_webhook(self._store, request.path_params["id"])
+            entry, stored = await read_webhook(self._store, request.path_params["id"])
             sent = await _read_repaired(request)
             caller, code = get_caller(request).name, request.query_params.get("confirm")
-            accepted = await self._replays.replay(entry, sent or kept, code, who=caller, peer=get_peer(request))
+            accepted = await self._replays.replay(entry, sent or stored, code, who=caller, peer=get_peer(request))
         except NotConfirmedError as error:
             return JSONResponse({"error": str(error), "preview": _encode_preview(error.preview)}, status_code=409)
         except tuple(_REFUSALS) as error:

@@ -10,6 +10,7 @@ const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" 
 const exact = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 const zone = new Intl.DateTimeFormat().resolvedOptions().timeZone;
 let open = new Set(); // the ids of the details that are open in the part that is replaced
+let focused = null; // what describes the element with the focus in it
 
 // The exact time on hover, in the viewer's zone, and times of day in it; the server writes UTC.
 function localiseTimes() {
@@ -40,20 +41,37 @@ function showProblems() {
   if (!node) return;
   const count = Number(node.dataset.problems);
   document.title = `${count ? `(${count}) ` : ""}keypulse relay`;
-  document.getElementById("icon").href = `/console/${count ? "icon-trouble.svg" : "icon.svg"}`;
+  document.getElementById("icon").href = `/console/${count ? "icon-problems.svg" : "icon.svg"}`;
   setServerTime(Number(node.dataset.now));
 }
 
-// A part is loaded again by itself; text that a person is selecting in it stays until the next time.
-document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
+// Whether a person selects text in a part, or fills in a form of it: then it stays until the next time.
+function isInUse(part) {
   const selection = getSelection();
+  if (!selection.isCollapsed && selection.containsNode(part, true)) return true;
+  return [...part.querySelectorAll("input, textarea, select")].some(
+    (field) => field === document.activeElement || ("defaultValue" in field && field.value !== field.defaultValue),
+  );
+}
+
+function describe(node) {
+  return [node.localName, node.id, node.getAttribute("href"), node.name, node.textContent.trim()].join("\n");
+}
+
+// A part is loaded again by itself: what a person has opened in it stays open, and the focus where it is.
+document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const cause = detail.requestConfig.triggeringEvent?.type ?? "";
   const isOwnAccord = cause.startsWith("sse:") || cause === "every" || cause === "";
-  if (isOwnAccord && !selection.isCollapsed && selection.containsNode(detail.target, true)) detail.shouldSwap = false;
+  if (isOwnAccord && isInUse(detail.target)) detail.shouldSwap = false;
   open = new Set([...detail.target.querySelectorAll("details[open][id]")].map((node) => node.id));
+  focused = detail.target.contains(document.activeElement) ? describe(document.activeElement) : null;
 });
 document.body.addEventListener("htmx:afterSwap", () => {
   for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+  if (focused === null || document.activeElement !== document.body) return;
+  const nodes = [...document.querySelectorAll("main a, main button, main summary, main [tabindex]")];
+  const same = nodes.find((node) => describe(node) === focused);
+  (same ?? document.getElementById("main")).focus({ preventScroll: true });
 });
 document.body.addEventListener("htmx:afterSettle", () => {
   localiseTimes();

@@ -34,6 +34,7 @@ class LiveConnection extends EventTarget {
         this.dispatchEvent(new MessageEvent(name));
       });
     }
+    this.source.addEventListener("reconnect", () => this.connectLater());
   }
 
   hear() {
@@ -46,6 +47,11 @@ class LiveConnection extends EventTarget {
     this.release();
     this.readyState = EventSource.CONNECTING;
     this.onerror?.(new Event("error"));
+    this.connectLater();
+  }
+
+  connectLater() {
+    this.release();
     this.timer = setTimeout(() => this.connect(), RETRY * (1 + Math.random()));
   }
 

@@ -19,6 +19,14 @@ from shared.http.json_api import format_time
 
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]#|~!$])")
 _SCHEME: Final = re.compile(r"([A-Za-z])(://)")
+_SINCE: Final = {
+    "fault": "after the fault",
+    "alert": "after the alert",
+    "end": "after its end",
+    "accepted": "after the webhook",
+    "queued": "after it was queued",
+    "attempt": "in the attempt",
+}
 _HOP_NAMES: Final = {"fault": "fault", "alert": "alert", "accepted": "webhook accepted", "delivered": "delivered"}
 
 
@@ -161,9 +169,7 @@ def _format_entry(entry: TimelineEntry) -> Sequence[str]:
 
 
 def _describe_since(entry: TimelineEntry) -> str:
-    return (
-        "long" if entry.since == "attempt" else f"since {'the webhook' if entry.since == 'accepted' else entry.since}"
-    )
+    return _SINCE[entry.since] if entry.since else ""
 
 
 def _list_details(export: PostMortem) -> Iterator[str]:

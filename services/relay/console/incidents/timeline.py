@@ -70,7 +70,7 @@ class EntryKind(StrEnum):
 
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
-Since = Literal["fault", "alert", "accepted", "attempt"]
+Since = Literal["fault", "alert", "end", "accepted", "queued", "attempt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ class TimelineEntry:
     seconds: float | None = None
     """How long it took; negative where clocks differ."""
     since: Since | None = None
-    """From what `seconds` counts; `attempt` stands for the attempt's own start."""
+    """From what `seconds` counts: `end` is that of the last alert; `queued` when a delivery was added without a
+    webhook, as for an acknowledgement; `attempt` the attempt's own start."""
     reason: str | None = None
     detail: str = ""
     """The provider's parts, a comment or a remark."""
@@ -211,7 +212,7 @@ def _select_faults(fault: FailureHistory | None, alert_at: float, ended_at: floa
 def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
     for each in faults:
         times = f"{each.count} round trips" if each.count > 1 else "1 round trip"
-        text = f"KMS fails: {each.operation} with {each.target}: {each.reason}, {times}"
+        text = f"KMS fails: {each.operation} with {each.target}, {times}"
         until = "it still fails" if each.is_current else f"the last one at {format_time(each.last_at)}"
         yield _build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
 
@@ -272,18 +273,22 @@ def _build_event_entry(record: EventRecord, event: Event, since: float | None, *
     over = "; the incident is over" if kind is EntryKind.RESOLVED else ""
     text = f"{source}: {format_counts(event)}{severity}{repeated}{over}"
     entry = _build_entry(record.accepted_at, kind, text, detail=event.remark, event=record.id)
-    return entry if since is None else replace(entry, seconds=record.accepted_at - since, since="alert")
+    if since is None:
+        return entry
+    return replace(entry, seconds=record.accepted_at - since, since="end" if is_resolved(event) else "alert")
 
 
 def _list_deliveries(history: EpisodeHistory) -> Iterator[TimelineEntry]:
     by_delivery: dict[int, list[AttemptRecord]] = {}
     for attempt in history.attempts:
         by_delivery.setdefault(attempt.delivery_seq, []).append(attempt)
+    accepted_at = {each.accepted_at for each in (*history.events, history.first_event)}
     for delivery in history.deliveries:
         attempts = by_delivery.get(delivery.seq, [])
         yield from _list_attempts(delivery, attempts)
         if delivery.finished_at is not None:
-            yield _build_outcome(delivery, delivery.finished_at, attempts)
+            outcome = _build_outcome(delivery, delivery.finished_at, attempts)
+            yield outcome if delivery.oldest_accepted_at in accepted_at else replace(outcome, since="queued")
 
 
 def _list_attempts(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterator[TimelineEntry]:

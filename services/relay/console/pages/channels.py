@@ -82,8 +82,8 @@ class ChannelsPages:
         except ActionRefusedError as error:
             describe_action(request, is_stored=True, refused=str(error))
             return redirect(request, f"/channels/{name}", f"Nothing was done on {name}: {error}")
-        words = done if failure is None else f"{failure.name}: {failure.detail}; {failure.hint}"
-        return redirect(request, f"/channels/{name}", f"{name}: {words}")
+        outcome = done if failure is None else f"{failure.name}: {failure.detail}; {failure.hint}"
+        return redirect(request, f"/channels/{name}", f"{name}: {outcome}")
 
     def _find(self, request: Request) -> list[ConfiguredChannel]:
         return [each for each in self._channels if each.name == request.path_params["name"]]

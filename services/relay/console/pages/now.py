@@ -1,17 +1,16 @@
 """`/`: the state of the relay now: the path of an alert as lights, open incidents, channels, the last hours."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from services.relay.config import RelaySettings
 from services.relay.console import delivery_plot
-from services.relay.console.channel_lights import build_channel_light
+from services.relay.console.channel_lights import LATE_SECONDS, build_channel_light
 from services.relay.console.delivery_plot import build_plot, find_start
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
@@ -29,9 +28,10 @@ from services.relay.outbox.rate_limit import count_available
 from shared.http.authorization import ProtectedRoute
 from shared.web.time_format import format_duration
 
-MAX_INCIDENTS: Final = 20
+MAX_INCIDENTS: Final = 12
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
+_FRAGMENT: Final = "now_state"
 _RATE_UNITS: Final = ((1, "s"), (60, "min"), (3600, "h"))
 
 
@@ -47,20 +47,19 @@ class ChannelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class ProblemCounts:
-    """What needs somebody."""
+class Problems:
+    """What needs somebody: the names of parts of the path and of channels, by their state."""
 
-    failing: int
-    """Parts of the path, and channels."""
-    degraded: int
-    unknown: int
+    failing: Sequence[str]
+    degraded: Sequence[str]
+    unknown: Sequence[str]
     unacknowledged: int
     """Open incidents that nobody has acknowledged."""
 
     @property
     def total(self) -> int:
         """The number in the page's title."""
-        return self.failing + self.unacknowledged
+        return len(self.failing) + self.unacknowledged
 
 
 class NowPages:
@@ -88,6 +87,7 @@ class NowPages:
         read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
+        self._fragment = SharedRead(self._render_fragment, _MAX_AGE)
         self._last = EMPTY_OVERVIEW
         """What was read last, which is shown as old while the outbox cannot be read."""
         self._clock = store.clock
@@ -97,6 +97,15 @@ class NowPages:
         return [self._renderer.build_page_route("/", self._show)]
 
     async def _show(self, request: Request) -> Response:
+        if request.headers.get("hx-target") == _FRAGMENT and not request.url.query:
+            return HTMLResponse(await self._fragment.get(self._changes.version, request))
+        return await self._render(request)
+
+    async def _render_fragment(self, request: Request) -> bytes:
+        """The part that is loaded again, which is the same for all viewers."""
+        return bytes((await self._render(request)).body)
+
+    async def _render(self, request: Request) -> Response:
         error = None
         try:
             self._last = await self._overview.get(self._changes.version)
@@ -107,18 +116,19 @@ class NowPages:
         overview = self._last
         lights = self._path.build_lights(overview, now, error)
         channels = [self._build_card(each, overview.now) for each in overview.channels]
-        statuses = [light.verdict.status for light in (*lights, *(card.light for card in channels))]
+        all_lights = [*lights, *(card.light for card in channels)]
         values = {
             "error": error,
             "overview": overview,
             "as_of": now,
             "lights": lights,
             "channels": sorted(channels, key=_get_sort_key),
-            "problems": _count_problems(statuses, overview.incidents),
-            "worst": find_worst(statuses),
+            "problems": _list_problems(all_lights, overview.incidents),
+            "worst": find_worst(light.verdict.status for light in all_lights),
             "plot": build_plot(steps, start),
             "plot_start": start,
             "delivery_plot": delivery_plot,
+            "LATE_SECONDS": LATE_SECONDS,
         }
         # htmx shows no fragment of an error.
         status = 503 if error and "hx-request" not in request.headers else 200
@@ -133,13 +143,12 @@ def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
     return list(HealthStatus).index(card.light.verdict.status), card.light.name
 
 
-def _count_problems(statuses: Sequence[HealthStatus], incidents: OpenIncidents) -> ProblemCounts:
-    counts = Counter(statuses)
-    return ProblemCounts(
-        counts[HealthStatus.FAILING],
-        counts[HealthStatus.DEGRADED],
-        counts[HealthStatus.UNKNOWN],
-        incidents.unacknowledged,
+def _list_problems(lights: Sequence[Light], incidents: OpenIncidents) -> Problems:
+    def find(status: HealthStatus) -> list[str]:
+        return [light.name for light in lights if light.verdict.status is status]
+
+    return Problems(
+        find(HealthStatus.FAILING), find(HealthStatus.DEGRADED), find(HealthStatus.UNKNOWN), incidents.unacknowledged
     )
 
 

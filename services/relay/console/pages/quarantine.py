@@ -85,7 +85,7 @@ class QuarantinePages:
 
         return [
             page("", self._show, Role.VIEWER),
-            action("/retry", self._retry_many, Role.ADMIN, "retry all"),
+            action("/retry", self._start_retry, Role.ADMIN, "retry all"),
             action("/retry/stop", self._stop_retry, Role.ADMIN, "stop retry"),
             action("/retry/{delivery}", self._retry_one, Role.RESPONDER, "retry"),
             page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
@@ -94,24 +94,33 @@ class QuarantinePages:
         ]
 
     async def _show(self, request: Request) -> Response:
-        before = _parse_before(request.query_params.get("before", ""))
+        part = request.headers.get("hx-target")  # a page that is open loads its two parts each by itself
+        values = {} if part == "refused" else await self._read_dead_letters()
+        values |= {} if part == "dead_letters" else await self._read_refused(request.query_params.get("before", ""))
+        return await self._renderer.render(request, "quarantine.html.j2", values)
+
+    async def _read_dead_letters(self) -> dict[str, object]:
         letters = await self._store.read(read_dead_letters)
-        entries = await rejected.list_entries(self._store, _PAGE_SIZE + 1, before)
         run = await self._store.read(lambda connection: read_bulk_retry(connection, self._store.clock))
-        values = {
+        return {
             "letters": letters,
             "run": run,
             "run_about": run and describe_run(run),
             "advice": {group.reason: _ADVICE.get(group.reason, _UNKNOWN_ADVICE) for group in letters.groups},
             "channels": self._channels,
+        }
+
+    async def _read_refused(self, before: str) -> dict[str, object]:
+        oldest = int(before) if re.fullmatch("[0-9]{1,18}", before) else None
+        entries = await rejected.list_entries(self._store, _PAGE_SIZE + 1, oldest)
+        return {
             "entries": entries[:_PAGE_SIZE],
             "older": entries[_PAGE_SIZE - 1].id if len(entries) > _PAGE_SIZE else None,
-            "is_older_page": before is not None,
+            "is_older_page": oldest is not None,
             "max_entries": rejected.MAX_ENTRIES,
         }
-        return await self._renderer.render(request, "quarantine.html.j2", values)
 
-    async def _retry_many(self, request: Request) -> Response:
+    async def _start_retry(self, request: Request) -> Response:
         form = await read_form(request)
         channel, reason = form.get("channel") or None, form.get("reason") or None
         describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))))
@@ -146,7 +155,7 @@ class QuarantinePages:
         try:
             preview = await self._replays.preview(entry, body)
         except _REFUSALS as error:
-            return await self._render_entry(request, entry, stored, edited=edited, error=str(error))
+            return await self._render_entry(request, entry, stored, edited=edited, error=f"Not accepted: {error}")
         return await self._render_entry(request, entry, stored, edited=edited, preview=preview)
 
     async def _replay(self, request: Request) -> Response:
@@ -166,7 +175,9 @@ class QuarantinePages:
         except AlreadyReplayedError as error:
             return redirect(request, PATH, f"Nothing was done: {error}.")
         except _REFUSALS as error:
-            return await self._render_entry(request, entry, stored, edited=edited, error=str(error), status=422)
+            return await self._render_entry(
+                request, entry, stored, edited=edited, error=f"Not accepted: {error}", status=422
+            )
         if accepted.is_duplicate:
             return redirect(request, PATH, "Accepted. It repeats what was accepted before: nothing is sent.")
         return redirect(request, PATH, f"Accepted: it goes to {', '.join(accepted.channels) or 'no channel'}.")
@@ -203,11 +214,6 @@ class QuarantinePages:
                 return redirect(request, PATH, f"Nothing was done: {error}.")
 
         return answer
-
-
-def _parse_before(text: str) -> int | None:
-    """The entry from which a page of older ones goes on; None for the first page."""
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def describe_run(run: BulkRetry) -> str:

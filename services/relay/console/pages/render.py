@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -20,14 +19,14 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mail
 from services.relay.rendering import RenderedPayload, RenderingBusyError, WebhookRenderer
 from shared.http.authorization import ProtectedRoute
-from shared.http.body_limits import BodyTooLargeError, read_body
+from shared.http.form import FormError, read_form
 from shared.web.pages import SECURITY_HEADERS
 
 MAX_PAYLOAD: Final = 256 * 1024
 """Bytes of a webhook that is rendered here."""
 _MAX_FORM: Final = 3 * MAX_PAYLOAD + 4096
 """Bytes of the form: it may write each byte of the webhook as three."""
-_READ_SECONDS: Final = 10.0
+_CONTENT_TOO_LARGE: Final = 413
 _MAX_FORMS: Final = 4
 """Forms in memory at the same time."""
 _MAX_EVENTS: Final = 10
@@ -40,7 +39,6 @@ _TOO_LARGE: Final = (
     f"expected at most {MAX_PAYLOAD // 1024} KiB; for more, run: keypulse-relay render --payload FILE --channel NAME"
 )
 _PAGE_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
-_BUSY: Final = "other payloads are being rendered; try again in a moment"
 
 
 class RenderPages:
@@ -82,8 +80,8 @@ class RenderPages:
     async def _render_form(self, request: Request) -> Response:
         try:
             payload = await self._read_payload(request)
-        except ValueError as error:
-            return await self._respond(request, "", [], str(error), 413)
+        except FormError as error:
+            return await self._respond(request, "", [], str(error), error.status)
         except RenderingBusyError as error:
             return await self._respond(request, "", [], str(error), 503)
         return await self._respond_rendered(request, payload)
@@ -93,6 +91,8 @@ class RenderPages:
         try:
             payload = await self._read_payload(request)
             rendered = await self._webhooks.render(payload.encode(), only=request.query_params.get("channel", ""))
+        except FormError as error:
+            return PlainTextResponse(f"{error}\n", status_code=error.status)
         except ValueError as error:
             return PlainTextResponse(f"{error}\n", status_code=422)
         except RenderingBusyError as error:
@@ -104,27 +104,25 @@ class RenderPages:
         return HTMLResponse(page, headers={"Content-Security-Policy": MAIL_POLICY})
 
     async def _read_payload(self, request: Request) -> str:
-        """The webhook of the form. Raises ValueError or RenderingBusyError."""
+        """The webhook of the form. Raises FormError or RenderingBusyError."""
         if self._forms.locked():
-            raise RenderingBusyError(_BUSY)
+            raise RenderingBusyError("other payloads are being rendered; try again in a moment")
         async with self._forms:
             try:
-                async with asyncio.timeout(_READ_SECONDS):
-                    form = await read_body(request.stream(), _MAX_FORM)
-            except BodyTooLargeError:
-                raise ValueError(_TOO_LARGE) from None
-            except TimeoutError:
-                raise RenderingBusyError("the payload did not arrive in time; try again") from None
-            payload = await asyncio.to_thread(_parse_form, form)
+                payload = (await read_form(request, _MAX_FORM)).get("payload", "")
+            except FormError as error:
+                raise FormError(
+                    _TOO_LARGE if error.status == _CONTENT_TOO_LARGE else str(error), error.status
+                ) from None
         if len(payload.encode()) > MAX_PAYLOAD:
-            raise ValueError(_TOO_LARGE)
+            raise FormError(_TOO_LARGE, _CONTENT_TOO_LARGE)
         return payload
 
     async def _respond_rendered(self, request: Request, payload: str) -> Response:
         try:
             rendered = await self._webhooks.render(payload.encode())
         except ValueError as error:
-            return await self._respond(request, payload, [], str(error), 422)
+            return await self._respond(request, payload, [], str(error), 200)
         except RenderingBusyError as error:
             return await self._respond(request, payload, [], str(error), 503)
         return await self._respond(request, payload, rendered, None, 200)
@@ -143,8 +141,3 @@ class RenderPages:
         response = await self._renderer.render(request, "render.html.j2", values, status=status)
         response.headers["Content-Security-Policy"] = _PAGE_POLICY
         return response
-
-
-def _parse_form(form: bytes) -> str:
-    fields = parse_qs(form.decode("ascii", errors="replace"), keep_blank_values=True, max_num_fields=10)
-    return fields.get("payload", [""])[0]

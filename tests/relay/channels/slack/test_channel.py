@@ -8,7 +8,7 @@ import pytest
 from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from ops.demo.stand_ins.slack.workspace import SlackMessage
-from services.relay.channels.port import Channel
+from services.relay.channels.port import AddressingChannel, Channel
 from services.relay.channels.slack.web_api import ERROR_MEANINGS
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.conftest import WebServer
@@ -190,3 +190,27 @@ async def test_sends_of_different_incidents_run_side_by_side(secret_file: Path, 
     receipts = await asyncio.gather(*[send(channel, one) for one in made])
     await channel.close()
     assert len({receipt["ts"] for receipt in receipts}) == 20
+
+
+async def test_the_address_of_a_message_is_slacks_own(secret_file: Path, stand_ins: StandIns) -> None:
+    channel = connect(secret_file, stand_ins)
+    assert isinstance(channel, AddressingChannel)
+    receipt = await send(channel, message())
+    (post,) = posts(stand_ins)
+    assert (await channel.find_address(receipt)).endswith(f"/p{post.ts.replace('.', '')}")
+    with pytest.raises(SendError, match="Slack answered message_not_found"):
+        await channel.find_address({**receipt, "ts": "1.000001"})
+    await channel.close()
+    assert settings(example("slack", secret_file, stand_ins.http)).has_address(receipt)
+    assert not settings(example("slack_webhook", secret_file, stand_ins.http)).has_address({"answer": "ok"})
+
+
+async def test_an_address_that_is_no_address_is_not_followed(secret_file: Path, website: WebServer) -> None:
+    provider = await website(
+        200, json.dumps({"ok": True, "permalink": "javascript:alert(1)"}), Content_Type="application/json"
+    )
+    channel = settings(example("slack", secret_file, provider)).connect(5)
+    assert isinstance(channel, AddressingChannel)
+    with pytest.raises(SendError, match="not one of its Web API"):
+        await channel.find_address({"channel": "C1", "ts": "1.2"})
+    await channel.close()

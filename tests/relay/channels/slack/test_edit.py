@@ -99,8 +99,8 @@ async def test_an_archived_channel_and_a_closed_edit_window_end_it_and_a_renamed
     stand_ins.slack.archive(stand_ins.slack.channels[CRITICAL])
     with pytest.raises(SendError, match="is_inactive") as archived:
         await edit(channel, edit_of(receipt))
-    for raised in (closed, archived):
-        assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
+    for raised, reason in ((closed, SendReason.REJECTED), (archived, SendReason.MISCONFIGURED)):
+        assert (raised.value.reason, raised.value.scope) == (reason, SendScope.MESSAGE)
 
 
 async def test_an_edit_waits_as_slack_asks_and_for_a_person_where_the_token_is_revoked(

@@ -1,4 +1,4 @@
-"""Dead letters are read by channel and reason and retried together; a quarantined webhook can be replayed."""
+"""Dead letters are read in groups and retried together, webhooks replayed, edits of archived channels made later."""
 
 from alembic.operations import Operations
 from sqlalchemy import Column, Double, Integer, Text, text
@@ -8,7 +8,7 @@ down_revision = "0019"
 
 
 def upgrade(op: Operations) -> None:
-    """Adds an index, the table and columns."""
+    """Adds indexes, the table and columns."""
     dead = text("state = 'dead'")
     op.create_index(
         "deliveries_dead_groups",
@@ -32,3 +32,11 @@ def upgrade(op: Operations) -> None:
     op.add_column("quarantine", Column("replayed_at", Double))
     op.add_column("quarantine", Column("replayed_by", Text))
     op.add_column("quarantine", Column("incident_id", Text))
+    unavailable = text("wanted = shown AND reason = 'misconfigured'")
+    op.create_index(
+        "edits_unavailable",
+        "edits",
+        ["channel", "requested_at"],
+        sqlite_where=unavailable,
+        postgresql_where=unavailable,
+    )

@@ -1,0 +1,176 @@
+"""A night: a key fails, and PagerDuty has trouble; with an exporter and an Alertmanager that can be asked."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
+from services.exporter.history import History
+from services.exporter.model import Call, Failure, Operation, ProbeResult
+from services.exporter.web import history_api
+from services.relay.intake.webhook_parser import read_event
+from services.relay.model import build_incident_id
+from shared.config.settings import Address
+from shared.http.server import create_application, create_registry, serve
+from shared.kms.reason import Reason
+from tests.browser.console.served_console import Console, open_console
+from tests.relay.served_relay import post
+
+KEY = "projects/prod/locations/europe-west1/keyRings/app/cryptoKeys/ledger"
+TITLE = "permission_denied: ledger (production) cannot encrypt with ledger-kek"
+LABELS = {
+    "alertname": "KMSProbeFailing",
+    "env": "production",
+    "service": "ledger",
+    "target": "ledger-kek",
+    "severity": "critical",
+}
+HOSTILE = "<img src=x onerror=alert(1)>\"'`{{7*7}}</script><script>alert(2)</script>"
+
+
+@dataclass
+class Night:
+    """What goes on."""
+
+    console: Console
+    alertmanager: "FakeAlertmanager"
+    began_at: float
+    """When the key began to fail, unix seconds."""
+
+    def get_url(self, group: str = "night") -> str:
+        """The page of the incident."""
+        event = read_event(self.build_webhook("firing", group), "")
+        return f"{self.console.url}/incidents/{build_incident_id(event)}"
+
+    def build_webhook(self, status: str, group: str = "night", **changes: Any) -> bytes:
+        """Alertmanager's webhook about one alert."""
+        starts_at = datetime.fromtimestamp(self.began_at + 75, UTC)
+        annotations = {
+            "title": TITLE,
+            "summary": "Round trips with ledger-kek fail",
+            "description": "The last 3 round trips of ledger-kek failed: permission_denied.",
+            "runbook_url": "https://wiki.acme.internal/KMS_OPERATIONS.md#kmsprobefailing",
+            "kms_reason": "permission_denied",
+            "kms_provider": "gcp",
+            "kms_key": KEY,
+            "kms_account": "ledger@prod.iam.gserviceaccount.com",
+            "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
+            **changes.pop("annotations", {}),
+        }
+        labels = {**LABELS, **changes.pop("labels", {})}
+        ends_at = datetime.now(UTC).isoformat() if status == "resolved" else "0001-01-01T00:00:00Z"
+        alert = {
+            "status": status,
+            "labels": labels,
+            "annotations": annotations,
+            "startsAt": starts_at.isoformat(),
+            "endsAt": ends_at,
+            "generatorURL": "http://prometheus.acme.internal/graph?g0.expr=x",
+            "fingerprint": "1",
+        }
+        document = {
+            "version": "4",
+            "groupKey": f"{{}}:{{{group}}}",
+            "truncatedAlerts": 0,
+            "status": status,
+            "receiver": "kms-critical",
+            "groupLabels": {name: labels[name] for name in ("alertname", "env", "service")},
+            "commonLabels": labels,
+            "commonAnnotations": annotations,
+            "externalURL": "http://alertmanager.acme.internal",
+            "alerts": [alert],
+        }
+        return json.dumps({**document, **changes}).encode()
+
+    async def send(self, status: str, group: str = "night", **changes: Any) -> None:
+        """Alertmanager sends it."""
+        assert (await post(self.console.client, self.build_webhook(status, group, **changes)))[0] in {200, 202}
+
+
+class FakeAlertmanager:
+    """As much of its API as a silence needs; it knows the alert of the night."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.silences: list[dict[str, Any]] = []
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listens."""
+        app = web.Application()
+        app.router.add_get("/api/v2/status", self._show_status)
+        app.router.add_get("/api/v2/alerts", self._list_alerts)
+        app.router.add_get("/api/v2/silences", self._list_silences)
+        app.router.add_post("/api/v2/silences", self._create_silence)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Listens no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _show_status(self, _request: web.Request) -> web.Response:
+        return web.json_response({"uptime": (datetime.now(UTC) - timedelta(days=1)).isoformat()})
+
+    async def _list_alerts(self, _request: web.Request) -> web.Response:
+        alert = {"fingerprint": "1", "labels": LABELS, "startsAt": datetime.now(UTC).isoformat()}
+        return web.json_response([{**alert, "receivers": [{"name": "kms-critical"}], "status": {"state": "active"}}])
+
+    async def _list_silences(self, _request: web.Request) -> web.Response:
+        return web.json_response([{**each, "status": {"state": "active"}} for each in self.silences])
+
+    async def _create_silence(self, request: web.Request) -> web.Response:
+        self.silences.append({**await request.json(), "id": f"silence-{len(self.silences)}"})
+        return web.json_response({"silenceID": self.silences[-1]["id"]})
+
+
+@asynccontextmanager
+async def open_night(folder: Path, **keys: Any) -> AsyncIterator[Night]:
+    """The incident is open: PagerDuty took it at the third attempt, and Slack refused it."""
+    began_at = time.time() - 90
+    alertmanager = FakeAlertmanager()
+    await alertmanager.start()
+    exporter = create_application("exporter", create_registry(), [history_api.build_route(_build_history(began_at))])
+    async with serve(exporter, Address("127.0.0.1", 0)) as address:
+        settings: dict[str, Any] = {
+            "messages": {"board_url": f"http://{address}"},
+            "alertmanager": {"urls": [alertmanager.url]},
+            "delivery": {"backoff_initial": "100ms", "duplicate_window": "10ms"},  # a repeat is another event
+            **keys,
+        }
+        async with open_console(folder, **settings) as console:
+            faults = console.stand_ins.faults
+            faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.STATUS, status=503, count=2))
+            faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error="msg_too_long", count=1))
+            night = Night(console, alertmanager, began_at)
+            await night.send("firing")
+            await console.settle()
+            yield night
+    await alertmanager.stop()
+
+
+def _build_history(began_at: float) -> History:
+    history = History(clock=lambda: began_at - 86_400)
+    history.configure([("ledger", "ledger-kek")], [])
+    failure = Failure(Reason.PERMISSION_DENIED, "Permission 'useToEncrypt' denied on resource 'ledger'.")
+    for at in (began_at, began_at + 30, began_at + 60):
+        call = Call(Operation.ENCRYPT, 0.01, failure)
+        history.add_probe(ProbeResult("ledger", "ledger-kek", at, (call,), None))
+    return history
+
+
+async def act(night: Night, action: str) -> None:
+    """By the API, as another person would."""
+    path = f"/api{night.get_url().removeprefix(night.console.url)}/{action}"
+    async with night.console.client.post(path) as answer:
+        assert answer.status == 200, await answer.text()

@@ -1,0 +1,79 @@
+"""`python -m tests.browser.console.pictures [./FOLDER] [NAME…]` makes the pictures of the console in docs/images anew.
+
+With a folder it writes every page there whole, wide and as on a phone, light and dark, to be looked at. With names it
+makes these alone. Each scene is a console of its own.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from playwright.async_api import Browser, async_playwright, expect
+
+from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.month_scene import seed_month
+from tests.browser.console.report_scene import EXPLAINED, open_routed_console
+from tests.browser.console.served_console import Console, open_console, open_page
+
+IMAGES: Final = Path(__file__).parents[3] / "docs/images"
+_SIZES: Final = {"wide": (1280, 900), "phone": (390, 844)}
+
+
+@asynccontextmanager
+async def open_channels(folder: Path) -> AsyncIterator[Console]:
+    """Channels that were checked for weeks."""
+    await seed_checks(folder)
+    async with open_console(folder, channels=build_channels(folder), routes=ROUTES) as console:
+        yield console
+
+
+@asynccontextmanager
+async def open_month(folder: Path) -> AsyncIterator[Console]:
+    """A month of incidents, and nothing of the console's own."""
+    await seed_month(folder, time.time())
+    async with open_console(folder) as console:
+        yield console
+
+
+SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[str, str]]] = {
+    open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
+    open_routed_console: {"console-routes": EXPLAINED},
+    open_month: {"console-report": "/report"},
+}
+"""Each picture, and the address of its page, by the console that it is of."""
+
+
+async def take(folder: Path, *, every: bool, names: Collection[str]) -> None:
+    """Writes the pictures, or `every` page in each size and scheme; of these names, or all."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        for open_scene, pages in SCENES.items():
+            wanted = {name: path for name, path in pages.items() if not names or name in names}
+            if wanted:
+                with tempfile.TemporaryDirectory() as scene:
+                    async with open_scene(Path(scene)) as console:
+                        for name, path in wanted.items():
+                            await _take_page(browser, f"{console.url}{path}", folder / name, every=every)
+        await browser.close()
+
+
+async def _take_page(browser: Browser, address: str, file: Path, *, every: bool) -> None:
+    for size, (width, height) in _SIZES.items() if every else [("wide", _SIZES["wide"])]:
+        for scheme in ("light", "dark") if every else ("light",):
+            async with open_page(browser, address, width=width, height=height, scheme=scheme) as page:
+                await expect(page.locator("[aria-busy]")).to_have_count(0)
+                for frame in await page.locator("iframe").all():
+                    await frame.content_frame.locator("body *").first.wait_for()
+                ending = f"-{size}-{scheme}" if every else ""
+                await page.screenshot(path=file.with_name(f"{file.name}{ending}.png"), full_page=every)
+
+
+if __name__ == "__main__":
+    to = next((Path(each) for each in sys.argv[1:] if "/" in each), None)
+    asyncio.run(take(to or IMAGES, every=to is not None, names=[each for each in sys.argv[1:] if "/" not in each]))

@@ -1,0 +1,158 @@
+"""Incidents as people use them: find one, read its timeline, acknowledge, silence, and export it for a post-mortem."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from tests.browser.console.incident_scene import HOSTILE, TITLE, Night, open_night
+from tests.browser.console.served_console import find_overflow, find_violations, open_page
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def night(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Night]:
+    async with open_night(tmp_path_factory.mktemp("night")) as night:
+        yield night
+
+
+async def test_the_list_is_filtered_and_stays_live(chromium: Browser, night: Night) -> None:
+    async with open_page(chromium, f"{night.console.url}/incidents") as page:
+        rows = page.locator(".incidents > li")
+        await expect(rows.first).to_contain_text(TITLE)
+        await expect(rows.first).to_contain_text("nobody acknowledged it")
+        await expect(rows.first.locator(".chips li")).to_have_count(3)
+        await page.get_by_label("Service").fill("ledger")
+        await page.get_by_label("State").select_option("unacknowledged")
+        await page.keyboard.press("Tab")
+        await page.get_by_role("button", name="Filter").press("Enter")
+        await expect(rows).to_have_count(1)
+        assert "state=unacknowledged&alert=&service=ledger" in page.url
+        await night.send("firing", "another")
+        await expect(rows).to_have_count(2, timeout=1500)
+        await night.send("resolved", "another")
+        await expect(rows).to_have_count(1, timeout=1500)
+        await page.get_by_label("Alert").fill("Other")
+        await page.get_by_label("Alert").press("Enter")
+        await expect(page.locator(".incidents > .empty")).to_contain_text("No incident matches")
+        assert await find_violations(page) == []
+        await page.get_by_role("link", name="Show all").first.click()
+        await expect(rows.nth(1)).to_be_visible()
+        assert await find_violations(page) == []
+        await page.set_viewport_size({"width": 320, "height": 640})
+        assert not await find_overflow(page)
+        await page.goto(f"{night.console.url}/incidents?cursor=x")
+        await expect(page.get_by_role("alert")).to_contain_text("names no page of the list")
+
+
+async def test_one_is_read_from_the_fault_to_each_receipt(chromium: Browser, night: Night, tmp_path: Path) -> None:
+    async with open_page(chromium, night.get_url()) as page:
+        await expect(page.locator("h1")).to_have_text(TITLE)
+        hops = page.locator(".hops tbody tr")
+        await expect(hops.nth(0)).not_to_contain_text("not known")  # the exporter was asked by then
+        assert (await hops.nth(1).inner_text()).split()[-2:] == ["75.0", "s"]
+        names = [text.strip() for text in await hops.locator("th").all_inner_texts()]
+        assert names[:3] == ["Fault", "Alert fires", "Webhook accepted"]
+        assert set(names[3:]) == {"email", "slack", "pagerduty"}
+        entries = page.locator(".timeline li")
+        await expect(entries.first).to_contain_text("KMS fails: encrypt with ledger-kek, 3 round trips, it still fails")
+        await expect(page.locator(".timeline .failed")).to_have_count(2)
+        await expect(page.locator(".timeline .failed").first).to_contain_text("PagerDuty answered HTTP 503")
+        await expect(page.locator(".timeline .delivered")).to_have_count(3)
+        await expect(page.locator(".command").first).to_contain_text("gcloud kms keys add-iam-policy-binding ledger")
+        assert await find_violations(page) == []
+
+        await page.set_viewport_size({"width": 320, "height": 640})
+        assert not await find_overflow(page)
+
+        async with page.expect_download() as download:
+            await page.get_by_role("link", name="Markdown").click()
+        await (await download.value).save_as(tmp_path / "incident.md")
+        async with page.expect_download() as download:
+            await page.get_by_role("link", name="JSON").click()
+        await (await download.value).save_as(tmp_path / "incident.json")
+    text, document = (tmp_path / "incident.md").read_text(), json.loads((tmp_path / "incident.json").read_text())
+    assert text.startswith("# Incident: permission\\_denied: ledger (production) cannot encrypt with ledger-kek\n")
+    assert f"- **Incident**: <{night.get_url()}>" in text
+    assert "| 75.0 s | 75.0 s |" in text
+    kinds = [each["kind"] for each in document["timeline"]]
+    assert (kinds[0], kinds.count("delivered"), kinds.count("failed")) == ("fault", 3, 2)
+    assert document["timeline_is_complete"] is True
+    assert document["fault"]["failures"][0]["first_at"] == document["hops"]["start"][0]["at"]
+
+
+async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Browser, night: Night) -> None:
+    await night.send("firing", "acted")
+    await night.console.settle()
+    async with open_page(chromium, night.get_url("acted")) as page:
+        # A comment that is being written stays while the rest of the page is loaded again.
+        await page.get_by_text("Silence", exact=True).first.click()
+        await page.get_by_label("Why").fill("key is replaced")
+        await page.get_by_role("button", name="Acknowledge", exact=True).focus()
+        await night.send("firing", "acted")
+        await expect(page.locator(".timeline .accepted")).to_have_count(2, timeout=1500)
+        assert await page.get_by_label("Why").input_value() == "key is replaced"
+        await expect(page.get_by_role("button", name="Acknowledge", exact=True)).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".flash")).to_have_text("Acknowledged.")
+        await expect(page.locator("#incident_state")).to_contain_text("acknowledged by anonymous")
+        await expect(page.locator(".timeline .acknowledged")).to_contain_text("Acknowledged by anonymous")
+
+        await page.get_by_text("Silence", exact=True).first.click()
+        await page.get_by_label("For").select_option("3600")
+        await page.get_by_label("Why").fill("key is replaced")
+        await page.get_by_role("button", name="Silence it").click()
+        await expect(page.locator(".timeline .silenced")).to_contain_text("Silenced by anonymous until")
+        await expect(page.locator("#incident_state")).to_contain_text("silenced by anonymous until")
+        (silence,) = night.alertmanager.silences
+        assert silence["comment"].startswith("key is replaced Silenced in the relay's console by anonymous")
+        assert {each["name"] for each in silence["matchers"]} == {"alertname", "env", "service"}
+
+        await page.get_by_role("button", name="Unacknowledge").click()
+        await expect(page.locator(".flash")).to_contain_text("Nobody takes care of it now")
+        await night.send("resolved", "acted")
+        await expect(page.locator("#incident_state .state")).to_contain_text("Resolved", timeout=1500)
+        await expect(page.locator(".hops")).to_have_count(2)
+        await expect(page.get_by_role("button")).to_have_count(0)
+        assert await find_violations(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_hostile_alerts_are_text(chromium: Browser, night: Night, scheme: str) -> None:
+    group = f"hostile-{scheme}"
+    texts = dict.fromkeys(("title", "summary", "description", HOSTILE), HOSTILE)
+    await night.send(
+        "firing",
+        group,
+        annotations={**texts, "runbook_url": "javascript:alert(1)", "dashboard_url": f"http://x/{HOSTILE}"},
+        labels={"target": HOSTILE, HOSTILE: HOSTILE, "service": HOSTILE},
+    )
+    await night.console.settle()
+    async with open_page(chromium, f"{night.console.url}/incidents?state=open", scheme=scheme) as page:
+        await page.get_by_role("link", name=HOSTILE).first.click()
+        await expect(page.locator("h1")).to_have_text(HOSTILE)
+        await expect(page.locator(".pairs dd").filter(has_text="<img src=x").first).to_be_visible()
+        assert await page.locator("main img, main script").count() == 0
+        links = await page.locator("main a").evaluate_all("nodes => nodes.map(node => node.protocol)")
+        assert set(links) <= {"http:", "https:"}
+        await expect(page.locator("#incident_story")).to_contain_text("The fault is not known")
+        assert await find_violations(page) == []
+        await page.get_by_role("link", name=HOSTILE).nth(0).click()  # its service
+        await expect(page.locator(".incidents > li").first).to_contain_text(HOSTILE)
+
+
+async def test_an_incident_that_is_not_there_says_where_to_look(chromium: Browser, night: Night) -> None:
+    async with await chromium.new_page() as page:
+        answer = await page.goto(f"{night.console.url}/incidents/unknown")
+        assert answer is not None
+        assert answer.status == 404
+        await expect(page.locator("h1")).to_have_text("No such incident")
+        answer = await page.goto(f"{night.get_url()}?episode=7")
+        assert answer is not None
+        assert answer.status == 404
+        await page.get_by_role("link", name="Show the last episode").click()
+        await expect(page.locator("h1")).to_have_text(TITLE)

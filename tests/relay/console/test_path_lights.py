@@ -1,0 +1,168 @@
+"""What the lights of the first page say: a part that works has a proof, and what is not known is not green."""
+
+import pytest
+
+from services.relay.console.path_lights import (
+    Heartbeat,
+    IntakeFacts,
+    Light,
+    SenderFacts,
+    StoreFacts,
+    build_exporter_light,
+    build_heartbeat_lights,
+    build_intake_light,
+    build_rules_light,
+    build_sender_light,
+    build_store_light,
+)
+from services.relay.console.prometheus_facts import PrometheusFacts, Scrape
+from services.relay.console.status import HealthStatus, find_worst
+from services.relay.delivery.enrichment.prometheus import RuleGroup
+from services.relay.outbox.webhook_times import QuarantineSummary, WebhookTimes
+
+NOW = 1_000_000.0
+FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus
+
+
+def group(name: str = "kms_keys", age: float | None = 5.0, failing: str | None = None) -> RuleGroup:
+    return RuleGroup(name, 15.0, None if age is None else NOW - age, 3, failing, "no such metric" if failing else "")
+
+
+def says(light: Light) -> tuple[HealthStatus, str, bool]:
+    """Its state and sentence, and whether it says what to do."""
+    return light.verdict.status, light.verdict.text, bool(light.verdict.hint)
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_configured", "expected", "at"),
+    [
+        (None, False, (UNKNOWN, "Not known without messages.prometheus_url.", True), None),
+        (None, True, (UNKNOWN, "Prometheus is being asked.", False), None),
+        (PrometheusFacts("HTTP 502"), True, (UNKNOWN, "Not known: no answer of Prometheus: HTTP 502.", True), None),
+        (PrometheusFacts(), True, (UNKNOWN, "Prometheus has no target of the job keypulse-exporter.", True), None),
+        (PrometheusFacts("", [Scrape("a:1", 5.0)]), True, (HEALTHY, "Scraped.", False), 5.0),
+        (
+            PrometheusFacts("", [Scrape("a:1", 5.0), Scrape("b:1", None)]),
+            True,
+            (DEGRADED, "1 of 2 cannot be scraped: b:1.", True),
+            5.0,
+        ),
+        (PrometheusFacts("", [Scrape("b:1", None)]), True, (FAILING, "1 of 1 cannot be scraped: b:1.", True), None),
+    ],
+)
+def test_the_exporter(
+    facts: PrometheusFacts | None, is_configured: bool, expected: tuple[object, ...], at: float | None
+) -> None:
+    light = build_exporter_light(facts, is_configured=is_configured)
+    assert (says(light), light.at) == (expected, at)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected", "age"),
+    [
+        ([], (FAILING, "Prometheus has no alerting rule.", True), None),
+        ([group(), group("kms_crypto", 9.0)], (HEALTHY, "6 rules evaluated.", False), 9.0),
+        ([group(), group("another_team", 900.0, "Odd")], (HEALTHY, "3 rules evaluated.", False), 5.0),
+        ([group("another_team")], (HEALTHY, "3 rules evaluated.", False), 5.0),
+        ([group(failing="Slow")], (DEGRADED, "Slow cannot be evaluated: no such metric", True), 5.0),
+        ([group(age=90.0)], (FAILING, "Not evaluated in time: kms_keys.", True), 90.0),
+        ([group(age=None)], (FAILING, "Not evaluated in time: kms_keys.", True), None),
+    ],
+)
+def test_the_rules(groups: list[RuleGroup], expected: tuple[object, ...], age: float | None) -> None:
+    light = build_rules_light(PrometheusFacts(groups=groups), NOW, is_configured=True)
+    assert (says(light), light.at and NOW - light.at) == (expected, age)
+    assert says(build_rules_light(None, NOW, is_configured=False))[0] is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("at", "awaited_since", "expected"),
+    [
+        (10.0, 10.0, (HEALTHY, "Heartbeats come; one is expected every 5 min.", False)),
+        (301.0, 301.0, (FAILING, "No heartbeat comes; one is expected every 5 min.", True)),
+        (None, 60.0, (UNKNOWN, "No heartbeat has come yet; one is expected every 5 min.", False)),
+        (None, 301.0, (FAILING, "No heartbeat comes; one is expected every 5 min.", True)),
+        (None, None, (UNKNOWN, "No heartbeat has come yet; one is expected every 5 min.", False)),
+    ],
+)
+def test_the_heartbeats(at: float | None, awaited_since: float | None, expected: tuple[object, ...]) -> None:
+    ages = [None if age is None else NOW - age for age in (at, awaited_since)]
+    heartbeat = Heartbeat("prod", 300.0, *ages)
+    (light,) = build_heartbeat_lights([heartbeat], NOW, is_readable=True)
+    assert (light.name, says(light), light.at) == ("Alertmanager", expected, ages[0])
+    names = [light.name for light in build_heartbeat_lights([heartbeat, heartbeat], NOW, is_readable=True)]
+    assert names == ["Alertmanager (prod)"] * 2
+    (unreadable,) = build_heartbeat_lights([heartbeat], NOW, is_readable=False)
+    assert says(unreadable) == (UNKNOWN, "Not known: the store cannot be read.", False)
+    (nothing,) = build_heartbeat_lights([], NOW, is_readable=True)
+    assert says(nothing) == (UNKNOWN, "Not known without watchdogs.", True)
+
+
+@pytest.mark.parametrize(
+    ("token_error", "accepted", "entries", "answers", "expected"),
+    [
+        (None, None, 0, {}, (UNKNOWN, "No webhook has come yet.", True)),
+        (None, 5.0, 2, {202: 5.0}, (HEALTHY, "Webhooks are accepted. 2 in quarantine.", False)),
+        ("it is empty", 5.0, 0, {}, (FAILING, "it is empty", True)),
+        (None, 500.0, 0, {401: 60.0}, (DEGRADED, "One was refused 1 min ago (401): wrong or no credentials.", True)),
+        (None, 500.0, 0, {401: 901.0}, (HEALTHY, "Webhooks are accepted.", False)),
+        (
+            None,
+            500.0,
+            0,
+            {503: 60.0, 400: 90.0},
+            (
+                FAILING,
+                "One was refused 1 min ago (503): it could not be committed; Alertmanager sends it again.",
+                False,
+            ),
+        ),
+        (
+            None,
+            5.0,
+            0,
+            {503: 60.0},
+            (
+                DEGRADED,
+                "One was refused 1 min ago (503): it could not be committed; Alertmanager sends it again.",
+                False,
+            ),
+        ),
+    ],
+)
+def test_the_intake(
+    token_error: str | None,
+    accepted: float | None,
+    entries: int,
+    answers: dict[int, float],
+    expected: tuple[object, ...],
+) -> None:
+    times = WebhookTimes(None if accepted is None else NOW - accepted, QuarantineSummary(entries, None))
+    answered_at = {code: NOW - age for code, age in answers.items()}
+    light = build_intake_light(IntakeFacts(token_error, times, answered_at), NOW)
+    assert says(light) == expected
+    assert light.href == ("/quarantine" if entries else "")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (StoreFacts(None, NOW - 3, 5 << 20, 100 << 20), (HEALTHY, "Commits; holds 5 MiB of 100 MiB.", False)),
+        (StoreFacts(None, NOW - 3, 5 << 20, 0), (HEALTHY, "Commits; holds 5 MiB.", False)),
+        (StoreFacts("disk full", NOW - 3, 0, 0), (FAILING, "Cannot be used: disk full.", True)),
+        (StoreFacts(None, NOW - 3, 95 << 20, 100 << 20), (DEGRADED, "Nearly full: 95 MiB of 100 MiB.", True)),
+        (StoreFacts(None, None, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
+        (StoreFacts(None, NOW - 61, 0, 0), (UNKNOWN, "Nothing was committed for a while.", True)),
+    ],
+)
+def test_the_store(facts: StoreFacts, expected: tuple[object, ...]) -> None:
+    assert says(build_store_light(facts, NOW)) == expected
+
+
+def test_the_sender_and_the_worst_of_all() -> None:
+    assert says(build_sender_light(None)) == (UNKNOWN, "Its process is being asked.", False)
+    assert says(build_sender_light(SenderFacts(answers=True, answered_at=NOW)))[0] is HEALTHY
+    failing = build_sender_light(SenderFacts(answers=False, answered_at=NOW - 30))
+    assert (says(failing)[0], failing.at) == (FAILING, NOW - 30)
+    assert find_worst([HEALTHY, UNKNOWN, DEGRADED]) is DEGRADED
+    assert find_worst([]) is UNKNOWN
