@@ -153,8 +153,9 @@ def _build_alert(number: int, raw: msgspec.Raw) -> Alert:
     status = Status(alert.status)
     try:
         starts_at = alert.starts_at.astimezone(UTC)
-        # A firing alert's is zeroed: year 1.
-        ends_at = alert.ends_at.astimezone(UTC) if alert.ends_at and status is Status.RESOLVED else None
+        # That of a firing alert is zeroed: year 1. No sender's clock makes an alert end before it starts.
+        is_ended = status is Status.RESOLVED and alert.ends_at is not None and alert.ends_at >= alert.starts_at
+        ends_at = alert.ends_at.astimezone(UTC) if is_ended and alert.ends_at else None
     except OverflowError:
         raise MalformedWebhookError(f"alerts.{number}.startsAt: expected times from the year 1 to 9999") from None
     return Alert(

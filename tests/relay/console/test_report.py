@@ -15,6 +15,7 @@ import pytest
 from services.relay.console.pages import patience
 from services.relay.outbox import report as outbox_report
 from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.report import reader
 from tests.relay.console.test_api import get
 from tests.relay.report.small_history import HOSTILE, SINCE, add_small_history, check_csv, check_report
@@ -107,3 +108,18 @@ async def test_a_long_report_comes_after_the_first_paint_and_is_read_once_for_al
         assert len(reads) == 1
         await get(client, "/api/report?since=7d")
         assert len(reads) == 2
+
+
+async def test_a_report_that_cannot_be_read_says_so_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> outbox_report.Report:
+        raise StoreUnavailableError("the disk is gone")
+
+    monkeypatch.setattr(reader, "read_report", fail)
+    async with served(settings(tmp_path, {"slack": Scripted()})) as client:
+        status, fragment = await read_page(client, "?since=7d", FRAGMENT)
+        assert (status, "The outbox cannot be read now: the disk is gone. Try again" in fragment) == (200, True)
+        status, page = await read_page(client, "?since=7d")
+        assert (status, "The outbox cannot be read now" in page) == (503, True)
+        assert (await get(client, "/api/report"))[0] == 503

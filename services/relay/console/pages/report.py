@@ -8,6 +8,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from services.relay.console.pages.layout import PageRenderer
 from services.relay.console.pages.patience import read_part
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.report.delay import explain_delay
 from services.relay.report.encoding import format_csv
 from services.relay.report.period import DEFAULT_SINCE, PARAMETERS
@@ -49,14 +50,19 @@ class ReportPages:
 
     async def _show(self, request: Request) -> Response:
         given = {name: value for name, value in request.query_params.items() if name in PARAMETERS and value}
-        error, report = None, None
+        error, unavailable, report = None, None, None
         try:
             report = await read_part(request, _FRAGMENT, self._reader.read(request.query_params))
         except ValueError as problem:
             error = str(problem)
+        except StoreUnavailableError as problem:
+            if request.headers.get("hx-target") != _FRAGMENT:
+                raise  # the whole page says so
+            unavailable = str(problem)
         values = {
             "report": report,
             "error": error,
+            "unavailable": unavailable,
             "given": given,
             "since": given.get("since", "" if given else DEFAULT_SINCE),
             "presets": _PRESETS,
