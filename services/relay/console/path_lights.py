@@ -55,6 +55,8 @@ class Light:
     """The last proof that it works, unix seconds; None if there is none."""
     href: str = ""
     """The page with more about it; empty if there is none."""
+    is_pending: bool = False
+    """Whether it will be known in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ def build_exporter_light(facts: PrometheusFacts | None, *, is_configured: bool) 
     """Whether Prometheus scrapes the exporter."""
     scrapes = facts.scrapes if facts else ()
     at = min((scrape.at for scrape in scrapes if scrape.at is not None), default=None)
-    return Light("Exporter", _judge_exporter(facts, is_configured=is_configured), "scraped", at)
+    verdict = _judge_exporter(facts, is_configured=is_configured)
+    return Light("Exporter", verdict, "scraped", at, is_pending=is_configured and facts is None)
 
 
 def _judge_exporter(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
@@ -127,7 +130,8 @@ def build_rules_light(facts: PrometheusFacts | None, now: float, *, is_configure
     """Whether Prometheus evaluates the rules."""
     groups = _select_groups(facts)
     at = min((group.evaluated_at for group in groups if group.evaluated_at is not None), default=None)
-    return Light("Rules", _judge_rules(facts, groups, now, is_configured=is_configured), "evaluated", at)
+    verdict = _judge_rules(facts, groups, now, is_configured=is_configured)
+    return Light("Rules", verdict, "evaluated", at, is_pending=is_configured and facts is None)
 
 
 def _judge_rules(
@@ -225,7 +229,7 @@ def _judge_store(facts: StoreFacts, now: float) -> Verdict:
 def build_sender_light(facts: SenderFacts | None) -> Light:
     """Whether the process that sends lives; None if it was not asked yet."""
     if facts is None:
-        return Light("Sender", Verdict(HealthStatus.UNKNOWN, "Its process is being asked."))
+        return Light("Sender", Verdict(HealthStatus.UNKNOWN, "Its process is being asked."), is_pending=True)
     verdict = Verdict(HealthStatus.HEALTHY, "Its process answers.")
     if not facts.answers:
         hint = "The relay starts it again by itself; if that does not help, see the relay's log."

@@ -158,8 +158,10 @@ def claim_test(transaction: Transaction, channel: str, rate: float | None) -> tu
         rate: messages per second; None if it has no rate limit.
     """
     now, row = transaction.now, _lock_or_insert(transaction, channel)
-    if row.test_started_at is not None and 0 <= now - row.test_started_at < _TEST_INTERVAL:
-        return SendTestRefusal.RECENT, _TEST_INTERVAL - (now - row.test_started_at)
+    # Another replica's may have started after this transaction; much later, the clock was set back.
+    since = None if row.test_started_at is None else now - row.test_started_at
+    if since is not None and -CLOCK_TOLERANCE <= since < _TEST_INTERVAL:
+        return SendTestRefusal.RECENT, _TEST_INTERVAL - max(since, 0.0)
     if seconds := _compute_retry_after(row, now):
         return SendTestRefusal.RETRY_AFTER, seconds
     available, wait = count_available(row.next_token_at, now, 1, rate)

@@ -15,12 +15,18 @@ from typing import Final
 
 from playwright.async_api import Browser, async_playwright, expect
 
+from services.relay.outbox.engine.store import open_store
+from shared.sql.database_url import create_sqlite_url
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.incident_scene import find_path, open_past_night
 from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
+from tests.browser.console.now_scene import open_bad_day
+from tests.browser.console.quarantine_scene import seed_quarantine
 from tests.browser.console.report_scene import EXPLAINED, open_routed_console
 from tests.browser.console.served_console import Console, open_console, open_page
+from tests.relay.outbox.seeded_history import seed_history
 
 IMAGES: Final = Path(__file__).parents[3] / "docs/images"
 _SIZES: Final = {"wide": (1280, 900), "phone": (390, 844)}
@@ -42,12 +48,33 @@ async def open_month(folder: Path) -> AsyncIterator[Console]:
         yield console
 
 
+@asynccontextmanager
+async def open_quarantine(folder: Path) -> AsyncIterator[Console]:
+    """Dead letters and refused webhooks."""
+    async with open_console(folder) as console:
+        await seed_quarantine(console, folder)
+        yield console
+
+
+@asynccontextmanager
+async def open_seeded(folder: Path) -> AsyncIterator[Console]:
+    """Some hundred incidents of six channels."""
+    async with open_console(folder) as console:
+        async with open_store(create_sqlite_url(folder / "relay.db"), time.time) as store:
+            await seed_history(store, 3_000)
+        yield console
+
+
 SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[str, str]]] = {
     open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
     open_routed_console: {"console-routes": EXPLAINED},
     open_month: {"console-report": "/report"},
+    open_quarantine: {"console-quarantine": "/quarantine"},
+    open_bad_day: {"console-now": "/"},
     open_audited: {"console-audit": "/audit"},
     open_login: {"console-login": "/login"},
+    open_seeded: {"console-incidents": "/incidents"},
+    open_past_night: {"console-incident": find_path()},
 }
 """Each picture, and the address of its page, by the console that it is of."""
 

@@ -73,6 +73,9 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await expect(page.locator(".flash")).to_contain_text("Nothing was done on slack: there was a test just now")
         await expect(page.get_by_role("link", name="routes.1")).to_have_attribute("href", "/routes#route-1")
         await check_layout(page)
+        await page.goto(f"{console.url}/channels/email")
+        await expect(page.locator("#check_history")).to_contain_text("554 <img src=x onerror=alert(1)>")
+        assert await page.locator("main img, main script").count() == 0
         await page.goto(f"{console.url}/channels/ticketing")
         await expect(page.locator("table")).to_contain_text("http://127.0.0.1:1/[secret]")
 

@@ -1,5 +1,6 @@
 """Checks and tests of channels, and what people read of a channel, on both stores."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -78,6 +79,13 @@ async def test_one_replica_at_a_time_checks_a_channel_and_the_last_checks_are_ke
     assert await store.read(partial(channel_checks.list_checks, channel="a", kind=CheckKind.CHECK, limit=9)) == []
     assert await store.read(partial(channel_checks.read_results, row=kept[0])) == []
     assert (await overview(store)).last_test == found.last_test
+
+
+async def test_of_two_replicas_one_checks_and_one_tests(database: DatabaseUrl, store: Store) -> None:
+    async with open_store(database, time.time) as other:
+        assert sorted(await asyncio.gather(claim_check(store, "a", 60), claim_check(other, "a", 60))) == [False, True]
+        refusals = await asyncio.gather(claim_test(store, "b", 1.0), claim_test(other, "b", 1.0))
+    assert [each and each[0] for each in sorted(refusals, key=bool)] == [None, SendTestRefusal.RECENT]
 
 
 async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a_breaker(store: Store) -> None:
