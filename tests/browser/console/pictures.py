@@ -19,6 +19,7 @@ from services.relay.outbox.engine.store import open_store
 from shared.sql.database_url import create_sqlite_url
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.delivery_scene import DELIVERY, open_deliveries, open_delivery
 from tests.browser.console.incident_scene import find_path, open_past_night
 from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
@@ -67,6 +68,8 @@ async def open_seeded(folder: Path) -> AsyncIterator[Console]:
 
 SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[str, str]]] = {
     open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
+    open_deliveries: {"console-deliveries": "/deliveries"},
+    open_delivery: {"console-delivery": f"/deliveries/{DELIVERY}"},
     open_routed_console: {"console-routes": EXPLAINED},
     open_month: {"console-report": "/report"},
     open_quarantine: {"console-quarantine": "/quarantine"},

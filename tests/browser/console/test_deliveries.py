@@ -10,20 +10,17 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from ops.demo.stand_ins.app import run_stand_ins
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
-from services.relay.outbox.engine.store import open_store
+from tests.browser.console.delivery_scene import open_deliveries
 from tests.browser.console.served_console import (
     Console,
-    build_settings,
     find_overflow,
     find_violations,
     open_console,
     open_page,
 )
 from tests.relay.channels.examples import NASTY
-from tests.relay.outbox.seeded_history import seed_history
-from tests.relay.served_relay import payload, served
+from tests.relay.served_relay import payload
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -166,29 +163,23 @@ async def test_hostile_alerts_stay_text(chromium: Browser, own: Console) -> None
 
 
 async def check_many(chromium: Browser, folder: Path, number: int) -> None:
-    async with run_stand_ins() as stand_ins:
-        settings = build_settings(folder, stand_ins, retention={"max_deliveries": 1_000_000, "max_bytes": "8GiB"})
-        async with open_store(settings.database, time.time) as store:
-            await seed_history(store, number)
-        async with served(settings) as client:
-            url = str(client._base_url).rstrip("/")
-            async with open_page(chromium, f"{url}/deliveries") as page:
-                rows = page.locator(".delivery-list tbody tr")
-                await expect(rows).to_have_count(50)
-                first = await rows.first.get_by_role("link").get_attribute("href")
-                for _ in range(3):
-                    await page.get_by_role("link", name="Older", exact=True).click()
-                    await expect(rows).to_have_count(50)
-                await page.get_by_role("link", name="Newer", exact=True).click()
-                await page.get_by_role("link", name="Newest", exact=True).click()
-                await expect(rows.first.get_by_role("link")).to_have_attribute("href", first or "")
-                await page.goto(f"{url}/deliveries?text=is+nowhere")
-                if number > 10_000:
-                    await expect(page.locator("#delivery_list")).to_contain_text("Searched 10,000 deliveries, back to")
-                    await page.get_by_role("link", name="Search older ones").click()
-                await expect(rows).to_have_count(0)
-                await page.goto(f"{url}/deliveries?state=retrying&service=ledger")
-                await check_layout(page)
+    async with open_deliveries(folder, number) as seeded, open_page(chromium, f"{seeded.url}/deliveries") as page:
+        rows = page.locator(".delivery-list tbody tr")
+        await expect(rows).to_have_count(50)
+        first = await rows.first.get_by_role("link").get_attribute("href")
+        for _ in range(3):
+            await page.get_by_role("link", name="Older", exact=True).click()
+            await expect(rows).to_have_count(50)
+        await page.get_by_role("link", name="Newer", exact=True).click()
+        await page.get_by_role("link", name="Newest", exact=True).click()
+        await expect(rows.first.get_by_role("link")).to_have_attribute("href", first or "")
+        await page.goto(f"{seeded.url}/deliveries?text=is+nowhere")
+        if number > 10_000:
+            await expect(page.locator("#delivery_list")).to_contain_text("Searched 10,000 deliveries, back to")
+            await page.get_by_role("link", name="Search older ones").click()
+        await expect(rows).to_have_count(0)
+        await page.goto(f"{seeded.url}/deliveries?state=retrying&service=ledger")
+        await check_layout(page)
 
 
 async def test_many_deliveries_are_paged_both_ways(chromium: Browser, tmp_path: Path) -> None:
