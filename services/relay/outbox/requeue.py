@@ -28,7 +28,7 @@ from services.relay.outbox.queries import DeliverySummary
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries
 
-BULK_STEP: Final = 200
+BULK_STEP: Final = 100
 """Deliveries that one transaction of `retry_channel` sends again."""
 _TOO_EARLY_STEP: Final = 32
 """Deliveries that one transaction of `requeue_too_early` sends again."""

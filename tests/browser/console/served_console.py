@@ -102,15 +102,19 @@ async def open_console(folder: Path, **keys: Any) -> AsyncIterator[Console]:
 
 @asynccontextmanager
 async def open_page(
-    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light"
+    chromium: Browser, url: str, *, width: int = 1280, height: int = 800, scheme: str = "light", is_live: bool = True
 ) -> AsyncIterator[Page]:
-    """A page of the console, live. The browser must have nothing to complain of, and ask nobody else for anything."""
+    """A page of the console, live unless it has no stream.
+
+    The browser must have nothing to complain of, and ask nobody else for anything.
+    """
     complaints: list[str] = []
     requested: list[str] = []
     size = {"width": width, "height": height}
     async with lasting_page(chromium, complaints, requested, **size, scheme=scheme, reduced_motion=True) as page:
         await page.goto(url)
-        await page.locator("#live.on").wait_for()
+        if is_live:
+            await page.locator("#live.on").wait_for()
         yield page
         own = (_get_origin(url), "data:", "about:")
         complaints += [each for each in requested if not each.startswith(own)]

@@ -1,13 +1,17 @@
 """Deliveries over the API and as pages: sent elsewhere once and on the record, shown with what is known."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from services.relay.console.pages.delivery_query import parse_query
+from services.relay.console.pages.layout import PageRenderer
 from services.relay.outbox.delivery_search import Position
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
@@ -142,3 +146,22 @@ def test_a_query_is_read_as_a_form_writes_it() -> None:
         "",
     )
     assert parse_query({"text": "x" * 300, "channel": "a\0b"}).problems.keys() == {"text", "channel"}
+
+
+async def test_viewers_of_one_list_share_what_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[str] = []
+    render = PageRenderer.render
+
+    async def count(renderer: PageRenderer, request: Request, *arguments: Any, **options: Any) -> Response:
+        rendered.append(request.url.query)
+        return await render(renderer, request, *arguments, **options)
+
+    monkeypatch.setattr(PageRenderer, "render", count)
+    part = {"HX-Request": "true", "HX-Target": "delivery_list"}
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        await asyncio.gather(*(read_page(client, "/deliveries?channel=one", **part) for _ in range(20)))
+        assert len(rendered) == 1
+        for number in range(30):
+            await read_page(client, f"/deliveries?text={number}", **part)
+        assert "Deliveries</h1>" in (await read_page(client, "/deliveries", **{**part, "HX-Target": "other"}))[1]
+        assert "</h1>" not in (await read_page(client, "/deliveries", **part))[1]

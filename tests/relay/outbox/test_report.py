@@ -6,7 +6,6 @@ from functools import partial
 from random import Random
 from typing import Any
 
-import pytest
 from sqlalchemy import insert
 
 from services.relay.outbox import delivery_figures, incident_figures, slow_deliveries
@@ -119,17 +118,15 @@ def encode_time(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(at))
 
 
-@pytest.mark.parametrize("query", ["channels", "slowest", "given up", "incidents", "merged", "others"])
-async def test_a_report_reads_indexes(database: DatabaseUrl, query: str) -> None:
-    queries: dict[str, tuple[RowQuery[Any], str]] = {
-        "channels": (delivery_figures._DELIVERED, "deliveries_delivered"),
-        "slowest": (slow_deliveries._SLOWEST, "deliveries_delivered"),
-        "given up": (delivery_figures._DEAD, "deliveries_dead"),
-        "incidents": (incident_figures._GROUPS, "incidents_by_start"),
-        "merged": (slow_deliveries._ATTEMPTS, "deliveries_of_episode"),
-        "others": (slow_deliveries._OTHER_FAILURES, "deliveries_delivered"),
+async def test_a_report_reads_indexes(database: DatabaseUrl) -> None:
+    queries: dict[RowQuery[Any], str] = {
+        delivery_figures._DELIVERED: "deliveries_delivered",
+        delivery_figures._DEAD: "deliveries_dead",
+        incident_figures._GROUPS: "incidents_by_start",
+        slow_deliveries._SLOWEST: "deliveries_delivered",
+        slow_deliveries._ATTEMPTS: "deliveries_of_episode",
+        slow_deliveries._OTHER_FAILURES: "deliveries_delivered",
     }
-    read_query, index = queries[query]
     now = time.time()
     given = {"since": now - 60, "until": now, "channel": CHANNEL, "seq": 9, "incident_id": "a", "episode": 1}
     given |= {"oldest_accepted_at": 0.0, "finished_at": now}
@@ -137,5 +134,5 @@ async def test_a_report_reads_indexes(database: DatabaseUrl, query: str) -> None
         await fill(store, 2000, DeliveryState.DELIVERED)
         await fill(store, 500, DeliveryState.DEAD)
         await store.run(lambda transaction: transaction.connection.exec_driver_sql("ANALYZE").close())
-        found = await store.read(partial(plan, read_query, given))
-    assert index in found
+        for query, index in queries.items():
+            assert index in await store.read(partial(plan, query, given))

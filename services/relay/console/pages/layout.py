@@ -19,7 +19,7 @@ from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint, get_session
 from shared.http.authorization import ProtectedRoute, RouteRequirements, get_caller
 from shared.http.csrf_token import get_csrf_token
-from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
+from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 _FOLDER: Final = Path(__file__).parents[1]
 _FLASH_COOKIE: Final = "keypulse_done"
@@ -82,6 +82,11 @@ class PageRenderer:
     def wrap_page(self, handler: Handler) -> Endpoint:
         """The handler, with the security headers, and with a page of its own while the outbox is unavailable."""
         return add_security_headers(self._show_unavailable(handler))
+
+    def render_refusal(self, status: int, message: str) -> Response:
+        """The page for a browser whose request is refused; it needs no caller."""
+        html = self._templates.get_template("refused.html.j2").render(status=status, message=message)
+        return HTMLResponse(html, status_code=status, headers=SECURITY_HEADERS)
 
     async def render(
         self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200

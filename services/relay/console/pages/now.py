@@ -28,7 +28,7 @@ from services.relay.outbox.rate_limit import count_available
 from shared.http.authorization import ProtectedRoute
 from shared.web.time_format import format_duration
 
-MAX_INCIDENTS: Final = 12
+MAX_INCIDENTS: Final = 8
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
 _FRAGMENT: Final = "now_state"
