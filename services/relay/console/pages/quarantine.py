@@ -7,7 +7,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.relay.console.pages.layout import Handler, PageRenderer, redirect
+from services.relay.console.pages.layout import Handler, PageRenderer, redirect, redirect_refused
 from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
@@ -127,20 +127,22 @@ class QuarantinePages:
         try:
             total = await self._bulk_retries.start(channel, reason, get_caller(request).name)
         except (BulkRetryRunningError, NothingToRetryError) as error:
-            return redirect(request, PATH, f"Not started: {error}.")
+            return redirect_refused(request, PATH, f"Not started: {error}.")
         return redirect(request, PATH, f"The retry of {total} dead letters has started.")
 
     async def _stop_retry(self, request: Request) -> Response:
-        form = await read_form(request)
-        stopped = await stop_bulk_retry(self._store, form.get("run", ""), get_caller(request).name)
-        return redirect(request, PATH, "The retry was stopped." if stopped else "The retry was over already.")
+        run = (await read_form(request)).get("run", "")
+        describe_action(request, on=f"retry {run}")
+        if not await stop_bulk_retry(self._store, run, get_caller(request).name):
+            return redirect_refused(request, PATH, "The retry was over already.")
+        return redirect(request, PATH, "The retry was stopped.")
 
     async def _retry_one(self, request: Request) -> Response:
         delivery_id = clean_for_database(request.path_params["delivery"])
         try:
             now = await retry_delivery(self._store, delivery_id, self._channels)
         except (UnknownDeliveryError, NotRetryableError) as error:
-            return redirect(request, PATH, f"Not retried: {error}.")
+            return redirect_refused(request, PATH, f"Not retried: {error}.")
         self._wake_channels([now.channel])
         return redirect(request, PATH, f"{now.alertname} is sent again on {now.channel}.")
 
@@ -211,7 +213,7 @@ class QuarantinePages:
                 values = {"error": str(error)}
                 return await self._renderer.render(request, "quarantine_missing.html.j2", values, status=404)
             except FormError as error:
-                return redirect(request, PATH, f"Nothing was done: {error}.")
+                return redirect_refused(request, PATH, f"Nothing was done: {error}.")
 
         return answer
 
