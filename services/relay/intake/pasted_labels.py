@@ -17,8 +17,8 @@ MAX_TEXT: Final = 20_000
 MAX_LABELS: Final = 200
 _LABELS: Final = msgspec.json.Decoder(dict[str, str])
 _LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^",])+', re.DOTALL)
-"""One matcher among several; a comma in quotes separates nothing. A quote that is not closed takes the rest: to look for
-its end again at each further quote would take seconds."""
+"""One matcher among several; a comma in quotes separates nothing. A quote that is not closed takes the rest: to look
+for its end again at each further quote would take seconds."""
 _LINE: Final = re.compile(r"\s*([a-zA-Z_:][a-zA-Z0-9_:]*)\s*=(?![=~])(.*)")
 _NEXT: Final = re.compile(r",\s*[a-zA-Z_:][a-zA-Z0-9_:]*\s*(=|!)")
 """Another matcher on the line, so that it is no value."""
