@@ -1,5 +1,6 @@
 """`/quarantine`: what was given up, and the retry of many; what was refused, and its replay."""
 
+import asyncio
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
@@ -33,6 +34,8 @@ from shared.http.form import FormError, read_form
 PATH: Final = "/quarantine"
 _MAX_FORM_BYTES: Final = 3 * rejected.MAX_BODY_BYTES + 4096
 """A form has up to three bytes for one of the body."""
+_MAX_FORMS: Final = 2
+"""Bodies in a form at the same time: each takes tens of megabytes, and of the intake's time some tenths of a second."""
 _UNKNOWN_ADVICE: Final = ReasonAdvice("a reason of a newer keypulse", "open one: its attempts say more")
 _ADVICE: Final[Mapping[str, ReasonAdvice]] = {
     **{reason.value: advice for reason, advice in REASON_ADVICE.items()},
@@ -73,6 +76,7 @@ class QuarantinePages:
         self._wake_channels = wake_channels
         self._bulk_retries = bulk_retries
         self._replays = replays
+        self._forms = asyncio.Semaphore(_MAX_FORMS)
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The routes of the pages and of their actions."""
@@ -89,8 +93,8 @@ class QuarantinePages:
             action("/retry/stop", self._stop_retry, Role.ADMIN, "stop retry"),
             action("/retry/{delivery}", self._retry_one, Role.RESPONDER, "retry"),
             page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
-            action("/{id}/preview", self._preview, Role.ADMIN, "preview replay"),
-            action("/{id}/replay", self._replay, Role.ADMIN, "replay"),
+            action("/{id}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay"),
+            action("/{id}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay"),
         ]
 
     async def _show(self, request: Request) -> Response:
@@ -204,6 +208,15 @@ class QuarantinePages:
             "PAGE_BYTES": PAGE_BYTES,
         }
         return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=status)
+
+    def _limit_forms(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            if self._forms.locked():
+                raise FormError("others are being repaired; go back, and try again in a moment", 503)
+            async with self._forms:
+                return await handler(request)
+
+        return answer
 
     def _answer_errors(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
