@@ -4,6 +4,7 @@ import asyncio
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 import pytest
@@ -121,6 +122,12 @@ async def test_one_delivery_is_shown_with_all_that_is_known_and_nothing_else(tmp
             assert (await read_page(client, path))[0] == code, path
         async with client.get(f"/deliveries/{ids['good']}/open", allow_redirects=False) as response:
             assert (response.status, response.headers["Location"]) == (303, f"/deliveries/{ids['good']}")
+        for path, channel in ((ids["good"], ""), ("unknown", ""), (ids["good"], "good"), (ids["good"], "no")):
+            url = f"/deliveries/{path}/send" if channel else f"/deliveries/{path}/retry"
+            form = {"csrf_token": "", "channel": channel}
+            async with client.post(url, data=form, allow_redirects=False) as response:
+                assert unquote(response.cookies["keypulse_done"].value).startswith("Not ")
+        assert (await get(client, "/api/audit"))[1]["audit"] == []  # nothing was done
 
 
 @pytest.mark.parametrize(
