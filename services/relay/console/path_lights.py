@@ -90,6 +90,8 @@ class IntakeFacts:
 
     token_error: str | None
     """Why nobody may send, or None."""
+    can_commit: bool
+    """Whether the store can commit webhooks."""
     times: WebhookTimes
     answered_at: Mapping[int, float]
     """When this relay last answered a webhook with each status."""
@@ -192,6 +194,9 @@ def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
     quarantined = f" {entries} in quarantine." if entries else ""
     if facts.token_error:
         return Verdict(HealthStatus.FAILING, facts.token_error, "Put the token into its file.")
+    if not facts.can_commit:
+        text = "Webhooks are answered 503, and Alertmanager sends them again."
+        return Verdict(HealthStatus.FAILING, text, "Repair the store.")
     refused = [(when, code) for code, when in facts.answered_at.items() if code >= 400 and now - when < RECENT_SECONDS]
     if refused:
         when, code = max(refused)
@@ -216,7 +221,7 @@ def _judge_store(facts: StoreFacts, now: float) -> Verdict:
     if facts.max_bytes:
         size += f" of {facts.max_bytes / _MEBIBYTE:.0f} MiB"
     if facts.error is not None:
-        hint = "See the disk, or the server of the database. Alertmanager sends again what is refused meanwhile."
+        hint = "See the disk, or the server of the database."
         return Verdict(HealthStatus.FAILING, f"Cannot be used: {facts.error}.", hint)
     if facts.max_bytes and facts.used_bytes > _NEARLY_FULL * facts.max_bytes:
         hint = "See which channel fails: what waits is kept. Or raise retention.max_bytes where the disk has more."

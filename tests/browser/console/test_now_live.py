@@ -89,6 +89,12 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             await page.emulate_media(color_scheme="dark")
             assert await find_violations(page) == []
 
+            links = set(await page.locator("#now_state a").evaluate_all("nodes => nodes.map((node) => node.href)"))
+            assert len(links) > 6
+            for link in sorted(links):
+                async with console.client.get(link) as answer:
+                    assert answer.status == 200, link
+
             # What a person has opened stays open while the page is loaded again, the focus stays, and a selection.
             state = page.locator("#now_state")
             await page.locator("#plot-table summary").click()
