@@ -172,3 +172,29 @@ async def test_viewers_of_one_list_share_what_is_rendered(tmp_path: Path, monkey
             await read_page(client, f"/deliveries?text={number}", **part)
         assert "Deliveries</h1>" in (await read_page(client, "/deliveries", **{**part, "HX-Target": "other"}))[1]
         assert "</h1>" not in (await read_page(client, "/deliveries", **part))[1]
+
+
+async def test_a_viewer_sees_no_actions(tmp_path: Path) -> None:
+    for role in ("viewer", "responder"):
+        (tmp_path / role).write_text(f"a-token-of-a-{role}-of-tests")
+    tokens = [{"name": role, "role": role, "file": tmp_path / role} for role in ("viewer", "responder")]
+    configuration = settings(tmp_path, {"one": Scripted(REFUSED), "two": Scripted()}, auth={"tokens": tokens})
+    async with served(configuration) as client:
+        await post(client, webhook_of())
+        found = {}
+        for role in ("viewer", "responder"):
+            bearer = {"Authorization": f"Bearer a-token-of-a-{role}-of-tests"}
+
+            async def read_dead(bearer: dict[str, str] = bearer) -> list[dict[str, Any]]:
+                _, listed = await get(client, "/api/deliveries?state=dead", headers=bearer)
+                rows: list[dict[str, Any]] = listed["deliveries"]
+                return rows
+
+            async def is_dead() -> bool:
+                return bool(await read_dead())
+
+            await until(is_dead)
+            _, found[role] = await read_page(client, f"/deliveries/{(await read_dead())[0]['id']}", **bearer)
+        assert "Retry</button>" in found["responder"]
+        assert "Send elsewhere" in found["responder"]
+        assert "<form" not in found["viewer"].partition("<main")[2]
