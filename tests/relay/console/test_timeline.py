@@ -58,6 +58,8 @@ def history_of(*records: EventRecord, **changes: Any) -> EpisodeHistory:
         episode=1,
         is_current=True,
         is_over=records[-1].status == "resolved",
+        started_at=records[0].accepted_at,
+        pruned_up_to=None,
         first_event=records[0],
         last_event=records[-1],
         event_count=len(records),

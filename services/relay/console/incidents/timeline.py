@@ -134,9 +134,9 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
         fault: of the exporter; None if it was not asked, or there is none to ask.
     """
     first, last = read_event(history.first_event), read_event(history.last_event)
-    alert_at = _find_start(first)
+    alert_at = _find_start(first) if history.has_beginning else None
     ended_at = _find_end(last) if history.is_over and last and is_resolved(last) else None
-    begins_at = alert_at or history.first_event.accepted_at
+    begins_at = alert_at or history.started_at
     faults = _select_faults(fault, begins_at, ended_at)
     fault_at = next((each.first_at for each in faults if each.first_at <= begins_at + _CLOCK_TOLERANCE), None)
     listed_faults = faults[:MAX_FAULTS]
@@ -418,13 +418,15 @@ def _build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> Timeli
 
 
 def _list_start_hops(history: EpisodeHistory, fault_at: float | None, alert_at: float | None) -> list[Hop]:
-    accepted_at = history.first_event.accepted_at
+    accepted_at = history.started_at
     start = next(each for each in (fault_at, alert_at, accepted_at) if each is not None)
     hops = [
         Hop("fault", None, fault_at, None, None if fault_at is None else 0.0),
         Hop("alert", None, alert_at, _subtract(alert_at, fault_at), _subtract(alert_at, start)),
         Hop("accepted", None, accepted_at, _subtract(accepted_at, alert_at), accepted_at - start),
     ]
+    if not history.has_beginning:  # nor are its receipts stored
+        return hops
     return [*hops, *_list_receipt_hops(history.channels, history.first_receipts, accepted_at, start)]
 
 
