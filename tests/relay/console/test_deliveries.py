@@ -92,6 +92,8 @@ async def test_the_list_keeps_its_filters_from_page_to_page(tmp_path: Path) -> N
         assert code == 400
         for problem in ("state: expected one of queued", "since: expected a time in UTC", "before: expected a link"):
             assert problem in wrong
+        for time in ("since=0001-01-01T00:00%2B14:00", "until=9999-12-31T23:59-14:00"):  # the year 0, and 10000
+            assert (await read_page(client, f"/deliveries?{time}"))[0] == 400
         fragment = (await read_page(client, "/deliveries", **{"HX-Request": "true", "HX-Target": "delivery_list"}))[1]
         assert fragment.lstrip().startswith("<section")
         assert "<form" not in fragment
