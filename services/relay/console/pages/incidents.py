@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -16,6 +17,7 @@ from services.relay.console.incidents.post_mortem import PostMortem, build_json,
 from services.relay.console.incidents.reader import IncidentReader
 from services.relay.console.incidents.timeline import EntryKind
 from services.relay.console.pages.layout import PageRenderer, redirect
+from services.relay.console.status import DELIVERY_LIGHTS
 from services.relay.metrics import Metrics
 from services.relay.model import Status
 from services.relay.outbox.acknowledgement import (
@@ -28,12 +30,12 @@ from services.relay.outbox.acknowledgement import (
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
 from services.relay.outbox.silences import SilenceRefusedError, SilenceRequest, request_silence
-from services.relay.outbox.tables import DeliveryState, clean_for_database
+from services.relay.outbox.tables import clean_for_database
 from services.relay.text import clean_line, truncate
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, describe_action, get_caller, get_peer
 from shared.http.form import FormError, read_form
-from shared.http.pagination import format_cursor, parse_page
+from shared.http.pagination import format_cursor, parse_cursor
 from shared.web.time_format import format_duration
 
 _PAGE_SIZE: Final = 50
@@ -58,10 +60,8 @@ PERIODS: Final = {
 }
 """The choices of how long ago an episode started: their text and seconds."""
 SILENCE_SECONDS: Final = (1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 86_400, 3 * 86_400, 7 * 86_400)
-LIGHTS: Final = {
-    DeliveryState.DELIVERED: "healthy",
-    DeliveryState.DEAD: "failing",
-    DeliveryState.RETRYING: "degraded",
+LIGHTS: Final[Mapping[StrEnum, str]] = {
+    **DELIVERY_LIGHTS,
     EntryKind.FAULT: "failing",
     EntryKind.ALERT: "degraded",
     EntryKind.FAILED: "degraded",
@@ -171,7 +171,7 @@ class IncidentPages:
     async def _list(self, request: Request) -> Response:
         query, error, before = ListQuery.parse(request.query_params), "", None
         try:
-            before = parse_page({"cursor": query.cursor}).before if query.cursor else None
+            before = parse_cursor(query.cursor) if query.cursor else None
         except ValueError:
             error = "This address names no page of the list: the newest incidents are shown."
         chosen = query.build_filter(self._store.clock())
