@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -17,7 +16,7 @@ from services.relay.console.incidents.post_mortem import PostMortem, build_json,
 from services.relay.console.incidents.reader import IncidentReader
 from services.relay.console.incidents.timeline import EntryKind
 from services.relay.console.pages.layout import PageRenderer, redirect
-from services.relay.console.status import DELIVERY_LIGHTS
+from services.relay.console.status import DELIVERY_LIGHTS, HealthStatus
 from services.relay.metrics import Metrics
 from services.relay.model import Status
 from services.relay.outbox.acknowledgement import (
@@ -60,15 +59,14 @@ PERIODS: Final = {
 }
 """The choices of how long ago an episode started: their text and seconds."""
 SILENCE_SECONDS: Final = (1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 86_400, 3 * 86_400, 7 * 86_400)
-LIGHTS: Final[Mapping[StrEnum, str]] = {
-    **DELIVERY_LIGHTS,
-    EntryKind.FAULT: "failing",
-    EntryKind.ALERT: "degraded",
-    EntryKind.FAILED: "degraded",
-    EntryKind.DEAD: "failing",
-    EntryKind.RESOLVED: "healthy",
+ENTRY_LIGHTS: Final = {
+    EntryKind.FAULT: HealthStatus.FAILING,
+    EntryKind.ALERT: HealthStatus.DEGRADED,
+    EntryKind.FAILED: HealthStatus.DEGRADED,
+    EntryKind.DEAD: HealthStatus.FAILING,
+    EntryKind.RESOLVED: HealthStatus.HEALTHY,
 }
-"""The light of a delivery's state, or of an entry; unknown for the others."""
+"""The light of an entry of the timeline; the others have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,7 @@ class IncidentPages:
             "error": error,
             "states": STATES,
             "periods": PERIODS,
-            "lights": LIGHTS,
+            "lights": DELIVERY_LIGHTS,
         }
         return await self._renderer.render(request, "incidents.html.j2", values)
 
@@ -205,7 +203,8 @@ class IncidentPages:
             "can_silence": self._wake_silences is not None,
             "silence_choices": [(seconds, format_duration(seconds)) for seconds in SILENCE_SECONDS],
             "max_comment": _MAX_COMMENT,
-            "lights": LIGHTS,
+            "lights": DELIVERY_LIGHTS,
+            "entry_lights": ENTRY_LIGHTS,
         }
         return await self._renderer.render(request, "incident.html.j2", values)
 
