@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Text, case, cast, insert, update
+from sqlalchemy import Text, case, cast, insert, select, update
 
 from services.relay.console.incidents.timeline import build_timeline
 from services.relay.model import EscalationStep, Status
