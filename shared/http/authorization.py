@@ -224,7 +224,8 @@ class Authorizer:
         requirements.on_refusal(status)
         page = self.sessions and self.sessions.build_refusal(request, status, message or usual)
         if page:
-            page.headers.update(_HEADERS)
+            for name, value in _HEADERS.items():
+                page.headers.setdefault(name, value)
             return page
         challenge = 'Basic realm="keypulse"' if requirements.challenges_browser else "Bearer"
         headers = {**_HEADERS, "WWW-Authenticate": challenge} if status == 401 else _HEADERS

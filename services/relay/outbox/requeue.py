@@ -28,8 +28,9 @@ from services.relay.outbox.merge import (
 from services.relay.outbox.queries import DeliverySummary
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries
+from shared.http.json_api import format_time
 
-BULK_STEP: Final = 200
+BULK_STEP: Final = 100
 """Deliveries that one transaction of `retry_channel` sends again."""
 _TOO_EARLY_STEP: Final = 32
 """Deliveries that one transaction of `requeue_too_early` sends again."""
@@ -211,8 +212,16 @@ def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[
     new = NewDelivery(latest, dead.first_event_seq, dead.incident_id, episode, dead.channel)
     enqueued = enqueue_deliveries(transaction, [new])
     (successor,) = enqueued.delivery_ids
+    given_up_at = "" if dead.finished_at is None else f" at {format_time(dead.finished_at)}"
     superseded = update(deliveries).where(_delivery.seq == dead.seq)
-    transaction.connection.execute(superseded.values(state=DeliveryState.SUPERSEDED, superseded_by=successor))
+    transaction.connection.execute(
+        superseded.values(
+            state=DeliveryState.SUPERSEDED,
+            superseded_by=successor,
+            finished_at=transaction.now,  # who reads the incident sees it merged now, not when it was given up
+            remark=" ".join(filter(None, [dead.remark, f"It was given up{given_up_at}, and is sent again."])),
+        )
+    )
     return [old.channel for old in enqueued.superseded_rows]
 
 

@@ -34,7 +34,7 @@ from services.relay.outbox.queries import check_text, encode_delivery, list_deli
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.json_api import build_error_response, format_time, parse_parameter
-from shared.http.pagination import Page, format_cursor, parse_page
+from shared.http.pagination import Page, format_cursor, parse_cursor, parse_page
 
 _VIA: Final = "api"
 _FILTERS: Final = ("status", "acknowledged", "alertname", "service", "since", "limit", "cursor")
@@ -151,8 +151,7 @@ def parse_timeline_page(parameters: QueryParams) -> tuple[int | None, int | None
     """The episode, and where its page begins. Raises ValueError with what was expected."""
     if set(parameters) - set(_TIMELINE_PARAMETERS):
         raise ValueError(f"unknown parameter; expected {' or '.join(_TIMELINE_PARAMETERS)}")
-    cursor = {"cursor": parameters["cursor"]} if "cursor" in parameters else {}
-    return parse_parameter("episode", _parse_episode, parameters), parse_page(cursor).before
+    return parse_parameter("episode", _parse_episode, parameters), parse_parameter("cursor", parse_cursor, parameters)
 
 
 def _parse_episode(text: str) -> int:
