@@ -13,6 +13,7 @@ from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_bod
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
 from services.relay.outbox import quarantine as rejected
+from services.relay.outbox.audit import Actor
 from services.relay.outbox.bulk_retry import (
     BulkRetries,
     BulkRetry,
@@ -127,24 +128,26 @@ class QuarantinePages:
     async def _start_retry(self, request: Request) -> Response:
         form = await read_form(request)
         channel, reason = form.get("channel") or None, form.get("reason") or None
-        describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))))
+        describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))), is_stored=True)
         try:
-            total = await self._bulk_retries.start(channel, reason, get_caller(request).name)
+            total = await self._bulk_retries.start(channel, reason, get_caller(request).name, get_peer(request))
         except (BulkRetryRunningError, NothingToRetryError) as error:
             return redirect_refused(request, PATH, f"Not started: {error}.")
         return redirect(request, PATH, f"The retry of {total} dead letters has started.")
 
     async def _stop_retry(self, request: Request) -> Response:
         run = (await read_form(request)).get("run", "")
-        describe_action(request, on=f"retry {run}")
-        if not await stop_bulk_retry(self._store, run, get_caller(request).name):
+        describe_action(request, on=f"retry {run}", is_stored=True)
+        if not await stop_bulk_retry(self._store, run, get_caller(request).name, get_peer(request)):
             return redirect_refused(request, PATH, "The retry was over already.")
         return redirect(request, PATH, "The retry was stopped.")
 
     async def _retry_one(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)
         delivery_id = clean_for_database(request.path_params["delivery"])
+        actor = Actor(get_caller(request).name, get_peer(request))
         try:
-            now = await retry_delivery(self._store, delivery_id, self._channels)
+            now = await retry_delivery(self._store, delivery_id, self._channels, actor)
         except (UnknownDeliveryError, NotRetryableError) as error:
             return redirect_refused(request, PATH, f"Not retried: {error}.")
         self._wake_channels([now.channel])
