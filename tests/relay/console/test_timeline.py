@@ -22,6 +22,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incident_history import EpisodeHistory, EventRecord, read_episode
 from services.relay.outbox.incident_queries import read_incident
 from services.relay.outbox.requeue import requeue
+from services.relay.outbox.sending_elsewhere import send_elsewhere
 from services.relay.outbox.tables import DeliveryState
 from shared.http.json_api import format_time
 from shared.sql import database_url
@@ -194,6 +195,21 @@ async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_th
     (merged,) = (each for each in build_timeline(history, None).entries if each.kind is EntryKind.MERGED)
     assert merged.at == store.clock()
     assert merged.detail == f"It was given up at {format_time(store.clock() - 600.0)}, and is sent again."
+
+
+async def test_who_sent_it_elsewhere_is_told(store: Store) -> None:
+    await accept(store, "one", "slack")
+    history = await read_episode(store, "one")
+    assert history is not None
+    await send_elsewhere(store, history.deliveries[0].id, "pagerduty", who="anna", peer="10.0.0.1")
+    history = await read_episode(store, "one")
+    assert history is not None
+    (entry,) = (each for each in build_timeline(history, None).entries if each.who)
+    assert (entry.kind.value, entry.text, entry.detail) == (
+        "sent_elsewhere",
+        "anna sent it to pagerduty, too",
+        "from 10.0.0.1",
+    )
 
 
 async def test_a_post_mortem_shows_hostile_text_as_text(store: Store) -> None:

@@ -21,6 +21,7 @@ from services.relay.outbox.incident_history import (
     EventRecord,
     SilenceRecord,
 )
+from services.relay.outbox.sending_elsewhere import ACTION as SEND_ELSEWHERE
 from services.relay.outbox.silences import SilenceState
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import (
@@ -62,6 +63,7 @@ class EntryKind(StrEnum):
     ACKNOWLEDGED = "acknowledged"
     UNACKNOWLEDGED = "unacknowledged"
     ESCALATED = "escalated"
+    SENT_ELSEWHERE = "sent_elsewhere"
     SILENCED = "silenced"
     SILENCE_REQUESTED = "silence_requested"
     SILENCE_REFUSED = "silence_refused"
@@ -363,11 +365,13 @@ _ACTIONS: Final = {
 
 
 def _build_action(action: ActionRecord) -> TimelineEntry:
-    who = clean_line(action.who)
+    who, channels = clean_line(action.who), action.object.partition(" to ")[2]
     if action.action == "escalate":
-        channels = action.object.partition(" to ")[2]
         text = f"Escalated to {channels}: nobody had acknowledged it"
         return _build_entry(action.at, EntryKind.ESCALATED, text)
+    if action.action == SEND_ELSEWHERE:
+        text = f"{who} sent it to {channels}, too"
+        return _build_entry(action.at, EntryKind.SENT_ELSEWHERE, text, who=who, detail=_format_peer(action.peer))
     kind, text = _ACTIONS.get(action.action, (EntryKind.OMITTED, f"{action.action} by {{who}}"))
     return _build_entry(action.at, kind, text.replace("{who}", who), who=who, detail=_format_peer(action.peer))
 
