@@ -109,6 +109,7 @@ class IncidentsEndpoint:
 
     async def acknowledge(self, request: Request) -> Response:
         """Acknowledges the current episode: 200, also if it was acknowledged before."""
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id, who, peer = _read_action(request)
         try:
             done = await acknowledge(
@@ -129,6 +130,7 @@ class IncidentsEndpoint:
 
     async def unacknowledge(self, request: Request) -> Response:
         """Withdraws the acknowledgement: 200, also if there is none."""
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id, who, peer = _read_action(request)
         try:
             done = await unacknowledge(self._store, incident_id, who=who, via=_VIA, peer=peer)

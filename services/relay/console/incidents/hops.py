@@ -24,13 +24,15 @@ class Hop:
 
 def list_start_hops(history: EpisodeHistory, fault_at: float | None, alert_at: float | None) -> list[Hop]:
     """From the fault to the first receipt of each channel."""
-    accepted_at = history.first_event.accepted_at
+    accepted_at = history.started_at
     start = next(each for each in (fault_at, alert_at, accepted_at) if each is not None)
     hops = [
         Hop("fault", None, fault_at, None, None if fault_at is None else 0.0),
         Hop("alert", None, alert_at, _subtract(alert_at, fault_at), _subtract(alert_at, start)),
         Hop("accepted", None, accepted_at, _subtract(accepted_at, alert_at), accepted_at - start),
     ]
+    if not history.has_beginning:  # nor are its receipts stored
+        return hops
     return [*hops, *_list_receipt_hops(history.channels, history.first_receipts, accepted_at, start)]
 
 

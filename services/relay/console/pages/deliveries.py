@@ -15,7 +15,7 @@ from services.relay.config import RelaySettings
 from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.delivery_query import PATH, parse_query
-from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer, redirect
+from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer, redirect, redirect_refused
 from services.relay.console.shared_read import SharedRead
 from services.relay.console.status import DELIVERY_LIGHTS
 from services.relay.message_addresses import MessageAddresses, NoAddressError
@@ -164,7 +164,7 @@ class DeliveriesPages:
         try:
             now = await self._actions.retry(request)
         except (NotRetryableError, UnknownDeliveryError) as error:
-            return redirect(request, _build_path(delivery_id), f"Not retried: {error}.")
+            return redirect_refused(request, _build_path(delivery_id), f"Not retried: {error}.")
         if now.superseded_by:
             message = "Retried: this delivery has the current state of its incident."
             return redirect(request, _build_path(now.superseded_by), message)
@@ -177,7 +177,7 @@ class DeliveriesPages:
             channel = form.get("channel", "")
             sent = await self._actions.send(request, channel)
         except (NotSendableError, UnknownChannelError, UnknownDeliveryError, FormError) as error:
-            return redirect(request, _build_path(delivery_id), f"Not sent: {error}.")
+            return redirect_refused(request, _build_path(delivery_id), f"Not sent: {error}.")
         return redirect(
             request, _build_path(sent), f"Sent to {channel}: further messages of its incident go there, too."
         )

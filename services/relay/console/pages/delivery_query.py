@@ -24,9 +24,10 @@ def _parse_time(text: str) -> float:
     """A time of a form, which is in UTC, or one with its zone."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        in_utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the year 0, or 10000
         raise ValueError("expected a time in UTC, such as 2026-11-24T22:46") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return in_utc.timestamp()
 
 
 _FIELDS: Final[Mapping[str, Callable[[str], Any]]] = {

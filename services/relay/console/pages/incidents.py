@@ -242,6 +242,7 @@ class IncidentPages:
         return PostMortem(view, self._store.clock(), address)
 
     async def _acknowledge(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id = _read_id(request)
         try:
             done = await acknowledge(
@@ -260,6 +261,7 @@ class IncidentPages:
         return self._finish(request, done, message)
 
     async def _unacknowledge(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id, who = _read_id(request), get_caller(request).name
         try:
             done = await unacknowledge(self._store, incident_id, who=who, via="console", peer=get_peer(request))

@@ -18,7 +18,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.text import format_seconds
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint, get_session
-from shared.http.authorization import ProtectedRoute, RouteRequirements, get_caller
+from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action, get_caller
 from shared.http.csrf_token import get_csrf_token
 from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
@@ -140,6 +140,12 @@ class PageRenderer:
                 return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
 
         return answer
+
+
+def redirect_refused(request: Request, to: str, message: str) -> Response:
+    """As `redirect`, after an action that changed nothing: it has no entry in the audit."""
+    describe_action(request, is_stored=True, refused=message)
+    return redirect(request, to, message)
 
 
 def redirect(request: Request, to: str, message: str) -> Response:

@@ -8,8 +8,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from services.relay.channels.masked_settings import format_rate
 from services.relay.config import RelaySettings
+from services.relay.configured_channels import list_configured_channels
 from services.relay.console import delivery_plot
 from services.relay.console.channel_lights import LATE_SECONDS, build_channel_light
 from services.relay.console.channel_views import find_next_message_time
@@ -80,11 +80,7 @@ class NowPages:
         self._renderer = renderer
         self._path = path
         self._changes = changes
-        self._kinds = {name: channel.kind for name, channel in settings.channels.items()}
-        self._rates = {
-            name: channel.rate_per_second if settings.pacing.enabled else None
-            for name, channel in settings.channels.items()
-        }
+        self._channels = {channel.name: channel for channel in list_configured_channels(settings)}
         read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
@@ -134,13 +130,13 @@ class NowPages:
         return await self._renderer.render(request, "now.html.j2", values, status=status)
 
     def _build_card(self, channel: ChannelOverview, now: float) -> ChannelCard:
-        rate = self._rates[channel.name]
+        configured = self._channels[channel.name]
         return ChannelCard(
             build_channel_light(channel, now),
             channel,
-            self._kinds[channel.name],
-            None if rate is None else format_rate(rate),
-            find_next_message_time(channel, rate, now),
+            configured.kind,
+            configured.rate,
+            find_next_message_time(channel, configured.rate_per_second, now),
         )
 
 
