@@ -21,8 +21,7 @@ async def test_all_of_it_is_read_and_steps_that_are_over_are_read_once(database:
         event = await rows.event("open")
         now = await store.run(lambda transaction: transaction.now)
         for age in (10.0, 4000.0):
-            times = {"finished_at": now - age, "oldest_accepted_at": now - age - 2}
-            await rows.delivery(event, **times)
+            await rows.delivery(event, finished_at=now - age, oldest_accepted_at=now - age - 2)
         await rows.delivery(event, "slack", DeliveryState.QUEUED)
         read = partial(read_overview, clock=store.clock, channels=["slack", "unused"], max_incidents=5)
 
