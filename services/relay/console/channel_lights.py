@@ -25,11 +25,14 @@ _REASONS: Final = {
 
 def build_channel_light(channel: ChannelOverview, now: float) -> Light:
     """One channel."""
-    at = channel.last_success.finished_at if channel.last_success else None
+    at, proof = channel.last_success.finished_at if channel.last_success else None, "last success"
+    test = channel.last_test
+    if test is not None and test.problem is None and not _was_delivered_after(channel, test.started_at):
+        at, proof = test.started_at, "last test arrived"
     return Light(
         channel.name,
         _judge_sending(channel, now) or _judge_others(channel, now),
-        "last success",
+        proof,
         at,
         f"/channels/{channel.name}",
     )
@@ -37,7 +40,8 @@ def build_channel_light(channel: ChannelOverview, now: float) -> Light:
 
 def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
     """What keeps it from sending; None if nothing does."""
-    why, failures = _describe_reason(channel.reason), f"{channel.failures} attempts in a row failed"
+    why = _describe_reason(channel.reason)
+    failures = "the last attempt failed" if channel.failures == 1 else f"{channel.failures} attempts in a row failed"
     if channel.is_down:
         return Verdict(HealthStatus.FAILING, f"Down: {why}.", _advise(channel.reason))
     if channel.breaker is not BreakerState.CLOSED:
@@ -46,18 +50,19 @@ def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
         left = format_duration(max(channel.retry_after_until - now, 1.0))
         return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
     if channel.failures:
-        failures = "The last attempt failed" if channel.failures == 1 else failures
-        return Verdict(HealthStatus.DEGRADED, f"{failures}: {why}.", _advise(channel.reason))
+        return Verdict(HealthStatus.DEGRADED, f"{failures.capitalize()}: {why}.", _advise(channel.reason))
     return None
 
 
 def _judge_others(channel: ChannelOverview, now: float) -> Verdict:
-    check = channel.last_check
+    check, test = channel.last_check, channel.last_test
+    if test is not None and test.problem is not None and not _was_delivered_after(channel, test.started_at):
+        return Verdict(HealthStatus.DEGRADED, f"Its test failed: {test.problem}.", _capitalise(test.hint or ""))
     if check is not None and check.problem is not None and not _was_delivered_after(channel, check.started_at):
         return Verdict(HealthStatus.DEGRADED, f"Its check failed: {check.problem}.", _capitalise(check.hint or ""))
     if channel.oldest_accepted_at is not None and now - channel.oldest_accepted_at > LATE_SECONDS:
         return Verdict(HealthStatus.DEGRADED, "A delivery is late.", "See what waits, and why its attempts failed.")
-    if channel.last_success is None and check is None:
+    if channel.last_success is None and check is None and test is None:
         return Verdict(HealthStatus.UNKNOWN, "Nothing was sent yet.", "Send a test message.")
     return Verdict(HealthStatus.HEALTHY, "Up.")
 

@@ -11,6 +11,7 @@ from services.relay.console.prometheus_facts import EXPORTER_JOB, PrometheusFact
 from services.relay.console.status import HealthStatus
 from services.relay.delivery.enrichment.prometheus import RuleGroup
 from services.relay.outbox.webhook_times import WebhookTimes
+from services.relay.text import format_seconds
 from shared.web.time_format import format_duration
 
 OWN_RULE_GROUPS: Final = frozenset({"keypulse_exporter", "kms_keys", "kms_crypto", "keypulse_relay"})
@@ -173,7 +174,7 @@ def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_re
 def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> Verdict:
     if not is_readable:
         return Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
-    every = f"one is expected every {format_duration(heartbeat.expect_every)}"
+    every = f"one is expected every {format_seconds(heartbeat.expect_every)}"
     since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
     if since is not None and now - since > heartbeat.expect_every:
         hint = "Prometheus, Alertmanager or the way from there to here is broken: see whether both run."

@@ -34,6 +34,15 @@ _ENTRIES: Final = RowQuery(
 ).order_by(_audit.seq.desc())
 
 
+class Actor(NamedTuple):
+    """Who does something that is committed together with its entry."""
+
+    who: str
+    """The name of the credential, or the person."""
+    peer: str | None = None
+    """The address that called."""
+
+
 class LinkedEntry(NamedTuple):
     """An entry for a page, and what it is about, if that is still stored."""
 

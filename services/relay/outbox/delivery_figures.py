@@ -1,8 +1,9 @@
 """Figures of the deliveries of a period: how many, how fast, on which channel, and what was never delivered.
 
 A delivery belongs to the period in which it was delivered or given up. Its time goes from the acceptance of the oldest
-event in it to its receipt. A quantile is the smallest time that so many percent do not exceed: exact, and computed by
-the database. No query changes the outbox or waits for a writer.
+event in it to its receipt; of one that a retry, a fallback, an escalation or a person added later, from then on. A
+quantile is the smallest time that so many percent do not exceed: exact, and computed by the database. No query changes
+the outbox or waits for a writer.
 """
 
 from collections.abc import Iterable, Mapping

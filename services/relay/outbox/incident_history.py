@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
 
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.prune_marks import PrunedKind, read_pruned
 from services.relay.outbox.rows import RowQuery, select_columns
 from services.relay.outbox.tables import (
     DeliveryState,
@@ -132,6 +133,7 @@ class _IncidentRow(NamedTuple):
     latest_event_seq: int
     acknowledged_by: str | None
     acknowledged_at: float | None
+    started_at: float | None
     episode_starts: str | None
 
 
@@ -149,7 +151,12 @@ class EpisodeHistory:
     episode: int
     is_current: bool
     is_over: bool
+    started_at: float
+    pruned_up_to: float | None
+    """Retention has deleted deliveries, with their events, that ended up to then, in the time of the episode; None if
+    it has not."""
     first_event: EventRecord
+    """The first one that is stored."""
     last_event: EventRecord
     """Of the episode, whatever the page; both with their content."""
     event_count: int
@@ -177,6 +184,11 @@ class EpisodeHistory:
     """Of an episode that is over: the deliveries of its end that were accepted."""
     episodes: Sequence[EpisodeStart]
     """The other episodes whose start is known, the newest first."""
+
+    @property
+    def has_beginning(self) -> bool:
+        """Whether its first event is stored."""
+        return self.first_event.accepted_at <= self.started_at
 
 
 _of_event = events.c
@@ -324,10 +336,15 @@ def _read_page(
         if period["since"] <= (each.requested_at or first_event.accepted_at) < period["until"]
     ]
     is_over = not (is_current and row.is_open)
+    starts = _list_starts(row)
+    started_at = next((each.started_at for each in starts if each.episode == episode), first_event.accepted_at)
+    pruned_up_to = read_pruned(connection).get(PrunedKind.DELIVERIES)
     return EpisodeHistory(
         episode=episode,
         is_current=is_current,
         is_over=is_over,
+        started_at=started_at,
+        pruned_up_to=pruned_up_to if pruned_up_to is not None and pruned_up_to >= started_at else None,
         first_event=first_event,
         last_event=last_event,
         event_count=_COUNT_EVENTS.fetch_one(connection, values),
@@ -351,7 +368,7 @@ def _read_page(
         channels=_CHANNELS.fetch_all(connection, values),
         first_receipts=_FIRST_RECEIPTS.fetch_all(connection, values),
         last_receipts=_LAST_RECEIPTS.fetch_all(connection, values) if is_over else (),
-        episodes=_list_episodes(row, episode),
+        episodes=[each for each in starts if each.episode != episode][:MAX_EPISODES],
     )
 
 
@@ -393,7 +410,9 @@ def _add_acknowledgement(
     return sorted([*actions, ActionRecord(at, who or "", None, "acknowledge", "")], key=lambda each: each.at)
 
 
-def _list_episodes(row: _IncidentRow, episode: int) -> list[EpisodeStart]:
+def _list_starts(row: _IncidentRow) -> list[EpisodeStart]:
+    """Of each episode whose start is known, the newest first."""
     starts = json.loads(row.episode_starts or "[]")[::-1]
-    every = (EpisodeStart(row.episode - age, start) for age, start in enumerate(starts))
-    return [each for each in every if each.episode != episode][:MAX_EPISODES]
+    if not starts and row.started_at is not None:  # an older version wrote it
+        starts = [row.started_at]
+    return [EpisodeStart(row.episode - age, start) for age, start in enumerate(starts)]

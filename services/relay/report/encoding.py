@@ -22,6 +22,8 @@ CSV_COLUMNS: Final = (
 )
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001  # full-width, too
 """With these a spreadsheet takes text for a formula."""
+_IS_MINIMUM: Final = "there were more than are stored"
+"""Of a count."""
 
 
 def encode_report(report: Report) -> dict[str, Any]:
@@ -122,7 +124,8 @@ def format_csv(report: Report) -> str:
 def _iterate_rows(encoded: dict[str, Any]) -> Iterator[dict[str, Any]]:
     incidents = encoded["incidents"]
     figures = {name: incidents[name] for name in ("count", "acknowledged")}
-    yield {"section": "incidents", **figures, **incidents["time_to_acknowledge"]}
+    is_minimum = {"detail": _IS_MINIMUM} if incidents["is_minimum"] else {}
+    yield {"section": "incidents", **figures, **incidents["time_to_acknowledge"], **is_minimum}
     yield {"section": "escalations", "count": incidents["escalations"]}
     for section, key in (("alert", "alertname"), ("service", "service")):
         for group in incidents[f"{section}s"]:
@@ -137,6 +140,8 @@ def _iterate_rows(encoded: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"section": "never_delivered", **row, "name": dead["last_id"], "detail": dead["last_answer"]}
     for refused in encoded["refused_webhooks"]["reasons"]:
         yield {"section": "refused", "name": refused["code"], "count": refused["count"], "detail": refused["reason"]}
+    if encoded["refused_webhooks"]["is_minimum"]:
+        yield {"section": "refused", "detail": _IS_MINIMUM}
 
 
 def _escape_formula(value: object) -> object:

@@ -47,7 +47,9 @@ def build_seeded_settings(settings: RelaySettings) -> RelaySettings:
 async def open_delivery(folder: Path) -> AsyncIterator[Console]:
     """A console with a delivery on Slack that succeeded at its second attempt; its id is `DELIVERY`."""
     async with open_console(folder) as console:
-        failing = ProviderFault(provider=Provider.SLACK, kind=FaultKind.STATUS, status=503, count=1)
+        failing = ProviderFault(
+            provider=Provider.SLACK, kind=FaultKind.STATUS, status=503, count=1, method="chat.postMessage"
+        )
         console.stand_ins.faults.add(failing)
         labels = {"alertname": "KMSProbeFailing", "env": "production", "service": "ledger", "target": "ledger-kek"}
         annotations = {

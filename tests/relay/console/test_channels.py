@@ -161,10 +161,16 @@ async def test_a_check_and_a_test_leave_the_providers_words_and_the_audit_has_th
         after = await find(client, "slack")
         assert (after["status"], after["summary"], after["checks"][0]["ok"]) == ("healthy", "Up.", True)
         assert after["last_test"]["requested_by"] == "anonymous"
+        failing = await find(client, "pagerduty")
+        assert (failing["status"], failing["hint"]) == ("degraded", "Correct `url`, or leave it out.")
+        assert failing["summary"].startswith("Its test failed: server error: PagerDuty answered HTTP 500")
+        assert (await find(client, "log"))["summary"] == "Nothing was sent yet."
         assert (await act(client, "nobody", "test"))["status"] == 404
         async with client.post("/channels/log/test", allow_redirects=False) as done:
             assert (done.status, done.headers["location"]) == (303, "/channels/log")
         assert "written" in await read(client, "/channels/log")
+        assert (await find(client, "log"))["summary"] == "Up."
+        assert "last test arrived" in await read(client, "/")
         async with client.get("/channels/nobody") as missing:
             assert missing.status == 404
         _, audit = await get(client, "/api/audit")

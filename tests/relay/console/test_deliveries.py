@@ -4,6 +4,7 @@ import asyncio
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 import pytest
@@ -91,6 +92,8 @@ async def test_the_list_keeps_its_filters_from_page_to_page(tmp_path: Path) -> N
         assert code == 400
         for problem in ("state: expected one of queued", "since: expected a time in UTC", "before: expected a link"):
             assert problem in wrong
+        for time in ("since=0001-01-01T00:00%2B14:00", "until=9999-12-31T23:59-14:00"):  # the year 0, and 10000
+            assert (await read_page(client, f"/deliveries?{time}"))[0] == 400
         fragment = (await read_page(client, "/deliveries", **{"HX-Request": "true", "HX-Target": "delivery_list"}))[1]
         assert fragment.lstrip().startswith("<section")
         assert "<form" not in fragment
@@ -121,6 +124,12 @@ async def test_one_delivery_is_shown_with_all_that_is_known_and_nothing_else(tmp
             assert (await read_page(client, path))[0] == code, path
         async with client.get(f"/deliveries/{ids['good']}/open", allow_redirects=False) as response:
             assert (response.status, response.headers["Location"]) == (303, f"/deliveries/{ids['good']}")
+        for path, channel in ((ids["good"], ""), ("unknown", ""), (ids["good"], "good"), (ids["good"], "no")):
+            url = f"/deliveries/{path}/send" if channel else f"/deliveries/{path}/retry"
+            form = {"csrf_token": "", "channel": channel}
+            async with client.post(url, data=form, allow_redirects=False) as response:
+                assert unquote(response.cookies["keypulse_done"].value).startswith("Not ")
+        assert (await get(client, "/api/audit"))[1]["audit"] == []  # nothing was done
 
 
 @pytest.mark.parametrize(
@@ -165,3 +174,29 @@ async def test_viewers_of_one_list_share_what_is_rendered(tmp_path: Path, monkey
             await read_page(client, f"/deliveries?text={number}", **part)
         assert "Deliveries</h1>" in (await read_page(client, "/deliveries", **{**part, "HX-Target": "other"}))[1]
         assert "</h1>" not in (await read_page(client, "/deliveries", **part))[1]
+
+
+async def test_a_viewer_sees_no_actions(tmp_path: Path) -> None:
+    for role in ("viewer", "responder"):
+        (tmp_path / role).write_text(f"a-token-of-a-{role}-of-tests")
+    tokens = [{"name": role, "role": role, "file": tmp_path / role} for role in ("viewer", "responder")]
+    configuration = settings(tmp_path, {"one": Scripted(REFUSED), "two": Scripted()}, auth={"tokens": tokens})
+    async with served(configuration) as client:
+        await post(client, webhook_of())
+        found = {}
+        for role in ("viewer", "responder"):
+            bearer = {"Authorization": f"Bearer a-token-of-a-{role}-of-tests"}
+
+            async def read_dead(bearer: dict[str, str] = bearer) -> list[dict[str, Any]]:
+                _, listed = await get(client, "/api/deliveries?state=dead", headers=bearer)
+                rows: list[dict[str, Any]] = listed["deliveries"]
+                return rows
+
+            async def is_dead() -> bool:
+                return bool(await read_dead())
+
+            await until(is_dead)
+            _, found[role] = await read_page(client, f"/deliveries/{(await read_dead())[0]['id']}", **bearer)
+        assert "Retry</button>" in found["responder"]
+        assert "Send elsewhere" in found["responder"]
+        assert "<form" not in found["viewer"].partition("<main")[2]

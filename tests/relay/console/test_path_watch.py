@@ -40,6 +40,9 @@ async def test_it_asks_while_somebody_looks_and_no_more() -> None:
     assert changes == asked
     await asyncio.sleep(1000)
     assert len(asked) == 4, "the last question of who looked; then nobody did"
+    assert watch.read() is None, "what was answered long ago says nothing of now"
+    await asyncio.sleep(1)
+    assert watch.read() == 5
     running.cancel()
 
 

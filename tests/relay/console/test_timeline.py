@@ -21,9 +21,12 @@ from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.incident_history import EpisodeHistory, EventRecord, read_episode
 from services.relay.outbox.incident_queries import read_incident
+from services.relay.outbox.requeue import requeue
+from services.relay.outbox.sending_elsewhere import send_elsewhere
 from services.relay.outbox.tables import DeliveryState
+from shared.http.json_api import format_time
 from shared.sql import database_url
-from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
 from tests.relay.outbox.channel_breakers import Clock
 from tests.relay.served_relay import event_of
 
@@ -56,6 +59,8 @@ def history_of(*records: EventRecord, **changes: Any) -> EpisodeHistory:
         episode=1,
         is_current=True,
         is_over=records[-1].status == "resolved",
+        started_at=records[0].accepted_at,
+        pruned_up_to=None,
         first_event=records[0],
         last_event=records[-1],
         event_count=len(records),
@@ -158,6 +163,52 @@ def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> 
     assert told(build_timeline(history_of(record(1, many, 1010.0)), None))[-1] == (
         "omitted",
         "Further alerts changed: 20 fire, 0 are over",
+    )
+
+
+def test_an_alert_that_ended_and_fires_again_between_two_webhooks_is_no_repeat() -> None:
+    records = [
+        record(1, event_with(alert_of("one")), 1010.0),
+        record(2, event_with(alert_of("one", starts=1200.0)), 1210.0),
+    ]
+    assert told(build_timeline(history_of(*records), None)) == [
+        ("alert", "Alert fires: KMSProbeFailing"),
+        ("accepted", "Webhook accepted: 1 firing, critical"),
+        ("alert", "Alert fires: KMSProbeFailing"),
+        ("accepted", "Webhook accepted: 1 firing, critical"),
+    ]
+    # Prometheus servers that report the same alert differ: then Alertmanager takes the earlier start.
+    earlier = history_of(records[0], record(2, event_with(alert_of("one", starts=995.0)), 1020.0))
+    assert told(build_timeline(earlier, None))[-1] == ("accepted", "Webhook accepted: 1 firing, critical, as before")
+
+
+async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_that_time(store: Store) -> None:
+    await accept(store, "one", "slack")
+    await end_attempt(store, await claim_one(store, "slack"), DeliveryState.DEAD, reason="rejected")
+    dead = await read_episode(store, "one")
+    assert dead is not None
+    await let_pass(store, 600.0)
+    await requeue(store, dead.deliveries[0].id)
+    await end_attempt(store, await claim_one(store, "slack"))
+    history = await read_episode(store, "one")
+    assert history is not None
+    (merged,) = (each for each in build_timeline(history, None).entries if each.kind is EntryKind.MERGED)
+    assert merged.at == store.clock()
+    assert merged.detail == f"It was given up at {format_time(store.clock() - 600.0)}, and is sent again."
+
+
+async def test_who_sent_it_elsewhere_is_told(store: Store) -> None:
+    await accept(store, "one", "slack")
+    history = await read_episode(store, "one")
+    assert history is not None
+    await send_elsewhere(store, history.deliveries[0].id, "pagerduty", who="anna", peer="10.0.0.1")
+    history = await read_episode(store, "one")
+    assert history is not None
+    (entry,) = (each for each in build_timeline(history, None).entries if each.who)
+    assert (entry.kind.value, entry.text, entry.detail) == (
+        "sent_elsewhere",
+        "anna sent it to pagerduty, too",
+        "from 10.0.0.1",
     )
 
 

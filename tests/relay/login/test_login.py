@@ -127,9 +127,14 @@ async def test_what_is_wrong_is_refused_counted_and_says_what_to_do(
         monkeypatch.setattr(PasswordChecker, "check_password", refuse)
         busy = await log_in(browser, name="anna", secret="another")
         assert (busy.status_code, "Try again" in busy.text) == (503, True)
+        monkeypatch.undo()
         (tmp_path / "admin").unlink()
         unreadable = await log_in(browser, secret="some-other-token")
         assert (unreadable.status_code, relay.count_refused("/login", "unreadable")) == (503, 1)
+        assert (await log_in(browser, name="anna", secret="wrong")).status_code == 503
+        async with relay.open_browser() as other:  # a file of others locks out nobody
+            assert (await log_in(other, name="anna", secret=PASSWORD)).status_code == 303
+            assert (await log_in(other, secret=token("emil"))).status_code == 303
         (tmp_path / "admin").write_text(token("admin"))
 
         async def fail(_work: Any) -> None:

@@ -1,12 +1,14 @@
 """What is stored of an episode is read in pages of events, each with all that happened in its time, on both stores."""
 
+import json
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Text, case, cast, insert, update
+from sqlalchemy import Text, case, cast, insert, select, update
 
+from services.relay.console.incidents.timeline import build_timeline
 from services.relay.model import EscalationStep, Status
 from services.relay.outbox import incident_history, incident_queries
 from services.relay.outbox.acknowledgement import acknowledge, unacknowledge
@@ -15,6 +17,7 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.incident_history import EpisodeHistory, read_episode
 from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
+from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.silences import (
     SilenceRequest,
@@ -24,7 +27,7 @@ from services.relay.outbox.silences import (
     finish_silence,
     request_silence,
 )
-from services.relay.outbox.tables import DeliveryState, audit, incidents
+from services.relay.outbox.tables import DeliveryState, audit, events, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import fill
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
@@ -138,6 +141,32 @@ async def test_many_events_come_in_pages_and_each_page_has_what_happened_in_its_
         await rows.delivery(seqs[-1])
     cut = await read(store, "many")
     assert (len(cut.deliveries), cut.is_cut) == (8, True)
+
+
+async def test_what_retention_has_deleted_of_an_episode_is_not_taken_for_its_beginning(store: Store) -> None:
+    rows, seqs = Rows(store), []
+    for age in (4000, 2000, 1000):
+        seqs.append(await rows.event("long", age=age, goes_on=False))
+        await rows.delivery(seqs[-1])
+
+    def start(transaction: Transaction) -> float:
+        first = select(events.c.accepted_at).where(events.c.seq == seqs[0])
+        began: float = transaction.connection.execute(first).scalar_one()
+        values = {"first_event_seq": seqs[0], "started_at": began, "episode_starts": json.dumps([began])}
+        transaction.connection.execute(update(incidents).values(values))
+        return began
+
+    began = await store.run(start)
+    whole = await read(store, "long")
+    assert whole.has_beginning
+    assert whole.pruned_up_to is None
+    await prune_before(store, began + 1000)
+    rest = await read(store, "long")
+    assert [each.seq for each in rest.events] == seqs[1:]
+    assert not rest.has_beginning
+    assert (rest.started_at, rest.pruned_up_to) == (began, began)
+    names = [(each.name, each.channel) for each in build_timeline(rest, None).start]
+    assert names == [("fault", None), ("alert", None), ("accepted", None)]
 
 
 async def test_an_earlier_episode_ends_where_the_next_one_begins(store: Store) -> None:

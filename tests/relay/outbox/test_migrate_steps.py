@@ -12,6 +12,7 @@ from services.relay.model import encode_event
 from services.relay.outbox import tables
 from services.relay.outbox.alert_groups import build_group_id
 from services.relay.outbox.engine import migrations
+from services.relay.outbox.prune_marks import PrunedKind, read_pruned
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up
 from tests.relay.served_relay import event_of
@@ -61,6 +62,24 @@ def test_what_waits_was_reported_by_no_other_channel(engine: Engine) -> None:
     with engine.begin() as connection:
         assert connection.execute(select(tables.deliveries.c.fallback_up_to)).scalars().all() == [None]
         assert differences(connection) == []
+
+
+@pytest.mark.parametrize(("first", "expected"), [(1, {}), (8, {PrunedKind.DELIVERIES: 5.0})])
+def test_what_retention_deleted_before_it_was_recorded_is_known(
+    engine: Engine, first: int, expected: Mapping[PrunedKind, float]
+) -> None:
+    event = {"seq": first, "id": "e", "incident_id": "x", "receiver": "", "alertname": "", "status": "firing"}
+    event |= {"fingerprint": "", "accepted_at": 4.0, "event": b"", "body": b""}
+    held = {"event_seq": first, "incident_id": "x", "episode": 1, "channel": "a", "state": "delivered"}
+    held |= {"attempts": 1, "accepted_at": 4.0, "due_at": 4.0}
+    with engine.begin() as connection:
+        _insert(connection, "events", event)
+        for seq in (first, first + 1):
+            _insert(connection, "deliveries", held | {"seq": seq, "id": f"{seq}", "finished_at": 5.0 + seq - first})
+    up(engine)
+
+    with engine.begin() as connection:
+        assert read_pruned(connection) == expected
 
 
 def test_open_incidents_of_one_group_know_of_each_other(engine: Engine) -> None:

@@ -1,5 +1,7 @@
 """The figures of a period, in both stores: as counted by hand, exact, from indexes, and with what retention deleted."""
 
+import csv
+import io
 import math
 import time
 from functools import partial
@@ -15,11 +17,11 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.prune_marks import PrunedKind, read_pruned
 from services.relay.outbox.quarantine import RefusedWebhook, add_entry
-from services.relay.outbox.report import read_report
+from services.relay.outbox.report import Report, read_report
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import DeliveryState, deliveries
-from services.relay.report.encoding import encode_report
+from services.relay.report.encoding import encode_report, format_csv
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import CHANNEL, fill
 from tests.relay.outbox.rows import Rows
@@ -30,9 +32,17 @@ from tests.relay.report.small_history import add_small_history, check_report
 DAY = 86400.0
 
 
-async def read(store: Store, days: float = 7.0) -> dict[str, Any]:
+async def read_report_of(store: Store, days: float) -> Report:
     now = time.time()
-    return encode_report(await store.read(partial(read_report, period=Period(now - days * DAY, now), channels=["log"])))
+    return await store.read(partial(read_report, period=Period(now - days * DAY, now), channels=["log"]))
+
+
+async def read(store: Store, days: float = 7.0) -> dict[str, Any]:
+    return encode_report(await read_report_of(store, days))
+
+
+async def read_csv(store: Store) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(format_csv(await read_report_of(store, 7.0)))))
 
 
 async def test_the_figures_of_a_small_history_are_those_counted_by_hand(database: DatabaseUrl) -> None:
@@ -67,6 +77,7 @@ async def test_an_incident_that_starts_more_often_than_is_stored_makes_the_count
             True,
         )
         assert (await read(store, days=2))["incidents"]["is_minimum"] is False
+        assert (await read_csv(store))[0]["detail"] == "there were more than are stored"
 
 
 async def test_quantiles_are_exact(database: DatabaseUrl) -> None:
@@ -109,6 +120,8 @@ async def test_what_retention_has_deleted_is_said(database: DatabaseUrl) -> None
         report = await read(store)
         assert report["complete_since"] == encode_time(start + 2600)
         assert report["refused_webhooks"]["is_minimum"]
+        assert (await read_csv(store))[0]["detail"] == ""
+        assert (await read_csv(store))[-1]["detail"] == "there were more than are stored"
         for number in range(3):
             await add_entry(store, RefusedWebhook("", 400, f"{number}", b""), max_entries=2)
         assert (await store.read(read_pruned))[PrunedKind.QUARANTINE] > start + 2 * DAY

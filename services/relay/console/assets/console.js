@@ -50,8 +50,15 @@ function isInUse(part) {
   const selection = getSelection();
   if (!selection.isCollapsed && selection.containsNode(part, true)) return true;
   return [...part.querySelectorAll("input, textarea, select")].some(
-    (field) => field === document.activeElement || ("defaultValue" in field && field.value !== field.defaultValue),
+    (field) => field === document.activeElement || isFilledIn(field),
   );
+}
+
+function isFilledIn(field) {
+  if (field.type === "checkbox") return field.checked !== field.defaultChecked;
+  if (!field.options) return field.value !== field.defaultValue;
+  const isDefault = (option) => option.defaultSelected;
+  return field.selectedIndex !== Math.max(0, [...field.options].findIndex(isDefault));
 }
 
 function describe(node) {

@@ -90,9 +90,23 @@ async function explainLoss() {
 htmx.createEventSource = (url) => new LiveConnection(url);
 
 let isLost = false;
+let isStale = false; // the connection lives, but a part of the page could not be loaded again
+let lastLoaded = getServerTime();
 document.body.addEventListener("htmx:sseOpen", () => {
   isLost = false;
-  showConnection("Live", "on");
+  if (!isStale) showConnection("Live", "on");
+});
+document.body.addEventListener("htmx:responseError", ({ detail }) => {
+  isStale = true;
+  const since = new Date(lastLoaded * 1000).toLocaleTimeString();
+  const why = detail.xhr.status === 503 ? "it cannot be read now" : `the answer was ${detail.xhr.status}`;
+  if (!isLost) showConnection(`Not live, what is shown is from ${since}: ${why}; trying again.`, "lost");
+});
+document.body.addEventListener("htmx:afterRequest", ({ detail }) => {
+  if (!detail.successful) return;
+  lastLoaded = getServerTime();
+  if (isStale && !isLost) showConnection("Live", "on");
+  isStale = false;
 });
 document.body.addEventListener("htmx:sseError", async () => {
   isLost = true;

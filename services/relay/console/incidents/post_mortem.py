@@ -68,7 +68,7 @@ def build_json(export: PostMortem) -> dict[str, Any]:
             ],
         },
         "timeline": [*map(encode_entry, timeline.entries)],
-        "timeline_is_complete": not (history.is_cut or history.earlier is not None),
+        "timeline_is_complete": not (history.is_cut or history.earlier is not None or history.pruned_up_to is not None),
         "labels": dict(details.labels) if details else {},
         "alerts": [_encode_alert(each) for each in details.alerts] if details else [],
         "links": [each._asdict() for each in details.links] if details else [],
@@ -104,7 +104,7 @@ def _list_head(export: PostMortem) -> Iterator[str]:
         ("Severity", incident.severity or "not known"),
         ("Alert", escape_markdown(incident.alertname or "several")),
         ("Service", escape_markdown(incident.service or "not known")),
-        ("Started", _format_time(history.first_event.accepted_at)),
+        ("Started", _format_time(history.started_at)),
         ("Ended", _format_time(history.last_event.accepted_at) if history.is_over else "not yet"),
         ("Channels", escape_markdown(", ".join(each.channel for each in history.channels))),
         ("Webhooks", str(history.event_count)),
@@ -152,6 +152,9 @@ def _list_entries(export: PostMortem) -> Iterator[str]:
     yield ""
     if history.earlier is not None:
         yield f"Only the last {len(history.events)} of {history.event_count} webhooks, and what came since."
+        yield ""
+    elif history.pruned_up_to is not None:
+        yield f"Retention has deleted most of what ended before {_format_time(history.pruned_up_to)}."
         yield ""
     if history.is_cut:
         yield "Some deliveries, attempts or actions are too many to list here."

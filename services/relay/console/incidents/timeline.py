@@ -21,6 +21,7 @@ from services.relay.outbox.incident_history import (
     EventRecord,
     SilenceRecord,
 )
+from services.relay.outbox.sending_elsewhere import ACTION as SEND_ELSEWHERE
 from services.relay.outbox.silences import SilenceState
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import (
@@ -62,6 +63,7 @@ class EntryKind(StrEnum):
     ACKNOWLEDGED = "acknowledged"
     UNACKNOWLEDGED = "unacknowledged"
     ESCALATED = "escalated"
+    SENT_ELSEWHERE = "sent_elsewhere"
     SILENCED = "silenced"
     SILENCE_REQUESTED = "silence_requested"
     SILENCE_REFUSED = "silence_refused"
@@ -134,9 +136,9 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
         fault: of the exporter; None if it was not asked, or there is none to ask.
     """
     first, last = read_event(history.first_event), read_event(history.last_event)
-    alert_at = _find_start(first)
+    alert_at = _find_start(first) if history.has_beginning else None
     ended_at = _find_end(last) if history.is_over and last and is_resolved(last) else None
-    begins_at = alert_at or history.first_event.accepted_at
+    begins_at = alert_at or history.started_at
     faults = _select_faults(fault, begins_at, ended_at)
     fault_at = next((each.first_at for each in faults if each.first_at <= begins_at + _CLOCK_TOLERANCE), None)
     listed_faults = faults[:MAX_FAULTS]
@@ -220,7 +222,7 @@ def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
 def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[TimelineEntry]:
     """Each webhook, and the alerts that it says have begun or ended."""
     before = read_event(history.event_before) if history.event_before else None
-    statuses = {each.fingerprint: each.status for each in before.alerts} if before else {}
+    earlier = {each.fingerprint: each for each in before.alerts} if before else {}
     has_baseline = history.event_before is None or before is not None
     for record in history.events:
         event = read_event(record)
@@ -230,25 +232,32 @@ def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[Ti
             yield _build_entry(record.accepted_at, EntryKind.ACCEPTED, text, event=record.id)
             has_baseline = False
             continue
-        changed = [each for each in event.alerts if statuses.get(each.fingerprint) is not each.status]
+        changed = [each for each in event.alerts if _has_changed(each, earlier.get(each.fingerprint))]
         # An alert that was resolved before anybody was told of it has both entries.
         changes = changed if has_baseline else []
-        yield from _list_alert_changes(changes, statuses, record, fault_at)
+        yield from _list_alert_changes(changes, earlier, record, fault_at)
         starts = [each.starts_at.timestamp() for each in changes if each.status is Status.FIRING]
         ends = [ends_at for each in changes if (ends_at := get_end(each)) is not None]
         since = min(starts, default=None) if not is_resolved(event) else max(ends, default=None)
         yield _build_event_entry(record, event, since, is_repeat=has_baseline and not changed)
-        statuses |= {each.fingerprint: each.status for each in event.alerts}
+        earlier |= {each.fingerprint: each for each in event.alerts}
         has_baseline = True
 
 
+def _has_changed(alert: Alert, before: Alert | None) -> bool:
+    """Whether it has begun, or ended; also where it has ended and begun again since the last webhook."""
+    if before is None or before.status is not alert.status:
+        return True
+    return alert.status is Status.FIRING and alert.starts_at > before.starts_at
+
+
 def _list_alert_changes(
-    changes: Sequence[Alert], statuses: Mapping[str, Status], record: EventRecord, fault_at: float | None
+    changes: Sequence[Alert], earlier: Mapping[str, Alert], record: EventRecord, fault_at: float | None
 ) -> Iterator[TimelineEntry]:
     for alert in changes[:_MAX_ALERTS]:
         title, event = _format_alert(alert), record.id
         starts_at = alert.starts_at.timestamp()
-        if alert.fingerprint not in statuses or alert.status is Status.FIRING:
+        if alert.fingerprint not in earlier or alert.status is Status.FIRING:
             entry = _build_entry(starts_at, EntryKind.ALERT, f"Alert fires: {title}", event=event)
             yield entry if fault_at is None else replace(entry, seconds=starts_at - fault_at, since="fault")
         ends_at = get_end(alert)
@@ -356,11 +365,13 @@ _ACTIONS: Final = {
 
 
 def _build_action(action: ActionRecord) -> TimelineEntry:
-    who = clean_line(action.who)
+    who, channels = clean_line(action.who), action.object.partition(" to ")[2]
     if action.action == "escalate":
-        channels = action.object.partition(" to ")[2]
         text = f"Escalated to {channels}: nobody had acknowledged it"
         return _build_entry(action.at, EntryKind.ESCALATED, text)
+    if action.action == SEND_ELSEWHERE:
+        text = f"{who} sent it to {channels}, too"
+        return _build_entry(action.at, EntryKind.SENT_ELSEWHERE, text, who=who, detail=_format_peer(action.peer))
     kind, text = _ACTIONS.get(action.action, (EntryKind.OMITTED, f"{action.action} by {{who}}"))
     return _build_entry(action.at, kind, text.replace("{who}", who), who=who, detail=_format_peer(action.peer))
 
@@ -411,13 +422,15 @@ def _build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> Timeli
 
 
 def _list_start_hops(history: EpisodeHistory, fault_at: float | None, alert_at: float | None) -> list[Hop]:
-    accepted_at = history.first_event.accepted_at
+    accepted_at = history.started_at
     start = next(each for each in (fault_at, alert_at, accepted_at) if each is not None)
     hops = [
         Hop("fault", None, fault_at, None, None if fault_at is None else 0.0),
         Hop("alert", None, alert_at, _subtract(alert_at, fault_at), _subtract(alert_at, start)),
         Hop("accepted", None, accepted_at, _subtract(accepted_at, alert_at), accepted_at - start),
     ]
+    if not history.has_beginning:  # nor are its receipts stored
+        return hops
     return [*hops, *_list_receipt_hops(history.channels, history.first_receipts, accepted_at, start)]
 
 

@@ -108,12 +108,11 @@ class LoginPages:
 
     async def _check(self, request: Request, name: str, secret: str) -> Login:
         """The login of a token, or of a name and its password. Raises LoginRefusedError."""
+        login, is_unreadable = None, False
         try:
             login = self._sessions.find_token(secret.encode())
-        except SecretUnreadableError:
-            raise LoginRefusedError(
-                "A token file cannot be read now. See the relay's log.", 503, RefusalReason.UNREADABLE
-            ) from None
+        except SecretUnreadableError:  # which locks out nobody who has a password
+            is_unreadable = True
         passwords: PasswordChecker | None = request.scope.get(PASSWORDS_SCOPE_KEY)
         if login is None and passwords and name:
             try:
@@ -125,6 +124,10 @@ class LoginPages:
                 ) from None
             stored = passwords.get_hash(name)
             login = Login(name, LoginSource.PASSWORD, stored) if is_correct and stored else None
+        if login is None and is_unreadable:
+            raise LoginRefusedError(
+                "A token file cannot be read now. See the relay's log.", 503, RefusalReason.UNREADABLE
+            )
         if login is None:
             raise LoginRefusedError(_WRONG if passwords else _NOT_VALID, 401, RefusalReason.WRONG)
         return login

@@ -14,6 +14,11 @@ def upgrade(op: Operations) -> None:
         Column("kind", Text, primary_key=True),
         Column("up_to", Double, nullable=False),
     )
+    # Where the first delivery of all is gone, retention has deleted what is older than the oldest one that is left.
+    op.execute(
+        "INSERT INTO pruned (kind, up_to) SELECT 'deliveries', min(finished_at) FROM deliveries"
+        " HAVING min(seq) > 1 AND min(finished_at) IS NOT NULL"
+    )
     for name, columns, condition in (
         ("deliveries_delivered", ["channel", "finished_at", "oldest_accepted_at"], "state = 'delivered'"),
         ("deliveries_dead", ["finished_at", "channel", "reason"], "state = 'dead' AND finished_at IS NOT NULL"),
