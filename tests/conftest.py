@@ -163,13 +163,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Nearly all that a collection makes stays: to look through it for what does not is a third of its time."""
-    gc.disable()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)  # whatever is imported may enable it
     try:
         if "PYTEST_XDIST_WORKER" in os.environ and session.config.args == ["tests"]:
             _import_all()
         return (yield)
     finally:
-        gc.enable()
+        gc.set_threshold(*thresholds)
 
 
 def _import_all() -> None:

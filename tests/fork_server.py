@@ -148,13 +148,15 @@ def _become(data: bytes, streams: "array.array[int]") -> tuple[str, list[str]]:
 
 def main() -> None:
     server = _Server(sys.argv[1])
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)  # nothing of what is imported is garbage
     for module in _MODULES:
         importlib.import_module(f"{module}.__main__")
         del sys.modules[f"{module}.__main__"]
     for module in _LATE:
         importlib.import_module(module)
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(*thresholds)
     os.write(1, _READY)
     if forked := server.serve():
         module, arguments = forked

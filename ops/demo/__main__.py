@@ -1,5 +1,9 @@
 """`keypulse-demo`: the whole product on this machine, with no account anywhere."""
 
+import gc
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 import asyncio
 import os
 import signal
@@ -19,6 +23,9 @@ from shared.http.server import StartError
 from shared.process.command_line import replace_unencodable_output, run_until_done_or_exit
 from shared.process.shutdown import wait_for_stop_signal
 from shared.smoke.alerting import TEST_ALERT_TIMEOUT_SECONDS
+
+gc.freeze()
+gc.enable()
 
 console = Console(highlight=False)
 

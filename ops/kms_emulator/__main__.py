@@ -1,5 +1,9 @@
 """`keypulse-emulator`: runs the emulator until SIGTERM or SIGINT."""
 
+import gc
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 from pathlib import Path
 
 import click
@@ -11,6 +15,9 @@ from shared.process import logs
 from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
 from shared.process.server_runner import wait_until_stopped
 from shared.process.shutdown import run_until_stop_signal
+
+gc.freeze()
+gc.enable()
 
 _EPILOG = """\b
 Examples:

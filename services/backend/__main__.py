@@ -1,5 +1,9 @@
 """The command `keypulse-backend`."""
 
+import gc
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 from typing import Unpack
 
 import click
@@ -10,6 +14,9 @@ from services.backend.config import BackendSettings
 from services.backend.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 from shared.process.doctor import create_doctor_command
+
+gc.freeze()
+gc.enable()
 
 _EXAMPLES = """\b
 Examples:

@@ -1,5 +1,9 @@
 """`keypulse-exporter`: argument parsing and start."""
 
+import gc
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 from typing import Unpack
 
 import click
@@ -10,6 +14,9 @@ from services.exporter.config import ExporterSettings
 from services.exporter.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 from shared.process.doctor import create_doctor_command
+
+gc.freeze()
+gc.enable()
 
 
 @click.group(

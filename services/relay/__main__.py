@@ -1,5 +1,9 @@
 """`keypulse-relay`: accepts Alertmanager's webhooks and delivers them."""
 
+import gc
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 import logging
 from typing import Final, Unpack
 
@@ -23,6 +27,9 @@ from services.relay.config import RelaySettings
 from services.relay.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 from shared.process.doctor import create_doctor_command
+
+gc.freeze()
+gc.enable()
 
 _EXAMPLES: Final = """\b
 Examples:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from services.relay.channels.masked_settings import SettingValue, format_rate, list_default_keys, mask_settings
 from services.relay.channels.port import ChannelSettings
 from services.relay.config import RelaySettings, RouteSettings
-from shared.web.time_format import format_duration
+from services.relay.text import format_seconds
 
 
 class ChannelUse(NamedTuple):
@@ -49,7 +49,7 @@ def list_uses(settings: RelaySettings, channel: str) -> Iterator[ChannelUse]:
             yield ChannelUse(describe_route(route), position)
         for step in route.escalate:
             if channel in step.channels:
-                text = f"{describe_route(route)}, if nobody acknowledges within {format_duration(step.after)}"
+                text = f"{describe_route(route)}, if nobody acknowledges within {format_seconds(step.after)}"
                 yield ChannelUse(text, position)
     if channel in settings.default_channels:
         yield ChannelUse("Default channel: what no route takes, and what a channel that is down cannot deliver")

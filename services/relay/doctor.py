@@ -14,6 +14,7 @@ from services.relay.delivery.links import build_links
 from services.relay.exporter_api import ExporterHistory
 from services.relay.interactive.diagnosis import check_app_token, check_silence_scopes
 from services.relay.interactive.web_api import SlackWebApi
+from services.relay.login.settings import OidcSettings
 from services.relay.model import Alert, Status
 from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved, parse_receivers
 from services.relay.outbox.database_check import check_outbox
@@ -24,7 +25,7 @@ from shared.net.page import check_connection, check_page
 
 @asynccontextmanager
 async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]:
-    """The database, each channel, each Alertmanager with its receivers, and the links."""
+    """The database, each channel, each Alertmanager with its receivers, the provider of logins, and the links."""
     async with AsyncExitStack() as stack:
         checks = [Check("database tables", partial(check_outbox, settings.database))]
         for name, channel_settings in settings.channels.items():
@@ -37,6 +38,8 @@ async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]
             stack.push_async_callback(alertmanager.client.close)
             checks += alertmanager.list_checks(f"alertmanager.urls.{n}", settings)
         checks += await _open_interactive_checks(settings, stack)
+        if settings.auth.oidc:
+            checks += _open_oidc_checks(settings.auth.oidc, stack)
         yield [
             *checks,
             *_list_ping_checks(settings),
@@ -68,6 +71,15 @@ async def _open_interactive_checks(settings: RelaySettings, stack: AsyncExitStac
             check = partial(check_silence_scopes, bot, scopes)
             checks.append(Check(f"interactive silence by channels.{name}", check, f"channels.{name} bot token"))
     return checks
+
+
+def _open_oidc_checks(oidc: OidcSettings, stack: AsyncExitStack) -> Sequence[Check]:
+    from services.relay.login.diagnosis import list_oidc_checks  # noqa: PLC0415  # authlib takes 200 ms, which few need
+    from services.relay.login.oidc import OidcClient  # noqa: PLC0415  # likewise
+
+    client = OidcClient(oidc)
+    stack.push_async_callback(client.close)
+    return list_oidc_checks(client)
 
 
 class _Alertmanager:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -55,6 +56,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+"""Of every answer to a caller with a role, and of every refusal; a header of the endpoint's own stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,8 @@ class Authorizer:
                 if requires.role or requires.is_public:
                     await self.load_session(request)
                     self._count_ignored_header(request, route.path_format)
+            if requires.role and requires.access_policy is None:
+                send = _add_headers(send)
             caller = self._authorize(request, requires, access_policy)
             if isinstance(caller, Caller) and self._needs_csrf_token(request, route.path_format, requires):
                 is_valid, receive = await check_csrf_token(request, receive)
@@ -220,7 +224,8 @@ class Authorizer:
         requirements.on_refusal(status)
         page = self.sessions and self.sessions.build_refusal(request, status, message or usual)
         if page:
-            page.headers.update(_HEADERS)
+            for name, value in _HEADERS.items():
+                page.headers.setdefault(name, value)
             return page
         challenge = 'Basic realm="keypulse"' if requirements.challenges_browser else "Bearer"
         headers = {**_HEADERS, "WWW-Authenticate": challenge} if status == 401 else _HEADERS
@@ -320,6 +325,17 @@ class Authorizer:
         except Exception:
             await record(500)
             raise
+
+
+def _add_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers
 
 
 def describe_action(request: Request, **details: object) -> None:

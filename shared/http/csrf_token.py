@@ -25,7 +25,8 @@ _COOKIE_SECONDS: Final = 7 * 86400
 _NEW_VALUE_SCOPE_KEY: Final = "keypulse.new_csrf_cookie"
 _SECRET: Final = re.compile("[A-Za-z0-9_-]{43}")
 _TOKEN_BYTES: Final = 64
-_FIRST_BYTES: Final = len(CSRF_FIELD) + 1 + _TOKEN_BYTES
+_FIRST_BYTES: Final = len(CSRF_FIELD) + 1 + _TOKEN_BYTES + 1
+"""Name, value, and what ends it."""
 _READ_SECONDS: Final = 30.0
 """How long the beginning of a form may take to arrive."""
 

@@ -21,9 +21,17 @@ def parse_page(parameters: Mapping[str, str]) -> Page:
     limit, cursor = parameters.get("limit", str(_DEFAULT_LIMIT)), parameters.get("cursor")
     if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= _MAX_LIMIT:
         raise ValueError(f"limit: expected a number from 1 to {_MAX_LIMIT}")
-    if cursor is not None and not re.fullmatch("[0-9a-f]{1,15}", cursor):
-        raise ValueError("cursor: expected the next_cursor of an earlier answer")
-    return Page(int(limit), None if cursor is None else int(cursor, 16))
+    try:
+        return Page(int(limit), None if cursor is None else parse_cursor(cursor))
+    except ValueError as error:
+        raise ValueError(f"cursor: {error}") from None
+
+
+def parse_cursor(text: str) -> int:
+    """The reverse of `format_cursor`. Raises ValueError with what was expected."""
+    if not re.fullmatch("[0-9a-f]{1,15}", text):
+        raise ValueError("expected the next_cursor of an earlier answer")
+    return int(text, 16)
 
 
 def format_cursor(before: int | None) -> str | None:

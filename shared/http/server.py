@@ -4,6 +4,8 @@ A stop first ends the accepting of connections, then waits up to `DRAIN_SECONDS`
 """
 
 import asyncio
+import base64
+import hashlib
 import platform
 import socket
 import ssl
@@ -29,9 +31,12 @@ from shared.http.authentication import AccessPolicy
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionProtocol, AdmissionQueue, HttpProtocol
 
+_LANDING_STYLE = """:root{color-scheme:light dark}
+body{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}"""
+_LANDING_STYLE_HASH = base64.b64encode(hashlib.sha256(_LANDING_STYLE.encode()).digest()).decode()
+_LANDING_POLICY = f"default-src 'none'; style-src 'sha256-{_LANDING_STYLE_HASH}'; frame-ancestors 'none'"
 _LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
-<meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}}
-body{{font:1rem/1.6 system-ui;margin:2rem auto;max-width:40rem;padding:0 1rem}}</style>
+<meta name="viewport" content="width=device-width"><style>{style}</style>
 <h1>{name}</h1><p>Version {version}.</p><ul>{items}</ul></html>
 """
 DRAIN_SECONDS = 5.0
@@ -103,7 +108,8 @@ def create_application(
         routes = [route for route in [*common, *all_routes] if isinstance(route, Route) and "{" not in route.path]
         paths = sorted(route.path for route in routes if "GET" in (route.methods or ()))
         items = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a>' for path in paths)
-        return HTMLResponse(_LANDING.format(name=escape(name), version=escape(VERSION), items=items))
+        html = _LANDING.format(name=escape(name), style=_LANDING_STYLE, version=escape(VERSION), items=items)
+        return HTMLResponse(html, headers={"Content-Security-Policy": _LANDING_POLICY})
 
     async def actions(request: Request) -> Response:
         return await audit_log.handle_audit_request(authorizer.audit_log, request)

@@ -15,8 +15,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_age(at: float, now: float) -> str:
-    """How far away, before or after now."""
-    return f"in {format_duration(at - now)}" if at > now else f"{format_duration(now - at)} ago"
+    """How far away, before or after now; less than a second after is now."""
+    return f"in {format_duration(at - now)}" if at - now >= 1 else f"{format_duration(now - at)} ago"
 
 
 def format_time(at: float) -> str:

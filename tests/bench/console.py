@@ -68,7 +68,9 @@ class Paint:
     first: float
     """When Chromium paints the first content."""
     answer: float
-    """When the relay's answer has arrived."""
+    """When the relay's answer begins to arrive."""
+    work: float
+    """The relay's time on a processor, for the page and what it loads; says the same on a busy machine."""
 
 
 async def console(disk: Path, deliveries: int, rounds: int) -> None:
@@ -147,14 +149,15 @@ def _list_pages(history: SeededHistory) -> Sequence[str]:
 async def _measure_pages(store: str, relay: Running, history: SeededHistory) -> None:
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        worst = Paint(0, 0)
+        worst = Paint(0, 0, 0)
         for path in _list_pages(history):
             paint = await _measure_page(chromium, relay, path)
             if paint is None:
                 click.echo(f"  {store:10}  {path[:60]:60}  there is no such page")
                 continue
             worst = max(worst, paint, key=lambda each: each.first)
-            click.echo(f"  {store:10}  {_shorten(path):60}  paint {paint.first:6.0f}  answer {paint.answer:6.0f}")
+            measured = f"paint {paint.first:6.0f}  answer {paint.answer:6.0f}  relay's CPU {paint.work:6.0f}"
+            click.echo(f"  {store:10}  {_shorten(path):60}  {measured}")
         click.echo(
             f"  {store:10}  the slowest page: {worst.first:.0f} ms, {worst.first / 300:.2f} of the target of 300 ms"
         )
@@ -172,15 +175,23 @@ async def _measure_page(chromium: Browser, relay: Running, path: str) -> Paint |
     page = await context.new_page()
     paints = []
     for _ in range(LOADS + 1):
+        before = _read_cpu_milliseconds(relay.pid)
         response = await page.goto(relay.url + path, wait_until="commit")
         if response is None or response.status != 200:
             await context.close()
             return None
         first = await page.evaluate(_PAINT)
         answer = await page.evaluate("performance.getEntriesByType('navigation')[0].responseStart")
-        paints.append(Paint(first, answer))
+        paints.append(Paint(first, answer, _read_cpu_milliseconds(relay.pid) - before))
     await context.close()
-    return Paint(statistics.median(p.first for p in paints[1:]), statistics.median(p.answer for p in paints[1:]))
+    medians = (statistics.median(getattr(each, name) for each in paints[1:]) for name in ("first", "answer", "work"))
+    return Paint(*medians)
+
+
+def _read_cpu_milliseconds(pid: int) -> float:
+    """Of all threads of a process."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e6
 
 
 async def _follow_pages(http: aiohttp.ClientSession, path: str) -> list[float]:

@@ -40,7 +40,7 @@ async def lasting_page(
 
     def on_console(message: ConsoleMessage) -> None:
         if message.type == "error":
-            complaints.append(message.text)
+            complaints.append(f"{message.text} ({message.location['url']})")
 
     def on_error(error: Error) -> None:
         complaints.append(str(error))

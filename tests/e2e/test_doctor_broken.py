@@ -1,5 +1,6 @@
 """`doctor` on broken configurations: each is named in one line, that of its key, with what to do. Nothing is sent."""
 
+import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -40,6 +41,15 @@ receivers:
 """
 HEALTH = '{"crypto_mode": "kms", "crypto_ready": true}'
 METRICS = "crypto_init_timestamp_seconds 1\ncrypto_decryption_errors_total 0\n"
+
+
+SIGNING_KEY = '{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}'
+
+
+def describe_provider(url: str, **changes: Any) -> str:
+    """A provider's discovery document."""
+    endpoints = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
+    return json.dumps({"issuer": url, **{key: f"{url}{path}" for key, path in endpoints.items()}, **changes})
 
 
 class Pages:
@@ -143,7 +153,15 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         relay = {
             "environment": "demo",
             "database": "sqlite:///relay.db",
-            "auth": {"bearer_token_file": "relay_token"},
+            "auth": {
+                "bearer_token_file": "relay_token",
+                "oidc": {
+                    "issuer": f"{pages.url}/issuer/",
+                    "client_id": "keypulse",
+                    "client_secret_file": "oidc_secret",
+                    "roles": {"sre": "responder"},
+                },
+            },
             "alertmanager": {"urls": [pages.url]},
             "messages": {"runbook": f"{pages.url}/steps", "prometheus_url": pages.url},
             "links": {"runbook": f"{pages.url}/runbook#{{alertname}}", "dashboard": f"{pages.url}/dashboard"},
@@ -176,6 +194,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         (tmp_path / "canaries").mkdir()
         found = World(tmp_path, stand_ins, emulator, pages, relay, exporter, backend, rotator)
         found.write("relay_token", "a-token-of-alertmanager")
+        found.write("oidc_secret", "secret-of-oidc")
+        pages.answers["/issuer/.well-known/openid-configuration"] = 200, describe_provider(f"{pages.url}/issuer/")
+        pages.answers["/issuer/keys"] = 200, f'{{"keys": [{SIGNING_KEY}]}}'
         found.write("slack_token", TOKEN)
         found.write("pagerduty_key", ROUTING_KEY)
         found.write("ping_url", f"{pages.url}/ping/secret-of-ping")
@@ -189,7 +210,15 @@ async def test_a_configuration_that_works_passes_every_check_and_nothing_is_sent
     assert len(results) >= 4
     assert world.sent == []
     made = {file.name for file in world.folder.iterdir()}
-    assert made == {f"{service}.yml", "canaries", "relay_token", "slack_token", "pagerduty_key", "ping_url"}
+    assert made == {
+        f"{service}.yml",
+        "canaries",
+        "relay_token",
+        "oidc_secret",
+        "slack_token",
+        "pagerduty_key",
+        "ping_url",
+    }
 
 
 async def test_a_database_that_exists_is_read_and_left_as_it_is(world: World) -> None:
@@ -281,6 +310,17 @@ def receivers(text: str) -> Break:
     return change
 
 
+def provider(**changes: Any) -> Break:
+    """Its discovery document says something else."""
+
+    def change(world: World) -> None:
+        issuer = f"{world.pages.url}/issuer/"
+        document = describe_provider(issuer, **changes)
+        world.pages.answers["/issuer/.well-known/openid-configuration"] = 200, document
+
+    return change
+
+
 def refuse_recipient(world: World) -> None:
     kind = {"provider": Provider.SMTP, "kind": FaultKind.REFUSE_RECIPIENT, "recipient": "c@example.org"}
     world.stand_ins.faults.add(ProviderFault.model_validate(kind))
@@ -309,6 +349,35 @@ def fill_database(name: str, *statements: str) -> Break:
 NOWHERE = "http://127.0.0.1:1"
 TARGET = "targets.0 (ledger)"
 BROKEN: list[tuple[str, Break, str, str, str]] = [
+    (
+        "relay",
+        answer("/issuer/.well-known/openid-configuration", 404),
+        "auth.oidc discovery",
+        "HTTP 404",
+        "auth.oidc.issuer",
+    ),
+    (
+        "relay",
+        provider(issuer="https://login.example.org"),
+        "auth.oidc discovery",
+        "names another issuer",
+        "auth.oidc.issuer",
+    ),
+    (
+        "relay",
+        provider(code_challenge_methods_supported=["plain"]),
+        "auth.oidc discovery",
+        "does not support PKCE with S256",
+        "allow it",
+    ),
+    ("relay", answer("/issuer/keys", 503), "auth.oidc keys", "HTTP 503", "jwks_uri"),
+    (
+        "relay",
+        answer("/issuer/keys", 200, '{"keys": []}'),
+        "auth.oidc keys",
+        "no key of kind RSA, EC or OKP",
+        "jwks_uri",
+    ),
     # service, what is broken, the check that fails, what is wrong, what to do
     ("relay", remove("relay_token"), "auth.bearer_token_file", "No such file", "expected a file with tokens"),
     ("relay", write("relay_token", "short"), "auth.bearer_token_file", "less than 16 characters", "expected a file"),

@@ -2,12 +2,13 @@
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from ops.kms_emulator.emulator import run_emulator as emulator
 from tests.faults import servers
@@ -39,6 +40,32 @@ async def test_the_worst_webhooks_end_no_relay_and_the_valid_ones_are_delivered(
         await servers.delivers_a_usual_one(relay, "usual")
         await relay.is_alive()
         print(f"relay: {relay.megabytes()}")  # noqa: T201
+
+
+async def test_the_worst_forms_of_the_console_end_no_relay(tmp_path: Path) -> None:
+    kept = 512 * 1024  # of a body in quarantine
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with servers.relay(tmp_path) as relay:
+        assert (await relay.post("/alerts", filled('{"x":[', "[]", "]}", kept)))[0] == 400
+        for path, body in {
+            "/quarantine/1/preview": b"body=" + b"%22" * kept,
+            "/quarantine/1/replay": b"body=" + quote(filled('{"x":[', "[]", "]}", kept)).encode(),
+            "/channels/-/render": b"payload=" + b"%22" * (kept // 2),
+        }.items():
+            async with asyncio.TaskGroup() as group:
+                sent = [group.create_task(_post_form(relay.client, path, body, form)) for _ in range(10)]
+            assert {each.result() for each in sent} <= {200, 303, 422, 503}, path
+            await relay.is_alive()
+        await servers.delivers_a_usual_one(relay, "usual")
+        await relay.is_alive()
+        assert relay.limited.peak < 0.8 * relay.limited.limit  # the rest is for webhooks that come meanwhile
+        print(f"relay: {relay.megabytes()}")  # noqa: T201
+
+
+async def _post_form(client: ClientSession, path: str, body: bytes, headers: Mapping[str, str]) -> int:
+    async with client.post(path, data=io.BytesIO(body), headers=headers, allow_redirects=False) as answer:
+        await answer.read()
+        return answer.status
 
 
 async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ MISTAKES = [
     ("KMSKeyProblems", "[20m]", "[4m]"),
     ("KMSKeyProblems", "[20m]", "[30m]"),
     ("KMSKeyProblems", "> 0", ">= 0"),
+    ("KMSKeyProblems", "< 0.5", "< 0.9"),
+    ("KMSKeyProblems", "unless on", "and on"),
     *[
         (alert, old, new)
         for alert in ("KMSConfigReloadFailed", "RelayConfigReloadFailed")

@@ -127,7 +127,10 @@ async def served(settings: RelaySettings, **options: Any) -> AsyncIterator[aioht
         serve(app, Address("127.0.0.1", 0), admission_queue=admission) as address,
         aiohttp.ClientSession(f"http://{address}", headers=headers) as client,
     ):
-        yield client
+        try:
+            yield client
+        finally:
+            app.state.stop()  # as `services.relay.app.serve` does: no open page keeps the server
 
 
 async def post(client: aiohttp.ClientSession, body: bytes, path: str = "/alerts") -> tuple[int, dict[str, Any]]:

@@ -1,5 +1,9 @@
 """`python -m ops.demo.stand_ins`: runs the stand-ins until SIGTERM or SIGINT."""
 
+import gc
+
+gc.disable()  # to look for garbage among what is imported is a third of the start
+
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,9 @@ from shared.config.url import check_base_url
 from shared.process import logs
 from shared.process.command_line import parse_listen_option_or_exit, parse_option_or_exit, run_until_done_or_exit
 from shared.process.server_runner import wait_until_stopped
+
+gc.freeze()
+gc.enable()
 
 _EPILOG = """\b
 Examples:

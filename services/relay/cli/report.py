@@ -14,8 +14,7 @@ from services.relay.config import RelaySettings
 from services.relay.outbox.report import read_report
 from services.relay.report.encoding import encode_report, format_csv
 from services.relay.report.period import DEFAULT_SINCE, PARAMETERS, parse_period
-from services.relay.report.seconds import format_seconds
-from services.relay.text import clean_line
+from services.relay.text import clean_line, format_seconds
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _EXAMPLES: Final = """\b

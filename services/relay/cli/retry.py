@@ -11,8 +11,16 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from services.relay.cli.command_context import add_config_option, check_channel_or_exit, record_action, run_with_outbox
+from services.relay.cli.command_context import (
+    COMMAND_LINE,
+    add_config_option,
+    check_channel_or_exit,
+    describe_account,
+    record_action,
+    run_with_outbox,
+)
 from services.relay.config import RelaySettings
+from services.relay.outbox.audit import Actor
 from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import check_text
@@ -63,12 +71,11 @@ def command(config: Path | None, ids: tuple[str, ...], channel: str | None, all_
 
 async def _retry_deliveries(store: Store, ids: Sequence[str], settings: RelaySettings) -> tuple[int, list[str]]:
     """How many are requeued, and a line for each of the others."""
-    errors = []
+    errors, actor = [], Actor(describe_account(), COMMAND_LINE)
     with _show_progress(len(ids)) as advance:
         for delivery_id in ids:
             try:
-                await retry_delivery(store, delivery_id, settings.channels)
-                await record_action(store, "retry", delivery_id)
+                await retry_delivery(store, delivery_id, settings.channels, actor)
             except (UnknownDeliveryError, NotRetryableError) as error:
                 errors.append(f"{delivery_id}: {error}")
             advance(1)

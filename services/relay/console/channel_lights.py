@@ -40,7 +40,8 @@ def build_channel_light(channel: ChannelOverview, now: float) -> Light:
 
 def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
     """What keeps it from sending; None if nothing does."""
-    why, failures = _describe_reason(channel.reason), f"{channel.failures} attempts in a row failed"
+    why = _describe_reason(channel.reason)
+    failures = "the last attempt failed" if channel.failures == 1 else f"{channel.failures} attempts in a row failed"
     if channel.is_down:
         return Verdict(HealthStatus.FAILING, f"Down: {why}.", _advise(channel.reason))
     if channel.breaker is not BreakerState.CLOSED:
@@ -49,8 +50,7 @@ def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
         left = format_duration(max(channel.retry_after_until - now, 1.0))
         return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
     if channel.failures:
-        failures = "The last attempt failed" if channel.failures == 1 else failures
-        return Verdict(HealthStatus.DEGRADED, f"{failures}: {why}.", _advise(channel.reason))
+        return Verdict(HealthStatus.DEGRADED, f"{failures.capitalize()}: {why}.", _advise(channel.reason))
     return None
 
 

@@ -44,13 +44,20 @@ async def read_views(store: Store, configured: Sequence[ConfiguredChannel]) -> l
             overview,
             build_channel_light(overview, now).verdict,
             advise_on(overview.last_failure.reason if overview.last_failure else None),
-            _find_next_message_time(overview, channel.rate_per_second, now),
+            find_next_message_time(overview, channel.rate_per_second, now),
             checks[channel.name],
         )
         for channel, overview in zip(configured, overviews, strict=True)
     ]
 
 
-def _find_next_message_time(overview: ChannelOverview, rate: float | None, now: float) -> float | None:
+def find_next_message_time(overview: ChannelOverview, rate: float | None, now: float) -> float | None:
+    """When the rate limit allows the next message, unix seconds; None if it does now.
+
+    Args:
+        overview: of the channel.
+        rate: messages per second; None without a limit.
+        now: unix seconds.
+    """
     seconds = count_available(overview.next_token_at, now, 1, rate)[1]
     return None if seconds is None else now + seconds

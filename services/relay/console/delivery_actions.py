@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 from starlette.requests import Request
 
 from services.relay.metrics import Metrics
+from services.relay.outbox.audit import Actor
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries import DeliverySummary
 from services.relay.outbox.requeue import retry_delivery
@@ -47,7 +48,10 @@ class DeliveryActions:
             NotRetryableError: nothing was changed.
             StoreUnavailableError: it is not known how it stands.
         """
-        now = await retry_delivery(self._store, clean_for_database(request.path_params["id"]), self.channels)
+        describe_action(request, is_stored=True)  # with what it changes
+        actor = Actor(get_caller(request).name, get_peer(request))
+        delivery_id = clean_for_database(request.path_params["id"])
+        now = await retry_delivery(self._store, delivery_id, self.channels, actor)
         self._wake_channels([now.channel])
         return now
 
@@ -61,13 +65,12 @@ class DeliveryActions:
             StoreUnavailableError: it is not known to be committed.
         """
         delivery_id = clean_for_database(request.path_params["id"])
-        describe_action(request, channel=channel)
+        describe_action(request, channel=channel, is_stored=True)  # with what it changes
         if channel not in self.channels:
             raise UnknownChannelError(f"no such channel; expected one of {', '.join(sorted(self.channels))}")
         sent = await send_elsewhere(
             self._store, delivery_id, channel, who=get_caller(request).name, peer=get_peer(request)
         )
-        describe_action(request, is_stored=True)
         for _ in range(sent.superseded_count):
             self._metrics.count_delivery(channel, DeliveryState.SUPERSEDED)
         self._wake_channels([channel])

@@ -13,7 +13,7 @@ opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.h
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import structlog
@@ -106,28 +106,29 @@ class ChangeStream:
         try:
             yield f"retry: {_RETRY_MILLISECONDS}\n\n"
             ends, sent = self._clock() + _MAX_SECONDS, -1
-            while not self._is_stopped and self._clock() < ends:
-                if sent != self.version:
-                    sent = self.version
-                    yield _CHANGED
-                    await asyncio.sleep(_MIN_INTERVAL)
-                elif not await self._wait_for_change():
+            heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
+            while not self._is_stopped and (now := self._clock()) < ends:
+                if now >= heartbeat_at:  # also while changes never stop, as in a storm
                     if not await is_still_authorized(request):
                         log.info("stream ended: its credentials are no longer valid")
                         return
+                    heartbeat_at = self._clock() + _HEARTBEAT_SECONDS
                     yield _HEARTBEAT
+                elif sent != self.version:
+                    sent = self.version
+                    yield _CHANGED
+                    await asyncio.sleep(_MIN_INTERVAL)
+                else:
+                    await self._wait_for_change(heartbeat_at - now)
             yield _RECONNECT
         finally:
             self._remove_stream()
 
-    async def _wait_for_change(self) -> bool:
-        """Whether something changed, or the relay stops, before a heartbeat is due."""
-        try:
-            async with asyncio.timeout(_HEARTBEAT_SECONDS):
+    async def _wait_for_change(self, seconds: float) -> None:
+        """Until something changes, or the relay stops, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
                 await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def _add_stream(self) -> None:
         self._streams += 1

@@ -11,6 +11,7 @@ from services.relay.console.prometheus_facts import EXPORTER_JOB, PrometheusFact
 from services.relay.console.status import HealthStatus
 from services.relay.delivery.enrichment.prometheus import RuleGroup
 from services.relay.outbox.webhook_times import WebhookTimes
+from services.relay.text import format_seconds
 from shared.web.time_format import format_duration
 
 OWN_RULE_GROUPS: Final = frozenset({"keypulse_exporter", "kms_keys", "kms_crypto", "keypulse_relay"})
@@ -55,6 +56,8 @@ class Light:
     """The last proof that it works, unix seconds; None if there is none."""
     href: str = ""
     """The page with more about it; empty if there is none."""
+    is_pending: bool = False
+    """Whether it will be known in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class IntakeFacts:
 
     token_error: str | None
     """Why nobody may send, or None."""
+    can_commit: bool
+    """Whether the store can commit webhooks."""
     times: WebhookTimes
     answered_at: Mapping[int, float]
     """When this relay last answered a webhook with each status."""
@@ -106,7 +111,8 @@ def build_exporter_light(facts: PrometheusFacts | None, *, is_configured: bool) 
     """Whether Prometheus scrapes the exporter."""
     scrapes = facts.scrapes if facts else ()
     at = min((scrape.at for scrape in scrapes if scrape.at is not None), default=None)
-    return Light("Exporter", _judge_exporter(facts, is_configured=is_configured), "scraped", at)
+    verdict = _judge_exporter(facts, is_configured=is_configured)
+    return Light("Exporter", verdict, "scraped", at, is_pending=is_configured and facts is None)
 
 
 def _judge_exporter(facts: PrometheusFacts | None, *, is_configured: bool) -> Verdict:
@@ -127,7 +133,8 @@ def build_rules_light(facts: PrometheusFacts | None, now: float, *, is_configure
     """Whether Prometheus evaluates the rules."""
     groups = _select_groups(facts)
     at = min((group.evaluated_at for group in groups if group.evaluated_at is not None), default=None)
-    return Light("Rules", _judge_rules(facts, groups, now, is_configured=is_configured), "evaluated", at)
+    verdict = _judge_rules(facts, groups, now, is_configured=is_configured)
+    return Light("Rules", verdict, "evaluated", at, is_pending=is_configured and facts is None)
 
 
 def _judge_rules(
@@ -167,7 +174,7 @@ def build_heartbeat_lights(heartbeats: Sequence[Heartbeat], now: float, *, is_re
 def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> Verdict:
     if not is_readable:
         return Verdict(HealthStatus.UNKNOWN, "Not known: the store cannot be read.")
-    every = f"one is expected every {format_duration(heartbeat.expect_every)}"
+    every = f"one is expected every {format_seconds(heartbeat.expect_every)}"
     since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
     if since is not None and now - since > heartbeat.expect_every:
         hint = "Prometheus, Alertmanager or the way from there to here is broken: see whether both run."
@@ -188,6 +195,9 @@ def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
     quarantined = f" {entries} in quarantine." if entries else ""
     if facts.token_error:
         return Verdict(HealthStatus.FAILING, facts.token_error, "Put the token into its file.")
+    if not facts.can_commit:
+        text = "Webhooks are answered 503, and Alertmanager sends them again."
+        return Verdict(HealthStatus.FAILING, text, "Repair the store.")
     refused = [(when, code) for code, when in facts.answered_at.items() if code >= 400 and now - when < RECENT_SECONDS]
     if refused:
         when, code = max(refused)
@@ -212,7 +222,7 @@ def _judge_store(facts: StoreFacts, now: float) -> Verdict:
     if facts.max_bytes:
         size += f" of {facts.max_bytes / _MEBIBYTE:.0f} MiB"
     if facts.error is not None:
-        hint = "See the disk, or the server of the database. Alertmanager sends again what is refused meanwhile."
+        hint = "See the disk, or the server of the database."
         return Verdict(HealthStatus.FAILING, f"Cannot be used: {facts.error}.", hint)
     if facts.max_bytes and facts.used_bytes > _NEARLY_FULL * facts.max_bytes:
         hint = "See which channel fails: what waits is kept. Or raise retention.max_bytes where the disk has more."
@@ -225,7 +235,7 @@ def _judge_store(facts: StoreFacts, now: float) -> Verdict:
 def build_sender_light(facts: SenderFacts | None) -> Light:
     """Whether the process that sends lives; None if it was not asked yet."""
     if facts is None:
-        return Light("Sender", Verdict(HealthStatus.UNKNOWN, "Its process is being asked."))
+        return Light("Sender", Verdict(HealthStatus.UNKNOWN, "Its process is being asked."), is_pending=True)
     verdict = Verdict(HealthStatus.HEALTHY, "Its process answers.")
     if not facts.answers:
         hint = "The relay starts it again by itself; if that does not help, see the relay's log."

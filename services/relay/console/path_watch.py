@@ -111,7 +111,7 @@ class PathWatch:
         ]
         error = self._store.error or read_error
         store = StoreFacts(error, self._store.committed_at, self._byte_limit.used_bytes, self._byte_limit.max_bytes)
-        intake = IntakeFacts(self._describe_token(), overview.webhooks, self._metrics.webhook_times)
+        intake = IntakeFacts(self._describe_token(), error is None, overview.webhooks, self._metrics.webhook_times)
         return [
             build_exporter_light(facts, is_configured=is_configured),
             build_rules_light(facts, now, is_configured=is_configured),

@@ -101,7 +101,7 @@ def build_routes(parts: ConsoleParts) -> list[ProtectedRoute]:
         *IncidentPages(
             store, renderer, reader, settings, parts.wake_channels, parts.wake_silences, parts.metrics
         ).build_routes(),
-        *DeliveriesPages(store, settings, renderer, delivery_actions).build_routes(),
+        *DeliveriesPages(store, settings, renderer, delivery_actions, parts.changes).build_routes(),
         *ChannelsPages(store, renderer, channels, actions).build_routes(),
         *RoutesPages(explainer, settings, renderer).build_routes(),
         *ReportPages(reports, renderer, settings.messages.timezone).build_routes(),

@@ -43,7 +43,10 @@ from shared.process.logs import describe_exception
 EXIT_WRONG_VERSION: Final = 3
 """The exit code of a process whose code is of another version than the relay, and may not understand it."""
 # Not `-m`: pickle finds the messages' classes in this module, not in one called `__main__`.
-COMMAND: Final = "from services.relay.delivery.sender_process import main; main()"
+COMMAND: Final = (
+    "import gc; gc.disable()\n"  # to look for garbage among what is imported is a third of the start
+    "from services.relay.delivery.sender_process import main; gc.freeze(); gc.enable(); main()"
+)
 
 
 class Start(NamedTuple):

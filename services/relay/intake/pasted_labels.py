@@ -16,9 +16,10 @@ MAX_TEXT: Final = 20_000
 """Characters."""
 MAX_LABELS: Final = 200
 _LABELS: Final = msgspec.json.Decoder(dict[str, str])
-_LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', re.DOTALL)
-"""One matcher among several; a comma in quotes separates nothing."""
-_LINE: Final = re.compile(r"\s*([a-zA-Z_:][a-zA-Z0-9_:]*)\s*=(?![=~])\s*(.*?)\s*")
+_LISTED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^",])+', re.DOTALL)
+"""One matcher among several; a comma in quotes separates nothing. A quote that is not closed takes the rest: to look
+for its end again at each further quote would take seconds."""
+_LINE: Final = re.compile(r"\s*([a-zA-Z_:][a-zA-Z0-9_:]*)\s*=(?![=~])(.*)")
 _NEXT: Final = re.compile(r",\s*[a-zA-Z_:][a-zA-Z0-9_:]*\s*(=|!)")
 """Another matcher on the line, so that it is no value."""
 _EXPECTED: Final = 'expected alertname="X", severity="critical", a JSON object, or one name=value a line'
@@ -55,9 +56,10 @@ def _parse_line(line: str) -> dict[str, str]:
         matchers = [parse_matcher(text) for text in texts]
     except ValueError:
         plain = _LINE.fullmatch(line)
-        if plain is None or plain[2].startswith('"') or _NEXT.search(plain[2]):
+        value = "" if plain is None else plain[2].strip()
+        if plain is None or value.startswith('"') or _NEXT.search(value):
             raise ValueError(_EXPECTED) from None
-        return {plain[1]: plain[2]}
+        return {plain[1]: value}
     for matcher, text in zip(matchers, texts, strict=True):
         if matcher.operator != "=":
             raise ValueError(f"{text}: expected the value of a label, with =")

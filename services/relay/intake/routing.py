@@ -15,7 +15,7 @@ import re2
 
 from services.relay.model import EscalationStep, Event
 
-_MATCHER: Final = re.compile(r'\s*([a-zA-Z_:][a-zA-Z0-9_:]*|"(?:[^"\\]|\\.)+")\s*(=~|!~|!=|=)\s*(.*?)\s*', re.DOTALL)
+_MATCHER: Final = re.compile(r'\s*([a-zA-Z_:][a-zA-Z0-9_:]*|"(?:[^"\\]|\\.)+")\s*(=~|!~|!=|=)(.*)', re.DOTALL)
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\n])*)"', re.DOTALL)
 _BARE: Final = re.compile(r'[^"{}\s,]*')
 _ESCAPES: Final = {r"\"": '"', r"\\": "\\", r"\n": "\n"}
@@ -57,7 +57,7 @@ def parse_matcher(text: str) -> Matcher:
     if parts is None:
         raise ValueError('expected a matcher such as severity="warning", with =, !=, =~ or !~')
     label, operator, quoted_value = parts.groups()
-    value = _unquote(quoted_value)
+    value = _unquote(quoted_value.strip())
     pattern = None
     if operator.endswith("~"):
         try:

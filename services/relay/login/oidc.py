@@ -102,6 +102,7 @@ class _Metadata(msgspec.Struct):
     jwks_uri: str
     userinfo_endpoint: str | None = None
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
+    code_challenge_methods_supported: tuple[str, ...] | None = None  # many that know PKCE do not say so
 
 
 class _TokenAnswer(msgspec.Struct):
@@ -210,6 +211,10 @@ class OidcClient:
                 self._metadata = self._monotonic(), metadata
             return self._metadata[1]
 
+    async def count_keys(self) -> int:
+        """How many keys of the provider may sign. Raises ProviderUnavailableError."""
+        return len((await self._read_keys(0.0)).keys)
+
     async def close(self) -> None:
         """Closes its connections."""
         await self._session.close()
@@ -312,6 +317,8 @@ def _import_keys(body: bytes) -> KeySet:
         for key in (listed if isinstance(listed, list) else [])
         if isinstance(key, dict) and key.get("kty") in {"RSA", "EC", "OKP"} and key.get("use") != "enc"
     ]
+    if not usable:
+        raise ProviderUnavailableError("the provider has no key of kind RSA, EC or OKP that may sign")
     try:
         return KeySet.import_key_set({"keys": usable})
     except (JoseError, ValueError, TypeError, KeyError):

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -68,6 +68,8 @@ class ConsoleSessions:
 
     def __init__(self, store: Store, rules: LoginRules) -> None:
         self.rules = rules
+        self.render_refusal: Callable[[int, str], Response] | None = None
+        """Makes the page for a browser whose request is refused, by status and message; None before there are pages."""
         self._store = store
         self._recording: dict[str, asyncio.Task[None]] = {}
 
@@ -117,13 +119,14 @@ class ConsoleSessions:
         response.headers.append("set-cookie", format_cookie(request, _COOKIE, "", max_age=0))
 
     def build_refusal(self, request: Request, status: int, message: str) -> Response | None:
-        """The way to the login page for a browser; None for a program."""
+        """The way to the login page, or a page that says why not, for a browser; None for a program."""
+        is_page = "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
         if status != 401:
-            return None
+            return self.render_refusal(status, message) if is_page and self.render_refusal else None
         if "hx-request" in request.headers:
             to = build_login_path(_read_path(request.headers.get("hx-current-url", "")))
             return Response(status_code=401, headers={"HX-Redirect": to, "WWW-Authenticate": "Bearer"})
-        if "text/html" in request.headers.get("accept", ""):
+        if is_page:
             path = _read_path(str(request.url)) if request.method == "GET" else "/"
             return RedirectResponse(build_login_path(path), status_code=303)
         if "sec-fetch-mode" in request.headers or "text/event-stream" in request.headers.get("accept", ""):

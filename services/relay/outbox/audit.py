@@ -10,7 +10,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.prune_marks import PrunedKind, record_pruned
-from services.relay.outbox.rows import RowQuery, select_values
+from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import audit, clean_for_database, deliveries, incidents
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 
@@ -34,18 +34,45 @@ _ENTRIES: Final = RowQuery(
 ).order_by(_audit.seq.desc())
 
 
+class Actor(NamedTuple):
+    """Who does something that is committed together with its entry."""
+
+    who: str
+    """The name of the credential, or the person."""
+    peer: str | None = None
+    """The address that called."""
+
+
 class LinkedEntry(NamedTuple):
     """An entry for a page, and what it is about, if that is still stored."""
 
     entry: AuditEntry
-    delivery_id: str | None
-    incident_id: str | None
+    delivery_id: str | None = None
+    channel: str | None = None
+    """The delivery's."""
+    incident_id: str | None = None
+    title: str | None = None
+    """The incident's."""
+
+    @property
+    def rest(self) -> str:
+        """The object without the id that is linked."""
+        return self.entry.on.partition(" ")[2] if self.delivery_id or self.incident_id else self.entry.on
 
 
-_FIND_DELIVERIES: Final = select_values(str, deliveries.c.id).where(
+class _NamedRow(NamedTuple):
+    """A delivery with its channel, or an incident with its title."""
+
+    id: str
+    name: str | None
+
+
+_FIND_DELIVERIES: Final = RowQuery(_NamedRow, select(deliveries.c.id, deliveries.c.channel)).where(
     deliveries.c.id.in_(bindparam("ids", expanding=True))
 )
-_FIND_INCIDENTS: Final = select_values(str, incidents.c.id).where(incidents.c.id.in_(bindparam("ids", expanding=True)))
+_FIND_INCIDENTS: Final = RowQuery(_NamedRow, select(incidents.c.id, incidents.c.title)).where(
+    incidents.c.id.in_(bindparam("ids", expanding=True))
+)
 
 
 class OutboxAudit:
@@ -74,22 +101,20 @@ class OutboxAudit:
 
 
 def find_linked(connection: Connection, entries: Sequence[AuditEntry]) -> list[LinkedEntry]:
-    """Each entry with the delivery or the incident that its object begins with."""
-    ids = {"ids": list({_read_id(each) for each in entries})}
-    stored_deliveries = set(_FIND_DELIVERIES.fetch_all(connection, ids))
-    stored_incidents = set(_FIND_INCIDENTS.fetch_all(connection, ids))
-    return [
-        LinkedEntry(
-            each,
-            found if (found := _read_id(each)) in stored_deliveries else None,
-            found if found in stored_incidents else None,
-        )
-        for each in entries
-    ]
+    """Each entry with the delivery or the incident whose id its object begins with."""
+    ids = {entry: entry.on.partition(" ")[0] for entry in entries}
+    values = {"ids": list(set(ids.values()))}
+    channels = dict(_FIND_DELIVERIES.fetch_all(connection, values))
+    titles = dict(_FIND_INCIDENTS.fetch_all(connection, values))
 
+    def link(entry: AuditEntry, found: str) -> LinkedEntry:
+        if found in channels:
+            return LinkedEntry(entry, delivery_id=found, channel=channels[found])
+        if found in titles:
+            return LinkedEntry(entry, incident_id=found, title=titles[found])
+        return LinkedEntry(entry)
 
-def _read_id(entry: AuditEntry) -> str:
-    return entry.on.partition(" ")[0]
+    return [link(entry, ids[entry]) for entry in entries]
 
 
 def insert_entry(

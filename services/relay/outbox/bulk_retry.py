@@ -16,6 +16,7 @@ from uuid import uuid4
 import structlog
 from sqlalchemy import Connection, bindparam, func, or_, select, update
 
+from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert, read_clock
@@ -133,10 +134,27 @@ def read_bulk_retry(connection: Connection, clock: Callable[[], float]) -> BulkR
     )
 
 
-async def stop_bulk_retry(store: Store, run: str, who: str) -> bool:
-    """Ends a run, whichever relay does its steps; whether it was still running. Raises StoreUnavailableError."""
-    run = clean_for_database(run)
-    return await store.run(partial(_end, run=run, stopped_by=clean_for_database(who)))
+async def stop_bulk_retry(store: Store, run: str, who: str, peer: str | None = None) -> bool:
+    """Ends a run, whichever relay does its steps, with an entry in the audit; whether it was still running.
+
+    Args:
+        store: the outbox.
+        run: which.
+        who: the caller.
+        peer: the address that called.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+    run, who = clean_for_database(run), clean_for_database(who)
+
+    def work(transaction: Transaction) -> bool:
+        is_stopped = _end(transaction, run, stopped_by=who)
+        if is_stopped:
+            insert_entry(transaction, who, peer, "stop retry", f"retry {run}")
+        return is_stopped
+
+    return await store.run(work)
 
 
 class BulkRetries:
@@ -161,13 +179,14 @@ class BulkRetries:
         """
         self._channels, self._wake_channels = channels, wake_channels
 
-    async def start(self, channel: str | None, reason: str | None, who: str) -> int:
-        """Starts a run over the dead letters of a channel, or of all; gives how many there are.
+    async def start(self, channel: str | None, reason: str | None, who: str, peer: str | None = None) -> int:
+        """Starts a run over the dead letters of a channel, or of all, with an entry in the audit; gives how many.
 
         Args:
             channel: its name; None takes all that are configured.
             reason: of the last attempt, or `NO_ATTEMPT`; None takes all.
             who: the caller.
+            peer: the address that called.
 
         Raises:
             BulkRetryRunningError: nothing was changed.
@@ -198,6 +217,8 @@ class BulkRetries:
                 raise BulkRetryRunningError("another retry is running; wait for its end, or stop it")
             if not total:
                 raise NothingToRetryError("there is nothing to retry: no such dead letter is on a configured channel")
+            on = " ".join(filter(None, ("dead letters", channel, reason)))
+            insert_entry(transaction, who, peer, "retry all", on)
             return total
 
         total = await self._store.run(work)

@@ -24,7 +24,7 @@ from services.relay.outbox.tables import (
 
 MAX_EXAMINED: Final = 20_000
 """Deliveries that one page examines."""
-MAX_EXAMINED_FOR_TEXT: Final = 10_000
+MAX_EXAMINED_FOR_TEXT: Final = 5_000
 """The same with a text, which is searched in several tables."""
 
 

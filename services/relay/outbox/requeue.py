@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, literal_column, update
 
 from services.relay.outbox import breaker, queries
+from services.relay.outbox.audit import Actor, insert_entry
 from services.relay.outbox.dead_letters import DeadLetterFilter
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
@@ -29,7 +30,7 @@ from services.relay.outbox.rows import DELIVERIES, DeliveryRow
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries
 from shared.http.json_api import format_time
 
-BULK_STEP: Final = 200
+BULK_STEP: Final = 100
 """Deliveries that one transaction of `retry_channel` sends again."""
 _TOO_EARLY_STEP: Final = 32
 """Deliveries that one transaction of `requeue_too_early` sends again."""
@@ -65,13 +66,16 @@ class NotRetryableError(Exception):
     """The message is a sentence that says why."""
 
 
-async def retry_delivery(store: Store, delivery_id: str, channels: Collection[str]) -> DeliverySummary:
+async def retry_delivery(
+    store: Store, delivery_id: str, channels: Collection[str], actor: Actor | None = None
+) -> DeliverySummary:
     """Tries a delivery again that is dead, or waits for its next attempt; gives it as it stands then.
 
     Args:
         store: the outbox.
         delivery_id: which.
         channels: the configured names.
+        actor: with an entry in the audit; both are committed, or neither is.
 
     Raises:
         UnknownDeliveryError: nothing was changed.
@@ -81,7 +85,7 @@ async def retry_delivery(store: Store, delivery_id: str, channels: Collection[st
     before = await _read_delivery(store, delivery_id)
     if before.channel not in channels:
         raise NotRetryableError(f"its channel, {before.channel}, is not configured any more")
-    state = await requeue(store, delivery_id)
+    state = await requeue(store, delivery_id, actor)
     if state in _NOT_RETRYABLE:
         raise NotRetryableError(f"there is nothing to try again: {_NOT_RETRYABLE[state]}")
     return await _read_delivery(store, delivery_id)
@@ -112,7 +116,7 @@ async def retry_channel(store: Store, channel: str, reason: str | None = None) -
         yield count
 
 
-async def requeue(store: Store, delivery_id: str) -> DeliveryState | None:
+async def requeue(store: Store, delivery_id: str, actor: Actor | None = None) -> DeliveryState | None:
     """Sends a delivery again that is dead or waits; one in any other state is left alone.
 
     Returns:
@@ -121,7 +125,7 @@ async def requeue(store: Store, delivery_id: str) -> DeliveryState | None:
     Raises:
         StoreUnavailableError: it is not known to be committed.
     """
-    return await store.run(partial(_requeue_one, delivery_id=delivery_id))
+    return await store.run(partial(_requeue_one, delivery_id=delivery_id, actor=actor))
 
 
 async def requeue_dead(store: Store, letters: DeadLetterFilter, limit: int) -> int:
@@ -167,7 +171,7 @@ def _requeue_found(transaction: Transaction, found: Sequence[DeliveryRow]) -> De
     return DeliveryChanges(list_superseded(superseded), frozenset(row.channel for row in dead))
 
 
-def _requeue_one(transaction: Transaction, delivery_id: str) -> DeliveryState | None:
+def _requeue_one(transaction: Transaction, delivery_id: str, actor: Actor | None) -> DeliveryState | None:
     found = _FIND_DELIVERY.fetch_all(transaction.connection, {"delivery": delivery_id})
     if not found:
         return None
@@ -180,6 +184,8 @@ def _requeue_one(transaction: Transaction, delivery_id: str) -> DeliveryState | 
         transaction.connection.execute(due.values(due_at=transaction.now, due_set_at=transaction.now))
     if state in (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING):
         breaker.allow_trial(transaction, [row.channel])
+        if actor:
+            insert_entry(transaction, actor.who, actor.peer, "retry", delivery_id)
     return state
 
 

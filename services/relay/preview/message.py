@@ -103,8 +103,10 @@ def _render_mail_text(mail: EmailMessage) -> str:
 
 
 def _render_value(value: Any) -> str:
+    """Without what is empty."""
     if isinstance(value, Mapping):
-        return f"<dl>{''.join(f'<dt>{escape(str(k))}</dt><dd>{_render_value(v)}</dd>' for k, v in value.items())}</dl>"
+        pairs = {escape(str(name)): _render_value(child) for name, child in value.items() if child not in ("", [], {})}
+        return f"<dl>{''.join(f'<dt>{name}</dt><dd>{html}</dd>' for name, html in pairs.items())}</dl>"
     if isinstance(value, list):
         return f"<ol>{''.join(f'<li>{_render_value(child)}</li>' for child in value)}</ol>"
     return f'<span class="message-text">{escape(str(value))}</span>'

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from services.relay.outbox.slow_deliveries import MAX_COUNTED, MIN_WAIT, SlowDelivery
-from services.relay.report.seconds import format_seconds
 from services.relay.send_error import SendReason
+from services.relay.text import format_seconds
 
 _SHARE: Final = 0.2
 """A part of the whole time below which nothing is said of it."""

@@ -51,7 +51,7 @@ from services.relay.text.table import (
     format_more,
     select_alerts,
 )
-from services.relay.text.times import format_duration, format_period, format_short_time, format_time
+from services.relay.text.times import format_duration, format_period, format_seconds, format_short_time, format_time
 from services.relay.text.title import (
     MAX_REMARK,
     MAX_TITLE,
@@ -118,6 +118,7 @@ __all__ = [
     "format_omission",
     "format_period",
     "format_remark",
+    "format_seconds",
     "format_short_time",
     "format_state",
     "format_subject",

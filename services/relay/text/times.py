@@ -44,6 +44,17 @@ def format_duration(span: timedelta) -> str:
     return " ".join(f"{number} {unit}" for number, unit in units[first : first + 2] if number) or "0 s"
 
 
+def format_seconds(seconds: float | None) -> str:
+    """Exact, such as `640 ms`, `4.2 s`, `40 s` or `6 min 40 s`; a hyphen for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    return format_duration(timedelta(seconds=seconds))
+
+
 def format_period(alert: Alert, zone: tzinfo = UTC) -> str:
     """Since when it fires, or from when to when it fired."""
     start = format_time(alert.starts_at, zone)

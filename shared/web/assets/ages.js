@@ -20,7 +20,8 @@ export function updateAges() {
   const now = getServerTime();
   for (const node of document.querySelectorAll("[data-at], [data-for]")) {
     const at = Number(node.dataset.at ?? node.dataset.for);
-    const age = at > now ? `in ${formatDuration(at - now)}` : `${formatDuration(now - at)} ago`;
+    // The clock here lags by as long as the page took to arrive: what is new is not in the future.
+    const age = at - now >= 1 ? `in ${formatDuration(at - now)}` : `${formatDuration(Math.max(0, now - at))} ago`;
     const text = node.dataset.for ? formatDuration(Math.max(0, now - at)) : age;
     if (node.textContent !== text) node.textContent = text;
   }

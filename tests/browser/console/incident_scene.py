@@ -17,9 +17,12 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web import history_api
 from services.relay.intake.webhook_parser import read_event
 from services.relay.model import build_incident_id
+from services.relay.outbox.acknowledgement import acknowledge
+from services.relay.outbox.engine.store import open_store
 from shared.config.settings import Address
 from shared.http.server import create_application, create_registry, serve
 from shared.kms.reason import Reason
+from shared.sql.database_url import create_sqlite_url
 from tests.browser.console.served_console import Console, open_console
 from tests.relay.served_relay import post
 
@@ -35,6 +38,52 @@ LABELS = {
 HOSTILE = "<img src=x onerror=alert(1)>\"'`{{7*7}}</script><script>alert(2)</script>"
 
 
+def build_webhook(status: str, group: str, began_at: float, **changes: Any) -> bytes:
+    """Alertmanager's webhook about one alert."""
+    starts_at = datetime.fromtimestamp(began_at + 75, UTC)
+    annotations = {
+        "title": TITLE,
+        "summary": "Round trips with ledger-kek fail",
+        "description": "The last 3 round trips of ledger-kek failed: permission_denied.",
+        "runbook_url": "https://wiki.acme.internal/KMS_OPERATIONS.md#kmsprobefailing",
+        "kms_reason": "permission_denied",
+        "kms_provider": "gcp",
+        "kms_key": KEY,
+        "kms_account": "ledger@prod.iam.gserviceaccount.com",
+        "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
+        **changes.pop("annotations", {}),
+    }
+    labels = {**LABELS, **changes.pop("labels", {})}
+    ends_at = datetime.now(UTC).isoformat() if status == "resolved" else "0001-01-01T00:00:00Z"
+    alert = {
+        "status": status,
+        "labels": labels,
+        "annotations": annotations,
+        "startsAt": starts_at.isoformat(),
+        "endsAt": ends_at,
+        "generatorURL": "http://prometheus.acme.internal/graph?g0.expr=x",
+        "fingerprint": "1",
+    }
+    document = {
+        "version": "4",
+        "groupKey": f"{{}}:{{{group}}}",
+        "truncatedAlerts": 0,
+        "status": status,
+        "receiver": "kms-critical",
+        "groupLabels": {name: labels[name] for name in ("alertname", "env", "service")},
+        "commonLabels": labels,
+        "commonAnnotations": annotations,
+        "externalURL": "http://alertmanager.acme.internal",
+        "alerts": [alert],
+    }
+    return json.dumps({**document, **changes}).encode()
+
+
+def find_path(group: str = "night") -> str:
+    """The path of a group's page."""
+    return f"/incidents/{build_incident_id(read_event(build_webhook('firing', group, 0.0), ''))}"
+
+
 @dataclass
 class Night:
     """What goes on."""
@@ -46,52 +95,12 @@ class Night:
 
     def get_url(self, group: str = "night") -> str:
         """The page of the incident."""
-        event = read_event(self.build_webhook("firing", group), "")
-        return f"{self.console.url}/incidents/{build_incident_id(event)}"
-
-    def build_webhook(self, status: str, group: str = "night", **changes: Any) -> bytes:
-        """Alertmanager's webhook about one alert."""
-        starts_at = datetime.fromtimestamp(self.began_at + 75, UTC)
-        annotations = {
-            "title": TITLE,
-            "summary": "Round trips with ledger-kek fail",
-            "description": "The last 3 round trips of ledger-kek failed: permission_denied.",
-            "runbook_url": "https://wiki.acme.internal/KMS_OPERATIONS.md#kmsprobefailing",
-            "kms_reason": "permission_denied",
-            "kms_provider": "gcp",
-            "kms_key": KEY,
-            "kms_account": "ledger@prod.iam.gserviceaccount.com",
-            "kms_permission": "cloudkms.cryptoKeyVersions.useToEncrypt",
-            **changes.pop("annotations", {}),
-        }
-        labels = {**LABELS, **changes.pop("labels", {})}
-        ends_at = datetime.now(UTC).isoformat() if status == "resolved" else "0001-01-01T00:00:00Z"
-        alert = {
-            "status": status,
-            "labels": labels,
-            "annotations": annotations,
-            "startsAt": starts_at.isoformat(),
-            "endsAt": ends_at,
-            "generatorURL": "http://prometheus.acme.internal/graph?g0.expr=x",
-            "fingerprint": "1",
-        }
-        document = {
-            "version": "4",
-            "groupKey": f"{{}}:{{{group}}}",
-            "truncatedAlerts": 0,
-            "status": status,
-            "receiver": "kms-critical",
-            "groupLabels": {name: labels[name] for name in ("alertname", "env", "service")},
-            "commonLabels": labels,
-            "commonAnnotations": annotations,
-            "externalURL": "http://alertmanager.acme.internal",
-            "alerts": [alert],
-        }
-        return json.dumps({**document, **changes}).encode()
+        return f"{self.console.url}{find_path(group)}"
 
     async def send(self, status: str, group: str = "night", **changes: Any) -> None:
         """Alertmanager sends it."""
-        assert (await post(self.console.client, self.build_webhook(status, group, **changes)))[0] in {200, 202}
+        webhook = build_webhook(status, group, self.began_at, **changes)
+        assert (await post(self.console.client, webhook))[0] in {200, 202}
 
 
 class FakeAlertmanager:
@@ -169,8 +178,17 @@ def _build_history(began_at: float) -> History:
     return history
 
 
-async def act(night: Night, action: str) -> None:
-    """By the API, as another person would."""
-    path = f"/api{night.get_url().removeprefix(night.console.url)}/{action}"
-    async with night.console.client.post(path) as answer:
-        assert answer.status == 200, await answer.text()
+@asynccontextmanager
+async def open_past_night(folder: Path) -> AsyncIterator[Console]:
+    """The night is over; in between, somebody acknowledged it in Slack. Its page is at `find_path()`."""
+    async with open_night(folder) as night:
+        database = create_sqlite_url(folder / "relay.db")
+        async with open_store(database, time.time) as store:
+            incident_id = find_path().rpartition("/")[2]
+            await acknowledge(
+                store, incident_id, who="Anna Adler", via="slack", peer="slack:U1", acknowledging_channels=["pagerduty"]
+            )
+        night.console.stand_ins.faults.clear()
+        await night.send("resolved")
+        await night.console.settle()
+        yield night.console

@@ -1,12 +1,5 @@
-"""A relay in the afternoon of a bad day, as pictures and tests of the first page show it.
+"""A relay on a bad day: many incidents, a channel that is down, and a Prometheus that knows the rest of the path."""
 
-`python -m tests.browser.console.now_scene [FOLDER]` makes its picture in docs/images anew; with a folder, those of the
-whole page in each size and scheme.
-"""
-
-import asyncio
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
-from playwright.async_api import async_playwright
 from sqlalchemy import insert, update
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
@@ -25,13 +17,10 @@ from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.tables import channels, incidents, silences
 from services.relay.outbox.watchdogs import record_heartbeats
 from shared.sql import database_url
-from tests.browser.conftest import FLAGS, chromium_path
-from tests.browser.console.served_console import Console, build_settings, open_page
+from tests.browser.console.served_console import Console, build_settings
 from tests.relay.outbox.seeded_history import KINDS, seed_history
 from tests.relay.served_relay import served
 
-IMAGES: Final = Path(__file__).parents[3] / "docs/images"
-SIZES: Final = {"wide": (1280, 900), "phone": (390, 844)}
 DOWN: Final = "email-oncall"
 WATCHDOG: Final = {"matchers": ['alertname="Watchdog"'], "expect_every": "5m", "channels": ["pagerduty"]}
 RULE_GROUPS: Final = {"keypulse_exporter": 4, "kms_keys": 9, "kms_crypto": 12, "keypulse_relay": 8}
@@ -119,7 +108,7 @@ def build_channels(folder: Path, stand_ins: StandIns) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_scene(folder: Path, delivery_count: int = 20_000) -> AsyncIterator[Console]:
+async def open_bad_day(folder: Path, delivery_count: int = 20_000) -> AsyncIterator[Console]:
     """The relay of that day."""
     await seed(folder / "relay.db", delivery_count)
     async with run_stand_ins() as stand_ins, run_prometheus() as prometheus:
@@ -133,22 +122,3 @@ async def open_scene(folder: Path, delivery_count: int = 20_000) -> AsyncIterato
         settings = settings.model_copy(update={"channels": {name: settings.channels[name] for name in KINDS}})
         async with served(settings) as client:
             yield Console(client, stand_ins, str(client._base_url).rstrip("/"))
-
-
-async def take(folder: Path, *, every: bool) -> None:
-    """Writes console-now.png, or the whole page in each size and scheme."""
-    with tempfile.TemporaryDirectory() as temporary:
-        async with open_scene(Path(temporary)) as console, async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-            for size, (width, height) in SIZES.items() if every else [("wide", SIZES["wide"])]:
-                for scheme in ("light", "dark") if every else ("light",):
-                    url = f"{console.url}/"
-                    async with open_page(browser, url, width=width, height=height, scheme=scheme) as page:
-                        await page.get_by_text("33 rules evaluated.").wait_for()
-                        ending = f"-{size}-{scheme}" if every else ""
-                        await page.screenshot(path=folder / f"console-now{ending}.png", full_page=every)
-            await browser.close()
-
-
-if __name__ == "__main__":
-    asyncio.run(take(Path(sys.argv[1]) if sys.argv[1:] else IMAGES, every=bool(sys.argv[1:])))

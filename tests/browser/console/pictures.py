@@ -15,11 +15,19 @@ from typing import Final
 
 from playwright.async_api import Browser, async_playwright, expect
 
+from services.relay.outbox.engine.store import open_store
+from shared.sql.database_url import create_sqlite_url
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
+from tests.browser.console.delivery_scene import DELIVERY, open_deliveries, open_delivery
+from tests.browser.console.incident_scene import find_path, open_past_night
+from tests.browser.console.login_scene import open_audited, open_login
 from tests.browser.console.month_scene import seed_month
+from tests.browser.console.now_scene import open_bad_day
+from tests.browser.console.quarantine_scene import seed_quarantine
 from tests.browser.console.report_scene import EXPLAINED, open_routed_console
 from tests.browser.console.served_console import Console, open_console, open_page
+from tests.relay.outbox.seeded_history import seed_history
 
 IMAGES: Final = Path(__file__).parents[3] / "docs/images"
 _SIZES: Final = {"wide": (1280, 900), "phone": (390, 844)}
@@ -41,10 +49,35 @@ async def open_month(folder: Path) -> AsyncIterator[Console]:
         yield console
 
 
+@asynccontextmanager
+async def open_quarantine(folder: Path) -> AsyncIterator[Console]:
+    """Dead letters and refused webhooks."""
+    async with open_console(folder) as console:
+        await seed_quarantine(console, folder)
+        yield console
+
+
+@asynccontextmanager
+async def open_seeded(folder: Path) -> AsyncIterator[Console]:
+    """Some hundred incidents of six channels."""
+    async with open_console(folder) as console:
+        async with open_store(create_sqlite_url(folder / "relay.db"), time.time) as store:
+            await seed_history(store, 3_000)
+        yield console
+
+
 SCENES: Final[dict[Callable[[Path], AbstractAsyncContextManager[Console]], dict[str, str]]] = {
     open_channels: {"console-channels": "/channels", "console-render": "/channels/-/render"},
+    open_deliveries: {"console-deliveries": "/deliveries"},
+    open_delivery: {"console-delivery": f"/deliveries/{DELIVERY}"},
     open_routed_console: {"console-routes": EXPLAINED},
     open_month: {"console-report": "/report"},
+    open_quarantine: {"console-quarantine": "/quarantine"},
+    open_bad_day: {"console-now": "/"},
+    open_audited: {"console-audit": "/audit"},
+    open_login: {"console-login": "/login"},
+    open_seeded: {"console-incidents": "/incidents"},
+    open_past_night: {"console-incident": find_path()},
 }
 """Each picture, and the address of its page, by the console that it is of."""
 
@@ -66,7 +99,8 @@ async def take(folder: Path, *, every: bool, names: Collection[str]) -> None:
 async def _take_page(browser: Browser, address: str, file: Path, *, every: bool) -> None:
     for size, (width, height) in _SIZES.items() if every else [("wide", _SIZES["wide"])]:
         for scheme in ("light", "dark") if every else ("light",):
-            async with open_page(browser, address, width=width, height=height, scheme=scheme) as page:
+            is_live = not address.endswith("/login")
+            async with open_page(browser, address, width=width, height=height, scheme=scheme, is_live=is_live) as page:
                 await expect(page.locator("[aria-busy]")).to_have_count(0)
                 for frame in await page.locator("iframe").all():
                     await frame.content_frame.locator("body *").first.wait_for()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: Console, scheme: str) -> None:
     async with open_page(chromium, f"{console.url}/", scheme=scheme) as page:
-        await expect(page.locator(".channels > .card")).to_have_count(3)
+        await expect(page.locator(".cards > .card")).to_have_count(3)
         names = page.locator(".path > .card h3")
         await expect(names).to_contain_text(["Exporter", "Rules", "Alertmanager", "Intake", "Store", "Sender"])
         await expect(page.locator(".path > .card").first).to_contain_text("Not known without messages.prometheus_url")

@@ -74,7 +74,7 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
         assert (await post(console.client, json.dumps(webhook).encode()))[0] == 202
         assert (await post(console.client, b"{"))[0] == 400
         async with open_page(chromium, f"{console.url}/") as page:
-            slack = page.locator(".channels > .card").first
+            slack = page.locator(".cards > .card").first
             await expect(slack).to_contain_text("Down: its destination does not exist, or")
             await expect(slack).to_contain_text("What to do:")
             await expect(page.locator(".verdict")).to_contain_text("1 failing slack")
@@ -88,6 +88,12 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             assert await find_violations(page) == []
             await page.emulate_media(color_scheme="dark")
             assert await find_violations(page) == []
+
+            links = set(await page.locator("#now_state a").evaluate_all("nodes => nodes.map((node) => node.href)"))
+            assert len(links) > 6
+            for link in sorted(links):
+                async with console.client.get(link) as answer:
+                    assert answer.status == 200, link
 
             # What a person has opened stays open while the page is loaded again, the focus stays, and a selection.
             state = page.locator("#now_state")

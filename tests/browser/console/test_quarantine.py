@@ -2,31 +2,18 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, expect
-from sqlalchemy import select, update
 
-from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.tables import DeliveryState, deliveries
-from shared.sql import database_url
+from tests.browser.console.quarantine_scene import give_up
 from tests.browser.console.served_console import Console, find_overflow, find_violations, open_console, open_page
 from tests.relay.served_relay import post, webhook_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 HOSTILE = "</textarea><script>alert(1)</script><img src=//evil.example.org/x>"
-
-
-async def give_up(store: Store, channel: str, reason: str, number: int) -> None:
-    """Makes dead letters of what was delivered last on a channel."""
-    of = deliveries.c
-    newest = select(of.seq).where(of.channel == channel, of.state == "delivered").order_by(of.seq.desc()).limit(number)
-    dead = update(deliveries).where(of.seq.in_(newest.scalar_subquery()))
-    values = {"state": DeliveryState.DEAD, "reason": reason, "finished_at": time.time()}
-    await store.run(lambda transaction: transaction.connection.execute(dead.values(values)).close())
 
 
 async def check_look(page: Page) -> None:
@@ -47,13 +34,12 @@ async def replace_in_body(page: Page, old: str, new: str) -> None:
 async def test_dead_letters_are_retried_with_progress_and_without_a_reload(chromium: Browser, tmp_path: Path) -> None:
     async with (
         open_console(tmp_path) as console,
-        open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), time.time) as store,
         open_page(chromium, f"{console.url}/quarantine") as page,
     ):
         await expect(page.get_by_text("Nothing was given up.")).to_be_visible()
         await expect(page.get_by_text("Nothing was refused.")).to_be_visible()
-        await give_up(store, "email", "rejected", 3)
-        await give_up(store, "slack", "unauthorized", 1)
+        await give_up(tmp_path, "email", "rejected", 3)
+        await give_up(tmp_path, "slack", "unauthorized", 1)
         groups = page.locator("#dead_letters .groups > li")
         await expect(groups).to_have_count(2)
         await expect(groups.first).to_contain_text("email: rejected")

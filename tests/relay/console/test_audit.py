@@ -5,17 +5,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
+from services.relay.console.api import deliveries as deliveries_api
+from services.relay.outbox import bulk_retry, requeue, tables
 from services.relay.outbox import retention_by_age as pruned
-from services.relay.outbox import tables
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.retention_by_age import PRUNE_STEP, prune_by_age
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock, get
-from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings
+from tests.relay.served_relay import Scripted, metric, payload, post, reaches, served, settings
 
 DAY = 86400.0
 
@@ -51,6 +53,37 @@ async def test_who_retried_what_is_reported_after_a_restart_too(database: Databa
     at = entry.pop("at")
     assert (at.endswith("Z"), page["next_cursor"]) == (True, None)
     assert entry == {"who": "ben", "from": "127.0.0.1", "action": "retry", "on": delivery}
+
+
+async def test_a_retry_and_its_entry_are_committed_together_or_neither_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = [SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")] * 3
+    async with served(settings(tmp_path, {"one": Scripted(*refused)})) as client:
+        await post(client, payload(1))
+        await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="dead")
+        delivery = (await get(client, "/api/deliveries"))[1]["deliveries"][0]["id"]
+
+        def fail(*_: object) -> None:
+            raise StoreUnavailableError("disk full")
+
+        retries = (
+            f"/api/deliveries/{delivery}/retry",
+            f"/deliveries/{delivery}/retry",
+            f"/quarantine/retry/{delivery}",
+        )
+        with monkeypatch.context() as patch:
+            for module in (requeue, bulk_retry, deliveries_api):
+                patch.setattr(module, "insert_entry", fail)
+            for path in (*retries, "/quarantine/retry", "/api/deliveries/retry?channel=one"):
+                async with client.post(path, data={"csrf_token": ""}) as answer:
+                    assert answer.status == 503, path
+        assert await metric(client, "relay_outbox_deliveries", channel="one", state="dead") == 1
+        assert (await get(client, "/api/audit"))[1]["audit"] == []
+        async with client.post(retries[0]) as answer:
+            assert answer.status == 202
+        (entry,) = (await get(client, "/api/audit"))[1]["audit"]
+    assert (entry["who"], entry["from"], entry["action"], entry["on"]) == ("anonymous", "127.0.0.1", "retry", delivery)
 
 
 async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(database: DatabaseUrl) -> None:

@@ -1,13 +1,18 @@
 """Deliveries over the API and as pages: sent elsewhere once and on the record, shown with what is known."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from services.relay.console.pages.delivery_query import parse_query
+from services.relay.console.pages.layout import PageRenderer
 from services.relay.outbox.delivery_search import Position
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
@@ -119,6 +124,12 @@ async def test_one_delivery_is_shown_with_all_that_is_known_and_nothing_else(tmp
             assert (await read_page(client, path))[0] == code, path
         async with client.get(f"/deliveries/{ids['good']}/open", allow_redirects=False) as response:
             assert (response.status, response.headers["Location"]) == (303, f"/deliveries/{ids['good']}")
+        for path, channel in ((ids["good"], ""), ("unknown", ""), (ids["good"], "good"), (ids["good"], "no")):
+            url = f"/deliveries/{path}/send" if channel else f"/deliveries/{path}/retry"
+            form = {"csrf_token": "", "channel": channel}
+            async with client.post(url, data=form, allow_redirects=False) as response:
+                assert unquote(response.cookies["keypulse_done"].value).startswith("Not ")
+        assert (await get(client, "/api/audit"))[1]["audit"] == []  # nothing was done
 
 
 @pytest.mark.parametrize(
@@ -144,3 +155,48 @@ def test_a_query_is_read_as_a_form_writes_it() -> None:
         "",
     )
     assert parse_query({"text": "x" * 300, "channel": "a\0b"}).problems.keys() == {"text", "channel"}
+
+
+async def test_viewers_of_one_list_share_what_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[str] = []
+    render = PageRenderer.render
+
+    async def count(renderer: PageRenderer, request: Request, *arguments: Any, **options: Any) -> Response:
+        rendered.append(request.url.query)
+        return await render(renderer, request, *arguments, **options)
+
+    monkeypatch.setattr(PageRenderer, "render", count)
+    part = {"HX-Request": "true", "HX-Target": "delivery_list"}
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        await asyncio.gather(*(read_page(client, "/deliveries?channel=one", **part) for _ in range(20)))
+        assert len(rendered) == 1
+        for number in range(30):
+            await read_page(client, f"/deliveries?text={number}", **part)
+        assert "Deliveries</h1>" in (await read_page(client, "/deliveries", **{**part, "HX-Target": "other"}))[1]
+        assert "</h1>" not in (await read_page(client, "/deliveries", **part))[1]
+
+
+async def test_a_viewer_sees_no_actions(tmp_path: Path) -> None:
+    for role in ("viewer", "responder"):
+        (tmp_path / role).write_text(f"a-token-of-a-{role}-of-tests")
+    tokens = [{"name": role, "role": role, "file": tmp_path / role} for role in ("viewer", "responder")]
+    configuration = settings(tmp_path, {"one": Scripted(REFUSED), "two": Scripted()}, auth={"tokens": tokens})
+    async with served(configuration) as client:
+        await post(client, webhook_of())
+        found = {}
+        for role in ("viewer", "responder"):
+            bearer = {"Authorization": f"Bearer a-token-of-a-{role}-of-tests"}
+
+            async def read_dead(bearer: dict[str, str] = bearer) -> list[dict[str, Any]]:
+                _, listed = await get(client, "/api/deliveries?state=dead", headers=bearer)
+                rows: list[dict[str, Any]] = listed["deliveries"]
+                return rows
+
+            async def is_dead() -> bool:
+                return bool(await read_dead())
+
+            await until(is_dead)
+            _, found[role] = await read_page(client, f"/deliveries/{(await read_dead())[0]['id']}", **bearer)
+        assert "Retry</button>" in found["responder"]
+        assert "Send elsewhere" in found["responder"]
+        assert "<form" not in found["viewer"].partition("<main")[2]

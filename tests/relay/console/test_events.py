@@ -124,7 +124,16 @@ async def test_too_many_are_refused_and_a_page_learns_why(tmp_path: Path, monkey
             assert free.status == 204
 
 
-async def test_a_stream_ends_with_its_credentials(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_storm", [False, True])
+async def test_a_stream_ends_with_its_credentials(
+    is_storm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_storm:
+
+        async def read_another_one(_store: Store) -> object:
+            return object()
+
+        monkeypatch.setattr(Store, "read_change_marker", read_another_one)
     (tmp_path / "viewer").write_text("a-token-of-a-viewer\n")
     auth: dict[str, Any] = {"tokens": [{"name": "ada", "role": "viewer", "file": tmp_path / "viewer"}]}
     async with served(settings(tmp_path, {"a": Scripted()}, auth=auth)) as client:

@@ -139,9 +139,11 @@ def test_the_intake(
 ) -> None:
     times = WebhookTimes(None if accepted is None else NOW - accepted, QuarantineSummary(entries, None))
     answered_at = {code: NOW - age for code, age in answers.items()}
-    light = build_intake_light(IntakeFacts(token_error, times, answered_at), NOW)
+    light = build_intake_light(IntakeFacts(token_error, can_commit=True, times=times, answered_at=answered_at), NOW)
     assert says(light) == expected
     assert light.href == ("/quarantine" if entries else "")
+    stuck = build_intake_light(IntakeFacts(None, can_commit=False, times=times, answered_at=answered_at), NOW)
+    assert says(stuck) == (FAILING, "Webhooks are answered 503, and Alertmanager sends them again.", True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Labels in each form that a person may paste."""
 
 import json
+import time
 from contextlib import suppress
 
 import pytest
@@ -38,6 +39,7 @@ def test_three_forms_are_read(text: str, labels: dict[str, str]) -> None:
         ("{}", "expected alertname="),
         ("critical", "expected alertname="),
         ('alertname="X', "expected alertname="),
+        ('alertname="', "expected alertname="),
         ("a=b c, d=e", "expected alertname="),
         ('a="b" c="d"', "expected alertname="),
         ('severity=~"critical"', 'severity=~"critical": expected the value of a label, with ='),
@@ -51,6 +53,14 @@ def test_three_forms_are_read(text: str, labels: dict[str, str]) -> None:
 def test_anything_else_is_refused_with_what_was_expected(text: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         parse_labels(text)
+
+
+@pytest.mark.parametrize("text", ['"' + '\\"' * 9_990, '{"' + '\\"' * 9_990, f"a=x{' ' * 19_990}y"])
+def test_no_text_of_the_longest_length_takes_seconds_of_the_event_loop(text: str) -> None:
+    began = time.perf_counter()
+    with suppress(ValueError):
+        parse_labels(text)
+    assert time.perf_counter() - began < 0.5  # each took over 3 s where every quote or space was a new beginning
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=9), st.text(max_size=20), min_size=1, max_size=3))

@@ -44,12 +44,7 @@ class Provider:
         async with httpx2.AsyncClient() as client:
             answer = await client.post(url, data={"sub": subject, **form})
         assert answer.status_code == 302, answer.text
-        back = answer.headers["location"]
-        sent, returned = parse_qs(urlsplit(url).query), parse_qs(urlsplit(back).query)
-        if "code" in returned:
-            assert sent["code_challenge_method"] == ["S256"]
-            self.challenges[returned["code"][0]] = sent["code_challenge"][0]
-        return back
+        return answer.headers["location"]
 
 
 @contextmanager
@@ -67,12 +62,20 @@ def open_provider() -> Iterator[Provider]:
             return flask.jsonify({"error": "invalid_grant"}), 400
         return None
 
+    def record_challenge(response: Any) -> Any:
+        returned = parse_qs(urlsplit(response.headers.get("location", "")).query)
+        if flask.request.path == "/oauth2/authorize" and "code" in returned:
+            assert flask.request.args["code_challenge_method"] == "S256"
+            provider.challenges[returned["code"][0]] = flask.request.args["code_challenge"]
+        return response
+
     def change_discovery(response: Any) -> Any:
         if flask.request.path == "/.well-known/openid-configuration" and provider.discovery:
             response.set_data(flask.json.dumps({**response.get_json(), **provider.discovery}))
         return response
 
     app.before_request(check_verifier)
+    app.after_request(record_challenge)
     app.after_request(change_discovery)
     with _threaded_server(app, poll_interval=0.01) as server:
         provider.issuer = f"http://localhost:{server.server_port}"

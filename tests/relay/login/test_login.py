@@ -127,9 +127,14 @@ async def test_what_is_wrong_is_refused_counted_and_says_what_to_do(
         monkeypatch.setattr(PasswordChecker, "check_password", refuse)
         busy = await log_in(browser, name="anna", secret="another")
         assert (busy.status_code, "Try again" in busy.text) == (503, True)
+        monkeypatch.undo()
         (tmp_path / "admin").unlink()
         unreadable = await log_in(browser, secret="some-other-token")
         assert (unreadable.status_code, relay.count_refused("/login", "unreadable")) == (503, 1)
+        assert (await log_in(browser, name="anna", secret="wrong")).status_code == 503
+        async with relay.open_browser() as other:  # a file of others locks out nobody
+            assert (await log_in(other, name="anna", secret=PASSWORD)).status_code == 303
+            assert (await log_in(other, secret=token("emil"))).status_code == 303
         (tmp_path / "admin").write_text(token("admin"))
 
         async def fail(_work: Any) -> None:
@@ -290,3 +295,16 @@ async def test_basic_works_beside_a_session_as_before(tmp_path: Path) -> None:
         await log_in(browser, secret=token("dora"))
         assert (await browser.post("/api/deliveries/retry?channel=one", auth=basic)).status_code == 202
         assert (await browser.post("/api/deliveries/retry?channel=one")).status_code == 403  # dora is a viewer
+
+
+async def test_where_web_yml_has_the_only_credentials_a_session_has_no_more_than_its_role(tmp_path: Path) -> None:
+    settings = build_settings(tmp_path, admin_token_file=None, tokens=[], roles={"anna": "viewer"})
+    async with open_relay(settings, tmp_path) as relay, relay.open_browser() as browser:
+        assert (await log_in(browser, name="anna", secret=PASSWORD)).status_code == 303
+        page = await browser.get("/audit")
+        assert (page.status_code, "viewer" in page.text) == (200, True)
+        csrf = {"x-csrf-token": find_csrf_token(page)}
+        for path in ("/-/reload", "/api/deliveries/retry?channel=one", "/api/deliveries/1/retry"):
+            assert (await browser.post(path, headers=csrf)).status_code == 403
+        browser.cookies.clear()
+        assert (await browser.get("/audit")).status_code == 303

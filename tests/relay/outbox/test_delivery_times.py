@@ -20,8 +20,8 @@ async def test_each_step_has_its_counts_and_exact_quantiles(database: DatabaseUr
         event = await rows.event()
         for number in range(20):  # 1 to 20 s, in an order of its own, on two channels
             seconds, channel = (number * 7) % 20 + 1, "slack" if number % 2 else "email"
-            at = {"finished_at": start + 250.0, "oldest_accepted_at": start + 250.0 - seconds}
-            await rows.delivery(event, channel, **at)
+            ended = start + 250.0
+            await rows.delivery(event, channel, finished_at=ended, oldest_accepted_at=ended - seconds)
         await rows.delivery(event, finished_at=start + STEP, oldest_accepted_at=start - 1000.0)
         await rows.delivery(event, finished_at=start - 1.0, oldest_accepted_at=start - 2.0)  # before the period
         await rows.delivery(

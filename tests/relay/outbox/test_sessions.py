@@ -1,8 +1,8 @@
 """Sessions in the outbox: their end by time, by logout and by number, in either database."""
 
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
-from services.relay.outbox import tables
+from services.relay.outbox import sessions, tables
 from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
@@ -89,3 +89,29 @@ async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those
         assert MAX_SESSIONS_OF_NAME >= PRUNE_STEP  # so that it takes more than one step
         await prune_by_age(store, 1000, 1000)
         assert await store.read(count_sessions) == 1
+
+
+async def test_a_request_finds_its_session_and_a_login_the_others_of_its_holder_by_an_index(
+    database: DatabaseUrl,
+) -> None:
+    def explain(connection: Connection) -> str:
+        is_sqlite = connection.dialect.name == "sqlite"
+        if not is_sqlite:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # of a table that is almost empty
+        plans = []
+        for query, values in (
+            (sessions._FIND, {"ids": ["one", "two"]}),
+            (sessions._OLDEST_OF_NAME, {"holder": "anna"}),
+        ):
+            compiled = query.statement.params(values).compile(connection, compile_kwargs={"literal_binds": True})
+            plans.append(
+                str(connection.exec_driver_sql(f"EXPLAIN {'QUERY PLAN ' if is_sqlite else ''}{compiled}").fetchall())
+            )
+        return " ".join(plans)
+
+    async with open_store(database, Clock()) as store:
+        plan = await store.read(explain)
+    assert "sessions_of_name" in plan
+    assert "PRIMARY KEY" in plan or "sessions_pkey" in plan
+    assert "SCAN sessions" not in plan
+    assert "Seq Scan" not in plan

@@ -1,6 +1,9 @@
 """The one guard of every server: roles, other web pages, names that somebody pointed here, and what it writes down."""
 
 import asyncio
+import base64
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,6 +97,23 @@ async def test_a_role_may_do_what_those_before_it_may_and_no_more(closed: Rig) -
         assert {status for status in statuses.values() if status != 200} <= {403 if role else 401}
     assert closed.refused("/retry/{id}", "role") == 1
     assert closed.refused("/read", "missing") == 1
+
+
+async def test_no_answer_to_a_caller_with_a_role_is_stored_framed_or_read_by_another_site(closed: Rig) -> None:
+    expected = {
+        "cache-control": "no-store",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+        "cross-origin-resource-policy": "same-origin",
+        "x-content-type-options": "nosniff",
+    }
+    async with closed.client(role=Role.ADMIN) as client:
+        for path in ("/read", "/read?status=404", "/undeclared", "/api/audit", "/api/audit?limit=x"):
+            headers = (await client.get(path)).headers
+            assert {name: headers.get(name) for name in expected} == expected, path
+        page = await client.get("/")
+    (style,) = re.findall("<style>(.*?)</style>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
 
 
 async def test_a_user_of_web_yml_needs_the_role_even_for_what_is_open_else(tmp_path: Path) -> None:

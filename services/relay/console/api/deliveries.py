@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
 from services.relay.outbox import queries
+from services.relay.outbox.audit import Actor, insert_entry
 from services.relay.outbox.dead_letters import NO_ATTEMPT
 from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
@@ -19,7 +20,7 @@ from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryErro
 from services.relay.outbox.sending_elsewhere import NotSendableError
 from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import SendReason
-from shared.http.authorization import describe_action
+from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.body_limits import BODY_SECONDS, BodyTooLargeError, read_body
 from shared.http.json_api import build_error_response, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
@@ -107,13 +108,17 @@ class DeliveriesEndpoint:
     async def retry_all(self, request: Request) -> Response:
         """Delivers all dead letters of a channel again, or those that were given up for a reason."""
         channel, reason = request.query_params.get("channel"), request.query_params.get("reason")
-        describe_action(request, on=" ".join(filter(None, (channel, reason))))
+        on = " ".join(filter(None, (channel, reason)))
+        describe_action(request, on=on, is_stored=True)
         if channel is None:
             return build_error_response(400, "channel: missing; expected the name of a channel")
         if channel not in self._channels:
             return build_error_response(404, f"no such channel; expected one of {', '.join(sorted(self._channels))}")
         if reason is not None and reason not in DEAD_LETTER_REASONS:
             return build_error_response(400, f"reason: expected one of {', '.join(DEAD_LETTER_REASONS)}")
+        actor = Actor(get_caller(request).name, get_peer(request))
+        # Before its first step, since each is a commit of its own.
+        await self._store.run(lambda transaction: insert_entry(transaction, *actor, "retry all", on))
         retried = 0
         async for requeued in retry_channel(self._store, channel, reason):
             retried += requeued

@@ -34,7 +34,7 @@ from services.relay.outbox.queries import check_text, encode_delivery, list_deli
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.json_api import build_error_response, format_time, parse_parameter
-from shared.http.pagination import Page, format_cursor, parse_page
+from shared.http.pagination import Page, format_cursor, parse_cursor, parse_page
 
 _VIA: Final = "api"
 _FILTERS: Final = ("status", "acknowledged", "alertname", "service", "since", "limit", "cursor")
@@ -108,6 +108,7 @@ class IncidentsEndpoint:
 
     async def acknowledge(self, request: Request) -> Response:
         """Acknowledges the current episode: 200, also if it was acknowledged before."""
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id, who, peer = _read_action(request)
         try:
             done = await acknowledge(
@@ -128,6 +129,7 @@ class IncidentsEndpoint:
 
     async def unacknowledge(self, request: Request) -> Response:
         """Withdraws the acknowledgement: 200, also if there is none."""
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id, who, peer = _read_action(request)
         try:
             done = await unacknowledge(self._store, incident_id, who=who, via=_VIA, peer=peer)
@@ -149,8 +151,7 @@ def parse_timeline_page(parameters: QueryParams) -> tuple[int | None, int | None
     """The episode, and where its page begins. Raises ValueError with what was expected."""
     if set(parameters) - set(_TIMELINE_PARAMETERS):
         raise ValueError(f"unknown parameter; expected {' or '.join(_TIMELINE_PARAMETERS)}")
-    cursor = {"cursor": parameters["cursor"]} if "cursor" in parameters else {}
-    return parse_parameter("episode", _parse_episode, parameters), parse_page(cursor).before
+    return parse_parameter("episode", _parse_episode, parameters), parse_parameter("cursor", parse_cursor, parameters)
 
 
 def _parse_episode(text: str) -> int:

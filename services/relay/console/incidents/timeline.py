@@ -222,7 +222,7 @@ def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
 def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[TimelineEntry]:
     """Each webhook, and the alerts that it says have begun or ended."""
     before = read_event(history.event_before) if history.event_before else None
-    known = {each.fingerprint: each for each in before.alerts} if before else {}
+    earlier = {each.fingerprint: each for each in before.alerts} if before else {}
     has_baseline = history.event_before is None or before is not None
     for record in history.events:
         event = read_event(record)
@@ -232,15 +232,15 @@ def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[Ti
             yield _build_entry(record.accepted_at, EntryKind.ACCEPTED, text, event=record.id)
             has_baseline = False
             continue
-        changed = [each for each in event.alerts if _has_changed(each, known.get(each.fingerprint))]
+        changed = [each for each in event.alerts if _has_changed(each, earlier.get(each.fingerprint))]
         # An alert that was resolved before anybody was told of it has both entries.
         changes = changed if has_baseline else []
-        yield from _list_alert_changes(changes, known, record, fault_at)
+        yield from _list_alert_changes(changes, earlier, record, fault_at)
         starts = [each.starts_at.timestamp() for each in changes if each.status is Status.FIRING]
         ends = [ends_at for each in changes if (ends_at := get_end(each)) is not None]
         since = min(starts, default=None) if not is_resolved(event) else max(ends, default=None)
         yield _build_event_entry(record, event, since, is_repeat=has_baseline and not changed)
-        known |= {each.fingerprint: each for each in event.alerts}
+        earlier |= {each.fingerprint: each for each in event.alerts}
         has_baseline = True
 
 
@@ -252,12 +252,12 @@ def _has_changed(alert: Alert, before: Alert | None) -> bool:
 
 
 def _list_alert_changes(
-    changes: Sequence[Alert], known: Mapping[str, Alert], record: EventRecord, fault_at: float | None
+    changes: Sequence[Alert], earlier: Mapping[str, Alert], record: EventRecord, fault_at: float | None
 ) -> Iterator[TimelineEntry]:
     for alert in changes[:_MAX_ALERTS]:
         title, event = _format_alert(alert), record.id
         starts_at = alert.starts_at.timestamp()
-        if alert.fingerprint not in known or alert.status is Status.FIRING:
+        if alert.fingerprint not in earlier or alert.status is Status.FIRING:
             entry = _build_entry(starts_at, EntryKind.ALERT, f"Alert fires: {title}", event=event)
             yield entry if fault_at is None else replace(entry, seconds=starts_at - fault_at, since="fault")
         ends_at = get_end(alert)

@@ -9,12 +9,12 @@ from starlette.responses import Response
 from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_actions import ActionRefusedError, ChannelActions
 from services.relay.console.channel_views import read_views
-from services.relay.console.pages.layout import PageRenderer, redirect
+from services.relay.console.pages.layout import PageRenderer, redirect, redirect_refused
 from services.relay.outbox.channel_checks import ChannelCheck, CheckRow, read_results
 from services.relay.outbox.engine.store import Store
 from shared.check import CheckResult
 from shared.config.server_settings import Role
-from shared.http.authorization import ProtectedRoute, describe_action, get_caller
+from shared.http.authorization import ProtectedRoute, get_caller
 
 Act = Callable[[str, str], Awaitable[ChannelCheck]]
 
@@ -80,8 +80,7 @@ class ChannelsPages:
         try:
             failure = (await act(name, get_caller(request).name)).failure
         except ActionRefusedError as error:
-            describe_action(request, is_stored=True, refused=str(error))
-            return redirect(request, f"/channels/{name}", f"Nothing was done on {name}: {error}")
+            return redirect_refused(request, f"/channels/{name}", f"Nothing was done on {name}: {error}")
         outcome = done if failure is None else f"{failure.name}: {failure.detail}; {failure.hint}"
         return redirect(request, f"/channels/{name}", f"{name}: {outcome}")
 

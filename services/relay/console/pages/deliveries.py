@@ -1,7 +1,7 @@
 """`/deliveries`: what was sent, what was not, and why; and one delivery, with its message as its readers see it."""
 
 import json
-from collections.abc import Mapping
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,8 +13,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.relay.config import RelaySettings
 from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
+from services.relay.console.events import ChangeStream
 from services.relay.console.pages.delivery_query import PATH, parse_query
-from services.relay.console.pages.layout import PageRenderer, redirect
+from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer, redirect, redirect_refused
+from services.relay.console.shared_read import SharedRead
+from services.relay.console.status import DELIVERY_LIGHTS
 from services.relay.message_addresses import MessageAddresses, NoAddressError
 from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
@@ -26,20 +29,17 @@ from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mai
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute
 from shared.http.form import FormError, read_form
-from shared.web.pages import SECURITY_HEADERS
 
 PAGE_SIZE: Final = 50
-LIGHTS: Final[Mapping[DeliveryState, str]] = {
-    DeliveryState.DELIVERED: "healthy",
-    DeliveryState.RETRYING: "degraded",
-    DeliveryState.DEAD: "failing",
-}
-"""The light of a delivery's state; unknown for the others."""
 _RETRYABLE: Final = (DeliveryState.DEAD, DeliveryState.QUEUED, DeliveryState.RETRYING)
+_LIST: Final = "delivery_list"
+"""The part of the list that is loaded again; nothing in it is of one viewer."""
+_SHARED_SECONDS: Final = 1.0
+"""For which a rendered list is current where no change is known."""
+_MAX_SHARED_LISTS: Final = 20
+"""Lists, with different filters, of which the last one is stored."""
 _MAX_RAW: Final = 50_000
 """Characters of a payload that the page shows as it is; the API has all."""
-_FRAME_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
-"""Of a page with a mail in a frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,24 @@ class DeliveriesPages:
         settings: the configuration.
         renderer: renders the templates.
         actions: what callers do with one delivery.
+        changes: says whether something has changed since the list was rendered last.
     """
 
-    def __init__(self, store: Store, settings: RelaySettings, renderer: PageRenderer, actions: DeliveryActions) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: RelaySettings,
+        renderer: PageRenderer,
+        actions: DeliveryActions,
+        changes: ChangeStream,
+    ) -> None:
         self._store = store
         self._channels = settings.channels
         self._renderer = renderer
         self._actions = actions
         self._addresses = MessageAddresses(settings.channels)
+        self._changes = changes
+        self._lists: OrderedDict[str, SharedRead[Response]] = OrderedDict()
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The routes of the pages and their actions."""
@@ -84,8 +94,19 @@ class DeliveriesPages:
         ]
 
     async def _list(self, request: Request) -> Response:
+        """The list; the part of it that is loaded again is rendered once for all who show it."""
+        if "hx-request" not in request.headers or request.headers.get("hx-target") != _LIST:
+            return await self._render_list(request)
+        shared = self._lists.setdefault(request.url.query, SharedRead(self._render_list, _SHARED_SECONDS))
+        self._lists.move_to_end(request.url.query)
+        if len(self._lists) > _MAX_SHARED_LISTS:
+            self._lists.popitem(last=False)
+        rendered = await shared.get(self._changes.version, request)
+        return HTMLResponse(rendered.body, status_code=rendered.status_code)
+
+    async def _render_list(self, request: Request) -> Response:
         query = parse_query(request.query_params)
-        values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": LIGHTS}
+        values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": DELIVERY_LIGHTS}
         if query.problems:
             page = queries.DeliveryPage([], None, None, None)
         else:
@@ -104,7 +125,7 @@ class DeliveriesPages:
         values = {
             "delivery": delivery,
             "details": details,
-            "light": LIGHTS.get(delivery.state, "unknown"),
+            "light": DELIVERY_LIGHTS.get(delivery.state, "unknown"),
             "kind": self._get_kind(details),
             "is_unfinished": delivery.state in UNFINISHED,
             "is_configured": is_configured,
@@ -116,7 +137,7 @@ class DeliveriesPages:
             "mail_sandbox": MAIL_SANDBOX,
         }
         response = await self._renderer.render(request, "delivery.html.j2", values)
-        response.headers["Content-Security-Policy"] = _FRAME_POLICY
+        response.headers["Content-Security-Policy"] = FRAME_POLICY
         return response
 
     async def _show_mail(self, request: Request) -> Response:
@@ -143,7 +164,7 @@ class DeliveriesPages:
         try:
             now = await self._actions.retry(request)
         except (NotRetryableError, UnknownDeliveryError) as error:
-            return redirect(request, _build_path(delivery_id), f"Not retried: {error}.")
+            return redirect_refused(request, _build_path(delivery_id), f"Not retried: {error}.")
         if now.superseded_by:
             message = "Retried: this delivery has the current state of its incident."
             return redirect(request, _build_path(now.superseded_by), message)
@@ -156,7 +177,7 @@ class DeliveriesPages:
             channel = form.get("channel", "")
             sent = await self._actions.send(request, channel)
         except (NotSendableError, UnknownChannelError, UnknownDeliveryError, FormError) as error:
-            return redirect(request, _build_path(delivery_id), f"Not sent: {error}.")
+            return redirect_refused(request, _build_path(delivery_id), f"Not sent: {error}.")
         return redirect(
             request, _build_path(sent), f"Sent to {channel}: further messages of its incident go there, too."
         )

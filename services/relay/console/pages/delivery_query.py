@@ -1,6 +1,5 @@
 """The address of a list of deliveries: its filters and its position, and the links to the pages beside it. Pure."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +8,7 @@ from urllib.parse import urlencode
 
 from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.queries import check_text, parse_state
-from shared.http.pagination import format_cursor
+from shared.http.pagination import format_cursor, parse_cursor
 
 PATH: Final = "/deliveries"
 _MAX_TEXT: Final = 200
@@ -29,12 +28,6 @@ def _parse_time(text: str) -> float:
     except (ValueError, OverflowError):  # the year 0, or 10000
         raise ValueError("expected a time in UTC, such as 2026-11-24T22:46") from None
     return in_utc.timestamp()
-
-
-def _parse_cursor(text: str) -> int:
-    if not re.fullmatch("[0-9a-f]{1,15}", text):
-        raise ValueError("expected a link of this page")
-    return int(text, 16)
 
 
 _FIELDS: Final[Mapping[str, Callable[[str], Any]]] = {
@@ -92,7 +85,7 @@ def parse_query(parameters: Mapping[str, str]) -> DeliveryQuery:
     for name in ("before", "after"):
         if parameters.get(name):
             try:
-                position[name] = _parse_cursor(parameters[name])
-            except ValueError as error:
-                problems[name] = str(error)
+                position[name] = parse_cursor(parameters[name])
+            except ValueError:
+                problems[name] = "expected a link of this page"
     return DeliveryQuery(given, DeliveryFilter(**values), Position(**position), problems)

@@ -16,6 +16,7 @@ from services.relay.console.incidents.post_mortem import PostMortem, build_json,
 from services.relay.console.incidents.reader import IncidentReader
 from services.relay.console.incidents.timeline import EntryKind
 from services.relay.console.pages.layout import PageRenderer, redirect
+from services.relay.console.status import DELIVERY_LIGHTS, HealthStatus
 from services.relay.metrics import Metrics
 from services.relay.model import Status
 from services.relay.outbox.acknowledgement import (
@@ -28,12 +29,12 @@ from services.relay.outbox.acknowledgement import (
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
 from services.relay.outbox.silences import SilenceRefusedError, SilenceRequest, request_silence
-from services.relay.outbox.tables import DeliveryState, clean_for_database
+from services.relay.outbox.tables import clean_for_database
 from services.relay.text import clean_line, truncate
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, describe_action, get_caller, get_peer
 from shared.http.form import FormError, read_form
-from shared.http.pagination import format_cursor, parse_page
+from shared.http.pagination import format_cursor, parse_cursor
 from shared.web.time_format import format_duration
 
 _PAGE_SIZE: Final = 50
@@ -58,17 +59,14 @@ PERIODS: Final = {
 }
 """The choices of how long ago an episode started: their text and seconds."""
 SILENCE_SECONDS: Final = (1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 86_400, 3 * 86_400, 7 * 86_400)
-LIGHTS: Final = {
-    DeliveryState.DELIVERED: "healthy",
-    DeliveryState.DEAD: "failing",
-    DeliveryState.RETRYING: "degraded",
-    EntryKind.FAULT: "failing",
-    EntryKind.ALERT: "degraded",
-    EntryKind.FAILED: "degraded",
-    EntryKind.DEAD: "failing",
-    EntryKind.RESOLVED: "healthy",
+ENTRY_LIGHTS: Final = {
+    EntryKind.FAULT: HealthStatus.FAILING,
+    EntryKind.ALERT: HealthStatus.DEGRADED,
+    EntryKind.FAILED: HealthStatus.DEGRADED,
+    EntryKind.DEAD: HealthStatus.FAILING,
+    EntryKind.RESOLVED: HealthStatus.HEALTHY,
 }
-"""The light of a delivery's state, or of an entry; unknown for the others."""
+"""The light of an entry of the timeline; the others have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +169,7 @@ class IncidentPages:
     async def _list(self, request: Request) -> Response:
         query, error, before = ListQuery.parse(request.query_params), "", None
         try:
-            before = parse_page({"cursor": query.cursor}).before if query.cursor else None
+            before = parse_cursor(query.cursor) if query.cursor else None
         except ValueError:
             error = "This address names no page of the list: the newest incidents are shown."
         chosen = query.build_filter(self._store.clock())
@@ -185,7 +183,7 @@ class IncidentPages:
             "error": error,
             "states": STATES,
             "periods": PERIODS,
-            "lights": LIGHTS,
+            "lights": DELIVERY_LIGHTS,
         }
         return await self._renderer.render(request, "incidents.html.j2", values)
 
@@ -205,7 +203,8 @@ class IncidentPages:
             "can_silence": self._wake_silences is not None,
             "silence_choices": [(seconds, format_duration(seconds)) for seconds in SILENCE_SECONDS],
             "max_comment": _MAX_COMMENT,
-            "lights": LIGHTS,
+            "lights": DELIVERY_LIGHTS,
+            "entry_lights": ENTRY_LIGHTS,
         }
         return await self._renderer.render(request, "incident.html.j2", values)
 
@@ -243,6 +242,7 @@ class IncidentPages:
         return PostMortem(view, self._store.clock(), address)
 
     async def _acknowledge(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id = _read_id(request)
         try:
             done = await acknowledge(
@@ -261,6 +261,7 @@ class IncidentPages:
         return self._finish(request, done, message)
 
     async def _unacknowledge(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)  # with what it changes
         incident_id, who = _read_id(request), get_caller(request).name
         try:
             done = await unacknowledge(self._store, incident_id, who=who, via="console", peer=get_peer(request))

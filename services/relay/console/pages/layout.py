@@ -15,13 +15,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.text import format_seconds
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint, get_session
-from shared.http.authorization import ProtectedRoute, RouteRequirements, get_caller
+from shared.http.authorization import ProtectedRoute, RouteRequirements, describe_action, get_caller
 from shared.http.csrf_token import get_csrf_token
-from shared.web.pages import SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
+from shared.web.pages import SECURITY_HEADERS, SHARED_ASSETS, StaticFiles, add_security_headers, create_templates
 
 _FOLDER: Final = Path(__file__).parents[1]
+FRAME_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
+"""The Content-Security-Policy of a page with a mail in a frame."""
 _FLASH_COOKIE: Final = "keypulse_done"
 _FLASH_SECONDS: Final = 60
 _MAX_RENDERS: Final = 4
@@ -59,7 +62,8 @@ class PageRenderer:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._files = StaticFiles(SHARED_ASSETS, _FOLDER / "assets")
-        self._templates = create_templates(_FOLDER / "templates", {}, {"navigation": NAVIGATION, "Role": Role})
+        values = {"navigation": NAVIGATION, "format_seconds": format_seconds}
+        self._templates = create_templates(_FOLDER / "templates", {}, values)
         self._templates.globals["parts"] = self._templates.get_template("parts.html.j2").module
         self._renders = asyncio.Semaphore(_MAX_RENDERS)
 
@@ -83,6 +87,11 @@ class PageRenderer:
         """The handler, with the security headers, and with a page of its own while the outbox is unavailable."""
         return add_security_headers(self._show_unavailable(handler))
 
+    def render_refusal(self, status: int, message: str) -> Response:
+        """The page for a browser whose request is refused; it needs no caller."""
+        html = self._templates.get_template("refused.html.j2").render(status=status, message=message)
+        return HTMLResponse(html, status_code=status, headers=SECURITY_HEADERS)
+
     async def render(
         self, request: Request, template: str, values: Mapping[str, Any], *, status: int = 200
     ) -> Response:
@@ -95,12 +104,15 @@ class PageRenderer:
             status: of the response.
         """
         flash = request.cookies.get(_FLASH_COOKIE)
+        caller = get_caller(request)
         context = {
             **values,
             "now": self._clock(),
             "path": request.url.path,
             "address": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
-            "caller": get_caller(request),
+            "caller": caller,
+            "is_responder": caller.role is not None and caller.role.includes(Role.RESPONDER),
+            "is_admin": caller.role is not None and caller.role.includes(Role.ADMIN),
             "session": get_session(request),
             "csrf_token": get_csrf_token(request),
             "flash": unquote(flash) if flash else None,
@@ -128,6 +140,12 @@ class PageRenderer:
                 return await self.render(request, "unavailable.html.j2", {"error": str(error)}, status=503)
 
         return answer
+
+
+def redirect_refused(request: Request, to: str, message: str) -> Response:
+    """As `redirect`, after an action that changed nothing: it has no entry in the audit."""
+    describe_action(request, is_stored=True, refused=message)
+    return redirect(request, to, message)
 
 
 def redirect(request: Request, to: str, message: str) -> Response:

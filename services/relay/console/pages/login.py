@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
 from starlette.requests import Request
@@ -31,6 +32,7 @@ _ATTEMPT_COOKIE: Final = "login_"
 _MAX_ATTEMPTS: Final = 5
 """Tabs of one browser that may log in at once."""
 _STATE: Final = re.compile("[0-9a-f]{64}")
+_NOT_VALID: Final = "This token is not valid."
 _WRONG: Final = "This name, password or token is not valid."
 _FOREIGN_ATTEMPT: Final = "This login began in another browser, or too long ago. Log in again."
 
@@ -72,6 +74,7 @@ class LoginPages:
         self._authorizer = login.authorizer
         self._oidc = login.oidc
         self._renderer = renderer
+        self._sessions.render_refusal = renderer.render_refusal
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The routes; whoever reaches the relay may try to log in."""
@@ -105,12 +108,11 @@ class LoginPages:
 
     async def _check(self, request: Request, name: str, secret: str) -> Login:
         """The login of a token, or of a name and its password. Raises LoginRefusedError."""
+        login, is_unreadable = None, False
         try:
             login = self._sessions.find_token(secret.encode())
-        except SecretUnreadableError:
-            raise LoginRefusedError(
-                "A token file cannot be read now. See the relay's log.", 503, RefusalReason.UNREADABLE
-            ) from None
+        except SecretUnreadableError:  # which locks out nobody who has a password
+            is_unreadable = True
         passwords: PasswordChecker | None = request.scope.get(PASSWORDS_SCOPE_KEY)
         if login is None and passwords and name:
             try:
@@ -122,8 +124,12 @@ class LoginPages:
                 ) from None
             stored = passwords.get_hash(name)
             login = Login(name, LoginSource.PASSWORD, stored) if is_correct and stored else None
+        if login is None and is_unreadable:
+            raise LoginRefusedError(
+                "A token file cannot be read now. See the relay's log.", 503, RefusalReason.UNREADABLE
+            )
         if login is None:
-            raise LoginRefusedError(_WRONG, 401, RefusalReason.WRONG)
+            raise LoginRefusedError(_WRONG if passwords else _NOT_VALID, 401, RefusalReason.WRONG)
         return login
 
     async def _start(self, request: Request, login: Login, next_path: str) -> Response:
@@ -228,6 +234,7 @@ class LoginPages:
             "has_users": PASSWORDS_SCOPE_KEY in request.scope,
             "has_tokens": bool(policy.tokens),
             "has_oidc": self._oidc is not None,
+            "provider": urlsplit(self._oidc.settings.issuer).netloc if self._oidc else None,
             "is_open": policy.is_open,
         }
         return await self._renderer.render(request, "login.html.j2", values, status=status)

@@ -9,8 +9,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from services.relay.config import RelaySettings
+from services.relay.configured_channels import list_configured_channels
 from services.relay.console import delivery_plot
 from services.relay.console.channel_lights import LATE_SECONDS, build_channel_light
+from services.relay.console.channel_views import find_next_message_time
 from services.relay.console.delivery_plot import build_plot, find_start
 from services.relay.console.events import ChangeStream
 from services.relay.console.pages.layout import PageRenderer
@@ -24,15 +26,12 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.open_incidents import OpenIncidents
 from services.relay.outbox.overview import EMPTY_OVERVIEW, read_overview
-from services.relay.outbox.rate_limit import count_available
 from shared.http.authorization import ProtectedRoute
-from shared.web.time_format import format_duration
 
-MAX_INCIDENTS: Final = 12
+MAX_INCIDENTS: Final = 8
 _MAX_AGE: Final = 1.0
 """Seconds for which one read serves all viewers."""
 _FRAGMENT: Final = "now_state"
-_RATE_UNITS: Final = ((1, "s"), (60, "min"), (3600, "h"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,10 @@ class ChannelCard:
     light: Light
     overview: ChannelOverview
     kind: str
-    rate_limit: str
-    """And whether it is used up."""
+    rate: str | None
+    """Its rate limit, such as `1/s`."""
+    next_message_at: float | None
+    """When its rate limit allows the next message, unix seconds; None if it does now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,7 @@ class NowPages:
         self._renderer = renderer
         self._path = path
         self._changes = changes
-        self._kinds = {name: channel.kind for name, channel in settings.channels.items()}
-        self._rates = {
-            name: channel.rate_per_second if settings.pacing.enabled else None
-            for name, channel in settings.channels.items()
-        }
+        self._channels = {channel.name: channel for channel in list_configured_channels(settings)}
         read = partial(read_overview, clock=store.clock, channels=list(settings.channels), max_incidents=MAX_INCIDENTS)
         self._overview = SharedRead(partial(store.read, read), _MAX_AGE)
         self._times = RecentTimes(store)
@@ -120,13 +117,11 @@ class NowPages:
         values = {
             "error": error,
             "overview": overview,
-            "as_of": now,
             "lights": lights,
             "channels": sorted(channels, key=_get_sort_key),
             "problems": _list_problems(all_lights, overview.incidents),
             "worst": find_worst(light.verdict.status for light in all_lights),
             "plot": build_plot(steps, start),
-            "plot_start": start,
             "delivery_plot": delivery_plot,
             "LATE_SECONDS": LATE_SECONDS,
         }
@@ -135,8 +130,14 @@ class NowPages:
         return await self._renderer.render(request, "now.html.j2", values, status=status)
 
     def _build_card(self, channel: ChannelOverview, now: float) -> ChannelCard:
-        rate_limit = _describe_rate(self._rates[channel.name], channel.next_token_at, now)
-        return ChannelCard(build_channel_light(channel, now), channel, self._kinds[channel.name], rate_limit)
+        configured = self._channels[channel.name]
+        return ChannelCard(
+            build_channel_light(channel, now),
+            channel,
+            configured.kind,
+            configured.rate,
+            find_next_message_time(channel, configured.rate_per_second, now),
+        )
 
 
 def _get_sort_key(card: ChannelCard) -> tuple[int, str]:
@@ -150,12 +151,3 @@ def _list_problems(lights: Sequence[Light], incidents: OpenIncidents) -> Problem
     return Problems(
         find(HealthStatus.FAILING), find(HealthStatus.DEGRADED), find(HealthStatus.UNKNOWN), incidents.unacknowledged
     )
-
-
-def _describe_rate(rate: float | None, next_token_at: float, now: float) -> str:
-    if rate is None:
-        return "none"
-    number, unit = next((rate * seconds, name) for seconds, name in _RATE_UNITS if rate * seconds >= 1 or name == "h")
-    available, seconds = count_available(next_token_at, now, 1, rate)
-    used_up = "" if available else f", used up for {format_duration(max(seconds or 0.0, 1.0))}"
-    return f"{number:g}/{unit}{used_up}"

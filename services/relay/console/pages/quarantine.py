@@ -1,5 +1,6 @@
 """`/quarantine`: what was given up, and the retry of many; what was refused, and its replay."""
 
+import asyncio
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
@@ -7,11 +8,12 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.relay.console.pages.layout import Handler, PageRenderer, redirect
+from services.relay.console.pages.layout import Handler, PageRenderer, redirect, redirect_refused
 from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
 from services.relay.outbox import quarantine as rejected
+from services.relay.outbox.audit import Actor
 from services.relay.outbox.bulk_retry import (
     BulkRetries,
     BulkRetry,
@@ -33,6 +35,8 @@ from shared.http.form import FormError, read_form
 PATH: Final = "/quarantine"
 _MAX_FORM_BYTES: Final = 3 * rejected.MAX_BODY_BYTES + 4096
 """A form has up to three bytes for one of the body."""
+_MAX_FORMS: Final = 2
+"""Bodies in a form at the same time: each takes tens of megabytes, and of the intake's time some tenths of a second."""
 _UNKNOWN_ADVICE: Final = ReasonAdvice("a reason of a newer keypulse", "open one: its attempts say more")
 _ADVICE: Final[Mapping[str, ReasonAdvice]] = {
     **{reason.value: advice for reason, advice in REASON_ADVICE.items()},
@@ -73,6 +77,7 @@ class QuarantinePages:
         self._wake_channels = wake_channels
         self._bulk_retries = bulk_retries
         self._replays = replays
+        self._forms = asyncio.Semaphore(_MAX_FORMS)
 
     def build_routes(self) -> list[ProtectedRoute]:
         """The routes of the pages and of their actions."""
@@ -89,8 +94,8 @@ class QuarantinePages:
             action("/retry/stop", self._stop_retry, Role.ADMIN, "stop retry"),
             action("/retry/{delivery}", self._retry_one, Role.RESPONDER, "retry"),
             page("/{id}", self._show_entry, Role.ADMIN),  # it may contain misdirected secrets
-            action("/{id}/preview", self._preview, Role.ADMIN, "preview replay"),
-            action("/{id}/replay", self._replay, Role.ADMIN, "replay"),
+            action("/{id}/preview", self._limit_forms(self._preview), Role.ADMIN, "preview replay"),
+            action("/{id}/replay", self._limit_forms(self._replay), Role.ADMIN, "replay"),
         ]
 
     async def _show(self, request: Request) -> Response:
@@ -123,24 +128,28 @@ class QuarantinePages:
     async def _start_retry(self, request: Request) -> Response:
         form = await read_form(request)
         channel, reason = form.get("channel") or None, form.get("reason") or None
-        describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))))
+        describe_action(request, on=" ".join(filter(None, ("dead letters", channel, reason))), is_stored=True)
         try:
-            total = await self._bulk_retries.start(channel, reason, get_caller(request).name)
+            total = await self._bulk_retries.start(channel, reason, get_caller(request).name, get_peer(request))
         except (BulkRetryRunningError, NothingToRetryError) as error:
-            return redirect(request, PATH, f"Not started: {error}.")
+            return redirect_refused(request, PATH, f"Not started: {error}.")
         return redirect(request, PATH, f"The retry of {total} dead letters has started.")
 
     async def _stop_retry(self, request: Request) -> Response:
-        form = await read_form(request)
-        stopped = await stop_bulk_retry(self._store, form.get("run", ""), get_caller(request).name)
-        return redirect(request, PATH, "The retry was stopped." if stopped else "The retry was over already.")
+        run = (await read_form(request)).get("run", "")
+        describe_action(request, on=f"retry {run}", is_stored=True)
+        if not await stop_bulk_retry(self._store, run, get_caller(request).name, get_peer(request)):
+            return redirect_refused(request, PATH, "The retry was over already.")
+        return redirect(request, PATH, "The retry was stopped.")
 
     async def _retry_one(self, request: Request) -> Response:
+        describe_action(request, is_stored=True)
         delivery_id = clean_for_database(request.path_params["delivery"])
+        actor = Actor(get_caller(request).name, get_peer(request))
         try:
-            now = await retry_delivery(self._store, delivery_id, self._channels)
+            now = await retry_delivery(self._store, delivery_id, self._channels, actor)
         except (UnknownDeliveryError, NotRetryableError) as error:
-            return redirect(request, PATH, f"Not retried: {error}.")
+            return redirect_refused(request, PATH, f"Not retried: {error}.")
         self._wake_channels([now.channel])
         return redirect(request, PATH, f"{now.alertname} is sent again on {now.channel}.")
 
@@ -203,6 +212,15 @@ class QuarantinePages:
         }
         return await self._renderer.render(request, "quarantine_entry.html.j2", values, status=status)
 
+    def _limit_forms(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            if self._forms.locked():
+                raise FormError("others are being repaired; go back, and try again in a moment", 503)
+            async with self._forms:
+                return await handler(request)
+
+        return answer
+
     def _answer_errors(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             try:
@@ -211,7 +229,7 @@ class QuarantinePages:
                 values = {"error": str(error)}
                 return await self._renderer.render(request, "quarantine_missing.html.j2", values, status=404)
             except FormError as error:
-                return redirect(request, PATH, f"Nothing was done: {error}.")
+                return redirect_refused(request, PATH, f"Nothing was done: {error}.")
 
         return answer
 

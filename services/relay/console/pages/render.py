@@ -12,7 +12,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from services.relay.console.pages.layout import PageRenderer
+from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.recent_events import list_recent_events, read_webhook
 from services.relay.outbox.tables import clean_for_database
@@ -20,7 +20,6 @@ from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mai
 from services.relay.rendering import RenderedPayload, RenderingBusyError, WebhookRenderer
 from shared.http.authorization import ProtectedRoute
 from shared.http.form import FormError, read_form
-from shared.web.pages import SECURITY_HEADERS
 
 MAX_PAYLOAD: Final = 256 * 1024
 """Bytes of a webhook that is rendered here."""
@@ -38,7 +37,6 @@ _FIRST_EXAMPLE: Final = "firing"
 _TOO_LARGE: Final = (
     f"expected at most {MAX_PAYLOAD // 1024} KiB; for more, run: keypulse-relay render --payload FILE --channel NAME"
 )
-_PAGE_POLICY: Final = f"{SECURITY_HEADERS['Content-Security-Policy']}; frame-src 'self'"
 
 
 class RenderPages:
@@ -139,5 +137,5 @@ class RenderPages:
             "events": await list_recent_events(self._store, _MAX_EVENTS, MAX_PAYLOAD),
         }
         response = await self._renderer.render(request, "render.html.j2", values, status=status)
-        response.headers["Content-Security-Policy"] = _PAGE_POLICY
+        response.headers["Content-Security-Policy"] = FRAME_POLICY
         return response

@@ -13,7 +13,6 @@ from services.relay.report.delay import explain_delay
 from services.relay.report.encoding import format_csv
 from services.relay.report.period import DEFAULT_SINCE, PARAMETERS
 from services.relay.report.reader import ReportReader
-from services.relay.report.seconds import format_seconds
 from shared.http.authorization import ProtectedRoute
 
 _FRAGMENT: Final = "figures"
@@ -70,7 +69,6 @@ class ReportPages:
             "query": urlencode(given),
             "causes": _CAUSES,
             "explain_delay": explain_delay,
-            "format_seconds": format_seconds,
         }
         return await self._renderer.render(request, "report.html.j2", values, status=400 if error else 200)
 

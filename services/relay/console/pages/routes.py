@@ -17,7 +17,6 @@ from services.relay.console.route_explainer import AlertExplanation, RouteExplai
 from services.relay.intake.pasted_labels import MAX_TEXT, parse_labels
 from services.relay.intake.route_explanation import RouteExplanation, format_matcher
 from services.relay.intake.routing import Route
-from services.relay.report.seconds import format_seconds
 from shared.http.authorization import ProtectedRoute
 
 _FRAGMENT: Final = "trees"
@@ -91,7 +90,6 @@ class RoutesPages:
             "format_matcher": format_matcher,
             "view_routes": partial(_view_routes, settings.intake_routes),
             "view_tree": _view_tree,
-            "format_seconds": format_seconds,
         }
 
     def build_routes(self) -> list[ProtectedRoute]:

@@ -13,6 +13,7 @@ from services.relay.delivery.enrichment.charts import Charts
 from services.relay.delivery.enrichment.prometheus import PrometheusClient
 from services.relay.delivery.enrichment.runbook import Runbook
 from services.relay.model import Message, MessagePart, PartOutcome, find_alertname
+from services.relay.text.title import is_resolved
 from shared.config.secret_file import SecretFile
 from shared.net.egress import EgressSettings
 
@@ -53,12 +54,12 @@ class Enricher:
         """The message with what there is for it, and how each part ended.
 
         Args:
-            message: as built of its event.
+            message: as built of its event. A resolved incident gets no excerpt.
             shows_values: whether its channel shows the current values.
             shows_chart: whether it shows these and a chart.
         """
         outcomes: dict[MessagePart, PartOutcome] = {}
-        if self._runbook is not None:
+        if self._runbook is not None and not is_resolved(message.event):  # what is over needs no steps
             excerpt = await self._runbook.find(find_alertname(message.event))
             message = replace(message, excerpt=excerpt)
             outcomes[MessagePart.RUNBOOK] = PartOutcome.ADDED if excerpt else PartOutcome.ABSENT

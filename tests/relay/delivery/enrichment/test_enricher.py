@@ -67,7 +67,9 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
         second = await send(task_of("plain"), save)
         await send(task_of("valued"), save)
         edit = await send(task_of("shown", is_edit=True), save)
-    (message,), (other,) = shown.sent, plain.sent
+        await send(task_of("plain", event_json=encode_event(event_of("resolved"))), save)
+    (message,), (other, resolved) = shown.sent, plain.sent
+    assert resolved.excerpt is None
     assert (message.chart, message.current_values) == (b"png", {"a": "1.84"})
     assert (other.chart, other.current_values) == (None, {})
     assert [(each.chart, each.current_values) for each in valued.sent] == [(None, {"a": "1.84"})]

@@ -1,0 +1,55 @@
+"""Deliveries as a person finds them, looks at one and sends it elsewhere, while others arrive."""
+
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.browser.console.served_console import Console, find_overflow, find_violations, open_console, open_page
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_the_list_is_filtered_live_and_accessible(chromium: Browser, console: Console, scheme: str) -> None:
+    async with open_page(chromium, f"{console.url}/deliveries", scheme=scheme) as page:
+        await page.get_by_label("State").select_option("delivered")
+        await page.get_by_label("Channel").fill("email")
+        await page.get_by_role("button", name="Filter").click()
+        rows = page.locator(".delivery-list tbody tr")
+        assert set(await rows.locator(".where").all_text_contents()) == {"email"}
+        await page.locator("#live.on").wait_for()
+        await page.evaluate("window.sameDocument = true")
+        before = await rows.count()
+        await console.post(group=f"list {scheme}")
+        await expect(rows).to_have_count(before + 1, timeout=3000)
+        assert await page.evaluate("window.sameDocument") is True
+        assert await find_violations(page) == []
+        await page.set_viewport_size({"width": 320, "height": 640})
+        assert not await find_overflow(page)
+
+
+async def test_a_choice_stays_while_the_page_is_loaded_again_and_the_keyboard_sends_it(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    async with (
+        open_console(tmp_path, routes=[{"channels": ["slack"]}]) as console,
+        open_page(chromium, f"{console.url}/deliveries") as page,
+    ):
+        await page.locator(".delivery-list a").first.click()
+        await page.locator("#live.on").wait_for()
+        await page.wait_for_timeout(1200)
+        select = page.get_by_label("Other channel")
+        await select.focus()
+        await page.keyboard.press("p")  # the first that begins so
+        await expect(select).to_have_value("pagerduty")
+        await page.keyboard.press("Tab")
+        async with page.expect_response(lambda answer: answer.request.headers.get("hx-target") == "delivery_state"):
+            await console.post(group="meanwhile")
+        await page.wait_for_timeout(200)
+        await expect(select).to_have_value("pagerduty")
+        await expect(page.get_by_role("button", name="Send", exact=True)).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#delivery_state")).to_contain_text("on pagerduty")
+        await console.settle()
+        await expect(page.locator("#delivery_state .state")).to_have_text("delivered")

@@ -1,0 +1,73 @@
+"""The pages of incidents, without a browser: who is offered which action, long incidents in parts, odd addresses."""
+
+import re
+from pathlib import Path
+
+import aiohttp
+
+from services.relay.model import build_incident_id
+from tests.relay.served_relay import Scripted, event_of, post, reaches, served, settings, webhook_of
+
+ONE = f"/incidents/{build_incident_id(event_of())}"
+TOKENS = {"viewer": "a-token-of-a-viewer", "responder": "a-token-of-a-responder", "admin": "a-token-of-an-admin"}
+
+
+async def get(client: aiohttp.ClientSession, path: str, token: str | None = None) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with client.get(path, headers=headers) as response:
+        return response.status, await response.text()
+
+
+async def test_actions_are_offered_to_those_whose_role_allows_them(tmp_path: Path) -> None:
+    for role, token in TOKENS.items():
+        (tmp_path / role).write_text(token)
+    tokens = [{"name": f"a-{role}", "role": role, "file": tmp_path / role} for role in TOKENS]
+    alertmanager = {"urls": ["http://127.0.0.1:1"]}
+    configured = settings(tmp_path, {"one": Scripted()}, auth={"tokens": tokens}, alertmanager=alertmanager)
+    async with served(configured) as client:
+        await post(client, webhook_of())
+        offered = {}
+        for role, token in TOKENS.items():
+            status, page = await get(client, ONE, token)
+            assert status == 200
+            offered[role] = re.findall(f'action="{ONE}/([a-z]+)"', page)
+        assert offered == {"viewer": [], "responder": ["acknowledge"], "admin": ["acknowledge", "silence"]}
+        assert (await get(client, ONE))[0] == 401
+        assert (await get(client, f"{ONE}/export.json", TOKENS["viewer"]))[0] == 200
+    configured = configured.model_copy(update={"alertmanager": configured.alertmanager.model_copy(update={"urls": ()})})
+    async with served(configured) as client:
+        _, page = await get(client, ONE, TOKENS["admin"])
+        assert "<code>alertmanager.urls</code> is not set" in page
+
+
+async def test_an_incident_with_many_webhooks_is_shown_in_parts(tmp_path: Path) -> None:
+    configured = settings(tmp_path, {"one": Scripted()}, delivery={"duplicate_window": "1ms"})
+    async with served(configured) as client:
+        for number in range(45):
+            assert (await post(client, webhook_of(truncatedAlerts=number)))[0] == 202
+        _, newest = await get(client, ONE)
+        assert newest.count('<li class="accepted">') == 40
+        assert "This page has 40 of 45 webhooks." in newest
+        (earlier,) = re.findall(f'href="({ONE}[^"]+)" rel="prev"', newest)
+        status, page = await get(client, earlier)
+        assert (status, page.count('<li class="accepted">'), 'rel="prev"' in page) == (200, 5, False)
+        assert f'<a href="{ONE}">Latest</a>' in page
+        await reaches(client, 45, "relay_webhooks_total", code="202")
+
+
+async def test_an_address_that_means_nothing_is_no_error(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        assert "No incident yet" in (await get(client, "/incidents"))[1]
+        await post(client, webhook_of())
+        for query in ("?episode=x&cursor=-1", "?cursor=zz&episode=", "?fault=wait", "?cursor=ffffffffffffffff"):
+            assert (await get(client, f"{ONE}{query}"))[0] == 200, query
+        for query in ("?state=x&period=9d&cursor=%00", "?alert=%00&service=%ED%A0%80", f"?alert={'x' * 999}"):
+            assert (await get(client, f"/incidents{query}"))[0] == 200, query
+        for path in (
+            "/incidents/%00",
+            f"{ONE}?episode=999999999999999",
+            f"{ONE}/export.md?episode=2",
+            "/incidents/x/export.json",
+        ):
+            status, page = await get(client, path)
+            assert (status, "<h1>" in page) == (404, True), path
