@@ -93,15 +93,7 @@ class AccessPolicy:
         if session and self.accepts_sessions:
             return session.caller
         sent = _parse_token(request, bearer_only=self.bearer_only)
-        found: Token | None = None
-        unreadable: SecretUnreadableError | None = None
-        for token in self.tokens:  # every one, so that the delay reveals nothing
-            try:
-                found = token if token.secret.matches(sent) and found is None else found
-            except SecretUnreadableError as error:
-                unreadable = error
-        if found is None and unreadable is not None:
-            raise unreadable
+        found = find_token(self.tokens, sent)
         return None if found is None else Caller(found.name, found.role)
 
     def allows_address(self, request: Request) -> bool:
@@ -130,6 +122,20 @@ def create_access_policy(auth: AuthSettings) -> AccessPolicy:
         accepts_sessions=True,
         requires_credentials=auth.has_credentials,
     )
+
+
+def find_token(tokens: Sequence[Token], sent: bytes) -> Token | None:
+    """The token with this secret. Raises SecretUnreadableError: a file cannot be read, and no other token matches."""
+    found: Token | None = None
+    unreadable: SecretUnreadableError | None = None
+    for token in tokens:  # every one, so that the delay reveals nothing
+        try:
+            found = token if token.secret.matches(sent) and found is None else found
+        except SecretUnreadableError as error:
+            unreadable = error
+    if found is None and unreadable is not None:
+        raise unreadable
+    return found
 
 
 def load_tokens(tokens: Sequence[NamedToken]) -> list[Token]:

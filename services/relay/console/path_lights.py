@@ -177,7 +177,7 @@ def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> 
     every = f"one is expected every {format_seconds(heartbeat.expect_every)}"
     since = heartbeat.at if heartbeat.at is not None else heartbeat.awaited_since
     if since is not None and now - since > heartbeat.expect_every:
-        hint = "Prometheus, Alertmanager or the way from there to here is broken: see whether both run."
+        hint = "See whether Prometheus and Alertmanager run, and whether Alertmanager reaches the relay."
         return Verdict(HealthStatus.FAILING, f"No heartbeat comes; {every}.", hint)
     if heartbeat.at is None:
         return Verdict(HealthStatus.UNKNOWN, f"No heartbeat has come yet; {every}.")

@@ -33,9 +33,8 @@ from services.relay.outbox.sessions import (
     start_session,
 )
 from services.relay.outbox.tables import clean_for_database
-from shared.config.secret_file import SecretUnreadableError
 from shared.config.server_settings import Role
-from shared.http.authentication import AccessPolicy, Caller, Session, Token, is_peer_in
+from shared.http.authentication import AccessPolicy, Caller, Session, Token, find_token, is_peer_in
 from shared.http.authorization import get_peer
 from shared.http.cookies import format_cookie, read_cookie
 from shared.http.password_check import PASSWORDS_SCOPE_KEY, PasswordChecker
@@ -148,14 +147,7 @@ class ConsoleSessions:
 
     def find_token(self, sent: bytes) -> Login | None:
         """The login of a token. Raises SecretUnreadableError: a file cannot be read, and no other token is valid."""
-        found, problem = None, None
-        for token in self.rules.access_policy.tokens:  # every one, so that the delay reveals nothing
-            try:
-                found = token if token.secret.matches(sent) and found is None else found
-            except SecretUnreadableError as error:
-                problem = error
-        if found is None and problem is not None:
-            raise problem
+        found = find_token(self.rules.access_policy.tokens, sent)
         return Login(found.name, LoginSource.TOKEN, sent) if found else None
 
     def _find_role(self, row: SessionRow, value: str, request: Request) -> Role | None:

@@ -6,7 +6,7 @@ A session ends at its `expires_at`, after `IDLE_SECONDS` without a request, or a
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.engine.batching import Transaction
@@ -126,8 +126,3 @@ async def prune_sessions(store: Store, step: int) -> int:
     while removed := await store.run(remove):
         removed_count += removed
     return removed_count
-
-
-def count_sessions(connection: Connection) -> int:
-    """How many are stored."""
-    return RowQuery(int, select(func.count()).select_from(sessions)).fetch_one(connection)

@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, expect
 
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
 from tests.browser.console.served_console import (
     Console,
+    check_look,
     find_overflow,
     find_violations,
     open_console,
@@ -20,23 +21,13 @@ from tests.relay.served_relay import payload
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 
-async def check_layout(page: Page) -> None:
-    """In both schemes nothing violates WCAG, and on a phone nothing is wider than the window."""
-    for scheme in ("dark", "light"):
-        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        assert await find_violations(page) == []
-    await page.set_viewport_size({"width": 320, "height": 640})
-    assert not await find_overflow(page)
-    await page.set_viewport_size({"width": 1280, "height": 800})
-
-
 async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_sends_a_test(
     chromium: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("channels")
     await seed_checks(folder)
     async with (
-        open_console(folder, channels=build_channels(folder), routes=ROUTES) as console,
+        open_console(folder, channels=build_channels(folder), routes=ROUTES, pacing={"enabled": False}) as console,
         open_page(chromium, f"{console.url}/channels") as page,
     ):
         cards = page.locator("#channels > li")
@@ -46,7 +37,7 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await expect(slack.locator(".strip .failing")).to_have_count(2)
         await expect(slack.locator(".state")).to_have_text("Up.")
         await expect(cards.filter(has_text="4 limitations")).to_have_count(1)
-        await check_layout(page)
+        await check_look(page)
 
         # It breaks while the page is open, and says why.
         console.stand_ins.faults.add(
@@ -72,7 +63,7 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await page.get_by_role("button", name="Send a test to slack").click()
         await expect(page.locator(".flash")).to_contain_text("Nothing was done on slack: there was a test just now")
         await expect(page.get_by_role("link", name="routes.1")).to_have_attribute("href", "/routes#route-1")
-        await check_layout(page)
+        await check_look(page)
         await page.goto(f"{console.url}/channels/email")
         await expect(page.locator("#check_history")).to_contain_text("554 <img src=x onerror=alert(1)>")
         assert await page.locator("main img, main script").count() == 0
@@ -87,7 +78,7 @@ async def test_a_hostile_payload_is_shown_side_by_side_and_does_nothing(chromium
         await expect(page.locator(".renderings > section")).to_have_count(3)
         frame = page.frame_locator("iframe[name=mail-email]")
         await expect(frame.locator("body")).to_contain_text("cannot encrypt with ledger-kek")
-        await check_layout(page)
+        await check_look(page)
 
         document = json.loads(payload(1))
         text = " ".join(each for each in NASTY if each.isprintable())

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.console.login_scene import EMIL, open_closed_console
-from tests.browser.console.served_console import Console, find_overflow, find_violations
+from tests.browser.console.served_console import Console, check_look
 from tests.relay.login.provider import open_provider
 
 pytestmark = [
@@ -26,16 +26,6 @@ async def open_browser(chromium: Browser) -> AsyncIterator[tuple[BrowserContext,
     page.on("dialog", lambda dialog: pytest.fail(f"a dialogue: {dialog.message}"))
     yield context, page
     await context.close()
-
-
-async def check_look(page: Page) -> None:
-    """Accessible in both themes, and no wider than a small phone."""
-    for scheme in ("dark", "light"):
-        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        assert await find_violations(page) == []
-    await page.set_viewport_size({"width": 320, "height": 640})
-    assert not await find_overflow(page)
-    await page.set_viewport_size({"width": 1280, "height": 800})
 
 
 async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(

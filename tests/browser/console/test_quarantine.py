@@ -8,22 +8,17 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.console.quarantine_scene import give_up
-from tests.browser.console.served_console import Console, find_overflow, find_violations, open_console, open_page
+from tests.browser.console.served_console import (
+    Console,
+    check_look,
+    open_console,
+    open_page,
+)
 from tests.relay.served_relay import post, webhook_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 HOSTILE = "</textarea><script>alert(1)</script><img src=//evil.example.org/x>"
-
-
-async def check_look(page: Page) -> None:
-    """Accessible in both themes, and no wider than a small phone."""
-    for scheme in ("dark", "light"):
-        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        assert await find_violations(page) == []
-    await page.set_viewport_size({"width": 320, "height": 640})
-    assert not await find_overflow(page)
-    await page.set_viewport_size({"width": 1280, "height": 800})
 
 
 async def replace_in_body(page: Page, old: str, new: str) -> None:

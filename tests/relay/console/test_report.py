@@ -119,7 +119,7 @@ async def test_a_report_that_cannot_be_read_says_so_in_its_place(
     monkeypatch.setattr(reader, "read_report", fail)
     async with served(settings(tmp_path, {"slack": Scripted()})) as client:
         status, fragment = await read_page(client, "?since=7d", FRAGMENT)
-        assert (status, "The outbox cannot be read now: the disk is gone. Try again" in fragment) == (200, True)
+        assert (status, "The store cannot be read now: the disk is gone. Try again" in fragment) == (200, True)
         status, page = await read_page(client, "?since=7d")
-        assert (status, "The outbox cannot be read now" in page) == (503, True)
+        assert (status, "The store cannot be read now" in page) == (503, True)
         assert (await get(client, "/api/report"))[0] == 503

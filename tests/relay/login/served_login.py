@@ -10,12 +10,14 @@ from typing import Any
 import bcrypt
 import httpx2
 import yaml
+from sqlalchemy import Connection, func, select
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from services.relay.app import SELF_AUTHENTICATED_PATHS, run_relay
 from services.relay.config import RelaySettings
 from services.relay.delivery.attempt import open_local_sender
+from services.relay.outbox.tables import sessions
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware
 from shared.process.server_runner import ServerRunner
@@ -25,6 +27,10 @@ PASSWORD = "a-password-of-somebody"
 TOKENS = {"dora": "viewer", "emil": "responder"}
 USERS = {"anna": "admin", "scraper": None}
 HTML = {"accept": "text/html"}
+
+
+def count_sessions(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(sessions)).scalar_one()
 
 
 def token(name: str) -> str:

@@ -12,7 +12,6 @@ from services.relay.outbox.sessions import (
     MAX_SECONDS,
     MAX_SESSIONS_OF_NAME,
     SessionRow,
-    count_sessions,
     end_session,
     find_sessions,
     is_active,
@@ -22,6 +21,7 @@ from services.relay.outbox.sessions import (
 )
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.console.test_api import Clock
+from tests.relay.login.served_login import count_sessions
 
 
 def row(session_id: str, name: str = "anna") -> SessionRow:

@@ -78,7 +78,7 @@ async function explainLoss() {
   try {
     const answer = await fetch("/events?check=1", { redirect: "manual", cache: "no-store" });
     if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 403) {
-      return `Signed out. What is shown is from ${since}; reload to sign in.`;
+      return `Logged out. What is shown is from ${since}; reload to log in.`;
     }
     if (answer.status === 503) return `Not live, what is shown is from ${since}: ${(await answer.json()).error}.`;
   } catch {

@@ -11,22 +11,16 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from services.relay.console.incidents.details import AlertDetails
+from services.relay.console.incidents.hops import Hop, encode_hop
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import Hop, TimelineEntry, encode_entry, encode_hop
+from services.relay.console.incidents.timeline import TimelineEntry, encode_entry
 from services.relay.outbox.incident_queries import encode_incident
 from shared import VERSION
 from shared.http.json_api import format_time
+from shared.web.time_format import format_seconds
 
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]#|~!$])")
 _SCHEME: Final = re.compile(r"([A-Za-z])(://)")
-_SINCE: Final = {
-    "fault": "after the fault",
-    "alert": "after the alert",
-    "end": "after its end",
-    "accepted": "after the webhook",
-    "queued": "after it was queued",
-    "attempt": "in the attempt",
-}
 _HOP_NAMES: Final = {"fault": "fault", "alert": "alert", "accepted": "webhook accepted", "delivered": "delivered"}
 
 
@@ -128,7 +122,7 @@ def _list_hops(export: PostMortem) -> Iterator[str]:
             continue
         yield f"## {heading}"
         yield ""
-        yield from _format_table(("hop", "at", "seconds", "since the start"), map(_format_hop, hops))
+        yield from _format_table(("hop", "at", "took", "in all"), map(_format_hop, hops))
         yield ""
     if export.view.fault_problem:
         yield f"The fault is not known: {escape_markdown(export.view.fault_problem)}"
@@ -159,7 +153,7 @@ def _list_entries(export: PostMortem) -> Iterator[str]:
     if history.is_cut:
         yield "Some deliveries, attempts or actions are too many to list here."
         yield ""
-    yield from _format_table(("at", "what", "seconds"), map(_format_entry, export.view.timeline.entries))
+    yield from _format_table(("at", "what", "took"), map(_format_entry, export.view.timeline.entries))
     yield ""
 
 
@@ -167,12 +161,8 @@ def _format_entry(entry: TimelineEntry) -> Sequence[str]:
     reason = f"reason {entry.reason}" if entry.reason and entry.reason != "ok" else ""
     rest = ", ".join(filter(None, [reason, entry.detail]))
     text = f"{entry.text} ({rest})" if rest else entry.text
-    seconds = f"{_format_seconds(entry.seconds)} {_describe_since(entry)}" if entry.seconds is not None else ""
+    seconds = f"{_format_seconds(entry.seconds)} {entry.since_text}" if entry.seconds is not None else ""
     return _format_time(entry.at), escape_markdown(text), seconds
-
-
-def _describe_since(entry: TimelineEntry) -> str:
-    return _SINCE[entry.since] if entry.since else ""
 
 
 def _list_details(export: PostMortem) -> Iterator[str]:
@@ -219,4 +209,4 @@ def _format_time(at: float) -> str:
 
 
 def _format_seconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.1f} s"
+    return "" if seconds is None else format_seconds(seconds)

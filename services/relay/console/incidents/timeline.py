@@ -1,4 +1,4 @@
-"""One episode of an incident as a timeline over all channels, and the seconds between its hops. Pure.
+"""One episode of an incident as a timeline over all channels. Pure.
 
 Input is what the outbox holds (`EpisodeHistory`) and what the exporter knows of the fault. Each entry has a time, a
 sentence and, where it ends something, how many seconds that took, and since what.
@@ -10,6 +10,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Literal
 
+from services.relay.console.incidents.hops import Hop, list_end_hops, list_start_hops, round_seconds
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, decode_event
 from services.relay.outbox.incident_history import (
@@ -73,6 +74,14 @@ class EntryKind(StrEnum):
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
 Since = Literal["fault", "alert", "end", "accepted", "queued", "attempt"]
+_SINCE_TEXTS: Final[Mapping[Since, str]] = {
+    "fault": "after the fault",
+    "alert": "after the alert",
+    "end": "after its end",
+    "accepted": "after the webhook",
+    "queued": "after it was queued",
+    "attempt": "in the attempt",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +105,10 @@ class TimelineEntry:
     delivery: str | None = None
     event: str | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """One step on the way from the fault to a channel, or from the alert's end to a channel."""
-
-    name: Literal["fault", "alert", "accepted", "delivered"]
-    channel: str | None
-    at: float | None
-    """None if it is not known, or has not happened."""
-    seconds: float | None
-    """Since the hop before it; of a delivery since the webhook was accepted."""
-    total: float | None
-    """Since the first hop that is known."""
+    @property
+    def since_text(self) -> str:
+        """From what `seconds` counts, for people."""
+        return _SINCE_TEXTS[self.since] if self.since else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,8 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
     ]
     return Timeline(
         entries=sorted(entries, key=lambda each: (each.at, _ORDER[each.kind])),
-        start=_list_start_hops(history, fault_at, alert_at),
-        end=_list_end_hops(history, ended_at)
+        start=list_start_hops(history, fault_at, alert_at),
+        end=list_end_hops(history, ended_at)
         if history.is_over and history.last_event.status == Status.RESOLVED
         else (),
         fault=fault,
@@ -174,17 +174,7 @@ def read_event(record: EventRecord) -> Event | None:
 
 def encode_entry(entry: TimelineEntry) -> dict[str, Any]:
     """An entry as API and export write it."""
-    return {**asdict(entry), "at": format_time(entry.at), "seconds": _round(entry.seconds)}
-
-
-def encode_hop(hop: Hop) -> dict[str, Any]:
-    """Likewise."""
-    times = {"at": format_time(hop.at), "seconds": _round(hop.seconds), "total": _round(hop.total)}
-    return {**asdict(hop), **times}
-
-
-def _round(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
+    return {**asdict(entry), "at": format_time(entry.at), "seconds": round_seconds(entry.seconds)}
 
 
 def _find_start(event: Event | None) -> float | None:
@@ -419,45 +409,3 @@ def _build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> Timeli
     """An entry with clean texts: what people and providers wrote is in them."""
     detail = truncate(clean_line(fields.pop("detail", "")), _MAX_TEXT)
     return TimelineEntry(at, kind, truncate(clean_line(text), _MAX_TEXT), detail=detail, **fields)
-
-
-def _list_start_hops(history: EpisodeHistory, fault_at: float | None, alert_at: float | None) -> list[Hop]:
-    accepted_at = history.started_at
-    start = next(each for each in (fault_at, alert_at, accepted_at) if each is not None)
-    hops = [
-        Hop("fault", None, fault_at, None, None if fault_at is None else 0.0),
-        Hop("alert", None, alert_at, _subtract(alert_at, fault_at), _subtract(alert_at, start)),
-        Hop("accepted", None, accepted_at, _subtract(accepted_at, alert_at), accepted_at - start),
-    ]
-    if not history.has_beginning:  # nor are its receipts stored
-        return hops
-    return [*hops, *_list_receipt_hops(history.channels, history.first_receipts, accepted_at, start)]
-
-
-def _list_end_hops(history: EpisodeHistory, ended_at: float | None) -> list[Hop]:
-    accepted_at = history.last_event.accepted_at
-    start = accepted_at if ended_at is None else ended_at
-    hops = [
-        Hop("alert", None, ended_at, None, None if ended_at is None else 0.0),
-        Hop("accepted", None, accepted_at, _subtract(accepted_at, ended_at), accepted_at - start),
-    ]
-    return [*hops, *_list_receipt_hops(history.channels, history.last_receipts, accepted_at, start)]
-
-
-def _list_receipt_hops(
-    channels: Sequence[DeliveryRecord], receipts: Sequence[DeliveryRecord], accepted_at: float, start: float
-) -> list[Hop]:
-    """One for each channel; those that have nothing yet come last."""
-    received: dict[str, float] = {}
-    for each in receipts:
-        if each.finished_at is not None:
-            received.setdefault(each.channel, each.finished_at)
-    names = [*received, *(each.channel for each in channels if each.channel not in received)]
-    return [
-        Hop("delivered", name, at := received.get(name), _subtract(at, accepted_at), _subtract(at, start))
-        for name in names
-    ]
-
-
-def _subtract(at: float | None, since: float | None) -> float | None:
-    return None if at is None or since is None else at - since

@@ -12,7 +12,6 @@ from services.relay.console.pages.layout import Handler, PageRenderer, redirect,
 from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
-from services.relay.outbox import quarantine as rejected
 from services.relay.outbox.audit import Actor
 from services.relay.outbox.bulk_retry import (
     BulkRetries,
@@ -24,7 +23,15 @@ from services.relay.outbox.bulk_retry import (
 )
 from services.relay.outbox.dead_letters import NO_ATTEMPT, read_dead_letters
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.quarantine import AlreadyReplayedError, QuarantineEntry, UnknownEntryError
+from services.relay.outbox.quarantine import (
+    MAX_BODY_BYTES,
+    MAX_ENTRIES,
+    AlreadyReplayedError,
+    QuarantineEntry,
+    UnknownEntryError,
+    list_entries,
+    read_webhook,
+)
 from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_delivery
 from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import REASON_ADVICE, ReasonAdvice
@@ -33,7 +40,7 @@ from shared.http.authorization import ProtectedRoute, describe_action, get_calle
 from shared.http.form import FormError, read_form
 
 PATH: Final = "/quarantine"
-_MAX_FORM_BYTES: Final = 3 * rejected.MAX_BODY_BYTES + 4096
+_MAX_FORM_BYTES: Final = 3 * MAX_BODY_BYTES + 4096
 """A form has up to three bytes for one of the body."""
 _MAX_FORMS: Final = 2
 """Bodies in a form at the same time: each takes tens of megabytes, and of the intake's time some tenths of a second."""
@@ -117,12 +124,12 @@ class QuarantinePages:
 
     async def _read_refused(self, before: str) -> dict[str, object]:
         oldest = int(before) if re.fullmatch("[0-9]{1,18}", before) else None
-        entries = await rejected.list_entries(self._store, _PAGE_SIZE + 1, oldest)
+        entries = await list_entries(self._store, _PAGE_SIZE + 1, oldest)
         return {
             "entries": entries[:_PAGE_SIZE],
             "older": entries[_PAGE_SIZE - 1].id if len(entries) > _PAGE_SIZE else None,
             "is_older_page": oldest is not None,
-            "max_entries": rejected.MAX_ENTRIES,
+            "max_entries": MAX_ENTRIES,
         }
 
     async def _start_retry(self, request: Request) -> Response:
@@ -154,11 +161,11 @@ class QuarantinePages:
         return redirect(request, PATH, f"{now.alertname} is sent again on {now.channel}.")
 
     async def _show_entry(self, request: Request) -> Response:
-        entry, body = await rejected.read_webhook(self._store, request.path_params["id"])
+        entry, body = await read_webhook(self._store, request.path_params["id"])
         return await self._render_entry(request, entry, body)
 
     async def _preview(self, request: Request) -> Response:
-        entry, stored = await rejected.read_webhook(self._store, request.path_params["id"])
+        entry, stored = await read_webhook(self._store, request.path_params["id"])
         edited = (await read_form(request, _MAX_FORM_BYTES)).get("body")
         body = stored if edited is None else edited.encode()
         try:
@@ -169,7 +176,7 @@ class QuarantinePages:
 
     async def _replay(self, request: Request) -> Response:
         describe_action(request, is_stored=True)  # with what it accepts, or it changed nothing
-        entry, stored = await rejected.read_webhook(self._store, request.path_params["id"])
+        entry, stored = await read_webhook(self._store, request.path_params["id"])
         form = await read_form(request, _MAX_FORM_BYTES)
         edited, is_confirmed = form.get("body"), form.get("confirmed") == _CONFIRMED
         body, code = stored if edited is None else edited.encode(), form.get("code") if is_confirmed else None
