@@ -67,10 +67,10 @@ class _NamedRow(NamedTuple):
     name: str | None
 
 
-_FIND_DELIVERIES: Final = RowQuery(_NamedRow, select(deliveries.c.id, deliveries.c.channel)).where(
+_FIND_DELIVERIES: Final = RowQuery(_NamedRow, select(deliveries.c.id, deliveries.c.channel.label("name"))).where(
     deliveries.c.id.in_(bindparam("ids", expanding=True))
 )
-_FIND_INCIDENTS: Final = RowQuery(_NamedRow, select(incidents.c.id, incidents.c.title)).where(
+_FIND_INCIDENTS: Final = RowQuery(_NamedRow, select(incidents.c.id, incidents.c.title.label("name"))).where(
     incidents.c.id.in_(bindparam("ids", expanding=True))
 )
 
