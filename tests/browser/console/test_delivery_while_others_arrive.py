@@ -29,6 +29,23 @@ async def test_the_list_is_filtered_live_and_accessible(chromium: Browser, conso
         assert not await find_overflow(page)
 
 
+async def test_a_page_that_cannot_be_read_again_does_not_look_live(chromium: Browser, tmp_path: Path) -> None:
+    async with open_console(tmp_path) as console, await chromium.new_page(reduced_motion="reduce") as page:
+        live = page.locator("#live")
+        await page.goto(f"{console.url}/deliveries")
+        await expect(live).to_have_text("Live")
+        (tmp_path / "relay.db").rename(tmp_path / "away.db")
+        try:
+            await expect(live).to_contain_text("Not live, what is shown is from ", timeout=15_000)
+            await expect(live).to_contain_text("it cannot be read now; trying again.")
+            await expect(page.locator("body.old .delivery-list")).to_have_count(1)
+            assert await find_violations(page) == []
+        finally:
+            (tmp_path / "away.db").rename(tmp_path / "relay.db")
+        await expect(live).to_have_text("Live", timeout=15_000)
+        await expect(page.locator("body.old")).to_have_count(0)
+
+
 async def test_a_choice_stays_while_the_page_is_loaded_again_and_the_keyboard_sends_it(
     chromium: Browser, tmp_path: Path
 ) -> None:
