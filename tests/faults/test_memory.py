@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import quote
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientConnectorError, ClientOSError, ClientSession, web
 
 from ops.kms_emulator.emulator import run_emulator as emulator
 from tests.faults import servers
@@ -54,7 +54,8 @@ async def test_the_worst_forms_of_the_console_end_no_relay(tmp_path: Path) -> No
         }.items():
             async with asyncio.TaskGroup() as group:
                 sent = [group.create_task(_post_form(relay.client, path, body, form)) for _ in range(10)]
-            assert {each.result() for each in sent} <= {200, 303, 422, 503}, path
+            expected = {200, 503} if path == "/channels/-/render" else {200, 303, 422}
+            assert {each.result() for each in sent} <= expected, path
             await relay.is_alive()
         await servers.delivers_a_usual_one(relay, "usual")
         await relay.is_alive()
@@ -63,9 +64,14 @@ async def test_the_worst_forms_of_the_console_end_no_relay(tmp_path: Path) -> No
 
 
 async def _post_form(client: ClientSession, path: str, body: bytes, headers: Mapping[str, str]) -> int:
-    async with client.post(path, data=io.BytesIO(body), headers=headers, allow_redirects=False) as answer:
-        await answer.read()
-        return answer.status
+    try:
+        async with client.post(path, data=io.BytesIO(body), headers=headers, allow_redirects=False) as answer:
+            await answer.read()
+            return answer.status
+    except ClientConnectorError:
+        raise  # it does not listen any more
+    except ClientOSError:  # it has answered before all was sent
+        return 503
 
 
 async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path) -> None:

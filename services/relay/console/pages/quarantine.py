@@ -44,6 +44,8 @@ _MAX_FORM_BYTES: Final = 3 * MAX_BODY_BYTES + 4096
 """A form has up to three bytes for one of the body."""
 _MAX_FORMS: Final = 2
 """Bodies in a form at the same time: each takes tens of megabytes, and of the intake's time some tenths of a second."""
+_FORM_WAIT_SECONDS: Final = 10.0
+"""How long a further one waits: the answer to a form that is still being sent may get lost."""
 _UNKNOWN_ADVICE: Final = ReasonAdvice("a reason of a newer keypulse", "open one: its attempts say more")
 _ADVICE: Final[Mapping[str, ReasonAdvice]] = {
     **{reason.value: advice for reason, advice in REASON_ADVICE.items()},
@@ -221,10 +223,15 @@ class QuarantinePages:
 
     def _limit_forms(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
-            if self._forms.locked():
-                raise FormError("others are being repaired; go back, and try again in a moment", 503)
-            async with self._forms:
+            try:  # nothing of the form is read meanwhile
+                async with asyncio.timeout(_FORM_WAIT_SECONDS):
+                    await self._forms.acquire()
+            except TimeoutError:
+                raise FormError("others are being repaired; go back, and try again in a moment", 503) from None
+            try:
                 return await handler(request)
+            finally:
+                self._forms.release()
 
         return answer
 
