@@ -133,8 +133,17 @@ def programs() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:
         Path(folder).chmod(0o755)
         for part in (_PACKAGE, f"{_PACKAGE}.libs"):  # beside each other, as its programs look for their libraries
-            shutil.copytree(_wheel() / part, Path(folder, part), symlinks=True, ignore=_NOT_NEEDED)
+            shutil.copytree(
+                _wheel() / part, Path(folder, part), symlinks=True, ignore=_NOT_NEEDED, copy_function=_link_or_copy
+            )
         yield Path(folder) / _PROGRAMS
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
 
 
 def _wheel() -> Path:

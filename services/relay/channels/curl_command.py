@@ -3,10 +3,26 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 JSON_TYPE: Final = "-H 'Content-Type: application/json; charset=utf-8'"
 _MAX_SIZE: Final = 100_000
 """Bytes of a payload over which there is no command: Linux takes 128 KiB as one argument."""
+
+
+def quote_address(url: str, own: str, variable: str) -> str:
+    """An address, quoted for a shell. A path that is not the provider's own may hold a secret: it is a variable.
+
+    Args:
+        url: as configured.
+        own: the provider's own address, as documented.
+        variable: its name.
+    """
+    if url.rstrip("/") == own.rstrip("/"):
+        return shlex.quote(url.rstrip("/"))
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f'{shlex.quote(f"{parts.scheme}://{host}")}"${variable}"'
 
 
 def build_posts(url: str, options: Sequence[str], payload: str, secrets: Mapping[str, str] | None = None) -> str | None:

@@ -21,12 +21,11 @@ An event that PagerDuty calls invalid is an error of the message, unless PagerDu
 
 import json
 import re
-import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
-from services.relay.channels.curl_command import JSON_TYPE, build_posts
+from services.relay.channels.curl_command import JSON_TYPE, build_posts, quote_address
 from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.pagerduty_event import Action, build_dedup_key, build_event
 from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
@@ -50,6 +49,7 @@ from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
 from shared.net.egress import EgressSettings
 
+_OWN_URL: Final = "https://events.pagerduty.com/v2/enqueue"
 _LEFT_OPEN = "left open: another incident with this key is open"
 _TRIGGERED: Progress = {"triggered": "yes"}
 _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse checks its routing key"}
@@ -79,7 +79,7 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
 
     kind: Literal["pagerduty"]
     routing_key_file: RoutingKeyPath
-    url: ProviderUrl = "https://events.pagerduty.com/v2/enqueue"
+    url: ProviderUrl = _OWN_URL
     page_resolved: bool = True
     """Whether somebody is called for an incident that is resolved before its firing was delivered."""
 
@@ -95,8 +95,9 @@ class PagerDutySettings(EgressSettings, ChannelSettings):
     def build_curl(self, delivery_id: str, payload: str) -> str | None:  # noqa: ARG002  # the port's
         """See the base."""
         # The routing key is the first value of an event: out of the shell's quotes, and into them again.
+        url = quote_address(self.url, _OWN_URL, "PAGERDUTY_PATH")
         masked, variable = f'{{"routing_key":"{MASK}"', """{"routing_key":"'"$PAGERDUTY_ROUTING_KEY"'\""""
-        return build_posts(shlex.quote(self.url), [JSON_TYPE], payload, {masked: variable})
+        return build_posts(url, [JSON_TYPE], payload, {masked: variable})
 
     def connect(self, timeout: float) -> "PagerDutyChannel":
         """The channel, with `timeout` seconds for a whole send."""

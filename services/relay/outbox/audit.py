@@ -60,17 +60,20 @@ class LinkedEntry(NamedTuple):
         return self.entry.on.partition(" ")[2] if self.delivery_id or self.incident_id else self.entry.on
 
 
-class _NamedRow(NamedTuple):
-    """A delivery with its channel, or an incident with its title."""
-
+class _DeliveryRow(NamedTuple):
     id: str
-    name: str | None
+    channel: str
 
 
-_FIND_DELIVERIES: Final = RowQuery(_NamedRow, select(deliveries.c.id, deliveries.c.channel)).where(
+class _IncidentRow(NamedTuple):
+    id: str
+    title: str | None
+
+
+_FIND_DELIVERIES: Final = RowQuery(_DeliveryRow, select(deliveries.c.id, deliveries.c.channel)).where(
     deliveries.c.id.in_(bindparam("ids", expanding=True))
 )
-_FIND_INCIDENTS: Final = RowQuery(_NamedRow, select(incidents.c.id, incidents.c.title)).where(
+_FIND_INCIDENTS: Final = RowQuery(_IncidentRow, select(incidents.c.id, incidents.c.title)).where(
     incidents.c.id.in_(bindparam("ids", expanding=True))
 )
 

@@ -137,7 +137,7 @@ async def test_a_store_that_is_away_is_shown_and_what_was_known_is_old(chromium:
 async def test_a_session_that_was_ended_ends_its_pages(
     chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 2.0)
     (tmp_path / "viewer").write_text("a-token-of-a-viewer")
     auth = {
         "bearer_token_file": tmp_path / "token",

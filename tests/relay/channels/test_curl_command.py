@@ -3,10 +3,11 @@
 import asyncio
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from services.relay.channels.curl_command import build_posts
+from services.relay.channels.curl_command import build_posts, quote_address
 from tests.relay.channels.conftest import Providers
 from tests.relay.channels.examples import SECRET, detailed, message, settings, with_text
 
@@ -44,11 +45,25 @@ async def test_a_copied_command_sends_the_same_again(
         command = channel.build_curl("an-id", opened.render_payload(sent))
         assert command is not None
         assert SECRET not in command
-        answer = await run(command, folder, SLACK_WEBHOOK_URL=url, WEBHOOK_URL=url)
+        paths = {"SLACK_API_PATH": getattr(channel, "api_url", ""), "PAGERDUTY_PATH": getattr(channel, "url", "")}
+        variables = {name: urlsplit(address or "").path.rstrip("/") for name, address in paths.items()}
+        answer = await run(command, folder, SLACK_WEBHOOK_URL=url, WEBHOOK_URL=url, **variables)
         assert len(providers.arrived(kind)) == number, answer
     assert list(folder.iterdir()) == []
     assert "touch pwned" in providers.arrived(kind)[-1]
     await opened.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://slack.com/api/", "https://slack.com/api"),
+        ("https://gateway.example.org/a-secret/api", 'https://gateway.example.org"$SLACK_API_PATH"'),
+        ("https://user:a-secret@gateway.example.org?a-secret", 'https://gateway.example.org"$SLACK_API_PATH"'),
+    ],
+)
+def test_a_path_that_is_not_the_providers_own_may_be_a_secret_as_in_the_masked_settings(url: str, shown: str) -> None:
+    assert quote_address(url, "https://slack.com/api/", "SLACK_API_PATH") == shown
 
 
 def test_what_is_no_request_or_too_large_has_no_command() -> None:

@@ -85,6 +85,21 @@ async def test_a_role_may_do_its_actions_and_no_other_by_token_and_by_session(ro
     assert recorded == ["login"]  # nothing was there to be changed
 
 
+async def test_an_admin_alone_reloads_by_token_and_by_session(tmp_path: Path) -> None:
+    async with open_relay(build_settings(tmp_path), tmp_path) as relay:
+        for role, name in HOLDERS.items():
+            expected = 200 if role is Role.ADMIN else 403
+            async with relay.open_browser() as browser:
+                bearer = {"authorization": f"Bearer {token(name)}", "accept": "*/*"}
+                assert (await browser.post("/-/reload", headers=bearer)).status_code == expected
+                await log_in(browser, secret=token(name))
+                csrf = {"x-csrf-token": find_csrf_token(await browser.get("/"))}
+                assert (await browser.post("/-/reload", headers=csrf)).status_code == expected
+                assert (await browser.post("/-/reload")).status_code == 403
+        done = [entry for entry in await read_audit(relay) if entry[2] != "login"]
+    assert done == [("admin", "192.0.2.1", "reload", "")] * 2
+
+
 async def test_without_credentials_nothing_is_done(tmp_path: Path) -> None:
     async with open_relay(build_settings(tmp_path), tmp_path) as relay, relay.open_browser() as browser:
         for path in (*ACTIONS, *CHANGE_NOTHING, "/alerts", "/-/reload"):

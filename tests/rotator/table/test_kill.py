@@ -23,8 +23,8 @@ from tests.rotator.table.killed import end_lease, run_killed
 from tests.rotator.table.tenants import PREFIX, Tenants, aad
 
 REWRAP = RotationType.REWRAP_KEK
-ROWS = 30
-"""Of the short test: a batch, and a rest."""
+ROWS = 40
+"""Of the short test: two full batches, and then one without a row."""
 MANY_ROWS = 20_000
 
 

@@ -12,7 +12,6 @@ With `files:write` it uploads charts, and texts that are too long for a reply.
 
 import hashlib
 import re
-import shlex
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ import structlog
 from pydantic import BeforeValidator, model_validator
 from slack_sdk.web.async_client import AsyncWebClient
 
-from services.relay.channels.curl_command import JSON_TYPE, build_posts
+from services.relay.channels.curl_command import JSON_TYPE, build_posts, quote_address
 from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
 from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
 from services.relay.channels.provider_call import (
@@ -63,6 +62,7 @@ from shared.net.egress import EgressSettings
 
 log = structlog.get_logger(__name__)
 
+_OWN_API_URL: Final = "https://slack.com/api/"
 _CHANNEL_ID = "[CDG][A-Z0-9]{2,}"
 _THREAD_REFUSED: Progress = {"thread": "refused"}
 
@@ -115,7 +115,7 @@ class SlackSettings(EgressSettings, ChannelSettings):
     token_file: BotTokenPath | None = None
     webhook_url_file: WebhookUrlPath | None = None
     """Contains the URL of an incoming webhook, instead of `channel` and `token_file`."""
-    api_url: ProviderUrl = "https://slack.com/api/"
+    api_url: ProviderUrl = _OWN_API_URL
 
     @model_validator(mode="after")
     def _check_one_access(self) -> Self:
@@ -134,8 +134,8 @@ class SlackSettings(EgressSettings, ChannelSettings):
         """See the base."""
         if self.token_file is None:
             return build_posts('"$SLACK_WEBHOOK_URL"', [JSON_TYPE], payload)
-        url = shlex.quote(f"{self.api_url.rstrip('/')}/chat.postMessage")
-        return build_posts(url, ['-H "Authorization: Bearer $SLACK_TOKEN"', JSON_TYPE], payload)
+        url = quote_address(self.api_url, _OWN_API_URL, "SLACK_API_PATH")
+        return build_posts(f"{url}/chat.postMessage", ['-H "Authorization: Bearer $SLACK_TOKEN"', JSON_TYPE], payload)
 
     def has_address(self, receipt: Receipt) -> bool:
         """See the base; what an incoming webhook posted, nobody finds again."""
