@@ -17,7 +17,7 @@ from services.relay.outbox.incidents import read_current_state
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
 from services.relay.outbox.requeue import UnknownDeliveryError
 from services.relay.outbox.rows import DELIVERIES
-from services.relay.outbox.tables import clean_for_database, deliveries
+from services.relay.outbox.tables import DeliveryState, clean_for_database, deliveries
 
 ACTION: Final = "send elsewhere"
 """In the audit."""
@@ -92,6 +92,8 @@ def _build_delivery(
     missing = find_missing_events(transaction, incident_id, channel, first_event_seq, latest)
     if latest not in missing:
         there = _FIND_LATEST.fetch_one(transaction.connection, {"incident": incident_id, "channel": channel})
+        if there.state == DeliveryState.DEAD:
+            raise NotSendableError(f"the current state was given up on {channel}: retry delivery {there.id}")
         raise NotSendableError(f"{channel} has the current state of its incident: delivery {there.id}, {there.state}")
     # On a channel that merges nothing, an older event would follow newer ones.
     first = latest if channel in transaction.unmerged_channels else missing[0]

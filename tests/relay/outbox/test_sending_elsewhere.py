@@ -105,3 +105,12 @@ async def test_what_cannot_be_sent_changes_nothing(store: Store) -> None:
         await send_elsewhere(store, delivery, "slack", who="alice")
     assert await rows.left() == {delivery}
     assert await OutboxAudit(store).list_entries(9, None) == ([], None)
+
+
+async def test_what_was_given_up_there_is_not_there_and_is_retried(store: Store) -> None:
+    await accept(store, "one", "slack", "mail")
+    await end_attempt(store, await claim_one(store, "mail"), DeliveryState.DEAD, reason="rejected")
+    (delivery,), (dead,) = await on(store, "slack"), await on(store, "mail")
+    with pytest.raises(NotSendableError) as refused:
+        await send_elsewhere(store, delivery.id, "mail", who="alice")
+    assert str(refused.value) == f"the current state was given up on mail: retry delivery {dead.id}"
