@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
 from ops.demo.stand_ins.mail_server import MailServer
+from shared import web
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
-from shared.web.pages import SHARED_ASSETS
 
 _PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -74,7 +74,7 @@ def _build_anchor(text: str, used_anchors: dict[str, int]) -> str:
 
 
 PAGE_FOLDER = Path(__file__).parent / "page"
-_THEME = SHARED_ASSETS / "theme.css"
+_THEME = Path(web.__file__).parent / "assets" / "theme.css"  # not by `pages`: here is no Jinja
 _COMMON_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 PAGE_HEADERS = {
     **_COMMON_HEADERS,
