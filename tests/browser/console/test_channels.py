@@ -27,7 +27,7 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
     folder = tmp_path_factory.mktemp("channels")
     await seed_checks(folder)
     async with (
-        open_console(folder, channels=build_channels(folder), routes=ROUTES) as console,
+        open_console(folder, channels=build_channels(folder), routes=ROUTES, pacing={"enabled": False}) as console,
         open_page(chromium, f"{console.url}/channels") as page,
     ):
         cards = page.locator("#channels > li")
