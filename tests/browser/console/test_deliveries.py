@@ -155,13 +155,17 @@ async def check_many(chromium: Browser, folder: Path, number: int) -> None:
     async with open_deliveries(folder, number) as seeded, open_page(chromium, f"{seeded.url}/deliveries") as page:
         rows = page.locator(".delivery-list tbody tr")
         await expect(rows).to_have_count(50)
-        first = await rows.first.get_by_role("link").get_attribute("href")
+        top, tops = rows.first.get_by_role("link"), []
         for _ in range(3):
+            tops.append(await top.get_attribute("href") or "")
             await page.get_by_role("link", name="Older", exact=True).click()
+            await expect(top).not_to_have_attribute("href", tops[-1])
             await expect(rows).to_have_count(50)
+        assert len(set(tops)) == 3
         await page.get_by_role("link", name="Newer", exact=True).click()
+        await expect(top).to_have_attribute("href", tops[2])
         await page.get_by_role("link", name="Newest", exact=True).click()
-        await expect(rows.first.get_by_role("link")).to_have_attribute("href", first or "")
+        await expect(top).to_have_attribute("href", tops[0])
         await page.goto(f"{seeded.url}/deliveries?text=is+nowhere")
         if number > 5_000:
             await expect(page.locator("#delivery_list")).to_contain_text("Searched 5,000 deliveries, back to")
