@@ -5,7 +5,7 @@ viewers, and only while there are any; it sees what other replicas and commands 
 `changed`, since a page may be older than its connection. Between two of them is a second at least.
 
 `heartbeat` comes every few seconds, so that a page notices a connection that is dead without an end. The credentials
-are checked again then; and no stream lasts for long, so that what checks them at the door gets its turn. Its last one,
+are checked again then. No stream lasts for long, so that a new connection passes all checks. Its last event,
 `reconnect`, lets a page connect again without an alarm. A page whose stream ended asks with `?check=1` why, without
 opening another one. https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
