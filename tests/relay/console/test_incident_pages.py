@@ -23,7 +23,12 @@ async def test_actions_are_offered_to_those_whose_role_allows_them(tmp_path: Pat
         (tmp_path / role).write_text(token)
     tokens = [{"name": f"a-{role}", "role": role, "file": tmp_path / role} for role in TOKENS]
     alertmanager = {"urls": ["http://127.0.0.1:1"]}
-    configured = settings(tmp_path, {"one": Scripted()}, auth={"tokens": tokens}, alertmanager=alertmanager)
+    configured = settings(
+        tmp_path,
+        {"one": Scripted()},
+        auth={"tokens": tokens, "public_url": "https://relay.example.org"},
+        alertmanager=alertmanager,
+    )
     async with served(configured) as client:
         await post(client, webhook_of())
         offered = {}
@@ -33,7 +38,8 @@ async def test_actions_are_offered_to_those_whose_role_allows_them(tmp_path: Pat
             offered[role] = re.findall(f'action="{ONE}/([a-z]+)"', page)
         assert offered == {"viewer": [], "responder": ["acknowledge"], "admin": ["acknowledge", "silence"]}
         assert (await get(client, ONE))[0] == 401
-        assert (await get(client, f"{ONE}/export.json", TOKENS["viewer"]))[0] == 200
+        status, export = await get(client, f"{ONE}/export.md", TOKENS["viewer"])
+        assert (status, f"https://relay.example.org{ONE}" in export) == (200, True)  # whatever `Host` the request has
     configured = configured.model_copy(update={"alertmanager": configured.alertmanager.model_copy(update={"urls": ()})})
     async with served(configured) as client:
         _, page = await get(client, ONE, TOKENS["admin"])

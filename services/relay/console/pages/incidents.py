@@ -128,7 +128,7 @@ class IncidentPages:
         store: the outbox.
         renderer: renders the templates.
         reader: reads one incident.
-        settings: which channels know acknowledgements.
+        settings: which channels know acknowledgements, and the relay's own address.
         wake_channels: called with the channels that have something new to deliver.
         wake_silences: called when a silence waits; None without an Alertmanager, where there are no silences.
         metrics: counts acknowledgements.
@@ -148,6 +148,7 @@ class IncidentPages:
         self._renderer = renderer
         self._reader = reader
         self._acknowledging_channels = settings.acknowledging_channels
+        self._public_url = settings.auth.public_url
         self._wake_channels = wake_channels
         self._wake_silences = wake_silences
         self._metrics = metrics
@@ -238,7 +239,8 @@ class IncidentPages:
         if view is None:
             return None
         position = {"episode": None if view.history.is_current else view.history.episode}
-        address = f"{str(request.base_url).rstrip('/')}{_build_address(incident_id, position)}"
+        base = self._public_url or str(request.base_url).rstrip("/")
+        address = f"{base}{_build_address(incident_id, position)}"
         return PostMortem(view, self._store.clock(), address)
 
     async def _acknowledge(self, request: Request) -> Response:
