@@ -102,7 +102,7 @@ async def test_a_wrong_filter_is_400_with_what_was_expected(tmp_path: Path) -> N
         code, answer = await get(client, "/api/deliveries?stat=dead")
         assert (code, answer["error"]) == (
             400,
-            "unknown filter; expected state, channel, alertname, service, digest, since, until, text, limit, cursor",
+            "unknown parameter; expected state, channel, alertname, service, digest, since, until, text, limit, cursor",
         )
 
 
