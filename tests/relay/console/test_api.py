@@ -10,7 +10,7 @@ import aiohttp
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl
 from tests.postgres import Postgres
-from tests.relay.served_relay import Scripted, payload, post, reaches, served, settings, webhook_of
+from tests.relay.served_relay import Scripted, hang, payload, post, reaches, served, settings, webhook_of
 
 
 class Clock:
@@ -209,7 +209,7 @@ async def test_the_admin_token_is_needed_where_there_is_one(tmp_path: Path) -> N
 
 
 async def test_the_api_answers_while_a_channel_hangs(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"one": Scripted(lambda: asyncio.sleep(0.5))})) as client:
+    async with served(settings(tmp_path, {"one": Scripted(hang)})) as client:
         await post(client, payload(1))
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
         _, answer = await get(client, "/api/deliveries")
