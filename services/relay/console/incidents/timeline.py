@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from services.relay.console.incidents.hops import Hop, list_end_hops, list_start_hops, round_seconds
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, decode_event
-from services.relay.outbox.incident_history import (
+from services.relay.outbox.incident_records import (
     ActionRecord,
     AttemptRecord,
     DeliveryRecord,
