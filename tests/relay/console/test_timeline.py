@@ -11,9 +11,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from services.relay.console.incidents.details import build_details
+from services.relay.console.incidents.entries import EntryKind
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import EntryKind, Timeline, build_timeline, read_event
+from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, encode_event

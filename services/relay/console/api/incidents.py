@@ -11,9 +11,9 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.console.incidents.entries import encode_entry
 from services.relay.console.incidents.hops import encode_hop
 from services.relay.console.incidents.reader import IncidentReader
-from services.relay.console.incidents.timeline import encode_entry
 from services.relay.metrics import Metrics
 from services.relay.outbox.acknowledgement import (
     Acknowledgement,
