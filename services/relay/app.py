@@ -3,10 +3,10 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from starlette.applications import Starlette
@@ -52,6 +52,7 @@ from shared.http.authentication import AccessPolicy, Token, create_access_policy
 from shared.http.authorization import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.connection_limits import AdmissionQueue
 from shared.http.server import StartError, create_application, create_registry
+from shared.process.concurrency import run_beside
 from shared.process.hot_reload import ReloadableApp
 from shared.process.server_runner import ServerRunner
 
@@ -243,18 +244,6 @@ async def open_exporter_history(settings: RelaySettings) -> AsyncIterator[Export
         yield exporter
     finally:
         await exporter.close()
-
-
-@asynccontextmanager
-async def run_beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs loops while the body runs."""
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metrics: Metrics) -> RouteRequirements:

@@ -1,6 +1,6 @@
 """The common form of the servers' JSON APIs: errors, parameters and times. See `pagination` for lists."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -12,6 +12,12 @@ T = TypeVar("T")
 def build_error_response(status: int, message: str) -> JSONResponse:
     """An error; the message is one sentence."""
     return JSONResponse({"error": message}, status_code=status)
+
+
+def check_names(parameters: Mapping[str, str], names: Collection[str]) -> None:
+    """Raises ValueError with the names that are expected, where a query has a parameter of another name."""
+    if parameters.keys() - set(names):
+        raise ValueError(f"unknown parameter; expected {', '.join(names)}")
 
 
 def parse_parameter(name: str, parse: Callable[[str], T], parameters: Mapping[str, str]) -> T | None:

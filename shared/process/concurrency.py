@@ -1,10 +1,11 @@
-"""Runs work beside the event loop: in threads that may hang, in bounded concurrency, or large work one at a time."""
+"""Runs work beside other work: in tasks, in threads that may hang, in bounded concurrency, or large one at a time."""
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
 
 from shared.process.memory import release_free_memory
 
@@ -31,6 +32,18 @@ def start_in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+@asynccontextmanager
+async def run_beside(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs loops while the body runs."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def is_task_cancelled() -> bool:

@@ -63,7 +63,7 @@ async def test_failures_of_one_key_or_of_a_service_come_with_their_times_the_new
         assert [each["target"] for each in (await get(history, query))[1]["failures"]] == [target]
     assert (await get(history, "?service=none"))[1]["failures"] == []
     assert (await get(history, "?target=c"))[0] == 404
-    assert await get(history, "?since=1") == (400, {"error": "unknown filter; expected target or service"})
+    assert await get(history, "?since=1") == (400, {"error": "unknown parameter; expected target, service"})
 
 
 async def test_a_long_history_is_cut_and_says_so() -> None:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from services.exporter.history import FailureSpan, History, TargetHistory
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
-from shared.http.json_api import build_error_response, format_time
+from shared.http.json_api import build_error_response, check_names, format_time
 
 MAX_FAILURES: Final = 200
 """Failures in one answer; the newest."""
@@ -24,8 +24,10 @@ def build_route(history: History) -> ProtectedRoute:
 
     async def list_failures(request: Request) -> Response:
         chosen = request.query_params
-        if set(chosen) - set(_FILTERS):
-            return build_error_response(400, f"unknown filter; expected {' or '.join(_FILTERS)}")
+        try:
+            check_names(chosen, _FILTERS)
+        except ValueError as error:
+            return build_error_response(400, str(error))
         target = chosen.get("target")
         if target is not None and target not in history.targets:
             return build_error_response(404, "there is no such target; without the filter all are listed")

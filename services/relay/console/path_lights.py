@@ -186,12 +186,12 @@ def _judge_heartbeat(heartbeat: Heartbeat, now: float, *, is_readable: bool) -> 
 
 def build_intake_light(facts: IntakeFacts, now: float) -> Light:
     """Whether webhooks come, and are accepted."""
-    href = "/quarantine" if facts.times.quarantined.entries else ""
+    href = "/quarantine" if facts.times.quarantined else ""
     return Light("Intake", _judge_intake(facts, now), "last webhook", facts.times.accepted_at, href)
 
 
 def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
-    at, entries = facts.times.accepted_at, facts.times.quarantined.entries
+    at, entries = facts.times.accepted_at, facts.times.quarantined
     quarantined = f" {entries} in quarantine." if entries else ""
     if facts.token_error:
         return Verdict(HealthStatus.FAILING, facts.token_error, "Put the token into its file.")

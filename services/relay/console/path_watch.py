@@ -3,7 +3,6 @@
 Prometheus and the sender process are asked in the background while somebody looks.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -30,6 +29,7 @@ from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.overview import Overview
 from shared.config.secret_file import SecretFile
+from shared.process.concurrency import run_beside
 
 
 class PathWatch:
@@ -80,13 +80,10 @@ class PathWatch:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Asks while the body runs, and somebody looks."""
-        tasks = [asyncio.create_task(watch.run()) for watch in (self._prometheus_watch, self._sender_watch)]
         try:
-            yield
+            async with run_beside(self._prometheus_watch.run(), self._sender_watch.run()):
+                yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self._prometheus is not None:
                 await self._prometheus.close()
 

@@ -1,6 +1,5 @@
 """Runs what presses need: the connection to Slack."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from services.relay.interactive.web_api import SlackWebApi
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import Store
 from shared.net.egress import EgressSettings
+from shared.process.concurrency import run_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,5 @@ async def run_presses(
             store, bots, metrics, rules.acknowledging_channels, wake_channels, wake_silences if may_silence else None
         )
         stack.push_async_callback(handler.close)
-        task = asyncio.create_task(SocketModeClient(app, handler.handle, metrics).run())
-        stack.push_async_callback(_cancel, task)
+        await stack.enter_async_context(run_beside(SocketModeClient(app, handler.handle, metrics).run()))
         yield
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

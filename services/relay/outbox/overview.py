@@ -10,7 +10,7 @@ from services.relay.outbox.channel_overviews import ChannelOverview, read_channe
 from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.open_incidents import OpenIncidents, read_open_incidents
 from services.relay.outbox.watchdogs import read_heartbeats, read_last_seen
-from services.relay.outbox.webhook_times import QuarantineSummary, WebhookTimes, read_webhook_times
+from services.relay.outbox.webhook_times import WebhookTimes, read_webhook_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,7 @@ class Overview:
     """The same, or since when one is awaited."""
 
 
-EMPTY_OVERVIEW: Final = Overview(
-    0.0, (), OpenIncidents((), {}, 0), WebhookTimes(None, QuarantineSummary(0, None)), {}, {}
-)
+EMPTY_OVERVIEW: Final = Overview(0.0, (), OpenIncidents((), {}, 0), WebhookTimes(None, 0), {}, {})
 """Before the outbox could be read."""
 
 

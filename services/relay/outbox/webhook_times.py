@@ -1,4 +1,4 @@
-"""When a webhook was last accepted, heartbeats included, and when one last went into quarantine; by any replica."""
+"""When a webhook was last accepted, heartbeats included, and how many are in quarantine; by any replica."""
 
 from typing import Final, NamedTuple
 
@@ -11,19 +11,12 @@ _NEWEST: Final = 100
 """Events that are searched for one that came as a webhook: an incident of the relay's own has none."""
 
 
-class QuarantineSummary(NamedTuple):
-    """What is in quarantine."""
-
-    entries: int
-    newest_at: float | None
-
-
 class WebhookTimes(NamedTuple):
-    """Unix seconds, by the database's clock."""
+    """What is known of the webhooks that came."""
 
     accepted_at: float | None
-    """None where none has come, or retention left none."""
-    quarantined: QuarantineSummary
+    """Unix seconds, by the database's clock; None where none has come, or retention left none."""
+    quarantined: int
 
 
 def _read_time(at: float | None) -> float | None:
@@ -38,13 +31,11 @@ _newest = (
 )
 _ACCEPTED: Final = RowQuery(_read_time, select(func.max(_newest.c.accepted_at)).where(_newest.c.size > 0))
 _HEARTBEAT: Final = RowQuery(_read_time, select(func.max(watchdogs.c.heartbeat_at)))
-_QUARANTINE: Final = RowQuery(
-    QuarantineSummary, select(func.count().label("entries"), func.max(quarantine.c.received_at).label("newest_at"))
-)
+_QUARANTINED: Final = RowQuery(int, select(func.count()).select_from(quarantine))
 
 
 def read_webhook_times(connection: Connection) -> WebhookTimes:
     """For `Store.read`."""
     accepted = [_ACCEPTED.fetch_one(connection), _HEARTBEAT.fetch_one(connection)]
     newest = max((at for at in accepted if at is not None), default=None)
-    return WebhookTimes(newest, _QUARANTINE.fetch_one(connection))
+    return WebhookTimes(newest, _QUARANTINED.fetch_one(connection))

@@ -92,11 +92,11 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
         filters = "status, acknowledged, alertname, service, since, limit, cursor"
         for query, error in (
             ("?status=open", "status: expected one of firing, resolved"),
-            ("?state=x", f"unknown filter; expected {filters}"),
+            ("?state=x", f"unknown parameter; expected {filters}"),
             ("?acknowledged=1", "acknowledged: expected true or false"),
             ("?limit=0", "limit: expected a number from 1 to 1000"),
             ("/x?episode=0", "episode: expected the number of an episode, 1 for the first one"),
-            ("/x?before=1", "unknown parameter; expected episode or cursor"),
+            ("/x?before=1", "unknown parameter; expected episode, cursor"),
         ):
             assert await get(client, f"/api/incidents{query}") == (400, {"error": error})
 

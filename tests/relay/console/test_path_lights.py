@@ -18,7 +18,7 @@ from services.relay.console.path_lights import (
 from services.relay.console.prometheus_facts import PrometheusFacts, Scrape
 from services.relay.console.status import HealthStatus, find_worst
 from services.relay.delivery.enrichment.prometheus import RuleGroup
-from services.relay.outbox.webhook_times import QuarantineSummary, WebhookTimes
+from services.relay.outbox.webhook_times import WebhookTimes
 
 NOW = 1_000_000.0
 FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus
@@ -137,7 +137,7 @@ def test_the_intake(
     answers: dict[int, float],
     expected: tuple[object, ...],
 ) -> None:
-    times = WebhookTimes(None if accepted is None else NOW - accepted, QuarantineSummary(entries, None))
+    times = WebhookTimes(None if accepted is None else NOW - accepted, entries)
     answered_at = {code: NOW - age for code, age in answers.items()}
     light = build_intake_light(IntakeFacts(token_error, can_commit=True, times=times, answered_at=answered_at), NOW)
     assert says(light) == expected

@@ -11,16 +11,18 @@ import pytest
 from markdown_it import MarkdownIt
 
 from services.relay.console.incidents.details import build_details
+from services.relay.console.incidents.entries import EntryKind
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import EntryKind, Timeline, build_timeline, read_event
+from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, encode_event
 from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.incident_history import EpisodeHistory, EventRecord, read_episode
+from services.relay.outbox.incident_history import read_episode
 from services.relay.outbox.incident_queries import read_incident
+from services.relay.outbox.incident_records import EpisodeHistory, EventRecord
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.sending_elsewhere import send_elsewhere
 from services.relay.outbox.tables import DeliveryState

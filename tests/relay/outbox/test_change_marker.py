@@ -32,7 +32,7 @@ async def test_what_came_last_is_known_without_what_the_relay_itself_says(databa
     async with open_store(database, time.time) as store:
         rows = Rows(store)
         nothing = await store.read(read_webhook_times)
-        assert nothing == (None, (0, None))
+        assert nothing == (None, 0)
         await store.run(lambda transaction: count_silence(transaction, {"alertmanager": 300.0}, 1.0))
         assert await store.read(read_heartbeats) == {"alertmanager": None}, "it is awaited, and none has come"
 
@@ -45,5 +45,4 @@ async def test_what_came_last_is_known_without_what_the_relay_itself_says(databa
         await quarantine_webhook(store, b"{", source="", code=400, reason="no JSON")
         times, heartbeats = await store.read(read_webhook_times), await store.read(read_heartbeats)
         assert times.accepted_at == heartbeats["alertmanager"]
-        assert times.quarantined.entries == 1
-        assert times.quarantined.newest_at is not None
+        assert times.quarantined == 1

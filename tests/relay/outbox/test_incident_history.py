@@ -15,8 +15,9 @@ from services.relay.outbox.acknowledgement import acknowledge, unacknowledge
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import escalate_due
-from services.relay.outbox.incident_history import EpisodeHistory, read_episode
+from services.relay.outbox.incident_history import read_episode
 from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
+from services.relay.outbox.incident_records import EpisodeHistory
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.silences import (

@@ -22,7 +22,7 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import SendReason
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.body_limits import BODY_SECONDS, BodyTooLargeError, read_body
-from shared.http.json_api import build_error_response, format_time, parse_parameter
+from shared.http.json_api import build_error_response, check_names, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
@@ -128,8 +128,7 @@ class DeliveriesEndpoint:
 
 def _parse_filter(parameters: QueryParams) -> tuple[DeliveryFilter, Page]:
     """The filter and the page. Raises ValueError with what was expected."""
-    if set(parameters) - set(_FILTERS):
-        raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
+    check_names(parameters, _FILTERS)
     page = parse_page(parameters)
     delivery_filter = DeliveryFilter(
         state=parse_parameter("state", parse_state, parameters),

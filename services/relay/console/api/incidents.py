@@ -11,9 +11,9 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.relay.console.incidents.entries import encode_entry
 from services.relay.console.incidents.hops import encode_hop
 from services.relay.console.incidents.reader import IncidentReader
-from services.relay.console.incidents.timeline import encode_entry
 from services.relay.metrics import Metrics
 from services.relay.outbox.acknowledgement import (
     Acknowledgement,
@@ -34,7 +34,7 @@ from services.relay.outbox.incident_queries import (
 from services.relay.outbox.queries import check_text, encode_delivery, list_deliveries, parse_time
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
-from shared.http.json_api import build_error_response, format_time, parse_parameter
+from shared.http.json_api import build_error_response, check_names, format_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_cursor, parse_page
 
 _VIA: Final = "api"
@@ -150,8 +150,7 @@ class IncidentsEndpoint:
 
 def parse_timeline_page(parameters: QueryParams) -> tuple[int | None, int | None]:
     """The episode, and where its page begins. Raises ValueError with what was expected."""
-    if set(parameters) - set(_TIMELINE_PARAMETERS):
-        raise ValueError(f"unknown parameter; expected {' or '.join(_TIMELINE_PARAMETERS)}")
+    check_names(parameters, _TIMELINE_PARAMETERS)
     return parse_parameter("episode", _parse_episode, parameters), parse_parameter("cursor", parse_cursor, parameters)
 
 
@@ -169,8 +168,7 @@ def _parse_flag(text: str) -> bool:
 
 def _parse_filter(parameters: QueryParams) -> tuple[IncidentFilter, Page]:
     """The filter and the page. Raises ValueError with what was expected."""
-    if set(parameters) - set(_FILTERS):
-        raise ValueError(f"unknown filter; expected {', '.join(_FILTERS)}")
+    check_names(parameters, _FILTERS)
     page = parse_page(parameters)
     chosen = IncidentFilter(
         status=parse_parameter("status", parse_status, parameters),

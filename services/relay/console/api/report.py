@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 from services.relay.report.encoding import encode_report
 from services.relay.report.period import PARAMETERS
 from services.relay.report.reader import ReportReader
-from shared.http.json_api import build_error_response
+from shared.http.json_api import build_error_response, check_names
 
 
 class ReportEndpoint:
@@ -21,9 +21,8 @@ class ReportEndpoint:
 
     async def get(self, request: Request) -> Response:
         """The report of the period that the query names."""
-        if set(request.query_params) - set(PARAMETERS):
-            return build_error_response(400, f"unknown parameter; expected {', '.join(PARAMETERS)}")
         try:
+            check_names(request.query_params, PARAMETERS)
             report = await self._reader.read(request.query_params)
         except ValueError as error:
             return build_error_response(400, str(error))

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from services.relay.console.incidents.details import AlertDetails
+from services.relay.console.incidents.entries import TimelineEntry, encode_entry
 from services.relay.console.incidents.hops import Hop, encode_hop
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import TimelineEntry, encode_entry
 from services.relay.outbox.incident_queries import encode_incident
 from shared import VERSION
 from shared.http.json_api import format_time

@@ -5,15 +5,15 @@ sentence and, where it ends something, how many seconds that took, and since wha
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Final
 
-from services.relay.console.incidents.hops import Hop, list_end_hops, list_start_hops, round_seconds
+from services.relay.console.incidents.entries import EntryKind, TimelineEntry, build_entry
+from services.relay.console.incidents.hops import Hop, list_end_hops, list_start_hops
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, decode_event
-from services.relay.outbox.incident_history import (
+from services.relay.outbox.incident_records import (
     ActionRecord,
     AttemptRecord,
     DeliveryRecord,
@@ -32,7 +32,6 @@ from services.relay.text import (
     format_counts,
     format_summary,
     is_resolved,
-    truncate,
 )
 from shared.http.json_api import format_time
 
@@ -40,75 +39,12 @@ MAX_FAULTS: Final = 10
 """Failures of the exporter that are shown."""
 _MAX_ALERTS: Final = 10
 """Alerts of one event that began or ended, each with an entry of its own."""
-_MAX_TEXT: Final = 500
 _MAX_FAULT_AGE: Final = 900.0
 """Seconds before an alert in which a failure that ended may still be its fault: a rule waits, and looks at a range."""
 _CLOCK_TOLERANCE: Final = 10.0
 """Seconds by which the clocks of exporter and Prometheus may differ."""
-
-
-class EntryKind(StrEnum):
-    """What an entry is about."""
-
-    FAULT = "fault"
-    ALERT = "alert"
-    ALERT_OVER = "alert_over"
-    ACCEPTED = "accepted"
-    RESOLVED = "resolved"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    DEAD = "dead"
-    MERGED = "merged"
-    NAMED = "named"
-    EDITED = "edited"
-    ACKNOWLEDGED = "acknowledged"
-    UNACKNOWLEDGED = "unacknowledged"
-    ESCALATED = "escalated"
-    SENT_ELSEWHERE = "sent_elsewhere"
-    SILENCED = "silenced"
-    SILENCE_REQUESTED = "silence_requested"
-    SILENCE_REFUSED = "silence_refused"
-    OMITTED = "omitted"
-
-
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
-Since = Literal["fault", "alert", "end", "accepted", "queued", "attempt"]
-_SINCE_TEXTS: Final[Mapping[Since, str]] = {
-    "fault": "after the fault",
-    "alert": "after the alert",
-    "end": "after its end",
-    "accepted": "after the webhook",
-    "queued": "after it was queued",
-    "attempt": "in the attempt",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TimelineEntry:
-    """One thing that happened. Texts are clean, on one line, and not escaped."""
-
-    at: float
-    """Unix seconds."""
-    kind: EntryKind
-    text: str
-    channel: str | None = None
-    who: str | None = None
-    seconds: float | None = None
-    """How long it took; negative where clocks differ."""
-    since: Since | None = None
-    """From what `seconds` counts: `end` is that of the last alert; `queued` when a delivery was added without a
-    webhook, as for an acknowledgement; `attempt` the attempt's own start."""
-    reason: str | None = None
-    detail: str = ""
-    """The provider's parts, a comment or a remark."""
-    delivery: str | None = None
-    event: str | None = None
-
-    @property
-    def since_text(self) -> str:
-        """From what `seconds` counts, for people."""
-        return _SINCE_TEXTS[self.since] if self.since else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +108,6 @@ def read_event(record: EventRecord) -> Event | None:
         return None
 
 
-def encode_entry(entry: TimelineEntry) -> dict[str, Any]:
-    """An entry as API and export write it."""
-    return {**asdict(entry), "at": format_time(entry.at), "seconds": round_seconds(entry.seconds)}
-
-
 def _find_start(event: Event | None) -> float | None:
     """When the first alert of an event began to fire."""
     return min((each.starts_at.timestamp() for each in event.alerts), default=None) if event else None
@@ -206,7 +137,7 @@ def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
         times = f"{each.count} round trips" if each.count > 1 else "1 round trip"
         text = f"KMS fails: {each.operation} with {each.target}, {times}"
         until = "it still fails" if each.is_current else f"the last one at {format_time(each.last_at)}"
-        yield _build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
+        yield build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
 
 
 def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[TimelineEntry]:
@@ -219,7 +150,7 @@ def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[Ti
         if event is None:
             size = f"{record.event_size / 1024:.0f} KB"
             text = f"Webhook accepted: {record.status}, {size}; its alerts are not listed here"
-            yield _build_entry(record.accepted_at, EntryKind.ACCEPTED, text, event=record.id)
+            yield build_entry(record.accepted_at, EntryKind.ACCEPTED, text, event=record.id)
             has_baseline = False
             continue
         changed = [each for each in event.alerts if _has_changed(each, earlier.get(each.fingerprint))]
@@ -248,16 +179,16 @@ def _list_alert_changes(
         title, event = _format_alert(alert), record.id
         starts_at = alert.starts_at.timestamp()
         if alert.fingerprint not in earlier or alert.status is Status.FIRING:
-            entry = _build_entry(starts_at, EntryKind.ALERT, f"Alert fires: {title}", event=event)
+            entry = build_entry(starts_at, EntryKind.ALERT, f"Alert fires: {title}", event=event)
             yield entry if fault_at is None else replace(entry, seconds=starts_at - fault_at, since="fault")
         ends_at = get_end(alert)
         if ends_at is not None and alert.status is Status.RESOLVED:
-            entry = _build_entry(ends_at, EntryKind.ALERT_OVER, f"Alert is over: {title}", event=event)
+            entry = build_entry(ends_at, EntryKind.ALERT_OVER, f"Alert is over: {title}", event=event)
             yield replace(entry, seconds=ends_at - starts_at, since="alert")
     if more := changes[_MAX_ALERTS:]:
         firing = sum(each.status is Status.FIRING for each in more)
         text = f"Further alerts changed: {firing} fire, {len(more) - firing} are over"
-        yield _build_entry(record.accepted_at, EntryKind.OMITTED, text, event=record.id)
+        yield build_entry(record.accepted_at, EntryKind.OMITTED, text, event=record.id)
 
 
 def _format_alert(alert: Alert) -> str:
@@ -271,7 +202,7 @@ def _build_event_entry(record: EventRecord, event: Event, since: float | None, *
     severity = f", {level}" if kind is EntryKind.ACCEPTED and (level := find_worst_severity(event)) else ""
     over = "; the incident is over" if kind is EntryKind.RESOLVED else ""
     text = f"{source}: {format_counts(event)}{severity}{repeated}{over}"
-    entry = _build_entry(record.accepted_at, kind, text, detail=event.remark, event=record.id)
+    entry = build_entry(record.accepted_at, kind, text, detail=event.remark, event=record.id)
     if since is None:
         return entry
     return replace(entry, seconds=record.accepted_at - since, since="end" if is_resolved(event) else "alert")
@@ -299,7 +230,7 @@ def _list_attempts(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) 
             ended_at = min(ended_at, delivery.finished_at)
         is_named = attempt.reason == "ok"  # a digest has named it, and its own message follows
         where = delivery.channel
-        yield _build_entry(
+        yield build_entry(
             ended_at,
             EntryKind.NAMED if is_named else EntryKind.FAILED,
             f"Named in a digest on {where}" if is_named else f"Attempt {attempt.number} on {where} failed",
@@ -314,7 +245,7 @@ def _list_attempts(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) 
         if left_out := later.number - earlier.number - 1:
             text = f"{left_out} more attempts on {delivery.channel}: see the delivery"
             ended_at = earlier.started_at + earlier.seconds
-            yield _build_entry(ended_at, EntryKind.OMITTED, text, channel=delivery.channel, delivery=delivery.id)
+            yield build_entry(ended_at, EntryKind.OMITTED, text, channel=delivery.channel, delivery=delivery.id)
 
 
 def _build_outcome(delivery: DeliveryRecord, finished_at: float, attempts: Sequence[AttemptRecord]) -> TimelineEntry:
@@ -332,7 +263,7 @@ def _build_outcome(delivery: DeliveryRecord, finished_at: float, attempts: Seque
         kind, text, detail = EntryKind.DEAD, f"Given up on {where}", remark
     else:
         kind, text, detail = EntryKind.MERGED, f"Merged into a newer message on {where}", remark
-    return _build_entry(
+    return build_entry(
         finished_at,
         kind,
         text,
@@ -358,12 +289,12 @@ def _build_action(action: ActionRecord) -> TimelineEntry:
     who, channels = clean_line(action.who), action.object.partition(" to ")[2]
     if action.action == "escalate":
         text = f"Escalated to {channels}: nobody had acknowledged it"
-        return _build_entry(action.at, EntryKind.ESCALATED, text)
+        return build_entry(action.at, EntryKind.ESCALATED, text)
     if action.action == SEND_ELSEWHERE:
         text = f"{who} sent it to {channels}, too"
-        return _build_entry(action.at, EntryKind.SENT_ELSEWHERE, text, who=who, detail=_format_peer(action.peer))
+        return build_entry(action.at, EntryKind.SENT_ELSEWHERE, text, who=who, detail=_format_peer(action.peer))
     kind, text = _ACTIONS.get(action.action, (EntryKind.OMITTED, f"{action.action} by {{who}}"))
-    return _build_entry(action.at, kind, text.replace("{who}", who), who=who, detail=_format_peer(action.peer))
+    return build_entry(action.at, kind, text.replace("{who}", who), who=who, detail=_format_peer(action.peer))
 
 
 def _format_peer(peer: str | None) -> str:
@@ -390,7 +321,7 @@ def _build_silence(silence: SilenceRecord, default_at: float) -> TimelineEntry:
     else:
         kind, text = EntryKind.SILENCE_REQUESTED, f"{who} requested a silence; Alertmanager has not confirmed it yet"
     at = silence.finished_at or silence.requested_at or default_at
-    return _build_entry(at, kind, text, who=who, detail=comment)
+    return build_entry(at, kind, text, who=who, detail=comment)
 
 
 def _build_edit(edit: EditRecord) -> TimelineEntry | None:
@@ -398,14 +329,8 @@ def _build_edit(edit: EditRecord) -> TimelineEntry | None:
         failed = f": attempt {edit.attempts} failed" if edit.attempts and edit.reason else ""
         text = f"An edit of the message on {edit.channel} waits{failed}"
         reason = edit.reason if failed else None
-        return _build_entry(edit.requested_at, EntryKind.EDITED, text, channel=edit.channel, reason=reason)
+        return build_entry(edit.requested_at, EntryKind.EDITED, text, channel=edit.channel, reason=reason)
     if edit.edited_at is None:
         return None
     text = f"Message on {edit.channel} edited in place; the last edit so far"
-    return _build_entry(edit.edited_at, EntryKind.EDITED, text, channel=edit.channel)
-
-
-def _build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> TimelineEntry:
-    """An entry with clean texts: what people and providers wrote is in them."""
-    detail = truncate(clean_line(fields.pop("detail", "")), _MAX_TEXT)
-    return TimelineEntry(at, kind, truncate(clean_line(text), _MAX_TEXT), detail=detail, **fields)
+    return build_entry(edit.edited_at, EntryKind.EDITED, text, channel=edit.channel)

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.config import RelaySettings
+from services.relay.console.incidents.entries import EntryKind
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
 from services.relay.console.incidents.reader import IncidentReader
-from services.relay.console.incidents.timeline import EntryKind
 from services.relay.console.pages.layout import PageRenderer, redirect
 from services.relay.console.status import DELIVERY_LIGHTS, HealthStatus
 from services.relay.metrics import Metrics
