@@ -75,7 +75,7 @@ class RemoteSender(Sender, Protocol):
     """A sender in a process of its own."""
 
     async def ping(self) -> bool:
-        """Whether the process answers, within seconds."""
+        """Whether the process answers, within seconds; one that starts is waited for."""
         ...
 
 

@@ -171,6 +171,8 @@ _KILL_MARGIN: Final = 2 * _READ_GRACE
 _CLOSE_SECONDS: Final = 1.0
 _PING_SECONDS: Final = 2.0
 """Seconds after which a process that does not answer counts as hanging, for a person who looks."""
+_START_SECONDS: Final = 10.0
+"""Seconds that a process may take to start, for a person who looks: after a reload, too, there is none at first."""
 
 log = structlog.get_logger(__name__)
 
@@ -229,11 +231,11 @@ class _SenderProcess:
 
     async def ping(self) -> bool:
         """See the port."""
-        if self._pipe is None:
+        if (pipe := await self._wait_for_pipe()) is None:
             return False
         number = next(self._numbers)
         answer = self._pings[number] = asyncio.get_running_loop().create_future()
-        self._pipe.send(PingRequest(number))
+        pipe.send(PingRequest(number))
         try:
             async with asyncio.timeout(_PING_SECONDS):
                 await answer
@@ -242,6 +244,14 @@ class _SenderProcess:
         finally:
             del self._pings[number]
         return True
+
+    async def _wait_for_pipe(self) -> Pipe | None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._started.wait()
+        except TimeoutError:
+            return None
+        return self._pipe
 
     async def run(self) -> None:
         """Keeps a process until it is cancelled."""

@@ -39,6 +39,14 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await expect(cards.filter(has_text="4 limitations")).to_have_count(1)
         await check_looks(page)
 
+        success = page.locator("#last-success-slack")
+        before = await success.get_attribute("href")
+        assert before is not None
+        await success.focus()
+        await console.post(group="delivered")
+        await expect(success).not_to_have_attribute("href", before)
+        await expect(success).to_be_focused()  # although it leads to a newer delivery
+
         # It breaks while the page is open, and says why.
         console.stand_ins.faults.add(
             ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error="token_revoked")

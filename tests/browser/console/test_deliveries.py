@@ -32,7 +32,8 @@ async def find_delivery(console: Console, query: str) -> str:
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Console]:
     """A relay for the tests here, which change its deliveries."""
-    channels = {"audit-log": {"kind": "log"}}  # to which nothing goes by itself
+    # To these nothing goes by itself; the second name alone is wider than a phone.
+    channels = {"audit-log": {"kind": "log"}, "audit-log-of-" + "all-who-are-on-call-" * 5: {"kind": "log"}}
     async with open_console(tmp_path_factory.mktemp("deliveries"), channels=channels) as running:
         yield running
 

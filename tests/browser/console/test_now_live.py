@@ -104,6 +104,12 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             await expect(state).not_to_have_attribute("data-old", "yes")
             await expect(page.locator("#plot-table")).to_have_attribute("open", "")
             await expect(page.get_by_role("link", name="email")).to_be_focused()
+            open_incidents = page.locator(".counts a").first
+            number_before = await open_incidents.inner_text()
+            await open_incidents.focus()
+            await console.post(group="a further one")
+            await expect(open_incidents).not_to_have_text(number_before)
+            await expect(open_incidents).to_be_focused()  # although its number has changed
             await page.evaluate("getSelection().selectAllChildren(document.querySelector('.verdict'))")
             await state.evaluate("node => node.dataset.old = 'yes'")
             await console.post(group="one more")

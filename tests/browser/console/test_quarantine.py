@@ -50,6 +50,21 @@ async def test_dead_letters_are_retried_with_progress_and_without_a_reload(chrom
         await expect(page.locator(".run")).to_contain_text("anonymous retried the dead letters of all channels: 3 of 3")
 
 
+async def test_who_is_about_to_retry_a_group_does_not_retry_another_that_grew_meanwhile(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    async with open_console(tmp_path) as console, open_page(chromium, f"{console.url}/quarantine") as page:
+        await give_up(tmp_path, "email", "rejected", 2)
+        await page.reload()
+        await page.locator("#live.on").wait_for()
+        await page.get_by_role("button", name="Retry these 2").focus()
+        await give_up(tmp_path, "slack", "unauthorized", 3)
+        await console.post(group="so that the page is loaded again")
+        groups = page.locator("#dead_letters .groups > li")
+        await expect(groups.first).to_contain_text("slack: unauthorized")
+        await expect(groups.nth(1).get_by_role("button", name="Retry these 2")).to_be_focused()
+
+
 async def test_a_refused_webhook_is_repaired_previewed_and_replayed(chromium: Browser, tmp_path: Path) -> None:
     async with open_console(tmp_path) as console:
         wrong = json.loads(webhook_of(group="refused", version="3"))

@@ -53,7 +53,7 @@ def test_prometheus_scrapes_alertmanager_sends_and_nobody_calls_the_rotator() ->
         labels = {"app.kubernetes.io/name": "keypulse", "app.kubernetes.io/instance": "keypulse"}
         return {"podSelector": {"matchLabels": labels | {"app.kubernetes.io/component": part}}}
 
-    assert callers("exporter") == prometheus
+    assert callers("exporter") == [*prometheus, of("relay")], "which asks the board for the fault of an incident"
     assert callers("relay") == [*prometheus, *alertmanager, of("smoke")]
     assert callers("backend") == [of("exporter"), of("rotator"), of("smoke")]
     assert callers("rotator") == callers("smoke") == []
@@ -100,6 +100,21 @@ def test_the_relay_reaches_its_channels_its_database_and_alertmanager() -> None:
     assert relay(alertmanager={"urls": ["http://alertmanager.monitoring.svc:9093"]}) == {9093}
     watchdog = {"matchers": ['alertname="Watchdog"'], "expect_every": "5m", "channels": ["log"]}
     assert relay(watchdogs=[watchdog | {"ping_url_file": "/p"}]) == {443}
+
+
+def test_the_relay_reaches_what_its_console_asks() -> None:
+    def relay(**config: Any) -> set[int]:
+        return _reached(_policy("relay", {"relay": {"config": config}}))
+
+    oidc = {"issuer": "https://login.ledger.test:8443/realms/ops", "client_id": "k", "roles": {"sre": "viewer"}}
+    auth = {"public_url": "https://relay.ledger.test", "oidc": oidc | {"client_secret_file": "/s"}}
+    prometheus = "http://prometheus.monitoring.svc:9090"
+    assert relay(messages={"prometheus_url": prometheus}) == {9090}
+    assert relay(messages={"board_url": "http://keypulse-exporter:9911"}) == {9911}
+    assert relay(messages={"runbook": "https://wiki.ledger.test/kms.md"}) == {443}
+    assert relay(messages={"prometheus_url": prometheus, "proxy": "http://proxy:3128"}) == {9090, 3128}
+    assert relay(auth=auth) == {8443}
+    assert relay(interactive={"app_token_file": "/a"}) == {443}
 
 
 def test_the_rotator_reaches_kms_and_its_driver_s_side() -> None:

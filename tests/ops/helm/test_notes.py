@@ -45,6 +45,7 @@ def test_what_is_done_is_not_asked_for_again() -> None:
 
     assert not [line for line in said.splitlines() if "YET" in line]
     assert "port-forward svc/keypulse-exporter 9911" in said
+    assert "port-forward svc/keypulse-relay 9912" in said
     assert "--from-file=pagerduty_key" in said
     assert "--from-file=slack_token" in said
     assert "--from-file=relay_token" not in said, "it is made"

@@ -94,11 +94,21 @@ async def test_a_person_who_looks_sees_whether_it_answers(send: Sender, monkeypa
     assert await send.ping()
 
 
+async def test_one_that_starts_is_not_taken_for_one_that_does_not_answer() -> None:
+    """After each reload there is a new one, while people look."""
+    async with asyncio.timeout(30), open_sender_process(SETTINGS) as send:
+        assert isinstance(send, RemoteSender)
+        assert await send.ping()
+
+
 async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
+    monkeypatch.setattr("services.relay.delivery.sender_process._START_SECONDS", 0.2)
     with capture_logs() as logs:
         async with open_sender_process(SETTINGS) as send:
             attempted = await send(outgoing(seconds=0.2), never)
+            assert isinstance(send, RemoteSender)
+            assert not await send.ping()
     assert attempted.error is not None
     assert (str(attempted.error), attempted.error.maybe_arrived) == ("no sender process could be started", False)
     assert any(entry["event"] == "sender process cannot be started" for entry in logs)

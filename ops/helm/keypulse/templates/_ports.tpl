@@ -40,6 +40,15 @@ is none. Policies know no names, so it is ports that they narrow.
 {{- with .alertmanager }}{{ include "keypulse.ports.proxy" . }}{{ end -}}
 {{- range .watchdogs }}{{ include "keypulse.ports.proxy" . }}{{ if .ping_url_file }}443
 {{ end }}{{ end -}}
+{{- with .messages -}}
+{{- include "keypulse.ports.proxy" . -}}
+{{- range list .prometheus_url .board_url (.runbook | default "" | regexFind "^https?://.*") -}}
+{{- with . }}{{ include "keypulse.ports.url" . }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- with dig "auth" "oidc" dict . }}{{ include "keypulse.ports.proxy" . }}{{ include "keypulse.ports.url" .issuer }}{{ end -}}
+{{- with .interactive }}{{ include "keypulse.ports.proxy" . }}{{ if .app_token_file }}443
+{{ end }}{{ end -}}
 {{- range .channels -}}
 {{- include "keypulse.ports.proxy" . -}}
 {{- if eq .kind "email" }}{{ .port | default (get (dict "starttls" 587 "implicit" 465 "none" 25) (.tls | default "starttls")) | int }}

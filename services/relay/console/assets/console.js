@@ -10,7 +10,7 @@ const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" 
 const exact = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
 const zone = new Intl.DateTimeFormat().resolvedOptions().timeZone;
 let open = new Set(); // the ids of the details that are open in the part that is replaced
-let focused = null; // what describes the element with the focus in it
+let focused = null; // what describes the element with the focus in it, and where it leads
 
 // The exact time on hover, in the viewer's zone, and times of day in it; the server writes UTC.
 function localiseTimes() {
@@ -65,20 +65,28 @@ function describe(node) {
   return [node.localName, node.id, node.getAttribute("href"), node.name, node.textContent.trim()].join("\n");
 }
 
+// What is the same link although its text, such as a number or an age, has changed. A button is not: its text says what it does.
+function describeLink(node) {
+  return node.localName === "a" ? node.getAttribute("href") : null;
+}
+
 // A part is loaded again by itself: what a person has opened in it stays open, and the focus where it is.
 document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const cause = detail.requestConfig.triggeringEvent?.type ?? "";
   const isOwnAccord = cause.startsWith("sse:") || cause === "every" || cause === "";
   if (isOwnAccord && isInUse(detail.target)) detail.shouldSwap = false;
   open = new Set([...detail.target.querySelectorAll("details[open][id]")].map((node) => node.id));
-  focused = detail.target.contains(document.activeElement) ? describe(document.activeElement) : null;
+  const active = document.activeElement;
+  focused = detail.target.contains(active) ? { exact: describe(active), link: describeLink(active) } : null;
 });
 document.body.addEventListener("htmx:afterSwap", () => {
   for (const id of open) document.getElementById(id)?.setAttribute("open", "");
   if (focused === null || document.activeElement !== document.body) return;
   const nodes = [...document.querySelectorAll("main a, main button, main summary, main [tabindex]")];
-  const same = nodes.find((node) => describe(node) === focused);
-  (same ?? document.getElementById("main")).focus({ preventScroll: true });
+  const { exact: wanted, link } = focused;
+  const same = nodes.find((node) => describe(node) === wanted);
+  const similar = link && nodes.find((node) => describeLink(node) === link);
+  (same ?? (similar || document.getElementById("main"))).focus({ preventScroll: true });
 });
 document.body.addEventListener("htmx:afterSettle", () => {
   localiseTimes();
