@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests import ram_disk
+from tests import fork_server, ram_disk
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
@@ -158,6 +158,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     assert isinstance(loop, asyncio.BaseEventLoop)
     with looptime.patch_event_loop(loop, _enabled=False, **marker.kwargs).looptime_enabled():
         return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """All processes of a whole run need it, and it can fork for them all."""
+    if config.args == ["tests"]:
+        fork_server.share()
 
 
 @pytest.hookimpl(wrapper=True)

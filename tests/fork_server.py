@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -37,23 +38,34 @@ _MODULES = (
 )
 _LATE = ("psycopg", "shared.kms.gcp.client", "ops.kms_emulator.grpc_service")
 """What they import only when it is needed."""
-_READY = b"ready\n"
+_LISTENS = b"listens\n"
+_SHARED = "TESTS_FORK_SERVER"
 
 
 def forked(module: str) -> list[str]:
     """What starts `python -m MODULE`, or `python FILE.py`; the arguments follow."""
-    return [sys.executable, "-I", "-S", str(CLIENT), _start(), module]
+    return [sys.executable, "-I", "-S", str(CLIENT), _find(), module]
 
 
 @cache
+def _find() -> str:
+    """Where the server listens: the one of this run, else one of this process."""
+    return os.environ.get(_SHARED) or _start()
+
+
+def share() -> None:
+    """Starts one for this process and for those that it starts from now on: a start takes a second of CPU."""
+    os.environ[_SHARED] = _start()
+
+
 def _start() -> str:
-    """The server of this process, which ends with it; gives where it listens."""
+    """A server, which ends with this process; gives where it listens."""
     folder = tempfile.TemporaryDirectory(prefix="fork-")
     place = f"{folder.name}/server"
     program = [sys.executable, "-m", "tests.fork_server", place]
     server = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout
-    assert server.stdout.readline() == _READY
+    assert server.stdout.readline() == _LISTENS
     server.stdout.close()
 
     def end() -> None:
@@ -148,6 +160,7 @@ def _become(data: bytes, streams: "array.array[int]") -> tuple[str, list[str]]:
 
 def main() -> None:
     server = _Server(sys.argv[1])
+    os.write(1, _LISTENS)  # whoever asks from now on waits until all is imported
     thresholds = gc.get_threshold()
     gc.set_threshold(0)  # nothing of what is imported is garbage
     for module in _MODULES:
@@ -157,14 +170,32 @@ def main() -> None:
         importlib.import_module(module)
     gc.freeze()
     gc.set_threshold(*thresholds)
-    os.write(1, _READY)
     if forked := server.serve():
         module, arguments = forked
         sys.argv = [module, *arguments]
-        if module.endswith(".py"):
-            runpy.run_path(module, run_name="__main__")
-        else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+        try:
+            if module.endswith(".py"):
+                runpy.run_path(module, run_name="__main__")
+            else:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            if not (ended.code is None or isinstance(ended.code, int)):
+                raise
+            code = ended.code or 0
+        _end(code)
+
+
+def _end(code: int) -> None:
+    """Ends this process as Python does, but that no module is taken apart: that takes longer than most commands."""
+    threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends what it forked
+    atexit._run_exitfuncs()
+    gc.collect()  # what is in no module may have something to say at its end
+    with suppress(OSError, ValueError):  # nobody reads it, or it is closed: Python has a code of its own for that
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
