@@ -3,10 +3,12 @@
 To import what a service needs takes a second of CPU, far longer than most tests of its command line. A command is a
 process of its own nevertheless: with its arguments, folder, environment, standard streams, signals and exit code.
 
-Not for tests of what is imported, of a process's limits or memory, or of SIGSTOP: these take `sys.executable -m`.
+Not for tests of what is imported, or of a process's limits or memory: these take `sys.executable -m`. A process that is
+stopped by SIGSTOP, or whose children matter, is forked without a client in between (`fork`).
 """
 
 import array
+import asyncio
 import atexit
 import gc
 import importlib
@@ -24,6 +26,7 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 CLIENT = Path(__file__).with_name("fork_client.py")
@@ -45,6 +48,51 @@ _SHARED = "TESTS_FORK_SERVER"
 def forked(module: str) -> list[str]:
     """What starts `python -m MODULE`, or `python FILE.py`; the arguments follow."""
     return [sys.executable, "-I", "-S", str(CLIENT), _find(), module]
+
+
+class Forked:
+    """A command whose process is known, to look at it, stop it and kill it: a client would be in between."""
+
+    def __init__(self, pid: int, server: socket.socket) -> None:
+        self.pid = pid
+        self._server = server
+        self._server.settimeout(0)
+        self._code: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        if self._code is None:
+            with suppress(BlockingIOError):
+                self._end(self._server.recv(64))
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        if self.returncode is None:
+            self._end(await asyncio.get_running_loop().sock_recv(self._server, 64))
+        assert self._code is not None
+        return self._code
+
+    def _end(self, code: bytes) -> None:
+        self._code = int(code)
+        self._server.close()
+
+
+def fork(module: str, *arguments: str, output: IO[bytes]) -> Forked:
+    """Starts `python -m MODULE ARGUMENTS`, which ends with this process at the latest."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.connect(_find())
+    request = (module, list(map(os.fsencode, arguments)), os.fsencode(Path.cwd()), dict(os.environb))
+    streams = array.array("i", [0, output.fileno(), output.fileno()])
+    server.sendmsg([marshal.dumps(request)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    return Forked(int(server.recv(64)), server)
 
 
 @cache
