@@ -195,7 +195,16 @@ def _import_all() -> None:
             importlib.import_module(name)
 
 
-_LONG = ("tests/faults/", "tests/e2e/", "tests/rotator/table/test_kill")
+_LONG = (
+    "tests/faults/",
+    "tests/e2e/",
+    "tests/rotator/table/test_kill",
+    "tests/ops/grafana/test_panel_queries",
+    "tests/ops/test_prometheus",
+    "tests/relay/test_hanging_postgresql",
+    "tests/relay/monitors/test_with_alertmanager",
+    "tests/exporter/test_fault_table",
+)
 """What takes seconds each."""
 
 
