@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from services.relay.outbox import watchdogs
+from services.relay.outbox.draining import is_draining
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.watchdogs import is_draining
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
