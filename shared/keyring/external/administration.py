@@ -34,6 +34,7 @@ from shared.keyring.local_administration import LocalAdministration, translate_e
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
+from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
 _MAX_NAMED_ROWS = 5
@@ -163,7 +164,12 @@ class ExternalAdministration(LocalAdministration):
             async for keys, unreadable in self._external.scan(self._database):
                 problems += (Problem(id=row.id, error=row.error) for row in unreadable)
                 unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
-                await run_concurrently(unknown, partial(self._unwrap, primary), partial(self._store_learned, problems))
+                await run_concurrently(
+                    unknown,
+                    partial(self._unwrap, primary),
+                    partial(self._store_learned, problems),
+                    MAX_CONCURRENT_CALLS,
+                )
                 if len(problems) >= MAX_PROBLEMS:
                     break
         if problems:
