@@ -27,7 +27,7 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.external.key_table import ExternalKeyTable
 from shared.keyring.external.layout import TableLayout
-from shared.keyring.external.table import ExternalTable
+from shared.keyring.external.table_checks import open_table
 from shared.keyring.external.tables import build_table_names, create_tables, get_table_prefix
 from shared.keyring.journal.progress import MAX_PROBLEMS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
@@ -74,7 +74,7 @@ class ExternalAdministration(LocalAdministration):
         database = Database(url, table_names=build_table_names(layout, prefix, quote))
         try:
             try:
-                table = await database.read(lambda connection: ExternalTable.open(connection, layout))
+                table = await database.read(lambda connection: open_table(connection, layout))
             except DatabaseError as error:
                 raise UnreachableError(f"database {url}: {error}; check `driver.database`") from None
             keys = ExternalKeyTable(table, prefix, kek, kms.profile)
