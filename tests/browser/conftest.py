@@ -31,7 +31,7 @@ FLAGS = [
 
 def chromium_path() -> str:
     """Where it is, by the names that `ops/tools/require` knows, too."""
-    # The first is the same Chromium without the code of a window: a page costs half as much.
+    # The first is the same Chromium without a window, and takes half the CPU time for a page.
     names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
