@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
-from tests import ram_disk
+from tests import fork_server, ram_disk
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
@@ -160,6 +160,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         return (yield)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """All processes of a whole run need it, and it can fork for them all."""
+    if config.args == ["tests"]:
+        fork_server.share()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Nearly all that a collection makes stays: to look through it for what does not is a third of its time."""
@@ -188,7 +195,16 @@ def _import_all() -> None:
             importlib.import_module(name)
 
 
-_LONG = ("tests/faults/", "tests/e2e/", "tests/rotator/table/test_kill")
+_LONG = (
+    "tests/faults/",
+    "tests/e2e/",
+    "tests/rotator/table/test_kill",
+    "tests/ops/grafana/test_panel_queries",
+    "tests/ops/test_prometheus",
+    "tests/relay/test_hanging_postgresql",
+    "tests/relay/monitors/test_with_alertmanager",
+    "tests/exporter/test_fault_table",
+)
 """What takes seconds each."""
 
 

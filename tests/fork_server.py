@@ -3,10 +3,12 @@
 To import what a service needs takes a second of CPU, far longer than most tests of its command line. A command is a
 process of its own nevertheless: with its arguments, folder, environment, standard streams, signals and exit code.
 
-Not for tests of what is imported, of a process's limits or memory, or of SIGSTOP: these take `sys.executable -m`.
+Not for tests of what is imported, or of a process's limits or memory: these take `sys.executable -m`. A process that is
+stopped by SIGSTOP, or whose children matter, is forked without a client in between (`fork`).
 """
 
 import array
+import asyncio
 import atexit
 import gc
 import importlib
@@ -19,10 +21,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 CLIENT = Path(__file__).with_name("fork_client.py")
@@ -37,23 +41,79 @@ _MODULES = (
 )
 _LATE = ("psycopg", "shared.kms.gcp.client", "ops.kms_emulator.grpc_service")
 """What they import only when it is needed."""
-_READY = b"ready\n"
+_LISTENS = b"listens\n"
+_SHARED = "TESTS_FORK_SERVER"
 
 
 def forked(module: str) -> list[str]:
     """What starts `python -m MODULE`, or `python FILE.py`; the arguments follow."""
-    return [sys.executable, "-I", "-S", str(CLIENT), _start(), module]
+    return [sys.executable, "-I", "-S", str(CLIENT), _find(), module]
+
+
+class Forked:
+    """A command whose process is known, to look at it, stop it and kill it: a client would be in between."""
+
+    def __init__(self, pid: int, server: socket.socket) -> None:
+        self.pid = pid
+        self._server = server
+        self._server.settimeout(0)
+        self._code: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        if self._code is None:
+            with suppress(BlockingIOError):
+                self._end(self._server.recv(64))
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        if self.returncode is None:
+            self._end(await asyncio.get_running_loop().sock_recv(self._server, 64))
+        assert self._code is not None
+        return self._code
+
+    def _end(self, code: bytes) -> None:
+        self._code = int(code)
+        self._server.close()
+
+
+def fork(module: str, *arguments: str, output: IO[bytes]) -> Forked:
+    """Starts `python -m MODULE ARGUMENTS`, which ends with this process at the latest."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.connect(_find())
+    request = (module, list(map(os.fsencode, arguments)), os.fsencode(Path.cwd()), dict(os.environb))
+    streams = array.array("i", [0, output.fileno(), output.fileno()])
+    server.sendmsg([marshal.dumps(request)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    return Forked(int(server.recv(64)), server)
 
 
 @cache
+def _find() -> str:
+    """Where the server listens: the one of this run, else one of this process."""
+    return os.environ.get(_SHARED) or _start()
+
+
+def share() -> None:
+    """Starts one for this process and for those that it starts from now on: a start takes a second of CPU."""
+    os.environ[_SHARED] = _start()
+
+
 def _start() -> str:
-    """The server of this process, which ends with it; gives where it listens."""
+    """A server, which ends with this process; gives where it listens."""
     folder = tempfile.TemporaryDirectory(prefix="fork-")
     place = f"{folder.name}/server"
     program = [sys.executable, "-m", "tests.fork_server", place]
     server = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout
-    assert server.stdout.readline() == _READY
+    assert server.stdout.readline() == _LISTENS
     server.stdout.close()
 
     def end() -> None:
@@ -148,6 +208,7 @@ def _become(data: bytes, streams: "array.array[int]") -> tuple[str, list[str]]:
 
 def main() -> None:
     server = _Server(sys.argv[1])
+    os.write(1, _LISTENS)  # whoever asks from now on waits until all is imported
     thresholds = gc.get_threshold()
     gc.set_threshold(0)  # nothing of what is imported is garbage
     for module in _MODULES:
@@ -157,14 +218,32 @@ def main() -> None:
         importlib.import_module(module)
     gc.freeze()
     gc.set_threshold(*thresholds)
-    os.write(1, _READY)
     if forked := server.serve():
         module, arguments = forked
         sys.argv = [module, *arguments]
-        if module.endswith(".py"):
-            runpy.run_path(module, run_name="__main__")
-        else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+        try:
+            if module.endswith(".py"):
+                runpy.run_path(module, run_name="__main__")
+            else:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            if not (ended.code is None or isinstance(ended.code, int)):
+                raise
+            code = ended.code or 0
+        _end(code)
+
+
+def _end(code: int) -> None:
+    """Ends this process as Python does, but that no module is taken apart: that takes longer than most commands."""
+    threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends what it forked
+    atexit._run_exitfuncs()
+    gc.collect()  # what is in no module may have something to say at its end
+    with suppress(OSError, ValueError):  # nobody reads it, or it is closed: Python has a code of its own for that
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

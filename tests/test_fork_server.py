@@ -14,7 +14,17 @@ import pytest
 from tests.fork_server import forked
 
 PROGRAM = """
-import json, os, signal, sys, time
+import atexit, json, os, signal, sys, threading, time
+if sys.argv[1:] == ["end"]:
+    class Last:
+        def __del__(self):
+            print("garbage")
+    last = Last()
+    last.itself = last
+    del last
+    atexit.register(print, "at exit")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("a thread"))).start()
+    sys.exit(3)
 if sys.argv[1:] == ["wait"]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     print(os.getpid(), flush=True)
@@ -50,6 +60,11 @@ def test_it_has_its_arguments_folder_environment_streams_and_exit_code(
         )
         assert (done.returncode, done.stderr) == (code, f"an error\n{said}")
         assert json.loads(done.stdout) == [["a b", "é"], str(tmp_path), "\udcff", "typed", "__main__"]
+
+
+def test_it_ends_as_any_other(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([*command, "end"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "a thread\nat exit\ngarbage\n", "")
 
 
 @contextmanager

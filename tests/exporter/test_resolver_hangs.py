@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from services.exporter.backends.replicas import ReplicaReader
+from tests.fork_server import forked
 from tests.hanging_name_server import hanging_for
 
 HANGS = "backend.hangs"
@@ -69,7 +69,8 @@ def test_a_sigterm_while_a_name_hangs_ends_the_exporter_with_0(tmp_path: Path, r
         "listen: 127.0.0.1:0\nprobe: {interval: 60s, timeout: 60s}\n"
         f"backends: [{{service: backend, health_url: 'http://{HANGS}/healthz', resolve: {resolve}}}]\n"
     )
-    command = [sys.executable, "-c", SERVER, "--config", str(file)]
+    (tmp_path / "server.py").write_text(SERVER)
+    command = [*forked(str(tmp_path / "server.py")), "--config", str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr

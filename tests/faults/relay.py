@@ -16,6 +16,7 @@ import yaml
 from ops.demo.processes import build_parent_death_hook
 from ops.demo.stand_ins.app import StandIns
 from shared.sql.database_url import DatabaseUrl
+from tests.fork_server import Forked, fork
 from tests.relay.delivery.sender_tasks import sending_processes
 from tests.relay.delivery_oracle.evidence import Channel
 from tests.relay.served_relay import TOKEN, until
@@ -69,14 +70,17 @@ def configuration(
 class Relay:
     """One process of the relay, always at the same address."""
 
-    def __init__(self, address: str, command: tuple[str, ...], log: Path, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, address: str, module: tuple[str, ...], through: tuple[str, ...], log: Path, http: aiohttp.ClientSession
+    ) -> None:
         self.url = f"http://{address}"
         self.http = http
         """A client that holds the token."""
-        self._command = command
+        self._module = module
+        self._through = through
         self._log = log
         self._lost_before = 0
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | Forked | None = None
 
     @property
     def log(self) -> str:
@@ -86,8 +90,12 @@ class Relay:
     async def launch(self) -> None:
         """Starts it; `up` waits until it listens."""
         with self._log.open("ab") as log:
+            if not self._through:
+                self.process = await asyncio.to_thread(fork, *self._module, output=log)
+                return
+            command = (*self._through, sys.executable, "-m", *self._module)
             self.process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=log, stderr=log, start_new_session=True, preexec_fn=build_parent_death_hook()
+                *command, stdout=log, stderr=log, start_new_session=True, preexec_fn=build_parent_death_hook()
             )
 
     async def up(self) -> None:
@@ -218,9 +226,8 @@ async def relay(
             set_ahead(folder, name, clock_ahead or 0.0)
             module = ("tests.faults.faulty_replica", str(file), str(_clock(folder, name)))
         stop = () if stops_at is None else (str(stops_at),)
-        command = (*through, sys.executable, "-m", *module, *stop)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
-            made = Relay(address, command, folder / f"{name}.log", http)
+            made = Relay(address, (*module, *stop), through, folder / f"{name}.log", http)
             await made.launch()
             try:
                 await made.up()

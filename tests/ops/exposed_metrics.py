@@ -24,6 +24,7 @@ from services.exporter.model import (
 )
 from services.relay.app import run_relay
 from services.relay.config import RelaySettings
+from services.relay.delivery.attempt import open_local_sender
 from shared.backend_contract import KEYRING_METRIC_LABELS, KMS_ROTATION_LAST_SUCCESS, CryptoMode
 from shared.http.authorization import Authorizer
 from shared.keyring.administration import RotationType
@@ -74,7 +75,7 @@ def by_a_relay(folder: Path) -> list[Metric]:
     }
 
     async def scrape() -> str:
-        async with run_relay(RelaySettings(**configuration)) as app:
+        async with run_relay(RelaySettings(**configuration), open_sender=open_local_sender) as app:
             answer = await asyncio.to_thread(TestClient(app).get, "/metrics")
         return answer.text
 

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -20,11 +21,20 @@ from tests.relay.served_relay import (
     until,
 )
 
+COMMAND = (sys.executable, "-m", "services.relay")
+"""As a person starts it; a forked one has a client between it and the test."""
+
 
 def relay_process(
-    folder: Path, provider: str, *, timeout: str = "1s", lease: str = "2s", database: str | None = None
+    folder: Path,
+    provider: str,
+    command: Sequence[str] = (),
+    *,
+    timeout: str = "1s",
+    lease: str = "2s",
+    database: str | None = None,
 ) -> subprocess.Popen[str]:
-    """The relay as a person starts it, on a port of the system's choice."""
+    """The relay on a port of the system's choice; forked, unless the command is given."""
     (folder / "token").write_text(TOKEN)
     (folder / "key").write_text("0" * 32)
     configuration = {
@@ -37,7 +47,7 @@ def relay_process(
     }
     (folder / "relay.yml").write_text(yaml.safe_dump(configuration))
     return subprocess.Popen(
-        [sys.executable, "-m", "services.relay", "--config", str(folder / "relay.yml")],
+        [*(command or forked("services.relay")), "--config", str(folder / "relay.yml")],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -105,7 +115,7 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
             f"http://{providers.http}/api/faults", json={"provider": "pagerduty", "kind": "status", "status": 503}
         ) as made:
             assert made.status == 201
-        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        process = await asyncio.to_thread(relay_process, tmp_path, url, COMMAND)
         address = await asyncio.to_thread(listens_at, process)
         async with client.post(f"http://{address}/alerts", data=payload(1)) as accepted:
             assert accepted.status == 202
@@ -113,7 +123,7 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
         await asyncio.to_thread(process.communicate)
         async with client.delete(f"http://{providers.http}/api/faults"):
             pass
-        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        process = await asyncio.to_thread(relay_process, tmp_path, url, COMMAND)
         address = await asyncio.to_thread(listens_at, process)
         try:
             found: list[dict[str, object]] = []
@@ -168,7 +178,7 @@ async def sending_process(relay: int, other_than: int = 0) -> int:
 async def test_a_relay_whose_sending_process_dies_delivers_all_the_same_and_leaves_none_behind(tmp_path: Path) -> None:
     async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
         url = f"http://{providers.http}/pagerduty/v2/enqueue"
-        process = await asyncio.to_thread(relay_process, tmp_path, url)
+        process = await asyncio.to_thread(relay_process, tmp_path, url, COMMAND)
         address = await asyncio.to_thread(listens_at, process)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         first = await sending_process(process.pid)

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import aiohttp
 import bcrypt
 import pytest
+import pytest_asyncio
 import yaml
 
 from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
@@ -38,7 +40,8 @@ class Relay:
         configure(self.folder, *channels)
 
     async def says(self, event: str) -> dict[str, object]:
-        return await asyncio.to_thread(logs_until, self.process, event)
+        async with asyncio.timeout(30):
+            return await asyncio.to_thread(logs_until, self.process, event)
 
     async def sends(self, group: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
         async with self.client.post("/alerts", data=webhook_of(group=group), headers=headers) as answer:
@@ -57,24 +60,24 @@ def configure(folder: Path, *channels: str) -> None:
     (folder / "relay.yml").write_text(yaml.safe_dump(configuration))
 
 
-@pytest.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
-    configure(tmp_path, "one")
-    authority = Authority(tmp_path)
+@asynccontextmanager
+async def run(folder: Path) -> AsyncIterator[Relay]:
+    configure(folder, "one")
+    authority = Authority(folder)
     authority.sign("server", *LOCALHOST)
     tls = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
-    web = web_yml(tmp_path, users={"alertmanager": HASH, "prometheus": HASH}, **tls, client_allowed_sans=["127.0.0.1"])
+    web = web_yml(folder, users={"alertmanager": HASH, "prometheus": HASH}, **tls, client_allowed_sans=["127.0.0.1"])
     context = ssl.create_default_context(cafile=authority.ca)
     context.load_cert_chain(*authority.sign("client", *LOCALHOST))
-    command = [*forked("services.relay"), "--config", str(tmp_path / "relay.yml")]
+    command = [*forked("services.relay"), "--config", str(folder / "relay.yml")]
     command += ["--web.config.file", str(web)]
     process = await asyncio.to_thread(subprocess.Popen[str], command, stderr=subprocess.PIPE, text=True)
     try:
         async with asyncio.timeout(60):
             address = (await asyncio.to_thread(logs_until, process, "listening"))["address"]
-            connector = aiohttp.TCPConnector(ssl=context)
-            async with aiohttp.ClientSession(f"https://{address}", connector=connector) as client:
-                yield Relay(process, client, tmp_path)
+        connector, timeout = aiohttp.TCPConnector(ssl=context), aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(f"https://{address}", connector=connector, timeout=timeout) as client:
+            yield Relay(process, client, folder)
         process.terminate()
         await asyncio.to_thread(process.communicate, None, 15)
         assert process.returncode == 0
@@ -83,26 +86,47 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
         await asyncio.to_thread(process.communicate)
 
 
-async def test_alertmanager_sends_as_a_user_or_with_the_bearer_token_and_nobody_else_does(relay: Relay) -> None:
-    assert (await relay.sends("a", headers=USER))[0] == 202
-    assert (await relay.sends("b", headers=BEARER))[0] == 202
-    assert (await relay.sends("c"))[0] == 401
-    assert (await relay.sends("c", headers={"Authorization": aiohttp.encode_basic_auth("alertmanager", "wrong")}))[
-        0
-    ] == 401
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    """One that a test may reload."""
+    async with run(tmp_path) as relay:
+        yield relay
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Relay]:
+    """One for all tests that only ask it something."""
+    async with run(tmp_path_factory.mktemp("relay")) as relay:
+        yield relay
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_alertmanager_sends_as_a_user_or_with_the_bearer_token_and_nobody_else_does(shared_relay: Relay) -> None:
+    assert (await shared_relay.sends("a", headers=USER))[0] == 202
+    assert (await shared_relay.sends("b", headers=BEARER))[0] == 202
+    assert (await shared_relay.sends("c"))[0] == 401
+    assert (
+        await shared_relay.sends("c", headers={"Authorization": aiohttp.encode_basic_auth("alertmanager", "wrong")})
+    )[0] == 401
     for path in ("/", "/metrics", "/api/deliveries"):
-        async with relay.client.get(path, headers=BEARER) as refused, relay.client.get(path, headers=USER) as answer:
+        async with (
+            shared_relay.client.get(path, headers=BEARER) as refused,
+            shared_relay.client.get(path, headers=USER) as answer,
+        ):
             assert (refused.status, answer.status) == (401, 200), path
 
 
-async def test_a_browser_that_holds_a_password_sends_nothing_for_another_page(relay: Relay) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_browser_that_holds_a_password_sends_nothing_for_another_page(shared_relay: Relay) -> None:
     for page in ({"Origin": "https://evil.example.org"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         for credentials in (USER, BEARER):
-            assert (await relay.sends("a", headers={**credentials, **page}))[0] == 403
-    assert (await relay.sends("a", headers={**USER, "Host": "relay.example.org"}))[0] == 202  # as Alertmanager sends
+            assert (await shared_relay.sends("a", headers={**credentials, **page}))[0] == 403
+    answer, _ = await shared_relay.sends("d", headers={**USER, "Host": "relay.example.org"})
+    assert answer == 202  # as Alertmanager sends
 
 
-async def test_a_user_for_scraping_reads_metrics_and_nothing_else(relay: Relay) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_user_for_scraping_reads_metrics_and_nothing_else(shared_relay: Relay) -> None:
     scraper = {"Authorization": aiohttp.encode_basic_auth("prometheus", "a secret")}
     for method, path, code in (
         ("GET", "/metrics", 200),
@@ -111,18 +135,19 @@ async def test_a_user_for_scraping_reads_metrics_and_nothing_else(relay: Relay) 
         ("POST", "/-/reload", 403),
         ("POST", "/alerts", 403),
     ):
-        async with relay.client.request(method, path, headers=scraper) as answer:
+        async with shared_relay.client.request(method, path, headers=scraper) as answer:
             assert answer.status == code, path
 
 
-async def test_a_client_without_an_allowed_certificate_is_not_even_asked(relay: Relay, tmp_path: Path) -> None:
-    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    authority = Authority(tmp_path, "other")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_client_without_an_allowed_certificate_is_not_even_asked(shared_relay: Relay) -> None:
+    context = ssl.create_default_context(cafile=shared_relay.folder / "ca.pem")
+    authority = Authority(shared_relay.folder, "other")
     context.load_cert_chain(*authority.sign("foreign", *LOCALHOST))
     with pytest.raises(aiohttp.ClientError):
-        async with relay.client.get("/-/healthy", ssl=context):
+        async with shared_relay.client.get("/-/healthy", ssl=context):
             pass
-    async with relay.client.get("/-/healthy") as answer:
+    async with shared_relay.client.get("/-/healthy") as answer:
         assert answer.status == 200
 
 

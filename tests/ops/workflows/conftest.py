@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.fork_server import forked
 from tests.ops.github.stand_in import TOKEN
 from tests.ops.workflows.runner import Runner
 
@@ -60,9 +62,8 @@ def machine(tmp_path: Path) -> NewMachine:
         _program(folder / "bin/pip", _PIP % {"commands": folder / "commands"})
         _program(folder / "bin/python", _PYTHON % {"python": sys.executable})
         for name, function in _scripts().items():
-            module = function.replace(":", " import ")
-            start = f'import sys; sys.argv[0] = "{name}"; from {module}; main()'
-            _program(folder / "commands" / name, f"#!/bin/sh\nexec {sys.executable} -c '{start}' \"$@\"\n")
+            start = shlex.join(forked(function.removesuffix(".__main__:main")))
+            _program(folder / "commands" / name, f'#!/bin/sh\nexec {start} "$@"\n')
         contexts: dict[str, dict[str, Any]] = {
             "inputs": dict(inputs or {}),
             "vars": dict(variables or {}),
@@ -80,7 +81,7 @@ def machine(tmp_path: Path) -> NewMachine:
 
 def _scripts() -> dict[str, str]:
     scripts: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    assert all(re.fullmatch(r"[\w.]+:main", function) for function in scripts.values())
+    assert all(re.fullmatch(r"[\w.]+\.__main__:main", function) for function in scripts.values())
     return scripts
 
 

@@ -3,16 +3,28 @@
 import asyncio
 import os
 import zlib
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 from structlog.testing import capture_logs
 
 from services.relay.channels.port import DeliveryLeaseLostError, Progress
 from services.relay.delivery.attempt import ProgressNotSavedError, Sender
+from services.relay.delivery.sender_process import open_sender_process
 from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.scripted_channel import REFUSED
-from tests.relay.delivery.sender_tasks import hang_there, never, outgoing, process_of
+from tests.relay.delivery.sender_tasks import SETTINGS, hang_there, never, outgoing, process_of
 from tests.relay.served_relay import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def send() -> AsyncIterator[Sender]:
+    """One for all tests here, for none of them ends it and its start takes longer than most of them."""
+    async with open_sender_process(SETTINGS) as send:
+        yield send
 
 
 async def test_a_message_is_made_and_sent_in_another_process(send: Sender) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +14,13 @@ from services.relay.delivery.sender_process import open_sender_process
 from services.relay.send_error import SendReason, SendScope
 from tests.relay.delivery.sender_tasks import SETTINGS, has_exited, never, outgoing, process_of, sending_processes
 from tests.relay.served_relay import until
+
+
+@pytest.fixture
+async def send() -> AsyncIterator[Sender]:
+    """One that a test may end."""
+    async with asyncio.timeout(50), open_sender_process(SETTINGS) as send:
+        yield send
 
 
 async def test_what_it_was_sending_when_it_died_may_have_arrived_and_the_next_one_goes_out(send: Sender) -> None:

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +25,12 @@ from services.relay.outbox.queries import read_delivery
 from services.relay.outbox.tables import DeliveryState, events
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
+from tests.fork_server import forked
 from tests.relay.delivery.worker_harness import LANES, QUICK, rig
 from tests.relay.served_relay import Scripted, until
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of work
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("xoxb-secret"), asyncio.CancelledError("xoxb-secret")])
@@ -65,8 +63,9 @@ async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Pa
         assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
 
 
-def test_the_log_line_of_a_defect_holds_no_text_of_it() -> None:
-    program = """
+def test_the_log_line_of_a_defect_holds_no_text_of_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("""
 import asyncio, pathlib, sys, tempfile
 from shared.process import logs
 from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
@@ -90,10 +89,8 @@ async def main(folder):
 logs.configure("relay")
 with tempfile.TemporaryDirectory() as folder:
     asyncio.run(main(pathlib.Path(folder)))
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT
-    )
+""")
+    result = subprocess.run(forked(str(program)), capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     defects = [(line["event"], line["error"]) for line in lines if line["level"] == "error"]

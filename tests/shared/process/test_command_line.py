@@ -8,8 +8,12 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -99,11 +103,19 @@ def _run(command: list[str], *arguments: str | Path) -> subprocess.CompletedProc
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
 
 
+@contextmanager
+def _start(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def server(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with _start(command) as process:
         yield process
-        process.kill()
 
 
 def _lines_until_it_listens(server: subprocess.Popen[str]) -> list[str]:
@@ -214,48 +226,102 @@ def test_a_stop_signal_during_the_start_ends_it_with_0(number: signal.Signals, c
         assert starting.wait(timeout=3) == 0
 
 
-@pytest.mark.parametrize(
-    ("path", "code", "seconds"),
-    # A coroutine can be cancelled; a thread cannot, nor can the loop itself, and then the process leaves without them.
-    [("/hang", 0, DRAIN_SECONDS), ("/block", 1, STOP_SECONDS), ("/freeze", 1, STOP_SECONDS)],
-)
-def test_whatever_hangs_the_process_is_gone_within_its_bound(
-    path: str, code: int, seconds: float, server: subprocess.Popen[str]
-) -> None:
+class Ending(NamedTuple):
+    """How a process ended after a signal to stop."""
+
+    code: int
+    seconds: float
+
+
+def _stop(server: subprocess.Popen[str]) -> Ending:
+    signalled = time.monotonic()
+    server.terminate()
+    return Ending(server.wait(timeout=20), time.monotonic() - signalled)
+
+
+@contextmanager
+def _requesting(server: subprocess.Popen[str], path: str) -> Iterator[None]:
+    """While the server has a request for `path` in hand."""
     with socket.create_connection(_address(server)) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        yield
+
+
+def _hang(server: subprocess.Popen[str], path: str) -> Ending:
+    with _requesting(server, path):
         assert server.stdout is not None
         assert server.stdout.readline() == "hanging\n"
-        signalled = time.monotonic()
-        server.terminate()
-        assert server.wait(timeout=20) == code
-        assert time.monotonic() - signalled < min(seconds + 3, 15)
+        return _stop(server)
 
 
 def _waiting_in(pipe: int) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(server: subprocess.Popen[str]) -> None:
-    with socket.create_connection(_address(server)) as connection:
-        connection.sendall(b"GET /fill HTTP/1.1\r\nHost: localhost\r\n\r\n")
+def _fill_the_log(server: subprocess.Popen[str]) -> Ending:
+    with _requesting(server, "/fill"):
         assert server.stderr is not None
         deadline = time.monotonic() + 10
         while _waiting_in(server.stderr.fileno()) < PIPE_BYTES:
             assert time.monotonic() < deadline, "its pipe does not fill"
             time.sleep(0.05)  # a bounded wait for another process
-        signalled = time.monotonic()
-        server.terminate()
-        assert server.wait(timeout=20) == -signal.SIGALRM
-        assert time.monotonic() - signalled < 15
+        return _stop(server)
 
 
-def test_a_second_signal_does_not_cut_the_stop_short(server: subprocess.Popen[str]) -> None:
-    with socket.create_connection(_address(server)) as connection:
-        connection.sendall(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
+def _signal_twice(server: subprocess.Popen[str]) -> Ending:
+    with _requesting(server, "/hang"):
         assert server.stdout is not None
         assert server.stdout.readline() == "hanging\n"
         server.send_signal(signal.SIGINT)
         assert server.stdout.readline() == "stopping\n"  # said before the drain, while requests are in hand
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=10) == 0
+        return _stop(server)
+
+
+Stop = Callable[[subprocess.Popen[str]], Ending]
+STOPS: dict[str, Stop] = {
+    "a coroutine hangs": partial(_hang, path="/hang"),
+    "a thread hangs": partial(_hang, path="/block"),
+    "the loop hangs": partial(_hang, path="/freeze"),
+    "nobody reads its log": _fill_the_log,
+    "two signals": _signal_twice,
+}
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Ending]]:
+    """Of a server for each of `STOPS`; they end side by side, since most take a bound of the product to end."""
+    file = tmp_path_factory.mktemp("stops") / "server.py"
+    file.write_text(SERVER)
+    command = forked(str(file))
+
+    def run(stop: Stop) -> Ending:
+        with _start(command) as server:
+            return stop(server)
+
+    with ThreadPoolExecutor(len(STOPS)) as side_by_side:
+        return {name: side_by_side.submit(run, stop) for name, stop in STOPS.items()}
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "seconds"),
+    # A coroutine can be cancelled; a thread cannot, nor can the loop itself, and then the process leaves without them.
+    [("a coroutine hangs", 0, DRAIN_SECONDS), ("a thread hangs", 1, STOP_SECONDS), ("the loop hangs", 1, STOP_SECONDS)],
+)
+def test_whatever_hangs_the_process_is_gone_within_its_bound(
+    what: str, code: int, seconds: float, endings: dict[str, Future[Ending]]
+) -> None:
+    ending = endings[what].result()
+    assert ending.code == code
+    assert ending.seconds < min(seconds + 3, 15)
+
+
+def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(endings: dict[str, Future[Ending]]) -> None:
+    ending = endings["nobody reads its log"].result()
+    assert ending.code == -signal.SIGALRM
+    assert ending.seconds < 15
+
+
+def test_a_second_signal_does_not_cut_the_stop_short(endings: dict[str, Future[Ending]]) -> None:
+    ending = endings["two signals"].result()
+    assert ending.code == 0
+    assert ending.seconds < 10
