@@ -122,11 +122,17 @@ class Ssh:
 
 
 async def run(
-    machine: NewMachine, deployment: Deployment, inputs: dict[str, Any], ssh: Ssh | None = None, **environment: str
+    machine: NewMachine,
+    deployment: Deployment,
+    inputs: dict[str, Any],
+    ssh: Ssh | None = None,
+    *,
+    has_smoke_tests: bool = True,
+    **environment: str,
 ) -> Job:
     with run_stand_in() as github:
         api = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": REPOSITORY}
-        variables = {"KEYPULSE_BASE_URL": deployment.url}
+        variables = {"KEYPULSE_BASE_URL": deployment.url} if has_smoke_tests else {}
         secrets = {"KEYPULSE_ADMIN_TOKEN": TOKEN, "KEYPULSE_PGPASS": "*:*:*:*:a-password"}
         if ssh:
             variables |= {"KEYPULSE_DRIVER": "command", "KEYPULSE_SSH_KNOWN_HOSTS": ssh.known_hosts}
@@ -209,7 +215,7 @@ async def test_on_schedule_the_variables_lead_by_ssh_to_the_host_that_is_known_a
     assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
 
 
-async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_other_from_being_rotated(
+async def test_a_data_key_that_cannot_be_unwrapped_fails_each_job_and_without_smoke_tests_the_others_are_rotated(
     machine: NewMachine, deployment: Deployment
 ) -> None:
     corrupt = ("retired", "1")
@@ -219,6 +225,12 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
             "SELECT 'corrupt', 'retired', zeroblob(64), kek, 1, algorithm, fingerprint, created_at FROM data_keys"
         )
         job = await run(machine, deployment, BOTH)
+        assert [name for name, outcome in job.outcomes.items() if outcome == "failure"] == ["Smoke test before"]
+        assert "data keys that cannot be unwrapped: 1" in job.printed
+        assert {job.outcomes[name] for name in RUNS} == {"skipped"}
+        assert shape(await deployment.keys()) == [("active", "1"), corrupt]
+
+        job = await run(machine, deployment, BOTH, has_smoke_tests=False)
         outcomes = job.outcomes
         assert [name for name, outcome in outcomes.items() if outcome == "failure"] == [*RUNS], job.printed
         assert {outcomes[name] for name in ("Verify", "Smoke test after")} == {"skipped"}
@@ -233,7 +245,7 @@ async def test_a_data_key_that_cannot_be_wrapped_fails_each_job_and_keeps_no_oth
             KEY, lambda key: key.with_new_version(create_material(), now).with_primary(3, now)
         )
         inputs = {**BOTH, "rotation_type": "rewrap-kek"}
-        job = await run(machine, deployment, inputs)
+        job = await run(machine, deployment, inputs, has_smoke_tests=False)
         assert job.runner.status == "failure"
         assert job.outcomes["New data key"] == "skipped"
         assert shape(await deployment.keys()) == [("active", "3"), corrupt, ("retired", "3")]
