@@ -23,6 +23,7 @@ from services.relay.delivery.enrichment.chart_spec import ChartLine, ChartSpec, 
 from services.relay.model import IncidentContext, Message, RelatedIncident, Status
 from services.relay.preview.page import render_page
 from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.lasting_page import lasting_page
 from tests.browser.slack_scenes import AT, EXCERPT, TITLE
 from tests.relay.channels.examples import (
     FIX_ANNOTATIONS,
@@ -124,7 +125,7 @@ async def open_mail(
 ) -> AsyncIterator[Page]:
     """The HTML part of the mail that is sent."""
     sent = build_mail(of, _SENDER, ["oncall@example.org"]).as_bytes(policy=email.policy.SMTP).decode("ascii")
-    async with await browser.new_page(viewport=SIZES[size], color_scheme=scheme) as page:
+    async with lasting_page(browser, [], [], **SIZES[size], scheme=scheme) as page:
         await page.set_content(render_page("email", sent))
         yield page
 

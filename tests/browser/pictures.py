@@ -4,9 +4,10 @@ import asyncio
 import sys
 from pathlib import Path
 
-from playwright.async_api import ViewportSize, async_playwright
+from playwright.async_api import Browser, ViewportSize, async_playwright
 
 from tests.browser.conftest import FLAGS, chromium_path
+from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, SCENES
 from tests.browser.served_board import shown
 
@@ -18,26 +19,26 @@ SIZES = {
 }
 
 
-async def take(folder: Path, *, every: bool) -> None:
+async def take(browser: Browser, folder: Path, *, every: bool) -> None:
     """Writes board-STATE.png as a light window shows it; or, of `every` scheme and width, the whole page."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        for name, scene in SCENES.items():
-            async with shown(scene(), clock=lambda: NOW) as address:
-                for size, viewport in SIZES.items() if every else [("", SIZES[""])]:
-                    for scheme in ("light", "dark") if every else ("light",):
-                        page = await browser.new_page(
-                            viewport=viewport,
-                            color_scheme="dark" if scheme == "dark" else "light",
-                            reduced_motion="reduce",
-                        )
+    for name, scene in SCENES.items():
+        async with shown(scene(), clock=lambda: NOW) as address:
+            for size, viewport in SIZES.items() if every else [("", SIZES[""])]:
+                for scheme in ("light", "dark") if every else ("light",):
+                    async with lasting_page(browser, [], [], **viewport, scheme=scheme, reduced_motion=True) as page:
                         await page.goto(f"http://{address}/")
                         await page.locator("#live.on").wait_for()
                         ending = f"{size}-{scheme}" if every else ""
                         await page.screenshot(path=folder / f"board-{name}{ending}.png", full_page=every)
-                        await page.close()
+
+
+async def main() -> None:
+    """Takes them with a browser of its own."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        await take(browser, Path(sys.argv[1]) if sys.argv[1:] else IMAGES, every=bool(sys.argv[1:]))
         await browser.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(take(Path(sys.argv[1]) if sys.argv[1:] else IMAGES, every=bool(sys.argv[1:])))
+    asyncio.run(main())

@@ -13,11 +13,11 @@ from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW, SCENES, degraded, failing
 from tests.browser.served_board import shown
-from tests.browser.test_accessibility import CONTRASTS, FOCUS
+from tests.browser.test_accessibility import CONTRASTS, FOCUS, SCHEMES
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
-SCHEMES = ("light", "dark")
+WIDTHS = (320, 390, 1280)
 
 
 @asynccontextmanager
@@ -40,7 +40,7 @@ async def test_all_text_has_enough_contrast(chromium: Browser, complaints: list[
     async with board(chromium, SCENES[scene](), complaints) as page:
         await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
         for scheme in SCHEMES:
-            await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
+            await page.emulate_media(color_scheme=scheme)
             for old in (False, True):
                 await page.evaluate("old => document.body.classList.toggle('old', old)", old)
                 found = await page.evaluate(CONTRASTS)
@@ -48,7 +48,7 @@ async def test_all_text_has_enough_contrast(chromium: Browser, complaints: list[
                 assert [entry for entry in found if entry[0] < 4.5] == []
         await open_failures(page, "vault-kek")
         for scheme in SCHEMES:
-            await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            await page.emulate_media(color_scheme=scheme)
             assert [entry for entry in await page.evaluate(CONTRASTS) if entry[0] < 4.5] == []
 
 
@@ -73,14 +73,14 @@ MARKS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str], scheme: str) -> None:
+async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str]) -> None:
     """WCAG 2.2, 1.4.11: 3 to 1."""
     async with board(chromium, degraded(), complaints) as page:
-        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
-        found = await page.evaluate(MARKS)
-        assert len(found) > 12
-        assert [entry for entry in found if entry[0] < 3] == []
+        for scheme in SCHEMES:
+            await page.emulate_media(color_scheme=scheme)
+            found = await page.evaluate(MARKS)
+            assert len(found) > 12
+            assert [entry for entry in found if entry[0] < 3] == [], scheme
 
 
 async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: list[str]) -> None:
@@ -96,24 +96,26 @@ async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: li
     assert len(set(shapes.values())) == 4
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
-async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: list[str], width: int) -> None:
+async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: list[str]) -> None:
     history = degraded()
     long = "w" * 200
     history.configure([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
     failure = Failure(Reason.INVALID_REQUEST, "y" * 500)
     history.add_probe(ProbeResult(long, long, NOW - 3, (Call(Operation.ENCRYPT, 0.1, failure),), None))
     async with board(chromium, history, complaints) as page:
-        await page.set_viewport_size({"width": width, "height": 640})
         await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
-        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         spilling = """() => [...document.querySelectorAll(".card *:not(svg *):not(.hidden)")]
           .filter((node) => !node.closest(".scroll table") &&
             node.getBoundingClientRect().right > node.closest(".card").getBoundingClientRect().right + 1)
           .map((node) => node.outerHTML)"""
-        assert await page.evaluate(spilling) == []
+        for width in WIDTHS:
+            await page.set_viewport_size({"width": width, "height": 640})
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+            assert await page.evaluate(spilling) == [], width
         await open_failures(page, long)
-        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for width in WIDTHS:
+            await page.set_viewport_size({"width": width, "height": 640})
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
 
 
 async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(chromium: Browser, complaints: list[str]) -> None:

@@ -8,10 +8,14 @@ from playwright.async_api import Browser, expect
 
 from services.exporter.history import History
 from services.exporter.model import Call, Operation, ProbeResult
+from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, failing
 from tests.browser.served_board import shown
+from tests.browser.test_board_live import look
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+
+AGES = ".facts time, .since [data-for]"
 
 
 @pytest.mark.parametrize("year", [2001, 2126])
@@ -24,8 +28,9 @@ async def test_ages_are_by_the_servers_clock(chromium: Browser, year: int) -> No
         vault = page.get_by_role("article", name="vault-kek")
         await expect(vault.get_by_text("4 min ago")).to_have_count(1)
         assert await page.evaluate("new Date().getUTCFullYear()") == year
-        ages = " ".join(await page.locator(".facts time, .since [data-for]").all_text_contents())
+        ages = " ".join(await page.locator(AGES).all_text_contents())
         assert {int(days) for days in re.findall(r"(\d+) days", ages)} == {3, 41}
+    await page.clock.run_for(2000)
     await expect(page.get_by_role("status")).to_contain_text(re.compile("What is shown is from 09:(29:5|30:0)"))
     await page.close()
 
@@ -44,21 +49,20 @@ async def test_the_servers_clock_counts_before_the_first_answer_too(chromium: Br
 
 async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) -> None:
     now = [NOW]
-    page = await chromium.new_page()
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    async with shown(failing(), clock=lambda: now[0]) as address:
+    async with shown(failing(), clock=lambda: now[0]) as address, lasting_page(chromium, errors, []) as page:
         await page.goto(f"http://{address}/")
         vault = page.get_by_role("article", name="vault-kek")
         await expect(vault.get_by_text("4 min ago")).to_have_count(1)
         now[0] = NOW - 7200
+        await look(page)
         await expect(vault.get_by_text("in 1 h")).not_to_have_count(0)
         await expect(page.get_by_role("status")).to_have_text("Live")
         now[0] = NOW + 600
+        await look(page)
         await expect(vault.get_by_text("no recent result")).to_have_count(1)
         await expect(vault.get_by_text("14 min ago")).to_have_count(1)
     assert errors == []
-    await page.close()
 
 
 async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> None:
@@ -67,14 +71,14 @@ async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> 
     history.configure([("ledger", f"key-{age:.0f}") for age in ages], [])
     for age in ages:
         history.add_probe(ProbeResult("ledger", f"key-{age:.0f}", NOW - age, (Call(Operation.ENCRYPT, 0.1),), None))
-    told = []
-    async with shown(history, clock=lambda: NOW) as address:
-        for script in (False, True):
-            page = await chromium.new_page(java_script_enabled=script)
-            await page.goto(f"http://{address}/")
-            if script:
-                await page.locator("#live.on").wait_for()
-            told.append(await page.locator(".facts time, .since [data-for]").all_text_contents())
-            await page.close()
-    assert len(told[0]) == 2 * len(ages)
-    assert told[0] == told[1]
+    async with shown(history, clock=lambda: NOW) as address, lasting_page(chromium, [], []) as page:
+        await page.route("**/*.js", lambda route: route.abort())
+        await page.goto(f"http://{address}/")
+        await expect(page.locator("#live.on")).to_have_count(0)
+        told_by_server = await page.locator(AGES).all_text_contents()
+        await page.unroute_all()
+        await page.reload()
+        await page.locator("#live.on").wait_for()
+        told_by_script = await page.locator(AGES).all_text_contents()
+    assert len(told_by_server) == 2 * len(ages)
+    assert told_by_script == told_by_server

@@ -21,8 +21,10 @@ from shared.backend_contract import CryptoMode
 from shared.kms.port import ConnectivityPhase, KeyDescription, KeyVersion, VersionState
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
+from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW
 from tests.browser.served_board import shown
+from tests.browser.test_board_live import look
 from tests.browser.test_hostile_content import HOSTILE, nothing_ran
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -74,6 +76,7 @@ async def test_nothing_in_a_name_or_a_services_text_runs(hostile: Page, history:
     await expect(names).to_have_count(len(TEXTS))
     for text in TEXTS:
         fail(history, text)
+    await look(hostile)
     await expect(hostile.locator("[data-kind=keys] .card.failing")).to_have_count(len(TEXTS))
     shown_names = set(await names.all_text_contents())
     assert shown_names == {text.replace("\x00", "") for text in TEXTS}
@@ -106,10 +109,8 @@ async def test_a_filter_with_markup_stays_a_filter(hostile: Page) -> None:
 
 
 async def test_the_policy_lets_no_other_script_run_even_if_one_got_in(chromium: Browser, history: History) -> None:
-    page = await chromium.new_page()  # this one may complain: the policy refuses what is tried
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text))
-    async with shown(history, clock=lambda: NOW) as address:
+    errors: list[str] = []  # the policy refuses what is tried
+    async with shown(history, clock=lambda: NOW) as address, lasting_page(chromium, errors, []) as page:
         await page.goto(f"http://{address}/")
         await page.locator("#live.on").wait_for()
         await page.evaluate(
@@ -129,4 +130,3 @@ async def test_the_policy_lets_no_other_script_run_even_if_one_got_in(chromium: 
         assert "hacked" not in await page.title()
         assert await page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')") == "refused"
     assert sum("Content Security Policy" in text for text in errors) >= 4
-    await page.close()

@@ -12,7 +12,7 @@ from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
 from tests.browser.served_board import shown
-from tests.browser.test_board_live import HEARD, card
+from tests.browser.test_board_live import HEARD, card, look
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -60,11 +60,13 @@ async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(many: Pa
     await expect(card(many, "key-0").locator(".state")).to_have_text("Healthy")
     await many.evaluate(HEARD)
     probe(hour, "key-777", 1, Reason.KEY_DISABLED)
+    await look(many)
     await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-777")
     await expect(card(many, "key-777").locator(".state")).to_have_text("Failing")
     await expect(many.get_by_role("article")).to_have_count(50)
     assert await many.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
     probe(hour, "key-777", 0)
+    await look(many)
     await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-0")
     await expect(many.locator("[data-kind=keys] h3").last).to_have_text("key-49")  # fetched anew: it had left the page
     assert await many.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
@@ -73,6 +75,7 @@ async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(many: Pa
 async def test_when_all_of_them_change_at_once_the_page_is_whole(many: Page, hour: History) -> None:
     for name in NAMES:
         probe(hour, name, 0, Reason.UNAVAILABLE)
+    await look(many)
     await expect(many.locator(".verdict")).to_have_text("All 1000 failing")
     await expect(many.locator(".card.failing")).to_have_count(50)
     spoken = await many.locator("#changes").text_content()
@@ -80,6 +83,7 @@ async def test_when_all_of_them_change_at_once_the_page_is_whole(many: Page, hou
     assert len(spoken) < 500  # nobody is read a thousand names
     for name in NAMES:
         probe(hour, name, 0)
+    await look(many)
     await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")
 
 

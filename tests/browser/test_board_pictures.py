@@ -1,16 +1,23 @@
 """The pictures of the README can be made anew, and are those that are kept."""
 
-import asyncio
 from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser
 
 from tests.browser.pictures import IMAGES, take
 
 
-def test_the_pictures_can_be_created_again(tmp_path: Path) -> None:
-    asyncio.run(take(tmp_path, every=False))
-    made = {picture.name for picture in tmp_path.iterdir()}
+@pytest.mark.asyncio(loop_scope="session")  # with the browser
+async def test_the_pictures_can_be_created_again(chromium: Browser, tmp_path: Path) -> None:
+    await take(chromium, tmp_path, every=False)
+    check_pictures(tmp_path)
+
+
+def check_pictures(folder: Path) -> None:
+    made = {picture.name for picture in folder.iterdir()}
     assert made == {"board-healthy.png", "board-failing.png", "board-degraded.png"}
     for name in made:
-        for picture in (tmp_path / name, IMAGES / name):
+        for picture in (folder / name, IMAGES / name):
             assert picture.read_bytes().startswith(b"\x89PNG")
             assert picture.stat().st_size < 200_000

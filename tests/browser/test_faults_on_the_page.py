@@ -6,6 +6,7 @@ from playwright.async_api import Browser, Page, expect
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator import emulator
 from ops.kms_emulator.faults import EmulatorFault
+from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import Senders
 
 TITLE = "🔴 Firing: KMSCryptoModeNotKMS"
@@ -40,35 +41,31 @@ async def test_a_fault_of_a_provider_is_shown_and_healed(page: Page, senders: Se
 
 
 async def test_the_page_comes_back_when_the_connection_does(chromium: Browser, senders: Senders) -> None:
-    page = await chromium.new_page()  # this one may complain: it is cut off
-    await page.goto(f"http://{senders.stand_ins.http}/")
-    await expect(page.locator("#live")).to_have_text("Live")
-    await page.context.set_offline(True)
-    await senders.post(TITLE)
-    await page.context.set_offline(False)
-    await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS", timeout=15_000)
-    await expect(page.locator("#live")).to_have_text("Live")
-    await page.close()
+    async with lasting_page(chromium, [], []) as page:  # this one may complain: it is cut off
+        await page.goto(f"http://{senders.stand_ins.http}/")
+        await expect(page.locator("#live")).to_have_text("Live")
+        await page.context.set_offline(True)
+        await senders.post(TITLE)
+        await page.context.set_offline(False)
+        await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS", timeout=15_000)
+        await expect(page.locator("#live")).to_have_text("Live")
 
 
 async def test_a_state_that_could_not_be_read_is_requested_again(chromium: Browser, senders: Senders) -> None:
-    page = await chromium.new_page()  # this one may complain: its request is cut
-    await page.goto(f"http://{senders.stand_ins.http}/")
-    await page.locator("body.settled").wait_for()
-    await page.route("**/api/state", lambda route: route.abort(), times=1)
-    await senders.post(TITLE)
-    await expect(page.locator("#live")).to_have_text("Reconnecting")
-    await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS")
-    await expect(page.locator("#live")).to_have_text("Live")
-    await page.close()
+    async with lasting_page(chromium, [], []) as page:  # this one may complain: its request is cut
+        await page.goto(f"http://{senders.stand_ins.http}/")
+        await page.locator("body.settled").wait_for()
+        await page.route("**/api/state", lambda route: route.abort(), times=1)
+        await senders.post(TITLE)
+        await expect(page.locator("#live")).to_have_text("Reconnecting")
+        await expect(page.locator(".message .b-header")).to_have_text("Firing: KMSCryptoModeNotKMS")
+        await expect(page.locator("#live")).to_have_text("Live")
 
 
 async def test_an_absent_emulator_is_reported_in_one_sentence(chromium: Browser) -> None:
-    async with run_stand_ins() as stand_ins:
-        page = await chromium.new_page()
+    async with run_stand_ins() as stand_ins, lasting_page(chromium, [], []) as page:
         await page.goto(f"http://{stand_ins.http}/")
         await expect(page.locator("#kms-problem")).to_contain_text("no KMS emulator is connected")
         await expect(page.locator("#kms-now")).to_have_text("KMS unknown")
         await page.get_by_role("button", name="Break KMS").click()
         await expect(page.locator("#kms-problem")).to_contain_text("start the stand-ins with --emulator-faults URL")
-        await page.close()

@@ -5,6 +5,7 @@ import re
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
+from tests.browser.lasting_page import lasting_page
 from tests.browser.senders import CRITICAL, Senders
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -75,19 +76,17 @@ async def test_a_mails_html_runs_no_script_and_leaves_its_frame_for_nobody(chrom
         '<button>press</button></form><a href="javascript:document.title=1">click</a>'
     )
     await senders.mail("hostile", html)
-    page = await chromium.new_page()  # this one may complain: the sandbox blocks what the mail tries
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text))
-    await page.goto(f"http://{senders.stand_ins.http}/")
-    await page.locator(".mail-open").click()
-    frame = page.frame_locator("iframe")
-    await expect(frame.get_by_role("heading")).to_have_text("shown")
-    await frame.get_by_role("button", name="press").click()
-    await expect(frame.get_by_role("heading")).to_have_text("shown")
-    assert await page.title() == "keypulse on call"
-    assert senders.stand_ins.faults.get_state() == []
-    assert any("sandboxed" in text for text in errors)
-    await page.close()
+    errors: list[str] = []  # the sandbox blocks what the mail tries
+    async with lasting_page(chromium, errors, []) as page:
+        await page.goto(f"http://{senders.stand_ins.http}/")
+        await page.locator(".mail-open").click()
+        frame = page.frame_locator("iframe")
+        await expect(frame.get_by_role("heading")).to_have_text("shown")
+        await frame.get_by_role("button", name="press").click()
+        await expect(frame.get_by_role("heading")).to_have_text("shown")
+        assert await page.title() == "keypulse on call"
+        assert senders.stand_ins.faults.get_state() == []
+        assert any("sandboxed" in text for text in errors)
 
 
 async def test_the_frame_alone_keeps_a_mail_without_scripts_and_without_our_origin(
@@ -95,16 +94,15 @@ async def test_the_frame_alone_keeps_a_mail_without_scripts_and_without_our_orig
 ) -> None:
     """Two fences: here the mail comes without its own Content-Security-Policy, and the frame's sandbox has to hold."""
     await senders.mail("hostile", "<h1>shown</h1><script>document.querySelector('h1').textContent='hacked'</script>")
-    page = await chromium.new_page()  # this one may complain: the sandbox blocks what the mail tries
 
     async def without_its_policy(route: Route) -> None:
         answer = await route.fetch()
         await route.fulfill(body=await answer.body(), content_type="text/html")
 
-    await page.route("**/mail/*", without_its_policy)
-    await page.goto(f"http://{senders.stand_ins.http}/")
-    await page.locator(".mail-open").click()
-    heading = page.frame_locator("iframe").get_by_role("heading")
-    await expect(heading).to_have_text("shown")
-    assert await heading.evaluate("() => self.origin") == "null"
-    await page.close()
+    async with lasting_page(chromium, [], []) as page:  # this one may complain: the sandbox blocks what the mail tries
+        await page.route("**/mail/*", without_its_policy)
+        await page.goto(f"http://{senders.stand_ins.http}/")
+        await page.locator(".mail-open").click()
+        heading = page.frame_locator("iframe").get_by_role("heading")
+        await expect(heading).to_have_text("shown")
+        assert await heading.evaluate("() => self.origin") == "null"

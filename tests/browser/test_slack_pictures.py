@@ -3,29 +3,26 @@
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.slack_pictures import IMAGES, KEPT, open_page, run_scene
+from tests.browser.slack_pictures import IMAGES, KEPT, SIZES, open_page, run_scene
 from tests.browser.slack_scenes import TITLE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 
 async def test_an_incident_is_one_message_that_changes_and_fits_a_phone(chromium: Browser) -> None:
-    async with run_scene("resolved") as url:
-        for size in ("wide", "phone"):
-            async with open_page(chromium, url, size) as page:
-                message = page.locator(".message").first
-                header = (
-                    "Resolved after 12 min: permission_denied: backend (production) could not encrypt with ledger-kek"
-                )
-                await expect(message.locator(".b-header").first).to_have_text(header)
-                await expect(message).to_contain_text(
-                    "fired from Nov 24, 2026 at 23:46 to Nov 24, 2026 at 23:58 (12 min)"
-                )
-                assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-                replies = page.locator(".replies").first
-                await expect(replies.locator(".message")).to_have_count(2)
-                await expect(replies).to_contain_text(TITLE)
-                await expect(replies).to_contain_text("1 new (backend-2:8000)")
+    async with run_scene("resolved") as url, open_page(chromium, url, "wide") as page:
+        message = page.locator(".message").first
+        header = "Resolved after 12 min: permission_denied: backend (production) could not encrypt with ledger-kek"
+        await expect(message.locator(".b-header").first).to_have_text(header)
+        await expect(message).to_contain_text("fired from Nov 24, 2026 at 23:46 to Nov 24, 2026 at 23:58 (12 min)")
+        replies = page.locator(".replies").first
+        await expect(replies.locator(".message")).to_have_count(2)
+        await expect(replies).to_contain_text(TITLE)
+        await expect(replies).to_contain_text("1 new (backend-2:8000)")
+        for size in SIZES.values():
+            await page.set_viewport_size(size)
+            assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), size
+            await expect(message).to_be_visible()
 
 
 async def test_twenty_alerts_are_one_table_and_what_alerts_say_is_no_mark_up(chromium: Browser) -> None:

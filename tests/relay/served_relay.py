@@ -150,14 +150,14 @@ async def metric(client: aiohttp.ClientSession, name: str, **labels: str) -> flo
     return None
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0, *, pause: float = 0.01) -> None:
     """Returns once `condition` holds; a test whose condition never does fails here."""
     async with asyncio.timeout(seconds):
         while True:
             holds = condition()
             if holds if isinstance(holds, bool) else await holds:
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
 
 
 async def reaches(client: aiohttp.ClientSession, value: float, name: str, **labels: str) -> None:

@@ -34,7 +34,8 @@ async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Console
     """A relay for the tests here, which change its deliveries."""
     # To these nothing goes by itself; the second name alone is wider than a phone.
     channels = {"audit-log": {"kind": "log"}, "audit-log-of-" + "all-who-are-on-call-" * 5: {"kind": "log"}}
-    async with open_console(tmp_path_factory.mktemp("deliveries"), channels=channels) as running:
+    folder, unpaced = tmp_path_factory.mktemp("deliveries"), {"enabled": False}
+    async with open_console(folder, channels=channels, pacing=unpaced) as running:
         yield running
 
 

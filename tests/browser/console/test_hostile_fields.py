@@ -16,7 +16,7 @@ from services.relay.outbox.engine.store import open_store
 from shared.http.audit_log import AuditEntry
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, open_console, open_page
-from tests.relay.served_relay import payload, post, until
+from tests.relay.served_relay import payload, post
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -97,27 +97,21 @@ async def seed(console: Console, folder: Path) -> None:
     assert (await post(console.client, build_webhook(), "/alerts?source=eu"))[0] == 202
     await post(console.client, json.dumps({"version": HOSTILE, "receiver": HOSTILE}).encode())
     await post(console.client, HOSTILE.encode())
-
-    async def is_dead() -> bool:
-        async with console.client.get("/api/deliveries?channel=hooked&state=dead") as answer:
-            return bool((await answer.json())["deliveries"])
-
-    await until(is_dead)
+    await console.settle()
     async with open_store(database_url.create_sqlite_url(folder / "relay.db"), time.time) as store:
         await OutboxAudit(store).add(AuditEntry(0.0, HOSTILE, HOSTILE, HOSTILE, HOSTILE))
 
 
 async def list_paths(console: Console) -> list[str]:
-    """Every page, and that of each incident, delivery and refused webhook."""
+    """Every page, and that of the hostile incident, of its deliveries and of each refused webhook."""
     pasted = (HOSTILE, f'alertname="{HOSTILE[-20:]}", a="b"', json.dumps({"alertname": HOSTILE}))
     paths = [*PAGES, *(f"/routes?{urlencode({'labels': each, 'receiver': HOSTILE})}" for each in pasted)]
     paths += [f"/{name}?{urlencode(dict.fromkeys(fields, HOSTILE[:150]))}" for name, fields in FILTERS.items()]
-    async with console.client.get("/api/incidents") as answer:
-        paths += [f"/incidents/{each['id']}" for each in (await answer.json())["incidents"]]
     async with console.client.get("/api/deliveries") as answer:
         rows = (await answer.json())["deliveries"]
-        paths += [f"/deliveries/{each['id']}" for each in rows]
-        paths += [f"/channels/-/render?event={each}" for each in dict.fromkeys(row["event_id"] for row in rows)]
+    newest = rows[0]["event_id"]
+    paths += [f"/channels/-/render?event={newest}", f"/incidents/{rows[0]['incident_id']}"]
+    paths += [f"/deliveries/{each['id']}" for each in rows if each["event_id"] == newest]
     async with console.client.get("/api/quarantine") as answer:
         paths += [f"/quarantine/{each['id']}" for each in (await answer.json())["quarantine"]]
     return paths

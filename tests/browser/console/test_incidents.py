@@ -10,6 +10,7 @@ from playwright.async_api import Browser, expect
 
 from tests.browser.console.incident_scene import HOSTILE, TITLE, Night, open_night
 from tests.browser.console.served_console import check_looks, find_overflow, find_violations, open_page
+from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -145,7 +146,7 @@ async def test_hostile_alerts_are_text(chromium: Browser, night: Night) -> None:
 
 
 async def test_an_incident_that_is_not_there_says_where_to_look(chromium: Browser, night: Night) -> None:
-    async with await chromium.new_page() as page:
+    async with lasting_page(chromium, [], []) as page:  # this one may complain: the answers are errors
         answer = await page.goto(f"{night.console.url}/incidents/unknown")
         assert answer is not None
         assert answer.status == 404

@@ -10,6 +10,7 @@ from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.console.login_scene import EMIL, open_closed_console
 from tests.browser.console.served_console import Console, check_looks
+from tests.browser.lasting_page import lasting_page
 from tests.relay.login.provider import open_provider
 
 pytestmark = [
@@ -20,12 +21,11 @@ pytestmark = [
 
 @asynccontextmanager
 async def open_browser(chromium: Browser) -> AsyncIterator[tuple[BrowserContext, Page]]:
-    """A fresh browser, whose page must have nothing to complain of but what a test expects."""
-    context = await chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    page = await context.new_page()
-    page.on("dialog", lambda dialog: pytest.fail(f"a dialogue: {dialog.message}"))
-    yield context, page
-    await context.close()
+    """A page without a session, in which nothing opens a dialogue."""
+    complaints: list[str] = []
+    async with lasting_page(chromium, complaints, [], reduced_motion=True) as page:
+        yield page.context, page
+    assert [each for each in complaints if each.startswith("dialog:")] == []
 
 
 async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(

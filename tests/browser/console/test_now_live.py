@@ -17,7 +17,8 @@ from services.relay.console import events
 from services.relay.delivery.attempt import open_local_sender
 from shared.config.settings import Address
 from shared.http.server import serve
-from tests.browser.console.served_console import build_settings, find_violations, open_console, open_page
+from tests.browser.console.served_console import COLOURS, build_settings, find_violations, open_console, open_page
+from tests.browser.lasting_page import lasting_page
 from tests.relay.served_relay import TOKEN, post, webhook_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -38,7 +39,7 @@ async def running(settings: RelaySettings, address: Address) -> AsyncIterator[Ad
 async def test_a_page_that_lost_its_relay_says_so_and_goes_on_with_the_next_one(
     chromium: Browser, tmp_path: Path
 ) -> None:
-    async with run_stand_ins() as stand_ins, await chromium.new_page(reduced_motion="reduce") as page:
+    async with run_stand_ins() as stand_ins, lasting_page(chromium, [], [], reduced_motion=True) as page:
         settings, live = build_settings(tmp_path, stand_ins), page.locator("#live")
         async with running(settings, Address("127.0.0.1", 0)) as address:
             await page.goto(f"http://{address}/")
@@ -87,7 +88,7 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             assert (await page.locator("#icon").get_attribute("href")) == "/console/icon-problems.svg"
             assert await find_violations(page) == []
             await page.emulate_media(color_scheme="dark")
-            assert await find_violations(page) == []
+            assert await find_violations(page, COLOURS) == []
 
             links = set(await page.locator("#now_state a").evaluate_all("nodes => nodes.map((node) => node.href)"))
             assert len(links) > 6
@@ -149,7 +150,7 @@ async def test_a_session_that_was_ended_ends_its_pages(
         "bearer_token_file": tmp_path / "token",
         "tokens": [{"name": "ada", "role": "viewer", "file": tmp_path / "viewer"}],
     }
-    async with run_stand_ins() as stand_ins, await chromium.new_page(reduced_motion="reduce") as page:
+    async with run_stand_ins() as stand_ins, lasting_page(chromium, [], [], reduced_motion=True) as page:
         settings, live = build_settings(tmp_path, stand_ins, auth=auth), page.locator("#live")
         async with running(settings, Address("127.0.0.1", 0)) as address:
             await page.goto(f"http://{address}/")

@@ -58,9 +58,18 @@ def test_apt_installs_only_what_is_missing(path: Path) -> None:
     program(path, "true")
     for name in ("prometheus", "promtool"):
         program(path, name)
-    done = require(path, "prometheus", "chromium")
+    done = require(path, "prometheus", "chromium", "node")
     assert done.returncode == 0
-    assert calls.read_text().splitlines() == ["update -qq", "install -y -qq --no-install-recommends chromium"]
+    assert calls.read_text().splitlines() == [
+        "update -qq",
+        "satisfy -y -qq --no-install-recommends chromium-headless-shell | chromium, nodejs",
+    ]
+
+
+@pytest.mark.parametrize("name", ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"])
+def test_each_chromium_is_enough(path: Path, name: str) -> None:
+    program(path, name)
+    assert require(path, "chromium").returncode == 0
 
 
 def test_a_python_without_venv_is_missing_something(path: Path) -> None:
