@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests import fork_server, ram_disk
+from tests.compiled_statements import share_compiled_statements
 from tests.faults import summary
 from tests.postgres import Postgres, programs
 from tests.relay.outbox.tables import opened, up
@@ -31,6 +32,8 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 # How long an example takes says how busy the machine is, and nothing of the product.
 settings.register_profile("whatever else runs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever else runs")
+
+share_compiled_statements()
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

@@ -197,7 +197,8 @@ class Database:
             for metadata in tables:
                 if not existing.issuperset(metadata.tables):
                     metadata.create_all(connection)
-            _check_columns(connection, tables)
+            if not is_empty:
+                _check_columns(connection, tables)
             return is_empty and bool(tables)
 
         return await self.write_exclusively(create)
