@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import looptime
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from shared.sql import database_url
@@ -31,6 +32,9 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 # How long an example takes says how busy the machine is, and nothing of the product.
 settings.register_profile("whatever else runs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever else runs")
+
+# Of a trace with colours and the values of all variables nobody reads anything, and to make one takes milliseconds.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
