@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -35,6 +36,9 @@ settings.load_profile("whatever else runs")
 
 # Of a trace with colours and the values of all variables nobody reads anything, and to make one takes milliseconds.
 structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
+
+# httpx2 tries to import it for each request to an application, and Python looks for it in every folder each time.
+sys.modules["sniffio"] = None  # type: ignore[assignment]  # as where it is not installed
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
