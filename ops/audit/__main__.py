@@ -17,9 +17,9 @@ from ops.audit.auditor_queries import list_queries as asked
 from ops.audit.diff import diff_change, format_title
 from ops.audit.google_api import GoogleApi
 from ops.audit.google_errors import GoogleError
+from ops.audit.google_parts import read_part
 from ops.audit.model import Change, DesiredState
 from ops.audit.plan import UnchangeableError, list_warnings, plan_changes
-from ops.audit.resources import read_part
 from ops.audit.verify import AuditProbe, Clock, verify_logging
 from shared import VERSION
 from shared.check import format_line, to_one_line

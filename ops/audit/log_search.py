@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from ops.audit.google_errors import ErrorKind, GoogleError
+from ops.audit.google_parts import GoogleCaller
 from ops.audit.model import DATASET, KMS
-from ops.audit.resources import GoogleCaller
 
 _TABLE: Final = "cloudaudit_googleapis_com_data_access"
 _OBJECT_PREFIX: Final = "cloudaudit.googleapis.com/data_access/"

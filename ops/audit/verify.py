@@ -8,10 +8,10 @@ from functools import partial
 from typing import Final
 
 from ops.audit.google_errors import READ_LOGS_PERMISSION, GoogleError, build_permission_hint
+from ops.audit.google_parts import GoogleCaller, read_part
 from ops.audit.log_search import search_bigquery, search_bucket, search_log
 from ops.audit.model import DesiredState
 from ops.audit.plan import UnchangeableError, plan_changes
-from ops.audit.resources import GoogleCaller, read_part
 from shared.check import CheckOutcome, CheckResult
 
 _POLL_INTERVAL: Final = 10.0

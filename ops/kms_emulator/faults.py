@@ -141,7 +141,7 @@ class EmulatorFaults:
         """
         for id_, active in list(self._active.items()):
             fault = active.fault
-            # A permission is shared by operations: `denied` asks for it, see Fault.refuses.
+            # A permission is shared by operations: `denied` asks for it, see EmulatorFault.denies.
             meant = fault.kind == "denied" or fault.operation in {None, operation}
             if fault.kind != kind or fault.key not in {None, key} or not meant or not is_match(fault):
                 continue

@@ -1,4 +1,4 @@
-"""The records: encrypts bytes with a data key into rows, and decrypts them.
+"""The records: encrypts bytes with the active data key into rows, and decrypts them.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
 another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens
@@ -23,11 +23,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.backend.aes_gcm import DecryptionError, UnwrappedKey, decrypt, encrypt
+from services.backend.keyring import Keyring, KeyUnavailableError
 from shared.keyring.column_types import Id, to_printable_text
 from shared.keyring.database import Database
 from shared.keyring.records_table import Record, RecordsTable
 from shared.keyring.rows import fetch_first, select_rows
 from shared.keyring.tables import data_keys
+
+_MAX_ATTEMPTS: Final = 3
 
 TABLES: Final = MetaData()
 _records: Final = Table(
@@ -90,6 +93,21 @@ class Records:
             return Record(row.id, to_printable_text(row.data_key_id), row.sealed) if row else None
 
         return await self._database.read(select_record)
+
+
+async def store_record(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
+    """Stores a record by the active data key, whose row is put back where the database lost it.
+
+    Raises:
+        KeyUnavailableError: there is no data key to encrypt with, or the database loses it again and again.
+        DatabaseError: the database cannot be read or written.
+    """
+    for _ in range(_MAX_ATTEMPTS):
+        key = keyring.get_active_key()
+        if await records.put(record_id, content, key):
+            return
+        await keyring.restore_row(key.id)
+    raise KeyUnavailableError("the database loses the row of its data key again and again")
 
 
 def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:

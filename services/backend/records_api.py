@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.backend.keyring import KeyAbandonedError, Keyring, KeyUnavailableError
-from services.backend.records import CorruptRecordError, Records, decrypt_record
+from services.backend.records import CorruptRecordError, Records, decrypt_record, store_record
 from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.server_settings import Role
 from shared.http.authentication import Endpoint
@@ -22,7 +22,6 @@ from shared.http.json_api import build_error_response
 from shared.keyring.database import DatabaseError
 
 MAX_RECORD_BYTES: Final = 1024 * 1024
-_MAX_ATTEMPTS: Final = 3
 _RECORD_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = structlog.get_logger(__name__)
@@ -42,7 +41,7 @@ def build_record_routes(
     async def put(request: Request) -> Response:
         record_id = _parse_record_id(request)
         keyring.get_active_key()  # before the body is read: it may be large
-        await _store_record(keyring, records, record_id, await read_body(request, MAX_RECORD_BYTES, "a record"))
+        await store_record(keyring, records, record_id, await read_body(request, MAX_RECORD_BYTES, "a record"))
         return Response(status_code=204)
 
     async def get(request: Request) -> Response:
@@ -80,16 +79,6 @@ def build_record_routes(
             "/v1/records/{id:path}", _handle_errors(record), RouteRequirements(Role.RESPONDER), ["GET", "PUT"]
         ),
     ]
-
-
-async def _store_record(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
-    """Stores a record by the active data key, whose row is put back where the database lost it."""
-    for _ in range(_MAX_ATTEMPTS):
-        key = keyring.get_active_key()
-        if await records.put(record_id, content, key):
-            return
-        await keyring.restore_row(key.id)
-    raise KeyUnavailableError("the database loses the row of its data key again and again")
 
 
 def _handle_errors(endpoint: Endpoint) -> Endpoint:

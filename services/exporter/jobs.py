@@ -20,9 +20,10 @@ from services.exporter.backends.reader import BackendReader, open_http_client
 from services.exporter.backends.replicas import ReplicaReader
 from services.exporter.backends.settings import Backend
 from services.exporter.config import ExporterSettings, Target
+from services.exporter.inspection_schedule import compute_interval, compute_start_spacing
 from services.exporter.model import BackendState, ProbeResult
 from services.exporter.probes.coalescing import CoalescedProbe, ProbeClosedError
-from services.exporter.probes.key_inspection import KeyInspector, compute_interval, sync_nothing
+from services.exporter.probes.key_inspection import KeyInspector, sync_nothing
 from services.exporter.probes.round_trip import Prober
 from services.exporter.probes.success_expiry import SuccessExpiry
 from services.exporter.results import Results
@@ -107,7 +108,7 @@ async def start_jobs(
                     _sort_by_last_run(jobs),
                     interval=compute_interval(len(jobs), profiles[provider]),
                     concurrency=every,
-                    start_spacing=60 * profiles[provider].reads_per_inspection / profiles[provider].reads_per_minute,
+                    start_spacing=compute_start_spacing(profiles[provider]),
                 )
                 for provider, jobs in inspection_jobs.items()
             ),

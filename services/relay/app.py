@@ -44,7 +44,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.restore_detection import COMPARE_DELAY
 from services.relay.outbox.retention import run_retention
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
-from services.relay.outbox.watchdogs import read_last_seen
+from services.relay.outbox.watchdog_silence import read_last_seen
 from services.relay.send_error import SendReason
 from shared.config.secret_file import TokenFile
 from shared.config.server_settings import Role

@@ -9,7 +9,7 @@
 
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -29,6 +29,7 @@ from shared.http.web_config_auth import WebConfigMiddleware
 from shared.http.web_config_reload import ReloadedTlsContext, WebConfigFile
 from shared.process.hot_reload import ReloadMiddleware
 from shared.process.shutdown import STOP_SECONDS, wait_for_stop_signal
+from shared.process.unprotected_server import needs_web_credentials, refuse_unprotected
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -104,33 +105,12 @@ class ServerRunner(Generic[S]):
             self_authenticated_paths,
         )
 
-    def refuse_unprotected(self, settings: S) -> None:
-        """Refuse an address that the network reaches without credentials, and users named like tokens.
-
-        Raises:
-            ConfigurationError: says what to configure.
-        """
-        if self.web_config_file:
-            self.web_config_file.check_names(self.web_config_file.get_state(), settings.list_reserved_names())
-        if not _needs_credentials(settings):
-            return
-        if self.web_config_file:
-            self.web_config_file.requires_credentials = True
-            if self.web_config_file.get_state().config.requires_credentials:
-                return
-        error = (
-            f"{self.config_file or 'environment'}: auth.admin_token_file: expected a file that holds a token, because "
-            f"`listen` ({settings.listen}) can be reached from the network; or a --web.config.file with "
-            "basic_auth_users or required client certificates"
-        )
-        raise ConfigurationError([error])
-
     def _wrap_apply(self, apply: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
         async def guarded(settings: S) -> None:
-            self.refuse_unprotected(settings)
+            refuse_unprotected(settings, self.config_file, self.web_config_file)
             await apply(settings)
             if self.web_config_file:
-                self.web_config_file.requires_credentials = _needs_credentials(settings)
+                self.web_config_file.requires_credentials = needs_web_credentials(settings)
                 self.web_config_file.reserved_names = settings.list_reserved_names()
 
         return guarded
@@ -190,15 +170,14 @@ def prepare_server(
         errors += error.lines
     if settings is None or errors:
         raise ConfigurationError(errors)
-    runner = ServerRunner(settings, config_file, web)
-    runner.refuse_unprotected(settings)
+    refuse_unprotected(settings, config_file, web)
     if web:
         web.reserved_names = settings.list_reserved_names()
     problems = [(config_file, problem) for problem in check_files(settings)]
     if web:
         problems += [(web_config_path, problem) for problem in check_files(web.get_state().config)]
     warnings = [*_refuse_errors(problems, is_check=is_check), *_find_unmatched_roles(settings, config_file, web)]
-    return replace(runner, warnings=warnings)
+    return ServerRunner(settings, config_file, web, warnings)
 
 
 def _find_unmatched_roles(
@@ -230,7 +209,3 @@ def _refuse_errors(
     if errors:
         raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.message}" for file, each in errors])
     return [(file, each) for file, each in problems if each.startup_policy != "checks later"]
-
-
-def _needs_credentials(settings: ServerSettings) -> bool:
-    return not settings.listen.is_loopback and not settings.auth.has_credentials

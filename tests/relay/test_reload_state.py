@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import fallback
+from services.relay.outbox import unserved_channels
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.send_error import SendError, SendReason, SendScope
@@ -33,7 +33,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for long."""
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     monkeypatch.setattr("services.relay.delivery.worker._SWEEP_INTERVAL", 0.1)
-    monkeypatch.setattr(fallback, "UNSERVED_AFTER", 0.0)
+    monkeypatch.setattr(unserved_channels, "UNSERVED_AFTER", 0.0)
 
 
 @pytest.mark.usefixtures("soon")

@@ -17,11 +17,8 @@ import structlog
 from services.exporter.model import Call, Canary, CanaryResult, Failure, KeyInspection, KeyRead, Operation
 from services.exporter.probes.round_trip import AAD_BYTES, PLAINTEXT_BYTES, time_call
 from shared.kms.port import KeyDescription, KmsKey
-from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
 
-MIN_INTERVAL: Final = 60.0
-"""Seconds between two inspections of one key."""
 MAX_CONCURRENT_DECRYPTIONS: Final = 10
 """Canaries decrypted at the same time: where nothing answers, 100 of them are done within ten timeouts."""
 DESTROYED_CANARY_MAX_AGE: Final = 86400.0
@@ -30,14 +27,6 @@ DESTROYED_CANARY_MAX_AGE: Final = 86400.0
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-
-def compute_interval(targets: int, profile: KmsProfile) -> float:
-    """Seconds between two inspections of one target, so that all targets of a provider keep to its quota of reads.
-
-    At least `MIN_INTERVAL`. The first inspections have to be spread over one interval, too.
-    """
-    return max(MIN_INTERVAL, targets * profile.reads_per_inspection / profile.reads_per_minute * 60)
 
 
 class SyncCanaries(Protocol):

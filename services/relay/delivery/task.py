@@ -15,7 +15,6 @@ from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask, DigestMember, Event, IncidentContext, decode_event, encode_event
-from services.relay.outbox.alert_groups import is_dedup_key_in_use
 from services.relay.outbox.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.context import read_contexts
 from services.relay.outbox.delivery_lease import read_merged_events, save_progress
@@ -24,6 +23,7 @@ from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavaila
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.provider_acknowledgement import ProviderAcknowledgement, read_provider_acknowledgement
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
+from services.relay.outbox.shared_dedup_key import is_dedup_key_in_use
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.process.concurrency import run_in_thread_if_large

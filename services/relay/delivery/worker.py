@@ -32,11 +32,11 @@ from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
 from services.relay.outbox.edits import release_edits
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
-from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.restore_detection import detect_restore
 from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.unserved_channels import fall_back_unserved
 
 _MAX_SLEEP: Final = 2.0
 """Seconds in which a worker notices what another replica accepted, or a command made due."""

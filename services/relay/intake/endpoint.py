@@ -21,10 +21,11 @@ from services.relay.intake import webhook_parser
 from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, IntakeRules, check_source
 from services.relay.intake.webhook_parser import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
-from services.relay.outbox import quarantine, watchdogs
+from services.relay.outbox import quarantine
 from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.http.body_limits import (
     SMALL_BODY_BYTES,
     BodyBudgetExhaustedError,
@@ -175,7 +176,7 @@ class Intake:
         parsed = await self._parse(arrival, body, source)
         arrival.waits_for = "its commit"
         if parsed.heartbeats:
-            await watchdogs.record_heartbeats(self._store, parsed.heartbeats)
+            await record_heartbeats(self._store, parsed.heartbeats)
             self._on_heartbeats(parsed.heartbeats)
         if parsed.incoming is None:
             return JSONResponse({"event_id": None, "deliveries": 0, "duplicate": False}, status_code=202)

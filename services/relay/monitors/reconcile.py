@@ -28,7 +28,6 @@ import structlog
 from services.relay.alertmanager_api import ActiveAlert, AlertmanagerClient, AlertmanagerError
 from services.relay.model import OWN_SOURCE, Event, Status
 from services.relay.monitors.self_alerts import AlertPublisher
-from services.relay.outbox.alert_groups import build_group_id
 from services.relay.outbox.incidents import (
     Incident,
     iterate_closed_by_relay,
@@ -38,6 +37,7 @@ from services.relay.outbox.incidents import (
     read_open_incident,
 )
 from services.relay.outbox.restore_detection import read_postponed_at, release_compared
+from services.relay.outbox.shared_dedup_key import build_group_id
 
 CLOSED_REMARK: Final = (
     "Closed by the relay: Alertmanager no longer has it; it may have ended while silenced or inhibited."

@@ -14,9 +14,9 @@ import structlog
 
 from services.relay.model import OWN_SOURCE
 from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
-from services.relay.outbox import watchdogs as outbox
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.incidents import iterate_open_incidents, read_open_incident
+from services.relay.outbox.watchdog_silence import count_silence
 from shared.net.egress import EgressSettings
 
 _CHECK_INTERVAL: Final = 5.0
@@ -114,7 +114,7 @@ class WatchdogMonitor:
             return _IDLE_INTERVAL
         expected = {watchdog.name: watchdog.expect_every for watchdog in self._watchdogs}
         uptime = self._uptime.measure_and_restart()
-        silences = await store.run(lambda transaction: outbox.count_silence(transaction, expected, uptime))
+        silences = await store.run(lambda transaction: count_silence(transaction, expected, uptime))
         pause = _CHECK_INTERVAL
         for watchdog in self._watchdogs:
             absent = watchdog.build_alert()

@@ -8,7 +8,6 @@ from uuid import uuid4
 from sqlalchemy import bindparam, case, func, insert, select, update
 
 from services.relay.model import MAX_EPISODES, EscalationStep, Event, Status, encode_event
-from services.relay.outbox.alert_groups import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.context import build_service_id, build_title, find_service
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
@@ -18,6 +17,7 @@ from services.relay.outbox.incidents import IncidentState, lock_states
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries
 from services.relay.outbox.quarantine import Replay, record_replay
 from services.relay.outbox.rows import RowQuery, select_values
+from services.relay.outbox.shared_dedup_key import build_group_id, record_resolved_elsewhere
 from services.relay.outbox.tables import EPISODE_COLUMNS, clean_for_database, deliveries, events, incidents
 from services.relay.text import find_worst_severity
 from shared.process.concurrency import run_in_thread_if_large

@@ -9,10 +9,10 @@ asks for more than the longest pause takes the channel down: for as long as it a
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, or_, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
@@ -30,14 +30,10 @@ from services.relay.outbox.tables import (
 
 FAILURE_THRESHOLD: Final = 5
 """Attempts in a row that did not reach the provider."""
-_NO_TOKEN_SECONDS: Final = 1.0
+NO_TOKEN_SECONDS: Final = 1.0
 """Seconds to wait for a token of a channel that is not tried now."""
 _LOCKED_RETRY_SECONDS: Final = 0.05
 """Seconds until the next try where another replica is claiming for the channel."""
-_TEST_INTERVAL: Final = 30.0
-"""Seconds between two tests of a channel."""
-_TEST_MESSAGES: Final = 2
-"""A test message, and its resolve."""
 _MAX_DETAIL: Final = 500
 """Characters that are stored of a failure."""
 
@@ -80,23 +76,12 @@ class Admission:
     """Whether the one delivery that is admitted tries a channel behind its circuit breaker."""
 
 
-class SendTestRefusal(StrEnum):
-    """Why no test message may be sent now."""
-
-    RECENT = "recent"
-    """There was one just now."""
-    RETRY_AFTER = "retry_after"
-    """The provider asked to wait."""
-    RATE = "rate"
-    """Deliveries need the channel's rate."""
-
-
 def admit(transaction: Transaction, channel: str, limit: int) -> tuple[Admission, ChannelRow | None]:
     """How many of at most `limit` deliveries may be claimed; the channel's row is locked then."""
     connection, values = transaction.connection, {"channel": channel}
     row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None and _READ_CHANNEL.fetch_first(connection, values) is None:
-        _insert_channel(transaction, channel)
+        insert_channel(transaction, channel)
         row = _LOCK_CHANNEL_IF_FREE.fetch_first(connection, values)
     if row is None:  # another replica is claiming
         return Admission(0, _LOCKED_RETRY_SECONDS), None
@@ -132,59 +117,25 @@ def record_claim(
     if trial_seconds is not None:
         changes |= {"paused_until": transaction.now + trial_seconds, "paused_set_at": transaction.now}
     if changes:
-        _update_channel(transaction, row.name, **changes)
+        update_channel(transaction, row.name, **changes)
 
 
 def take_token(transaction: Transaction, channel: str, rate: float | None) -> float:
     """Takes a token of a channel's rate for a message that is no delivery; the seconds to wait where there is none."""
     admission, row = admit(transaction, channel, 1)
     if row is None or not admission.limit or admission.is_breaker_trial:
-        return admission.retry_in or _NO_TOKEN_SECONDS
+        return admission.retry_in or NO_TOKEN_SECONDS
     available, seconds = count_available(row.next_token_at, transaction.now, 1, rate)
     if not available:
-        return seconds or _NO_TOKEN_SECONDS
+        return seconds or NO_TOKEN_SECONDS
     record_claim(transaction, row, 1, rate=rate, trial_seconds=None)
     return 0.0
-
-
-def claim_test(transaction: Transaction, channel: str, rate: float | None) -> tuple[SendTestRefusal, float] | None:
-    """Takes the tokens of a test message; else why there may be none now, and for how many seconds.
-
-    A channel behind its circuit breaker may be tested, not one whose provider asked for a pause.
-
-    Args:
-        transaction: the current one.
-        channel: its name.
-        rate: messages per second; None if it has no rate limit.
-    """
-    now, row = transaction.now, _lock_or_insert(transaction, channel)
-    # Another replica's may have started after this transaction; much later, the clock was set back.
-    since = None if row.test_started_at is None else now - row.test_started_at
-    if since is not None and -CLOCK_TOLERANCE <= since < _TEST_INTERVAL:
-        return SendTestRefusal.RECENT, _TEST_INTERVAL - max(since, 0.0)
-    if seconds := _compute_retry_after(row, now):
-        return SendTestRefusal.RETRY_AFTER, seconds
-    available, wait = count_available(row.next_token_at, now, 1, rate)
-    if not available:
-        return SendTestRefusal.RATE, wait or _NO_TOKEN_SECONDS
-    next_token_at = row.next_token_at if rate is None else spend(row.next_token_at, now, _TEST_MESSAGES, rate)
-    _update_channel(transaction, channel, test_started_at=now, next_token_at=next_token_at)
-    return None
-
-
-def claim_check(transaction: Transaction, channel: str, min_age: float) -> bool:
-    """Whether the caller is to check the channel: nobody has begun to within `min_age` seconds."""
-    _insert_channel(transaction, channel)
-    now, started = transaction.now, _channel.check_started_at
-    is_due = or_(started.is_(None), started <= now - min_age, started > now + CLOCK_TOLERANCE)
-    claimed = update(channels).where(_channel.name == channel, is_due).values(check_started_at=now)
-    return transaction.connection.execute(claimed).rowcount > 0
 
 
 def record_failure(transaction: Transaction, channel: str, reason: str, detail: str) -> None:
     """Records an attempt that failed, for whoever looks at the channel."""
     detail = clean_for_database(detail[:_MAX_DETAIL])
-    _update_channel(transaction, channel, failed_at=transaction.now, failed_reason=reason, failed_detail=detail)
+    update_channel(transaction, channel, failed_at=transaction.now, failed_reason=reason, failed_detail=detail)
 
 
 def compute_pauses(row: ChannelRow, now: float) -> tuple[float, float]:
@@ -197,7 +148,7 @@ def spend_further(transaction: Transaction, channel: str, count: int, rate: floa
     row = _LOCK_CHANNEL.fetch_first(transaction.connection, {"channel": channel})
     if row is not None:
         next_token_at = spend(row.next_token_at, transaction.now, count, rate)
-        _update_channel(transaction, channel, next_token_at=next_token_at)
+        update_channel(transaction, channel, next_token_at=next_token_at)
 
 
 def find_healthy(transaction: Transaction, names: Collection[str]) -> frozenset[str]:
@@ -240,7 +191,7 @@ def record_effect(
     # A provider may have asked for a longer pause than the longest; attempts that have started by then do not end it.
     left = 0.0 if is_breaker_trial else _compute_remaining(row.paused_until, row.paused_set_at, now)
     if 0 < requested <= pauses.maximum:
-        _update_channel(
+        update_channel(
             transaction,
             channel,
             retry_after_until=now + max(_compute_retry_after(row, now), requested),
@@ -278,6 +229,23 @@ async def commit_allow_trial(store: Store, names: Iterable[str]) -> None:
     await store.run(lambda transaction: allow_trial(transaction, names))
 
 
+def lock_or_insert(transaction: Transaction, channel: str) -> ChannelRow:
+    """The row of a channel, locked; a new one where it had none."""
+    insert_channel(transaction, channel)
+    return _LOCK_CHANNEL.fetch_one(transaction.connection, {"channel": channel})
+
+
+def insert_channel(transaction: Transaction, channel: str) -> None:
+    """Adds the row of a channel that has none."""
+    insert = build_insert(channels, transaction.connection.dialect.name).on_conflict_do_nothing()
+    transaction.connection.execute(insert, {"name": channel, **NEW_CHANNEL})
+
+
+def update_channel(transaction: Transaction, channel: str, **changes: object) -> None:
+    """Changes columns of the row of a channel."""
+    transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
+
+
 def _compute_remaining(until: float, set_at: float, now: float) -> float:
     """Seconds of a pause that are left; none of one that was written by a clock that has been set back since."""
     return max(until - now, 0.0) if set_at <= now + CLOCK_TOLERANCE else 0.0
@@ -292,7 +260,7 @@ def _compute_retry_after(row: ChannelRow, now: float) -> float:
 
 def _close_breaker(transaction: Transaction, row: ChannelRow) -> None:
     was_closed = row.failures >= FAILURE_THRESHOLD or row.is_down
-    _update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
+    update_channel(transaction, row.name, failures=0, is_down=0, reason=None)
     if was_closed:
         _pause_until(transaction, row.name, transaction.now)
         _make_retries_due(transaction, row.name)
@@ -314,18 +282,4 @@ def _make_retries_due(transaction: Transaction, channel: str) -> None:
 
 
 def _pause_until(transaction: Transaction, channel: str, until: float, **changes: object) -> None:
-    _update_channel(transaction, channel, paused_until=until, paused_set_at=transaction.now, **changes)
-
-
-def _update_channel(transaction: Transaction, channel: str, **changes: object) -> None:
-    transaction.connection.execute(update(channels).where(_channel.name == channel).values(**changes))
-
-
-def _lock_or_insert(transaction: Transaction, channel: str) -> ChannelRow:
-    _insert_channel(transaction, channel)
-    return _LOCK_CHANNEL.fetch_one(transaction.connection, {"channel": channel})
-
-
-def _insert_channel(transaction: Transaction, channel: str) -> None:
-    insert = build_insert(channels, transaction.connection.dialect.name).on_conflict_do_nothing()
-    transaction.connection.execute(insert, {"name": channel, **NEW_CHANNEL})
+    update_channel(transaction, channel, paused_until=until, paused_set_at=transaction.now, **changes)

@@ -1,20 +1,26 @@
-"""What checks of channels found, and what became of test messages: recorded by any replica, read by people.
+"""Checks of channels and test messages: when there may be another one, and what each found. For all replicas.
 
-Each channel is checked by one replica at a time (see `breaker.claim_check`), and its last checks and tests are kept.
+Each channel is checked by one replica at a time, and not tested again at once; its last checks and tests are kept.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
-from services.relay.outbox import breaker
+from services.relay.outbox.breaker import (
+    NO_TOKEN_SECONDS,
+    compute_pauses,
+    insert_channel,
+    lock_or_insert,
+    update_channel,
+)
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_columns, select_values
 from services.relay.outbox.tables import CLOCK_TOLERANCE, channel_checks, channels, clean_for_database
 from shared.check import CheckOutcome, CheckResult
@@ -23,6 +29,10 @@ MAX_CHECKS: Final = 100
 """Checks, and tests, that are kept of one channel."""
 _MAX_TEXT: Final = 2000
 """Characters that are kept of a result's detail, or hint."""
+_TEST_INTERVAL: Final = 30.0
+"""Seconds between two tests of a channel."""
+_TEST_MESSAGES: Final = 2
+"""A test message, and its resolve."""
 
 
 class CheckKind(StrEnum):
@@ -50,6 +60,17 @@ class ChannelCheck:
     def failure(self) -> CheckResult | None:
         """The first step that failed."""
         return next((result for result in self.results if result.outcome is CheckOutcome.FAILED), None)
+
+
+class SendTestRefusal(StrEnum):
+    """Why no test message may be sent now."""
+
+    RECENT = "recent"
+    """There was one just now."""
+    RETRY_AFTER = "retry_after"
+    """The provider asked to wait."""
+    RATE = "rate"
+    """Deliveries need the channel's rate."""
 
 
 class CheckRow(NamedTuple):
@@ -89,19 +110,54 @@ _STATES: Final = CHANNELS.where(channels.c.name == bindparam("channel"))
 
 
 async def claim_check(store: Store, channel: str, min_age: float) -> bool:
-    """Whether the caller is to check the channel now. Raises StoreUnavailableError.
+    """Whether the caller is to check the channel now: nobody has begun to. Raises StoreUnavailableError.
 
     Args:
         store: the outbox.
         channel: its name.
         min_age: seconds since the last check began, of whichever replica.
     """
-    return await store.run(partial(breaker.claim_check, channel=channel, min_age=min_age))
+
+    def claim(transaction: Transaction) -> bool:
+        insert_channel(transaction, channel)
+        now, started = transaction.now, channels.c.check_started_at
+        is_due = or_(started.is_(None), started <= now - min_age, started > now + CLOCK_TOLERANCE)
+        claimed = update(channels).where(channels.c.name == channel, is_due).values(check_started_at=now)
+        return transaction.connection.execute(claimed).rowcount > 0
+
+    return await store.run(claim)
 
 
-async def claim_test(store: Store, channel: str, rate: float | None) -> tuple[breaker.SendTestRefusal, float] | None:
-    """None if the caller is to send a test message now; see `breaker.claim_test`. Raises StoreUnavailableError."""
-    return await store.run(partial(breaker.claim_test, channel=channel, rate=rate))
+async def claim_test(store: Store, channel: str, rate: float | None) -> tuple[SendTestRefusal, float] | None:
+    """Takes the tokens of a test message; else why there may be none now, and for how many seconds.
+
+    A channel behind its circuit breaker may be tested, not one whose provider asked for a pause.
+
+    Args:
+        store: the outbox.
+        channel: its name.
+        rate: messages per second; None if it has no rate limit.
+
+    Raises:
+        StoreUnavailableError: it is not known to be committed.
+    """
+
+    def claim(transaction: Transaction) -> tuple[SendTestRefusal, float] | None:
+        now, row = transaction.now, lock_or_insert(transaction, channel)
+        # Another replica's may have started after this transaction; much later, the clock was set back.
+        since = None if row.test_started_at is None else now - row.test_started_at
+        if since is not None and -CLOCK_TOLERANCE <= since < _TEST_INTERVAL:
+            return SendTestRefusal.RECENT, _TEST_INTERVAL - max(since, 0.0)
+        if seconds := compute_pauses(row, now)[1]:
+            return SendTestRefusal.RETRY_AFTER, seconds
+        available, wait = count_available(row.next_token_at, now, 1, rate)
+        if not available:
+            return SendTestRefusal.RATE, wait or NO_TOKEN_SECONDS
+        next_token_at = row.next_token_at if rate is None else spend(row.next_token_at, now, _TEST_MESSAGES, rate)
+        update_channel(transaction, channel, test_started_at=now, next_token_at=next_token_at)
+        return None
+
+    return await store.run(claim)
 
 
 async def record_check(store: Store, channel: str, check: ChannelCheck) -> None:
@@ -160,7 +216,7 @@ def read_check_state(connection: Connection, channel: str, now: float) -> CheckS
     return CheckState(
         None if started is None or started > now + CLOCK_TOLERANCE else now - started,
         is_failed=any(each.problem is not None for each in last),
-        is_busy=row.next_token_at > now or breaker.compute_pauses(row, now)[1] > 0,
+        is_busy=row.next_token_at > now or compute_pauses(row, now)[1] > 0,
     )
 
 

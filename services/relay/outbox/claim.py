@@ -15,7 +15,6 @@ from sqlalchemy import and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import DeliveryTask, DigestMember, Predecessor, Status
 from services.relay.outbox import breaker, digests
-from services.relay.outbox.alert_groups import find_open_incidents
 from services.relay.outbox.digests import Selection, StormRules
 from services.relay.outbox.due_deliveries import FIRST_OF_INCIDENT, IS_CLAIMABLE, lock_due
 from services.relay.outbox.engine.batching import Transaction
@@ -30,6 +29,7 @@ from services.relay.outbox.rows import (
     RowQuery,
     select_values,
 )
+from services.relay.outbox.shared_dedup_key import find_open_of_group
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 
 _MAX_PREDECESSORS: Final = 3
@@ -306,7 +306,7 @@ def _build_tasks(
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
         resolved_incidents=resolved_incidents,
-        group_incidents=find_open_incidents(connection, resolved_incidents, request.dedup_channels)
+        group_incidents=find_open_of_group(connection, resolved_incidents, request.dedup_channels)
         if resolved_incidents
         else {},
     )

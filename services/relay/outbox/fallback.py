@@ -1,13 +1,12 @@
 """What waits for a channel that is down goes to its fallback channels: at once, in order, each event once.
 
-So does, after a while, what waits for a channel on which no replica delivers any more: a webhook may have been accepted
-under the former configuration, and nobody else would ever deliver it.
+So does, after a while, what waits for a channel on which no replica delivers any more; see `unserved_channels`.
 
 The delivery continues waiting for its own channel, too. It records how far its events fell back (`fallback_up_to`), so
 that each step finds the next ones. An event that a fallback channel delivers anyway is not repeated there.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -25,13 +24,10 @@ from services.relay.outbox.merge import (
     lock_incidents,
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, RowQuery
-from services.relay.outbox.tables import WAITING, channels, deliveries, events
+from services.relay.outbox.tables import WAITING, deliveries, events
 
 FALLBACK_STEP: Final = 32
 """How many deliveries fall back in one transaction, so that a channel for which thousands wait blocks nobody."""
-
-UNSERVED_AFTER: Final = 300.0
-"""Seconds for which such a channel is left to other replicas: one may have been reloaded before this one."""
 
 
 class _MissingEventRow(NamedTuple):
@@ -42,12 +38,6 @@ class _MissingEventRow(NamedTuple):
 
 
 _delivery = deliveries.c
-_UNSERVED_CHANNELS: Final = RowQuery(str, select(_delivery.channel).distinct()).where(
-    _delivery.finished_at.is_(None),
-    _delivery.channel.not_in(bindparam("configured", expanding=True)),
-    _delivery.oldest_accepted_at < bindparam("before"),
-    ~exists().where(channels.c.name == _delivery.channel, channels.c.served_at >= bindparam("before")),
-)
 IS_NOT_COMPARING: Final = or_(_delivery.maybe_delivered_up_to.is_(None), _delivery.due_at <= bindparam("now"))
 """The condition that a delivery does not wait for the comparison after a restore; see `restore_detection`."""
 _NOT_FALLEN_BACK: Final = (
@@ -107,28 +97,6 @@ async def fall_back(store: Store, channel: str, fallback_channels: Sequence[str]
     return await store.run(partial(_fall_back_step, found=found, fallback_channels=fallback_channels))
 
 
-async def fall_back_unserved(
-    store: Store, configured_channels: Collection[str], fallback_channels: Sequence[str]
-) -> DeliveryChanges:
-    """Gives all of what has waited for `UNSERVED_AFTER` for channels that no replica has served for as long to others.
-
-    Args:
-        store: the outbox.
-        configured_channels: the channels of this relay.
-        fallback_channels: the channels that deliver in their place.
-
-    Raises:
-        StoreUnavailableError: the steps before this one are done.
-    """
-    changes = DeliveryChanges()
-    for channel in await store.read(partial(_read_unserved_channels, configured=configured_channels, store=store)):
-        has_more = True
-        while has_more:
-            changes = changes.add(await fall_back(store, channel, fallback_channels))
-            has_more = changes.has_more
-    return changes
-
-
 def build_fallback_deliveries(
     transaction: Transaction, row: DeliveryRow, fallback_channels: Sequence[str]
 ) -> list[NewDelivery]:
@@ -167,11 +135,6 @@ def find_missing_events(
     """The numbers of the events of an incident, from one to another, that a channel has no delivery of; in order."""
     span = {"incident": incident_id, "first": first_event_seq, "last": last_event_seq, "channel": channel}
     return [event.seq for event in _MISSING_EVENTS.fetch_all(transaction.connection, span)]
-
-
-def _read_unserved_channels(connection: Connection, configured: Collection[str], store: Store) -> list[str]:
-    before = dialect.read_clock(connection, store.clock) - UNSERVED_AFTER
-    return _UNSERVED_CHANNELS.fetch_all(connection, {"configured": sorted(configured), "before": before})
 
 
 def _find_next(connection: Connection, channel: str, store: Store) -> list[DeliveryRow]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from services.relay.outbox.channel_overviews import ChannelOverview, read_channel_overviews
 from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.open_incidents import OpenIncidents, read_open_incidents
-from services.relay.outbox.watchdogs import read_heartbeats, read_last_seen
+from services.relay.outbox.watchdog_silence import read_heartbeats, read_last_seen
 from services.relay.outbox.webhook_times import WebhookTimes, read_webhook_times
 
 

@@ -160,7 +160,7 @@ class IncidentStateRow(NamedTuple):
 
 
 class OpenIncidentRow(NamedTuple):
-    """An open incident of a group; see `alert_groups`."""
+    """An open incident of a group; see `shared_dedup_key`."""
 
     id: str
     group_id: str | None

@@ -1,8 +1,8 @@
 """Which channels some replica delivers on, since configurations differ while one after the other is reloaded.
 
 Each relay records at its start, and every few seconds from then on, on which channels it delivers. What waits for a
-channel on which nobody does goes to fallback channels (see `fallback`), and an event of an incident also goes to a
-channel that another replica has. A channel that comes back learns what happened meanwhile.
+channel on which nobody does goes to fallback channels (see `unserved_channels`), and an event of an incident also goes
+to a channel that another replica has. A channel that comes back learns what happened meanwhile.
 """
 
 from collections.abc import Collection, Sequence

@@ -63,8 +63,8 @@ incidents = Table(
     Column("episode", Integer, nullable=False),
     Column("is_open", Integer, nullable=False),  # 1 until the whole group is resolved
     Column("latest_event_seq", BigInteger, nullable=False),  # 0 before its first event is committed
-    Column("group_id", Text),  # see `alert_groups`; null before its first event is committed
-    Column("resolved_elsewhere", Text),  # JSON; see `alert_groups`
+    Column("group_id", Text),  # see `shared_dedup_key`; null before its first event is committed
+    Column("resolved_elsewhere", Text),  # JSON; see `shared_dedup_key`
     Column("earlier_events", Text),  # JSON; fingerprint and time of acceptance of the last few events before it
     Column(
         "severity", Text

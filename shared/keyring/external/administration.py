@@ -27,13 +27,14 @@ from shared.keyring.administration import (
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.external.key_table import ExternalKeyTable
 from shared.keyring.external.layout import TableLayout
-from shared.keyring.external.table import ExternalTable
+from shared.keyring.external.table_checks import open_table
 from shared.keyring.external.tables import build_table_names, create_tables, get_table_prefix
 from shared.keyring.journal.progress import MAX_PROBLEMS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
+from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
 _MAX_NAMED_ROWS = 5
@@ -73,7 +74,7 @@ class ExternalAdministration(LocalAdministration):
         database = Database(url, table_names=build_table_names(layout, prefix, quote))
         try:
             try:
-                table = await database.read(lambda connection: ExternalTable.open(connection, layout))
+                table = await database.read(lambda connection: open_table(connection, layout))
             except DatabaseError as error:
                 raise UnreachableError(f"database {url}: {error}; check `driver.database`") from None
             keys = ExternalKeyTable(table, prefix, kek, kms.profile)
@@ -163,7 +164,12 @@ class ExternalAdministration(LocalAdministration):
             async for keys, unreadable in self._external.scan(self._database):
                 problems += (Problem(id=row.id, error=row.error) for row in unreadable)
                 unknown = [key for key in keys if not key.fingerprint and key.wrapped.kek == self._wrapping.kek]
-                await run_concurrently(unknown, partial(self._unwrap, primary), partial(self._store_learned, problems))
+                await run_concurrently(
+                    unknown,
+                    partial(self._unwrap, primary),
+                    partial(self._store_learned, problems),
+                    MAX_CONCURRENT_CALLS,
+                )
                 if len(problems) >= MAX_PROBLEMS:
                     break
         if problems:

@@ -153,20 +153,6 @@ def add_rewrap(connection: Connection, rotation: Rotation, data_key_id: str, old
     connection.execute(rewraps.insert().values(**values, **wraps))
 
 
-def retarget_rotation(connection: Connection, now: float, rotation: Rotation, version: str, **columns: Any) -> Rotation:
-    """Stores that the rotation continues with another version, from its beginning; what failed is tried again."""
-    delete_problems(connection, rotation)
-    entry = JournalEntry(
-        step=JournalStep.RETARGET,
-        outcome=StepOutcome.SUCCEEDED,
-        rotation_type=rotation.type,
-        detail=f"from version {rotation.target_version} to version {version}",
-    )
-    add_journal_entry(connection, now, rotation.id, entry)
-    update_rotation(connection, now, rotation, target_version=version, cursor="", **columns)
-    return get_rotation(connection, rotation.id)
-
-
 def find_replaced_rewraps(
     connection: Connection, rotation: Rotation, data_key_ids: Collection[str]
 ) -> dict[str, RewrapEntry]:

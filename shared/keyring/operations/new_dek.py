@@ -6,7 +6,6 @@ keyring again when it meets its first record.
 
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -59,24 +58,6 @@ class NewDekRotation:
             store.insert_data_key(connection, new)
 
         await run_under_lease(self.database, self.request.token, write)
-
-    async def retarget(self, rotation: Rotation, version: str) -> Rotation:
-        """Wraps the new data key by another version before it is made active."""
-        data_key_id = rotation.new_data_key or ""
-        new = await self.database.read(lambda connection: store.find_data_key(connection, data_key_id))
-        wrapped = None
-        if new is not None:
-            with suppress(UnwrapError):  # what is wrong with it is said when it is promoted
-                wrapped = await self.wrapping.wrap(data_key_id, await self.wrapping.unwrap(new))
-                target_version.refuse_other_version(wrapped, version)
-
-        def write(connection: Connection, now: float) -> Rotation:
-            journal.check_unchanged(connection, rotation)
-            if new and wrapped and not store.replace_wrap(connection, data_key_id, new.wrapped, wrapped):
-                raise RefusedError(f"data key {data_key_id} was changed by another program meanwhile; resume once more")
-            return journal.retarget_rotation(connection, now, rotation, version)
-
-        return await run_under_lease(self.database, self.request.token, write)
 
     async def promote_data_key(self, rotation: Rotation, notify_instances: Callable[[], Awaitable[None]]) -> None:
         """Makes it active, once every instance holds it, and retires the one that was."""

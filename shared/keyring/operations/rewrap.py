@@ -20,6 +20,7 @@ from shared.keyring.operations import target_version
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
+from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
 
@@ -37,7 +38,7 @@ class RewrapRotation:
         """Does the next data keys. What is done is journalled, also where this raises."""
         limit = self.request.batch_size
         keys = await self._read_page(self.rotation.cursor, limit)
-        await run_concurrently(keys, self._rewrap, self._store_results)
+        await run_concurrently(keys, self._rewrap, self._store_results, MAX_CONCURRENT_CALLS)
         if len(keys) < limit:
             await self._finish_pass()
 

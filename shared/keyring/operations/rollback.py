@@ -21,6 +21,7 @@ from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.store import RetiredVersionError
 from shared.keyring.tables import rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
+from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
 _NOT_IN_KEYRING: Final = "it is no longer in the keyring"
@@ -56,7 +57,7 @@ class Rollback:
         entries = await self.database.read(
             lambda connection: progress.list_rewraps_to_roll_back(connection, rotation, MAX_PAGE_SIZE)
         )
-        await run_concurrently(entries, self._find_obstacle, self._roll_back_entries)
+        await run_concurrently(entries, self._find_obstacle, self._roll_back_entries, MAX_CONCURRENT_CALLS)
         if len(entries) < MAX_PAGE_SIZE:
             await run_under_lease(self.database, self.token, self._finish)
 

@@ -25,6 +25,7 @@ from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
 from shared.keyring.key_table import KeyTable
 from shared.keyring.operations import target_version as target
 from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
+from shared.keyring.operations.retarget import retarget_rotation
 from shared.keyring.operations.rewrap import RewrapRotation
 from shared.keyring.operations.rollback import Rollback
 from shared.keyring.rotation_lease import run_under_lease
@@ -62,7 +63,7 @@ class RotationRunner:
         if rotation.state is RotationState.FAILED:
             rotation = await self._retry_failed(request, rotation)
         if overtaken:
-            rotation = await self._retarget(request, rotation, version, new_dek)
+            rotation = await retarget_rotation(self.database, self.keys, self.wrapping, request, rotation, version)
         if request.type is RotationType.NEW_DEK:
             await new_dek.promote_data_key(rotation, self.notify_instances)
         elif rotation.state is RotationState.RUNNING:
@@ -119,21 +120,6 @@ class RotationRunner:
             return progress.get_rotation(connection, rotation.id)
 
         return await run_under_lease(self.database, request.token, reopen)
-
-    async def _retarget(
-        self, request: RotateRequest, rotation: Rotation, version: str, new_dek: NewDekRotation
-    ) -> Rotation:
-        """A rotation goes on with another version; what it wrapped so far is wrapped once more."""
-        if request.type is RotationType.NEW_DEK:
-            return await new_dek.retarget(rotation, version)
-        left = await self.keys.count_outdated(self.database, version)
-
-        def write(connection: Connection, now: float) -> Rotation:
-            progress.check_unchanged(connection, rotation)
-            total = max(left, progress.read_total(connection, rotation))
-            return progress.retarget_rotation(connection, now, rotation, version, total=total, done=total - left)
-
-        return await run_under_lease(self.database, request.token, write)
 
     async def _find_skipped_data_keys(self, version: str) -> tuple[Problem, ...]:
         """The data keys that would not even be tried."""

@@ -17,6 +17,7 @@ from shared.keyring.key_table import KeyTable
 from shared.keyring.model import DataKey, KeyringFingerprint
 from shared.keyring.records_table import Record, RecordsTable
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
+from shared.kms.quota import MAX_CONCURRENT_CALLS
 from shared.process.concurrency import run_concurrently
 
 SAMPLE_SIZE: Final = 3
@@ -46,7 +47,7 @@ class KeyringVerifier:
         last = after or ""
         while keys := await self._read_page(last):
             last = keys[-1].id
-            await run_concurrently(keys, self._unwrap, self._check_data_keys)
+            await run_concurrently(keys, self._unwrap, self._check_data_keys, MAX_CONCURRENT_CALLS)
             if after is not None and len(keys) == MAX_PAGE_SIZE:
                 return self._build_result("", last)
         unreadable = await self.keys.find_unreadable(self.database)

@@ -15,7 +15,7 @@ from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.tables import channels, incidents, silences
-from services.relay.outbox.watchdogs import record_heartbeats
+from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.sql import database_url
 from tests.browser.console.served_console import Console, build_settings
 from tests.relay.outbox.seeded_history import KINDS, seed_history

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 
@@ -11,11 +10,7 @@ from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.exporter.metrics.collector import ExporterMetrics
 from services.exporter.model import KeyInspection, KeyRead, Operation, TargetKey
-from services.exporter.probes.key_inspection import (
-    MIN_INTERVAL,
-    KeyInspector,
-    compute_interval,
-)
+from services.exporter.probes.key_inspection import KeyInspector
 from services.exporter.web.findings import find_key_problems
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.settings import GcpKeySettings
@@ -192,11 +187,3 @@ async def test_another_error_says_nothing_of_the_wrong_aad(
     snapshot = await lifecycle.inspect()
     assert snapshot.wrong_aad_check is None
     assert snapshot.problems[0].startswith(f"whether a wrong AAD is refused is not known: {told}: ")
-
-
-@pytest.mark.parametrize("targets", [1, 20, 21, 100, 1000])
-def test_all_targets_together_keep_to_the_quota_of_300_reads_a_minute(targets: int) -> None:
-    seconds = compute_interval(targets, GCP_PROFILE)
-    assert seconds >= MIN_INTERVAL == 60
-    assert targets * GCP_PROFILE.reads_per_inspection * 60 / seconds <= 200
-    assert compute_interval(targets, replace(GCP_PROFILE, reads_per_inspection=22)) == max(60, targets * 22 * 60 / 200)

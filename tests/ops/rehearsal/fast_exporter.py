@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from services.exporter.probes import key_inspection
+from services.exporter import inspection_schedule
 from shared.kms.gcp import settings
 from shared.kms.gcp.profile import GCP_PROFILE
 
 if __name__ == "__main__":
-    key_inspection.MIN_INTERVAL /= 60  # type: ignore[misc]
+    inspection_schedule.MIN_INTERVAL /= 60  # type: ignore[misc]
     settings.GCP_PROFILE = replace(GCP_PROFILE, reads_per_minute=60 * GCP_PROFILE.reads_per_minute)  # type: ignore[attr-defined]
     from services.exporter.__main__ import main  # which takes the two along
 

@@ -20,12 +20,12 @@ from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, encode_event
 from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.incident_history import read_episode
 from services.relay.outbox.incident_queries import read_incident
-from services.relay.outbox.incident_records import EpisodeHistory, EventRecord
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.sending_elsewhere import send_elsewhere
 from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.timeline_query import read_episode
+from services.relay.outbox.timeline_records import EpisodeHistory, EventRecord
 from shared.http.json_api import format_time
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass

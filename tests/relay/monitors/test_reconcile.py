@@ -7,7 +7,7 @@ import pytest
 from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox import watchdogs
+from services.relay.outbox import watchdog_silence
 from tests.relay.monitors.monitored_outbox import START, Clock, MonitoredOutbox, event
 from tests.relay.monitors.reconciling import Answers, latest, minutes, reconcile
 
@@ -162,7 +162,7 @@ async def test_the_relays_own_incidents_are_none_of_alertmanagers(
     await guard.check()
     await minutes(10, clock, reconcile(at, clock, one))
     assert len(await at.list_published()) == 1
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
     assert len(await at.list_published()) == 2
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from services.relay.monitors.supervisor import Monitors, MonitorSettings
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
-from services.relay.outbox import quarantine, watchdogs
+from services.relay.outbox import quarantine, watchdog_silence
 from services.relay.outbox.quarantine import RefusedWebhook
 from shared.sql import database_url
 from tests.conftest import Until
@@ -54,7 +54,7 @@ async def test_absences_quarantine_and_heartbeats_are_seen_side_by_side_until_it
         IntakeUptime(time.monotonic),
     )
     task = asyncio.create_task(watching.run())
-    await watchdogs.record_heartbeats(at.store, ["Seen", "Absent"])
+    await watchdog_silence.record_heartbeats(at.store, ["Seen", "Absent"])
     watching.record_heartbeats(["Seen", "Absent"])
 
     async def all_published() -> bool:

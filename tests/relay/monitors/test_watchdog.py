@@ -9,7 +9,7 @@ import pytest
 
 from services.relay.model import Status
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog, WatchdogMonitor
-from services.relay.outbox import watchdogs
+from services.relay.outbox import watchdog_silence
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
 
@@ -43,7 +43,7 @@ async def test_one_that_is_seen_in_time_is_not_reported(at: MonitoredOutbox, clo
     guard = started(at, clock)
     for _ in range(5):
         await check_after(170, guard, clock)
-        await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+        await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
     assert await at.list_published() == []
 
@@ -55,7 +55,7 @@ async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
     await check_after(180, guard, clock)  # the first look begins to wait for it
     await check_after(180, guard, clock)
     await other.check()
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     await other.check()
     await guard.check()
     told = await at.list_published()
@@ -84,7 +84,7 @@ async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believe
 async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_silence_all_the_same(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     for restart in range(1, 16):  # each process lives for 10 s, and 4 s pass until the next one looks
         guard = started(at, clock)
         await guard.check()
@@ -97,7 +97,7 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_si
 async def test_a_relay_that_is_killed_before_its_second_look_again_and_again_tells_a_silence_too(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     for _ in range(20):  # each process lives for 4.5 s, and 6 s pass until the next one looks
         await started(at, clock).check()
         clock.go(10.5)
@@ -105,7 +105,7 @@ async def test_a_relay_that_is_killed_before_its_second_look_again_and_again_tel
 
 
 async def test_of_the_time_that_a_relay_was_away_ten_seconds_count(at: MonitoredOutbox, clock: Clock) -> None:
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     guard = started(at, clock)
     await guard.check()
     await check_after(100, guard, clock)
@@ -122,7 +122,7 @@ async def test_a_heartbeat_starts_the_count_again_across_restarts(at: MonitoredO
     guard = started(at, clock)
     await guard.check()
     await check_after(179, guard, clock)
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     guard = started(at, clock)
     await guard.check()
     await check_after(179, guard, clock)
@@ -152,7 +152,7 @@ async def test_one_that_stays_away_is_reported_though_another_is_seen(at: Monito
     guard = started(at, clock, Watchdog("Other", 60.0, ("slack",), None))
     await guard.check()
     clock.go(60)
-    await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+    await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     await guard.check()
     ((told, channels),) = await at.list_published()
     assert (told.common_labels["watchdog"], channels) == ("Other", {"slack"})
@@ -187,7 +187,7 @@ async def test_a_clock_that_jumps_ahead_is_no_absence(at: MonitoredOutbox, clock
     await guard.check()
     for _ in range(50):
         await check_after(60, guard, clock)
-        await watchdogs.record_heartbeats(at.store, ["Watchdog"])
+        await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
     clock.now += 86_400  # a wrong clock, or a machine that was suspended
     await check_after(5, guard, clock)
     assert await at.list_published() == []

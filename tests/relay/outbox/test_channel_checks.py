@@ -10,8 +10,15 @@ import pytest
 from sqlalchemy import Column, Connection, update
 
 from services.relay.outbox import channel_checks, channel_overviews
-from services.relay.outbox.breaker import ChannelEffect, SendTestRefusal
-from services.relay.outbox.channel_checks import ChannelCheck, CheckKind, claim_check, claim_test, record_check
+from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.channel_checks import (
+    ChannelCheck,
+    CheckKind,
+    SendTestRefusal,
+    claim_check,
+    claim_test,
+    record_check,
+)
 from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview, LastFailure, read_channel_overviews
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.retention_by_age import prune_by_age

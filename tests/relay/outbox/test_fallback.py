@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import fallback
+from services.relay.outbox import fallback, unserved_channels
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
 from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import fall_back, fall_back_unserved
+from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.queries import list_deliveries
 from services.relay.outbox.requeue import requeue
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.unserved_channels import fall_back_unserved
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
@@ -272,7 +273,7 @@ async def test_all_that_waits_for_a_channel_that_is_gone_goes_to_the_others_and_
 ) -> None:
     await enqueue(store, fallback.FALLBACK_STEP + 1)
     assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges()
-    monkeypatch.setattr(fallback, "UNSERVED_AFTER", -60.0)
+    monkeypatch.setattr(unserved_channels, "UNSERVED_AFTER", -60.0)
     assert await fall_back_unserved(store, ("a", "b"), ("b",)) == DeliveryChanges()
     assert await fall_back_unserved(store, ("b",), ("b",)) == DeliveryChanges(channels_to_wake=frozenset(("b",)))
     assert len(await all_of(store, "b")) == fallback.FALLBACK_STEP + 1

@@ -10,9 +10,9 @@ from sqlalchemy import Connection, Engine, column, insert, select, table
 
 from services.relay.model import encode_event
 from services.relay.outbox import tables
-from services.relay.outbox.alert_groups import build_group_id
 from services.relay.outbox.engine import migrations
 from services.relay.outbox.prune_marks import PrunedKind, read_pruned
+from services.relay.outbox.shared_dedup_key import build_group_id
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.tables import differences, opened, up
 from tests.relay.served_relay import event_of

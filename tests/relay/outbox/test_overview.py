@@ -8,7 +8,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.overview import read_overview
 from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.watchdogs import record_heartbeats
+from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 

@@ -7,14 +7,13 @@ from sqlalchemy import update
 
 from services.relay.intake.deduplication import plan_event
 from services.relay.model import build_fingerprint, build_incident_id
-from services.relay.outbox import fallback
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.fallback import fall_back_unserved
 from services.relay.outbox.incidents import IncidentState
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.tables import DeliveryState, channels, deliveries
+from services.relay.outbox.unserved_channels import UNSERVED_AFTER, fall_back_unserved
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
 from tests.relay.served_relay import event_of
@@ -77,7 +76,7 @@ async def test_a_new_name_is_told_the_end_alone_where_the_old_one_told_the_begin
 async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(store: Store) -> None:
     await record_served_channels(store, ["theirs", "ours"])
     await come(store, "firing", "theirs", "ours")
-    await ages(store, 4 * fallback.UNSERVED_AFTER)
+    await ages(store, 4 * UNSERVED_AFTER)
     await record_served_channels(store, ["theirs"])
     assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == DeliveryChanges()
     assert (await come(store, "resolved", "ours")).channels == ("ours", "theirs")
@@ -87,7 +86,7 @@ async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(s
 async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(store: Store) -> None:
     await record_served_channels(store, ["theirs"])
     await come(store, "firing", "theirs", "ours")
-    await ages(store, fallback.UNSERVED_AFTER - 10)
+    await ages(store, UNSERVED_AFTER - 10)
     assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges()
     await ages(store, 20)
     assert (await come(store, "resolved", "ours")).channels == ("ours",)

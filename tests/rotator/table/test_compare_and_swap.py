@@ -8,7 +8,8 @@ from sqlalchemy import URL
 from shared.keyring.database import Database
 from shared.keyring.external.encoding import Encoding
 from shared.keyring.external.layout import TableLayout
-from shared.keyring.external.table import ExternalTable, Row
+from shared.keyring.external.table import Row
+from shared.keyring.external.table_checks import open_table
 from tests.memory_kms import StoredKey
 from tests.rotator.table.tenants import Tenants
 
@@ -36,7 +37,7 @@ async def test_a_row_that_was_changed_since_it_was_read_stays_as_it_is(
     await tenants.execute("INSERT INTO t VALUES (1, 'abcd', NULL)")
     database = Database(any_database)
     try:
-        table = await database.read(lambda connection: ExternalTable.open(connection, LAYOUT))
+        table = await database.read(lambda connection: open_table(connection, LAYOUT))
         row = await database.read(lambda connection: table.find(connection, "1"))
         assert isinstance(row, Row)
         if change:

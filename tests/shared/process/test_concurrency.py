@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from shared.process.concurrency import LARGE_BYTES, MAX_CONCURRENT_CALLS, run_concurrently, run_in_thread_if_large
+from shared.process.concurrency import LARGE_BYTES, run_concurrently, run_in_thread_if_large
 
 ITEMS = range(500)
+MOST = 32
 
 
 class Work:
@@ -40,8 +41,8 @@ class Work:
 @pytest.mark.looptime
 async def test_a_bounded_number_is_in_progress_and_all_are_passed_on_in_their_order() -> None:
     work = Work()
-    await run_concurrently(ITEMS, work.do, work.take)
-    assert work.most == MAX_CONCURRENT_CALLS
+    await run_concurrently(ITEMS, work.do, work.take, MOST)
+    assert work.most == MOST
     assert work.taken == [(item, -item) for item in ITEMS]
 
 
@@ -53,7 +54,7 @@ async def test_one_that_is_slow_keeps_no_other_from_being_done() -> None:
         await asyncio.sleep(1 if item == 0 else 0.01)
         return await work.do(item)
 
-    await run_concurrently(range(32 * 10), do, work.take)
+    await run_concurrently(range(32 * 10), do, work.take, MOST)
     assert asyncio.get_running_loop().time() - began < 2
 
 
@@ -61,8 +62,8 @@ async def test_one_that_is_slow_keeps_no_other_from_being_done() -> None:
 async def test_the_first_error_stops_all_and_what_was_done_is_passed_on() -> None:
     work = Work(failing=200)
     with pytest.raises(ValueError, match="200"):
-        await run_concurrently(ITEMS, work.do, work.take)
-    assert max(work.begun) < 200 + 2 * MAX_CONCURRENT_CALLS
+        await run_concurrently(ITEMS, work.do, work.take, MOST)
+    assert max(work.begun) < 200 + 2 * MOST
     assert [item for item, _ in work.taken] == [item for item in sorted(work.begun) if item != 200]
     assert work.under_way == 0
 
@@ -75,7 +76,7 @@ async def test_an_error_of_the_taker_stops_all() -> None:
         raise OSError(len(outcomes))
 
     with pytest.raises(OSError, match="64"):
-        await run_concurrently(ITEMS, work.do, full)
+        await run_concurrently(ITEMS, work.do, full, MOST)
     assert (work.under_way, max(work.begun) < 200) == (0, True)
 
 
@@ -84,14 +85,14 @@ async def test_a_cancelled_caller_leaves_nothing_in_progress() -> None:
     work = Work(stuck=3)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5):
-            await run_concurrently(ITEMS, work.do, work.take)
+            await run_concurrently(ITEMS, work.do, work.take, MOST)
     assert work.under_way == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_nothing_to_do_is_done() -> None:
     work = Work()
-    await run_concurrently([], work.do, work.take)
+    await run_concurrently([], work.do, work.take, MOST)
     assert work.taken == []
 
 

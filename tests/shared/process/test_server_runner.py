@@ -1,21 +1,18 @@
 """What a command line's two files must say together, before a server starts and at a reload."""
 
 from pathlib import Path
-from typing import Any
 
 import bcrypt
 import pytest
 
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import RESERVED_NAMES, AuthSettings, NamedToken, Role
-from shared.config.settings import parse_address
 from shared.http.web_config_reload import WebConfigFile
 from shared.process.server_runner import ServerRunner, prepare_server
-from tests.shared.certificates import Authority, web_yml
+from tests.shared.certificates import web_yml
 from tests.shared.sample import SETTINGS, Settings
 
 HASH = bcrypt.hashpw(b"a secret", bcrypt.gensalt(4)).decode()
-NETWORK = ["0.0.0.0:9000", "[::]:9000", "192.0.2.1:9000", "example.org:9000"]
 
 
 @pytest.fixture
@@ -27,22 +24,6 @@ def _list_errors(config: Path, web: Path | None = None) -> list[str]:
     with pytest.raises(ConfigurationError) as refused:
         prepare_server(Settings, config, web)
     return refused.value.lines
-
-
-@pytest.mark.parametrize("listen", NETWORK)
-def test_an_address_on_the_network_needs_an_admin_token(listen: str, file: Path) -> None:
-    file.write_text(f"listen: '{listen}'")
-    (line,) = _list_errors(file)
-    assert line.startswith(f"{file}: auth.admin_token_file: expected a file that holds a token")
-    (file.parent / "token").write_text("a-token-of-the-tests")
-    file.write_text(f"listen: '{listen}'\nauth: {{admin_token_file: token}}")
-    assert str(prepare_server(Settings, file, None).settings.listen) == listen
-
-
-def test_on_the_network_a_token_of_anybody_will_do(file: Path) -> None:
-    (file.parent / "token").write_text("the-token-of-somebody")
-    file.write_text("listen: 0.0.0.0:9000\nauth: {tokens: [{name: ci, role: viewer, file: token}]}")
-    assert prepare_server(Settings, file, None).settings.auth.tokens[0].file == file.parent / "token"
 
 
 @pytest.mark.parametrize(
@@ -91,22 +72,6 @@ async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a
     assert list(runner.web_config_file.get_state().config.basic_auth_users) == ["alice"]
 
 
-def test_an_address_of_this_machine_needs_none(file: Path) -> None:
-    file.write_text("listen: 127.0.0.1:9000")
-    assert prepare_server(Settings, file, None).settings.listen.port == 9000
-
-
-def test_on_the_network_users_or_required_certificates_do_too(file: Path, tmp_path: Path) -> None:
-    file.write_text("listen: 0.0.0.0:9000")
-    assert prepare_server(Settings, file, web_yml(tmp_path, users={"alice": HASH})).web_config_file
-    Authority(tmp_path).sign("server")
-    tls: dict[str, Any] = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.pem"}
-    assert prepare_server(Settings, file, web_yml(tmp_path, **tls)).web_config_file
-    tls["client_auth_type"] = "VerifyClientCertIfGiven"
-    (line,) = _list_errors(file, web_yml(tmp_path, **tls))
-    assert "basic_auth_users or required client certificates" in line
-
-
 def test_the_errors_of_both_files_are_named_at_once(file: Path, tmp_path: Path) -> None:
     file.write_text("many: none")
     (tmp_path / "web.yml").write_text("users: 1")
@@ -116,40 +81,3 @@ def test_the_errors_of_both_files_are_named_at_once(file: Path, tmp_path: Path) 
     ]
     (line,) = _list_errors(file, web_yml(tmp_path, users={"alice": HASH}))
     assert line.startswith(f"{file}: many: ")
-
-
-def test_from_then_on_the_web_yml_may_not_let_everybody_in(tmp_path: Path) -> None:
-    runner = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
-    assert runner.web_config_file
-    runner.refuse_unprotected(SETTINGS)
-    assert not runner.web_config_file.requires_credentials
-    network = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
-    runner.refuse_unprotected(network.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")}))
-    assert not runner.web_config_file.requires_credentials
-    runner.refuse_unprotected(network)
-    assert runner.web_config_file.requires_credentials
-
-
-async def test_a_reload_may_not_open_a_server_to_the_network_and_one_that_adds_a_token_frees_the_web_yml(
-    tmp_path: Path,
-) -> None:
-    applied: list[Settings] = []
-
-    async def apply(settings: Settings) -> None:
-        applied.append(settings)
-
-    alone = SETTINGS.model_copy(update={"listen": parse_address("0.0.0.0:1")})
-    with_token = alone.model_copy(update={"auth": AuthSettings(admin_token_file=tmp_path / "token")})
-    (tmp_path / "web.yml").write_text("# nobody")
-    runner = ServerRunner(with_token, web_config_file=WebConfigFile(tmp_path / "web.yml"))
-    reloaded = runner._wrap_apply(apply)
-    with pytest.raises(ConfigurationError, match="can be reached from the network"):
-        await reloaded(alone)
-    assert not applied
-    web_yml(tmp_path, users={"alice": HASH})
-    await reloaded(alone)
-    assert runner.web_config_file
-    assert runner.web_config_file.requires_credentials
-    await reloaded(with_token)
-    assert not runner.web_config_file.requires_credentials
-    assert applied == [alone, with_token]

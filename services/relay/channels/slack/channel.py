@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 import structlog
@@ -32,17 +33,16 @@ from services.relay.channels.provider_call import (
     mask_reply,
     read_secret,
 )
-from services.relay.channels.slack.blocks import Mention, cut_for_edit
+from services.relay.channels.slack.blocks import Mention
 from services.relay.channels.slack.changes import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_channel, check_token
 from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
+from services.relay.channels.slack.edit import edit_first_message, update_post
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
 from services.relay.channels.slack.post import build_post, find_thread
 from services.relay.channels.slack.post_search import NotFound, PostLocation, build_metadata, find_post
 from services.relay.channels.slack.thread import Thread
 from services.relay.channels.slack.web_api import (
-    BLOCK_ERRORS,
-    CHANNEL_ARCHIVED,
     EDIT_REFUSED,
     MESSAGE_MISSING,
     THREAD_ERRORS,
@@ -50,10 +50,10 @@ from services.relay.channels.slack.web_api import (
     SlackError,
     build_invalid_reply_error,
     create_client,
+    send_with_blocks,
 )
 from services.relay.http_session import HttpSession, encode_json
 from services.relay.model import Message
-from services.relay.send_error import SendError, SendReason, SendScope
 from shared.check import Check
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
@@ -214,17 +214,12 @@ class SlackChannel:
         async with call_provider(attempt, "Slack", self._timeout) as call:
             token = read_secret(self._token)
             api = SlackApi(self._get_client(token), token, call, self._clock())
-            try:
-                await self._update(api, call, message, message.task.first_receipt or {})
-            except SlackError as error:
-                if error.code in EDIT_REFUSED:
-                    is_archived = error.code in CHANNEL_ARCHIVED
-                    reason = SendReason.MISCONFIGURED if is_archived else SendReason.REJECTED
-                    raise SendError(reason, SendScope.MESSAGE, str(error)) from None
-                if error.code not in MESSAGE_MISSING:
-                    raise
-                return await self._replace(api, call, message, token)
-        return message.task.first_receipt or {}
+
+            async def post(first: Message) -> Receipt:
+                content = await self._build_content(call, first)
+                return _build_receipt(await self._post(api, call, message, content), token)
+
+            return await edit_first_message(api, call, message, partial(self._find_post, api, call), post)
 
     async def find_address(self, receipt: Receipt) -> str:
         """The permalink of a post: https://docs.slack.dev/reference/methods/chat.getPermalink. It needs no scope."""
@@ -299,7 +294,7 @@ class SlackChannel:
             if found is None:
                 continue
             try:
-                await self._update(api, call, message, found)
+                await update_post(api, call, message, found)
             except SlackError as error:
                 if error.code not in MESSAGE_MISSING | EDIT_REFUSED:
                     raise
@@ -311,13 +306,13 @@ class SlackChannel:
         """Slack's answer; a channel that was renamed since the last message to it is found by its ID."""
         is_digest = bool(message.digest)
         try:
-            return await _call_with_blocks(api, call, "chat.postMessage", content.arguments, is_digest=is_digest)
+            return await send_with_blocks(api, call, "chat.postMessage", content.arguments, is_digest=is_digest)
         except SlackError as error:
             channel_id = (message.task.first_receipt or {}).get("channel") or self._channel_id
             if error.code != "channel_not_found" or channel_id in {None, self._channel_name}:
                 raise
         arguments = {**content.arguments, "channel": channel_id}
-        answer = await _call_with_blocks(api, call, "chat.postMessage", arguments, is_digest=is_digest)
+        answer = await send_with_blocks(api, call, "chat.postMessage", arguments, is_digest=is_digest)
         log.warning(
             "channel was renamed in Slack; messages go to its ID while that is known",
             channel=self._channel_name,
@@ -353,25 +348,6 @@ class SlackChannel:
             message, lambda: self._build_arguments(message, may_be_a_repeat=call.maybe_sent)
         )
 
-    async def _update(self, api: SlackApi, call: ProviderCall, message: Message, receipt: Receipt) -> None:
-        arguments = await build_in_thread_if_large(message, lambda: self._build_update(message, receipt))
-        await _call_with_blocks(api, call, "chat.update", arguments, is_digest=bool(message.digest))
-
-    async def _replace(self, api: SlackApi, call: ProviderCall, message: Message, token: str) -> Receipt:
-        """Posts the message again, as the first one of its episode; an earlier attempt may have done that already."""
-        first = replace(message, task=message.task._replace(first_receipt={}))
-        found = await self._find_post(api, call, first)
-        if found is not None:
-            try:
-                await self._update(api, call, message, found)
-            except SlackError as error:
-                if error.code not in MESSAGE_MISSING:
-                    raise  # else it is what Slack keeps of a deleted message that has replies
-            else:
-                return found
-        content = await self._build_content(call, first)
-        return _build_receipt(await self._post(api, call, message, content), token)
-
     async def _find_post(self, api: SlackApi, call: ProviderCall, message: Message) -> Receipt | None:
         """The receipt of an earlier post, if Slack has one; clears `maybe_sent` if it has none."""
         post = await find_post(api, message, self._channel_name, self._channel_id)
@@ -402,42 +378,9 @@ class SlackChannel:
         }
         return _Content(arguments, post.details)
 
-    def _build_update(self, message: Message, receipt: Receipt) -> dict[str, Any]:
-        """Text and blocks both, since what is left out is removed; the metadata stays.
-
-        https://docs.slack.dev/reference/methods/chat.update
-        """
-        post = build_post(message, "none")
-        return {
-            "channel": receipt.get("channel", ""),
-            "ts": receipt.get("ts", ""),
-            "text": cut_for_edit(post.text),
-            "blocks": post.blocks,
-            "parse": "none",
-        }
-
 
 def _build_receipt(answer: Mapping[str, Any], token: str) -> Receipt:
     return {key: mask_reply(str(answer.get(key) or ""), token) for key in ("channel", "ts")}
-
-
-async def _call_with_blocks(
-    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any], *, is_digest: bool
-) -> Mapping[str, Any]:
-    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
-
-    The text of a digest does not name all of its incidents: each then gets a message of its own.
-    """
-    call.before_request(encode_json(arguments))
-    try:
-        return await api.post(method, arguments)
-    except SlackError as error:
-        if error.code not in BLOCK_ERRORS or is_digest:
-            raise
-        log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
-    text_alone = {key: value for key, value in arguments.items() if key != "blocks"}
-    call.before_request(encode_json(text_alone))
-    return await api.post(method, text_alone)
 
 
 def _get_chart(message: Message) -> bytes | None:

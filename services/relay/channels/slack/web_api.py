@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import aiohttp
+import structlog
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.provider_call import ProviderCall, mask_reply
 from services.relay.channels.retry_after import parse_date, parse_retry_after
 from services.relay.channels.status_error import build_status_error
-from services.relay.http_session import translate_connection_errors
+from services.relay.http_session import encode_json, translate_connection_errors
 from services.relay.send_error import SendError, SendReason, SendScope
+
+log = structlog.get_logger(__name__)
 
 _SERVER_ERROR = (SendReason.SERVER_ERROR, SendScope.ATTEMPT)
 _REJECTED = (SendReason.REJECTED, SendScope.MESSAGE)
@@ -214,3 +217,22 @@ class SlackApi:
         if isinstance(reply, dict):
             logged = {key: reply[key] for key in _LOGGED_FIELDS if key in reply}
             self._provider_call.record_reply(f"{method}: {json.dumps(logged)}", self._token)
+
+
+async def send_with_blocks(
+    api: SlackApi, call: ProviderCall, method: str, arguments: dict[str, Any], *, is_digest: bool
+) -> Mapping[str, Any]:
+    """Sends a message; as text alone where Slack refuses its blocks, since that is better than no message.
+
+    The text of a digest does not name all of its incidents: each then gets a message of its own. Raises SendError.
+    """
+    call.before_request(encode_json(arguments))
+    try:
+        return await api.post(method, arguments)
+    except SlackError as error:
+        if error.code not in BLOCK_ERRORS or is_digest:
+            raise
+        log.error("Slack refused the blocks of a message; it is sent as text", error=error.code)  # noqa: TRY400
+    text_alone = {key: value for key, value in arguments.items() if key != "blocks"}
+    call.before_request(encode_json(text_alone))
+    return await api.post(method, text_alone)

@@ -1,7 +1,6 @@
 """Current values and charts for messages: in bounded time, shared by the channels of an event, a few in a storm.
 
-What is late, refused or too much is left out of the message. After a failure nothing is asked for a while, so that a
-Prometheus that hangs delays one message and not each.
+What is late, refused or over the limits of `prometheus_limits` is left out of the message.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ import structlog
 from services.relay.delivery.enrichment.chart_worker import ChartWorker, DrawingError, can_draw
 from services.relay.delivery.enrichment.measurement import measure
 from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError
+from services.relay.delivery.enrichment.prometheus_limits import PrometheusLimits
 from services.relay.model import Event, Message, PartOutcome
 from shared.process.logs import describe_exception
 
@@ -24,13 +24,6 @@ MAX_VALUES_SECONDS: Final = 1.0
 """For the values alone."""
 _MARGIN: Final = 0.1
 """Seconds in which the values arrive of a chart that is late."""
-_MAX_WAITING: Final = 3
-"""Charts that are made or wait at once."""
-_BURST: Final = 5
-"""Charts that are made one after the other; beyond them one in `_REFILL_SECONDS`."""
-_REFILL_SECONDS: Final = 5.0
-_PAUSE_SECONDS: Final = 30.0
-"""Seconds after a failure in which nothing is asked."""
 _SHARED_SECONDS: Final = 60.0
 """Seconds for which the channels of an event share one chart."""
 _MAX_SHARED: Final = 16
@@ -71,9 +64,7 @@ class Charts:
         self._clock = clock
         self._worker = ChartWorker() if can_draw() else None
         self._shared: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
-        self._tokens = float(_BURST)
-        self._refilled_at = 0.0
-        self._paused_until = 0.0
+        self._limits = PrometheusLimits()
 
     async def make(self, message: Message, max_seconds: float) -> Picture:
         """What there is for a message within some seconds, 3 at most."""
@@ -103,7 +94,8 @@ class Charts:
         key, now = (task.incident_id, task.last_event_seq), loop.time()
         shared = self._shared.get(key)
         if shared is None or shared.started_at < now - _SHARED_SECONDS:
-            if now < self._paused_until or not self._take_token(now):
+            waiting = sum(not each.drawing.done() for each in self._shared.values())
+            if not self._limits.admit(waiting):
                 return None
             values: asyncio.Future[Mapping[str, str]] = loop.create_future()
             drawing = asyncio.create_task(self._make(message.event, values), name="chart")
@@ -122,15 +114,6 @@ class Charts:
             await self._worker.close()
         await self._prometheus.close()
 
-    def _take_token(self, now: float) -> bool:
-        """Whether another one may be made: few in a storm, and few at once."""
-        self._tokens = min(_BURST, self._tokens + (now - self._refilled_at) / _REFILL_SECONDS)
-        self._refilled_at = now
-        if self._tokens < 1 or sum(not shared.drawing.done() for shared in self._shared.values()) >= _MAX_WAITING:
-            return False
-        self._tokens -= 1
-        return True
-
     async def _make(self, event: Event, shared_values: asyncio.Future[Mapping[str, str]]) -> Picture:
         values: Mapping[str, str] | None = None
         try:
@@ -145,10 +128,10 @@ class Charts:
                 png = await self._worker.draw(found.spec) if self._worker is not None else None
                 return Picture(PartOutcome.ADDED, values, png)
         except TimeoutError:
-            self._pause(f"not ready within {MAX_SECONDS:g} s")
+            self._limits.pause(f"not ready within {MAX_SECONDS:g} s")
             return Picture(PartOutcome.LATE, values)
         except (PrometheusError, DrawingError) as error:
-            self._pause(str(error))
+            self._limits.pause(str(error))
             return Picture(PartOutcome.FAILED, values)
         except Exception as error:  # noqa: BLE001  # a message goes without its chart, whatever is wrong with it
             log.error("unexpected error in a chart", **describe_exception(error))  # noqa: TRY400  # without its text
@@ -156,7 +139,3 @@ class Charts:
         finally:
             if not shared_values.done():
                 shared_values.set_result({})
-
-    def _pause(self, error: str) -> None:
-        self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
-        log.warning("message goes without its chart", error=error, paused_seconds=_PAUSE_SECONDS)

@@ -200,8 +200,8 @@ async def test_channels_share_one_chart_and_a_storm_gets_a_few(prometheus: str) 
             if first.outcome is not PartOutcome.LATE:
                 break
             charts._shared.clear()  # on a busy machine the start of the process alone takes that long
-            charts._paused_until = 0.0
-            charts._tokens = 5.0
+            charts._limits._paused_until = 0.0
+            charts._limits._tokens = 5.0
             first = await charts.make(one, 60)
         assert first.outcome is PartOutcome.ADDED
         assert first.png is not None
@@ -264,7 +264,7 @@ async def test_one_that_hangs_delays_one_message_and_is_then_left_alone(monkeypa
         assert (await charts.make(message(one, 2), 9)).outcome is PartOutcome.SKIPPED
         assert await charts.read_values(message(one, 2), 9) == {}
         assert odd.requests == ["/api/v1/rules"]
-        charts._paused_until = 0.0
+        charts._limits._paused_until = 0.0
         odd.answer = answering(text='{"data": {"groups": []}}')
         outcomes = [(await charts.make(message(one, 3 + number), 9)).outcome for number in range(9)]
         assert outcomes == [PartOutcome.ABSENT] * 4 + [PartOutcome.SKIPPED] * 5
@@ -312,7 +312,7 @@ async def test_a_process_that_does_not_draw_is_killed_and_the_values_remain(monk
         picture = await drawing
         assert picture == Picture(PartOutcome.LATE, {"Slow encrypt": "3 (fires if > 1)"})
         assert sleeper.returncode == -9
-        charts._paused_until = 0.0
+        charts._limits._paused_until = 0.0
         charts._worker = None  # as where matplotlib is not installed
         picture = await charts.make(message(event(alert_of("Slow")), 2), 9)
         assert picture == Picture(PartOutcome.ADDED, {"Slow encrypt": "3 (fires if > 1)"})

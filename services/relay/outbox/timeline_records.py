@@ -1,4 +1,4 @@
-"""What the outbox still has of one episode of an incident, as `incident_history` reads it."""
+"""What the outbox still has of one episode of an incident, as `timeline_query` reads it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

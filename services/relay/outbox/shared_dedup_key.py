@@ -1,4 +1,4 @@
-"""Incidents of the same source and groupKey, whatever their receiver: to some channels, as to PagerDuty, they are one.
+"""Incidents of one source and groupKey, whatever their receiver: a channel such as PagerDuty has one key for them all.
 
 A receiver that is renamed during an incident, or a second one, makes such a pair. What resolves the one there resolves
 the other, too: so the resolve of the one is not sent there while the other is open and needs it. That of the last is.
@@ -75,7 +75,7 @@ def build_group_id(event: Event) -> str:
     return hashlib.sha256(json.dumps([event.source, event.group_key]).encode()).hexdigest()
 
 
-def find_open_incidents(
+def find_open_of_group(
     connection: Connection, ids: Collection[str], channels: Collection[str]
 ) -> Mapping[str, Sequence[GroupIncidentRow]]:
     """For each incident, the open ones of its group that have a delivery on one of these channels."""

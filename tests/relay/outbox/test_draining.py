@@ -7,10 +7,9 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, text
 
-from services.relay.outbox import watchdogs
+from services.relay.outbox.draining import _FIND_DELIVERED, is_draining
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.watchdogs import is_draining
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
 
@@ -86,7 +85,7 @@ async def test_of_what_was_delivered_no_more_than_the_index_is_searched(store: S
         if connection.dialect.name == "postgresql":  # in so small a table it would look through all
             connection.execute(text("SET LOCAL enable_seqscan = off"))
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-        query = watchdogs._FIND_DELIVERED.statement.params(on="slack", since=1.0)
+        query = _FIND_DELIVERED.statement.params(on="slack", since=1.0)
         written = query.compile(connection, compile_kwargs={"literal_binds": True})
         return str(connection.execute(text(f"{explain} {written}")).all())
 

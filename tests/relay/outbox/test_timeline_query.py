@@ -10,14 +10,12 @@ from sqlalchemy import Text, case, cast, insert, select, update
 
 from services.relay.console.incidents.timeline import build_timeline
 from services.relay.model import EscalationStep, Status
-from services.relay.outbox import incident_history, incident_queries
+from services.relay.outbox import incident_queries, timeline_query
 from services.relay.outbox.acknowledgement import acknowledge, unacknowledge
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.escalation import escalate_due
-from services.relay.outbox.incident_history import read_episode
 from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
-from services.relay.outbox.incident_records import EpisodeHistory
 from services.relay.outbox.retention_by_age import prune_before
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.silences import (
@@ -29,6 +27,8 @@ from services.relay.outbox.silences import (
     request_silence,
 )
 from services.relay.outbox.tables import DeliveryState, audit, events, incidents
+from services.relay.outbox.timeline_query import read_episode
+from services.relay.outbox.timeline_records import EpisodeHistory
 from shared.sql.database_url import DatabaseUrl
 from tests.bench.filled import fill
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
@@ -109,7 +109,7 @@ async def test_an_episode_has_all_that_happened(store: Store) -> None:
 async def test_many_events_come_in_pages_and_each_page_has_what_happened_in_its_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incident_history, "MAX_DELIVERIES", 8)
+    monkeypatch.setattr(timeline_query, "MAX_DELIVERIES", 8)
     rows = Rows(store)
     seqs = []
     for age in (700, 600, 500, 400, 300):
@@ -224,12 +224,12 @@ async def test_each_list_and_each_part_of_a_timeline_is_found_by_its_index(datab
         (index, incident_queries._build_query(wanted, None).limit(11)) for index, wanted in lists.items()
     ]
     queries += [
-        ("audit_of_incident", incident_history._ACTIONS),
-        ("silences_of_incident", incident_history._SILENCES),
-        ("events_of_incident", incident_history._NEWEST_EVENTS),
-        ("deliveries_of_event", incident_history._PAGE_DELIVERIES),
-        ("deliveries_of_episode", incident_history._CHANNELS),
-        ("deliveries_of_episode", incident_history._FIRST_RECEIPTS),
+        ("audit_of_incident", timeline_query._ACTIONS),
+        ("silences_of_incident", timeline_query._SILENCES),
+        ("events_of_incident", timeline_query._NEWEST_EVENTS),
+        ("deliveries_of_event", timeline_query._PAGE_DELIVERIES),
+        ("deliveries_of_episode", timeline_query._CHANNELS),
+        ("deliveries_of_episode", timeline_query._FIRST_RECEIPTS),
     ]
     async with open_store(database, lambda: 2000.0) as store:
         await fill(store, 2000, DeliveryState.DELIVERED)

@@ -1,4 +1,4 @@
-"""When each watchdog was last seen, by the database's clock and for all replicas; and whether the outbox drains.
+"""When each watchdog was last seen, by the database's clock and for all replicas.
 
 A silence is counted across restarts: a relay that is restarted again and again must notice it, too. Of the time in
 which no relay could receive a heartbeat a few seconds are counted, and after more of it than `expect_every` the count
@@ -8,25 +8,13 @@ starts again.
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rows import WATCHDOGS, RowQuery, WatchdogRow, select_values
-from services.relay.outbox.tables import CLOCK_TOLERANCE, deliveries, watchdogs
-
-_delivery = deliveries.c
-_FIND_DELIVERED: Final = (
-    select_values(int, _delivery.seq)
-    .where(
-        # As the index `deliveries_delivered` has it: there may be a hundred thousand of them.
-        _delivery.state == literal_column("'delivered'"),
-        _delivery.channel == bindparam("on"),
-        _delivery.finished_at >= bindparam("since"),
-    )
-    .limit(1)
-)
+from services.relay.outbox.rows import WATCHDOGS, RowQuery, WatchdogRow
+from services.relay.outbox.tables import CLOCK_TOLERANCE, watchdogs
 
 
 class _HeartbeatRow(NamedTuple):
@@ -37,19 +25,6 @@ class _HeartbeatRow(NamedTuple):
 
 
 _HEARTBEATS: Final = RowQuery(_HeartbeatRow, select(watchdogs.c.name, watchdogs.c.heartbeat_at))
-
-
-class _OldestRow(NamedTuple):
-    """When the oldest event that waits for a channel was accepted."""
-
-    channel: str
-    accepted_at: float
-
-
-_OLDEST_WAITING: Final = RowQuery(
-    _OldestRow,
-    select(_delivery.channel, func.min(_delivery.oldest_accepted_at).label("accepted_at")).group_by(_delivery.channel),
-).where(_delivery.finished_at.is_(None), _delivery.channel.in_(bindparam("channels", expanding=True)))
 _LOCK_WATCHDOGS: Final = (
     WATCHDOGS.where(watchdogs.c.name.in_(bindparam("names", expanding=True))).order_by(watchdogs.c.name).for_update()
 )
@@ -136,26 +111,6 @@ def read_last_seen(connection: Connection) -> dict[str, float]:
 def read_heartbeats(connection: Connection) -> dict[str, float | None]:
     """When the last heartbeat of each came, in unix seconds; None before the first."""
     return {row.name: row.heartbeat_at for row in _HEARTBEATS.fetch_all(connection)}
-
-
-def is_draining(transaction: Transaction, channels: Collection[str], *, within: float, max_age: float) -> bool:
-    """Whether nothing waits too long on any of these channels; the alert RelayOutboxStuck uses the same condition.
-
-    Args:
-        transaction: the current one.
-        channels: those that count.
-        within: seconds; what is older is too old where nothing was delivered on its channel within them.
-        max_age: seconds; what is older is too old even while others are delivered.
-    """
-    oldest = _OLDEST_WAITING.fetch_all(transaction.connection, {"channels": list(channels)})
-    ages = [(row.channel, transaction.now - row.accepted_at) for row in oldest]
-    old = [(channel, age) for channel, age in ages if age > within]
-    return all(age <= max_age and _has_delivered(transaction, channel, within) for channel, age in old)
-
-
-def _has_delivered(transaction: Transaction, channel: str, within: float) -> bool:
-    values = {"on": channel, "since": transaction.now - within}
-    return _FIND_DELIVERED.fetch_first(transaction.connection, values) is not None
 
 
 def _build_rows(names: Collection[str], now: float) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""What the outbox still has of one episode of an incident: events, deliveries, attempts, actions, silences and edits.
+"""What the outbox still has of an episode for its timeline: events, deliveries, attempts, actions, silences and edits.
 
 An episode may have thousands of events, so it is read in pages of events, the newest page first. What has no event,
 such as an acknowledgement, belongs to the page in whose time it was. Each read is bounded, and says where it was cut.
@@ -11,16 +11,6 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
 
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.incident_records import (
-    ActionRecord,
-    AttemptRecord,
-    DeliveryRecord,
-    EditRecord,
-    EpisodeHistory,
-    EpisodeStart,
-    EventRecord,
-    SilenceRecord,
-)
 from services.relay.outbox.prune_marks import PrunedKind, read_pruned
 from services.relay.outbox.rows import RowQuery, select_columns
 from services.relay.outbox.tables import (
@@ -32,6 +22,16 @@ from services.relay.outbox.tables import (
     events,
     incidents,
     silences,
+)
+from services.relay.outbox.timeline_records import (
+    ActionRecord,
+    AttemptRecord,
+    DeliveryRecord,
+    EditRecord,
+    EpisodeHistory,
+    EpisodeStart,
+    EventRecord,
+    SilenceRecord,
 )
 
 PAGE_EVENTS: Final = 40
