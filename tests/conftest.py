@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import looptime
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from shared.sql import database_url
@@ -34,6 +35,9 @@ settings.register_profile("whatever else runs", deadline=None, suppress_health_c
 settings.load_profile("whatever else runs")
 
 share_compiled_statements()
+
+# Of a trace with colours and the values of all variables nobody reads anything, and to make one takes milliseconds.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 

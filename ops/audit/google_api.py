@@ -50,7 +50,7 @@ class GoogleApi:
         self._sleep = sleep
         self._jitter = jitter
         self._endpoint = endpoint
-        self._apis: dict[str, Any] = {}
+        self._resources: dict[str, Any] = {}
         self._http: Any = None
 
     def close(self) -> None:
@@ -93,28 +93,30 @@ class GoogleApi:
         raise AssertionError("the last attempt returns or raises")
 
     def _build_request(self, name: str, parameters: dict[str, Any]) -> Any:
-        api, *resources, method = name.split(".")
-        remaining = self._get_api(api)
-        for resource in resources:
-            remaining = getattr(remaining, resource)()
-        return getattr(remaining, method)(**parameters)
+        path, _, method = name.rpartition(".")
+        return getattr(self._get_resource(path), method)(**parameters)
 
-    def _get_api(self, name: str) -> Any:
-        if name not in self._apis:
-            if self._http is None:
-                connection = httplib2.Http(timeout=_TIMEOUT_SECONDS, proxy_info=_EnvironmentProxy)
-                self._http = google_auth_httplib2.AuthorizedHttp(self._load_credentials(), http=connection)
-            version, path = _APIS[name]
-            options = {"api_endpoint": f"{self._endpoint.rstrip('/')}/{name}/{path}"} if self._endpoint else None
-            self._apis[name] = build(
-                name,
-                version,
-                http=self._http,
-                client_options=options,
-                static_discovery=True,
-                cache_discovery=False,
-            )
-        return self._apis[name]
+    def _get_resource(self, path: str) -> Any:
+        """An API, or a resource in it, which is kept: the client builds all methods whenever it is asked for one."""
+        if path not in self._resources:
+            parent, _, name = path.rpartition(".")
+            self._resources[path] = getattr(self._get_resource(parent), name)() if parent else self._build_api(name)
+        return self._resources[path]
+
+    def _build_api(self, name: str) -> Any:
+        if self._http is None:
+            connection = httplib2.Http(timeout=_TIMEOUT_SECONDS, proxy_info=_EnvironmentProxy)
+            self._http = google_auth_httplib2.AuthorizedHttp(self._load_credentials(), http=connection)
+        version, path = _APIS[name]
+        options = {"api_endpoint": f"{self._endpoint.rstrip('/')}/{name}/{path}"} if self._endpoint else None
+        return build(
+            name,
+            version,
+            http=self._http,
+            client_options=options,
+            static_discovery=True,
+            cache_discovery=False,
+        )
 
     def _load_credentials(self) -> Credentials:
         if self._endpoint:

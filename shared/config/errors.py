@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,16 +61,14 @@ def format_error(
         error: pydantic's.
         cut_off: where the file has a value that a `#` cuts off.
     """
-    loc = tuple(_strip_union_members(model.model_json_schema(), error["loc"]))
+    loc = tuple(_strip_union_members(_build_schema(model), error["loc"]))
     key = ".".join(str(part) for part in loc)
     source = (env_prefix and _find_variable(env_prefix, loc)) or str(file or "environment")
     kind, message = error["type"], error["msg"]
     if loc in cut_off:
         message = _CUT_OFF
     elif kind == "extra_forbidden":
-        message = describe_unknown_key(
-            str(loc[-1]), _list_keys(model.model_json_schema(by_alias=True), error["loc"][:-1])
-        )
+        message = describe_unknown_key(str(loc[-1]), _list_keys(_build_schema(model), error["loc"][:-1]))
     elif kind in {"union_tag_not_found", "union_tag_invalid"}:
         context = error["ctx"]
         key += "." + context["discriminator"].strip("'")
@@ -95,6 +94,12 @@ def describe_unknown_key(key: str, existing: Iterable[str]) -> str:
     """The error for a key that does not exist, with the existing one that it resembles."""
     similar = difflib.get_close_matches(key, set(existing) - {key}, 1)  # which may exist in another kind
     return f"unknown key; did you mean {similar[0]}?" if similar else UNKNOWN_KEY
+
+
+@cache
+def _build_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of the settings. To build it takes many times as long as all the rest of an error."""
+    return model.model_json_schema()
 
 
 def _list_keys(schema: dict[str, Any], loc: Loc) -> Iterator[str]:

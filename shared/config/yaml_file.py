@@ -9,6 +9,8 @@ import yaml
 
 from shared.config.errors import ConfigurationError
 
+FAST_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""A safe loader, written in C where there is one: ten times as fast, with other words about what it cannot read."""
 _CUT_OFF: Final = re.compile(r"[ \t]+#\S")
 """What cuts a value off; a comment has a space after its `#`."""
 

@@ -22,7 +22,9 @@ TESTS: dict[str, dict[str, Any]] = {
     for file in TEST_FILES
 }
 
-GROUPS: list[dict[str, Any]] = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
+GROUPS: list[dict[str, Any]] = [
+    group for file in FILES for group in yaml.load(file.read_text(), yaml.CSafeLoader)["groups"]
+]
 RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDINGS: dict[str, dict[str, Any]] = {rule["record"]: rule for rule in RULES if "record" in rule}

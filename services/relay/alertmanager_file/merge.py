@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.relay.alertmanager_file.routes import Labels, Route, find_named, plan_routes
 from services.relay.alertmanager_file.yaml_insertion import UneditableError, insert_items, split_items
-from shared.config.yaml_file import parse_yaml
+from shared.config.yaml_file import FAST_LOADER, parse_yaml
 
 _OPS: Final = files("ops")
 _URL: Final = "http://127.0.0.1:9912/alerts"
@@ -82,13 +82,13 @@ def merge(text: str, destination: Destination) -> str:
     file = _check_shape(document)
     direct = destination.direct or file.route.receiver
     fragment = _build_fragment(destination, direct)
-    ours: Entry = yaml.safe_load(fragment)
+    ours: Entry = _load(fragment)
     found = _find_routes(
         document["route"].get("routes") or [], ours["route"]["routes"], None if destination.direct else direct
     )
     if any(find_named(route, [_HEARTBEAT], label) for route in file.route.routes for label in _HEARTBEAT):
         fragment = fragment.replace(*_GOES_ON)
-        ours = yaml.safe_load(fragment)
+        ours = _load(fragment)
     receivers = [receiver for receiver in ours["receivers"] if receiver["name"] != _DIRECT]
 
     plan = plan_routes(
@@ -116,6 +116,12 @@ def merge(text: str, destination: Destination) -> str:
         return _insert(text, fragment, missing, plan.index)
     except UneditableError as error:
         raise CollisionError([str(error)]) from None
+    except yaml.YAMLError:  # of libyaml; Alertmanager's own parser is a translation of it
+        raise ValueError("is YAML that Alertmanager does not take, expected a file that amtool accepts") from None
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, FAST_LOADER)  # noqa: S506  # a safe loader
 
 
 def _check_shape(document: Entry) -> _File:
@@ -147,7 +153,7 @@ def _read_alerts() -> Sequence[Labels]:
     return [
         {"alertname": rule["alert"], "severity": rule["labels"]["severity"]}
         for file in (_OPS / "prometheus/rules").iterdir()
-        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+        for group in _load(file.read_text(encoding="utf-8"))["groups"]
         for rule in group["rules"]
         if "alert" in rule
     ]
@@ -207,8 +213,8 @@ def _sort(rule: Mapping[str, Any]) -> Entry:
 
 def _insert(text: str, fragment: str, missing: Mapping[tuple[str, ...], Sequence[int]], index: int) -> str:
     """The text with what is missing of the fragment's lists; the routes before that index."""
-    expected = yaml.safe_load(text)
-    if any(missing.values()) and yaml.safe_load(f"{text}\n") != expected:
+    expected = _load(text)
+    if any(missing.values()) and _load(f"{text}\n") != expected:
         raise UneditableError(
             "the file ends within a text block, to which a further line would belong; end it with a newline"
         )
@@ -221,7 +227,7 @@ def _insert(text: str, fragment: str, missing: Mapping[tuple[str, ...], Sequence
         there = parent.get(path[-1]) or []
         at = index if path[0] == "route" else len(there)
         text = insert_items(text, path, at if at < len(there) else None, items)
-        parent[path[-1]] = [*there[:at], *(yaml.safe_load(item)[0] for item in items), *there[at:]]
-    if yaml.safe_load(text) != expected:
+        parent[path[-1]] = [*there[:at], *(_load(item)[0] for item in items), *there[at:]]
+    if _load(text) != expected:
         raise UneditableError("the file repeats keys or parts of itself; merge ops/alertmanager/fragment.yml by hand")
     return text

@@ -14,6 +14,8 @@ from typing import Final, cast
 
 import yaml
 
+from shared.config.yaml_file import FAST_LOADER
+
 _COMMENT: Final = re.compile(r"[ \t]*#[^\n]*\n?")
 _BLANK: Final = re.compile(r"[ \t\r]*\n")
 
@@ -93,7 +95,7 @@ def _find_mapping(text: str, path: Sequence[str]) -> _Node:
 
 
 def _parse(text: str) -> _Node:
-    events = yaml.parse(text, yaml.SafeLoader)
+    events = yaml.parse(text, FAST_LOADER)
 
     def build(event: yaml.NodeEvent) -> _Node:
         first, last = cast("yaml.Mark", event.start_mark), cast("yaml.Mark", event.end_mark)
@@ -112,7 +114,7 @@ def _parse(text: str) -> _Node:
 
 def _find_dashes(text: str, node: _Node) -> tuple[list[int], int]:
     """The index of each item's dash, which is the last one before its content, and the column of all of them."""
-    tokens = yaml.scan(text, yaml.SafeLoader)
+    tokens = yaml.scan(text, FAST_LOADER)
     marks = [cast("yaml.Mark", token.start_mark) for token in tokens if isinstance(token, yaml.BlockEntryToken)]
     indexes = [mark.index for mark in marks]
     found = [bisect_left(indexes, child.start) - 1 for child in node.children]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[3]
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+SERVICES: dict[str, dict[str, Any]] = yaml.load((ROOT / "compose.yaml").read_text(), yaml.CSafeLoader)["services"]
 GRAFANA, MAILPIT = SERVICES["grafana"], SERVICES["mailpit"]
 RELAY = yaml.safe_load((ROOT / "ops/compose/relay.yml").read_text())
 PROVISIONING = "/etc/grafana/provisioning"

@@ -12,9 +12,9 @@ from shared.config.settings import load_settings
 
 FOLDER = Path(__file__).parents[3] / "ops/compose/sidecar"
 TEXT = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
-FILE: dict[str, Any] = yaml.safe_load(TEXT)
+FILE: dict[str, Any] = yaml.load(TEXT, yaml.CSafeLoader)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
-WHOLE: dict[str, Any] = yaml.safe_load((FOLDER.parents[2] / "compose.yaml").read_text(encoding="utf-8"))
+WHOLE: dict[str, Any] = yaml.load((FOLDER.parents[2] / "compose.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 
 def test_service_and_exporter_share_a_network_that_outlives_them() -> None:

@@ -69,7 +69,11 @@ def _sums(secrets: Secrets, values: dict[str, Any]) -> dict[str, str | None]:
     ):
         texts = cluster.render(chart, with_own_addresses(values), name="keypulse", namespace="ops")
     objects = [
-        each for name, text in texts.items() if name.endswith(".yaml") for each in yaml.safe_load_all(text) if each
+        each
+        for name, text in texts.items()
+        if name.endswith(".yaml")
+        for each in yaml.load_all(text, yaml.CSafeLoader)
+        if each
     ]
     return {name: pod["metadata"]["annotations"].get("checksum/secrets") for name, pod in pods(objects)}
 

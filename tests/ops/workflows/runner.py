@@ -61,7 +61,7 @@ class Runner:
 
     def run(self, workflow: Path, name: str | None = None) -> list[Step]:
         """The steps of the job with this name, or of the workflow's only one; none where its `if` says no."""
-        document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
+        document = yaml.load(workflow.read_text(encoding="utf-8"), yaml.CSafeLoader)
         _check_keys(document, _WORKFLOW)
         assert document["defaults"] == {"run": {"shell": "bash"}}
         (job,) = [document["jobs"][name]] if name else document["jobs"].values()
@@ -75,7 +75,7 @@ class Runner:
 
     def use(self, action: Path, given: Mapping[str, str], env: dict[str, str] | None = None) -> list[Step]:
         """The steps of a composite action, with what stands in `with`."""
-        document = yaml.safe_load((action / "action.yml").read_text(encoding="utf-8"))
+        document = yaml.load((action / "action.yml").read_text(encoding="utf-8"), yaml.CSafeLoader)
         _check_keys(document, _ACTION)
         assert document["runs"].keys() == {"using", "steps"}
         assert document["runs"]["using"] == "composite"

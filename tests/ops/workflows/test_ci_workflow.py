@@ -10,7 +10,7 @@ import yaml
 from tests.ops.workflows.conftest import ROOT, WORKFLOWS
 from tests.ops.workflows.expression import interpolate
 
-CI: dict[Any, Any] = yaml.safe_load((WORKFLOWS / "ci.yml").read_text())
+CI: dict[Any, Any] = yaml.load((WORKFLOWS / "ci.yml").read_text(), yaml.CSafeLoader)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = CI["jobs"]["test"]["strategy"]["matrix"]["python"]
 PULL = "docker pull --quiet \"$(sed -n 's/^FROM \\(.*\\) AS python$/\\1/p' ops/docker/Dockerfile)\""

@@ -18,7 +18,7 @@ from tests.ops.workflows.conftest import ROOT, WORKFLOWS, NewMachine
 from tests.ops.workflows.runner import Runner, Step
 
 FILE = WORKFLOWS / "release.yml"
-JOBS: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())["jobs"]
+JOBS: dict[str, dict[str, Any]] = yaml.load(FILE.read_text(), yaml.CSafeLoader)["jobs"]
 CHANGELOG = """# Changelog
 
 ## Unreleased

@@ -15,7 +15,7 @@ from tests.ops.workflows.conftest import ROOT, WORKFLOWS
 
 ACTION = ROOT / "action.yml"
 FILES = sorted(WORKFLOWS.glob("*.yml"))
-DOCUMENTS: dict[str, dict[Any, Any]] = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
+DOCUMENTS: dict[str, dict[Any, Any]] = {file.stem: yaml.load(file.read_text(), yaml.CSafeLoader) for file in FILES}
 JOBS = [(file, job) for file, document in DOCUMENTS.items() for job in document["jobs"].values()]
 STEPS = [
     (f"{file}: {step.get('name') or step.get('uses') or step['run']}", step)

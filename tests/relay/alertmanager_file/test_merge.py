@@ -258,6 +258,7 @@ def test_once_they_are_routed_nobody_is_asked_where_to() -> None:
         ("route: {}\nreceivers: []\n", "because of route.receiver,"),
         ("route: {receiver: a, routes: [1]}\nreceivers: []\n", "because of route.routes.0,"),
         ("route: {receiver: a}\nreceivers: [{}]\n", "because of receivers.0.name,"),
+        ("%YAML 1.3\n---\n" + FILE.replace("ROUTES", "[]"), "is YAML that Alertmanager does not take,"),
         ("kind: Secret\ndata: {}\n", "is a Kubernetes Secret, expected the alertmanager.yaml that it holds"),
     ],
 )

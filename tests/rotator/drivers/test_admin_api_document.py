@@ -21,7 +21,7 @@ from tests.key_versions import Versions
 from tests.rotator.drivers.conftest import Backend, Serve
 from tests.rotator.drivers.test_contract import rotate
 
-DOCUMENT: dict[str, Any] = yaml.safe_load(FILE.read_text())
+DOCUMENT: dict[str, Any] = yaml.load(FILE.read_text(), yaml.CSafeLoader)
 NOT_FOR_ROTATORS = {"lost", "abandon"}
 """Of the local key, which is the reference backend's own."""
 

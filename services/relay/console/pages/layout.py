@@ -6,10 +6,12 @@ address with that id in `HX-Target`, and gets the block alone.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
+from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -52,6 +54,15 @@ NAVIGATION: Final = (
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+@cache
+def _create_templates() -> Environment:
+    """The pages' templates, each compiled once, and not again when the relay reads its configuration again."""
+    values = {"navigation": NAVIGATION, "format_seconds": format_seconds}
+    templates = create_templates(_FOLDER / "templates", {}, values)
+    templates.globals["parts"] = templates.get_template("parts.html.j2").module
+    return templates
+
+
 class PageRenderer:
     """Renders the pages' templates.
 
@@ -62,9 +73,7 @@ class PageRenderer:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._files = StaticFiles(SHARED_ASSETS, _FOLDER / "assets")
-        values = {"navigation": NAVIGATION, "format_seconds": format_seconds}
-        self._templates = create_templates(_FOLDER / "templates", {}, values)
-        self._templates.globals["parts"] = self._templates.get_template("parts.html.j2").module
+        self._templates = _create_templates()
         self._renders = asyncio.Semaphore(_MAX_RENDERS)
 
     def build_routes(self) -> list[ProtectedRoute]:
