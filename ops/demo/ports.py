@@ -1,9 +1,14 @@
 """The ports of the demo."""
 
+import random
 from dataclasses import dataclass, fields
+from typing import Final
 
 from shared.config.settings import Address
 from shared.http.server import StartError, bind_socket
+
+_NOT_FOR_CONNECTIONS: Final = range(10_000, 32_768)
+"""Ports that Linux gives to no connection (ip_local_port_range): one of those may be taken before it is listened on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +29,7 @@ class Ports:
     @classmethod
     def pick_free(cls) -> "Ports":
         """Return free ports, for a demo beside another."""
-        sockets = [bind_socket(Address("127.0.0.1", 0)) for _ in fields(cls)]
-        try:
-            return cls(*(s.getsockname()[1] for s in sockets))
-        finally:
-            for s in sockets:
-                s.close()
+        return cls(*pick_free_ports(len(fields(cls))))
 
     def build_url(self, name: str) -> str:
         """`http://127.0.0.1:PORT` of one part."""
@@ -46,3 +46,17 @@ class Ports:
                     f"port {port} (for {field.name}) is in use; stop what listens there "
                     f"(ss -ltnp 'sport = :{port}' names it) and run this again"
                 ) from None
+
+
+def pick_free_ports(count: int) -> list[int]:
+    """Different ports on which nobody listens now."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_NOT_FOR_CONNECTIONS, len(_NOT_FOR_CONNECTIONS)):
+        if len(found) == count:
+            return found
+        try:
+            bind_socket(Address("127.0.0.1", port)).close()
+        except StartError:
+            continue
+        found.append(port)
+    raise StartError("127.0.0.1 has no free port left; stop what listens there")

@@ -2,13 +2,13 @@
 
 import difflib
 import shlex
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
 
+from ops.demo.ports import pick_free_ports
 from ops.demo.stack import find_program
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator.emulator import run_emulator
@@ -68,11 +68,6 @@ def write_commands(folder: Path) -> Path:
     return folder
 
 
-def pick_free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
 async def test_the_quickstart_leads_to_a_page_and_prints_what_it_shows(tmp_path: Path, running: Running) -> None:
     folder = tmp_path / "quickstart"
     folder.mkdir()
@@ -88,7 +83,7 @@ async def test_the_quickstart_leads_to_a_page_and_prints_what_it_shows(tmp_path:
         alertmanager = await stack.enter_async_context(
             running(program, file, *where, "--web.listen-address=127.0.0.1:0")
         )
-        relay = pick_free_address()
+        relay = f"127.0.0.1:{pick_free_ports(1)[0]}"
         player = Player(
             folder,
             {

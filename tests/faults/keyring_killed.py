@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
+from ops.demo.ports import pick_free_ports
 from ops.demo.processes import build_parent_death_hook
 from ops.kms_emulator.ciphertext import create_material
 from ops.kms_emulator.emulator import Emulator
@@ -158,7 +158,7 @@ class Stage:
 @asynccontextmanager
 async def staged(folder: Path, database: DatabaseUrl, emulator: Emulator, random: Random) -> AsyncIterator[Stage]:
     """Everything, running."""
-    ports = [_free_port() for _ in range(_INSTANCES)]
+    ports = pick_free_ports(_INSTANCES)
     (folder / "token").write_text("the-token-of-the-admin-api\n")
     (folder / "token").chmod(0o600)
     kms = {"provider": "gcp", "key": KEY, "endpoint": str(emulator.address), "insecure": True}
@@ -194,13 +194,6 @@ async def staged(folder: Path, database: DatabaseUrl, emulator: Emulator, random
             yield stage
         finally:
             await stage.end()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def _write(file: Path, document: dict[str, Any]) -> None:

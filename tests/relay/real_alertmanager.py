@@ -2,13 +2,13 @@
 
 import asyncio
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 
+from ops.demo.ports import pick_free_ports
 from tests.relay.served_relay import until
 
 
@@ -19,9 +19,7 @@ async def run_alertmanager(folder: Path, configuration: str) -> AsyncIterator[st
     assert program, "install alertmanager"
     file = folder / "alertmanager.yml"
     file.write_text(configuration)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{pick_free_ports(1)[0]}"
     options = (f"--config.file={file}", f"--storage.path={folder / 'alertmanager'}", "--cluster.listen-address=")
     process = await asyncio.create_subprocess_exec(
         program,
