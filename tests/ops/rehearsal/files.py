@@ -25,6 +25,7 @@ DEPLOYMENTS = {
 }
 SHORTER = (
     ("keys.yml", "for: 1440s", "for: 1s"),
+    ("keys.yml", "kms_key_primary_version_info[60s]", "kms_key_primary_version_info[10s]"),
     (
         "kms.yml",
         'changes(crypto_mode{job=~"keypulse-exporter|"}[60s])',

@@ -26,6 +26,7 @@ REASONS = {
     "init --slack webhook": "tests/relay/cli/test_first_message.py runs it",
     "send-test --config relay.yml": "tests/relay/cli/test_first_message.py runs it",
     "acknowledge": "tests/relay/console/test_incidents.py and tests/relay/cli/test_incidents.py acknowledge",
+    "/replay": "tests/relay/console/test_quarantine.py replays",
     "--test-alert": "tests/ops/smoke/test_stack.py runs it",
 }
 """What a command has in it, and why that keeps it from the demo."""
