@@ -3,7 +3,7 @@
 To import what a service needs takes a second of CPU, far longer than most tests of its command line. A command is a
 process of its own nevertheless: with its arguments, folder, environment, standard streams, signals and exit code.
 
-Not for tests of what is imported, or of a process's limits or memory: these take `sys.executable -m`. A process that is
+Not for tests of what is imported, or of a process's memory: these take `sys.executable -m`. A process that is
 stopped by SIGSTOP, or whose children matter, is forked without a client in between (`fork`).
 """
 
@@ -158,6 +158,9 @@ class _Server:
 
     def _fork(self, client: socket.socket) -> tuple[str, list[str]] | None:
         data, ancillary, _flags, _address = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * 4))
+        if not ancillary:  # the client was killed before it said what it wants
+            client.close()
+            return None
         streams = array.array("i", ancillary[0][2])
         pid = os.fork()
         if pid == 0:
@@ -166,7 +169,8 @@ class _Server:
             return _become(data, streams)
         for stream in streams:
             os.close(stream)
-        client.send(b"%d" % pid)
+        with suppress(OSError):  # the client is gone, which the selector tells
+            client.send(b"%d" % pid)
         self._clients[pid] = client
         self._selector.register(client, selectors.EVENT_READ, pid)
         return None

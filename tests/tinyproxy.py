@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ops.demo.ports import pick_free_ports
 from shared.config.settings import Address
 
 NOT_LOOPBACK = "0.0.0.0"  # leads to this machine, too, and no rule about proxies makes an exception of it
@@ -51,8 +52,7 @@ def tinyproxy(folder: Path, *, login: bool = False, ports: tuple[int, ...] = ())
         login: whether it demands USER and PASSWORD.
         ports: those that CONNECT may lead to; empty allows all.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = Address(*free.getsockname())
+    address = Address("127.0.0.1", *pick_free_ports(1))
     more = [f"BasicAuth {USER} {PASSWORD}"] if login else []
     more += [f"ConnectPort {port}" for port in ports]
     configuration, log = folder / f"tinyproxy-{address.port}.conf", folder / f"tinyproxy-{address.port}.log"

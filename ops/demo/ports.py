@@ -8,7 +8,7 @@ from shared.config.settings import Address
 from shared.http.server import StartError, bind_socket
 
 _NOT_FOR_CONNECTIONS: Final = range(10_000, 32_768)
-"""Ports that Linux gives to no connection (ip_local_port_range): one of those may be taken before it is listened on."""
+"""Below what Linux gives to connections by default (ip_local_port_range), so that none takes a port meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

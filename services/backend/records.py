@@ -1,4 +1,4 @@
-"""The records: encrypts bytes with the active data key into rows, and decrypts them.
+"""The records: encrypts bytes with the active data key into rows, and decrypts them by the key that a row names.
 
 The additional authenticated data binds a record to its id and to its data key, so that a row which is copied over
 another one does not open. It binds it to no moment: an older version of the same record that somebody puts back opens

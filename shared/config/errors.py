@@ -5,11 +5,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 UNKNOWN_KEY: Final = "unknown key; see --print-schema for those that exist"
@@ -45,30 +44,37 @@ class ConfigurationError(Exception):
         self.lines = lines
 
 
-def format_error(
+def format_errors(
     model: type[BaseModel],
     env_prefix: str,
     file: Path | None,
-    error: ErrorDetails,
+    errors: ValidationError,
     cut_off: AbstractSet[Loc] = frozenset(),
-) -> str:
-    """Format one error. Secrets live in files of their own, so the quoted value is not one.
+) -> list[str]:
+    """Format each error. Secrets live in files of their own, so no quoted value is one.
 
     Args:
         model: the settings.
         env_prefix: of their environment variables; empty if none are read.
         file: the source of all other values.
-        error: pydantic's.
+        errors: pydantic's.
         cut_off: where the file has a value that a `#` cuts off.
     """
-    loc = tuple(_strip_union_members(_build_schema(model), error["loc"]))
+    schema = model.model_json_schema()  # which takes many times as long as all the rest
+    return [_format_error(schema, env_prefix, file, error, cut_off) for error in errors.errors()]
+
+
+def _format_error(
+    schema: dict[str, Any], env_prefix: str, file: Path | None, error: ErrorDetails, cut_off: AbstractSet[Loc]
+) -> str:
+    loc = tuple(_strip_union_members(schema, error["loc"]))
     key = ".".join(str(part) for part in loc)
     source = (env_prefix and _find_variable(env_prefix, loc)) or str(file or "environment")
     kind, message = error["type"], error["msg"]
     if loc in cut_off:
         message = _CUT_OFF
     elif kind == "extra_forbidden":
-        message = describe_unknown_key(str(loc[-1]), _list_keys(_build_schema(model), error["loc"][:-1]))
+        message = describe_unknown_key(str(loc[-1]), _list_keys(schema, error["loc"][:-1]))
     elif kind in {"union_tag_not_found", "union_tag_invalid"}:
         context = error["ctx"]
         key += "." + context["discriminator"].strip("'")
@@ -94,12 +100,6 @@ def describe_unknown_key(key: str, existing: Iterable[str]) -> str:
     """The error for a key that does not exist, with the existing one that it resembles."""
     similar = difflib.get_close_matches(key, set(existing) - {key}, 1)  # which may exist in another kind
     return f"unknown key; did you mean {similar[0]}?" if similar else UNKNOWN_KEY
-
-
-@cache
-def _build_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of the settings. To build it takes many times as long as all the rest of an error."""
-    return model.model_json_schema()
 
 
 def _list_keys(schema: dict[str, Any], loc: Loc) -> Iterator[str]:

@@ -34,7 +34,7 @@ from pydantic_settings import (
 )
 
 from shared.config import yaml_file
-from shared.config.errors import ConfigurationError, describe_unknown_key, format_error
+from shared.config.errors import ConfigurationError, describe_unknown_key, format_errors
 from shared.config.file_checks import PASSWORD_FILE_CHECK, SECRET_FILE_CHECK, TOKEN_FILE_CHECK
 
 _base_folder: ContextVar[Path] = ContextVar("_folder", default=Path())
@@ -189,7 +189,7 @@ def load_settings(model: type[S], file: Path | None) -> S:
                     [f"no configuration; expected --config FILE; {model.first_configuration}"]
                 ) from None
             cut_off = yaml_file.find_cut_off_values(file) if file else frozenset()
-            errors += [format_error(model, get_env_prefix(model), file, e, cut_off) for e in error.errors()]
+            errors += format_errors(model, get_env_prefix(model), file, error, cut_off)
         except SettingsError as error:
             # Its text names the field, as in: error parsing value for field "kms" from source "EnvSettingsSource".
             field = str(error).partition('"')[2].partition('"')[0]

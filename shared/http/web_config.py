@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from shared.config import yaml_file
-from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_error
+from shared.config.errors import UNKNOWN_KEY, ConfigurationError, format_errors
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.settings import FilePath, Section, use_base_folder
 
@@ -152,7 +152,7 @@ def read_web_config(file: Path) -> WebConfig:
         try:
             return WebConfig(**yaml_file.read_yaml(file))
         except ValidationError as error:
-            lines = [format_error(WebConfig, "", file, each) for each in error.errors()]
+            lines = format_errors(WebConfig, "", file, error)
             raise ConfigurationError([_explain_unsupported_key(each) for each in lines]) from None
 
 

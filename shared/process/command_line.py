@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from shared import VERSION
-from shared.config.errors import ConfigurationError, format_error
+from shared.config.errors import ConfigurationError, format_errors
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, CommandSettings, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
@@ -129,8 +129,7 @@ def print_configuration_or_exit(model: type[C], text: str) -> None:
     try:
         model(**yaml.safe_load(text))
     except ValidationError as error:
-        for each in error.errors():
-            click.echo(format_error(model, "", Path("options"), each), err=True)
+        click.echo("\n".join(format_errors(model, "", Path("options"), error)), err=True)
         sys.exit(2)
     click.echo(text, nl=False)
 

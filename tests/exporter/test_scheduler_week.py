@@ -54,7 +54,7 @@ async def test_it_stays_on_the_grid_and_leaves_nothing_behind() -> None:
     assert earliest >= -0.001
     assert latest <= JITTER_FRACTION * INTERVAL + 0.001
     assert at_the_end[:2] == after_an_hour[:2]
-    assert at_the_end[2] - after_an_hour[2] < 100  # of thousands of beats, one object each would show
+    assert at_the_end[2] - after_an_hour[2] < BEATS / 100  # one object each would show
 
 
 async def test_a_wall_clock_that_jumps_moves_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:

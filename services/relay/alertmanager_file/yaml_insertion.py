@@ -10,7 +10,7 @@ import textwrap
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import yaml
 
@@ -94,8 +94,13 @@ def _find_mapping(text: str, path: Sequence[str]) -> _Node:
     return node
 
 
+def _choose_loader(text: str) -> Any:
+    """Whose marks are positions in the text: libyaml does not count a byte order mark."""
+    return yaml.SafeLoader if text.startswith("\ufeff") else FAST_LOADER
+
+
 def _parse(text: str) -> _Node:
-    events = yaml.parse(text, FAST_LOADER)
+    events = yaml.parse(text, _choose_loader(text))
 
     def build(event: yaml.NodeEvent) -> _Node:
         first, last = cast("yaml.Mark", event.start_mark), cast("yaml.Mark", event.end_mark)
@@ -114,7 +119,7 @@ def _parse(text: str) -> _Node:
 
 def _find_dashes(text: str, node: _Node) -> tuple[list[int], int]:
     """The index of each item's dash, which is the last one before its content, and the column of all of them."""
-    tokens = yaml.scan(text, FAST_LOADER)
+    tokens = yaml.scan(text, _choose_loader(text))
     marks = [cast("yaml.Mark", token.start_mark) for token in tokens if isinstance(token, yaml.BlockEntryToken)]
     indexes = [mark.index for mark in marks]
     found = [bisect_left(indexes, child.start) - 1 for child in node.children]

@@ -29,7 +29,7 @@ from services.relay.outbox.rows import (
     RowQuery,
     select_values,
 )
-from services.relay.outbox.shared_dedup_key import find_open_of_group
+from services.relay.outbox.shared_dedup_key import find_open_group_incidents
 from services.relay.outbox.tables import DeliveryState, deliveries, events
 
 _MAX_PREDECESSORS: Final = 3
@@ -306,7 +306,7 @@ def _build_tasks(
             and (row.delivery.incident_id, row.delivery.episode) not in receipts
         },
         resolved_incidents=resolved_incidents,
-        group_incidents=find_open_of_group(connection, resolved_incidents, request.dedup_channels)
+        group_incidents=find_open_group_incidents(connection, resolved_incidents, request.dedup_channels)
         if resolved_incidents
         else {},
     )

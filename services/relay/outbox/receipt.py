@@ -35,7 +35,7 @@ from services.relay.outbox.merge import (
     merge_into_successor,
 )
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow, select_values
-from services.relay.outbox.shared_dedup_key import find_open_of_group
+from services.relay.outbox.shared_dedup_key import find_open_group_incidents
 from services.relay.outbox.tables import (
     DIGEST_EPISODE,
     WAITING,
@@ -284,7 +284,7 @@ def _build_group_repeats(transaction: Transaction, requests: Sequence[_OutcomeRe
     for task, outcome, _, _ in requests:
         if not task.dedup_channels or not outcome.maybe_sent or (outcome.payload is None and not task.maybe_sent):
             continue
-        found = find_open_of_group(transaction.connection, [task.incident_id], task.dedup_channels)
+        found = find_open_group_incidents(transaction.connection, [task.incident_id], task.dedup_channels)
         for other in found.get(task.incident_id, ()):
             # A replica may commit an event later than another one commits one with a higher number.
             latest = other.latest_event_seq

@@ -75,7 +75,7 @@ def build_group_id(event: Event) -> str:
     return hashlib.sha256(json.dumps([event.source, event.group_key]).encode()).hexdigest()
 
 
-def find_open_of_group(
+def find_open_group_incidents(
     connection: Connection, ids: Collection[str], channels: Collection[str]
 ) -> Mapping[str, Sequence[GroupIncidentRow]]:
     """For each incident, the open ones of its group that have a delivery on one of these channels."""

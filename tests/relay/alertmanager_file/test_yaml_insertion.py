@@ -45,6 +45,8 @@ X = {"name": "x", "with": [1]}
         ("s: |+\n  text\n", None, "s: |+\n  text\nr:\n  # about x\n  - name: x\n    with: [1]\n"),
         ("{s: 1}\n", None, '{s: 1, "r": [{"name": "x", "with": [1]}]}\n'),
         ("\ufeff'r':\n- a\n", None, "\ufeff'r':\n- a\n# about x\n- name: x\n  with: [1]\n"),
+        ("\ufeffr: [a, b]\n", 1, '\ufeffr: [a, {"name": "x", "with": [1]}, b]\n'),
+        ("\ufeffr: []\n", None, '\ufeffr: [{"name": "x", "with": [1]}]\n'),
         ("\ufeffs: 1\n", None, "\ufeffs: 1\n\nr:\n  # about x\n  - name: x\n    with: [1]\n"),
         (
             "s: &a\n  k: 1\nr:\n  - *a\n  - b\n",

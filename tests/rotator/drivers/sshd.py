@@ -4,10 +4,11 @@ import asyncio
 import getpass
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from ops.demo.ports import pick_free_ports
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 _CONFIGURATION = """ListenAddress 127.0.0.1:{port}
@@ -27,8 +28,7 @@ async def sshd(folder: Path) -> AsyncIterator[list[str]]:
     assert SSHD
     for name in ("host_key", "user_key"):
         await _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = pick_free_ports(1)
     host_key = (folder / "host_key.pub").read_text()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
     (folder / "sshd_config").write_text(_CONFIGURATION.format(port=port, folder=folder))
