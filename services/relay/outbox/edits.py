@@ -312,9 +312,9 @@ def _build_claims(transaction: Transaction, rows: Sequence[_EditRow], lease_id: 
     }
     found = {row.seq: row.event for row in _READ_EVENTS.fetch_all(connection, {"seqs": sorted(set(seqs.values()))})}
     return [
-        _build_claim(row, seqs[row.id], found.get(seqs[row.id], b""), lease_id, transaction.now)
-        if row.id in seqs
-        else _build_digest_claim(transaction, row, lease_id)
+        _build_digest_claim(transaction, row, lease_id)
+        if row.episode == DIGEST_EPISODE  # whose row has the ID of a member, of which an edit may be due as well
+        else _build_claim(row, seqs[row.id], found.get(seqs[row.id], b""), lease_id, transaction.now)
         for row in rows
     ]
 

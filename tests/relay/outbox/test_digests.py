@@ -373,6 +373,25 @@ async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_bef
     assert ("i", Status.RESOLVED) in edited[task.delivery_id]
 
 
+async def test_a_digest_stays_one_when_it_is_edited_together_with_the_message_of_an_incident_that_it_named(
+    storm: Storm,
+) -> None:
+    await storm.tell("abcdefghi", "critical")
+    for _ in range(5):
+        await storm.claim_alone()
+    task = await storm.claim_digest()
+    await storm.deliver(task)
+    assert [await storm.claim_alone() for _ in range(4)] == [["f"], ["g"], ["h"], ["i"]]
+    await storm.tell("fghi", "critical", "resolved")
+    for _ in range(4):
+        await storm.claim_alone()
+    claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
+    members = {
+        claim.task.incident_id: [member.task.incident_id for member in claim.task.members] for claim in claimed.claims
+    }
+    assert members == {task.delivery_id: ["f", "g", "h", "i"], "f": [], "g": [], "h": [], "i": []}
+
+
 async def test_a_digest_shows_an_end_that_was_merged_into_the_next_episode(storm: Storm) -> None:
     await storm.tell("abcd")
     task = await storm.claim_digest()
