@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-unexport PYTHONDONTWRITEBYTECODE  # else each of a test run's processes compiles all that it reads, six of them the tests
+unexport PYTHONDONTWRITEBYTECODE  # else each of a test run's processes compiles all that it reads, five of them the tests
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ demo: install ## everything on one machine; ONCE=1 breaks KMS, waits for page, a
 
 test: install ## every test but the two kinds below
 	@ops/tools/require prometheus alertmanager chromium sshd tinyproxy mariadb
-	@$(BIN)/pytest -n 6 --dist worksteal
+	@$(BIN)/pytest -n 5 --dist worksteal
 
 rehearse: install ## what plays for minutes: each alert's runbook, each drill, kills, rotations, the smoke test's faults, each spoilt rule
 	@ops/tools/require prometheus alertmanager sshd mariadb
