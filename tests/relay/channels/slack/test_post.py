@@ -125,6 +125,38 @@ def test_of_any_number_of_alerts_some_are_shown_the_rest_is_counted_and_all_are_
         assert not post.details
 
 
+@pytest.mark.parametrize("text", ["short", "long text " * 500], ids=["over 50 blocks", "over 13,200 characters"])
+def test_what_is_too_much_of_everything_is_left_out(text: str) -> None:
+    given = with_text(text)
+    (alert,) = given.event.alerts
+    alerts = tuple(
+        replace(
+            alert,
+            fingerprint=str(number),
+            labels={"alertname": f"Alert{number}", "severity": "critical", "instance": f"{number} {text}"[:600]},
+            annotations={**FIXED, "summary": f"{number} {text}", "description": f"{number} {text}"},
+            generator_url=f"https://prometheus.example.org/{number}{'y' * 300}",
+        )
+        for number in range(8)
+    )
+    links = tuple(
+        replace(given.links[0], runbook=f"https://runbooks.example.org/{number}", dashboard=f"https://d.org/{number}")
+        for number in range(8)
+    )
+    context = IncidentContext(
+        started_at=AT,
+        episodes_in_7_days=9,
+        related=(RelatedIncident(text, text, AT),) * 6,
+        acknowledged_by=text,
+        acknowledged_at=AT,
+    )
+    excerpt = RunbookExcerpt(text, (ExcerptBlock("step", text),) * 12, is_truncated=True)
+    given = change(given, context=context, excerpt=excerpt, remark=text)
+    post = build_post(replace(given, event=replace(given.event, alerts=alerts), links=links), "channel")
+    assert list(find_violations(post)) == []
+    assert post.details, "everything is in the thread"
+
+
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("mention", ["channel", "none"])
 def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None:
