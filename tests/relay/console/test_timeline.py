@@ -14,7 +14,7 @@ from services.relay.console.incidents.details import build_details
 from services.relay.console.incidents.entries import EntryKind
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
+from services.relay.console.incidents.timeline import Timeline, build_timeline, decode_record
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, encode_event
@@ -223,7 +223,7 @@ async def test_a_post_mortem_shows_hostile_text_as_text(store: Store) -> None:
     history, incident = await read_episode(store, "one"), await read_incident(store, "one")
     assert history is not None
     assert incident is not None
-    event = read_event(history.last_event)
+    event = decode_record(history.last_event)
     assert event is not None
     details = build_details("one", history, event, LinkRules(None, None))
     view = IncidentView(incident, history, build_timeline(history, None), details, "", is_fault_pending=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.relay.console.incidents.details import IncidentDetails, build_details
-from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
+from services.relay.console.incidents.timeline import Timeline, build_timeline, decode_record
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.model import Event
@@ -86,7 +86,7 @@ class IncidentReader:
         query: HistoryQuery | None,
         fault: FailureHistory | None,
     ) -> IncidentView:
-        timeline, event = build_timeline(history, fault), read_event(history.last_event)
+        timeline, event = build_timeline(history, fault), decode_record(history.last_event)
         is_askable = query is not None and self._exporter.is_configured
         return IncidentView(
             incident=incident,
@@ -100,7 +100,7 @@ class IncidentReader:
 
 def _find_query(history: EpisodeHistory) -> HistoryQuery | None:
     """Whose failures may be the fault: those of the key that the first alerts name, or else of the service."""
-    event = read_event(history.first_event)
+    event = decode_record(history.first_event)
     for name in ("target", "service"):
         if event and (value := _find_label(event, name)):
             return HistoryQuery(name, value)
