@@ -26,7 +26,7 @@ from services.relay.outbox.sending_elsewhere import send_elsewhere
 from services.relay.outbox.tables import DeliveryState
 from services.relay.outbox.timeline_query import read_episode
 from services.relay.outbox.timeline_records import EpisodeHistory, EventRecord
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
 from tests.relay.outbox.channel_breakers import Clock
@@ -196,7 +196,7 @@ async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_th
     assert history is not None
     (merged,) = (each for each in build_timeline(history, None).entries if each.kind is EntryKind.MERGED)
     assert merged.at == store.clock()
-    assert merged.detail == f"It was given up at {format_time(store.clock() - 600.0)}, and is sent again."
+    assert merged.detail == f"It was given up at {format_json_time(store.clock() - 600.0)}, and is sent again."
 
 
 async def test_who_sent_it_elsewhere_is_told(store: Store) -> None:

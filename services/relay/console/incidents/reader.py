@@ -13,7 +13,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_queries import IncidentSummary, read_incident
 from services.relay.outbox.timeline_query import PAGE_EVENTS, read_episode
 from services.relay.outbox.timeline_records import EpisodeHistory
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 _NOT_SET: Final = "messages.board_url is not set, so the relay cannot ask the exporter"
 _NO_KEY: Final = "its alerts have neither a label target nor a label service"
@@ -119,5 +119,5 @@ def _explain(fault: FailureHistory | None, timeline: Timeline) -> str:
         return f"the exporter at messages.board_url did not tell: {fault.error}"
     begin = timeline.start[1].at or timeline.start[2].at
     if fault.recorded_since is not None and begin is not None and fault.recorded_since > begin:
-        return f"the exporter knows nothing from before its start at {format_time(fault.recorded_since)}"
+        return f"the exporter knows nothing from before its start at {format_json_time(fault.recorded_since)}"
     return "the exporter knows no failure of a key that led to it"

@@ -33,7 +33,7 @@ from services.relay.text import (
     format_summary,
     is_resolved,
 )
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 MAX_FAULTS: Final = 10
 """Failures of the exporter that are shown."""
@@ -136,7 +136,7 @@ def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
     for each in faults:
         times = f"{each.count} round trips" if each.count > 1 else "1 round trip"
         text = f"KMS fails: {each.operation} with {each.target}, {times}"
-        until = "it still fails" if each.is_current else f"the last one at {format_time(each.last_at)}"
+        until = "it still fails" if each.is_current else f"the last one at {format_json_time(each.last_at)}"
         yield build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
 
 
