@@ -117,7 +117,7 @@ async def _real(disk: Path) -> None:
         receiver = {**_to_slack(sink), **_to_pagerduty(stand_ins), **_to_relay(relay)}
         await _post(place, await place.alertmanager(receiver, "0s"), 1)
 
-        async def shown() -> bool:
+        async def arrived() -> bool:
             state = await place.get(f"{stand_ins.url}/api/state")
             own = (await place.get(f"{sink.url}/"))["slack"]["first_message"]
             relayed = [message["text"] for channel in state["slack"] for message in channel["messages"]]
@@ -125,7 +125,7 @@ async def _real(disk: Path) -> None:
             said = annotations(0)["summary"]
             return len(pages) == 2 and "attachments" in own and "group-00000" in own and said in "".join(relayed)
 
-        await place.until("one message of each way, taken by Slack and PagerDuty", 10, shown)
+        await place.until("one message of each way, taken by Slack and PagerDuty", 10, arrived)
 
 
 async def _post(place: Stage, alertmanager: Running, groups: int) -> None:

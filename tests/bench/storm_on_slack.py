@@ -44,7 +44,7 @@ class Naming:
         return sum(at <= seconds for at in self.named.values())
 
 
-async def told(disk: Path, groups: int, window: float) -> None:
+async def run_slack_benchmark(disk: Path, groups: int, window: float) -> None:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
     click.echo(f"\ntold: {groups} incidents at once, and a Slack that takes a message a second for each channel")
     async with stage(disk) as place:

@@ -195,10 +195,10 @@ def _format_result(run: Run) -> str:
 
 
 def _times(scrapes: Scrapes) -> str:
-    def told(encoding: str) -> str:
+    def format_load(encoding: str) -> str:
         load = scrapes[EXPORTER, encoding]
         ratio = load.percentile(99) / scrapes[BARE, encoding].percentile(99)
         times = f"p50 {load.percentile(50):5.1f} ms  p99 {load.percentile(99):5.1f} ms"
         return f"{encoding} {times} ({ratio:.1f} of the bare server's)"
 
-    return "   ".join(map(told, ENCODINGS))
+    return "   ".join(map(format_load, ENCODINGS))

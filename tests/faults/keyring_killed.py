@@ -46,7 +46,7 @@ class Stage:
     """Those that were acknowledged."""
     counted: Counter[str] = field(default_factory=Counter)
 
-    async def launch(self, number: int) -> Process:
+    async def start_backend(self, number: int) -> Process:
         """Starts an instance of the backend."""
         return await self._process("services.backend", "--config", f"backend{number}.yml")
 
@@ -58,7 +58,7 @@ class Stage:
             return
         number = self.random.randrange(_INSTANCES)
         await self._kill(self.backends[number], "backends")
-        self.backends[number] = await self.launch(number)
+        self.backends[number] = await self.start_backend(number)
 
     async def _kill(self, process: Process, what: str) -> None:
         if process.returncode is None:
@@ -188,7 +188,7 @@ async def staged(folder: Path, database: DatabaseUrl, emulator: Emulator, random
         stage = Stage(folder, emulator, http, random, ports)
         try:
             for number in range(_INSTANCES):
-                stage.backends.append(await stage.launch(number))
+                stage.backends.append(await stage.start_backend(number))
                 await asyncio.sleep(0)
             await stage.up()
             yield stage

@@ -101,12 +101,12 @@ def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(slave, "w", buffering=1) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with open_progress() as tell:
-            tell.report_step("rotate")
-            tell.report_progress(StepProgress("rotate", 1, 4, 3, 16))
-            tell.report_progress(StepProgress("rotate", 4, 4, 12, 16))
-            tell.report_step("rotate", "4 of 4 [bold]")
-            tell.report_progress(StepProgress("verify", 4, 4, 16, 16))
+        with open_progress() as progress:
+            progress.report_step("rotate")
+            progress.report_progress(StepProgress("rotate", 1, 4, 3, 16))
+            progress.report_progress(StepProgress("rotate", 4, 4, 12, 16))
+            progress.report_step("rotate", "4 of 4 [bold]")
+            progress.report_progress(StepProgress("verify", 4, 4, 16, 16))
     shown = b""
     with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
         while read := screen.read(1 << 16):

@@ -95,12 +95,12 @@ class Stand:
 
 
 @cache
-def _known() -> list[Method]:
+def _list_methods() -> list[Method]:
     return methods()
 
 
 def _routed(verb: str, path: str) -> tuple[Method, dict[str, str]]:
-    for method in _known():
+    for method in _list_methods():
         found = method.path.fullmatch(path) if method.verb == verb else None
         if found:
             return method, {name: unquote(value) for name, value in found.groupdict().items()}

@@ -12,11 +12,11 @@ _SERIES = re.compile(r"^([\w:]*)\{(.*)\} =>", re.MULTILINE)
 
 def disagreement(outputs: Iterable[Output], printed: Iterable[str]) -> str | None:
     """Why nothing of what was printed is like any of what is shown; None where something is, or nothing is shown."""
-    complaints = [_complaint(output, one) for output in outputs for one in printed]
+    complaints = [_find_difference(output, one) for output in outputs for one in printed]
     return None if None in complaints or not complaints else "; ".join(filter(None, complaints))
 
 
-def _complaint(output: Output, printed: str) -> str | None:
+def _find_difference(output: Output, printed: str) -> str | None:
     if output.language == "json":
         return _of_json(output.text, printed)
     if shown := _series(output.text):

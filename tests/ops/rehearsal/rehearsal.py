@@ -128,7 +128,7 @@ class Director:
 
     def has_run(self, command: str, shell: Shell) -> bool:
         """Whether this command was run, or one that does the same."""
-        return command in self.ran or shell.words(command) in self.typed
+        return command in self.ran or shell.split_command(command) in self.typed
 
     async def _diagnosed(self, rehearsal: Rehearsal, shell: Shell, began: float) -> float:
         await self._until(rehearsal, firing=True)
@@ -202,7 +202,7 @@ class Director:
         if not_run(command):
             return None
         self.ran.add(command)
-        self.typed.add(shell.words(command))
+        self.typed.add(shell.split_command(command))
         return await shell.run(command, on_the_demos_clock(command))
 
 

@@ -48,7 +48,7 @@ class Rig:
         self.workers = workers
         self.registry = registry
 
-    async def tell(
+    async def accept_events(
         self, *statuses: str, group: str = "one", channels: tuple[str, ...] | None = None, **changes: Any
     ) -> None:
         channels = channels or tuple(self.workers)

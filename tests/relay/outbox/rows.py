@@ -80,7 +80,7 @@ class Rows:
 
         return await self.store.run(put)
 
-    async def many(self, number: int, *, age: float) -> list[str]:
+    async def create_deliveries(self, number: int, *, age: float) -> list[str]:
         """Deliveries of as many incidents that are over; gives their ids, the oldest first."""
         made = await asyncio.gather(*(self.event(f"{each}", age=age, goes_on=False) for each in range(number)))
         return await asyncio.gather(*map(self.delivery, made))
