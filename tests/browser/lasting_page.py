@@ -29,7 +29,7 @@ async def lasting_page(
 
     Args:
         chromium: the browser.
-        complaints: what the browser complains of is added to it: errors, violations of the policy, dialogs.
+        browser_errors: what the browser complains of is added to it: errors, violations of the policy, dialogs.
         requested: the address of each request is added to it.
         width: of the window.
         height: of the window.

@@ -83,8 +83,10 @@ class Stage:
         while True:
             if self.random.random() < 0.3:
                 await self.new_version()
-            words = self.random.choice(("run --type new-dek", "run --type rewrap-kek", "resume", "resume", "rollback"))
-            self.counted["rotations"] += await self.type(words) == 0
+            arguments = self.random.choice(
+                ("run --type new-dek", "run --type rewrap-kek", "resume", "resume", "rollback")
+            )
+            self.counted["rotations"] += await self.type(arguments) == 0
 
     async def new_version(self) -> None:
         """The KMS key's primary version changes, whatever is going on."""
@@ -93,9 +95,9 @@ class Stage:
             KEY, lambda key: key.with_new_version(create_material(), now).with_primary(number, now)
         )
 
-    async def type(self, words: str) -> int:
+    async def type(self, arguments: str) -> int:
         """The exit code of a command of the rotator."""
-        self.rotator = await self._process("services.rotator", *words.split(), "--config", "rotator.yml")
+        self.rotator = await self._process("services.rotator", *arguments.split(), "--config", "rotator.yml")
         self.rotator_began = asyncio.get_running_loop().time()
         return await self.rotator.wait()
 
@@ -138,13 +140,13 @@ class Stage:
     def _url(self, record: str) -> str:
         return f"http://127.0.0.1:{self.random.choice(self.ports)}/v1/records/{record}"
 
-    async def _process(self, module: str, *words: str) -> Process:
+    async def _process(self, module: str, *arguments: str) -> Process:
         with (self.folder / f"{module}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 module,
-                *words,
+                *arguments,
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdin=DEVNULL,

@@ -54,9 +54,9 @@ class Proxy:
         """Resets the connection that sends the next COMMIT."""
         self._cut = how
 
-    def hold(self, what: BlockedStep, *words: bytes) -> None:
+    def hold(self, what: BlockedStep, *markers: bytes) -> None:
         """Every connection on which a client says these words, one after the other, stands still at the last one."""
-        self._hold = (what, words)
+        self._hold = (what, markers)
 
     def release(self) -> None:
         """What stood still goes on, and nothing is held any more."""
@@ -112,9 +112,9 @@ class Proxy:
     def _find_blocked_step(self, data: bytes, connection: "_Connection") -> BlockedStep | None:
         if self._hold is None:
             return None
-        what, words = self._hold
-        connection.said += words[connection.said] in data
-        if connection.said < len(words):
+        what, markers = self._hold
+        connection.said += markers[connection.said] in data
+        if connection.said < len(markers):
             return None
         connection.said, connection.held = 0, what is BlockedStep.ANSWER
         self.held += 1

@@ -80,7 +80,7 @@ def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
     world.delay = 1000
     verify(timeout=0)
     world.delay, world.now = 0, world.now + timedelta(hours=3)
-    stand.asked.clear()
+    stand.requests.clear()
     results = verify(sent=AuditProbe.parse(mark))
     assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
     assert not any("keyRings" in name for name in stand.names())

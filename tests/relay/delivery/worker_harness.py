@@ -35,7 +35,7 @@ NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
 
 
-def _always(plan: DeliveryPlan, _known: IncidentState | None, _now: float) -> DeliveryPlan:
+def _always(plan: DeliveryPlan, _state: IncidentState | None, _now: float) -> DeliveryPlan:
     return plan
 
 

@@ -24,7 +24,7 @@ class Rows:
         age: float = 0,
         goes_on: bool = True,
         episode: int = 1,
-        written: bytes = b"{}",
+        event_json: bytes = b"{}",
     ) -> int:
         """The latest event of an incident; gives its seq."""
 
@@ -37,7 +37,7 @@ class Rows:
                 "status": "firing",
                 "fingerprint": "same",
                 "accepted_at": transaction.now - age,
-                "event": written,
+                "event": event_json,
                 "body": b"{}",
             }
             connection = transaction.connection
