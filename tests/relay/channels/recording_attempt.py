@@ -10,7 +10,7 @@ from services.relay.send_error import SendError
 
 @dataclass
 class Recorded:
-    """One attempt; `again` is the next one of the same delivery."""
+    """One attempt; `create_retry` is the next one of the same delivery."""
 
     message: Message
     progress: Progress = field(default_factory=dict)
