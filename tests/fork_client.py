@@ -15,10 +15,10 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 def main() -> None:
-    place, module, *arguments = sys.argv[1:]
+    address, module, *arguments = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # until there is somebody to whom they are forwarded
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.connect(place)
+        server.connect(address)
         request = (module, list(map(os.fsencode, arguments)), os.getcwdb(), dict(os.environb))  # noqa: PTH109  # pathlib takes time
         descriptors = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
         server.sendmsg([marshal.dumps(request)], descriptors)

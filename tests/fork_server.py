@@ -109,8 +109,8 @@ def share() -> None:
 def _start() -> str:
     """A server, which ends with this process; gives where it listens."""
     folder = tempfile.TemporaryDirectory(prefix="fork-")
-    place = f"{folder.name}/server"
-    program = [sys.executable, "-m", "tests.fork_server", place]
+    address = f"{folder.name}/server"
+    program = [sys.executable, "-m", "tests.fork_server", address]
     server = subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout
     assert server.stdout.readline() == _LISTENS
@@ -121,13 +121,13 @@ def _start() -> str:
         folder.cleanup()
 
     atexit.register(end)
-    return place
+    return address
 
 
 class _Server:
-    def __init__(self, place: str) -> None:
+    def __init__(self, address: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(place)
+        self._listener.bind(address)
         self._listener.listen(64)
         self._ended, self._wakeup = socket.socketpair()
         self._wakeup.settimeout(0)

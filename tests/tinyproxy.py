@@ -38,7 +38,7 @@ class TinyProxy:
         return f"http://{USER}:{PASSWORD}@{self.address}"
 
     @property
-    def asked(self) -> list[str]:
+    def requests(self) -> list[str]:
         """What clients asked of it, such as `CONNECT HOST:PORT` and `GET http://HOST:PORT/`."""
         return re.findall(r"Request \(file descriptor \d+\): (.*) HTTP/1\.[01]", self._log.read_text())
 

@@ -62,12 +62,12 @@ class KmsChecker:
         except DatabaseError as error:
             if not self._keyring.is_ready:
                 self._keyring.reason = f"the keyring's database cannot be used: {error}"
-            log.warning("keyring database cannot be used; it is tried again", error=str(error), seconds=interval)
+            log.warning("keyring database cannot be used; it is tried again", error=str(error), retry_in=interval)
         except (Exception, asyncio.CancelledError):
             # A defect must not end the checks: nothing would bring KMS back. Nor must a library's CancelledError.
             if is_task_cancelled():
                 raise
-            log.exception("KMS check failed unexpectedly; it is tried again", seconds=interval)
+            log.exception("KMS check failed unexpectedly; it is tried again", retry_in=interval)
 
     async def check(self) -> None:
         """One round trip, and the mode that follows. Raises DatabaseError; the next check continues from there."""

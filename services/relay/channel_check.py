@@ -22,7 +22,7 @@ from shared.check import Check, CheckResult
 from shared.process.doctor import list_file_checks, run_checks_concurrently
 
 
-class SentMessage(NamedTuple):
+class AcceptedMessage(NamedTuple):
     """A message that a provider accepted."""
 
     receipt: Receipt
@@ -33,7 +33,7 @@ class SentMessage(NamedTuple):
 class SentTest(NamedTuple):
     """What became of a test message and its resolve."""
 
-    sent: Sequence[SentMessage]
+    sent: Sequence[AcceptedMessage]
     """Those that arrived, in this order."""
     error: SendError | None = None
     """Why the next one did not."""
@@ -43,7 +43,7 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> SentT
     """Sends a test message and its resolve on one channel."""
     timeout = settings.delivery.timeout
     channel = settings.channels[channel_name].connect(timeout)
-    sent: list[SentMessage] = []
+    sent: list[AcceptedMessage] = []
     try:
         async with asyncio.timeout(2 * timeout):
             message = _build_test_message(channel_name, datetime.now(UTC), settings.link_rules)
@@ -60,9 +60,9 @@ async def send_test_message(settings: RelaySettings, channel_name: str) -> SentT
     return SentTest(sent)
 
 
-async def _send(channel: Channel, message: Message) -> SentMessage:
+async def _send(channel: Channel, message: Message) -> AcceptedMessage:
     attempt = _UnrecordedAttempt(message)
-    return SentMessage(await channel.send(attempt), attempt.reply)
+    return AcceptedMessage(await channel.send(attempt), attempt.reply)
 
 
 async def check_channel(settings: RelaySettings, channel_name: str) -> list[CheckResult]:

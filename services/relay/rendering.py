@@ -19,7 +19,7 @@ from services.relay.delivery.enrichment.enricher import EnrichmentSettings, open
 from services.relay.delivery.links import build_links, remove_foreign_links
 from services.relay.delivery.templates import MessageTemplates
 from services.relay.event_size import limit_size
-from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, read_event
+from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError, parse_whole_event
 from services.relay.model import DeliveryTask, Event, Message, build_incident_id
 from services.relay.preview.message import render_message
 from shared.process.logs import describe_exception
@@ -82,7 +82,7 @@ class WebhookRenderer:
         try:
             async with asyncio.timeout(_MAX_SECONDS):
                 event = await self._run(partial(parse_event, body))
-                message = build_message(self._settings, "", event)
+                message = build_preview_message(self._settings, "", event)
                 message = await enrich(_get_runbook_files(self._settings), self._settings, message)
                 ends = self._clock() + _MAX_SECONDS  # a thread cannot be cancelled
                 names = [name for name in self._channels if only in {None, name}]
@@ -116,7 +116,7 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
     event = parse_event(body)
     channel = settings.channels[channel_name].connect(settings.delivery.timeout)
     try:
-        message = build_message(settings, channel_name, event)
+        message = build_preview_message(settings, channel_name, event)
         if settings.channels[channel_name].uses_templates:
             message = MessageTemplates(settings.messages.templates).apply(message)[0]
         message = await enrich(settings.messages.enrichment, settings, message)
@@ -128,12 +128,12 @@ async def render_webhook(settings: RelaySettings, channel_name: str, body: bytes
 def parse_event(body: bytes) -> Event:
     """The event of a webhook. Raises ValueError, whose message says where and what was expected."""
     try:
-        return limit_size(read_event(body, ""))
+        return limit_size(parse_whole_event(body, ""))
     except (MalformedWebhookError, TooManyTextsError) as error:
         raise ValueError(f"expected a webhook of Alertmanager: {error}") from None
 
 
-def build_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:
+def build_preview_message(settings: RelaySettings, channel_name: str, event: Event) -> Message:
     """The message of an event, as delivery builds it."""
     now, rules = datetime.now(UTC), settings.link_rules
     event = remove_foreign_links(event, rules)

@@ -18,14 +18,14 @@ from services.rotator.backups.backup_file import BackupError
 from services.rotator.config import RotatorSettings
 from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from services.rotator.progress_display import open_progress
-from services.rotator.report import CommandOutcome, Report, format_markdown
-from services.rotator.session import Session, open_session
+from services.rotator.report import CommandOutcome, CommandReport, format_markdown
+from services.rotator.session import CommandSession, open_session
 from shared.keyring.administration import AdministrationError, RefusedError
 
 _COMMANDS_WITH_REPORT: Final = {"run", "resume", "rollback", "restore", "retire", "destroy"}
 """The commands whose report stays in the folder of the state."""
 
-SessionCommand = Callable[[Session], Awaitable[Report]]
+SessionCommand = Callable[[CommandSession], Awaitable[CommandReport]]
 
 
 def run_and_report(
@@ -73,7 +73,7 @@ def _append_to_file(file: Path, text: str) -> None:
 
 async def run_to_report(
     command: str, settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter
-) -> Report:
+) -> CommandReport:
     """The report of `run`, whatever it raises; arguments as of `run_and_report`."""
     steps: list[StepResult] = []
     running = asyncio.ensure_future(_run_in_session(settings, run, progress, steps))
@@ -97,12 +97,12 @@ async def run_to_report(
     return report.model_copy(update={"steps": tuple(steps)})
 
 
-def _build_failure_report(command: str, error: str, *next_commands: str) -> Report:
-    return Report(command=command, outcome=CommandOutcome.FAILED, summary=error, next_commands=next_commands)
+def _build_failure_report(command: str, error: str, *next_commands: str) -> CommandReport:
+    return CommandReport(command=command, outcome=CommandOutcome.FAILED, summary=error, next_commands=next_commands)
 
 
 async def _run_in_session(
     settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]
-) -> Report:
+) -> CommandReport:
     async with open_session(settings, progress, steps, time.time) as session:
         return await run(session)

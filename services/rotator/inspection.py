@@ -7,13 +7,13 @@ from services.rotator.backups import folder
 from services.rotator.model import StepProgress
 from services.rotator.plan import build_plan, describe_unfinished, get_next_commands, is_unfinished
 from services.rotator.primary_version import get_usable_primary
-from services.rotator.report import BackupReport, CommandOutcome, Report
-from services.rotator.session import Session
+from services.rotator.report import BackupReport, CommandOutcome, CommandReport
+from services.rotator.session import CommandSession
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import Problem, RotationType
 
 
-async def show_plans(session: Session, types: tuple[RotationType, ...], command: str = "plan") -> Report:
+async def show_plans(session: CommandSession, types: tuple[RotationType, ...], command: str = "plan") -> CommandReport:
     """What a run of each of these types would do. Raises RotatorError, AdministrationError."""
     settings, administration = session.settings, session.administration
     types = tuple(each for each in types if each in settings.driver.rotation_types)
@@ -35,7 +35,7 @@ async def show_plans(session: Session, types: tuple[RotationType, ...], command:
     sentence = "nothing was changed"
     if latest is not None and is_unfinished(latest):
         sentence, next_commands = describe_unfinished(latest), get_next_commands(latest)
-    return Report(
+    return CommandReport(
         command=command,
         outcome=CommandOutcome.DONE if due else CommandOutcome.NOTHING_TO_DO,
         summary=sentence,
@@ -46,15 +46,15 @@ async def show_plans(session: Session, types: tuple[RotationType, ...], command:
     )
 
 
-async def show_status(session: Session) -> Report:
+async def show_status(session: CommandSession) -> CommandReport:
     """The latest rotation. Raises AdministrationError."""
     latest = await session.administration.get_progress()
     if latest is None:
-        return Report(
+        return CommandReport(
             command="status", outcome=CommandOutcome.DONE, summary="there was no rotation yet", next_commands=("plan",)
         )
     open_ = is_unfinished(latest)
-    return Report(
+    return CommandReport(
         command="status",
         outcome=CommandOutcome.DONE,
         summary=describe_unfinished(latest) if open_ else f"rotation {latest.rotation_id} is {latest.state}",
@@ -64,7 +64,7 @@ async def show_status(session: Session) -> Report:
     )
 
 
-async def show_key_usage(session: Session) -> Report:
+async def show_key_usage(session: CommandSession) -> CommandReport:
     """Which data keys and how many records need which version, in all keyrings. Raises AdministrationError."""
     counted, elsewhere = await session.administration.count_key_usage(), await other_keyrings.count_usage(session)
     keys, records = (sum(getattr(each, of) for each in counted.versions) for of in ("data_keys", "records"))
@@ -78,7 +78,7 @@ async def show_key_usage(session: Session) -> Report:
     silent = [each.name for each in elsewhere if each.census is None]
     if silent:
         sentence += f"; what {', '.join(silent)} needs is not known"
-    return Report(
+    return CommandReport(
         command="census",
         outcome=CommandOutcome.FAILED if silent else CommandOutcome.DONE,
         summary=sentence,
@@ -88,7 +88,7 @@ async def show_key_usage(session: Session) -> Report:
     )
 
 
-async def run_verification(session: Session, *, full: bool) -> Report:
+async def run_verification(session: CommandSession, *, full: bool) -> CommandReport:
     """Whether everything can be read; `full` reads every record. Raises AdministrationError."""
     total = sum(each.data_keys for each in (await session.administration.count_key_usage()).versions)
     found = await verify_with_retries(
@@ -97,7 +97,7 @@ async def run_verification(session: Session, *, full: bool) -> Report:
         lambda done: session.progress.report_progress(StepProgress("verify", done, total, done, max(done, total))),
     )
     problems = find_own_problems(found)
-    return Report(
+    return CommandReport(
         command="verify",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary=f"{len(problems)} cannot be read; they are named below" if problems else "everything can be read",
@@ -107,7 +107,7 @@ async def run_verification(session: Session, *, full: bool) -> Report:
     )
 
 
-async def check_backup(session: Session, name: str) -> Report:
+async def check_backup(session: CommandSession, name: str) -> CommandReport:
     """Whether a backup can be restored. Raises BackupError, AdministrationError."""
     timeout = session.settings.kms_timeout
     latest = await session.administration.get_progress()
@@ -120,7 +120,7 @@ async def check_backup(session: Session, name: str) -> Report:
         *differing,
         *await folder.find_unwrap_failures(file, session.kms, timeout=timeout),
     ]
-    return Report(
+    return CommandReport(
         command="restore-check",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary="the backup can be read, and differs as named below" if problems else "the backup can be restored",

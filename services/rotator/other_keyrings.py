@@ -12,18 +12,18 @@ from services.rotator.lease_renewal import run_with_lease
 from services.rotator.model import RotatorError
 from services.rotator.plan import describe_unfinished, is_unfinished
 from services.rotator.report import OtherKeyringUsage
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.keyring.administration import Administration, AdministrationError, Lease
 
 T = TypeVar("T")
 
 
-async def count_usage(session: Session) -> tuple[OtherKeyringUsage, ...]:
+async def count_usage(session: CommandSession) -> tuple[OtherKeyringUsage, ...]:
     """What each needs, or why it does not say so."""
     return tuple([await _count_keyring_usage(session, driver) for driver in session.settings.other_keyrings or ()])
 
 
-async def _count_keyring_usage(session: Session, driver: DriverSettings) -> OtherKeyringUsage:
+async def _count_keyring_usage(session: CommandSession, driver: DriverSettings) -> OtherKeyringUsage:
     try:
         async with open_driver(driver, session.settings.kms, caller=session.caller) as administration:
             return OtherKeyringUsage(name=driver.location, census=await administration.count_key_usage())
@@ -31,7 +31,7 @@ async def _count_keyring_usage(session: Session, driver: DriverSettings) -> Othe
         return OtherKeyringUsage(name=driver.location, error=str(error))
 
 
-async def count_with_leases(session: Session, run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]]) -> T:
+async def count_with_leases(session: CommandSession, run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]]) -> T:
     """Calls `run` with the other keyrings while it holds the lease of each, and returns its result.
 
     Raises:
@@ -48,7 +48,7 @@ async def count_with_leases(session: Session, run: Callable[[Sequence[OtherKeyri
 
 
 async def _lease_remaining(
-    session: Session,
+    session: CommandSession,
     drivers: Sequence[DriverSettings],
     usages: tuple[OtherKeyringUsage, ...],
     run: Callable[[Sequence[OtherKeyringUsage]], Awaitable[T]],

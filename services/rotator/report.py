@@ -39,7 +39,7 @@ class OtherKeyringUsage(BaseModel):
     """Why it did not."""
 
 
-class Report(BaseModel):
+class CommandReport(BaseModel):
     """The result of one command."""
 
     command: str
@@ -63,7 +63,7 @@ _MAX_JOURNAL_ENTRIES: Final = 30
 _OUTCOME_SYMBOLS: Final = {CommandOutcome.DONE: "✓", CommandOutcome.NOTHING_TO_DO: "-", CommandOutcome.FAILED: "✗"}
 
 
-def format_markdown(report: Report, config: str) -> str:
+def format_markdown(report: CommandReport, config: str) -> str:
     """For a person, in a terminal or a summary of GitHub's; `config` is how the configuration was named."""
     lines = [
         f"## {_OUTCOME_SYMBOLS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}",

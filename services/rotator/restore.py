@@ -5,13 +5,13 @@ import asyncio
 from services.rotator.backups import backup_file, folder
 from services.rotator.model import RotatorError
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import BackupReport, CommandOutcome, Report
-from services.rotator.session import Session
+from services.rotator.report import BackupReport, CommandOutcome, CommandReport
+from services.rotator.session import CommandSession
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import AdministrationError, Lease, Problem, RefusedError, UnreachableError
 
 
-async def restore_backup(session: Session, name: str) -> Report:
+async def restore_backup(session: CommandSession, name: str) -> CommandReport:
     """Each data key of the backup gets the wrapped form that it has there; one that is gone comes back as retired.
 
     Args:
@@ -26,7 +26,7 @@ async def restore_backup(session: Session, name: str) -> Report:
     return await session.run_with_lease(lambda lease: _restore_with_lease(session, lease, name))
 
 
-async def _restore_with_lease(session: Session, lease: Lease, name: str) -> Report:
+async def _restore_with_lease(session: CommandSession, lease: Lease, name: str) -> CommandReport:
     latest = await session.administration.get_progress()
     refuse_unfinished(latest)
     timeout = session.settings.kms_timeout
@@ -48,7 +48,7 @@ async def _restore_with_lease(session: Session, lease: Lease, name: str) -> Repo
         sentence = "what can be put back is as in the backup; what is named below is not"
     else:
         sentence = f"{what}; {'what is named below cannot be read' if problems else 'everything can be read'}"
-    return Report(
+    return CommandReport(
         command="restore",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary=sentence,

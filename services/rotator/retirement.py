@@ -15,8 +15,8 @@ from typing import Final
 from services.rotator.model import RotatorError
 from services.rotator.other_keyrings import count_with_leases
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import CommandOutcome, OtherKeyringUsage, Report
-from services.rotator.session import Session
+from services.rotator.report import CommandOutcome, CommandReport, OtherKeyringUsage
+from services.rotator.session import CommandSession
 from shared.keyring.administration import AdministrationError, KeyUsage, Lease
 from shared.keyring.model import UNREADABLE_VERSION
 from shared.kms.port import KeyDescription, KmsError, VersionState
@@ -27,7 +27,7 @@ MIN_DISABLED_DAYS: Final = 30
 _MAX_NAMED_BACKUPS: Final = 5
 
 
-async def retire_version(session: Session, version: str, confirmed_backups: int = 0) -> Report:
+async def retire_version(session: CommandSession, version: str, confirmed_backups: int = 0) -> CommandReport:
     """Disables a version. Raises RotatorError, AdministrationError, BackupError.
 
     Args:
@@ -44,7 +44,7 @@ async def retire_version(session: Session, version: str, confirmed_backups: int 
     )
 
 
-async def destroy_version(session: Session, version: str, confirmed_backups: int = 0) -> Report:
+async def destroy_version(session: CommandSession, version: str, confirmed_backups: int = 0) -> CommandReport:
     """Schedules a version's destruction. Arguments and errors are those of `retire_version`."""
     return await _run_with_all_leases(
         session,
@@ -55,8 +55,11 @@ async def destroy_version(session: Session, version: str, confirmed_backups: int
 
 
 async def _run_with_all_leases(
-    session: Session, command: str, version: str, run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]]
-) -> Report:
+    session: CommandSession,
+    command: str,
+    version: str,
+    run: Callable[[Lease, Sequence[OtherKeyringUsage]], Awaitable[str]],
+) -> CommandReport:
     """Does `run` while nobody else changes this keyring or another one."""
 
     async def alone(lease: Lease) -> str:
@@ -66,11 +69,15 @@ async def _run_with_all_leases(
         sentence = await session.run_with_lease(alone)
     except KmsError as error:
         raise RotatorError(f"KMS: {error}", _format_command(command, version)) from None
-    return Report(command=command, outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
+    return CommandReport(command=command, outcome=CommandOutcome.DONE, summary=sentence, next_commands=("census",))
 
 
 async def _disable_and_record(
-    session: Session, lease: Lease, version: str, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: CommandSession,
+    lease: Lease,
+    version: str,
+    confirmed_backups: int,
+    other_keyrings: Sequence[OtherKeyringUsage],
 ) -> str:
     refuse_unfinished(await session.administration.get_progress())  # a rollback would need the version
     timeout = session.settings.kms_timeout
@@ -105,12 +112,12 @@ async def _disable_and_record(
     )
 
 
-async def _get_retirement_time(session: Session, version: str) -> datetime | None:
+async def _get_retirement_time(session: CommandSession, version: str) -> datetime | None:
     retired = (await session.administration.count_key_usage()).retired_versions
     return next((each.retired_at for each in retired if each.kek_version == version), None)
 
 
-async def _undo_disable(session: Session, version: str, *, was_enabled: bool) -> str:
+async def _undo_disable(session: CommandSession, version: str, *, was_enabled: bool) -> str:
     """Enables the version again where it was that disabled it; says how it is now."""
     if not was_enabled:
         return "it is disabled in KMS, as it was before"
@@ -122,7 +129,11 @@ async def _undo_disable(session: Session, version: str, *, was_enabled: bool) ->
 
 
 async def _schedule_destruction(
-    session: Session, lease: Lease, version: str, confirmed_backups: int, other_keyrings: Sequence[OtherKeyringUsage]
+    session: CommandSession,
+    lease: Lease,
+    version: str,
+    confirmed_backups: int,
+    other_keyrings: Sequence[OtherKeyringUsage],
 ) -> str:
     timeout = session.settings.kms_timeout
     key = await session.kms.describe_key(timeout=timeout)
@@ -168,7 +179,7 @@ def _check_version_state(
 
 
 async def _refuse_if_used(
-    session: Session,
+    session: CommandSession,
     key: KeyDescription,
     command: str,
     version: str,

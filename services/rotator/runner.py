@@ -21,8 +21,8 @@ from services.rotator.plan import (
     is_unfinished,
     refuse_unfinished,
 )
-from services.rotator.report import BackupReport, CommandOutcome, Report
-from services.rotator.session import Session
+from services.rotator.report import BackupReport, CommandOutcome, CommandReport
+from services.rotator.session import CommandSession
 from services.rotator.steps import RotationSteps
 from shared.keyring.administration import (
     AdministrationError,
@@ -35,7 +35,7 @@ from shared.keyring.administration import (
 )
 
 
-async def run(session: Session, type_: RotationType) -> Report:
+async def run(session: CommandSession, type_: RotationType) -> CommandReport:
     """Rotates, where there is something to do. Raises RotatorError, AdministrationError, BackupError."""
     driver = session.settings.driver
     if type_ not in driver.rotation_types:
@@ -44,17 +44,17 @@ async def run(session: Session, type_: RotationType) -> Report:
     return await session.run_with_lease(lambda lease: _rotate_with_lease(session, lease, type_))
 
 
-async def resume(session: Session) -> Report:
+async def resume(session: CommandSession) -> CommandReport:
     """Finishes the rotation that was left in the middle. Raises RotatorError, AdministrationError, BackupError."""
     return await session.run_with_lease(lambda lease: _resume_with_lease(session, lease))
 
 
-async def rollback(session: Session) -> Report:
+async def rollback(session: CommandSession) -> CommandReport:
     """Undoes the latest rotation. Raises RotatorError, AdministrationError, BackupError."""
     return await session.run_with_lease(lambda lease: _rollback_with_lease(session, lease))
 
 
-async def _rotate_with_lease(session: Session, lease: Lease, type_: RotationType) -> Report:
+async def _rotate_with_lease(session: CommandSession, lease: Lease, type_: RotationType) -> CommandReport:
     latest = await session.administration.get_progress()
     refuse_unfinished(latest)
     same_command, now = f"run --type {type_}", session.get_database_time(lease)
@@ -74,7 +74,7 @@ async def _rotate_with_lease(session: Session, lease: Lease, type_: RotationType
     if not plan.data_keys:
         if latest is None or not can_resume(latest):
             await steps.record_nothing_to_do()
-        return Report(command="run", outcome=CommandOutcome.NOTHING_TO_DO, summary=plan.summary, plans=(plan,))
+        return CommandReport(command="run", outcome=CommandOutcome.NOTHING_TO_DO, summary=plan.summary, plans=(plan,))
     with _add_next_commands(same_command):
         file, summary = await steps.create_backup()
         await steps.wait_for_primary(version)
@@ -83,12 +83,12 @@ async def _rotate_with_lease(session: Session, lease: Lease, type_: RotationType
         return await _build_report("run", session, steps, rotation, file, summary)
 
 
-async def _resume_with_lease(session: Session, lease: Lease) -> Report:
+async def _resume_with_lease(session: CommandSession, lease: Lease) -> CommandReport:
     latest = await session.administration.get_progress()
     if latest is None or not can_resume(latest):
         cause = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
         nothing = f"nothing to do: {cause}"
-        return Report(command="resume", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
+        return CommandReport(command="resume", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
     if latest.is_rolling_back:
         raise RotatorError(describe_unfinished(latest), *get_next_commands(latest))
     steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "resume")
@@ -96,7 +96,7 @@ async def _resume_with_lease(session: Session, lease: Lease) -> Report:
     await steps.run_smoke_test()
     overtaken = latest.target_version not in {None, version}
     if overtaken and latest.state is RotationState.FAILED:  # what it could do is done, and a run does the rest
-        return Report(
+        return CommandReport(
             command="resume",
             outcome=CommandOutcome.NOTHING_TO_DO,
             summary=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of the "
@@ -115,18 +115,18 @@ async def _resume_with_lease(session: Session, lease: Lease) -> Report:
 
 async def _build_report(
     command: str,
-    session: Session,
+    session: CommandSession,
     steps: RotationSteps,
     rotation: RotationProgress,
     file: Path,
     backup_summary: BackupSummary,
-) -> Report:
+) -> CommandReport:
     await steps.reload()
     found, problems = await steps.verify(file)
     latest = await session.administration.get_progress(rotation.rotation_id) or rotation
     failed = latest.state is not RotationState.DONE or bool(problems)
     summary = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
-    return Report(
+    return CommandReport(
         command=command,
         outcome=CommandOutcome.FAILED if failed else CommandOutcome.DONE,
         summary=f"{summary}, and what is named below is not" if failed else f"{summary}; everything can be read",
@@ -138,12 +138,12 @@ async def _build_report(
     )
 
 
-async def _rollback_with_lease(session: Session, lease: Lease) -> Report:
+async def _rollback_with_lease(session: CommandSession, lease: Lease) -> CommandReport:
     latest = await session.administration.get_progress()
     if latest is None or (latest.state is RotationState.ROLLED_BACK and not is_unfinished(latest)):
         cause = f"rotation {latest.rotation_id} is rolled back" if latest else "there was no rotation"
         nothing = f"nothing to do: {cause}"
-        return Report(command="rollback", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
+        return CommandReport(command="rollback", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest)
     steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "rollback")
     with _add_next_commands("rollback"):
         rotation = await steps.rollback()
@@ -151,7 +151,7 @@ async def _rollback_with_lease(session: Session, lease: Lease) -> Report:
         found, unreadable = await steps.verify()
     problems = _deduplicate_problems((*rotation.problems, *unreadable))
     summary = f"rotation {rotation.rotation_id} is rolled back"
-    return Report(
+    return CommandReport(
         command="rollback",
         outcome=CommandOutcome.FAILED if problems else CommandOutcome.DONE,
         summary=f"{summary}, but for what is named below" if problems else f"{summary}; everything can be read",

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class CommandSession:
     """What a command uses."""
 
     settings: RotatorSettings
@@ -65,7 +65,7 @@ class Session:
 @asynccontextmanager
 async def open_session(
     settings: RotatorSettings, progress: ProgressReporter, steps: list[StepResult], clock: Callable[[], float]
-) -> AsyncIterator[Session]:
+) -> AsyncIterator[CommandSession]:
     """Everything is closed when the body is left.
 
     Args:
@@ -82,6 +82,6 @@ async def open_session(
     kms = connect_kms(settings.kms)
     try:
         async with connect_keyring(settings.driver, settings.kms, caller=describe_holder()) as administration:
-            yield Session(settings, administration, kms, backups, progress, clock, steps)
+            yield CommandSession(settings, administration, kms, backups, progress, clock, steps)
     finally:
         await kms.close()

@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from services.rotator.model import RotatorError
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.check import Check, CheckError, format_line, run_checks
 from shared.keyring.administration import AdministrationError
 from shared.kms.port import KmsError
@@ -13,7 +13,7 @@ from shared.kms.port import KmsError
 _AAD: Final = b"keypulse rotator smoke"
 
 
-async def run_smoke_test(session: Session, next_command: str) -> str:
+async def run_smoke_test(session: CommandSession, next_command: str) -> str:
     """Runs all checks and returns their results, joined.
 
     Args:

@@ -14,7 +14,7 @@ from services.rotator import primary_version
 from services.rotator.backups import backup_file, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.model import RotatorError, StepProgress, StepResult
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from services.rotator.smoke_test import run_smoke_test
 from services.rotator.verification import find_own_problems, verify_with_retries
 from shared.keyring.administration import (
@@ -60,7 +60,9 @@ class RotationSteps:
         next_command: what to type once the cause of a failure is fixed.
     """
 
-    def __init__(self, session: Session, token: str, type_: RotationType, rotation_id: str, next_command: str) -> None:
+    def __init__(
+        self, session: CommandSession, token: str, type_: RotationType, rotation_id: str, next_command: str
+    ) -> None:
         self._session, self._settings, self._administration = session, session.settings, session.administration
         self._token, self._type, self._id, self._next_command = token, type_, rotation_id, next_command
         self._finished_calls = 0  # of the steps that are over

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal
 
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.keyring.administration import Administration, Problem, UnreachableError, VerificationResult
 from shared.keyring.journal.progress import MAX_PROBLEMS
 
@@ -14,7 +14,7 @@ ReportCount = Callable[[int], None]
 
 
 async def verify_with_retries(
-    session: Session, mode: Mode, report_count: ReportCount = lambda _number: None
+    session: CommandSession, mode: Mode, report_count: ReportCount = lambda _number: None
 ) -> VerificationResult:
     """The result of the last attempt. Raises AdministrationError where there is none."""
     settings = session.settings

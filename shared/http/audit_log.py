@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from shared.http.json_api import build_error_response, format_time
+from shared.http.json_api import build_error_response, format_json_time
 from shared.http.pagination import format_cursor, parse_page
 
 MAX_TEXT_LENGTH: Final = 200
@@ -82,7 +82,7 @@ async def handle_audit_request(audit_log: AuditLog, request: Request) -> Respons
     except AuditUnavailableError as error:
         return build_error_response(503, f"the audit cannot be read now, try again: {error}")
     listed = [
-        {"at": format_time(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
+        {"at": format_json_time(each.at), "who": each.who, "from": each.peer, "action": each.action, "on": each.on}
         for each in entries
     ]
     return JSONResponse({"audit": listed, "next_cursor": format_cursor(before)})

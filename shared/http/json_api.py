@@ -30,7 +30,7 @@ def parse_parameter(name: str, parse: Callable[[str], T], parameters: Mapping[st
         raise ValueError(f"{name}: {error}") from None
 
 
-def format_time(at: float | None) -> str | None:
+def format_json_time(at: float | None) -> str | None:
     """Unix seconds → RFC 3339 in UTC with milliseconds; None stays None."""
     if at is None:
         return None

@@ -87,11 +87,11 @@ def create_templates(folder: Path, filters: Mapping[str, Any], values: Mapping[s
     )
     templates.filters.update(
         age=time_format.format_age,
-        duration=time_format.format_duration,
-        time=time_format.format_time,
-        short_time=time_format.format_short_time,
+        rough_duration=time_format.format_rough_duration,
+        time=time_format.format_utc_time,
+        short_time=time_format.format_utc_minute,
         moment=time_format.format_moment,
-        seconds=time_format.format_seconds,
+        step_duration=time_format.format_step_duration,
         rfc3339=time_format.format_rfc3339,
         clock=time_format.format_clock,
         latency=time_format.format_latency,

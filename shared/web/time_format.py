@@ -1,4 +1,4 @@
-"""Formats times and durations for people. Pure; `board.js` formats ages the same."""
+"""Formats times and durations for pages. Pure; `ages.js` formats ages the same."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -6,8 +6,8 @@ from typing import Final
 _MAX_TIMESTAMP: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
-def format_duration(seconds: float) -> str:
-    """How long: `12 s`, `5 min`, `3 h`, `9 days`."""
+def format_rough_duration(seconds: float) -> str:
+    """In its largest unit: `12 s`, `5 min`, `3 h`, `9 days`."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= (2 if unit == "days" else 1) * length:
             return f"{seconds // length:.0f} {unit}"
@@ -16,15 +16,15 @@ def format_duration(seconds: float) -> str:
 
 def format_age(at: float, now: float) -> str:
     """How far away, before or after now; less than a second after is now."""
-    return f"in {format_duration(at - now)}" if at - now >= 1 else f"{format_duration(now - at)} ago"
+    return f"in {format_rough_duration(at - now)}" if at - now >= 1 else f"{format_rough_duration(now - at)} ago"
 
 
-def format_time(at: float) -> str:
+def format_utc_time(at: float) -> str:
     """Date and time, UTC."""
     return _to_datetime(at).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def format_short_time(at: float) -> str:
+def format_utc_minute(at: float) -> str:
     """The same for a narrow place: day and minute."""
     return _to_datetime(at).strftime("%-d %b %H:%M UTC")
 
@@ -53,11 +53,11 @@ def _to_datetime(at: float) -> datetime:
 def format_scale(seconds: float) -> str:
     """A round number of seconds for a scale: `0.5 ms`, `20 ms`, `1 s`; of many about how long, such as `16 min`."""
     if seconds >= 200:
-        return format_duration(seconds)
+        return format_rough_duration(seconds)
     return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
 
 
-def format_seconds(seconds: float) -> str:
+def format_step_duration(seconds: float) -> str:
     """How long a step took: `0.38 s`, `12.3 s`, `95 s`, `12 min 5 s`; negative where two clocks differ."""
     sign, length = ("-" if seconds <= -0.005 else ""), abs(seconds)
     if length < 99.95:

@@ -1,4 +1,4 @@
-"""A log line has one field for each meaning: `error` what is wrong, `reason` one of a closed set, `hint` what to do."""
+"""A log line has one field for each meaning, by the table below."""
 
 import ast
 from collections.abc import Iterator
@@ -9,26 +9,98 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("services", "shared", "ops")
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "bind"}
+FIELDS = {
+    "action": "what a person or a program did: `login`, `acknowledge`",
+    "announced": "the reason that Slack gives for the end of a connection",
+    "attempt": "the number of this attempt, from 1",
+    "channel": "the name of a channel in the configuration",
+    "channels": "names of channels",
+    "close_code": "with which a WebSocket was closed",
+    "collector": "what gives metrics",
+    "compare_delay": "seconds until the channels can be compared with the outbox",
+    "connections": "the number of Socket Mode connections",
+    "data_key": "the ID of a data key",
+    "data_keys": "IDs of data keys",
+    "database": "the URL of a database, without its password",
+    "deliveries": "the number of deliveries",
+    "delivery_id": "a delivery",
+    "digest_id": "a digest",
+    "endpoint": "what a refused request was for",
+    "error": "what is wrong",
+    "events": "the number of events",
+    "exc_info": "structlog's: the exception whose trace is logged",
+    "exit_code": "of a process",
+    "expect_every": "seconds between two heartbeats of a watchdog",
+    "file": "the path of a file",
+    "hint": "what to do",
+    "incident_id": "an incident",
+    "job": "a job of the exporter",
+    "kek": "the name of a key encryption key",
+    "kek_version": "a version of it",
+    "key": "a key of the configuration: `channels.ops.kind`",
+    "max_bytes": "the limit",
+    "method": "the HTTP method of a request",
+    "monitor": "a monitor of the relay",
+    "names": "the names in a client certificate",
+    "on": "what an action changed",
+    "operation": "the call of KMS that failed: `encrypt`",
+    "path": "the path of a request",
+    "peer": "the address that a request came from",
+    "quarantined": "the number of webhooks in quarantine",
+    "reason": "a member of a closed set",
+    "record": "the ID of a record",
+    "records": "the number of records",
+    "rejected_recipients": "of a mail",
+    "replica": "a replica of a backend",
+    "retry_in": "seconds until the next attempt; None if there is none",
+    "row_id": "the ID of a row that cannot be read",
+    "running_version": "the version of the running program",
+    "silence_id": "a silence of Alertmanager",
+    "source": "where a webhook came from",
+    "status": "the HTTP status that a request was answered with",
+    "suppressed": "the number of lines of the same kind that were not written",
+    "target": "a target of the exporter",
+    "template": "a template of a team",
+    "timeout_seconds": "how long a stop may take",
+    "up": "whether a backend can be read",
+    "url": "the URL of an Alertmanager",
+    "used_bytes": "of what `max_bytes` limits",
+    "versions": "versions of a KMS key",
+    "watchdog": "the name of a watchdog",
+    "watched_service": "the service that a target or a backend belongs to",
+    "who": "the name of the person or the program that did something",
+}
+"""Each field of a log line → its meaning. A new field is added here, unless one of these has its meaning."""
 SYNONYMS = {
-    "error": "cause causes complaint detail details doubt err errors exception explanation failure failures "
+    "attempt": "attempt_number attempts retries try_number",
+    "error": "answer cause causes complaint detail details doubt err errors exception explanation failure failures "
     "finding findings message mistake mistakes msg problem problems sentence text trouble warning what why",
-    "reason": "category code_name error_code error_kind error_type failure_reason kind_of_error reason_code",
     "hint": "action_needed advice do next next_step remedy solution suggestion to_do todo",
+    "incident_id": "incident",
+    "reason": "category code_name error_code error_kind error_type failure_reason kind_of_error reason_code",
+    "retry_in": "backoff delay paused_seconds pause retry_after seconds wait",
+    "silence_id": "silence",
+    "status": "code http_status status_code",
+    "who": "actor by caller person user user_id username",
 }
 """The field → names that people give to the same meaning."""
 FIELD_OF = {name: field for field, names in SYNONYMS.items() for name in names.split()}
 
 
-def find_wrong_fields(source: str) -> Iterator[str]:
-    """Each field of a log call or a `bind` that has another name than the same meaning has elsewhere."""
+def find_fields(source: str) -> Iterator[tuple[int, ast.keyword]]:
+    """Each field of a log call or a `bind` with its line."""
     for call in ast.walk(ast.parse(source)):
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS):
-            continue
-        for field in call.keywords:
-            if field.arg in FIELD_OF:
-                yield f"{call.lineno}: {field.arg} is {FIELD_OF[field.arg]}"
-            if field.arg == "reason" and not is_member(field.value):
-                yield f"{call.lineno}: reason is a member of a closed set; a text is error"
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS:
+            yield from ((call.lineno, field) for field in call.keywords if field.arg is not None)
+
+
+def find_wrong_fields(source: str) -> Iterator[str]:
+    """Each field that the table has not, or whose value is of another meaning."""
+    for line, field in find_fields(source):
+        if field.arg not in FIELDS:
+            yield f"{line}: {field.arg} is {FIELD_OF.get(str(field.arg), 'none of FIELDS')}"
+        elif field.arg == "reason" and not is_member(field.value):
+            yield f"{line}: reason is a member of a closed set; a text is error"
 
 
 def is_member(value: ast.expr) -> bool:
@@ -39,7 +111,7 @@ def is_member(value: ast.expr) -> bool:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_log_call_names_error_reason_and_hint_as_all_others_do(package: str) -> None:
+def test_every_log_call_names_its_fields_as_all_others_do(package: str) -> None:
     files = sorted((REPOSITORY / package).rglob("*.py"))
     assert files
     wrong = [
@@ -50,6 +122,15 @@ def test_every_log_call_names_error_reason_and_hint_as_all_others_do(package: st
     assert wrong == []
 
 
+def test_each_field_of_the_table_is_logged() -> None:
+    sources = [
+        file.read_text(encoding="utf-8") for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")
+    ]
+    logged = {str(field.arg) for source in sources for _, field in find_fields(source)}
+    assert FIELDS.keys() - logged == set()
+    assert FIELDS.keys() & FIELD_OF.keys() == set()
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -58,6 +139,10 @@ def test_every_log_call_names_error_reason_and_hint_as_all_others_do(package: st
         'self._log.info("x", detail="y")',
         "log.bind(problems=problems)",
         'log.warning("x", todo="restart")',
+        'log.warning("a silence was refused", answer=str(error))',
+        'log.warning("refused", user=press.user_id)',
+        'log.info("tried again", seconds=5)',
+        'log.info("x", a_field_of_nobody=1)',
         'log.warning("x", reason=str(error))',
         'log.warning("x", reason="the disk is full")',
         'log.warning("x", reason=f"KMS: {error.reason}")',
@@ -71,7 +156,7 @@ def test_another_name_or_a_free_text_as_the_reason_is_found(call: str) -> None:
     "call",
     [
         'log.warning("attempt failed", reason=error.reason, error=str(error), hint="see the log")',
-        'log.warning("refused", reason=reason.value)',
+        'log.warning("refused", reason=reason.value, who=caller.name, incident_id=incident.id)',
         'log.info("attempt", reason=failure.reason if failure else None)',
     ],
 )

@@ -46,6 +46,7 @@ ESTABLISHED = (
     "look_up",  # what one does with a name or a digest
     "needed_versions",  # the versions that a backup needs
     "release_notes",
+    "render_notes",  # Helm's NOTES.txt
     "sealed",  # a column of the backend's records
     "too_many",  # as in HTTP's 429
 )
@@ -69,17 +70,23 @@ def find_odd_words(name: str) -> set[str]:
 
 def iterate_names(source: str) -> Iterator[tuple[int, str]]:
     """Each class, function, parameter, variable and attribute with its line."""
+    yield from iterate_interface(source)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node.lineno, node.name
-        elif isinstance(node, ast.arg):
-            yield node.lineno, node.arg
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.attr
         elif isinstance(node, ast.ExceptHandler | ast.MatchAs) and node.name:
             yield node.lineno, node.name
+
+
+def iterate_interface(source: str) -> Iterator[tuple[int, str]]:
+    """Each class, function and parameter with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
 
 
 def find_names(source: str) -> list[str]:
@@ -98,10 +105,17 @@ def test_no_module_or_name_in_it_has_an_odd_word(package: str) -> None:
     assert odd == []
 
 
-def test_no_module_of_the_tests_has_an_odd_word() -> None:
-    helpers = [file for file in (REPOSITORY / "tests").rglob("*.py") if not file.stem.startswith("test_")]
+def test_no_module_of_the_tests_or_class_function_and_parameter_in_it_has_an_odd_word() -> None:
+    helpers = sorted(file for file in (REPOSITORY / "tests").rglob("*.py") if not file.stem.startswith("test_"))
     assert helpers
     assert [str(file.relative_to(REPOSITORY)) for file in helpers if find_odd_words(file.stem)] == []
+    odd = [
+        f"{file.relative_to(REPOSITORY)}:{line}: {name}"
+        for file in helpers
+        for line, name in iterate_interface(file.read_text(encoding="utf-8"))
+        if find_odd_words(name)
+    ]
+    assert odd == []
 
 
 def test_every_error_that_a_docstring_names_exists() -> None:

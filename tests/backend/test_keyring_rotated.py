@@ -17,12 +17,12 @@ from shared.keyring.tables import instances
 
 
 async def _new_dek(backend: Any) -> None:
-    carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
-    token = (await carrier.acquire_lease("the test", 60)).token
+    administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+    token = (await administration.acquire_lease("the test", 60)).token
     request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
-    while (await carrier.rotate(request)).state == "running":
+    while (await administration.rotate(request)).state == "running":
         await backend.keyring.reload()
-    await carrier.release_lease(token)
+    await administration.release_lease(token)
 
 
 async def _forgotten(backend: Any) -> None:
@@ -74,10 +74,10 @@ async def test_an_instance_claims_a_pending_data_key_only_once_it_has_unwrapped_
     emulator: Emulator, open_backend: Any, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
-        token = (await carrier.acquire_lease("the test", 60)).token
+        administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+        token = (await administration.acquire_lease("the test", 60)).token
         request = RotateRequest(rotation_id="r1", type=RotationType.NEW_DEK, token=token, caller="the test")
-        await carrier.rotate(request)
+        await administration.rotate(request)
         (pending,) = await backend.store.list_all()
 
         async def holds() -> str:
@@ -103,9 +103,9 @@ async def test_a_primary_version_that_was_retired_wraps_nothing_and_is_reported(
     emulator: Emulator, versions: Any, open_backend: Any, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:
-        carrier = LocalAdministration(backend.store._database, backend.keyring._wrapping)
-        token = (await carrier.acquire_lease("the test", 60)).token
-        await carrier.retire_version("1", token)
+        administration = LocalAdministration(backend.store._database, backend.keyring._wrapping)
+        token = (await administration.acquire_lease("the test", 60)).token
+        await administration.retire_version("1", token)
         await backend.check()
         assert (backend.keyring.mode, backend.keyring.is_ready) == (CryptoMode.ENV, True)
         assert [key.wrapped.kek for key in await backend.store.list_all()] == [LOCAL_KEK]

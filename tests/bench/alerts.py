@@ -25,12 +25,12 @@ def annotations(number: int) -> dict[str, str]:
 
 def webhook(number: int) -> bytes:
     """What Alertmanager sends for an alert."""
-    mine, said, at = labels(number), annotations(number), "2026-01-01T00:00:00.000Z"
+    mine, text, at = labels(number), annotations(number), "2026-01-01T00:00:00.000Z"
     group = {name: mine[name] for name in ("alertname", "instance")}
     alert = {
         "status": "firing",
         "labels": mine,
-        "annotations": said,
+        "annotations": text,
         "startsAt": at,
         "endsAt": "0001-01-01T00:00:00Z",
         "generatorURL": "http://prometheus.example.org/graph?g0.expr=crypto_ready+%3D%3D+0&g0.tab=1",
@@ -44,7 +44,7 @@ def webhook(number: int) -> bytes:
         "receiver": "bench",
         "groupLabels": group,
         "commonLabels": mine,
-        "commonAnnotations": said,
+        "commonAnnotations": text,
         "externalURL": "http://alertmanager.example.org",
         "alerts": [alert],
     }

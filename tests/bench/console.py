@@ -87,21 +87,21 @@ async def console(disk: Path, deliveries: int, rounds: int) -> None:
             "PostgreSQL": lambda _folder: server.database(f"bench_{uuid4().hex}"),
         }
         for name, create in databases.items():
-            async with stage(disk) as place:
-                database = await asyncio.to_thread(create, place.folder)
+            async with stage(disk) as bench:
+                database = await asyncio.to_thread(create, bench.folder)
                 async with open_store(database, time.time) as store:
                     history = await seed_history(store, deliveries)
-                relay = await _start_relay(place, database)
+                relay = await _start_relay(bench, database)
                 await _measure_pages(name, relay, history)
                 await _measure_intake(name, relay, rounds)
 
 
-async def _start_relay(place: Stage, database: DatabaseUrl) -> Running:
+async def _start_relay(bench: Stage, database: DatabaseUrl) -> Running:
     """A relay whose channels are those of the history, and whose providers take everything at once."""
-    sink = await place.module("tests.bench.sink")
+    sink = await bench.module("tests.bench.sink")
     secrets = {"token": TOKEN, "slack_token": SLACK_TOKEN, "pagerduty_key": ROUTING_KEY}
     for name, value in secrets.items():
-        place.secret(name, value)
+        bench.secret(name, value)
     mail = {
         "kind": "email",
         "host": "127.0.0.1",
@@ -127,8 +127,8 @@ async def _start_relay(place: Stage, database: DatabaseUrl) -> Running:
         "pacing": {"enabled": False},
         "retention": {"max_deliveries": 1_000_000, "max_bytes": "8GiB"},
     }
-    file = place.write("relay.yml", configuration)
-    return await place.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
+    file = bench.write("relay.yml", configuration)
+    return await bench.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)
 
 
 def _list_pages(history: SeededHistory) -> Sequence[str]:

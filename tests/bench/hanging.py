@@ -38,8 +38,8 @@ async def hanging(disk: Path, webhooks: int, rounds: int) -> None:
     click.echo(f"\nhanging: {webhooks} webhooks from {CLIENTS} clients while Slack hangs, the pace lifted")
     runs: list[Run] = []
     for number in range(1, rounds + 1):
-        async with stage(disk) as place:
-            runs.append(await _run(place, webhooks))
+        async with stage(disk) as bench:
+            runs.append(await _run(bench, webhooks))
         click.echo(f"  round {number}  {_format_result(runs[-1].intake.percentile, runs[-1].mail, runs[-1].pages)}")
 
     def median_percentile(percent: int) -> float:
@@ -52,10 +52,10 @@ async def hanging(disk: Path, webhooks: int, rounds: int) -> None:
     )
 
 
-async def _run(place: Stage, webhooks: int) -> Run:
-    sink = await place.module("tests.bench.sink")
+async def _run(bench: Stage, webhooks: int) -> Run:
+    sink = await bench.module("tests.bench.sink")
     smtp = free_port()
-    stand_ins = await place.stand_ins(smtp)
+    stand_ins = await bench.stand_ins(smtp)
     mail = {"kind": "email", "host": "127.0.0.1", "port": smtp, "tls": "none"}
     addresses = {"from": "keypulse <alerts@example.org>", "to": ["oncall@example.org"]}
     channels = {
@@ -63,7 +63,7 @@ async def _run(place: Stage, webhooks: int) -> Run:
         "email": {**mail, **addresses},
         "pagerduty": pagerduty(stand_ins.url),
     }
-    relay = await place.relay(channels)
+    relay = await bench.relay(channels)
     try:
         bodies = [webhook(number) for number in range(webhooks)]
         started = time.time()
@@ -71,13 +71,13 @@ async def _run(place: Stage, webhooks: int) -> Run:
         arrived: dict[str, dict[str, float]] = {}
 
         async def all_arrived() -> bool:
-            state = await place.get(f"{stand_ins.url}/api/state")
+            state = await bench.get(f"{stand_ins.url}/api/state")
             arrived["mail"] = _first({mail["at"]: mail["subject"] + mail["text"] for mail in state["mailbox"]})
             pages = state["pagerduty"]["events"]
             arrived["pages"] = _first({event["at"]: event["payload"]["summary"] for event in pages})
             return all(len(groups) == webhooks for groups in arrived.values())
 
-        await place.until("every mail and every page", _PATIENCE, all_arrived)
+        await bench.until("every mail and every page", _PATIENCE, all_arrived)
     finally:
         end(sink)
     return Run(accepted, *(max(arrived[name].values()) - started for name in ("mail", "pages")))

@@ -27,8 +27,8 @@ async def intake(disk: Path, webhooks: int, rounds: int) -> None:
     runs: dict[str, list[Load]] = {UNREAD: [], COMMIT: [], RELAY: []}
     for number in range(1, rounds + 1):
         for name, loads in runs.items():
-            async with stage(disk) as place:
-                loads.append(await _run(place, name, webhooks))
+            async with stage(disk) as bench:
+                loads.append(await _run(bench, name, webhooks))
             click.echo(
                 f"  round {number}, {name:16}  {loads[-1].per_second:6.0f}/s  "
                 f"p50 {loads[-1].percentile(50):6.1f} ms  p99 {loads[-1].percentile(99):6.1f} ms"
@@ -42,13 +42,13 @@ async def intake(disk: Path, webhooks: int, rounds: int) -> None:
         )
 
 
-async def _run(place: Stage, name: str, webhooks: int) -> Load:
+async def _run(bench: Stage, name: str, webhooks: int) -> Load:
     bodies = [webhook(number) for number in range(webhooks)]
     if name != RELAY:
-        file = [str(place.folder / "bare.db")] if name == COMMIT else []
-        return await load(await place.module("tests.bench.bare", *file), bodies, CLIENTS)
-    hanging = await place.module("tests.bench.sink")
-    relay = await place.relay({"pagerduty": pagerduty(f"{hanging.url}/hang")}, timeout="60s")
+        file = [str(bench.folder / "bare.db")] if name == COMMIT else []
+        return await load(await bench.module("tests.bench.bare", *file), bodies, CLIENTS)
+    hanging = await bench.module("tests.bench.sink")
+    relay = await bench.relay({"pagerduty": pagerduty(f"{hanging.url}/hang")}, timeout="60s")
     try:
         return await load(relay, bodies, CLIENTS)
     finally:

@@ -83,11 +83,11 @@ class _Client(asyncio.Protocol):
         if end < 0 or answer is None or len(self._buffer) < end + 4 + int(answer[2]):
             return
         self._each.append(time.perf_counter() - self._sent_at)
-        said, self._buffer = self._buffer, b""
+        text, self._buffer = self._buffer, b""
         if answer[1][:1] == b"2":
             self._next()
         elif not self.done.done():
-            self.done.set_exception(BenchError(f"a request was answered with {said.decode(errors='replace')!r}"))
+            self.done.set_exception(BenchError(f"a request was answered with {text.decode(errors='replace')!r}"))
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():

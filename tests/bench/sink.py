@@ -47,7 +47,7 @@ class Received:
             self.groups.add(named[1])
             self.last = time.monotonic()
 
-    def told(self) -> dict[str, object]:
+    def encode(self) -> dict[str, object]:
         """As JSON."""
         return {
             "groups": len(self.groups),
@@ -78,7 +78,7 @@ class Sink:
         if line.startswith(b"POST /pagerduty/"):
             self.pagerduty.take(body)
             return _response(b"202 Accepted", b"application/json", _PAGERDUTY)
-        told = {"slack": self.slack.told(), "pagerduty": self.pagerduty.told()}
+        told = {"slack": self.slack.encode(), "pagerduty": self.pagerduty.encode()}
         return _response(b"200 OK", b"application/json", json.dumps(told).encode())
 
 

@@ -55,7 +55,7 @@ class Stage:
         self._children = children
 
     async def relay(
-        self, channels: Mapping[str, Mapping[str, object]], timeout: str = "10s", *, keeps_rates: bool = False
+        self, channels: Mapping[str, Mapping[str, object]], timeout: str = "10s", *, limits_rates: bool = False
     ) -> Running:
         """A relay with a fresh database that delivers everything on all `channels`, each send within `timeout`."""
         self.secret("token", TOKEN)
@@ -69,7 +69,7 @@ class Stage:
             "channels": {name: dict(channel) for name, channel in channels.items()},
             "default_channels": list(channels),
             "delivery": {"timeout": timeout, "lease": "2m"},
-            "pacing": {"enabled": keeps_rates},
+            "pacing": {"enabled": limits_rates},
         }
         file = self.write("relay.yml", configuration)
         return await self.start("relay", (sys.executable, "-m", "services.relay", "--config", file), address)

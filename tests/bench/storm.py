@@ -54,41 +54,41 @@ async def storm(disk: Path, groups: int, rounds: int) -> None:
     relayed: list[Run] = []
     for number in range(1, rounds + 1):
         for name, runs, with_relay in (("Alertmanager's own", own, False), ("with the relay", relayed, True)):
-            async with stage(disk) as place:
-                runs.append(await _run(place, groups, with_relay=with_relay))
+            async with stage(disk) as bench:
+                runs.append(await _run(bench, groups, with_relay=with_relay))
             click.echo(f"  round {number}, {name:18}  {_format_result(runs[-1], groups)}")
     ours, theirs = (statistics.median(run.seconds for run in runs) for runs in (relayed, own))
     click.echo(f"  medians: relay {ours:.2f} s, Alertmanager {theirs:.2f} s: {ours / theirs:.2f} times as long")
 
 
-async def _run(place: Stage, groups: int, *, with_relay: bool) -> Run:
-    sink = await place.module("tests.bench.sink")
-    relay = await place.relay({"slack": slack(sink.url), "pagerduty": pagerduty(sink.url)}) if with_relay else None
+async def _run(bench: Stage, groups: int, *, with_relay: bool) -> Run:
+    sink = await bench.module("tests.bench.sink")
+    relay = await bench.relay({"slack": slack(sink.url), "pagerduty": pagerduty(sink.url)}) if with_relay else None
     receiver = _to_relay(relay) if relay else {**_to_slack(sink), **_to_pagerduty(sink)}
-    alertmanager = await place.alertmanager(receiver, f"{GROUP_WAIT:g}s")
+    alertmanager = await bench.alertmanager(receiver, f"{GROUP_WAIT:g}s")
     may_send = time.monotonic() + GROUP_WAIT
-    await _post(place, alertmanager, groups)
+    await _post(bench, alertmanager, groups)
     if time.monotonic() > may_send:
         raise BenchError(f"posting took longer than {GROUP_WAIT:g} s; this machine is too busy to measure on")
 
-    held: list[float] = []
+    resident: list[float] = []
 
     async def complete() -> bool:
-        if relay and time.monotonic() > may_send + len(held) * _LOOK_SECONDS:
-            held.append(resident_mb(relay.pid))
-        found = await place.get(f"{sink.url}/")
+        if relay and time.monotonic() > may_send + len(resident) * _LOOK_SECONDS:
+            resident.append(resident_mb(relay.pid))
+        found = await bench.get(f"{sink.url}/")
         return all(provider["groups"] == groups for provider in found.values())
 
-    await place.until("every group to be delivered", _PATIENCE, complete)
-    found = await place.get(f"{sink.url}/")
+    await bench.until("every group to be delivered", _PATIENCE, complete)
+    found = await bench.get(f"{sink.url}/")
     return Run(
         seconds=max(provider["last"] for provider in found.values()) - may_send,
         messages=sum(provider["messages"] for provider in found.values()),
         alertmanager_mb=peak_mb(alertmanager.pid),
-        relay_mb=max(*held, resident_mb(relay.pid)) if relay else None,
+        relay_mb=max(*resident, resident_mb(relay.pid)) if relay else None,
         relay_cpu=cpu_seconds(relay.pid) if relay else None,
-        refused=sum((await _failures(place, alertmanager, "alertmanager_notification_requests_failed_total")).values()),
-        failed=await _failures(place, relay, "relay_delivery_attempts_total") if relay else {},
+        refused=sum((await _failures(bench, alertmanager, "alertmanager_notification_requests_failed_total")).values()),
+        failed=await _failures(bench, relay, "relay_delivery_attempts_total") if relay else {},
     )
 
 
@@ -109,28 +109,28 @@ def _format_result(run: Run, groups: int) -> str:
 
 async def _real(disk: Path) -> None:
     """Raises BenchError where a message is not what the providers take."""
-    async with stage(disk) as place:
-        sink = await place.module("tests.bench.sink")
-        stand_ins = await place.stand_ins(free_port())
-        relay = await place.relay({"slack": slack(stand_ins.url), "pagerduty": pagerduty(stand_ins.url)})
+    async with stage(disk) as bench:
+        sink = await bench.module("tests.bench.sink")
+        stand_ins = await bench.stand_ins(free_port())
+        relay = await bench.relay({"slack": slack(stand_ins.url), "pagerduty": pagerduty(stand_ins.url)})
         # The stand-in Slack has no incoming webhooks, so of Alertmanager's own message only the content is looked at.
         receiver = {**_to_slack(sink), **_to_pagerduty(stand_ins), **_to_relay(relay)}
-        await _post(place, await place.alertmanager(receiver, "0s"), 1)
+        await _post(bench, await bench.alertmanager(receiver, "0s"), 1)
 
-        async def shown() -> bool:
-            state = await place.get(f"{stand_ins.url}/api/state")
-            own = (await place.get(f"{sink.url}/"))["slack"]["first_message"]
+        async def arrived() -> bool:
+            state = await bench.get(f"{stand_ins.url}/api/state")
+            own = (await bench.get(f"{sink.url}/"))["slack"]["first_message"]
             relayed = [message["text"] for channel in state["slack"] for message in channel["messages"]]
             pages = [event["payload"]["summary"] for event in state["pagerduty"]["events"]]
-            said = annotations(0)["summary"]
-            return len(pages) == 2 and "attachments" in own and "group-00000" in own and said in "".join(relayed)
+            text = annotations(0)["summary"]
+            return len(pages) == 2 and "attachments" in own and "group-00000" in own and text in "".join(relayed)
 
-        await place.until("one message of each way, taken by Slack and PagerDuty", 10, shown)
+        await bench.until("one message of each way, taken by Slack and PagerDuty", 10, arrived)
 
 
-async def _post(place: Stage, alertmanager: Running, groups: int) -> None:
+async def _post(bench: Stage, alertmanager: Running, groups: int) -> None:
     for batch in _batches(groups):
-        async with place.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
+        async with bench.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
             if answer.status != 200:
                 raise BenchError(f"Alertmanager refused the alerts: {await answer.text()}")
 
@@ -142,9 +142,9 @@ def _batches(groups: int) -> Iterator[list[dict[str, Any]]]:
         yield [{"labels": labels(n), "annotations": annotations(n), "startsAt": now} for n in numbers]
 
 
-async def _failures(place: Stage, program: Running, name: str) -> dict[str, int]:
+async def _failures(bench: Stage, program: Running, name: str) -> dict[str, int]:
     """What a counter says by its label `reason`, where it has one, without what went well and what is 0."""
-    async with place.http.get(f"{program.url}/metrics") as response:
+    async with bench.http.get(f"{program.url}/metrics") as response:
         text = await response.text()
     found: Counter[str] = Counter()
     for given, number in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE):

@@ -44,16 +44,16 @@ class Naming:
         return sum(at <= seconds for at in self.named.values())
 
 
-async def told(disk: Path, groups: int, window: float) -> None:
+async def run_slack_benchmark(disk: Path, groups: int, window: float) -> None:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
     click.echo(f"\ntold: {groups} incidents at once, and a Slack that takes a message a second for each channel")
-    async with stage(disk) as place:
-        relayed = await _run(place, groups, _PATIENCE, with_relay=True)
+    async with stage(disk) as bench:
+        relayed = await _run(bench, groups, _PATIENCE, with_relay=True)
     click.echo(
         f"  with the relay      every incident named after {max(relayed.named.values()):.1f} s; {_format(relayed)}"
     )
-    async with stage(disk) as place:
-        own = await _run(place, groups, window, with_relay=False)
+    async with stage(disk) as bench:
+        own = await _run(bench, groups, window, with_relay=False)
     end = f"watched for {window:g} s: {len(own.named)} of {groups} named"
     if len(own.named) == groups:
         end = f"every incident named after {max(own.named.values()):.1f} s"
@@ -65,11 +65,11 @@ def _format(naming: Naming) -> str:
     return f"{within}, {naming.messages} messages"
 
 
-async def _run(place: Stage, groups: int, seconds: float, *, with_relay: bool) -> Naming:
+async def _run(bench: Stage, groups: int, seconds: float, *, with_relay: bool) -> Naming:
     """What Slack has once every incident is named, or after so many seconds."""
-    provider = await place.stand_ins(free_port(), "--slack-rates")
+    provider = await bench.stand_ins(free_port(), "--slack-rates")
     if with_relay:
-        relay = await place.relay({"slack": slack(provider.url)}, keeps_rates=True)
+        relay = await bench.relay({"slack": slack(provider.url)}, limits_rates=True)
         authorization = {"authorization": {"type": "Bearer", "credentials": TOKEN}}
         receiver: dict[str, object] = {
             "webhook_configs": [{"url": f"{relay.url}/alerts", "http_config": authorization}]
@@ -77,10 +77,10 @@ async def _run(place: Stage, groups: int, seconds: float, *, with_relay: bool) -
     else:
         webhook = f"{provider.url}/slack/services/{'/'.join(WEBHOOK_APP)}/{WEBHOOK_SECRET}"
         receiver = {"slack_configs": [{"api_url": webhook, "channel": "#security-critical"}]}
-    alertmanager = await place.alertmanager(receiver, f"{GROUP_WAIT:g}s")
+    alertmanager = await bench.alertmanager(receiver, f"{GROUP_WAIT:g}s")
     may_send = time.time() + GROUP_WAIT
     for batch in _build_batches(groups):
-        async with place.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
+        async with bench.http.post(f"{alertmanager.url}/api/v2/alerts", json=batch) as answer:
             if answer.status != 200:
                 raise BenchError(f"Alertmanager refused the alerts: {await answer.text()}")
     if time.time() > may_send:
@@ -88,17 +88,17 @@ async def _run(place: Stage, groups: int, seconds: float, *, with_relay: bool) -
     naming = Naming()
 
     async def is_over() -> bool:
-        await _read(place, provider, naming, may_send)
+        await _read(bench, provider, naming, may_send)
         return len(naming.named) == groups or time.time() > may_send + seconds
 
-    await place.until("every incident to be named", seconds + _PATIENCE, is_over)
+    await bench.until("every incident to be named", seconds + _PATIENCE, is_over)
     if with_relay and len(naming.named) < groups:
         raise BenchError(f"the relay named {len(naming.named)} of {groups} incidents in {seconds:g} s")
     return naming
 
 
-async def _read(place: Stage, provider: Running, naming: Naming, since: float) -> None:
-    state = await place.get(f"{provider.url}/api/state")
+async def _read(bench: Stage, provider: Running, naming: Naming, since: float) -> None:
+    state = await bench.get(f"{provider.url}/api/state")
     messages = [message for channel in state["slack"] for message in channel["messages"]]
     naming.messages = len(messages)
     for message in messages:

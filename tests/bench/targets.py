@@ -64,8 +64,8 @@ async def targets(disk: Path, counts: Sequence[int], interval: float, intervals:
     click.echo(f"\ntargets: probed each {interval:g} s, over {intervals} intervals; {scrapes} scrapes of each kind")
     runs = {}
     for count in counts:
-        async with stage(disk) as place:
-            runs[count] = await _run(place, count, interval, intervals, scrapes)
+        async with stage(disk) as bench:
+            runs[count] = await _run(bench, count, interval, intervals, scrapes)
         click.echo(f"  {count:4} targets  {_format_result(runs[count])}")
     least, most = runs[min(counts)], runs[max(counts)]
     p99 = ", ".join(f"{encoding} {most.stalled[EXPORTER, encoding].percentile(99) / AIM:.2f}" for encoding in ENCODINGS)
@@ -78,10 +78,10 @@ async def targets(disk: Path, counts: Sequence[int], interval: float, intervals:
         raise BenchError(f"{missed} probes did not come in their interval")
 
 
-async def _run(place: Stage, count: int, interval: float, intervals: int, scrapes: int) -> Run:
+async def _run(bench: Stage, count: int, interval: float, intervals: int, scrapes: int) -> Run:
     grpc = f"127.0.0.1:{free_port()}"
-    emulator = await _emulator(place, grpc, count)
-    exporter = await _exporter(place, grpc, count, interval)
+    emulator = await _emulator(bench, grpc, count)
+    exporter = await _exporter(bench, grpc, count, interval)
     # As they come: to unpack what was compressed is the scraper's own cost.
     async with aiohttp.ClientSession(auto_decompress=False) as http:
         ended: dict[str, set[float]] = defaultdict(set)
@@ -90,14 +90,14 @@ async def _run(place: Stage, count: int, interval: float, intervals: int, scrape
             await _read(http, exporter, ended)
             return len(ended) == count
 
-        await place.until("the first probe of every target", 2 * interval + 60, all_began)
+        await bench.until("the first probe of every target", 2 * interval + 60, all_began)
         began, used = time.monotonic(), cpu_seconds(exporter.pid)
         while (seconds := time.monotonic() - began) < (intervals + JITTER_FRACTION) * interval + _BEHIND:
             await asyncio.sleep(interval / 3)
             body = await _read(http, exporter, ended)
         cpu = (cpu_seconds(exporter.pid) - used) / seconds * 60
-        (place.folder / "body").write_bytes(body)
-        servers = {EXPORTER: exporter, BARE: await place.module("tests.bench.same", str(place.folder / "body"))}
+        (bench.folder / "body").write_bytes(body)
+        servers = {EXPORTER: exporter, BARE: await bench.module("tests.bench.same", str(bench.folder / "body"))}
         healthy = await _scrapes(http, servers, scrapes, 0)
         async with http.post(f"{emulator.url}/faults", json={"kind": "stall"}) as answer:
             answer.raise_for_status()
@@ -105,7 +105,7 @@ async def _run(place: Stage, count: int, interval: float, intervals: int, scrape
         async def failing() -> bool:
             return bool(_FAILED.search((await _scrape(http, exporter, "identity"))[1]))
 
-        await place.until("a probe that fails because KMS stalls", interval + 2 * TIMEOUT + _BEHIND, failing)
+        await bench.until("a probe that fails because KMS stalls", interval + 2 * TIMEOUT + _BEHIND, failing)
         stalled = await _scrapes(http, servers, scrapes, interval)
     gaps = [later - earlier for ends in ended.values() for earlier, later in pairwise(sorted(ends))]
     return Run(
@@ -133,14 +133,14 @@ def missed(ends: Collection[float], interval: float, intervals: int) -> int:
     return max(between, intervals + 1 - len(ends))
 
 
-async def _emulator(place: Stage, grpc: str, keys: int) -> Running:
+async def _emulator(bench: Stage, grpc: str, keys: int) -> Running:
     faults = f"127.0.0.1:{free_port()}"
     names = (argument for n in range(keys) for argument in ("--key", _KEY.format(n)))
     command = (sys.executable, "-m", "ops.kms_emulator", "--listen", grpc, "--faults", faults, *names)
-    return await place.start("emulator", command, faults)
+    return await bench.start("emulator", command, faults)
 
 
-async def _exporter(place: Stage, grpc: str, count: int, interval: float) -> Running:
+async def _exporter(bench: Stage, grpc: str, count: int, interval: float) -> Running:
     address = f"127.0.0.1:{free_port()}"
     configuration = {
         "listen": address,
@@ -150,8 +150,8 @@ async def _exporter(place: Stage, grpc: str, count: int, interval: float) -> Run
             {"name": f"key-{n:04d}", "key": _KEY.format(n), "endpoint": grpc, "insecure": True} for n in range(count)
         ],
     }
-    file = place.write("exporter.yml", configuration)
-    return await place.start("exporter", (sys.executable, "-m", "services.exporter", "--config", file), address)
+    file = bench.write("exporter.yml", configuration)
+    return await bench.start("exporter", (sys.executable, "-m", "services.exporter", "--config", file), address)
 
 
 async def _read(http: aiohttp.ClientSession, exporter: Running, ended: dict[str, set[float]]) -> bytes:
@@ -195,10 +195,10 @@ def _format_result(run: Run) -> str:
 
 
 def _times(scrapes: Scrapes) -> str:
-    def told(encoding: str) -> str:
+    def format_load(encoding: str) -> str:
         load = scrapes[EXPORTER, encoding]
         ratio = load.percentile(99) / scrapes[BARE, encoding].percentile(99)
         times = f"p50 {load.percentile(50):5.1f} ms  p99 {load.percentile(99):5.1f} ms"
         return f"{encoding} {times} ({ratio:.1f} of the bare server's)"
 
-    return "   ".join(map(told, ENCODINGS))
+    return "   ".join(map(format_load, ENCODINGS))

@@ -63,27 +63,27 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
+def browser_errors() -> list[str]:
     """What the browser complained of: errors, and violations of the Content-Security-Policy."""
     return []
 
 
 @asynccontextmanager
-async def opened(chromium: Browser, url: str, complaints: list[str]) -> AsyncIterator[Page]:
+async def opened(chromium: Browser, url: str, browser_errors: list[str]) -> AsyncIterator[Page]:
     """A page, open; it must not reload, and the browser must have nothing to complain of."""
-    async with lasting_page(chromium, complaints, [], reduced_motion=True) as page:
+    async with lasting_page(chromium, browser_errors, [], reduced_motion=True) as page:
         await page.goto(url)
         await page.locator("#live.on").wait_for()
         await page.evaluate("window.sameDocument = true")
         yield page
         assert await page.evaluate("window.sameDocument") is True
-        assert complaints == []
+        assert browser_errors == []
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def page(chromium: Browser, senders: Senders, complaints: list[str]) -> AsyncIterator[Page]:
+async def page(chromium: Browser, senders: Senders, browser_errors: list[str]) -> AsyncIterator[Page]:
     """The page of the stand-ins, live."""
-    async with opened(chromium, f"http://{senders.stand_ins.http}/", complaints) as page:
+    async with opened(chromium, f"http://{senders.stand_ins.http}/", browser_errors) as page:
         await page.locator("body.settled").wait_for()
         yield page
 
@@ -95,7 +95,7 @@ async def watch() -> AsyncIterator[Watched]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def board(chromium: Browser, watch: Watched, complaints: list[str]) -> AsyncIterator[Page]:
+async def board(chromium: Browser, watch: Watched, browser_errors: list[str]) -> AsyncIterator[Page]:
     """The board of `watch`, live."""
-    async with opened(chromium, watch.url, complaints) as page:
+    async with opened(chromium, watch.url, browser_errors) as page:
         yield page

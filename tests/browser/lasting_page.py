@@ -17,7 +17,7 @@ _FORGET = "try { localStorage.clear(); sessionStorage.clear() } catch { /* an em
 @asynccontextmanager
 async def lasting_page(
     chromium: Browser,
-    complaints: list[str],
+    browser_errors: list[str],
     requested: list[str],
     *,
     width: int = 1280,
@@ -29,7 +29,7 @@ async def lasting_page(
 
     Args:
         chromium: the browser.
-        complaints: what the browser complains of is added to it: errors, violations of the policy, dialogs.
+        browser_errors: what the browser complains of is added to it: errors, violations of the policy, dialogs.
         requested: the address of each request is added to it.
         width: of the window.
         height: of the window.
@@ -40,13 +40,13 @@ async def lasting_page(
 
     def on_console(message: ConsoleMessage) -> None:
         if message.type == "error":
-            complaints.append(f"{message.text} ({message.location['url']})")
+            browser_errors.append(f"{message.text} ({message.location['url']})")
 
     def on_error(error: Error) -> None:
-        complaints.append(str(error))
+        browser_errors.append(str(error))
 
     async def on_dialog(dialog: Dialog) -> None:
-        complaints.append(f"dialog: {dialog.message}")
+        browser_errors.append(f"dialog: {dialog.message}")
         await dialog.dismiss()
 
     def on_request(request: Request) -> None:

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, ViewportSize, async_playwright
 from tests.browser.conftest import FLAGS, chromium_path
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, SCENES
-from tests.browser.served_board import shown
+from tests.browser.served_board import serve_board
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
 SIZES = {
@@ -22,7 +22,7 @@ SIZES = {
 async def take(browser: Browser, folder: Path, *, every: bool) -> None:
     """Writes board-STATE.png as a light window shows it; or, of `every` scheme and width, the whole page."""
     for name, scene in SCENES.items():
-        async with shown(scene(), clock=lambda: NOW) as address:
+        async with serve_board(scene(), clock=lambda: NOW) as address:
             for size, viewport in SIZES.items() if every else [("", SIZES[""])]:
                 for scheme in ("light", "dark") if every else ("light",):
                     async with lasting_page(browser, [], [], **viewport, scheme=scheme, reduced_motion=True) as page:

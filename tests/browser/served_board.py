@@ -88,7 +88,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def shown(
+async def serve_board(
     history: History,
     *,
     clock: Callable[[], float] = time.time,
@@ -117,5 +117,5 @@ async def watched() -> AsyncIterator[Watched]:
             settings = GcpKeySettings(key=key_name(name), endpoint=str(kms.address), insecure=True)
             keys[name] = connect_key(settings)
             stack.push_async_callback(keys[name].close)
-        address = await stack.enter_async_context(shown(history))
+        address = await stack.enter_async_context(serve_board(history))
         yield Watched(history, kms, keys, f"http://{address}")

@@ -12,7 +12,7 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW, SCENES, degraded, failing
-from tests.browser.served_board import shown
+from tests.browser.served_board import serve_board
 from tests.browser.test_accessibility import CONTRASTS, FOCUS, SCHEMES
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -21,10 +21,10 @@ WIDTHS = (320, 390, 1280)
 
 
 @asynccontextmanager
-async def board(chromium: Browser, history: History, complaints: list[str]) -> AsyncIterator[Page]:
+async def board(chromium: Browser, history: History, browser_errors: list[str]) -> AsyncIterator[Page]:
     async with (
-        shown(history, clock=lambda: NOW) as address,
-        opened(chromium, f"http://{address}/", complaints) as page,
+        serve_board(history, clock=lambda: NOW) as address,
+        opened(chromium, f"http://{address}/", browser_errors) as page,
     ):
         yield page
 
@@ -35,9 +35,9 @@ async def open_failures(page: Page, target: str) -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES)
-async def test_all_text_has_enough_contrast(chromium: Browser, complaints: list[str], scene: str) -> None:
+async def test_all_text_has_enough_contrast(chromium: Browser, browser_errors: list[str], scene: str) -> None:
     """WCAG 2.2, 1.4.3: 4.5 to 1."""
-    async with board(chromium, SCENES[scene](), complaints) as page:
+    async with board(chromium, SCENES[scene](), browser_errors) as page:
         await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
         for scheme in SCHEMES:
             await page.emulate_media(color_scheme=scheme)
@@ -73,9 +73,9 @@ MARKS = """() => {
 }"""
 
 
-async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str]) -> None:
+async def test_lights_and_lines_are_seen(chromium: Browser, browser_errors: list[str]) -> None:
     """WCAG 2.2, 1.4.11: 3 to 1."""
-    async with board(chromium, degraded(), complaints) as page:
+    async with board(chromium, degraded(), browser_errors) as page:
         for scheme in SCHEMES:
             await page.emulate_media(color_scheme=scheme)
             found = await page.evaluate(MARKS)
@@ -83,11 +83,11 @@ async def test_lights_and_lines_are_seen(chromium: Browser, complaints: list[str
             assert [entry for entry in found if entry[0] < 3] == [], scheme
 
 
-async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: list[str]) -> None:
+async def test_a_light_is_more_than_its_colour(chromium: Browser, browser_errors: list[str]) -> None:
     """WCAG 2.2, 1.4.1: each has a shape and a word."""
     history = degraded()
     history.configure([(record.service, name) for name, record in history.targets.items()] + [("x", "new")], ["ledger"])
-    async with board(chromium, history, complaints) as page:
+    async with board(chromium, history, browser_errors) as page:
         shapes = await page.evaluate(
             """() => Object.fromEntries([...document.querySelectorAll(".card > header")].map((header) =>
                  [header.querySelector(".state").textContent, header.querySelector(".led").innerHTML.trim()]))"""
@@ -96,13 +96,13 @@ async def test_a_light_is_more_than_its_colour(chromium: Browser, complaints: li
     assert len(set(shapes.values())) == 4
 
 
-async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: list[str]) -> None:
+async def test_nothing_is_wider_than_the_window(chromium: Browser, browser_errors: list[str]) -> None:
     history = degraded()
     long = "w" * 200
     history.configure([(record.service, name) for name, record in history.targets.items()] + [(long, long)], ["ledger"])
     failure = Failure(Reason.INVALID_REQUEST, "y" * 500)
     history.add_probe(ProbeResult(long, long, NOW - 3, (Call(Operation.ENCRYPT, 0.1, failure),), None))
-    async with board(chromium, history, complaints) as page:
+    async with board(chromium, history, browser_errors) as page:
         await page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
         spilling = """() => [...document.querySelectorAll(".card *:not(svg *):not(.hidden)")]
           .filter((node) => !node.closest(".scroll table") &&
@@ -118,8 +118,10 @@ async def test_nothing_is_wider_than_the_window(chromium: Browser, complaints: l
             assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
 
 
-async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(chromium: Browser, complaints: list[str]) -> None:
-    async with board(chromium, failing(), complaints) as page:
+async def test_the_keyboard_reaches_everything_and_the_focus_is_seen(
+    chromium: Browser, browser_errors: list[str]
+) -> None:
+    async with board(chromium, failing(), browser_errors) as page:
         reached = []
         for _ in range(40):
             await page.keyboard.press("Tab")
@@ -151,8 +153,10 @@ LOST = """() => [...document.querySelectorAll("[aria-labelledby]")].filter((node
 HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4")].map((node) => Number(node.localName[1]))"""
 
 
-async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(chromium: Browser, complaints: list[str]) -> None:
-    async with board(chromium, degraded(), complaints) as page:
+async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(
+    chromium: Browser, browser_errors: list[str]
+) -> None:
+    async with board(chromium, degraded(), browser_errors) as page:
         for role in ("banner", "main", "contentinfo", "search", "status"):
             await expect(page.get_by_role(role)).to_have_count(1)
         for name in ("Overall", "Backends 2", "Keys 3"):
@@ -176,7 +180,7 @@ async def test_every_part_has_a_name_and_a_place_for_a_screen_reader(chromium: B
 async def test_without_javascript_everything_is_there(chromium: Browser) -> None:
     context = await chromium.new_context(java_script_enabled=False)
     page = await context.new_page()
-    async with shown(failing(), clock=lambda: NOW) as address:
+    async with serve_board(failing(), clock=lambda: NOW) as address:
         await page.goto(f"http://{address}/")
         await expect(page.locator(".live")).to_have_text("As of 2026-01-15 09:30:00 UTC; reload to update")
         await expect(page.get_by_role("article")).to_have_count(5)

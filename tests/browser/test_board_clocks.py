@@ -10,7 +10,7 @@ from services.exporter.history import History
 from services.exporter.model import Call, Operation, ProbeResult
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, failing
-from tests.browser.served_board import shown
+from tests.browser.served_board import serve_board
 from tests.browser.test_board_live import look
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -22,7 +22,7 @@ AGES = ".facts time, .since [data-for]"
 async def test_ages_are_by_the_servers_clock(chromium: Browser, year: int) -> None:
     page = await chromium.new_page()  # this one may complain: its connection ends
     await page.clock.install(time=datetime(year, 1, 1, tzinfo=UTC))
-    async with shown(failing(), clock=lambda: NOW) as address:
+    async with serve_board(failing(), clock=lambda: NOW) as address:
         await page.goto(f"http://{address}/")
         await expect(page.get_by_role("status")).to_have_text("Live")
         vault = page.get_by_role("article", name="vault-kek")
@@ -39,7 +39,7 @@ async def test_the_servers_clock_counts_before_the_first_answer_too(chromium: Br
     page = await chromium.new_page()  # this one may complain: it is refused
     await page.clock.install(time=datetime(2001, 1, 1, 15, 45, tzinfo=UTC))
     await page.route("**/api/board?*", lambda route: route.fulfill(status=503))
-    async with shown(failing(), clock=lambda: NOW) as address:
+    async with serve_board(failing(), clock=lambda: NOW) as address:
         await page.goto(f"http://{address}/")
         await expect(page.get_by_role("status")).to_contain_text(
             re.compile("503. What is shown is from 09:(29:5|30:0)")
@@ -50,7 +50,7 @@ async def test_the_servers_clock_counts_before_the_first_answer_too(chromium: Br
 async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) -> None:
     now = [NOW]
     errors: list[str] = []
-    async with shown(failing(), clock=lambda: now[0]) as address, lasting_page(chromium, errors, []) as page:
+    async with serve_board(failing(), clock=lambda: now[0]) as address, lasting_page(chromium, errors, []) as page:
         await page.goto(f"http://{address}/")
         vault = page.get_by_role("article", name="vault-kek")
         await expect(vault.get_by_text("4 min ago")).to_have_count(1)
@@ -71,7 +71,7 @@ async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> 
     history.configure([("ledger", f"key-{age:.0f}") for age in ages], [])
     for age in ages:
         history.add_probe(ProbeResult("ledger", f"key-{age:.0f}", NOW - age, (Call(Operation.ENCRYPT, 0.1),), None))
-    async with shown(history, clock=lambda: NOW) as address, lasting_page(chromium, [], []) as page:
+    async with serve_board(history, clock=lambda: NOW) as address, lasting_page(chromium, [], []) as page:
         await page.route("**/*.js", lambda route: route.abort())
         await page.goto(f"http://{address}/")
         await expect(page.locator("#live.on")).to_have_count(0)

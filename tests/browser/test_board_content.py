@@ -23,7 +23,7 @@ from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW
-from tests.browser.served_board import shown
+from tests.browser.served_board import serve_board
 from tests.browser.test_board_live import look
 from tests.browser.test_hostile_content import HOSTILE, nothing_ran
 
@@ -62,10 +62,10 @@ def history() -> History:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def hostile(chromium: Browser, history: History, complaints: list[str]) -> AsyncIterator[Page]:
+async def hostile(chromium: Browser, history: History, browser_errors: list[str]) -> AsyncIterator[Page]:
     async with (
-        shown(history, clock=lambda: NOW) as address,
-        opened(chromium, f"http://{address}/", complaints) as page,
+        serve_board(history, clock=lambda: NOW) as address,
+        opened(chromium, f"http://{address}/", browser_errors) as page,
     ):
         yield page
 
@@ -110,7 +110,7 @@ async def test_a_filter_with_markup_stays_a_filter(hostile: Page) -> None:
 
 async def test_the_policy_lets_no_other_script_run_even_if_one_got_in(chromium: Browser, history: History) -> None:
     errors: list[str] = []  # the policy refuses what is tried
-    async with shown(history, clock=lambda: NOW) as address, lasting_page(chromium, errors, []) as page:
+    async with serve_board(history, clock=lambda: NOW) as address, lasting_page(chromium, errors, []) as page:
         await page.goto(f"http://{address}/")
         await page.locator("#live.on").wait_for()
         await page.evaluate(

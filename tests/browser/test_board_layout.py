@@ -8,7 +8,7 @@ from services.exporter.model import BackendState, Call, Health, Operation, Probe
 from shared.backend_contract import CryptoMode
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
-from tests.browser.served_board import shown
+from tests.browser.served_board import serve_board
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -37,11 +37,11 @@ def watched(backends: int, keys: int) -> History:
 
 @pytest.mark.parametrize(("backends", "keys"), [(1, 1), (1, 2), (2, 3), (0, 1)])
 async def test_each_row_of_cards_reaches_the_right_edge_at_1280(
-    backends: int, keys: int, chromium: Browser, complaints: list[str]
+    backends: int, keys: int, chromium: Browser, browser_errors: list[str]
 ) -> None:
     async with (
-        shown(watched(backends, keys), clock=lambda: NOW) as address,
-        opened(chromium, f"http://{address}/", complaints) as page,
+        serve_board(watched(backends, keys), clock=lambda: NOW) as address,
+        opened(chromium, f"http://{address}/", browser_errors) as page,
     ):
         await page.set_viewport_size({"width": 1280, "height": 800})
         ends = await page.evaluate(ROWS)

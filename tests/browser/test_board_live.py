@@ -9,7 +9,7 @@ from shared.backend_contract import CryptoMode
 from shared.config.settings import Address
 from tests.browser.lasting_page import lasting_page
 from tests.browser.scenes import NOW, failing, healthy
-from tests.browser.served_board import Watched, key_name, shown
+from tests.browser.served_board import Watched, key_name, serve_board
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -164,13 +164,13 @@ async def test_an_answer_that_is_an_error_is_named(chromium: Browser, watch: Wat
 
 async def test_the_board_goes_on_with_an_exporter_that_was_restarted(chromium: Browser) -> None:
     async with lasting_page(chromium, [], []) as page:  # this one may complain: the server is away for a while
-        async with shown(healthy(), clock=lambda: NOW) as address:
+        async with serve_board(healthy(), clock=lambda: NOW) as address:
             await page.goto(f"http://{address}/")
             await expect(page.get_by_role("status")).to_have_text("Live")
             await expect(page.locator(".verdict")).to_have_text("All 5 healthy")
             await page.evaluate("window.sameDocument = true")
         await expect(page.get_by_role("status")).to_contain_text("Connection lost")
-        async with shown(failing(), clock=lambda: NOW, listen=Address(*address)):
+        async with serve_board(failing(), clock=lambda: NOW, listen=Address(*address)):
             await expect(page.locator(".verdict")).to_have_text("1 of 5 failing", timeout=15_000)
             await expect(card(page, "vault-kek").locator(".state")).to_have_text("Failing")
         assert await page.evaluate("window.sameDocument") is True

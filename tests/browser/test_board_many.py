@@ -11,7 +11,7 @@ from services.exporter.model import Call, Failure, Operation, ProbeResult
 from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
-from tests.browser.served_board import shown
+from tests.browser.served_board import serve_board
 from tests.browser.test_board_live import HEARD, card, look
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -37,10 +37,10 @@ def hour() -> History:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def many(chromium: Browser, hour: History, complaints: list[str]) -> AsyncIterator[Page]:
+async def many(chromium: Browser, hour: History, browser_errors: list[str]) -> AsyncIterator[Page]:
     async with (
-        shown(hour, clock=lambda: NOW) as address,
-        opened(chromium, f"http://{address}/", complaints) as page,
+        serve_board(hour, clock=lambda: NOW) as address,
+        opened(chromium, f"http://{address}/", browser_errors) as page,
     ):
         yield page
 

@@ -196,6 +196,6 @@ def composed(engine: Engine, profile: str, folder: Path) -> Iterator[Composed]:
     """A project that is taken down at the end, whatever happened."""
     project = Composed(engine, profile, folder)
     with ExitStack() as stack:
-        stack.enter_context(engine.looking_after(project.label))
+        stack.enter_context(engine.run_health_checks(project.label))
         stack.callback(project.compose, "down", "--volumes", "--timeout", "15")
         yield project

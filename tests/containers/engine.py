@@ -59,7 +59,7 @@ class Engine:
         return self.run("pull", "--quiet", image).returncode == 0
 
     @contextmanager
-    def looking_after(self, label: str) -> Iterator[None]:
+    def run_health_checks(self, label: str) -> Iterator[None]:
         """Runs the health checks of the containers with this label, where podman has no systemd whose timers do it."""
         if self.name == "docker" or SYSTEMD:
             yield

@@ -74,7 +74,7 @@ def metrics(engine: Engine, tmp_path: Path) -> Iterator[Callable[[], str]]:
             return ""
 
     with ExitStack() as stack:
-        stack.enter_context(engine.looking_after(LABEL))
+        stack.enter_context(engine.run_health_checks(LABEL))
         stack.callback(compose, "down", "--volumes", "--timeout", "15")
         compose("up", "--detach")
         yield request_metrics

@@ -103,7 +103,7 @@ async def test_the_quickstart_leads_to_a_page_and_prints_what_it_shows(tmp_path:
         (tmp_path / "quickstart.md").write_text(played, encoding="utf-8")
         (message,) = stand_ins.slack.channels["#security-critical"].messages
         assert "KMSProbeFailing" in message.text
-        assert any("/services/" in request or request.startswith("CONNECT") for request in proxy.asked)
+        assert any("/services/" in request or request.startswith("CONNECT") for request in proxy.requests)
     difference = difflib.unified_diff(
         page.splitlines(keepends=True), played.splitlines(keepends=True), "shown", "printed"
     )

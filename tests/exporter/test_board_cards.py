@@ -56,12 +56,14 @@ class Key:
         self.history.set_keys({"ledger-kek": TargetKey("gcp", KEY, GCP_PROFILE)})
         self.record = self.history.targets["ledger-kek"]
 
-    def probe(self, call: Call = WELL, *, way: tuple[ConnectivityPhase, ...] = (), level: str | None = None) -> "Key":
-        self.history.add_probe(ProbeResult("ledger", "ledger-kek", NOW, (call,), None, level, way))
+    def probe(
+        self, call: Call = WELL, *, connectivity: tuple[ConnectivityPhase, ...] = (), level: str | None = None
+    ) -> "Key":
+        self.history.add_probe(ProbeResult("ledger", "ledger-kek", NOW, (call,), None, level, connectivity))
         return self
 
-    def fails(self, reason: Reason, *way: ConnectivityPhase) -> "Key":
-        return self.probe(Call(Operation.ENCRYPT, 0.01, Failure(reason, "said")), way=way)
+    def fails(self, reason: Reason, *connectivity: ConnectivityPhase) -> "Key":
+        return self.probe(Call(Operation.ENCRYPT, 0.01, Failure(reason, "said")), connectivity=connectivity)
 
     def read(
         self,

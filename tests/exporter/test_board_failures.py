@@ -17,9 +17,11 @@ HOUR: Final = 3600.0
 NAME: Final = "a/b & c?"
 
 
-def probe(history: History, at: float, reason: Reason | None = None, detail: str = "", *way: ConnectivityPhase) -> None:
+def probe(
+    history: History, at: float, reason: Reason | None = None, detail: str = "", *connectivity: ConnectivityPhase
+) -> None:
     call = Call(Operation.ENCRYPT, 0.01, Failure(reason, detail) if reason else None)
-    history.add_probe(ProbeResult("ledger", NAME, at, (call,), None, None, way))
+    history.add_probe(ProbeResult("ledger", NAME, at, (call,), None, None, connectivity))
 
 
 def started() -> History:

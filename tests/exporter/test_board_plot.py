@@ -121,12 +121,12 @@ def test_every_point_is_inside_of_the_picture() -> None:
     ],
 )  # fmt: skip
 def test_a_span_has_one_unit(seconds: float, told: str) -> None:
-    assert time_format.format_duration(seconds) == told
+    assert time_format.format_rough_duration(seconds) == told
 
 
 def test_times_are_reported_in_utc_and_by_their_distance() -> None:
-    assert time_format.format_time(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
-    assert time_format.format_short_time(1_768_469_400) == "15 Jan 09:30 UTC"
+    assert time_format.format_utc_time(1_768_469_400.9) == "2026-01-15 09:30:00 UTC"
+    assert time_format.format_utc_minute(1_768_469_400) == "15 Jan 09:30 UTC"
     assert time_format.format_rfc3339(1_768_469_400) == "2026-01-15T09:30:00Z"
     ages = [time_format.format_age(at, now) for at, now in ((10, 75), (75, 10), (5, 5), (5.9, 5))]
     assert ages == ["1 min ago", "in 1 min", "0 s ago", "0 s ago"]
@@ -134,7 +134,7 @@ def test_times_are_reported_in_utc_and_by_their_distance() -> None:
 
 @pytest.mark.parametrize("at", [1e12, 1e300])
 def test_a_time_that_a_backend_made_up_breaks_nothing(at: float) -> None:
-    assert time_format.format_time(at) == "9999-12-31 23:59:59 UTC"
+    assert time_format.format_utc_time(at) == "9999-12-31 23:59:59 UTC"
     assert time_format.format_rfc3339(at) == "9999-12-31T23:59:59Z"
 
 

@@ -26,10 +26,10 @@ def succeeded(at: float, *, target: str = "ledger-kek", encrypt: float = 0.004, 
 
 
 def wrong(
-    at: float, failure: Failure = DENIED, *, seconds: float = 0.002, way: tuple[ConnectivityPhase, ...] = ()
+    at: float, failure: Failure = DENIED, *, seconds: float = 0.002, connectivity: tuple[ConnectivityPhase, ...] = ()
 ) -> ProbeResult:
     return ProbeResult(
-        "backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, connectivity=way
+        "backend", "ledger-kek", at, (Call(Operation.ENCRYPT, seconds, failure),), None, connectivity=connectivity
     )
 
 
@@ -74,10 +74,10 @@ def test_failures_of_one_kind_in_a_row_are_one_span_with_the_latest_words(
 
 
 def test_the_way_that_was_measured_once_stays_with_its_failures(history: History, ledger: TargetHistory) -> None:
-    way = (ConnectivityPhase("dns", 0.1, "no such name"),)
-    history.add_probe(wrong(10, way=way))
+    connectivity = (ConnectivityPhase("dns", 0.1, "no such name"),)
+    history.add_probe(wrong(10, connectivity=connectivity))
     history.add_probe(wrong(40))
-    assert ledger.failure_spans[-1].connectivity == way
+    assert ledger.failure_spans[-1].connectivity == connectivity
 
 
 def test_a_failure_outlives_the_hour_and_a_success_does_not(history: History, ledger: TargetHistory) -> None:

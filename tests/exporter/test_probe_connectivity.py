@@ -38,9 +38,9 @@ async def key(emulator: Emulator) -> AsyncIterator[Measured]:
 class Slow(GcpKmsKey):
     """A key whose calls take as long as they are told, and whose way may never end."""
 
-    def __init__(self, *, encrypt: float, decrypt: float = 0.0, way: float = 0.1) -> None:
+    def __init__(self, *, encrypt: float, decrypt: float = 0.0, connectivity: float = 0.1) -> None:
         super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
-        self._encrypt, self._decrypt, self._way_seconds = encrypt, decrypt, way
+        self._encrypt, self._decrypt, self._way_seconds = encrypt, decrypt, connectivity
         self.given: list[float] = []
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
@@ -69,11 +69,11 @@ def prober(key: GcpKmsKey, timeout: float = TIMEOUT) -> Prober:
 
 async def test_where_nothing_listens_the_way_says_that_it_is_the_network() -> None:
     key = GcpKmsKey(KEY, endpoint="127.0.0.1:1", insecure=True)
-    way = (await prober(key).probe()).connectivity
+    connectivity = (await prober(key).probe()).connectivity
     await key.close()
-    assert [phase.name for phase in way] == ["dns", "tcp"]
-    assert way[0].error is None
-    assert way[1].error == "no connection: Connection refused (127.0.0.1:1)"
+    assert [phase.name for phase in connectivity] == ["dns", "tcp"]
+    assert connectivity[0].error is None
+    assert connectivity[1].error == "no connection: Connection refused (127.0.0.1:1)"
 
 
 @pytest.mark.parametrize("operation", ["Encrypt", "Decrypt"])
@@ -81,8 +81,8 @@ async def test_where_kms_stalls_the_way_says_that_the_network_is_healthy(
     emulator: Emulator, key: Measured, operation: str
 ) -> None:
     emulator.faults.add(EmulatorFault(kind="stall", operation=operation))
-    way = (await prober(key).probe()).connectivity
-    assert [(phase.name, phase.error) for phase in way] == [("dns", None), ("tcp", None)]
+    connectivity = (await prober(key).probe()).connectivity
+    assert [(phase.name, phase.error) for phase in connectivity] == [("dns", None), ("tcp", None)]
 
 
 async def test_a_successful_round_trip_and_one_that_kms_refused_have_no_way(emulator: Emulator, key: Measured) -> None:
@@ -119,7 +119,7 @@ async def test_the_way_is_measured_once_for_each_change_and_again_after_a_minute
 @pytest.mark.looptime
 @pytest.mark.parametrize("encrypt", [0.0, 3.0, 99.0])
 async def test_a_round_trip_ends_within_two_timeouts_however_long_its_way_takes(encrypt: float) -> None:
-    key = Slow(encrypt=encrypt, decrypt=99.0, way=1e9)
+    key = Slow(encrypt=encrypt, decrypt=99.0, connectivity=1e9)
     begin = asyncio.get_running_loop().time()
     result = await prober(key, 5.0).probe()
     assert asyncio.get_running_loop().time() - begin <= 10.01
@@ -159,7 +159,7 @@ async def test_a_way_that_cannot_be_measured_is_logged_once_a_minute_and_spoils_
 
 @pytest.mark.looptime
 async def test_a_probe_that_is_cancelled_while_its_way_is_measured_ends_as_cancelled() -> None:
-    key = Slow(encrypt=99.0, way=1e9)
+    key = Slow(encrypt=99.0, connectivity=1e9)
     task = asyncio.create_task(prober(key, 5.0).probe())
     await asyncio.sleep(6)
     assert key.given

@@ -135,7 +135,7 @@ def _twice(rng: random.Random, body: bytes) -> bytes:
     return b'{"' + key + b'":' + value + b"," + body[1:-1] + b',"' + key + b'":' + value + b"}"
 
 
-def _many(rng: random.Random, body: bytes) -> bytes:
+def _repeat_values(rng: random.Random, body: bytes) -> bytes:
     piece = rng.choice([b"[]", b"{}", b'""', b"0", b'{"a":[]}', b"null"])
     return body[:-1] + b',"x":[' + b",".join([piece] * rng.choice([10, 1_000, 50_000])) + b"]}"
 
@@ -144,4 +144,4 @@ def _noise(rng: random.Random, _body: bytes) -> bytes:
     return rng.randbytes(rng.choice([0, 1, 10, 1_000, 70_000]))
 
 
-_WAYS: Final = (_mutated, _mutated, _retyped, _retyped, _deep, _twice, _many, _noise)
+_WAYS: Final = (_mutated, _mutated, _retyped, _retyped, _deep, _twice, _repeat_values, _noise)

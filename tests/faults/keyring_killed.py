@@ -46,7 +46,7 @@ class Stage:
     """Those that were acknowledged."""
     counted: Counter[str] = field(default_factory=Counter)
 
-    async def launch(self, number: int) -> Process:
+    async def start_backend(self, number: int) -> Process:
         """Starts an instance of the backend."""
         return await self._process("services.backend", "--config", f"backend{number}.yml")
 
@@ -58,7 +58,7 @@ class Stage:
             return
         number = self.random.randrange(_INSTANCES)
         await self._kill(self.backends[number], "backends")
-        self.backends[number] = await self.launch(number)
+        self.backends[number] = await self.start_backend(number)
 
     async def _kill(self, process: Process, what: str) -> None:
         if process.returncode is None:
@@ -83,8 +83,10 @@ class Stage:
         while True:
             if self.random.random() < 0.3:
                 await self.new_version()
-            words = self.random.choice(("run --type new-dek", "run --type rewrap-kek", "resume", "resume", "rollback"))
-            self.counted["rotations"] += await self.type(words) == 0
+            arguments = self.random.choice(
+                ("run --type new-dek", "run --type rewrap-kek", "resume", "resume", "rollback")
+            )
+            self.counted["rotations"] += await self.type(arguments) == 0
 
     async def new_version(self) -> None:
         """The KMS key's primary version changes, whatever is going on."""
@@ -93,9 +95,9 @@ class Stage:
             KEY, lambda key: key.with_new_version(create_material(), now).with_primary(number, now)
         )
 
-    async def type(self, words: str) -> int:
+    async def type(self, arguments: str) -> int:
         """The exit code of a command of the rotator."""
-        self.rotator = await self._process("services.rotator", *words.split(), "--config", "rotator.yml")
+        self.rotator = await self._process("services.rotator", *arguments.split(), "--config", "rotator.yml")
         self.rotator_began = asyncio.get_running_loop().time()
         return await self.rotator.wait()
 
@@ -138,13 +140,13 @@ class Stage:
     def _url(self, record: str) -> str:
         return f"http://127.0.0.1:{self.random.choice(self.ports)}/v1/records/{record}"
 
-    async def _process(self, module: str, *words: str) -> Process:
+    async def _process(self, module: str, *arguments: str) -> Process:
         with (self.folder / f"{module}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 module,
-                *words,
+                *arguments,
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdin=DEVNULL,
@@ -188,7 +190,7 @@ async def staged(folder: Path, database: DatabaseUrl, emulator: Emulator, random
         stage = Stage(folder, emulator, http, random, ports)
         try:
             for number in range(_INSTANCES):
-                stage.backends.append(await stage.launch(number))
+                stage.backends.append(await stage.start_backend(number))
                 await asyncio.sleep(0)
             await stage.up()
             yield stage

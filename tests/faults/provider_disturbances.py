@@ -113,10 +113,10 @@ def _pages(providers: StandIns) -> Iterator[Message]:
         yield _message("pagerduty", "pagerduty", event["dedup_key"], text, event["event_action"])
 
 
-def _message(channel: str, place: str, key: str, text: str, action: str = "") -> Message:
+def _message(channel: str, reader: str, key: str, text: str, action: str = "") -> Message:
     alerts = read_alerts(text)
-    return Message(channel, place, key, read_group(alerts), alerts, action)
+    return Message(channel, reader, key, read_group(alerts), alerts, action)
 
 
-def _channel(place: str) -> str:
-    return next((channel for channel, traits in CHANNELS.items() if place in traits.readers), place)
+def _channel(reader: str) -> str:
+    return next((channel for channel, traits in CHANNELS.items() if reader in traits.readers), reader)

@@ -22,7 +22,7 @@ class Cut(Enum):
     """PostgreSQL has committed, and nobody is told."""
 
 
-class HeldConnection(Enum):
+class BlockedStep(Enum):
     """What stands still where a connection is held."""
 
     REQUEST = auto()
@@ -40,7 +40,7 @@ class Proxy:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._cut: Cut | None = None
-        self._hold: tuple[HeldConnection, tuple[bytes, ...]] | None = None
+        self._hold: tuple[BlockedStep, tuple[bytes, ...]] | None = None
         self._released = asyncio.Event()
         self.held = 0
         """How many connections stand still, or stood."""
@@ -54,9 +54,9 @@ class Proxy:
         """Resets the connection that sends the next COMMIT."""
         self._cut = how
 
-    def hold(self, what: HeldConnection, *words: bytes) -> None:
+    def hold(self, what: BlockedStep, *markers: bytes) -> None:
         """Every connection on which a client says these words, one after the other, stands still at the last one."""
-        self._hold = (what, words)
+        self._hold = (what, markers)
 
     def release(self) -> None:
         """What stood still goes on, and nothing is held any more."""
@@ -91,7 +91,7 @@ class Proxy:
                     self.cut_off += 1
                     return
                 connection.silenced = True
-            if self._is_held(data, connection) is HeldConnection.REQUEST:
+            if self._find_blocked_step(data, connection) is BlockedStep.REQUEST:
                 await self._released.wait()
             writer.write(data)
             await writer.drain()
@@ -109,14 +109,14 @@ class Proxy:
             writer.write(data)
             await writer.drain()
 
-    def _is_held(self, data: bytes, connection: "_Connection") -> HeldConnection | None:
+    def _find_blocked_step(self, data: bytes, connection: "_Connection") -> BlockedStep | None:
         if self._hold is None:
             return None
-        what, words = self._hold
-        connection.said += words[connection.said] in data
-        if connection.said < len(words):
+        what, markers = self._hold
+        connection.said += markers[connection.said] in data
+        if connection.said < len(markers):
             return None
-        connection.said, connection.held = 0, what is HeldConnection.ANSWER
+        connection.said, connection.held = 0, what is BlockedStep.ANSWER
         self.held += 1
         return what
 

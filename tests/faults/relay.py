@@ -87,7 +87,7 @@ class Relay:
         """Everything that it ever logged."""
         return self._log.read_text()
 
-    async def launch(self) -> None:
+    async def start(self) -> None:
         """Starts it; `up` waits until it listens."""
         with self._log.open("ab") as log:
             if not self._through:
@@ -228,7 +228,7 @@ async def relay(
         stop = () if stops_at is None else (str(stops_at),)
         async with aiohttp.ClientSession(f"http://{address}", headers=headers, timeout=timeout) as http:
             made = Relay(address, (*module, *stop), through, folder / f"{name}.log", http)
-            await made.launch()
+            await made.start()
             try:
                 await made.up()
                 yield made

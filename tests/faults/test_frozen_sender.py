@@ -27,7 +27,7 @@ async def test_a_sender_that_is_stopped_right_before_its_request(
         await alertmanager.play([[webhook] for webhook in begins])
         await until(lambda: _is_stopped(sender))
         await relay.kill_and_remember()
-        await relay.launch()
+        await relay.start()
         await relay.up()
         await alertmanager.play([[webhook] for webhook in ends])
         await trial.drained()

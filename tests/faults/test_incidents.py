@@ -12,7 +12,7 @@ def test_the_same_seed_makes_the_same_incidents() -> None:
 
 def test_the_relay_reads_them_as_alertmanagers() -> None:
     for number, sent in enumerate(history(seeded(1), 3, 30), start=1):
-        event = webhook_parser.read_event(sent.body, "")
+        event = webhook_parser.parse_whole_event(sent.body, "")
         stands = read_alerts("\n".join(alert.annotations["summary"] for alert in event.alerts))
         assert len(stands) == len(event.alerts)
         assert {alert for alert, _ in stands} <= {Alert(3, number) for number in range(ALERTS)}

@@ -40,7 +40,7 @@ async def test_kills_at_random_moments(database: DatabaseUrl, scenario: Scenario
             while not played.done():
                 await asyncio.sleep(random.uniform(0, 1.2))
                 stopped = await _stop_and_kill(trial, relay, random)
-                await relay.launch()
+                await relay.start()
                 if random.random() < 0.8:  # else it may be killed before it listens
                     await relay.up()
                 for sender in stopped:

@@ -37,7 +37,7 @@ async def test_rotators_and_backends_that_are_killed_at_any_moment_lose_no_recor
             writer.cancel()
         await asyncio.gather(*writers, return_exceptions=True)
         await stage.end()  # what was in memory alone is gone
-        stage.backends = [await stage.launch(number) for number in range(len(stage.ports))]
+        stage.backends = [await stage.start_backend(number) for number in range(len(stage.ports))]
         await stage.up()
         async with asyncio.timeout(CALM_SECONDS):
             # Another program's state: the lease of one that was killed lasts for 2 s.

@@ -66,7 +66,7 @@ async def _kill(running: Relay, providers: StandIns, random: Random) -> None:
         providers.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
         await asyncio.sleep(random.uniform(0, 1.5))
     await running.kill()
-    await running.launch()
+    await running.start()
     await running.up()
 
 

@@ -12,7 +12,7 @@ from tests.faults.alertmanager import Alertmanager
 from tests.faults.conftest import Scenarios
 from tests.faults.people import People, find_violations
 from tests.faults.provider_disturbances import disturb
-from tests.faults.proxy import HeldConnection
+from tests.faults.proxy import BlockedStep
 from tests.faults.relay import Relay
 from tests.faults.scenario import Scenario, meanwhile
 from tests.relay.served_relay import until
@@ -63,7 +63,7 @@ async def test_a_send_that_outlasts_its_lease(postgres_database: DatabaseUrl, sc
             stack.enter_async_context(trial.relay(name="stopped", slack_api_url=slack)), _replica(stack, trial, 1)
         )
         alertmanager = Alertmanager([stopped.url], trial.random("alertmanager"), repeats=0)
-        door.hold(HeldConnection.REQUEST, b"chat.postMessage")
+        door.hold(BlockedStep.REQUEST, b"chat.postMessage")
         other.freeze()  # so that it is not this one that sends
         await alertmanager.play([islice(first, 1), islice(second, 1)])
         await until(lambda: door.held == 2)
@@ -93,7 +93,7 @@ async def test_a_lease_that_ends_before_the_send(postgres_database: DatabaseUrl,
             stack.enter_async_context(trial.relay(name="stopped", database=address)), _replica(stack, trial, 1)
         )
         alertmanager = Alertmanager([stopped.url], trial.random("alertmanager"), repeats=0)
-        door.hold(HeldConnection.ANSWER, CLAIMS, b"COMMIT")
+        door.hold(BlockedStep.ANSWER, CLAIMS, b"COMMIT")
         other.freeze()
         await alertmanager.play([islice(history, 1)])
         await until(lambda: door.held > 0)
@@ -124,7 +124,7 @@ async def _break(killed: Relay, stopped: Relay) -> None:
     stopped.freeze()
     try:
         await killed.kill_and_remember()
-        await killed.launch()
+        await killed.start()
         await asyncio.sleep(FROZEN_SECONDS)
     finally:
         stopped.thaw()

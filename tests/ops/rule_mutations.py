@@ -10,18 +10,19 @@ import yaml
 from ops.prometheus.build import EXPORTER_SELECTOR, select_exporter_job
 from tests.ops.rules import ALERTS, RECORDINGS, TESTS, promtool
 
-Mistake = tuple[str, ...]
+RuleMutation = tuple[str, ...]
 JOB = f"{{{EXPORTER_SELECTOR}}}"
 """How an expression selects the exporter's job."""
 
 
-def one_of(mistakes: Iterable[Mistake]) -> list[pytest.ParameterSet]:
+def one_of(mutations: Iterable[RuleMutation]) -> list[pytest.ParameterSet]:
     """A case for each mistake: `make test` tries the first, and that it would be noticed; `make rehearse` tries all.
 
     They can fail only once a rule or its tests have changed, and each of the hundreds is promtool's whole evaluation.
     """
     return [
-        pytest.param(*mistake, marks=[pytest.mark.played] if number else []) for number, mistake in enumerate(mistakes)
+        pytest.param(*mutation, marks=[pytest.mark.played] if number else [])
+        for number, mutation in enumerate(mutations)
     ]
 
 

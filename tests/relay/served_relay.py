@@ -181,7 +181,7 @@ def webhook_of(status: str = "firing", *, group: str = "one", **changes: Any) ->
 
 
 def event_of(status: str = "firing", *, group: str = "one", **changes: Any) -> Event:
-    event = webhook_parser.read_event(webhook_of(status, group=group), "")
+    event = webhook_parser.parse_whole_event(webhook_of(status, group=group), "")
     return replace(event, **changes)
 
 

@@ -16,7 +16,7 @@ from tests.relay.served_relay import PAYLOADS, event_of, payload, webhook_of
 
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
 def test_what_alertmanager_sends_is_within_them(file: object) -> None:
-    event = webhook_parser.read_event(file.read_bytes(), "")  # type: ignore[attr-defined]
+    event = webhook_parser.parse_whole_event(file.read_bytes(), "")  # type: ignore[attr-defined]
     assert limit_size(event) == event
 
 
@@ -50,7 +50,7 @@ def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
     taken = parse_webhook(body, "", heartbeats, rules)
     assert taken.incoming is not None
     assert (taken.heartbeats, taken.route) == (frozenset({"dog"}), rules[1])
-    whole = webhook_parser.read_event(body, "")
+    whole = webhook_parser.parse_whole_event(body, "")
     rest = replace(whole, alerts=tuple(each for each in whole.alerts if each.labels.get("alertname") != "Watchdog"))
     assert collect_digests(taken.incoming.event) == collect_digests(rest)
     assert taken.incoming.fingerprint == build_fingerprint(rest)

@@ -49,7 +49,9 @@ async def storm_relay(folder: Path, **channel: Any) -> AsyncIterator[tuple[Stand
             yield stand_ins, client
 
 
-async def tell(client: aiohttp.ClientSession, numbers: Iterable[int], severity: str, status: str = "firing") -> None:
+async def post_webhooks(
+    client: aiohttp.ClientSession, numbers: Iterable[int], severity: str, status: str = "firing"
+) -> None:
     posts = [post(client, build_webhook(number, severity, status)) for number in numbers]
     assert {code for code, _ in await asyncio.gather(*posts)} == {202}
 
@@ -66,11 +68,11 @@ async def all_delivered(client: aiohttp.ClientSession) -> bool:
 
 async def test_each_incident_of_a_storm_is_named_and_its_digest_shows_its_end(tmp_path: Path) -> None:
     async with storm_relay(tmp_path) as (stand_ins, client):
-        await tell(client, range(5), "warning")
+        await post_webhooks(client, range(5), "warning")
         await until(lambda: len(posts(stand_ins)) == 5)
         stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
-        await tell(client, range(5, 65), "warning")
-        await tell(client, range(65, 75), "critical")
+        await post_webhooks(client, range(5, 65), "warning")
+        await post_webhooks(client, range(65, 75), "critical")
         await until(lambda: all_delivered(client), 20)
         alone, collected = range(5), range(5, 65)
         named = count_named(posts(stand_ins), range(75))
@@ -87,7 +89,7 @@ async def test_each_incident_of_a_storm_is_named_and_its_digest_shows_its_end(tm
         assert details["receipt"]["ts"] == digest.ts
         assert json.loads(details["payload"])["blocks"] == digest.blocks
 
-        await tell(client, range(75), "warning", "resolved")
+        await post_webhooks(client, range(75), "warning", "resolved")
         await until(lambda: all_delivered(client), 20)
         await until(lambda: "resolved" in find_digests(stand_ins)[0].text, 10)
         (edited, *_) = find_digests(stand_ins)
@@ -105,11 +107,11 @@ async def _find_digest_id(client: aiohttp.ClientSession, message: SlackMessage) 
 
 async def test_a_digest_that_slack_refuses_goes_one_by_one(tmp_path: Path) -> None:
     async with storm_relay(tmp_path) as (stand_ins, client):
-        await tell(client, range(5), "warning")
+        await post_webhooks(client, range(5), "warning")
         await until(lambda: len(posts(stand_ins)) == 5)
         refusal = ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error="invalid_blocks", count=1)
         stand_ins.faults.add(refusal)
-        await tell(client, range(5, 15), "warning")
+        await post_webhooks(client, range(5, 15), "warning")
         await until(lambda: all_delivered(client), 20)
         assert find_digests(stand_ins) == []
         assert set(count_named(posts(stand_ins), range(15)).values()) == {1}
@@ -120,7 +122,7 @@ async def test_an_incoming_webhook_gets_digests_too(tmp_path: Path) -> None:
         stand_ins,
         client,
     ):
-        await tell(client, range(40), "info")
+        await post_webhooks(client, range(40), "info")
         await until(lambda: all_delivered(client), 20)
         assert len(find_digests(stand_ins, "#security-critical")) in (1, 2)
         assert set(count_named(posts(stand_ins, "#security-critical"), range(40)).values()) == {1}
@@ -128,15 +130,15 @@ async def test_an_incoming_webhook_gets_digests_too(tmp_path: Path) -> None:
 
 async def test_a_digest_that_somebody_deleted_is_posted_again_and_edited_from_then_on(tmp_path: Path) -> None:
     async with storm_relay(tmp_path) as (stand_ins, client):
-        await tell(client, range(20), "critical")
+        await post_webhooks(client, range(20), "critical")
         await until(lambda: all_delivered(client), 20)
         (digest,) = find_digests(stand_ins)
         stand_ins.slack.delete_message(stand_ins.slack.channels[CHANNEL], digest)
-        await tell(client, [19], "critical", "resolved")
+        await post_webhooks(client, [19], "critical", "resolved")
         await until(lambda: "1 resolved" in "".join(each.text for each in find_digests(stand_ins)), 10)
         (again,) = find_digests(stand_ins)
         assert again.ts != digest.ts
-        await tell(client, [18], "critical", "resolved")
+        await post_webhooks(client, [18], "critical", "resolved")
         await until(lambda: "2 resolved" in find_digests(stand_ins)[0].text, 10)
         assert [each.ts for each in find_digests(stand_ins)] == [again.ts]
         alone = [each for each in posts(stand_ins) if not each.thread_ts and each.ts != again.ts]

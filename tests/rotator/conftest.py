@@ -60,7 +60,7 @@ async def another(empty_database: URL, emulator: Emulator, tmp_path: Path) -> An
     keys = await first.keys()
     numbers = itertools.count()
 
-    async def again() -> Rotated:
+    async def rotate_copy() -> Rotated:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
         if empty_database.drivername == "sqlite":
@@ -69,4 +69,4 @@ async def another(empty_database: URL, emulator: Emulator, tmp_path: Path) -> An
         await first.reset(keys.values())  # a database of PostgreSQL takes longer to make than all the rest
         return replace(first, folder=folder)
 
-    return again
+    return rotate_copy

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, text
 
 from services.rotator.config import RotatorSettings
 from services.rotator.model import StepProgress, StepResult
-from services.rotator.session import Session, open_session
+from services.rotator.session import CommandSession, open_session
 from shared.config.settings import Address, load_settings
 from shared.keyring import store
 from shared.keyring.database import Database
@@ -79,7 +79,7 @@ class Rotated:
         return load_settings(RotatorSettings, self.configuration(**overrides))
 
     @asynccontextmanager
-    async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[Session]:
+    async def session(self, now: list[float] | None = None, **overrides: Any) -> AsyncIterator[CommandSession]:
         """A rotator's, as a command opens it."""
         took: list[StepResult] = []
         clock = (lambda: now[0]) if now else (lambda: datetime.now(UTC).timestamp())

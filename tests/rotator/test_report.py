@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from services.rotator.model import StepProgress
 from services.rotator.plan import Plan
 from services.rotator.progress_display import LineReporter, open_progress
-from services.rotator.report import CommandOutcome, Report, format_markdown
+from services.rotator.report import CommandOutcome, CommandReport, format_markdown
 from shared.keyring.administration import (
     JournalEntry,
     JournalStep,
@@ -30,9 +30,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = "a|b\n# <img src=x onerror=alert(1)> `code` [link](javascript:alert(1)) \x1b[31m\u202e"
 
 
-def hostile() -> Report:
+def hostile() -> CommandReport:
     problem = Problem(id=HOSTILE, error=HOSTILE)
-    return Report(
+    return CommandReport(
         command="run",
         outcome=CommandOutcome.FAILED,
         summary=HOSTILE,
@@ -76,7 +76,7 @@ def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reas
     noted = {"journal": (smoke, backup)}
     rotation = (rotation := hostile().rotation) and rotation.model_copy(update=noted)
     text = format_markdown(
-        Report(command="status", outcome=CommandOutcome.DONE, summary="s", rotation=rotation), "rotator.yml"
+        CommandReport(command="status", outcome=CommandOutcome.DONE, summary="s", rotation=rotation), "rotator.yml"
     )
     assert text.endswith("| smoke | succeeded | all checks passed |\n| backup | failed | the disk is full |\n")
 
@@ -101,12 +101,12 @@ def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(slave, "w", buffering=1) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with open_progress() as tell:
-            tell.report_step("rotate")
-            tell.report_progress(StepProgress("rotate", 1, 4, 3, 16))
-            tell.report_progress(StepProgress("rotate", 4, 4, 12, 16))
-            tell.report_step("rotate", "4 of 4 [bold]")
-            tell.report_progress(StepProgress("verify", 4, 4, 16, 16))
+        with open_progress() as progress:
+            progress.report_step("rotate")
+            progress.report_progress(StepProgress("rotate", 1, 4, 3, 16))
+            progress.report_progress(StepProgress("rotate", 4, 4, 12, 16))
+            progress.report_step("rotate", "4 of 4 [bold]")
+            progress.report_progress(StepProgress("verify", 4, 4, 16, 16))
     shown = b""
     with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
         while read := screen.read(1 << 16):

@@ -11,7 +11,7 @@ from services.rotator.backups import backup_file
 from services.rotator.model import RotatorError
 from services.rotator.report import CommandOutcome
 from services.rotator.runner import resume, rollback, run
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.keyring.administration import (
     Problem,
     RefusedError,
@@ -40,7 +40,7 @@ async def left_in_the_middle(rotated: Rotated) -> None:
     assert failed.value.next_commands == ("resume", "rollback")
 
 
-async def _unreachable_after(session: Session, batches: int) -> None:
+async def _unreachable_after(session: CommandSession, batches: int) -> None:
     rotate = session.administration.rotate
     left = batches
 
@@ -87,7 +87,7 @@ async def test_a_backup_that_is_not_the_one_of_the_journal_is_created_again(
         assert session.steps[2].step == "backup"
 
 
-async def run_another(session: Session, file: Path) -> None:
+async def run_another(session: CommandSession, file: Path) -> None:
     """A whole backup, of the half-done keyring, in the place of the first."""
     target = session.backups.get_new_path("other", session.now_utc)
     await backup_file.write_backup(

@@ -9,7 +9,7 @@ from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError
 from services.rotator.retirement import retire_version
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.keyring.administration import AdministrationError, RefusedError, UnreachableError
 from shared.kms.port import KeyVersion, KmsError
 from shared.kms.reason import Reason
@@ -29,7 +29,7 @@ async def test_a_refusal_of_kms_is_reported_and_nothing_is_written_down(
         assert (await session.administration.count_key_usage()).retired_versions == ()
 
 
-def does_not_retire(session: Session, why: BaseException) -> None:
+def does_not_retire(session: CommandSession, why: BaseException) -> None:
     """As the keyring may answer once KMS has disabled the version."""
 
     async def answers(kek_version: str, token: str) -> None:

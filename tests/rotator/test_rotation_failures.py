@@ -10,9 +10,9 @@ from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from ops.kms_emulator.model import EmulatedState
 from services.rotator.model import RotatorError, StepProgress
-from services.rotator.report import CommandOutcome, Report
+from services.rotator.report import CommandOutcome, CommandReport
 from services.rotator.runner import resume, rollback, run
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.keyring.administration import (
     RefusedError,
     RotationState,
@@ -27,13 +27,13 @@ NewVersion = Callable[[], Awaitable[None]]
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
 
 
-async def failing(session: Session, type_: RotationType = REWRAP) -> RotatorError:
+async def failing(session: CommandSession, type_: RotationType = REWRAP) -> RotatorError:
     with pytest.raises(RotatorError) as failed:
         await run(session, type_)
     return failed.value
 
 
-def at_progress(session: Session, act: Callable[[int], object]) -> None:
+def at_progress(session: CommandSession, act: Callable[[int], object]) -> None:
     """Calls `act` with the number of data keys done, after each batch."""
 
     def report_progress(progress: StepProgress) -> None:
@@ -136,7 +136,7 @@ async def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(
     await new_version()
     async with rotated.session() as first, rotated.session() as second:
         outcomes = await asyncio.gather(run(first, REWRAP), run(second, REWRAP), return_exceptions=True)
-    done = [outcome for outcome in outcomes if isinstance(outcome, Report)]
+    done = [outcome for outcome in outcomes if isinstance(outcome, CommandReport)]
     (refused,) = (outcome for outcome in outcomes if isinstance(outcome, RefusedError))
     assert [report.outcome for report in done] == [CommandOutcome.DONE]
     assert first.caller in str(refused)

@@ -16,7 +16,7 @@ from services.rotator.report import CommandOutcome, format_markdown
 from services.rotator.restore import restore_backup
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
-from services.rotator.session import Session, open_session
+from services.rotator.session import CommandSession, open_session
 from shared.config.settings import load_settings
 from shared.keyring.administration import RotationType
 from shared.kms.port import KeyVersion, VersionState
@@ -34,7 +34,7 @@ class Rotated:
         self.now = datetime.now(UTC).timestamp()
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self) -> AsyncIterator[CommandSession]:
         file = self._folder / "rotator.yml"
         document = {
             "driver": {"kind": "sql", "database": str(create_sqlite_url(self._folder / "keyring.db"))},

@@ -181,7 +181,7 @@ class _Format:
             return version, {family.name: _EncodedFamily.encode(family, self.generate) for family in part.collect()}
         except Exception:
             if previous is None or previous[1]:
-                log.exception("encoding metrics failed unexpectedly", source=repr(part))
+                log.exception("encoding metrics failed unexpectedly", collector=repr(part))
             return version, {}
 
 

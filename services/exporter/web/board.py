@@ -25,7 +25,7 @@ from services.exporter.web.findings import (
 )
 from shared.backend_contract import KMS_DATA_KEYS, KMS_ROTATION_LAST_SUCCESS, LOCAL_KEK_VERSION
 from shared.kms.port import KeyVersion
-from shared.web.time_format import format_time
+from shared.web.time_format import format_utc_time
 
 MAX_LISTED_VERSIONS: Final = 10
 """Versions and canaries shown of a key."""
@@ -132,7 +132,7 @@ def _build_target_card(history: TargetHistory, now: float, max_ages: MaxAges) ->
     if history.last_result and _is_success_expired(history, now, max_ages):
         findings.append(build_success_expired_finding(history.last_result.ended_at))
     elif history.last_result and _is_stale(history, now, max_ages):
-        findings.append(build_stale_finding(f"No round trip since {format_time(history.last_result.ended_at)}"))
+        findings.append(build_stale_finding(f"No round trip since {format_utc_time(history.last_result.ended_at)}"))
     return _assemble_card("key", history.target, history.service, light, findings, history)
 
 
@@ -140,7 +140,7 @@ def _build_backend_card(history: BackendHistory, now: float, max_ages: MaxAges) 
     findings = [] if history.state is None else list(find_backend_problems(history.state))
     light = HealthStatus.UNKNOWN if history.state is None else HealthStatus.HEALTHY
     if history.read_at is not None and history.read_at + max_ages.result < now:
-        findings.append(build_stale_finding(f"Not read since {format_time(history.read_at)}"))
+        findings.append(build_stale_finding(f"Not read since {format_utc_time(history.read_at)}"))
     name = history.service if history.replica is None else f"{history.service} {history.replica}"
     return _assemble_card("backend", name, history.service, light, findings, history)
 

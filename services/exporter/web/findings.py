@@ -12,7 +12,7 @@ from shared.kms.fixes import Fix
 from shared.kms.port import ConnectivityPhase
 from shared.kms.profile import KmsProfile
 from shared.kms.reason import Reason
-from shared.web.time_format import format_time
+from shared.web.time_format import format_utc_time
 
 RUNBOOK_FILE: Final = "docs/KMS_OPERATIONS.md"
 
@@ -144,7 +144,7 @@ def _list_fixes(key: TargetKey, reason: Reason, **values: str) -> tuple[Fix, ...
 
 def build_success_expired_finding(at: float) -> Finding:
     """Of a key whose last round trip succeeded too long ago to count."""
-    sentence = f"The last one succeeded at {format_time(at)}; that is too long ago to count."
+    sentence = f"The last one succeeded at {format_utc_time(at)}; that is too long ago to count."
     return Finding(HealthStatus.FAILING, "no round trip in time", sentence, SUCCESS_EXPIRED_ADVICE)
 
 
@@ -184,7 +184,7 @@ def find_key_problems(inspection: KeyInspection, now: float, key: TargetKey) -> 
         yield Finding(HealthStatus.DEGRADED, "permission missing", sentence, advice, fixes=once)
     next_rotation_at = inspection.description.next_rotation_at if inspection.description else None
     if next_rotation_at is not None and next_rotation_at < now:
-        sentence = f"The key was to be rotated at {format_time(next_rotation_at)}; {key.profile.rotation_advice}"
+        sentence = f"The key was to be rotated at {format_utc_time(next_rotation_at)}; {key.profile.rotation_advice}"
         yield Finding(HealthStatus.DEGRADED, "rotation overdue", sentence)
     if inspection.problems:
         yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(inspection.problems)))

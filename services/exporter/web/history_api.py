@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from services.exporter.history import FailureSpan, History, TargetHistory
 from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, RouteRequirements
-from shared.http.json_api import build_error_response, check_names, format_time
+from shared.http.json_api import build_error_response, check_names, format_json_time
 
 MAX_FAILURES: Final = 200
 """Failures in one answer; the newest."""
@@ -45,7 +45,7 @@ def _build_answer(history: History, target: str | None, service: str | None) -> 
     failures = [(record, span) for record in records for span in record.failure_spans]
     newest = sorted(failures, key=lambda failure: failure[1].last_at, reverse=True)[:MAX_FAILURES]
     return {
-        "since": format_time(history.started_at),
+        "since": format_json_time(history.started_at),
         "failures": [_encode_failure(record, span) for record, span in newest],
         "left_out": len(failures) - len(newest),
     }
@@ -58,7 +58,7 @@ def _encode_failure(record: TargetHistory, span: FailureSpan) -> dict[str, Any]:
         "target": record.target,
         "service": record.service,
         **asdict(span),
-        "first_at": format_time(span.first_at),
-        "last_at": format_time(span.last_at),
+        "first_at": format_json_time(span.first_at),
+        "last_at": format_json_time(span.last_at),
         "is_current": is_current,
     }

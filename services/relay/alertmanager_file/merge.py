@@ -14,7 +14,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.relay.alertmanager_file.routes import Labels, Route, find_named, plan_routes
+from services.relay.alertmanager_file.routes import AlertmanagerRoute, Labels, find_named, plan_routes
 from services.relay.alertmanager_file.yaml_insertion import UneditableError, insert_items, split_items
 from shared.config.yaml_file import FAST_LOADER, parse_yaml
 
@@ -62,7 +62,7 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    route: Route
+    route: AlertmanagerRoute
     receivers: tuple[_Receiver, ...]
 
 
@@ -93,7 +93,7 @@ def merge(text: str, destination: Destination) -> str:
 
     plan = plan_routes(
         file.route.routes,
-        [Route.model_validate(route) for route in ours["route"]["routes"]],
+        [AlertmanagerRoute.model_validate(route) for route in ours["route"]["routes"]],
         found,
         _read_alerts(),
     )

@@ -21,7 +21,7 @@ _SOMETHING_ELSE: Final = "SomethingElse"
 """Stands for every alert that is not keypulse's."""
 
 
-class Route(BaseModel):
+class AlertmanagerRoute(BaseModel):
     """A route, as far as it decides where an alert goes."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
@@ -32,7 +32,7 @@ class Route(BaseModel):
     matchers: Annotated[tuple[str, ...], BeforeValidator(lambda value: value or ())] = ()
     passes_on: bool = Field(default=False, alias="continue")
     """Whether an alert that matches goes to the routes after this one, too."""
-    routes: Annotated[tuple["Route", ...], BeforeValidator(lambda value: value or ())] = ()
+    routes: Annotated[tuple["AlertmanagerRoute", ...], BeforeValidator(lambda value: value or ())] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,10 @@ class RoutePlan:
 
 
 def plan_routes(
-    theirs: Sequence[Route], ours: Sequence[Route], found: Mapping[int, int], alerts: Sequence[Labels]
+    theirs: Sequence[AlertmanagerRoute],
+    ours: Sequence[AlertmanagerRoute],
+    found: Mapping[int, int],
+    alerts: Sequence[Labels],
 ) -> RoutePlan:
     """Where keypulse's routes belong: before the first route of others that keeps one of its alerts.
 
@@ -85,19 +88,19 @@ def plan_routes(
     return RoutePlan(missing, first, list(collisions.values()))
 
 
-def may_match(route: Route, labels: Labels) -> bool:
+def may_match(route: AlertmanagerRoute, labels: Labels) -> bool:
     """Whether a route may match an alert that has these labels, and others."""
     return all(matcher.label not in labels or matcher.matches(labels) for matcher in _parse_matchers(route))
 
 
-def find_stopped(route: Route, alerts: Iterable[Labels]) -> str | None:
+def find_stopped(route: AlertmanagerRoute, alerts: Iterable[Labels]) -> str | None:
     """The name of an alert that may not get past a route; None if all do."""
     if route.passes_on:
         return None
     return next((labels["alertname"] for labels in alerts if may_match(route, labels)), None)
 
 
-def find_named(route: Route, alerts: Sequence[Labels], label: str = "alertname") -> str | None:
+def find_named(route: AlertmanagerRoute, alerts: Sequence[Labels], label: str = "alertname") -> str | None:
     """The name of an alert that a route, or one below it, takes by its name or by that label; None for none."""
     for each in _walk(route):
         by_label = [matcher for matcher in _parse_matchers(each) if matcher.label == label]
@@ -108,7 +111,7 @@ def find_named(route: Route, alerts: Sequence[Labels], label: str = "alertname")
     return None
 
 
-def _list_named(route: Route) -> list[Labels]:
+def _list_named(route: AlertmanagerRoute) -> list[Labels]:
     """The alerts that a route, or one below it, names; of a pattern what stands in it as text.
 
     An alert of somebody else whose name begins as keypulse's do is in none of keypulse's rules.
@@ -117,13 +120,13 @@ def _list_named(route: Route) -> list[Labels]:
     return [{"alertname": name} for matcher in by_name for name in _NAME.findall(matcher.value)]
 
 
-def _walk(route: Route) -> Iterator[Route]:
+def _walk(route: AlertmanagerRoute) -> Iterator[AlertmanagerRoute]:
     yield route
     for child in route.routes:
         yield from _walk(child)
 
 
-def _parse_matchers(route: Route) -> Iterator[Matcher]:
+def _parse_matchers(route: AlertmanagerRoute) -> Iterator[Matcher]:
     """The conditions of a route, without those that cannot be parsed: they may be fulfilled."""
     for text in iterate_conditions(route):
         try:
@@ -132,7 +135,7 @@ def _parse_matchers(route: Route) -> Iterator[Matcher]:
             continue
 
 
-def iterate_conditions(route: Route) -> Iterator[str]:
+def iterate_conditions(route: AlertmanagerRoute) -> Iterator[str]:
     """The conditions of a route in all three spellings, each as a matcher's text."""
     for label, value in route.match.items():
         yield f"{label}={_quote(value)}"

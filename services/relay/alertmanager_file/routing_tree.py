@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from services.relay.alertmanager_file.routes import Route, iterate_conditions
+from services.relay.alertmanager_file.routes import AlertmanagerRoute, iterate_conditions
 from services.relay.intake.routing import Matcher, parse_matcher
 from shared.config.yaml_file import FAST_LOADER
 
@@ -96,7 +96,7 @@ def _build_route(document: Mapping[str, Any], path: str, receiver: str, count: I
     """A route and those below it; `count` ends a tree that aliases of YAML would make endless."""
     if next(count, None) is None or depth > _MAX_DEPTH:
         raise TreeError(f"it has over {MAX_ROUTES} routes, or more than {_MAX_DEPTH} below each other")
-    own = Route.model_validate({key: value for key, value in document.items() if key != "routes"})
+    own = AlertmanagerRoute.model_validate({key: value for key, value in document.items() if key != "routes"})
     name = own.receiver or receiver
     intervals = [*(document.get("mute_time_intervals") or ()), *(document.get("active_time_intervals") or ())]
     return TreeRoute(

@@ -45,7 +45,7 @@ def build_posts(url: str, options: Sequence[str], payload: str, secrets: Mapping
     return "\n".join(commands)
 
 
-def build_mail(url: str, options: Sequence[str], payload: str) -> str | None:
+def build_mail_command(url: str, options: Sequence[str], payload: str) -> str | None:
     """The command that submits a mail; None for one that is too large. See `build_posts`."""
     if len(payload.encode()) > _MAX_SIZE:
         return None

@@ -29,7 +29,7 @@ from services.relay.outbox.queries import (
 )
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _PIPE_WIDTH = 1000
@@ -60,8 +60,8 @@ def print_details(details: DeliveryDetails) -> None:
         "channel": delivery.channel,
         "state": delivery.state,
         "reason": delivery.reason,
-        "accepted": format_time(delivery.accepted_at),
-        "finished": format_time(delivery.finished_at),
+        "accepted": format_json_time(delivery.accepted_at),
+        "finished": format_json_time(delivery.finished_at),
         "remark": delivery.remark,
         "superseded by": delivery.superseded_by,
         "digest": delivery.digest,
@@ -89,21 +89,21 @@ def print_details(details: DeliveryDetails) -> None:
 
 
 def _build_row(delivery: DeliverySummary) -> Iterable[Text]:
-    about = (delivery.id, format_time(delivery.accepted_at), delivery.alertname, delivery.status)
+    about = (delivery.id, format_json_time(delivery.accepted_at), delivery.alertname, delivery.status)
     return map(_build_cell, (*about, delivery.channel, delivery.state, str(delivery.attempt_count), delivery.reason))
 
 
 def _build_narrow_row(delivery: DeliverySummary) -> Iterable[Text]:
     attempts = f"{delivery.attempt_count}: {delivery.reason}" if delivery.reason else None
     return (
-        _build_cell(delivery.id, format_time(delivery.accepted_at), ""),
+        _build_cell(delivery.id, format_json_time(delivery.accepted_at), ""),
         _build_cell(delivery.alertname, f"{delivery.status}, {delivery.channel}", ""),
         _build_cell(delivery.state, attempts, ""),
     )
 
 
 def _build_attempt_row(attempt: AttemptRow) -> Iterable[Text]:
-    started = format_time(attempt.started_at)
+    started = format_json_time(attempt.started_at)
     return map(_build_cell, (str(attempt.number), started, f"{attempt.seconds:.3f}", attempt.reason, attempt.detail))
 
 

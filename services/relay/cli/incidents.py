@@ -37,7 +37,7 @@ from services.relay.outbox.incident_queries import (
 )
 from services.relay.outbox.queries import check_text
 from services.relay.text import clean_line
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit
 
 _DEFAULT_LIMIT: Final = 50
@@ -90,13 +90,13 @@ async def _iterate(store: Store, chosen: IncidentFilter, limit: int) -> AsyncIte
 def _format(incident: IncidentSummary) -> Iterator[str]:
     """The lines of an incident, its id first."""
     yield incident.id
-    since = f"since {format_time(incident.since)}" if incident.since else ""
+    since = f"since {format_json_time(incident.since)}" if incident.since else ""
     facts = [incident.status.value, incident.severity, since]
     yield f"{', '.join(filter(None, facts))}: {clean_line(incident.title or incident.alertname)}"
     if incident.acknowledged_by:
-        yield f"acknowledged by {clean_line(incident.acknowledged_by)}, {format_time(incident.acknowledged_at)}"
+        yield f"acknowledged by {clean_line(incident.acknowledged_by)}, {format_json_time(incident.acknowledged_at)}"
     if incident.escalated_to:
-        yield f"escalated to {', '.join(incident.escalated_to)}, {format_time(incident.escalated_at)}"
+        yield f"escalated to {', '.join(incident.escalated_to)}, {format_json_time(incident.escalated_at)}"
     yield f"channels: {', '.join(incident.channels)}"
 
 

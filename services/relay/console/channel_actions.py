@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from services.relay.channel_check import SentMessage, find_advice, send_test_message
+from services.relay.channel_check import AcceptedMessage, find_advice, send_test_message
 from services.relay.config import RelaySettings
 from services.relay.monitors.channel_checks import ChannelChecker
 from services.relay.outbox.breaker import commit_allow_trial
@@ -108,7 +108,7 @@ class ChannelActions:
             raise ActionRefusedError("too many channels are being checked or tested", 5)
 
 
-def _describe(sent: SentMessage) -> str:
+def _describe(sent: AcceptedMessage) -> str:
     """The provider's words, and what the receipt has beside them."""
     receipt = ", ".join(f"{name} {value}" for name, value in sent.receipt.items() if value and value not in sent.reply)
     return "; ".join(filter(None, [sent.reply, receipt]))

@@ -7,7 +7,7 @@ from services.relay.console.path_lights import Light, Verdict
 from services.relay.console.status import HealthStatus
 from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
 from services.relay.send_error import SendReason
-from shared.web.time_format import format_duration
+from shared.web.time_format import format_rough_duration
 
 LATE_SECONDS: Final = 300.0
 """How long a delivery may wait before its channel counts as degraded; the alert RelayOutboxStuck comes later."""
@@ -47,7 +47,7 @@ def _judge_sending(channel: ChannelOverview, now: float) -> Verdict | None:
     if channel.breaker is not BreakerState.CLOSED:
         return Verdict(HealthStatus.FAILING, f"Paused: {failures}: {why}.", _advise(channel.reason))
     if channel.retry_after_until is not None:
-        left = format_duration(max(channel.retry_after_until - now, 1.0))
+        left = format_rough_duration(max(channel.retry_after_until - now, 1.0))
         return Verdict(HealthStatus.DEGRADED, f"Its provider asked to wait; {left} left.")
     if channel.failures:
         return Verdict(HealthStatus.DEGRADED, f"{failures.capitalize()}: {why}.", _advise(channel.reason))

@@ -12,7 +12,7 @@ from services.relay.console.status import HealthStatus
 from services.relay.delivery.enrichment.prometheus import RuleGroup
 from services.relay.outbox.webhook_times import WebhookTimes
 from services.relay.text import format_seconds
-from shared.web.time_format import format_duration
+from shared.web.time_format import format_rough_duration
 
 OWN_RULE_GROUPS: Final = frozenset({"keypulse_exporter", "kms_keys", "kms_crypto", "keypulse_relay"})
 """The groups of ops/prometheus/rules; where Prometheus has any of them, only these count."""
@@ -205,7 +205,9 @@ def _judge_intake(facts: IntakeFacts, now: float) -> Verdict:
         status = HealthStatus.FAILING if is_failing else HealthStatus.DEGRADED
         why = _REFUSALS.get(code, "refused")
         hint = "The relay's log has the address of the sender." if code in {401, 403} else ""
-        return Verdict(status, f"One was refused {format_duration(now - when)} ago ({code}): {why}.{quarantined}", hint)
+        return Verdict(
+            status, f"One was refused {format_rough_duration(now - when)} ago ({code}): {why}.{quarantined}", hint
+        )
     if at is None:
         hint = "Point Alertmanager here; keypulse-relay doctor says what is missing."
         return Verdict(HealthStatus.UNKNOWN, f"No webhook has come yet.{quarantined}", hint)

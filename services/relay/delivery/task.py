@@ -229,7 +229,7 @@ class Deliverer:
         log.warning(
             "digest could not be sent",
             channel=self._name,
-            digest=task.delivery_id,
+            digest_id=task.delivery_id,
             deliveries=len(task.members),
             attempt=task.attempt_number,
             reason=error.reason,

@@ -90,7 +90,7 @@ _ALERT: Final = msgspec.json.Decoder(_WebhookAlert)
 _LABELS: Final = msgspec.json.Decoder(_Labels)
 
 
-def read_event(body: bytes, source: str) -> Event:
+def parse_whole_event(body: bytes, source: str) -> Event:
     """A webhook's body → its event, all at once. Raises what `iterate_parts` does."""
     first, *others = iterate_parts(body, source)
     return replace(first, alerts=tuple(alert for part in (first, *others) for alert in part.alerts))

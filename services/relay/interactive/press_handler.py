@@ -91,7 +91,7 @@ class PressHandler:
             return False
         self._metrics.count_press(press.action, reply.outcome)
         if reply.outcome is PressOutcome.REFUSED:
-            log.warning("a press was refused", action=press.action.value, user=press.user_id, error=reply.text)
+            log.warning("a press was refused", action=press.action.value, who=press.who, error=reply.text)
         if reply.bot is not None and reply.text:
             self._answer_later(reply.bot, press, reply.text)
         return True
@@ -188,4 +188,4 @@ async def _answer(bot: SlackWebApi, press: Press, text: str) -> None:
     try:
         await bot.call("chat.postEphemeral", **where, text=escape(text, quote=False), parse="none")
     except SlackCallError as error:
-        log.warning("a person did not get the answer to a press", error=str(error), user=press.user_id)
+        log.warning("a person did not get the answer to a press", error=str(error), who=press.who)

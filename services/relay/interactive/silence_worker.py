@@ -108,7 +108,7 @@ class SilenceWorker:
         except (SlackCallError, AlertmanagerError, TimeoutError) as error:
             await self._retry(row, str(error) or "no answer in time")
         except SilenceLeaseLostError:
-            log.warning("a silence took longer than its lease; another replica goes on", incident=row.incident_id)
+            log.warning("a silence took longer than its lease; another replica goes on", incident_id=row.incident_id)
         return True
 
     async def _create(self, row: SilenceRow) -> None:
@@ -116,10 +116,10 @@ class SilenceWorker:
             silence_id, detail = await self._find_or_create(row)
         except (NotAllowedError, SilenceRefusedError) as error:
             await finish_silence(self._store, row, SilenceState.REFUSED, str(error))
-            log.warning("a silence was refused", incident=row.incident_id, who=row.who, answer=str(error))
+            log.warning("a silence was refused", incident_id=row.incident_id, who=row.who, error=str(error))
         else:
             await finish_silence(self._store, row, SilenceState.CREATED, detail, silence_id)
-            log.info("silence created", incident=row.incident_id, who=row.who, silence=silence_id)
+            log.info("silence created", incident_id=row.incident_id, who=row.who, silence_id=silence_id)
 
     async def _find_or_create(self, row: SilenceRow) -> tuple[str, str]:
         """The ID of the silence, and the answer to the person."""
@@ -201,7 +201,7 @@ class SilenceWorker:
         await record_answer(self._store, row)
 
     async def _retry(self, row: SilenceRow, error: str) -> None:
-        log.warning("a silence is tried again", incident=row.incident_id, attempts=row.attempts, error=error)
+        log.warning("a silence is tried again", incident_id=row.incident_id, attempt=row.attempts, error=error)
         if row.attempts < _MAX_ATTEMPTS:
             await postpone_silence(self._store, row, min(_RETRY_INITIAL * 2.0 ** (row.attempts - 1), _MAX_RETRY))
         elif is_final(row):

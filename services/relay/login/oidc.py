@@ -65,7 +65,7 @@ class ProviderUnavailableError(OidcError):
     """The provider does not answer as it should; another attempt may succeed."""
 
 
-class Attempt(NamedTuple):
+class LoginAttempt(NamedTuple):
     """A login that a browser has begun."""
 
     value: str
@@ -90,9 +90,9 @@ class Attempt(NamedTuple):
         return hmac.digest(self.value.encode(), purpose.encode(), "sha256").hex()
 
 
-def create_attempt() -> Attempt:
+def create_attempt() -> LoginAttempt:
     """A new one."""
-    return Attempt(secrets.token_urlsafe(32))
+    return LoginAttempt(secrets.token_urlsafe(32))
 
 
 class _Metadata(msgspec.Struct):
@@ -174,7 +174,7 @@ class OidcClient:
         self._completing = asyncio.Semaphore(_MAX_CALLBACKS)
         self._waiting = 0
 
-    async def build_authorization_url(self, attempt: Attempt, redirect_uri: str) -> str:
+    async def build_authorization_url(self, attempt: LoginAttempt, redirect_uri: str) -> str:
         """Where the browser goes. Raises ProviderUnavailableError."""
         metadata = await self.read_metadata()
         url: str = prepare_grant_uri(
@@ -190,7 +190,7 @@ class OidcClient:
         )
         return url
 
-    async def complete(self, attempt: Attempt, code: str, redirect_uri: str) -> Login:
+    async def complete(self, attempt: LoginAttempt, code: str, redirect_uri: str) -> Login:
         """Exchange the code for the person. Raises OidcError."""
         if self._waiting >= _MAX_WAITING:
             raise ProviderUnavailableError("too many logins are being completed; try again")
@@ -231,7 +231,7 @@ class OidcClient:
             except ValueError as error:
                 raise ProviderUnavailableError(f"the discovery document has an unusable URL: {error}") from None
 
-    async def _complete(self, attempt: Attempt, code: str, redirect_uri: str) -> Login:
+    async def _complete(self, attempt: LoginAttempt, code: str, redirect_uri: str) -> Login:
         metadata = await self.read_metadata()
         answer = await self._exchange(metadata, attempt, code, redirect_uri)
         rules = IdTokenRules(self.settings.issuer, self.settings.client_id, attempt.nonce, answer.access_token)
@@ -249,7 +249,7 @@ class OidcClient:
             groups=[each for each in _list_texts(groups) if each in self.settings.roles],
         )
 
-    async def _exchange(self, metadata: _Metadata, attempt: Attempt, code: str, redirect_uri: str) -> _TokenAnswer:
+    async def _exchange(self, metadata: _Metadata, attempt: LoginAttempt, code: str, redirect_uri: str) -> _TokenAnswer:
         fields = {
             "grant_type": "authorization_code",
             "code": code,

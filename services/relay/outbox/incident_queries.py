@@ -13,7 +13,7 @@ from services.relay.outbox.engine.dialect import read_clock
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import RowQuery, select_columns
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents, silences
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ def _build_summary(
 def encode_incident(incident: IncidentSummary) -> dict[str, Any]:
     """An incident as API and CLI write it."""
     names = ("since", "ended_at", "acknowledged_at", "escalated_at", "silenced_until")
-    times = {name: format_time(getattr(incident, name)) for name in names}
+    times = {name: format_json_time(getattr(incident, name)) for name in names}
     return {**asdict(incident), **times}
 
 

@@ -108,7 +108,7 @@ _BODY: Final = select_values(bytes, quarantine.c.body).where(quarantine.c.seq ==
 async def quarantine_webhook(store: Store, body: bytes, *, source: str, code: int, reason: str) -> None:
     """Keeps a body that was answered with `code` for `reason`. Raises StoreUnavailableError."""
     await add_entry(store, RefusedWebhook(source, code, reason, body[:MAX_BODY_BYTES]), max_entries=MAX_ENTRIES)
-    log.warning("webhook quarantined", code=code, error=reason, source=source)
+    log.warning("webhook quarantined", status=code, error=reason, source=source)
 
 
 async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) -> None:

@@ -25,7 +25,7 @@ from services.relay.outbox.tables import (
     events,
     incidents,
 )
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +305,10 @@ def _read_details(connection: Connection, delivery_id: str) -> DeliveryDetails |
 
 def encode_delivery(delivery: DeliverySummary) -> dict[str, Any]:
     """A delivery."""
-    times = {"accepted_at": format_time(delivery.accepted_at), "finished_at": format_time(delivery.finished_at)}
+    times = {
+        "accepted_at": format_json_time(delivery.accepted_at),
+        "finished_at": format_json_time(delivery.finished_at),
+    }
     return {**asdict(delivery), **times}
 
 
@@ -315,7 +318,7 @@ def encode_details(details: DeliveryDetails) -> dict[str, Any]:
         **encode_delivery(details.delivery),
         "supersedes": details.supersedes,
         "attempts": [
-            {**asdict(attempt), "started_at": format_time(attempt.started_at)} for attempt in details.attempts
+            {**asdict(attempt), "started_at": format_json_time(attempt.started_at)} for attempt in details.attempts
         ],
         "payload": details.payload,
     }

@@ -28,7 +28,7 @@ from services.relay.outbox.merge import (
 from services.relay.outbox.queries import DeliverySummary
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 BULK_STEP: Final = 100
 """Deliveries that one transaction of `retry_channel` sends again."""
@@ -212,7 +212,7 @@ def _enqueue_current_state(transaction: Transaction, dead: DeliveryRow) -> list[
     new = NewDelivery(latest, dead.first_event_seq, dead.incident_id, episode, dead.channel)
     enqueued = enqueue_deliveries(transaction, [new])
     (successor,) = enqueued.delivery_ids
-    given_up_at = "" if dead.finished_at is None else f" at {format_time(dead.finished_at)}"
+    given_up_at = "" if dead.finished_at is None else f" at {format_json_time(dead.finished_at)}"
     superseded = update(deliveries).where(_delivery.seq == dead.seq)
     transaction.connection.execute(
         superseded.values(

@@ -14,7 +14,7 @@ from services.relay.outbox.incident_figures import IncidentFigures, IncidentGrou
 from services.relay.outbox.report import Report
 from services.relay.outbox.slow_deliveries import SlowDelivery
 from services.relay.report.delay import explain_delay
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 CSV_COLUMNS: Final = (
     *("from", "to", "complete_since", "section", "channel", "name", "count", "acknowledged", "dead", "waiting"),
@@ -29,9 +29,9 @@ _IS_MINIMUM: Final = "there were more than are stored"
 def encode_report(report: Report) -> dict[str, Any]:
     """The report as a JSON object."""
     return {
-        "from": format_time(report.period.since),
-        "to": format_time(report.period.until),
-        "complete_since": format_time(report.complete_since),
+        "from": format_json_time(report.period.since),
+        "to": format_json_time(report.period.until),
+        "complete_since": format_json_time(report.complete_since),
         "incidents": _encode_incidents(report.incidents),
         "channels": [
             {
@@ -50,7 +50,7 @@ def encode_report(report: Report) -> dict[str, Any]:
                 "reason": each.reason,
                 "count": each.delivery_count,
                 "last_id": each.last_id,
-                "last_at": format_time(each.last_at),
+                "last_at": format_json_time(each.last_at),
                 "last_answer": each.last_answer,
             }
             for each in report.dead
@@ -63,7 +63,7 @@ def encode_report(report: Report) -> dict[str, Any]:
                     "code": each.code,
                     "reason": each.reason,
                     "count": each.webhook_count,
-                    "last_at": format_time(each.last_at),
+                    "last_at": format_json_time(each.last_at),
                 }
                 for each in report.refused
             ],
@@ -101,8 +101,8 @@ def _encode_late(delivery: SlowDelivery) -> dict[str, Any]:
         "channel": delivery.channel,
         "alertname": delivery.alertname,
         "status": delivery.status,
-        "accepted_at": format_time(delivery.accepted_at),
-        "delivered_at": format_time(delivery.delivered_at),
+        "accepted_at": format_json_time(delivery.accepted_at),
+        "delivered_at": format_json_time(delivery.delivered_at),
         "seconds": round(delivery.seconds, 3),
         "cause": delay.cause.value,
         "why": delay.why,

@@ -11,7 +11,7 @@ export function getServerTime() {
   return Date.now() / 1000 + clockOffset;
 }
 
-export function formatDuration(seconds) {
+export function formatRoughDuration(seconds) {
   const [unit, length] = UNITS.find(([, length, least]) => seconds >= least * length);
   return `${Math.floor(seconds / length)} ${unit}`;
 }
@@ -21,8 +21,9 @@ export function updateAges() {
   for (const node of document.querySelectorAll("[data-at], [data-for]")) {
     const at = Number(node.dataset.at ?? node.dataset.for);
     // The clock here lags by as long as the page took to arrive: what is new is not in the future.
-    const age = at - now >= 1 ? `in ${formatDuration(at - now)}` : `${formatDuration(Math.max(0, now - at))} ago`;
-    const text = node.dataset.for ? formatDuration(Math.max(0, now - at)) : age;
+    const passed = formatRoughDuration(Math.max(0, now - at));
+    const age = at - now >= 1 ? `in ${formatRoughDuration(at - now)}` : `${passed} ago`;
+    const text = node.dataset.for ? passed : age;
     if (node.textContent !== text) node.textContent = text;
   }
 }

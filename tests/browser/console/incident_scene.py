@@ -15,7 +15,7 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.exporter.history import History
 from services.exporter.model import Call, Failure, Operation, ProbeResult
 from services.exporter.web import history_api
-from services.relay.intake.webhook_parser import read_event
+from services.relay.intake.webhook_parser import parse_whole_event
 from services.relay.model import build_incident_id
 from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.engine.store import open_store
@@ -81,7 +81,7 @@ def build_webhook(status: str, group: str, began_at: float, **changes: Any) -> b
 
 def find_path(group: str = "night") -> str:
     """The path of a group's page."""
-    return f"/incidents/{build_incident_id(read_event(build_webhook('firing', group, 0.0), ''))}"
+    return f"/incidents/{build_incident_id(parse_whole_event(build_webhook('firing', group, 0.0), ''))}"
 
 
 @dataclass

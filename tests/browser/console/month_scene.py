@@ -61,24 +61,26 @@ class _Month(HistoryRows):
 
     def _deliver(self, event: int, channel: str, at: float) -> None:
         seconds = _TYPICAL_SECONDS[channel] * self._random.lognormvariate(0, 0.35)
-        tried = [(at + 0.02, seconds - 0.02, "ok", "")]
+        attempt_rows = [(at + 0.02, seconds - 0.02, "ok", "")]
         if self._random.random() < 0.04:
             pause = self._random.uniform(1, 6)
-            tried = [(at + 0.02, 10.0, "timeout", "no answer within 10 s"), (at + 10 + pause, seconds, "ok", "")]
-        self.add_delivery(event, channel, at, tried[-1][0] + tried[-1][1], tried=tried)
+            attempt_rows = [(at + 0.02, 10.0, "timeout", "no answer within 10 s"), (at + 10 + pause, seconds, "ok", "")]
+        self.add_delivery(event, channel, at, attempt_rows[-1][0] + attempt_rows[-1][1], attempt_rows=attempt_rows)
 
     def _add_outage(self, at: float) -> None:
         """Slack answers 503 for 25 minutes; what came meanwhile waits behind the circuit breaker."""
         event = self.add_incident("outage", "KMSProbeFailing", "backend", at)
         failed = [(at + wait, 0.4, "server_error", "HTTP 503") for wait in (0.1, 2, 6, 14, 30, 62, 126, 254, 510, 1022)]
-        self.add_delivery(event, "slack", at, at + 1534, tried=[*failed, (at + 1533.5, 0.5, "ok", "")])
+        self.add_delivery(event, "slack", at, at + 1534, attempt_rows=[*failed, (at + 1533.5, 0.5, "ok", "")])
         for number in range(6):
             came = at + 60 + 190 * number
-            self.add_delivery(event, "slack", came, at + 1535 + number, tried=[(at + 1534.6 + number, 0.4, "ok", "")])
+            self.add_delivery(
+                event, "slack", came, at + 1535 + number, attempt_rows=[(at + 1534.6 + number, 0.4, "ok", "")]
+            )
 
     def _add_storm(self, at: float) -> None:
         """Forty incidents at once, while Slack takes one message a second."""
         event = self.add_incident("storm", "KMSHighLatency", "vault", at)
         for number in range(40):
             done = at + max(0.4, number - 4)
-            self.add_delivery(event, "slack", at, done, tried=[(done - 0.3, 0.3, "ok", "")])
+            self.add_delivery(event, "slack", at, done, attempt_rows=[(done - 0.3, 0.3, "ok", "")])

@@ -108,17 +108,17 @@ async def open_page(
 
     The browser must have nothing to complain of, and ask nobody else for anything.
     """
-    complaints: list[str] = []
+    browser_errors: list[str] = []
     requested: list[str] = []
     size = {"width": width, "height": height}
-    async with lasting_page(chromium, complaints, requested, **size, scheme=scheme, reduced_motion=True) as page:
+    async with lasting_page(chromium, browser_errors, requested, **size, scheme=scheme, reduced_motion=True) as page:
         await page.goto(url)
         if is_live:
             await page.locator("#live.on").wait_for()
         yield page
         own = (_get_origin(url), "data:", "about:")
-        complaints += [each for each in requested if not each.startswith(own)]
-        assert complaints == [], complaints
+        browser_errors += [each for each in requested if not each.startswith(own)]
+        assert browser_errors == [], browser_errors
 
 
 def _get_origin(url: str) -> str:
@@ -144,7 +144,7 @@ async def find_violations(page: Page, rules: dict[str, Any] = WCAG) -> list[str]
     return list(await page.evaluate(_VIOLATIONS, rules))
 
 
-async def check_looks(page: Page) -> None:
+async def check_accessibility(page: Page) -> None:
     """It is accessible in both schemes, and no wider than a small phone."""
     await page.emulate_media(color_scheme="dark")
     assert await find_violations(page, COLOURS) == [], "dark"

@@ -9,7 +9,7 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from tests.browser.console.channel_scene import ROUTES, build_channels, seed_checks
 from tests.browser.console.served_console import (
     Console,
-    check_looks,
+    check_accessibility,
     find_overflow,
     find_violations,
     open_console,
@@ -37,7 +37,7 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await expect(slack.locator(".strip .failing")).to_have_count(2)
         await expect(slack.locator(".state")).to_have_text("Up.")
         await expect(cards.filter(has_text="4 limitations")).to_have_count(1)
-        await check_looks(page)
+        await check_accessibility(page)
 
         success = page.locator("#last-success-slack")
         before = await success.get_attribute("href")
@@ -71,7 +71,7 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await page.get_by_role("button", name="Send a test to slack").click()
         await expect(page.locator(".flash")).to_contain_text("Nothing was done on slack: there was a test just now")
         await expect(page.get_by_role("link", name="routes.1")).to_have_attribute("href", "/routes#route-1")
-        await check_looks(page)
+        await check_accessibility(page)
         await page.goto(f"{console.url}/channels/email")
         await expect(page.locator("#check_history")).to_contain_text("554 <img src=x onerror=alert(1)>")
         assert await page.locator("main img, main script").count() == 0
@@ -86,7 +86,7 @@ async def test_a_hostile_payload_is_shown_side_by_side_and_does_nothing(chromium
         await expect(page.locator(".renderings > section")).to_have_count(3)
         frame = page.frame_locator("iframe[name=mail-email]")
         await expect(frame.locator("body")).to_contain_text("cannot encrypt with ledger-kek")
-        await check_looks(page)
+        await check_accessibility(page)
 
         document = json.loads(payload(1))
         text = " ".join(each for each in NASTY if each.isprintable())

@@ -14,7 +14,7 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from tests.browser.console.delivery_scene import open_deliveries
 from tests.browser.console.served_console import (
     Console,
-    check_looks,
+    check_accessibility,
     open_console,
     open_page,
 )
@@ -43,7 +43,7 @@ async def test_the_list_is_live_and_filtered_from_the_keyboard(chromium: Browser
     async with open_page(chromium, f"{own.url}/deliveries") as page:
         rows = page.locator(".delivery-list tbody tr")
         await expect(rows).to_have_count(15)
-        await check_looks(page)
+        await check_accessibility(page)
         link = rows.nth(3).get_by_role("link")
         await link.focus()
         started = time.monotonic()
@@ -81,7 +81,7 @@ async def test_each_message_is_shown_as_its_reader_sees_it(chromium: Browser, ow
                 )
             else:
                 await expect(page.locator(".message")).to_contain_text("KMSHighCryptoErrorRate")
-            await check_looks(page)
+            await check_accessibility(page)
             shown[channel] = await page.locator("#delivery_attempts").inner_text()
     assert '"ok": true' in shown["slack"]
     assert "dedup_key" in shown["pagerduty"]
@@ -181,7 +181,7 @@ async def check_many(chromium: Browser, folder: Path, number: int) -> None:
         await expect(rows).to_have_count(0)
         await page.goto(f"{seeded.url}/deliveries?state=delivered&service=ledger")
         await expect(rows).not_to_have_count(0)
-        await check_looks(page)
+        await check_accessibility(page)
 
 
 async def test_many_deliveries_are_paged_both_ways(chromium: Browser, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.console.served_console import Console, check_looks, find_violations, open_console, open_page
+from tests.browser.console.served_console import Console, check_accessibility, find_violations, open_console, open_page
 from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -24,7 +24,7 @@ async def test_the_list_is_filtered_live_and_accessible(chromium: Browser, conso
         await console.post(group="list")
         await expect(rows).to_have_count(before + 1, timeout=3000)
         assert await page.evaluate("window.sameDocument") is True
-        await check_looks(page)
+        await check_accessibility(page)
 
 
 async def test_a_page_that_cannot_be_read_again_does_not_look_live(chromium: Browser, tmp_path: Path) -> None:

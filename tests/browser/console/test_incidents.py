@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser.console.incident_scene import HOSTILE, TITLE, Night, open_night
-from tests.browser.console.served_console import check_looks, find_overflow, find_violations, open_page
+from tests.browser.console.served_console import check_accessibility, find_overflow, find_violations, open_page
 from tests.browser.lasting_page import lasting_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -140,7 +140,7 @@ async def test_hostile_alerts_are_text(chromium: Browser, night: Night) -> None:
         links = await page.locator("main a").evaluate_all("nodes => nodes.map(node => node.protocol)")
         assert set(links) <= {"http:", "https:"}
         await expect(page.locator("#incident_story")).to_contain_text("The fault is not known")
-        await check_looks(page)
+        await check_accessibility(page)
         await page.get_by_role("link", name=HOSTILE).nth(0).click()  # its service
         await expect(page.locator(".incidents > li").first).to_contain_text(HOSTILE)
 

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.console.login_scene import EMIL, open_closed_console
-from tests.browser.console.served_console import Console, check_looks
+from tests.browser.console.served_console import Console, check_accessibility
 from tests.browser.lasting_page import lasting_page
 from tests.relay.login.provider import open_provider
 
@@ -22,10 +22,10 @@ pytestmark = [
 @asynccontextmanager
 async def open_browser(chromium: Browser) -> AsyncIterator[tuple[BrowserContext, Page]]:
     """A page without a session, in which nothing opens a dialogue."""
-    complaints: list[str] = []
-    async with lasting_page(chromium, complaints, [], reduced_motion=True) as page:
+    browser_errors: list[str] = []
+    async with lasting_page(chromium, browser_errors, [], reduced_motion=True) as page:
         yield page.context, page
-    assert [each for each in complaints if each.startswith("dialog:")] == []
+    assert [each for each in browser_errors if each.startswith("dialog:")] == []
 
 
 async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(
@@ -35,11 +35,11 @@ async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(
         await page.goto(f"{console.url}/audit?limit=50")
         assert page.url == f"{console.url}/login?next=/audit%3Flimit%3D50"
         await expect(page.get_by_label("Token")).to_be_focused()
-        await check_looks(page)
+        await check_accessibility(page)
         await page.keyboard.type("not-a-token-of-anybody")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("alert")).to_have_text("This token is not valid.")
-        await check_looks(page)
+        await check_accessibility(page)
         await page.keyboard.type(EMIL)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="Audit")).to_be_visible()
@@ -56,7 +56,7 @@ async def test_a_person_with_a_token_logs_in_acts_and_logs_out_by_the_keyboard(
             assert answer.status == 200
         await expect(rows).to_have_count(2)  # without a reload
         await expect(rows.first).to_contain_text("acknowledge")
-        await check_looks(page)
+        await check_accessibility(page)
         link = rows.first.get_by_role("link")
         await expect(link).to_have_attribute("href", f"/incidents/{incident}")
 
@@ -105,11 +105,11 @@ async def test_a_person_logs_in_at_the_provider_and_comes_back_to_the_page(chrom
             await expect(page.locator("header .caller")).to_contain_text("viewer")
             await page.goto(f"{console.url}/login")
             await expect(page.get_by_text("You are anna@example.org, viewer.")).to_be_visible()
-            await check_looks(page)
+            await check_accessibility(page)
             await page.goto(f"{console.url}/quarantine/1")
             await expect(page.get_by_role("heading", name="Not allowed")).to_be_visible()
             await expect(page.get_by_role("alert")).to_contain_text("role admin")
-            await check_looks(page)
+            await check_accessibility(page)
 
             hostile = "<script>alert(1)</script><img src=//evil.example.org/x>"
             await provider.set_person("mallory", preferred_username=hostile, groups=["sre"])

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.browser.console.served_console import Console, check_looks, open_page
+from tests.browser.console.served_console import Console, check_accessibility, open_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -14,7 +14,7 @@ async def test_it_shows_each_part_and_is_accessible(chromium: Browser, console: 
         names = page.locator(".path > .card h3")
         await expect(names).to_contain_text(["Exporter", "Rules", "Alertmanager", "Intake", "Store", "Sender"])
         await expect(page.locator(".path > .card").first).to_contain_text("Not known without messages.prometheus_url")
-        await check_looks(page)
+        await check_accessibility(page)
 
 
 async def test_a_delivery_appears_within_a_second_without_a_reload(chromium: Browser, console: Console) -> None:

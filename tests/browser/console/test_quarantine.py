@@ -10,7 +10,7 @@ from playwright.async_api import Browser, Page, expect
 from tests.browser.console.quarantine_scene import give_up
 from tests.browser.console.served_console import (
     Console,
-    check_looks,
+    check_accessibility,
     open_console,
     open_page,
 )
@@ -39,7 +39,7 @@ async def test_dead_letters_are_retried_with_progress_and_without_a_reload(chrom
         await expect(groups).to_have_count(2)
         await expect(groups.first).to_contain_text("email: rejected")
         await expect(groups.nth(1)).to_contain_text("put the current secret into its file")
-        await check_looks(page)
+        await check_accessibility(page)
 
         await groups.first.get_by_role("button", name="Retry").first.press("Enter")
         await expect(page.locator(".flash")).to_contain_text("is sent again on email.")
@@ -74,7 +74,7 @@ async def test_a_refused_webhook_is_repaired_previewed_and_replayed(chromium: Br
         async with open_page(chromium, f"{console.url}/quarantine") as page:
             await expect(page.locator("#refused .groups > li")).to_have_count(2)
             await page.locator("#refused").get_by_role("link", name="Open, repair, replay").nth(1).press("Enter")
-            await check_looks(page)
+            await check_accessibility(page)
             await replace_in_body(page, '"firing"', '"burning"')
             await page.get_by_role("button", name="Show what a replay would do").click()
             await expect(page.get_by_role("alert")).to_contain_text("expected")
@@ -82,7 +82,7 @@ async def test_a_refused_webhook_is_repaired_previewed_and_replayed(chromium: Br
             await replace_in_body(page, '"version": "3"', '"version": "4"')
             await page.get_by_role("button", name="Show what a replay would do").press("Enter")
             await expect(page.get_by_text("Notifies slack, email, pagerduty")).to_be_visible()
-            await check_looks(page)
+            await check_accessibility(page)
             await page.get_by_role(
                 "button", name="Replay", exact=True
             ).click()  # the box is not checked: the browser says so
@@ -113,4 +113,4 @@ async def test_a_stale_firing_is_replayed_only_after_its_warning(chromium: Brows
         await expect(page.locator(".warnings li")).to_have_count(3)
         await expect(page.locator(".warnings")).to_contain_text("The incident is resolved. This would open it again")
         await expect(page.get_by_text("(resolved now)")).to_be_visible()
-        await check_looks(page)
+        await check_accessibility(page)

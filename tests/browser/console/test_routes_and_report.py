@@ -7,7 +7,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser.console.report_scene import EXPLAINED, LABELS, open_reported_console
-from tests.browser.console.served_console import Console, check_looks, find_overflow, open_page
+from tests.browser.console.served_console import Console, check_accessibility, find_overflow, open_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -22,7 +22,7 @@ async def reported(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Co
 async def test_both_are_accessible_and_fit_a_phone(chromium: Browser, reported: Console, path: str) -> None:
     async with open_page(chromium, f"{reported.url}{path}") as page:
         await expect(page.locator(".report")).to_be_visible()
-        await check_looks(page)
+        await check_accessibility(page)
 
 
 async def test_pasted_labels_lead_through_both_trees(chromium: Browser, reported: Console) -> None:

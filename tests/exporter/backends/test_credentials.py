@@ -243,4 +243,4 @@ async def test_a_backend_is_read_by_its_proxy_with_its_authority(
         read = await build_backend_reader(backend, 5.0, stack)
         (state,) = await read()
         assert is_whole(state)
-        assert proxy.asked == [f"CONNECT {url.removeprefix('https://')}"] * 2
+        assert proxy.requests == [f"CONNECT {url.removeprefix('https://')}"] * 2

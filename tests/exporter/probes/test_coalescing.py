@@ -26,7 +26,7 @@ class Key:
             "backend",
             "ledger-kek",
             probe=self.probe,
-            measure_connectivity=self.way,
+            measure_connectivity=self.measure_connectivity,
             add_result=self.observed.append,
             semaphore=places or asyncio.Semaphore(16),
             min_interval=MIN_INTERVAL,
@@ -45,7 +45,7 @@ class Key:
             raise self.raises
         return ProbeResult("backend", "ledger-kek", at, (Call(Operation.ENCRYPT, 2.0),), None)
 
-    async def way(self) -> tuple[ConnectivityPhase, ...]:
+    async def measure_connectivity(self) -> tuple[ConnectivityPhase, ...]:
         self.ways += 1
         await asyncio.sleep(1)
         return (ConnectivityPhase("dns", 1.0),)

@@ -63,15 +63,15 @@ class Method:
         if (reference is None) != (body is None):
             raise AgainstDiscoveryError(f"{self.name} takes {reference or 'no body'}, got {body}")
         if reference:
-            self._check(self.schemas[reference], body, self.name, written=True)
+            self._check(self.schemas[reference], body, self.name, is_request=True)
 
     def check_answer(self, answer: Any) -> None:
-        self._check(self.schemas[self.document["response"]["$ref"]], answer, self.name, written=False)
+        self._check(self.schemas[self.document["response"]["$ref"]], answer, self.name, is_request=False)
 
-    def _check(self, schema: dict[str, Any], value: Any, where: str, *, written: bool) -> None:
+    def _check(self, schema: dict[str, Any], value: Any, where: str, *, is_request: bool) -> None:
         if "$ref" in schema:
             schema = self.schemas[schema["$ref"]] | {key: schema[key] for key in schema.keys() & {"readOnly"}}
-        if written and schema.get("readOnly"):
+        if is_request and schema.get("readOnly"):
             raise AgainstDiscoveryError(f"{where} is Google's to write")
         kind = schema.get("type", "any")
         if not isinstance(value, _TYPES[kind]) or (kind in {"integer", "number"} and isinstance(value, bool)):
@@ -81,18 +81,18 @@ class Method:
         form = _FORMATS.get(schema.get("format", ""))
         if form and isinstance(value, str) and not re.fullmatch(form, value):
             raise AgainstDiscoveryError(f"{where} is no {schema['format']}: {value!r}")
-        self._check_inside(schema, value, where, written=written)
+        self._check_inside(schema, value, where, is_request=is_request)
 
-    def _check_inside(self, schema: dict[str, Any], value: Any, where: str, *, written: bool) -> None:
+    def _check_inside(self, schema: dict[str, Any], value: Any, where: str, *, is_request: bool) -> None:
         if isinstance(value, list):
             for i, each in enumerate(value):
-                self._check(schema["items"], each, f"{where}[{i}]", written=written)
+                self._check(schema["items"], each, f"{where}[{i}]", is_request=is_request)
         if isinstance(value, dict) and ("properties" in schema or "additionalProperties" in schema):
             for key, each in value.items():
                 inner = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
                 if inner is None:
                     raise AgainstDiscoveryError(f"{where} has no {key}")
-                self._check(inner, each, f"{where}.{key}", written=written)
+                self._check(inner, each, f"{where}.{key}", is_request=is_request)
 
 
 def methods() -> list[Method]:

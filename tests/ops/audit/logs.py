@@ -46,15 +46,15 @@ class LoggingWorld(World):
     log_readers: bool = True
     empty_pages: int = 0
 
-    def _cloudresourcemanager_projects_testiampermissions(self, asked: ReceivedRequest) -> Document:
-        return {"permissions": asked.body["permissions"]} if self.log_readers else {}
+    def _cloudresourcemanager_projects_testiampermissions(self, request: ReceivedRequest) -> Document:
+        return {"permissions": request.body["permissions"]} if self.log_readers else {}
 
-    def _cloudkms_projects_locations_keyrings_list(self, asked: ReceivedRequest) -> Document:
-        project = asked.path["parent"].split("/")[1]
+    def _cloudkms_projects_locations_keyrings_list(self, request: ReceivedRequest) -> Document:
+        project = request.path["parent"].split("/")[1]
         if f"projects/{project}/services/{KMS}" not in self.enabled:
             raise RefusedError(403, "Cloud KMS API has not been used in this project", "SERVICE_DISABLED")
         if self._logged(project, "ADMIN_READ"):
-            self._write(project, asked)
+            self._write(project, request)
         return {"totalSize": 0}
 
     def _logged(self, project: str, kind: str) -> bool:
@@ -62,7 +62,7 @@ class LoggingWorld(World):
         logs = [log for config in configs for log in config["auditLogConfigs"] if log["logType"] == kind]
         return bool(logs) and all(CALLER not in log.get("exemptedMembers", []) for log in logs)
 
-    def _write(self, project: str, asked: ReceivedRequest) -> None:
+    def _write(self, project: str, request: ReceivedRequest) -> None:
         entry = {
             "logName": f"projects/{project}/logs/cloudaudit.googleapis.com%2Fdata_access",
             "timestamp": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -70,13 +70,13 @@ class LoggingWorld(World):
             "protoPayload": {
                 "serviceName": KMS,
                 "methodName": "ListKeyRings",
-                "requestMetadata": {"callerSuppliedUserAgent": f"{asked.headers['user-agent']},gzip(gfe)"},
+                "requestMetadata": {"callerSuppliedUserAgent": f"{request.headers['user-agent']},gzip(gfe)"},
             },
         }
         self.entries.append(entry)
         for name, sink in self.sinks.items():
-            here = name.startswith(f"projects/{project}/") and not sink.get("disabled")
-            if not here or not selects(sink["filter"], entry):
+            is_selected = name.startswith(f"projects/{project}/") and not sink.get("disabled")
+            if not is_selected or not selects(sink["filter"], entry):
                 continue
             kind, _, target = sink["destination"].partition("/")
             if kind == "bigquery.googleapis.com":
@@ -91,15 +91,15 @@ class LoggingWorld(World):
                     before = self.objects.setdefault(target, {}).get(file, b"")
                     self.objects[target][file] = before + json.dumps(entry).encode() + b"\n"
 
-    def _shows(self, place: str) -> bool:
-        self.looks[place] = self.looks.get(place, 0) + 1
-        return self.looks[place] > self.delay and place not in self.late
+    def _shows(self, location: str) -> bool:
+        self.looks[location] = self.looks.get(location, 0) + 1
+        return self.looks[location] > self.delay and location not in self.late
 
-    def _logging_entries_list(self, asked: ReceivedRequest) -> Document:
-        if self.empty_pages and "pageToken" not in asked.body:
+    def _logging_entries_list(self, request: ReceivedRequest) -> Document:
+        if self.empty_pages and "pageToken" not in request.body:
             return {"nextPageToken": "1"}
-        (project,) = [name.removeprefix("projects/") for name in asked.body["resourceNames"]]
-        wanted = dict(re.findall(r'([\w.]+)(?:=|:|>=)"([^"]*)"', asked.body["filter"]))
+        (project,) = [name.removeprefix("projects/") for name in request.body["resourceNames"]]
+        wanted = dict(re.findall(r'([\w.]+)(?:=|:|>=)"([^"]*)"', request.body["filter"]))
         found = [
             entry
             for entry in self.entries
@@ -112,25 +112,25 @@ class LoggingWorld(World):
         ]
         return {"entries": found} if found and self._shows(f"log {project}") else {}
 
-    def _bigquery_jobs_query(self, asked: ReceivedRequest) -> Document:
-        table = re.search(r"`([^`]+)\.cloudaudit_googleapis_com_data_access`", asked.body["query"])
-        assert table, asked.body["query"]
-        if self.datasets[table[1]]["location"] != asked.body["location"] or table[1] not in self.rows:
+    def _bigquery_jobs_query(self, request: ReceivedRequest) -> Document:
+        table = re.search(r"`([^`]+)\.cloudaudit_googleapis_com_data_access`", request.body["query"])
+        assert table, request.body["query"]
+        if self.datasets[table[1]]["location"] != request.body["location"] or table[1] not in self.rows:
             raise RefusedError(404, "Not found: Table")
-        given = {each["name"]: each["parameterValue"]["value"] for each in asked.body["queryParameters"]}
+        given = {each["name"]: each["parameterValue"]["value"] for each in request.body["queryParameters"]}
         count = sum(given["mark"] in json.dumps(row) for row in self.rows[table[1]])
         if count and not self._shows(f"BigQuery {table[1]}"):
             return {"jobComplete": False}
         return {"jobComplete": True, "rows": [{"f": [{"v": str(count)}]}]}
 
-    def _storage_objects_list(self, asked: ReceivedRequest) -> Document:
-        bucket, query = asked.path["bucket"], asked.query
+    def _storage_objects_list(self, request: ReceivedRequest) -> Document:
+        bucket, query = request.path["bucket"], request.query
         there = self.objects.get(bucket, {})
         if there and not self._shows(f"bucket {bucket}"):
             return {}
         names = [n for n in sorted(there) if query["startOffset"] <= n < query["endOffset"] and query["prefix"] in n]
         return {"items": [{"name": name, "size": str(len(there[name]))} for name in names]}
 
-    def _storage_objects_get_media(self, asked: ReceivedRequest) -> Any:
-        start, end = asked.headers["range"].removeprefix("bytes=").split("-")
-        return self.objects[asked.path["bucket"]][asked.path["object"]][int(start) : int(end) + 1]
+    def _storage_objects_get_media(self, request: ReceivedRequest) -> Any:
+        start, end = request.headers["range"].removeprefix("bytes=").split("-")
+        return self.objects[request.path["bucket"]][request.path["object"]][int(start) : int(end) + 1]

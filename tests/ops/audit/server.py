@@ -61,7 +61,7 @@ class Stand:
 
     handle: Handler
     url: str = ""
-    asked: list[ReceivedRequest] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
     """What was not as Google's documents have it."""
     faults: list[Fault] = field(default_factory=list)
@@ -71,36 +71,36 @@ class Stand:
     def reset(self, handle: Handler) -> None:
         """Forgets everything, and answers with another world."""
         self.handle = handle
-        for seen in (self.asked, self.against, self.faults, self.denied):
-            seen.clear()
+        for recorded in (self.requests, self.against, self.faults, self.denied):
+            recorded.clear()
 
     def names(self) -> list[str]:
         """The methods that were called."""
-        return [asked.method for asked in self.asked]
+        return [request.method for request in self.requests]
 
-    def answer(self, asked: ReceivedRequest) -> Any:
-        self.asked.append(asked)
-        if asked.method in self.denied:
+    def answer(self, request: ReceivedRequest) -> Any:
+        self.requests.append(request)
+        if request.method in self.denied:
             raise RefusedError(403, "The caller does not have permission")
-        fault = next((each for each in self.faults if each.method == asked.method and each.times > 0), None)
+        fault = next((each for each in self.faults if each.method == request.method and each.times > 0), None)
         if fault is None:
-            return self.handle(asked)
+            return self.handle(request)
         fault.times -= 1
         fault.before()
         if fault.refuse is None or fault.late:
-            answer = self.handle(asked)
+            answer = self.handle(request)
         if fault.refuse:
             raise fault.refuse
         return answer
 
 
 @cache
-def _known() -> list[Method]:
+def _list_methods() -> list[Method]:
     return methods()
 
 
 def _routed(verb: str, path: str) -> tuple[Method, dict[str, str]]:
-    for method in _known():
+    for method in _list_methods():
         found = method.path.fullmatch(path) if method.verb == verb else None
         if found:
             return method, {name: unquote(value) for name, value in found.groupdict().items()}

@@ -52,7 +52,7 @@ def test_everything_is_set_up_and_a_second_run_changes_nothing(run: Run, world: 
         {"action": {"type": "Delete"}, "condition": {"age": 730}},
     ]
     assert bucket["storageClass"] == "STANDARD"
-    stand.asked.clear()
+    stand.requests.clear()
     assert run() == []
     assert not set(stand.names()) & (WRITES | UPDATES)
 
@@ -95,7 +95,9 @@ def test_a_policy_that_changes_between_read_and_write_keeps_the_change(
 
 def test_the_policy_is_written_with_its_etag_its_version_and_a_mask_that_names_the_logs(run: Run, stand: Stand) -> None:
     run()
-    read, written = (next(asked for asked in stand.asked if asked.method == name) for name in (GET_POLICY, SET_POLICY))
+    read, written = (
+        next(asked for asked in stand.requests if asked.method == name) for name in (GET_POLICY, SET_POLICY)
+    )
     assert read.body == {"options": {"requestedPolicyVersion": 3}}
     assert written.body["updateMask"] == "auditConfigs,etag"
     assert written.body["policy"]["version"] == 3

@@ -48,7 +48,7 @@ def test_the_environments_proxy_is_used_and_may_refuse(
             with client(address, waits) as google, pytest.raises(GoogleError) as answered:
                 google.call(GET_SINK, **SINK)
             assert answered.value.kind is ErrorKind.MISSING
-        assert proxy.asked == [f"CONNECT {urlsplit(beyond).netloc}"]
+        assert proxy.requests == [f"CONNECT {urlsplit(beyond).netloc}"]
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         with client(beyond, waits) as google, pytest.raises(GoogleError, match="got no answer that can be read"):
             google.call(GET_SINK, **SINK)

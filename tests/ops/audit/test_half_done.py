@@ -86,7 +86,7 @@ def test_from_any_half_done_state_a_run_ends_in_the_same_state(
     done(google)
     assert end(world) == end(untouched)
 
-    stand.asked.clear()
+    stand.requests.clear()
     assert plan_changes({part: read_part(google, part, WISH) for part in WISH.list_parts}, WISH) == []
     done(google)
     assert {name.rpartition(".")[2] for name in stand.names()} == READS

@@ -45,7 +45,7 @@ def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
     assert "8 changed, 0 as wished." in first.output
     assert "known when" in planned.output
     assert "known when" not in first.output
-    stand.asked.clear()
+    stand.requests.clear()
     second = audit("apply", *FULL)
     assert second.output == "project acme-prod\n  0 changed, 8 as wished.\n"
     assert {name.rpartition(".")[2] for name in stand.names()} == {"get", "getIamPolicy"}
@@ -108,7 +108,7 @@ def test_wrong_usage_is_exit_2(command: str, arguments: tuple[str, ...], said: s
     result = audit(command, *arguments)
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
-    assert stand.asked == []
+    assert stand.requests == []
 
 
 @pytest.mark.parametrize(("option", "given"), [("--timeout", "soon"), ("--probe", "keypulse-20269901T000000Z-1a")])

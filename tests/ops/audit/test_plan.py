@@ -43,9 +43,9 @@ BUCKET: Resource = {
 }
 
 
-def plan_part(part: AuditPart, old: Resource | None, wish: DesiredState = FULL, **others: Resource) -> Any:
+def plan_part(part: AuditPart, old: Resource | None, desired: DesiredState = FULL, **others: Resource) -> Any:
     state = EMPTY | {AuditPart.API: ENABLED, part: old} | {AuditPart[name]: value for name, value in others.items()}
-    change = plan_change(part, state, wish)
+    change = plan_change(part, state, desired)
     return change and change.new
 
 

@@ -17,17 +17,19 @@ from tests.ops.audit.server import Fault, RefusedError, Stand
 FULL = DesiredState("acme-prod", bigquery=True, bucket="acme-kms-audit", location="europe-west3")
 NAMES = ["settings", "access to the log", "probe", "log", "BigQuery", "bucket"]
 
-Look = Callable[..., list[CheckResult]]
+Verify = Callable[..., list[CheckResult]]
 
 
 @pytest.fixture
-def verify(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
+def verify(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Verify:
     def verify(
-        wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60
+        desired_states: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, timeout: float = 60
     ) -> list[CheckResult]:
         probe = sent or AuditProbe.create(world.now, "1a2b")
         clock = Clock(waits.now, waits.sleep)
-        results = verify_logging(google, wishes or [FULL], probe, clock, send_probe=sent is None, timeout=patience)
+        results = verify_logging(
+            google, desired_states or [FULL], probe, clock, send_probe=sent is None, timeout=timeout
+        )
         return list(results)
 
     return verify
@@ -48,22 +50,22 @@ def failed(results: list[CheckResult]) -> CheckResult:
     return result
 
 
-def test_a_probe_is_found_in_the_log_and_in_both_sinks(set_up: None, verify: Look, waits: Waits) -> None:
+def test_a_probe_is_found_in_the_log_and_in_both_sinks(set_up: None, verify: Verify, waits: Waits) -> None:
     assert outcomes(verify()) == dict.fromkeys(NAMES, CheckOutcome.PASSED)
     assert waits.seconds == 0
 
 
-def test_it_is_waited_for(set_up: None, verify: Look, world: LoggingWorld, waits: Waits) -> None:
+def test_it_is_waited_for(set_up: None, verify: Verify, world: LoggingWorld, waits: Waits) -> None:
     world.delay, world.empty_pages = 3, 1
     assert outcomes(verify()) == dict.fromkeys(NAMES, CheckOutcome.PASSED)
     assert waits.seconds == 30
 
 
 def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
-    set_up: None, verify: Look, world: LoggingWorld, waits: Waits
+    set_up: None, verify: Verify, world: LoggingWorld, waits: Waits
 ) -> None:
     world.delay = 1000
-    results = verify(patience=45)
+    results = verify(timeout=45)
     assert waits.seconds == 45
     late = {result.name: result.hint for result in results if not result.is_ok}
     assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
@@ -72,34 +74,34 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
 
 
 def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
-    set_up: None, verify: Look, world: LoggingWorld, stand: Stand
+    set_up: None, verify: Verify, world: LoggingWorld, stand: Stand
 ) -> None:
     mark = AuditProbe.create(world.now, "1a2b").marker
     world.delay = 1000
-    verify(patience=0)
+    verify(timeout=0)
     world.delay, world.now = 0, world.now + timedelta(hours=3)
-    stand.asked.clear()
+    stand.requests.clear()
     results = verify(sent=AuditProbe.parse(mark))
     assert [result.outcome for result in results] == [CheckOutcome.PASSED] * 5
     assert not any("keyRings" in name for name in stand.names())
 
 
-def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Look, world: LoggingWorld) -> None:
+def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Verify, world: LoggingWorld) -> None:
     verify()
-    results = verify(sent=AuditProbe.create(world.now, "ffff"), patience=0)
+    results = verify(sent=AuditProbe.create(world.now, "ffff"), timeout=0)
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
 
 
-def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Look, world: LoggingWorld) -> None:
+def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Verify, world: LoggingWorld) -> None:
     for log in world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"]:
         log["exemptedMembers"] = [CALLER]
-    wish = DesiredState("acme-prod", frozenset({CALLER}))
+    desired = DesiredState("acme-prod", frozenset({CALLER}))
     world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"][2].pop("exemptedMembers")
-    assert "whether your own account is exempted" in failed(verify([wish], patience=1)).hint
+    assert "whether your own account is exempted" in failed(verify([desired], timeout=1)).hint
 
 
 def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
-    verify: Look, set_up: None, world: LoggingWorld
+    verify: Verify, set_up: None, world: LoggingWorld
 ) -> None:
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
     results = verify()
@@ -107,7 +109,7 @@ def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
     assert list(outcomes(results).values()).count(CheckOutcome.SKIPPED) == 3
 
 
-def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Look, world: LoggingWorld) -> None:
+def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Verify, world: LoggingWorld) -> None:
     world.log_readers = False
     assert "ask for roles/logging.privateLogViewer" in failed(verify()).hint
 
@@ -123,7 +125,7 @@ def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Look
     ],
 )
 def test_a_missing_permission_names_the_role(
-    method: str, place: str, role: str, set_up: None, verify: Look, stand: Stand
+    method: str, place: str, role: str, set_up: None, verify: Verify, stand: Stand
 ) -> None:
     stand.denied.add(method)
     result = failed(verify())
@@ -131,27 +133,27 @@ def test_a_missing_permission_names_the_role(
     assert role in result.hint
 
 
-def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, verify: Look, stand: Stand, waits: Waits) -> None:
+def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, verify: Verify, stand: Stand, waits: Waits) -> None:
     stand.faults.append(Fault("bigquery.jobs.query", times=2, refuse=RefusedError(404, "Not found: Table")))
     assert outcomes(verify())["BigQuery"] is CheckOutcome.PASSED
     assert waits.seconds == 20
 
 
 def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
-    set_up: None, verify: Look, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
+    set_up: None, verify: Verify, world: LoggingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ops.audit.log_search._CHUNK_BYTES", 16)
     assert outcomes(verify())["bucket"] is CheckOutcome.PASSED
 
 
 def test_several_projects_are_waited_for_together(
-    google: GoogleApi, verify: Look, world: LoggingWorld, waits: Waits
+    google: GoogleApi, verify: Verify, world: LoggingWorld, waits: Waits
 ) -> None:
-    wishes = [DesiredState("acme-prod"), DesiredState("acme-test")]
-    for wish in wishes:
-        list(apply_changes(google, wish, waits.sleep))
+    desired_states = [DesiredState("acme-prod"), DesiredState("acme-test")]
+    for desired in desired_states:
+        list(apply_changes(google, desired, waits.sleep))
     world.delay, waits.seconds = 2, 0
-    assert all(result.is_ok for result in verify(wishes))
+    assert all(result.is_ok for result in verify(desired_states))
     assert waits.seconds == 20
 
 

@@ -49,14 +49,14 @@ class Demo:
         assert process.returncode == 0, f"{script}\n{printed.decode()}"
         return printed.decode()
 
-    async def told(self, alert: str, status: str, since: float) -> float:
+    async def wait_until_delivered(self, alert: str, status: str, since: float) -> float:
         """Waits until people are told, after `since`, that it fires or is over; the time at which that was seen."""
-        while not await self._has_told(alert, status, since):
+        while not await self._is_delivered(alert, status, since):
             assert time.time() < since + PATIENCE, f"nobody was told that {alert} is {status}"
             await asyncio.sleep(0.2)
         return time.time()
 
-    async def _has_told(self, alert: str, status: str, since: float) -> bool:
+    async def _is_delivered(self, alert: str, status: str, since: float) -> bool:
         """By the relay, or by Alertmanager's own mail, which goes around it."""
         url = f"{self.variables['RELAY']}/api/deliveries?limit=1000&state=delivered&alertname={alert}"
         rows = ((await self._get(url)) or {"deliveries": []})["deliveries"]

@@ -92,10 +92,13 @@ async def test_each_drill_pages_and_its_solution_ends_it() -> None:
             began = time.time()
             await running.bash(drill.break_)
             broken = time.time()
-            paged = await running.told(drill.alert, "firing", began)
+            paged = await running.wait_until_delivered(drill.alert, "firing", began)
             await running.bash(drill.solution)
             healed = time.time()
-            measured[name] = (paged - broken, await running.told(drill.alert, "resolved", paged) - healed)
+            measured[name] = (
+                paged - broken,
+                await running.wait_until_delivered(drill.alert, "resolved", paged) - healed,
+            )
 
     async def kms() -> None:
         async with demo() as running:

@@ -49,7 +49,7 @@ async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stac
         await _wait_for_value(running, "relay:outbox_oldest_timestamp_seconds")
         async with running.http.delete(running.ports.build_url("faults") + "/faults") as answer:
             assert answer.status < 300
-        await _turn_over_the_key(running.ports)
+        await _rotate_key(running.ports)
         await _restart_the_exporter(running)  # its first look comes at once, the next one after a minute
         await _wait_for_value(running, "count(kms_canary_success) == 4")  # of both services in both environments
         await _wait_for_value(running, 'ALERTS{alertname="KMSKeyVersionDestroyScheduled", alertstate="firing"}')
@@ -78,7 +78,7 @@ def _twice(folder: Path, ports: Ports) -> None:
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus))
 
 
-async def _turn_over_the_key(ports: Ports) -> None:
+async def _rotate_key(ports: Ports) -> None:
     """A new version encrypts, another one is planned, and the old one is to be destroyed."""
     async with insecure_channel(f"127.0.0.1:{ports.emulator}") as channel:
         transport = KeyManagementServiceGrpcAsyncIOTransport(channel=channel)

@@ -46,7 +46,7 @@ def texts_as_they_are(values: dict[str, Any] | None, chart: Path = CHART, name: 
     return dict(made)
 
 
-def notes(values: dict[str, Any] | None = None) -> str:
+def render_notes(values: dict[str, Any] | None = None) -> str:
     """What `helm install` says at its end."""
     return texts(values)["keypulse/templates/NOTES.txt"]
 

@@ -10,11 +10,11 @@ import pytest
 from services.exporter.__main__ import main as exporter
 from services.relay.__main__ import main as relay
 from tests.ops.helm.matrix import MATRIX
-from tests.ops.helm.rendering import notes
+from tests.ops.helm.rendering import render_notes
 
 
 def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_tell_nobody() -> None:
-    said = notes()
+    said = render_notes()
 
     for sentence in (
         "NOTHING IS PROBED YET",
@@ -32,16 +32,16 @@ def test_a_channel_to_which_no_alert_goes_tells_nobody() -> None:
     channels = {"channels": {"slack": slack}}
     routes = {"routes": [{"receiver": "kms-critical", "channels": ["slack"]}]}
 
-    assert "NOBODY IS TOLD YET" in notes({"relay": {"config": channels}})
-    assert "NOBODY IS TOLD YET" not in notes({"relay": {"config": channels | routes}})
+    assert "NOBODY IS TOLD YET" in render_notes({"relay": {"config": channels}})
+    assert "NOBODY IS TOLD YET" not in render_notes({"relay": {"config": channels | routes}})
 
 
 def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() -> None:
-    assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in notes()
+    assert "An AlertmanagerConfig\n   would match alerts of its own namespace only" in render_notes()
 
 
 def test_what_is_done_is_not_asked_for_again() -> None:
-    said = notes(MATRIX["the values to begin with"])
+    said = render_notes(MATRIX["the values to begin with"])
 
     assert not [line for line in said.splitlines() if "YET" in line]
     assert "port-forward svc/keypulse-exporter 9911" in said
@@ -55,7 +55,7 @@ def test_what_is_done_is_not_asked_for_again() -> None:
 
 @pytest.mark.parametrize(("server", "name"), [(exporter, "keypulse-exporter"), (relay, "keypulse-relay")])
 def test_the_command_line_takes_every_command_that_is_run_in_a_pod(server: click.Group, name: str) -> None:
-    commands = re.findall(rf"exec deploy/{name} -- {name} (.*)", notes(MATRIX["the values to begin with"]))
+    commands = re.findall(rf"exec deploy/{name} -- {name} (.*)", render_notes(MATRIX["the values to begin with"]))
     assert any(command.startswith("doctor ") for command in commands)
 
     for command in commands:
@@ -67,7 +67,7 @@ def test_the_command_line_takes_every_command_that_is_run_in_a_pod(server: click
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 def test_they_are_reported_for_every_deployment_and_end_with_how_to_test_it(values: dict[str, Any]) -> None:
-    said = notes(values)
+    said = render_notes(values)
 
     assert "<no value>" not in said
     assert "%!" not in said

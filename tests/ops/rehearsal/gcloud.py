@@ -62,7 +62,7 @@ class Gcloud:
 
     async def revoke(self, key: str, role: str, accounts: Iterable[str]) -> None:
         """Somebody takes the role away from them."""
-        self._noted("SetIamPolicy", name_of(key))
+        self._record_change("SetIamPolicy", name_of(key))
         missing = self._missing.setdefault((key, role), _Missing(set(accounts), []))
         for permission in ROLES[role]:
             fault = {"kind": "denied", "key": name_of(key), "permission": permission}
@@ -72,7 +72,7 @@ class Gcloud:
     async def schedule_destruction(self, key: str, version: int) -> None:
         """Somebody destroys a version."""
         name = f"{name_of(key)}/cryptoKeyVersions/{version}"
-        self._noted("DestroyCryptoKeyVersion", name)
+        self._record_change("DestroyCryptoKeyVersion", name)
         await self.client.destroy_crypto_key_version(kms.DestroyCryptoKeyVersionRequest(name=name))
 
     async def rotate(self, key: str) -> None:
@@ -175,7 +175,7 @@ class Gcloud:
         rows = [change for change in self.changes if selects(query, change[2], change[3])]
         return table([headings, *[tuple(row[places[column]] for column in columns) for row in rows]])
 
-    def _noted(self, method: str, resource: str) -> None:
+    def _record_change(self, method: str, resource: str) -> None:
         self.changes.append((datetime.now(UTC).isoformat(), "somebody@example.org", method, resource))
 
     def _policy(self, name: str) -> str:

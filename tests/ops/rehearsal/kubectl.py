@@ -46,7 +46,7 @@ class Kubectl:
             return f"node/{node} cordoned\n"
         if len(arguments) < 3 or arguments[0] != "-n":
             raise RefusedError("error: a namespace is expected first, -n NAME")
-        namespace, *words = arguments[1:]
+        namespace, *args = arguments[1:]
         commands: dict[tuple[str, ...], Callable[[str, list[str]], Awaitable[str]]] = {
             ("rollout", "restart"): self._restart,
             ("rollout", "undo"): self._restart,
@@ -59,9 +59,9 @@ class Kubectl:
             ("top", "pods"): self._top,
         }
         for start, command in commands.items():
-            if tuple(words[: len(start)]) == start:
-                return await command(namespace, words[len(start) :])
-        raise RefusedError(f'error: unknown command "{" ".join(words[:2])}" for "kubectl"')
+            if tuple(args[: len(start)]) == start:
+                return await command(namespace, args[len(start) :])
+        raise RefusedError(f'error: unknown command "{" ".join(args[:2])}" for "kubectl"')
 
     async def start(self, name: str) -> None:
         """Starts a process that has ended; its last log is kept as the previous one's."""
@@ -75,16 +75,16 @@ class Kubectl:
             process.terminate()
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
 
-    async def _restart(self, namespace: str, words: list[str]) -> str:
-        (deployment,), _ = parsed(words, 1, Flags(frozenset()))
+    async def _restart(self, namespace: str, args: list[str]) -> str:
+        (deployment,), _ = parsed(args, 1, Flags(frozenset()))
         name = self._process(namespace, deployment)
         await self.stop(name)
         await self.start(name)
         self._restarts[name] = self._restarts.get(name, 0) + 1
         return f"deployment.apps/{deployment.partition('/')[2]} restarted\n"
 
-    async def _status(self, namespace: str, words: list[str]) -> str:
-        (deployment,), flags = parsed(words, 1, Flags(frozenset({"timeout"})))
+    async def _status(self, namespace: str, args: list[str]) -> str:
+        (deployment,), flags = parsed(args, 1, Flags(frozenset({"timeout"})))
         if not _DURATION.fullmatch(flags["timeout"]):
             raise RefusedError(f'error: invalid argument "{flags["timeout"]}" for "--timeout" flag')
         name = self._process(namespace, deployment)
@@ -96,15 +96,15 @@ class Kubectl:
             raise RefusedError("error: timed out waiting for the condition") from None
         return f'deployment "{deployment.partition("/")[2]}" successfully rolled out\n'
 
-    async def _history(self, namespace: str, words: list[str]) -> str:
-        (deployment,), _ = parsed(words, 1, Flags(frozenset()))
+    async def _history(self, namespace: str, args: list[str]) -> str:
+        (deployment,), _ = parsed(args, 1, Flags(frozenset()))
         self._process(namespace, deployment)
         return f"deployment.apps/{deployment.partition('/')[2]}\nREVISION  CHANGE-CAUSE\n1         <none>\n"
 
-    async def _logs(self, namespace: str, words: list[str]) -> str:
-        previous = "--previous" in words
-        words = [word for word in words if word != "--previous"]
-        (deployment,), flags = parsed(words, 1, Flags(frozenset(), frozenset({"since", "tail"})))
+    async def _logs(self, namespace: str, args: list[str]) -> str:
+        previous = "--previous" in args
+        args = [arg for arg in args if arg != "--previous"]
+        (deployment,), flags = parsed(args, 1, Flags(frozenset(), frozenset({"since", "tail"})))
         if "since" in flags and not _DURATION.fullmatch(flags["since"]):
             raise RefusedError(f'error: invalid argument "{flags["since"]}" for "--since" flag')
         name = self._process(namespace, deployment)
@@ -114,23 +114,23 @@ class Kubectl:
         lines = (await asyncio.to_thread(log.read_text, encoding="utf-8")).splitlines(keepends=True)
         return "".join(lines[-int(flags.get("tail", 100_000)) :])
 
-    async def _pods(self, namespace: str, words: list[str]) -> str:
-        parsed(words, 0, Flags(frozenset()))
+    async def _pods(self, namespace: str, args: list[str]) -> str:
+        parsed(args, 0, Flags(frozenset()))
         return table([row[:5] for row in self._rows(namespace)])
 
-    async def _pods_and_nodes(self, namespace: str, words: list[str]) -> str:
-        parsed(words, 0, Flags(frozenset()))
+    async def _pods_and_nodes(self, namespace: str, args: list[str]) -> str:
+        parsed(args, 0, Flags(frozenset()))
         return table(self._rows(namespace))
 
-    async def _describe(self, namespace: str, words: list[str]) -> str:
-        parsed(words, 0, Flags(frozenset()))
+    async def _describe(self, namespace: str, args: list[str]) -> str:
+        parsed(args, 0, Flags(frozenset()))
         return "".join(
             f"Name:  {row[0]}\n    Last State:  Terminated\n      Reason:  Error\n      Exit Code:  1\n"
             for row in self._rows(namespace)[1:]
         )
 
-    async def _top(self, namespace: str, words: list[str]) -> str:
-        parsed(words, 0, Flags(frozenset()))
+    async def _top(self, namespace: str, args: list[str]) -> str:
+        parsed(args, 0, Flags(frozenset()))
         rows = [(row[0], "12m", "96Mi") for row in self._rows(namespace)[1:]]
         return table([("NAME", "CPU(cores)", "MEMORY(bytes)"), *rows])
 

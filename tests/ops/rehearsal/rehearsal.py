@@ -128,7 +128,7 @@ class Director:
 
     def has_run(self, command: str, shell: Shell) -> bool:
         """Whether this command was run, or one that does the same."""
-        return command in self.ran or shell.words(command) in self.typed
+        return command in self.ran or shell.split_command(command) in self.typed
 
     async def _diagnosed(self, rehearsal: Rehearsal, shell: Shell, began: float) -> float:
         await self._until(rehearsal, firing=True)
@@ -162,24 +162,24 @@ class Director:
     async def _verified(self, rehearsal: Rehearsal, shell: Shell) -> None:
         """Again and again until all is well: some of what it prints takes its time, as the runbook says."""
         deadline = time.monotonic() + PATIENCE
-        complaints = [""]
-        while complaints and time.monotonic() < deadline:
-            complaints = []
-            printed = await self._part(rehearsal, "Verification", shell, complaints)
+        differences = [""]
+        while differences and time.monotonic() < deadline:
+            differences = []
+            printed = await self._part(rehearsal, "Verification", shell, differences)
             missing = [word for word in rehearsal.good if word not in printed]
             if missing or (not rehearsal.good and printed.strip()):
-                complaints.append(f"{rehearsal.alert}, Verification: it printed no {missing or 'silence'}\n{printed}")
-            await asyncio.sleep(0.5 if complaints else 0)
-        self.problems += complaints
+                differences.append(f"{rehearsal.alert}, Verification: it printed no {missing or 'silence'}\n{printed}")
+            await asyncio.sleep(0.5 if differences else 0)
+        self.problems += differences
 
-    async def _part(self, rehearsal: Rehearsal, part: str, shell: Shell, complaints: list[str]) -> str:
+    async def _part(self, rehearsal: Rehearsal, part: str, shell: Shell, differences: list[str]) -> str:
         """Runs a part of an alert's section; what it printed."""
         codes = {0, *rehearsal.codes} if part == "Diagnosis" else {0}
         printed = []
         for block in self._blocks(rehearsal.alert, part):
             ran, failed = await self.run(block, shell, f"{rehearsal.alert}, {part}", codes)
             printed += [one.printed for one in ran]
-            complaints += failed
+            differences += failed
         return "\n".join(printed)
 
     async def _until(self, rehearsal: Rehearsal, *, firing: bool, seconds: float = PATIENCE) -> None:
@@ -202,7 +202,7 @@ class Director:
         if not_run(command):
             return None
         self.ran.add(command)
-        self.typed.add(shell.words(command))
+        self.typed.add(shell.split_command(command))
         return await shell.run(command, on_the_demos_clock(command))
 
 

@@ -18,14 +18,14 @@ async def _denied(stage: Stage) -> AsyncIterator[Broken]:
 @asynccontextmanager
 async def _destroyed(stage: Stage) -> AsyncIterator[Broken]:
     """A version that records need; the service was restarted since, and somebody goes on reading."""
-    await stage.seen('kms_key_primary_version{target="orders-kek"}')  # so version 1 has a canary
+    await stage.wait_for_value('kms_key_primary_version{target="orders-kek"}')  # so version 1 has a canary
     await stage.put("orders", "old")
     await stage.gcloud.rotate("orders")
     await stage.gcloud.schedule_destruction("orders", 1)
     await stage.kubectl.stop("orders")
     await stage.kubectl.start("orders")
     await stage.answers("orders")
-    reading = asyncio.create_task(stage.read_again_and_again("orders", "old"))
+    reading = asyncio.create_task(stage.read_repeatedly("orders", "old"))
     try:
         yield Broken()
     finally:
@@ -43,14 +43,14 @@ async def _slow(stage: Stage) -> AsyncIterator[Broken]:
 async def _flapping(stage: Stage) -> AsyncIterator[Broken]:
     """One node of several cannot reach KMS, until it is cordoned."""
 
-    async def in_turn() -> None:
+    async def alternate() -> None:
         while not stage.kubectl.cordoned.is_set():
             fault = await stage.kms_fault("flapping", kind="status", status="UNAVAILABLE")
-            await stage.seen('kms_probe_success{target="flapping-kek"} == 0')
+            await stage.wait_for_value('kms_probe_success{target="flapping-kek"} == 0')
             await stage.kms_healed(fault)
-            await stage.seen('kms_probe_success{target="flapping-kek"} == 1')
+            await stage.wait_for_value('kms_probe_success{target="flapping-kek"} == 1')
 
-    turning = asyncio.create_task(in_turn())
+    turning = asyncio.create_task(alternate())
     try:
         yield Broken()
     finally:

@@ -22,10 +22,10 @@ async def _back_and_forth(stage: Stage) -> AsyncIterator[Broken]:
     """The service loses KMS, has it again, and loses it; the exporter watches another key, and sees nothing."""
     for mode in (0, 1):
         fault = await stage.kms_fault("payroll", kind="denied", operation="Encrypt")
-        await stage.seen('crypto_mode{service="payroll"} == 0')
+        await stage.wait_for_value('crypto_mode{service="payroll"} == 0')
         if mode == 0:
             await stage.kms_healed(fault)
-            await stage.seen('crypto_mode{service="payroll"} == 1')
+            await stage.wait_for_value('crypto_mode{service="payroll"} == 1')
     await stage.gcloud.revoke("payroll", CRYPTO, [SERVICE_ACCOUNT])
     await stage.kms_healed(fault)
     yield Broken()
@@ -49,7 +49,7 @@ async def _down_on_its_local_key(stage: Stage) -> AsyncIterator[Broken]:
     """The same, of a service that had worked without KMS for a while."""
     fault = await stage.kms_fault("archive", kind="denied", operation="Encrypt")
     began = "ALERTS_FOR_STATE{alertname='KMSCryptoModeNotKMS', service='archive'}"
-    await stage.seen(f"time() - {began} > {ON_ITS_LOCAL_KEY_SECONDS}")
+    await stage.wait_for_value(f"time() - {began} > {ON_ITS_LOCAL_KEY_SECONDS}")
     async with _unwritable(stage) as broken:
         yield broken
     await stage.kms_healed(fault)
@@ -148,7 +148,7 @@ async def _half_done(stage: Stage) -> AsyncIterator[Broken]:
     ran = await stage.shell.run(command, command)
     assert ran.code == 1, ran.printed
     await stage.kms_healed(fault)
-    await stage.seen('crypto_mode{service="backend"} == 1')
+    await stage.wait_for_value('crypto_mode{service="backend"} == 1')
     yield Broken()
 
 

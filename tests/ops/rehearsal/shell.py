@@ -50,15 +50,15 @@ class Shell:
             instead={**instead, **{k: v for k, v in self.instead.items() if k not in instead}},
         )
 
-    def words(self, command: str) -> frozenset[str]:
+    def split_command(self, command: str) -> frozenset[str]:
         """What makes a command the same as another, wherever its file is and whatever stands first."""
-        return frozenset(shlex.split(self._here(command), comments=True))
+        return frozenset(shlex.split(self._replace_names(command), comments=True))
 
     async def run(self, command: str, typed: str) -> Ran:
         """Runs `typed`, which stands for `command`, in a bash of its own; an unset variable is a runbook's mistake."""
         path = os.pathsep.join([str(SHIMS), str(Path(sys.executable).parent), os.environ["PATH"]])
         process = await asyncio.create_subprocess_exec(
-            *("bash", "-uc", self._here(typed)),
+            *("bash", "-uc", self._replace_names(typed)),
             env={"PATH": path, "HOME": os.environ.get("HOME", "/"), "LC_ALL": "C.UTF-8", **self.variables},
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
@@ -74,7 +74,7 @@ class Shell:
             return Ran(command, -1, f"it had not ended after {PATIENCE:.0f} s")
         return Ran(command, process.returncode or 0, printed.decode(errors="replace"))
 
-    def _here(self, command: str) -> str:
+    def _replace_names(self, command: str) -> str:
         for production, here in self.instead.items():
             command = command.replace(production, here)
         return command

@@ -108,7 +108,7 @@ class Stage:
         async with self.stack.http.put(f"{self.url(service)}/v1/records/{record}", data=b"kept") as answer:
             assert answer.status == 204, await answer.text()
 
-    async def read_again_and_again(self, service: str, record: str) -> None:
+    async def read_repeatedly(self, service: str, record: str) -> None:
         """Reads it until it is cancelled, whatever the answer is."""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):
@@ -127,7 +127,7 @@ class Stage:
         async with self.stack.http.post(f"{self.url(name)}/-/reload") as answer:
             await answer.read()
 
-    async def seen(self, expression: str) -> None:
+    async def wait_for_value(self, expression: str) -> None:
         """Waits, with a bound, until Prometheus has a value for it."""
         async with asyncio.timeout(PATIENCE):
             while await self.stack.query(f"count({expression})") is None:  # noqa: ASYNC110 - another program's state

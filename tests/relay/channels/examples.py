@@ -14,7 +14,7 @@ from services.relay.channels.apprise.plugin import create_plugin
 from services.relay.channels.port import ChannelSettings
 from services.relay.channels.registry import AnyChannel
 from services.relay.config import MAX_CONTACT_LENGTH, MAX_CONTACTS
-from services.relay.intake.webhook_parser import read_event
+from services.relay.intake.webhook_parser import parse_whole_event
 from services.relay.model import (
     Alert,
     DeliveryTask,
@@ -116,7 +116,7 @@ def settings(values: Mapping[str, Any]) -> ChannelSettings:
 def message(event: Event | str = "01-firing-1", **changes: Any) -> Message:
     """A message about an event, or about the payload of that name, with links as enrichment makes them."""
     if isinstance(event, str):
-        event = read_event((PAYLOADS / f"{event}.json").read_bytes(), "")
+        event = parse_whole_event((PAYLOADS / f"{event}.json").read_bytes(), "")
     task = DeliveryTask(
         delivery_id="0192-delivery",
         incident_id="incident",

@@ -10,7 +10,7 @@ from services.relay.send_error import SendError
 
 @dataclass
 class Recorded:
-    """One attempt; `again` is the next one of the same delivery."""
+    """One attempt; `create_retry` is the next one of the same delivery."""
 
     message: Message
     progress: Progress = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Recorded:
             raise DeliveryLeaseLostError
         self.kept.append(dict(progress))
 
-    def again(self, error: SendError) -> "Recorded":
+    def create_retry(self, error: SendError) -> "Recorded":
         """The attempt that follows one that failed so."""
         progress = self.kept[-1] if self.kept else self.progress
         return Recorded(self.message, progress=progress, maybe_sent=error.maybe_arrived)

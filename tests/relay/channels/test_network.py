@@ -81,7 +81,7 @@ async def test_a_message_arrives_through_a_proxy_with_a_login_and_over_private_t
         before = channel.read_secret_versions()
         await send(channel, message())
         await channel.close()
-        assert len(proxy.asked) == 1
+        assert len(proxy.requests) == 1
         file.write_text(f"{proxy.url_with_login}/")
         assert channel.read_secret_versions() != before
     assert len(providers.arrived(kind)) == 1

@@ -381,7 +381,7 @@ async def test_an_acknowledgement_that_was_cut_off_is_sent_again_without_the_tri
     first = Cut(acknowledged(message("01-firing-1")))
     with pytest.raises(SendError) as raised:
         await channel.send(first)
-    await channel.send(first.again(raised.value))
+    await channel.send(first.create_retry(raised.value))
     await channel.close()
     assert sent(stand_ins) == ["trigger", "acknowledge", "acknowledge"]
     assert json.loads(first.payloads[1]).keys() == {"routing_key", "event_action", "dedup_key"}

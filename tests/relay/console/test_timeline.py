@@ -14,7 +14,7 @@ from services.relay.console.incidents.details import build_details
 from services.relay.console.incidents.entries import EntryKind
 from services.relay.console.incidents.post_mortem import PostMortem, build_json, build_markdown
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
+from services.relay.console.incidents.timeline import Timeline, build_timeline, decode_record
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, encode_event
@@ -26,7 +26,7 @@ from services.relay.outbox.sending_elsewhere import send_elsewhere
 from services.relay.outbox.tables import DeliveryState
 from services.relay.outbox.timeline_query import read_episode
 from services.relay.outbox.timeline_records import EpisodeHistory, EventRecord
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass
 from tests.relay.outbox.channel_breakers import Clock
@@ -77,7 +77,7 @@ def history_of(*records: EventRecord, **changes: Any) -> EpisodeHistory:
     return replace(history, **changes)
 
 
-def told(timeline: Timeline) -> list[tuple[str, str]]:
+def list_entries(timeline: Timeline) -> list[tuple[str, str]]:
     return [(each.kind.value, each.text) for each in timeline.entries]
 
 
@@ -101,12 +101,12 @@ async def test_a_page_is_told_from_the_fault_to_the_acknowledgement(store: Store
     )
     others = [replace(failure, target="old", first_at=1.0, last_at=5.0), replace(failure, first_at=2000.0)]
     timeline = build_timeline(history, FailureHistory([others[0], failure, others[1]], 10.0))
-    assert told(timeline)[:3] == [
+    assert list_entries(timeline)[:3] == [
         ("fault", "KMS fails: encrypt with ledger-kek, 3 round trips, it still fails"),
         ("alert", "Alert fires: ledger cannot encrypt"),
         ("accepted", "Webhook accepted: 1 firing, critical"),
     ]
-    assert sorted(told(timeline)[3:6]) == [
+    assert sorted(list_entries(timeline)[3:6]) == [
         ("acknowledged", "Acknowledged by anna"),
         ("delivered", "Delivered on slack, attempt 2"),
         ("failed", "Attempt 1 on slack failed"),
@@ -140,7 +140,7 @@ def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> 
         record(4, event_with(over, alert_of("two", Status.RESOLVED, 1100.0)), 1610.0),
     ]
     timeline = build_timeline(history_of(*records), None)
-    assert told(timeline) == [
+    assert list_entries(timeline) == [
         ("alert", "Alert fires: KMSProbeFailing"),
         ("accepted", "Webhook accepted: 1 firing, critical"),
         ("accepted", "Webhook accepted: 1 firing, critical, as before"),
@@ -153,16 +153,19 @@ def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> 
     assert [(each.name, each.seconds) for each in timeline.end] == [("alert", None), ("accepted", 10.0)]
     # A page in the middle knows what was before it, or does not guess.
     middle = history_of(*records[1:3], event_before=records[0], earlier=2)
-    assert told(build_timeline(middle, None))[0] == ("accepted", "Webhook accepted: 1 firing, critical, as before")
+    assert list_entries(build_timeline(middle, None))[0] == (
+        "accepted",
+        "Webhook accepted: 1 firing, critical, as before",
+    )
     large = replace(middle, event_before=records[0]._replace(event=None))
-    assert told(build_timeline(large, None))[0] == ("accepted", "Webhook accepted: 1 firing, critical")
+    assert list_entries(build_timeline(large, None))[0] == ("accepted", "Webhook accepted: 1 firing, critical")
     unread = history_of(records[0], records[1]._replace(event=None, event_size=90_000))
-    assert told(build_timeline(unread, None))[-1] == (
+    assert list_entries(build_timeline(unread, None))[-1] == (
         "accepted",
         "Webhook accepted: firing, 88 KB; its alerts are not listed here",
     )
     many = event_with(*(alert_of(f"{number}") for number in range(30)))
-    assert told(build_timeline(history_of(record(1, many, 1010.0)), None))[-1] == (
+    assert list_entries(build_timeline(history_of(record(1, many, 1010.0)), None))[-1] == (
         "omitted",
         "Further alerts changed: 20 fire, 0 are over",
     )
@@ -173,7 +176,7 @@ def test_an_alert_that_ended_and_fires_again_between_two_webhooks_is_no_repeat()
         record(1, event_with(alert_of("one")), 1010.0),
         record(2, event_with(alert_of("one", starts=1200.0)), 1210.0),
     ]
-    assert told(build_timeline(history_of(*records), None)) == [
+    assert list_entries(build_timeline(history_of(*records), None)) == [
         ("alert", "Alert fires: KMSProbeFailing"),
         ("accepted", "Webhook accepted: 1 firing, critical"),
         ("alert", "Alert fires: KMSProbeFailing"),
@@ -181,7 +184,10 @@ def test_an_alert_that_ended_and_fires_again_between_two_webhooks_is_no_repeat()
     ]
     # Prometheus servers that report the same alert differ: then Alertmanager takes the earlier start.
     earlier = history_of(records[0], record(2, event_with(alert_of("one", starts=995.0)), 1020.0))
-    assert told(build_timeline(earlier, None))[-1] == ("accepted", "Webhook accepted: 1 firing, critical, as before")
+    assert list_entries(build_timeline(earlier, None))[-1] == (
+        "accepted",
+        "Webhook accepted: 1 firing, critical, as before",
+    )
 
 
 async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_that_time(store: Store) -> None:
@@ -196,7 +202,7 @@ async def test_a_dead_letter_that_is_sent_again_was_given_up_and_is_merged_at_th
     assert history is not None
     (merged,) = (each for each in build_timeline(history, None).entries if each.kind is EntryKind.MERGED)
     assert merged.at == store.clock()
-    assert merged.detail == f"It was given up at {format_time(store.clock() - 600.0)}, and is sent again."
+    assert merged.detail == f"It was given up at {format_json_time(store.clock() - 600.0)}, and is sent again."
 
 
 async def test_who_sent_it_elsewhere_is_told(store: Store) -> None:
@@ -223,7 +229,7 @@ async def test_a_post_mortem_shows_hostile_text_as_text(store: Store) -> None:
     history, incident = await read_episode(store, "one"), await read_incident(store, "one")
     assert history is not None
     assert incident is not None
-    event = read_event(history.last_event)
+    event = decode_record(history.last_event)
     assert event is not None
     details = build_details("one", history, event, LinkRules(None, None))
     view = IncidentView(incident, history, build_timeline(history, None), details, "", is_fault_pending=False)

@@ -22,7 +22,7 @@ async def never(progress: Progress) -> None:
     pytest.fail(f"{progress} was to be kept")
 
 
-def outgoing(note: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> DeliveryTask:
+def outgoing(remark: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> DeliveryTask:
     now = asyncio.get_running_loop().time()
     written = encode_event(event_of())
     return DeliveryTask(
@@ -35,7 +35,7 @@ def outgoing(note: str = "", *, seconds: float = 20.0, lease: float = 60.0) -> D
         events_size=len(written),
         first_receipt=None,
         firing_undelivered=False,
-        remark=note,
+        remark=remark,
         age=1.5,
         progress={},
         maybe_sent=False,

@@ -29,7 +29,7 @@ NO_LINKS = LinkRules(None, None, allow_hosts=frozenset())
 @pytest.fixture
 async def it(tmp_path: Path) -> AsyncIterator[Rig]:
     async with rig(tmp_path, a=Scripted()) as it:
-        await it.tell("firing", channels=("b",))  # for which no worker runs: the test claims it
+        await it.accept_events("firing", channels=("b",))  # for which no worker runs: the test claims it
         yield it
 
 
@@ -105,7 +105,7 @@ async def test_a_doubt_outlives_an_attempt_that_settles_nothing(it: Rig) -> None
 
 async def test_the_time_from_commit_to_receipt_is_measured(tmp_path: Path) -> None:
     async with rig(tmp_path, a=Scripted(broken(retry_after=0.5))) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await it.finished()
         assert it.value("relay_delivery_duration_seconds_count", channel="a") == 1
         seconds = it.value("relay_delivery_duration_seconds_sum", channel="a")

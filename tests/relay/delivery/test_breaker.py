@@ -13,9 +13,9 @@ async def test_what_a_provider_that_works_puts_off_holds_back_no_other_message(t
     put_off = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "one of two recipients later", provider_works=True)
     channel = Scripted(*[put_off] * (FAILURE_THRESHOLD + 1), hang)
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await until(lambda: len(channel.tried) == FAILURE_THRESHOLD + 2)
         (state,) = await it.store.read(queries.read_channel_states)
         assert (state.failures, state.is_down) == (0, False)
-        await it.tell("firing", group="another")
+        await it.accept_events("firing", group="another")
         await until(lambda: len(channel.sent) == 1)

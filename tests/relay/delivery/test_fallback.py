@@ -42,11 +42,11 @@ async def test_what_waited_and_what_comes_meanwhile_goes_to_the_fallback_at_once
     channel, other = Scripted(*[refuse_late] * 100), Scripted()
     async with rig(tmp_path, LONG, fallback=("a", "b"), a=channel, b=other) as it:
         groups = [str(number) for number in range((LANES + 3) * FALLBACK_STEP)]  # each ending is followed by one step
-        await asyncio.gather(*(it.tell("firing", group=group, channels=("a",)) for group in groups))
+        await asyncio.gather(*(it.accept_events("firing", group=group, channels=("a",)) for group in groups))
         over.set()
         await until(lambda: len(other.sent) == len(groups), seconds=60)
         groups.append("meanwhile")
-        await it.tell("firing", group="meanwhile", channels=("a",))
+        await it.accept_events("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == len(groups))
         assert {delivery.state for delivery in await it.finished("b")} == {DeliveryState.DELIVERED}
         assert {delivery.state for delivery in await it.deliveries("a")} <= {
@@ -61,7 +61,7 @@ async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(t
     channel, other = refusing(1), Scripted()
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
         for group in "one", "two", "three":
-            await it.tell("firing", group=group, channels=("a",))
+            await it.accept_events("firing", group=group, channels=("a",))
             await until(lambda: bool(channel.tried) and not channel.under_way)
         await until(lambda: len(other.sent) == 3)
         channel.secret += 1
@@ -73,10 +73,10 @@ async def test_a_fallback_that_refuses_as_well_sends_nothing_back(tmp_path: Path
     first, second, last = refusing(), refusing(), Scripted()
     async with rig(tmp_path, LONG, fallback=("b", "c"), a=first, b=second, c=last) as it:
         for group in "one", "two", "three":
-            await it.tell("firing", group=group, channels=("a",))
+            await it.accept_events("firing", group=group, channels=("a",))
         await until(lambda: len(last.sent) == 3)
         await until(lambda: bool(second.tried))
-        await it.tell("resolved", group="one", channels=("a", "b", "c"))
+        await it.accept_events("resolved", group="one", channels=("a", "b", "c"))
         await it.finished("c")
         told = {name: len(await it.deliveries(name)) for name in "abc"}
         assert told == {"a": 4, "b": 4, "c": 4}
@@ -86,11 +86,11 @@ async def test_a_fallback_that_refuses_as_well_sends_nothing_back(tmp_path: Path
 async def test_others_tell_it_while_one_tries_for_all(tmp_path: Path) -> None:
     channel, other = Scripted(revoked(), hang), Scripted()
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
-        await it.tell("firing", channels=("a",))
+        await it.accept_events("firing", channels=("a",))
         await until(lambda: len(other.sent) == 1)
         channel.secret += 1
         await until(lambda: channel.under_way == 1)
-        await it.tell("firing", group="two", channels=("a",))
+        await it.accept_events("firing", group="two", channels=("a",))
         await until(lambda: len(other.sent) == 2)
 
 
@@ -98,7 +98,7 @@ async def test_what_is_given_up_at_its_last_attempt_goes_to_the_fallback(tmp_pat
     other = Scripted()
     once = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=0)
     async with rig(tmp_path, once, fallback=("b",), a=refusing(), b=other) as it:
-        await it.tell("firing", channels=("a",))
+        await it.accept_events("firing", channels=("a",))
         assert [delivery.state for delivery in await it.finished("a")] == [DeliveryState.DEAD]
         await until(lambda: len(other.sent) == 1)
 
@@ -111,7 +111,7 @@ async def test_a_step_that_fails_takes_no_attempt_with_it(tmp_path: Path, monkey
     channel = refusing(1)
     quick = RetryPolicy(backoff_initial=0.01, backoff_max=0.1, give_up_after=3600)
     async with rig(tmp_path, quick, fallback=("b",), a=channel, b=Scripted()) as it:
-        await it.tell("firing", channels=("a",))
+        await it.accept_events("firing", channels=("a",))
         await until(lambda: len(channel.sent) == 1)  # and not only once its lease ends
 
 
@@ -123,7 +123,7 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
     async with rig(tmp_path, day, clock=lambda: time.time() + ahead, fallback=("b",), a=channel, b=other) as it:
         groups = [str(number) for number in range(6)]
         for group in groups:
-            await it.tell("firing", group=group, channels=("a",))
+            await it.accept_events("firing", group=group, channels=("a",))
         await until(lambda: len(channel.tried) > 6)
         ahead = 90_000.0
         while any(delivery.finished_at is None for delivery in await it.deliveries()):

@@ -22,7 +22,7 @@ async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
     """Channel `a` was told to wait for a day."""
     channel, other = Scripted(broken(retry_after=DAY)), Scripted()
     async with rig(database, POLICY, fallback=others, a=channel, b=other) as it:
-        await it.tell("firing", channels=("a",))
+        await it.accept_events("firing", channels=("a",))
         await until(lambda: bool(channel.tried))
 
         async def waits() -> bool:
@@ -35,7 +35,7 @@ async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
 async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
     async with pause_for_a_day(database, "b") as (it, channel, other):
         assert await it.refused() == {"a"}
-        await it.tell("firing", group="meanwhile", channels=("a",))
+        await it.accept_events("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
         assert len(channel.tried) == 1
     assert {message.task.remark for message in other.sent} == {NOTE}
@@ -66,7 +66,7 @@ async def test_a_person_ends_it(database: DatabaseUrl, act: Callable[[Rig, Scrip
 async def test_what_is_at_most_the_longest_backoff_refuses_nothing(database: DatabaseUrl) -> None:
     channel, other = Scripted(broken(retry_after=POLICY.backoff_max)), Scripted()
     async with rig(database, POLICY, fallback=("b",), a=channel, b=other) as it:
-        await it.tell("firing", channels=("a",))
+        await it.accept_events("firing", channels=("a",))
         await until(lambda: bool(channel.tried) and not channel.under_way)
         assert await it.refused() == set()
         assert await it.deliveries("b") == []

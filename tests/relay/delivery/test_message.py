@@ -63,7 +63,7 @@ async def test_all_that_waited_is_in_the_message(tmp_path: Path) -> None:
     channel = Scripted(broken())
     async with rig(tmp_path, a=channel) as it:
         for event in of(a="firing", b="firing"), of(a="resolved", b="firing"), of(b="firing"):
-            await it.tell(event.status.value, alerts=event.alerts)
+            await it.accept_events(event.status.value, alerts=event.alerts)
         await it.finished()
     last_told: dict[str, str] = {}
     for message in channel.sent:
@@ -82,7 +82,7 @@ async def test_a_message_that_is_tried_again_is_as_old_as_its_event(tmp_path: Pa
 
     channel = Scripted(fail_late)
     async with rig(tmp_path, clock=lambda: time.time() + ahead, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await it.finished()
     ages = [message.task.age for _, message in channel.tried]
     assert ages[0] < 15 <= ages[1]

@@ -21,7 +21,7 @@ from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:
     channel = Scripted()
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         (delivery,) = await it.finished()
     (message,) = channel.sent
     assert (message.task.delivery_id, message.task.incident_id) == (delivery.id, "one")
@@ -41,9 +41,9 @@ async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_p
 
     channel = Scripted(fail_late)
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await started.wait()
-        await it.tell("resolved", "firing", "resolved")
+        await it.accept_events("resolved", "firing", "resolved")
         done = await it.finished()
         assert [delivery.state for delivery in done] == [DeliveryState.SUPERSEDED] * 3 + [DeliveryState.DELIVERED]
         assert {each.superseded_by for each in done[:3]} <= {each.id for each in done[1:]}
@@ -55,7 +55,7 @@ async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_p
 async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -> None:
     channel = Scripted(broken(), broken(), broken())
     async with rig(tmp_path, every=channel) as it:
-        await it.tell("firing", "resolved", "firing")
+        await it.accept_events("firing", "resolved", "firing")
         assert [delivery.attempt_count for delivery in await it.finished("every")] == [4, 1, 1]
     assert statuses(message for _, message in channel.tried) == ["firing"] * 4 + ["resolved", "firing"]
     assert len({message.task.delivery_id for message in channel.sent}) == 3
@@ -74,13 +74,13 @@ async def test_one_incident_is_reported_one_message_at_a_time_and_many_incidents
 
     one_incident, many = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
     async with rig(tmp_path, every=one_incident) as it:
-        await it.tell(*["firing", "resolved"] * 2, "firing")
+        await it.accept_events(*["firing", "resolved"] * 2, "firing")
         await it.finished("every")
     assert one_incident.most_under_way == 1
     (tmp_path / "many").mkdir()
     async with rig(tmp_path / "many", a=many) as it:
         for number in range(2 * LANES):
-            await it.tell("firing", group=str(number))
+            await it.accept_events("firing", group=str(number))
         await until(lambda: many.under_way == LANES)
         all_told.set()
         await it.finished()
@@ -91,7 +91,7 @@ async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
     hanging, healthy = Scripted(*[hang] * 100), Scripted()
     async with rig(tmp_path, timeout=60, a=hanging, b=healthy) as it:
         for number in range(2 * LANES):
-            await it.tell("firing", group=str(number))
+            await it.accept_events("firing", group=str(number))
         done = await it.finished("b")
         assert (hanging.under_way, len(hanging.tried)) == (LANES, LANES)  # still in its first sends
     assert len(healthy.sent) == 2 * LANES
@@ -101,7 +101,7 @@ async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
 async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_tried_again(tmp_path: Path) -> None:
     channel = Scripted(hang)
     async with rig(tmp_path, timeout=0.2, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await it.finished()
         assert it.value("relay_delivery_attempts_total", channel="a", reason="timeout") == 1
         assert it.value("relay_delivery_attempts_total", channel="a", reason="ok") == 1
@@ -112,7 +112,7 @@ async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_tried_again(
 async def test_retry_after_is_obeyed_and_delays_no_other_channel(tmp_path: Path) -> None:
     limited, other = Scripted(broken(retry_after=1)), Scripted()
     async with rig(tmp_path, a=limited, b=other) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await it.finished("b")
         assert limited.sent == []
         await it.finished("a")
@@ -123,9 +123,9 @@ async def test_retry_after_is_obeyed_and_delays_no_other_channel(tmp_path: Path)
 async def test_an_error_of_the_message_ends_it_and_the_next_goes_out(tmp_path: Path) -> None:
     channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await it.finished()
-        await it.tell("resolved")
+        await it.accept_events("resolved")
         first, second = await it.finished()
         assert (first.state, first.reason, first.attempt_count) == (DeliveryState.DEAD, "rejected", 1)
         assert second.state is DeliveryState.DELIVERED
@@ -141,7 +141,7 @@ async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_
     channel = Scripted(revoked(), revoked(), revoked())
     async with rig(tmp_path, a=channel) as it:
         for number in range(20):
-            await it.tell("firing", group=str(number))
+            await it.accept_events("firing", group=str(number))
             await until(lambda: bool(channel.tried))  # the others come to a closed gate
         await until(lambda: len(channel.tried) == 2)
         assert await it.refused() == {"a"}
@@ -156,7 +156,7 @@ async def test_an_error_of_the_channel_waits_for_a_person_and_loses_nothing(tmp_
 async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
     channel = Scripted(revoked())
     async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await until(lambda: len(channel.tried) == 1)
         channel.secret += 1
         (delivery,) = await it.finished()  # long before the 300 s are over
@@ -166,7 +166,7 @@ async def test_another_secret_is_tried_at_once(tmp_path: Path) -> None:
 async def test_what_a_channel_refuses_goes_to_the_fallback_at_once(tmp_path: Path) -> None:
     channel, other = Scripted(*[revoked() for _ in range(100)]), Scripted()
     async with rig(tmp_path, RetryPolicy(0.01, 300, 3600), fallback=("b",), a=channel, b=other) as it:
-        await it.tell("firing", channels=("a",))
+        await it.accept_events("firing", channels=("a",))
         await until(lambda: bool(other.sent))
         (delivery,) = await it.finished("b")
         assert delivery.state is DeliveryState.DELIVERED
@@ -178,11 +178,11 @@ async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_p
     channel = Scripted(*[broken() for _ in range(200)])
     async with rig(tmp_path, RetryPolicy(30, 300, 3600), a=channel) as it:
         for number in range(100):
-            await it.tell("firing", group=str(number))
+            await it.accept_events("firing", group=str(number))
         await until(lambda: len(channel.tried) >= 5 and not channel.under_way)
         assert len(channel.tried) <= 5 + LANES  # those that were under way by then
         tried = len(channel.tried)
-        await it.tell("firing", group="one more")
+        await it.accept_events("firing", group="one more")
         assert len(channel.tried) == tried
 
 
@@ -190,7 +190,7 @@ async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:
     channel = Scripted()
     async with rig(tmp_path, limits=SendingLimits(LANES, 20.0), a=channel) as it:
         for number in range(130):
-            await it.tell("firing", group=str(number))
+            await it.accept_events("firing", group=str(number))
         await it.finished()
     start = channel.tried[0][0]
     assert all(number <= 100 + 20 * (at - start) + 1 for number, (at, _) in enumerate(channel.tried, 1))
@@ -206,7 +206,7 @@ async def test_it_is_given_up_after_its_time(tmp_path: Path) -> None:
 
     channel = Scripted(*[fail_late] * 100)
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 60), clock=lambda: time.time() + ahead, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         (delivery,) = await it.finished()
     assert (delivery.state, delivery.reason, delivery.attempt_count) == (DeliveryState.DEAD, "server_error", 5)
 
@@ -225,7 +225,7 @@ async def test_a_message_that_takes_its_time_is_made_off_the_event_loop(tmp_path
     hosts = WatchedHosts()
     hosts.threads = set()
     async with rig(tmp_path, hosts=hosts, a=Scripted()) as it:
-        await it.tell("firing", common_annotations={"description": "x" * 100_000})
+        await it.accept_events("firing", common_annotations={"description": "x" * 100_000})
         await it.finished()
     assert hosts.threads
     assert threading.current_thread() not in hosts.threads
@@ -238,7 +238,9 @@ async def test_a_large_message_is_the_only_large_one_of_its_channel_in_progress(
     channel, other = Scripted(*[slow] * 8), Scripted(hang)
     async with rig(tmp_path, timeout=60, a=channel, b=other) as it:
         for number in range(2 * LANES):
-            await it.tell("firing", group=str(number), common_annotations={"description": "x" * MAX_CLAIM_BYTES})
+            await it.accept_events(
+                "firing", group=str(number), common_annotations={"description": "x" * MAX_CLAIM_BYTES}
+            )
         await it.finished("a")  # while the other channel's hangs
         assert (other.under_way, len(other.tried)) == (1, 1)
     assert len(channel.sent) == 2 * LANES
@@ -252,7 +254,7 @@ class PartlyRefused(Scripted):
 
 async def test_recipients_who_are_refused_are_counted_and_in_the_receipt(tmp_path: Path) -> None:
     async with rig(tmp_path, a=PartlyRefused(), b=Scripted()) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         (delivery,) = await it.finished()
         await it.finished("b")
         assert delivery.receipt == {"number": "1", "rejected_recipients": "gone@example.org (550 no such user)"}

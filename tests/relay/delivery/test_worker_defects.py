@@ -41,7 +41,7 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
     channel = Scripted(error)
     with capture_logs() as logs:
         async with rig(tmp_path, a=channel) as it:
-            await it.tell("firing")
+            await it.accept_events("firing")
             (delivery,) = await it.finished()
             assert it.value("relay_delivery_attempts_total", channel="a", reason="internal") == 1
             found = await read_delivery(it.store, delivery.id)
@@ -59,7 +59,7 @@ async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Pa
     channel = Scripted(*[asyncio.CancelledError() for _ in range(2 * LANES)])
     async with rig(tmp_path, a=channel) as it:
         for number in range(2 * LANES):
-            await it.tell("firing", group=str(number))
+            await it.accept_events("firing", group=str(number))
         assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
 
 
@@ -102,7 +102,7 @@ with tempfile.TemporaryDirectory() as folder:
 async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp_path: Path) -> None:
     channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "bad \ud800 answer, ü"))
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         (delivery,) = await it.finished()
         found = await read_delivery(it.store, delivery.id)
     assert (delivery.state, delivery.attempt_count, len(channel.tried)) == (DeliveryState.DELIVERED, 2, 2)
@@ -122,7 +122,7 @@ async def test_an_ending_that_cannot_be_written_is_written_once_it_can(
 
     channel = Scripted(lock)
     async with rig(tmp_path, a=channel) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await until(lambda: len(channel.sent) == 1 and it.store.error is not None)
         other.execute("ROLLBACK")
         (delivery,) = await it.finished()
@@ -175,9 +175,9 @@ async def test_an_event_that_cannot_be_read_holds_up_its_own_incident_only(tmp_p
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
         for worker in it.workers.values():
             worker.stop()
-        await it.tell("firing", group="bad")
+        await it.accept_events("firing", group="bad")
         await it.store.run(lambda transaction: transaction.connection.execute(events.update().values(event=b"{}")))
-        await it.tell("firing", group="good")
+        await it.accept_events("firing", group="good")
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
         bad, good = await it.finished()
     assert (bad.state, bad.reason) == (DeliveryState.DEAD, "internal")

@@ -35,7 +35,7 @@ NEARLY = 0.99
 """The wall clock says when it is due, the event loop's clock how long that was."""
 
 
-def _always(plan: DeliveryPlan, _known: IncidentState | None, _now: float) -> DeliveryPlan:
+def _always(plan: DeliveryPlan, _state: IncidentState | None, _now: float) -> DeliveryPlan:
     return plan
 
 
@@ -48,7 +48,7 @@ class Rig:
         self.workers = workers
         self.registry = registry
 
-    async def tell(
+    async def accept_events(
         self, *statuses: str, group: str = "one", channels: tuple[str, ...] | None = None, **changes: Any
     ) -> None:
         channels = channels or tuple(self.workers)

@@ -33,8 +33,8 @@ def check_claim(
         yield f"{name} is not in the outbox"
     if is_leased_elsewhere:
         yield f"{name}: another holds a lease of its incident and channel"
-    of_place = [each for each in deliveries if each.place == (task.incident_id, task.channel)]
-    newest = max((each.event_seq for each in of_place if each.state != "dead"), default=0)
+    of_key = [each for each in deliveries if each.delivery_key == (task.incident_id, task.channel)]
+    newest = max((each.event_seq for each in of_key if each.state != "dead"), default=0)
     if merges and task.last_event_seq != newest:
         yield f"{name} is stale: it ends with event {task.last_event_seq}, the newest is {newest}"
     of_incident = [each for each in events if each.incident == task.incident_id]
@@ -45,7 +45,7 @@ def check_claim(
         yield f"{name} has the progress {task.progress.get('done')}, stored was {progress}"
     if not task.maybe_sent and any((each.channel, each.key) == (task.channel, task.delivery_id) for each in messages):
         yield f"{name}: an earlier attempt arrived, and it does not say so"
-    of_episode = [each for each in of_place if each.episode == task.episode]
+    of_episode = [each for each in of_key if each.episode == task.episode]
     has_delivered = any(each.state == "delivered" for each in of_episode)
     if (task.first_receipt is not None) != has_delivered:
         yield f"{name}: its episode {'has' if has_delivered else 'lacks'} a receipt, the claim says otherwise"

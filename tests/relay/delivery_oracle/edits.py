@@ -8,7 +8,7 @@ from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event, Messa
 def check_edits(
     events: Sequence[Event],
     deliveries: Sequence[Delivery],
-    shown: Sequence[Message],
+    latest: Sequence[Message],
     channels: Mapping[str, Channel],
     given_up: Collection[tuple[str, int, str]] = (),
 ) -> Iterator[str]:
@@ -17,7 +17,7 @@ def check_edits(
     Args:
         events: every accepted one.
         deliveries: the outbox.
-        shown: what each message shows now.
+        latest: what each message shows now.
         channels: what they promise.
         given_up: incident, episode and channel of each message that could not be edited any more.
     """
@@ -31,7 +31,7 @@ def check_edits(
         if first is None or key in given_up:
             continue
         last = by_seq[max(each.event_seq for each in of_episode)]
-        found = [each.alerts for each in shown if each.channel == first.channel and each.key == first.key]
+        found = [each.alerts for each in latest if each.channel == first.channel and each.key == first.key]
         # A repeat of it, after a lost answer or lease, may be there beside it.
         if not any(last.alerts <= alerts for alerts in found):
             yield f"{first.channel}: the first message of {key[:2]} shows {found}, at last were {last.alerts}"

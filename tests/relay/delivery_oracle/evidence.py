@@ -19,7 +19,7 @@ class AlertState(NamedTuple):
 
 
 Alerts = frozenset[tuple[Hashable, AlertState]]
-Place = tuple[str, str]
+DeliveryKey = tuple[str, str]
 """An incident on a channel."""
 
 
@@ -64,7 +64,7 @@ class Delivery:
     """How many attempts may have arrived without anybody knowing: they have no receipt, or got no answer."""
 
     @property
-    def place(self) -> Place:
+    def delivery_key(self) -> DeliveryKey:
         return self.incident, self.channel
 
     @property
@@ -154,12 +154,12 @@ def read_delivery(row: Row[Any], **more: Any) -> Delivery:
     )
 
 
-def group_by_incident_and_channel(deliveries: Sequence[Delivery]) -> dict[Place, list[Delivery]]:
-    """The deliveries of each place in their order."""
-    places: dict[Place, list[Delivery]] = {}
+def group_by_incident_and_channel(deliveries: Sequence[Delivery]) -> dict[DeliveryKey, list[Delivery]]:
+    """The deliveries of each key in their order."""
+    by_key: dict[DeliveryKey, list[Delivery]] = {}
     for delivery in sorted(deliveries, key=lambda each: each.seq):
-        places.setdefault(delivery.place, []).append(delivery)
-    return places
+        by_key.setdefault(delivery.delivery_key, []).append(delivery)
+    return by_key
 
 
 def merge_alerts(events: Sequence[Event]) -> Alerts:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from tests.relay.delivery_oracle.evidence import Channel, Delivery, Event, Place, group_by_incident_and_channel
+from tests.relay.delivery_oracle.evidence import Channel, Delivery, DeliveryKey, Event, group_by_incident_and_channel
 
 
 def check_stored(
@@ -13,12 +13,12 @@ def check_stored(
     for delivery in deliveries:
         yield from _check_row(delivery)
         yield from _check_heir(delivery, by_id)
-    places = group_by_incident_and_channel(deliveries)
-    for (_, channel), of_place in places.items():
-        yield from _check_order(of_place, channels[channel].merges)
+    by_key = group_by_incident_and_channel(deliveries)
+    for (_, channel), of_key in by_key.items():
+        yield from _check_order(of_key, channels[channel].merges)
     for event in events:
         for channel in event.channels:
-            covering = [each for each in places.get((event.incident, channel), []) if each.covers(event.seq)]
+            covering = [each for each in by_key.get((event.incident, channel), []) if each.covers(event.seq)]
             if not covering:
                 yield f"event {event.seq} has no delivery on {channel}"
             elif not channels[channel].merges and all(each.first_event_seq != each.event_seq for each in covering):
@@ -50,23 +50,23 @@ def find_heir(delivery: Delivery, by_id: Mapping[str, Delivery]) -> Delivery | N
     heir: Delivery | None = delivery
     while heir is not None and heir.state == "superseded":
         heir = by_id.get(heir.superseded_by or "")
-        if heir is None or heir.place != delivery.place or heir.id in passed:
+        if heir is None or heir.delivery_key != delivery.delivery_key or heir.id in passed:
             return None
         passed.add(heir.id)
     return heir
 
 
-def _check_order(of_place: Sequence[Delivery], merges: bool) -> Iterator[str]:
-    incident, channel = of_place[0].place
-    sending = [delivery for delivery in of_place if delivery.state == "sending"]
+def _check_order(of_key: Sequence[Delivery], merges: bool) -> Iterator[str]:
+    incident, channel = of_key[0].delivery_key
+    sending = [delivery for delivery in of_key if delivery.state == "sending"]
     if len(sending) > 1:
         yield f"{channel}: two deliveries of {incident} are sent at once"
     for delivery in sending:
-        if any(older.is_unfinished and older.seq < delivery.seq for older in of_place):
+        if any(older.is_unfinished and older.seq < delivery.seq for older in of_key):
             yield f"{channel}: delivery {delivery.id} is sent before an older one"
-    if merges and sum(delivery.is_waiting for delivery in of_place) > 1:
+    if merges and sum(delivery.is_waiting for delivery in of_key) > 1:
         yield f"{channel}: two deliveries of {incident} wait that can be merged"
-    newest = [delivery.event_seq for delivery in of_place]
+    newest = [delivery.event_seq for delivery in of_key]
     if merges and newest != sorted(newest):
         yield f"{channel}: a later delivery of {incident} ends with an older event"
 
@@ -75,9 +75,9 @@ def check_stand_ins(
     delivery: Delivery, events: Sequence[Event], deliveries: Sequence[Delivery], stand_ins: Collection[str]
 ) -> Iterator[str]:
     """What a fallback channel lacks of a delivery that its own channel has given up."""
-    places = group_by_incident_and_channel(deliveries)
+    by_key = group_by_incident_and_channel(deliveries)
     for name in stand_ins:
-        covering = places.get((delivery.incident, name), [])
+        covering = by_key.get((delivery.incident, name), [])
         for event in events:
             is_part = event.incident == delivery.incident and (
                 delivery.first_event_seq <= event.seq <= delivery.event_seq
@@ -87,11 +87,15 @@ def check_stand_ins(
 
 
 def check_late_send(
-    place: Place, message_range: tuple[int, int], events: Sequence[Event], deliveries: Sequence[Delivery], merges: bool
+    delivery_key: DeliveryKey,
+    message_range: tuple[int, int],
+    events: Sequence[Event],
+    deliveries: Sequence[Delivery],
+    merges: bool,
 ) -> Iterator[str]:
     """Whether the current state follows a message that was sent under a lost lease."""
-    incident, channel = place
-    waiting = [each for each in group_by_incident_and_channel(deliveries).get(place, []) if each.is_waiting]
+    incident, channel = delivery_key
+    waiting = [each for each in group_by_incident_and_channel(deliveries).get(delivery_key, []) if each.is_waiting]
     current = max(event.seq for event in events if event.incident == incident)
     if not waiting or waiting[-1].event_seq != current:
         yield f"{channel}: {incident} was sent under a lost lease, and its current state does not follow"

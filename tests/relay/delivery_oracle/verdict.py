@@ -42,7 +42,7 @@ def judge(history: History) -> Verdict:
     verdict.violations += [f"answered 202 and not in the outbox: {event}" for event in lost]
     verdict.violations += [f"delivery {d.id} is still {d.state}" for d in history.deliveries if d.is_unfinished]
     verdict.violations += check_stored(history.events, history.deliveries, history.channels)
-    places = group_by_incident_and_channel(history.deliveries)
+    by_key = group_by_incident_and_channel(history.deliveries)
     groups: dict[Hashable, list[Event]] = {}
     for event in history.events:
         groups.setdefault(event.group, []).append(event)
@@ -51,7 +51,7 @@ def judge(history: History) -> Verdict:
             received = [message for message in history.messages if message.reader == reader]
             for group, events in groups.items():
                 of_group = [message for message in received if message.group == group]
-                deliveries = places.get((events[0].incident, name), [])
+                deliveries = by_key.get((events[0].incident, name), [])
                 if not channel.merges:  # an old event may be sent again, long after newer ones
                     of_group.sort(key=lambda message: message.number)
                 verdict.violations += _check_last_messages(reader, events, deliveries, of_group)

@@ -50,12 +50,12 @@ def test_an_incident_is_its_source_its_receiver_and_its_group() -> None:
 
 
 def test_a_webhook_at_repeat_interval_equals_the_one_before() -> None:
-    first, second, resolved = (webhook_parser.read_event(payload(number), "") for number in (1, 2, 3))
+    first, second, resolved = (webhook_parser.parse_whole_event(payload(number), "") for number in (1, 2, 3))
     assert build_fingerprint(first) == build_fingerprint(second) != build_fingerprint(resolved)
 
 
 def test_the_order_of_alerts_their_ends_and_texts_are_no_part_of_what_is_reported() -> None:
-    event = webhook_parser.read_event(payload(7), "")
+    event = webhook_parser.parse_whole_event(payload(7), "")
     changed = tuple(replace(alert, ends_at=at(1), annotations={}) for alert in reversed(event.alerts))
     assert build_fingerprint(event) == build_fingerprint(replace(event, alerts=changed))
     later = tuple(replace(alert, starts_at=at(1)) for alert in event.alerts)

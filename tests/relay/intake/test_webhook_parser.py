@@ -17,7 +17,7 @@ from tests.relay.served_relay import PAYLOADS, payload, webhook_of
 @pytest.mark.parametrize("file", PAYLOADS, ids=lambda file: file.stem)
 def test_a_real_webhook_keeps_all_that_it_says(file: Any) -> None:
     wire = json.loads(file.read_bytes())
-    event = webhook_parser.read_event(file.read_bytes(), "eu")
+    event = webhook_parser.parse_whole_event(file.read_bytes(), "eu")
     assert (event.source, event.receiver, event.group_key) == ("eu", wire["receiver"], wire["groupKey"])
     assert event.status == wire["status"]
     assert event.truncated_alerts == wire["truncatedAlerts"]
@@ -30,14 +30,14 @@ def test_a_real_webhook_keeps_all_that_it_says(file: Any) -> None:
 
 
 def test_only_a_resolved_alert_has_an_end() -> None:
-    alerts = webhook_parser.read_event(payload(7), "").alerts
+    alerts = webhook_parser.parse_whole_event(payload(7), "").alerts
     assert {alert.status for alert in alerts} == {Status.FIRING, Status.RESOLVED}
     assert all((alert.ends_at is not None) == (alert.status is Status.RESOLVED) for alert in alerts)
 
 
 def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_error() -> None:
     body = webhook_of(notification_reason="new alerts added", routeLabels={"a": "b"}, orgId=1, commonAnnotations=None)
-    assert webhook_parser.read_event(body, "").common_annotations == {}
+    assert webhook_parser.parse_whole_event(body, "").common_annotations == {}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_error() -> None:
 )
 def test_what_is_no_webhook_is_named_with_its_place(body: bytes, expected: str) -> None:
     with pytest.raises(webhook_parser.MalformedWebhookError) as raised:
-        webhook_parser.read_event(body, "")
+        webhook_parser.parse_whole_event(body, "")
     assert str(raised.value).startswith(expected)
 
 
@@ -79,7 +79,7 @@ def test_a_reason_repeats_nothing_of_the_body() -> None:
         (webhook_of(alerts=[alert | {"annotations": {"a-password": None}}]), "alerts.0.annotations: "),
     ):
         with pytest.raises(webhook_parser.MalformedWebhookError) as raised:
-            webhook_parser.read_event(body, "")
+            webhook_parser.parse_whole_event(body, "")
         assert str(raised.value).startswith(place)
         assert "a-password" not in str(raised.value)
 
@@ -96,7 +96,7 @@ def test_a_body_of_nothing_but_errors_costs_a_few_times_its_own_size_and_no_more
     tracemalloc.start()
     try:
         with pytest.raises((webhook_parser.MalformedWebhookError, webhook_parser.TooManyTextsError)):
-            webhook_parser.read_event(body, "")
+            webhook_parser.parse_whole_event(body, "")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -106,4 +106,4 @@ def test_a_body_of_nothing_but_errors_costs_a_few_times_its_own_size_and_no_more
 @given(st.binary() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps).map(str.encode))
 def test_no_body_raises_anything_else(body: bytes) -> None:
     with pytest.raises(webhook_parser.MalformedWebhookError):
-        webhook_parser.read_event(body, "")
+        webhook_parser.parse_whole_event(body, "")

@@ -11,8 +11,8 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from services.relay.login.oidc import (
-    Attempt,
     IdTokenRules,
+    LoginAttempt,
     OidcError,
     UnknownKeyError,
     _import_keys,
@@ -109,6 +109,6 @@ def test_the_secrets_of_an_attempt_differ_and_are_the_same_at_every_replica() ->
     attempt = create_attempt()
     derived = {attempt.state, attempt.nonce, attempt.code_verifier}
     assert len(derived | {attempt.value}) == 4
-    assert Attempt(attempt.value).code_verifier == attempt.code_verifier
+    assert LoginAttempt(attempt.value).code_verifier == attempt.code_verifier
     assert create_attempt().state not in derived
     assert 43 <= len(attempt.code_verifier) <= 128  # RFC 7636

@@ -92,10 +92,10 @@ class MonitoredOutbox:
     async def accept(self, event: Event, *channels: str) -> str:
         """Accepts a webhook's event; gives its id."""
 
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        def decide(existing: IncidentState | None, now: float) -> DeliveryPlan | None:
             return deduplication.plan_event(
                 event,
-                known,
+                existing,
                 fingerprint=build_fingerprint(event),
                 now=now,
                 duplicate_window=self.duplicate_window,

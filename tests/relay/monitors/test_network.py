@@ -65,11 +65,11 @@ async def test_alertmanager_and_the_dead_mans_switch_are_reached_through_their_p
         peer = AlertmanagerClient(settings.alertmanagers[0], None, settings.alertmanager_egress)
         assert (await peer.read_state()).labels_by_fingerprint == {}
         await peer.close()
-        assert proxy.asked == [f"CONNECT {server}"]
+        assert proxy.requests == [f"CONNECT {server}"]
         (watchdog,) = settings.watchdogs
         assert watchdog.ping_url_file
         switch = DeadMansSwitch("Watchdog", watchdog.ping_url_file, at.store, ["log"], watchdog.egress)
         switch.record_heartbeat()
         await switch.ping_after_heartbeat()
         await switch.close()
-        assert proxy.asked == [f"CONNECT {server}"] * 2
+        assert proxy.requests == [f"CONNECT {server}"] * 2

@@ -47,7 +47,7 @@ async def intake(at: MonitoredOutbox, sent: list[Event]) -> AsyncIterator[str]:
     """Where the webhooks go; gives the URL."""
 
     async def take(request: web.Request) -> web.Response:
-        event = webhook_parser.read_event(await request.read(), "")
+        event = webhook_parser.parse_whole_event(await request.read(), "")
         await at.accept(event, "email")
         sent.append(event)
         return web.Response(status=202)

@@ -31,7 +31,7 @@ async def accept(
 ) -> AcceptResult:
     incoming = IncomingEvent(event or event_of(), incident, "fingerprint", "KMSTest", b"{}")
     plan = DeliveryPlan(episode, is_open=is_open, channels=channels or ("a",), escalation=escalation)
-    return await accept_event(store, incoming, lambda _known, _now: plan)
+    return await accept_event(store, incoming, lambda _state, _now: plan)
 
 
 async def claim_some(

@@ -33,7 +33,7 @@ class ServerClock(FileClock):
         super().move(seconds)
         self._run(f"UPDATE the_time SET now = {self.now}")  # noqa: S608  # likewise
 
-    def start_again(self) -> None:
+    def reset(self) -> None:
         self.move(START - self.now)
         self._run(f"TRUNCATE {', '.join(tables.metadata.tables)} RESTART IDENTITY")
 

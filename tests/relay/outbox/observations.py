@@ -11,10 +11,10 @@ from tests.relay.delivery_oracle.evidence import (
     AlertState,
     Channel,
     Delivery,
+    DeliveryKey,
     Event,
     History,
     Message,
-    Place,
     merge_alerts,
 )
 
@@ -46,18 +46,18 @@ class OwnedClaim:
     """Whether that only names it."""
 
     @property
-    def place(self) -> Place:
+    def delivery_key(self) -> DeliveryKey:
         return self.claim.incident_id, self.claim.channel
 
 
 @dataclass
 class Observations:
     events: dict[int, Event] = field(default_factory=dict)
-    live: dict[Place, OwnedClaim] = field(default_factory=dict)
-    """The latest claim of each place, where it was not ended."""
+    live: dict[DeliveryKey, OwnedClaim] = field(default_factory=dict)
+    """The latest claim of each key, where it was not ended."""
     messages: list[Message] = field(default_factory=list)
     sent_after_lease: int = 0
-    """How many messages arrived from a claim that was no longer the latest of its place."""
+    """How many messages arrived from a claim that was no longer the latest of its key."""
     progress: dict[str, str] = field(default_factory=dict)
     """Of each delivery."""
     requeued: set[str] = field(default_factory=set)
@@ -93,22 +93,22 @@ class Observations:
     def statuses_of(self, claim: DeliveryTask) -> dict[Hashable, str]:
         return {alert: what.state for alert, what in self.alerts_of(claim)}
 
-    def arrive(self, held: OwnedClaim) -> None:
-        if held.arrived:
+    def arrive(self, owned: OwnedClaim) -> None:
+        if owned.arrived:
             return
-        held.arrived = True
-        if held.is_named_only:  # its own message is still to come
+        owned.arrived = True
+        if owned.is_named_only:  # its own message is still to come
             return
-        self.sent_after_lease += self.live.get(held.place) is not held
-        incident, channel = held.place
+        self.sent_after_lease += self.live.get(owned.delivery_key) is not owned
+        incident, channel = owned.delivery_key
         self.messages.append(
             Message(
                 channel,
                 channel,
-                held.claim.delivery_id,
+                owned.claim.delivery_id,
                 incident,
-                self.alerts_of(held.claim),
-                says_repeat=held.claim.maybe_sent,
+                self.alerts_of(owned.claim),
+                says_repeat=owned.claim.maybe_sent,
             )
         )
 

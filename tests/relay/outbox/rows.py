@@ -24,7 +24,7 @@ class Rows:
         age: float = 0,
         goes_on: bool = True,
         episode: int = 1,
-        written: bytes = b"{}",
+        event_json: bytes = b"{}",
     ) -> int:
         """The latest event of an incident; gives its seq."""
 
@@ -37,7 +37,7 @@ class Rows:
                 "status": "firing",
                 "fingerprint": "same",
                 "accepted_at": transaction.now - age,
-                "event": written,
+                "event": event_json,
                 "body": b"{}",
             }
             connection = transaction.connection
@@ -80,7 +80,7 @@ class Rows:
 
         return await self.store.run(put)
 
-    async def many(self, number: int, *, age: float) -> list[str]:
+    async def create_deliveries(self, number: int, *, age: float) -> list[str]:
         """Deliveries of as many incidents that are over; gives their ids, the oldest first."""
         made = await asyncio.gather(*(self.event(f"{each}", age=age, goes_on=False) for each in range(number)))
         return await asyncio.gather(*map(self.delivery, made))

@@ -105,7 +105,7 @@ class SimulatedOutbox:
         self.database, self.clock = database, clock
         self.elapsed = 0.0
         self.observed = Observations()
-        self.held: list[OwnedClaim] = []
+        self.owned: list[OwnedClaim] = []
         self.latest: dict[str, tuple[AlertStatuses, float]] = {}
         """The last webhook of each group, and when it was accepted."""
         self.acknowledged: dict[str, tuple[int, str]] = {}
@@ -222,12 +222,12 @@ class SimulatedOutbox:
 
     def escalate(self) -> None:
         """Each step that is due is taken, and no other."""
-        before, known = self.rows, set(self.rows)
+        before, existing = self.rows, set(self.rows)
         done = self.run(escalate_due(self.store, RATES))
         self.read_and_check()
         assert not self.run(escalate_due(self.store, RATES))
         added = {(one.incident_id, channel) for one in done for channel in one.channels}
-        assert {row.place for row in self.rows.values() if row.id not in known} == added
+        assert {row.delivery_key for row in self.rows.values() if row.id not in existing} == added
         assert count_superseded(before, self.rows) == Counter(
             channel for one in done for channel in one.superseded_channels
         )
@@ -247,7 +247,7 @@ class SimulatedOutbox:
                 if may
                 else set()
             )
-            assert {channel for place, channel in added if place == incident} == due - {
+            assert {channel for delivery_key, channel in added if delivery_key == incident} == due - {
                 row.channel for row in of_episode
             }
 
@@ -256,12 +256,12 @@ class SimulatedOutbox:
     ) -> AcceptResult:
         event = event_of(group, alerts)
 
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        def decide(existing: IncidentState | None, now: float) -> DeliveryPlan | None:
             content = build_fingerprint(event)
             plans.append(
                 plan_event(
                     event,
-                    known,
+                    existing,
                     fingerprint=content,
                     now=now,
                     duplicate_window=WINDOW,
@@ -299,11 +299,11 @@ class SimulatedOutbox:
         taken = self.run(claim_due(self.store, request))
         self.read_and_check()
         assert len(taken.tasks) <= limit
-        for place, live in list(
+        for delivery_key, live in list(
             self.observed.live.items()
         ):  # a member of a digest may be merged, and not be claimed yet
             if live.digest is not None and self.rows[live.claim.delivery_id].lease is None:
-                del self.observed.live[place]
+                del self.observed.live[delivery_key]
         digests = [task for task in taken.tasks if task.members]
         assert len(taken.tasks) == 1 or not digests
         claims = [OwnedClaim(task, owner, 0, 0) for task in taken.tasks if not task.members]
@@ -312,10 +312,10 @@ class SimulatedOutbox:
             for task in digests
             for member in task.members
         ]
-        for held in claims:
-            each = held.claim
-            held.until = held.exclusive_until = self.elapsed + LEASE
-            before = self.observed.live.get(held.place)
+        for owned in claims:
+            each = owned.claim
+            owned.until = owned.exclusive_until = self.elapsed + LEASE
+            before = self.observed.live.get(owned.delivery_key)
             check(
                 check_claim(
                     each,
@@ -327,13 +327,13 @@ class SimulatedOutbox:
                     is_leased_elsewhere=before is not None and before.exclusive_until > self.elapsed + ROUNDED,
                 )
             )
-            if held.digest is not None:
+            if owned.digest is not None:
                 events_json, _ = self.run(_merge_events(self.store, each))
                 event = decode_event(events_json)
                 assert {alert.fingerprint: alert.status for alert in event.alerts} == self.observed.statuses_of(each)
                 self.acknowledgements[each.delivery_id] = ""
-                self.observed.live[held.place] = held
-                self.held.append(held)
+                self.observed.live[owned.delivery_key] = owned
+                self.owned.append(owned)
                 continue
             task = self.run(prepare(self.store, each, acknowledges=channel == ACKNOWLEDGING))
             event = decode_event(task.event_json)
@@ -342,8 +342,8 @@ class SimulatedOutbox:
             is_current = episode == each.episode == self.observed.latest_event(each.incident_id).episode
             assert task.context.acknowledged_by == (who if is_current else "")
             self.acknowledgements[each.delivery_id] = task.acknowledgement if event.status is Status.FIRING else ""
-            self.observed.live[held.place] = held
-            self.held.append(held)
+            self.observed.live[owned.delivery_key] = owned
+            self.owned.append(owned)
         if not taken.tasks and any(row.channel == channel and not row.is_finished for row in self.rows.values()):
             assert taken.retry_in is not None, "lost: no later claim is planned"
         return taken
@@ -353,15 +353,15 @@ class SimulatedOutbox:
         before = self.rows
 
         async def end_digest(digest: DeliveryTask, members: Sequence[OwnedClaim]) -> list[OutcomeResult]:
-            assert [held.claim for held in members] == [member.task for member in digest.members]
-            outcomes = [_name_only(how) if held.is_named_only else how for held in members]
+            assert [owned.claim for owned in members] == [member.task for member in digest.members]
+            outcomes = [_name_only(how) if owned.is_named_only else how for owned in members]
             return await record_digest(self.store, digest, outcomes, PAUSES)
 
-        async def end_alone(held: OwnedClaim) -> list[OutcomeResult]:
-            return [await record_outcome(self.store, held.claim, self._add_acknowledgement(held, how), PAUSES)]
+        async def end_alone(owned: OwnedClaim) -> list[OutcomeResult]:
+            return [await record_outcome(self.store, owned.claim, self._add_acknowledgement(owned, how), PAUSES)]
 
-        messages = {id(held.digest or held): held.digest for held in ending}
-        by_message = {key: [held for held in ending if id(held.digest or held) == key] for key in messages}
+        messages = {id(owned.digest or owned): owned.digest for owned in ending}
+        by_message = {key: [owned for owned in ending if id(owned.digest or owned) == key] for key in messages}
 
         async def run_concurrently() -> list[OutcomeResult]:
             ends = [
@@ -370,39 +370,39 @@ class SimulatedOutbox:
             ]
             return [one for each in await asyncio.gather(*ends) for one in each]
 
-        ending = [held for members in by_message.values() for held in members]
+        ending = [owned for members in by_message.values() for owned in members]
         recorded = self.run(run_concurrently())
         self.read_and_check()
         assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels
         )
         gates = {gate.name: gate for gate in self.run(self.store.read(queries.read_channel_states))}
-        for held, one in zip(ending, recorded, strict=True):
-            self.held.remove(held)
-            assert one.lease_valid == (self.observed.live.get(held.place) is held)
+        for owned, one in zip(ending, recorded, strict=True):
+            self.owned.remove(owned)
+            assert one.lease_valid == (self.observed.live.get(owned.delivery_key) is owned)
             if one.lease_valid:
-                del self.observed.live[held.place]
-                if held.is_named_only and one.state in tables.WAITING and how.state is DeliveryState.DELIVERED:
-                    self.observed.progress.pop(held.claim.delivery_id, None)
-                assert self.rows[held.claim.delivery_id].state == one.state
+                del self.observed.live[owned.delivery_key]
+                if owned.is_named_only and one.state in tables.WAITING and how.state is DeliveryState.DELIVERED:
+                    self.observed.progress.pop(owned.claim.delivery_id, None)
+                assert self.rows[owned.claim.delivery_id].state == one.state
                 if how.channel_effect is ChannelEffect.REACHED:
-                    assert not gates[held.claim.channel].failures
+                    assert not gates[owned.claim.channel].failures
                 assert (
-                    gates[held.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
+                    gates[owned.claim.channel].is_down == (how.channel_effect is ChannelEffect.DOWN)
                     or how.channel_effect in UNSURE
                 )
-            elif how.maybe_sent and not (held.is_named_only and how.state is DeliveryState.DELIVERED):
-                events_sent = (held.claim.first_event_seq, held.claim.last_event_seq)
-                merges = CHANNELS[held.claim.channel].merges
-                check(check_late_send(held.place, events_sent, self.events, list(self.rows.values()), merges))
+            elif how.maybe_sent and not (owned.is_named_only and how.state is DeliveryState.DELIVERED):
+                events_sent = (owned.claim.first_event_seq, owned.claim.last_event_seq)
+                merges = CHANNELS[owned.claim.channel].merges
+                check(check_late_send(owned.delivery_key, events_sent, self.events, list(self.rows.values()), merges))
 
-    def get_message(self, held: OwnedClaim) -> list[OwnedClaim]:
+    def get_message(self, owned: OwnedClaim) -> list[OwnedClaim]:
         """All that is sent in one message with it."""
-        return [held] if held.digest is None else [each for each in self.held if each.digest is held.digest]
+        return [owned] if owned.digest is None else [each for each in self.owned if each.digest is owned.digest]
 
-    def _add_acknowledgement(self, held: OwnedClaim, how: AttemptOutcome) -> AttemptOutcome:
+    def _add_acknowledgement(self, owned: OwnedClaim, how: AttemptOutcome) -> AttemptOutcome:
         """What the channel writes into its receipt."""
-        carried = self.acknowledgements[held.claim.delivery_id]
+        carried = self.acknowledgements[owned.claim.delivery_id]
         return how._replace(receipt={**how.receipt, ACKNOWLEDGED: carried}) if how.receipt and carried else how
 
     def sweep(self, owner: str, give_up_after: float) -> None:
@@ -421,9 +421,9 @@ class SimulatedOutbox:
         assert Counter(swept.ended) == Counter(ended)
         for row in now_dead:
             self._check_stand_ins(row)
-        for held in self.observed.live.values():
-            if self.due_at[held.claim.delivery_id] <= self.clock() + ROUNDED:
-                held.exclusive_until = self.elapsed
+        for owned in self.observed.live.values():
+            if self.due_at[owned.claim.delivery_id] <= self.clock() + ROUNDED:
+                owned.exclusive_until = self.elapsed
 
     def find_refusing(self) -> set[str]:
         """The channels that refuse everything."""
@@ -449,14 +449,14 @@ class SimulatedOutbox:
 
     def drain(self) -> None:
         """A healthy relay delivers what is left, and claims no sooner than the outbox says."""
-        self.held.clear()
+        self.owned.clear()
         self.sweep("last", 100 * DAY)
         for _ in range(200):
             taken = [self.claim(channel, "last", 32) for channel in sorted(RATES)]
-            for held in self.held:
-                self.observed.arrive(held)
-            if self.held:
-                self.record(list(self.held), ENDINGS["delivered"])
+            for owned in self.owned:
+                self.observed.arrive(owned)
+            if self.owned:
+                self.record(list(self.owned), ENDINGS["delivered"])
                 continue
             waits = [one.retry_in for one in taken if one.retry_in is not None]
             if not waits:
@@ -473,11 +473,11 @@ class SimulatedOutbox:
             current = self.observed.latest_event(incident)
             if not current.is_firing or current.episode != episode:
                 continue
-            place = (incident, ACKNOWLEDGING)
+            delivery_key = (incident, ACKNOWLEDGING)
             delivered = [
                 row
                 for row in self.rows.values()
-                if (row.place, row.episode, row.state) == (place, episode, DeliveryState.DELIVERED)
+                if (row.delivery_key, row.episode, row.state) == (delivery_key, episode, DeliveryState.DELIVERED)
             ]
             probe = DeliveryTask("", incident, episode, ACKNOWLEDGING, datetime.fromtimestamp(0, UTC))
             missing = self.run(self.store.read(partial(read_provider_acknowledgement, task=probe)))

@@ -22,7 +22,7 @@ from tests.relay.outbox.simulated_outbox import DAY, LEASE, MERGING, RATES, Simu
 OTHER: Final = {"one": "two", "two": "one"}
 owners = st.sampled_from(sorted(OTHER))
 channels = st.sampled_from(["slack", "slack", "mail", "log"])
-places = st.integers(0, 3)
+numbers = st.integers(0, 3)
 groups = st.dictionaries(st.sampled_from("ABC"), st.sampled_from(Status), min_size=1)
 webhooks = st.tuples(
     st.sampled_from(["db", "db", "web"]),
@@ -62,22 +62,22 @@ class OutboxMachine(RuleBasedStateMachine):
             self.world.wait(taken.retry_in + 0.001)
             self.world.claim(channel, owner, limit)
 
-    @precondition(lambda self: self.world.held)
-    @rule(place=places)
-    def arrive(self, place: int) -> None:
+    @precondition(lambda self: self.world.owned)
+    @rule(number=numbers)
+    def arrive(self, number: int) -> None:
         """A message gets through; its sender may hear of it, or not, or too late."""
-        self._arrive(self._held(place))
+        self._arrive(self._get_owned(number))
 
-    @precondition(lambda self: self.world.held)
-    @rule(place=places, how=endings)
-    def end(self, place: int, how: str) -> None:
-        self._end(self._held(place), how)
+    @precondition(lambda self: self.world.owned)
+    @rule(number=numbers, how=endings)
+    def end(self, number: int, how: str) -> None:
+        self._end(self._get_owned(number), how)
 
     @precondition(lambda self: self.world.latest)
-    @rule(place=places, who=st.sampled_from(["anna", "ben", ""]))
-    def press(self, place: int, who: str) -> None:
+    @rule(number=numbers, who=st.sampled_from(["anna", "ben", ""]))
+    def press(self, number: int, who: str) -> None:
         """A person acknowledges an incident, or withdraws that."""
-        group = sorted(self.world.latest)[place % len(self.world.latest)]
+        group = sorted(self.world.latest)[number % len(self.world.latest)]
         if who:
             self.world.acknowledge(group, who)
         else:
@@ -95,67 +95,67 @@ class OutboxMachine(RuleBasedStateMachine):
         for channel in sorted(self.world.find_refusing()):
             self.world.fall_back(channel)
 
-    @precondition(lambda self: self.world.held)
-    @rule(place=places, how=endings, done=st.sampled_from("xyz"), arrives=st.booleans())
-    def end_too_late(self, place: int, how: str, done: str, arrives: bool) -> None:
+    @precondition(lambda self: self.world.owned)
+    @rule(number=numbers, how=endings, done=st.sampled_from("xyz"), arrives=st.booleans())
+    def end_too_late(self, number: int, how: str, done: str, arrives: bool) -> None:
         """A process stands still until its lease is over; another one goes on with its work; then it wakes up."""
-        held = self._held(place)
+        owned = self._get_owned(number)
         if arrives:
-            self._arrive(held)
-        for moment in (held.until - 1, held.until + 0.001):  # before it, the other one must not get it
+            self._arrive(owned)
+        for moment in (owned.until - 1, owned.until + 0.001):  # before it, the other one must not get it
             self.world.wait(max(moment - self.world.elapsed, 0.0))
-            self.world.claim(held.claim.channel, OTHER[held.owner], 3)
-        self._save(held, done)
-        self._end(held, how)
+            self.world.claim(owned.claim.channel, OTHER[owned.owner], 3)
+        self._save(owned, done)
+        self._end(owned, how)
 
-    @precondition(lambda self: self.world.held)
-    @rule(place=places, alerts=groups, duplicate=st.booleans(), delivered=st.booleans())
-    def reject(self, place: int, alerts: AlertStatuses, duplicate: bool, delivered: bool) -> None:
+    @precondition(lambda self: self.world.owned)
+    @rule(number=numbers, alerts=groups, duplicate=st.booleans(), delivered=st.booleans())
+    def reject(self, number: int, alerts: AlertStatuses, duplicate: bool, delivered: bool) -> None:
         """A message is given up; its incident goes on, and a person sends it again."""
-        held = self._held(place)
-        self._end(held, "rejected")
-        group = next(name for name in self.world.latest if group_id(name) == held.claim.incident_id)
+        owned = self._get_owned(number)
+        self._end(owned, "rejected")
+        group = next(name for name in self.world.latest if group_id(name) == owned.claim.incident_id)
         self.world.accept([(group, self.world.latest[group][0] if duplicate else alerts, sorted(RATES))])
         if delivered:
-            self.world.claim(held.claim.channel, held.owner, 3)
-            self.end_all(held.owner)
-        self._requeue(self.world.rows[held.claim.delivery_id])
+            self.world.claim(owned.claim.channel, owned.owner, 3)
+            self.end_all(owned.owner)
+        self._requeue(self.world.rows[owned.claim.delivery_id])
 
-    @precondition(lambda self: self.world.held)
+    @precondition(lambda self: self.world.owned)
     @rule(owner=owners)
     def end_all(self, owner: str) -> None:
-        for held in self.world.held:
-            if held.owner == owner:
-                self._arrive(held)
-        arrived = [held for held in self.world.held if held.owner == owner and held.arrived]
+        for owned in self.world.owned:
+            if owned.owner == owner:
+                self._arrive(owned)
+        arrived = [owned for owned in self.world.owned if owned.owner == owner and owned.arrived]
         self.world.record(arrived, ENDINGS["delivered"])
 
-    @precondition(lambda self: self.world.held)
-    @rule(place=places, done=st.sampled_from("xyz"))
-    def save(self, place: int, done: str) -> None:
-        self._save(self._held(place), done)
+    @precondition(lambda self: self.world.owned)
+    @rule(number=numbers, done=st.sampled_from("xyz"))
+    def save(self, number: int, done: str) -> None:
+        self._save(self._get_owned(number), done)
 
-    @precondition(lambda self: self.world.held)
+    @precondition(lambda self: self.world.owned)
     @rule(owner=owners)
     def crash(self, owner: str) -> None:
-        self.world.held = [held for held in self.world.held if held.owner != owner]
+        self.world.owned = [owned for owned in self.world.owned if owned.owner != owner]
 
-    @precondition(lambda self: self.world.held)
+    @precondition(lambda self: self.world.owned)
     @rule(owner=owners)
     def release(self, owner: str) -> None:
         world = self.world
         world.run(release_leases(world.store, owner))
-        for place in [place for place, held in world.observed.live.items() if held.owner == owner]:
-            del world.observed.live[place]
+        for number in [number for number, owned in world.observed.live.items() if owned.owner == owner]:
+            del world.observed.live[number]
         self.crash(owner)
         world.read_and_check()
 
     @precondition(lambda self: self.world.rows)
-    @rule(place=places, dead=st.booleans())
-    def requeue_one(self, place: int, dead: bool) -> None:
+    @rule(number=numbers, dead=st.booleans())
+    def requeue_one(self, number: int, dead: bool) -> None:
         rows = [row for row in self.world.rows.values() if not dead or row.state == DeliveryState.DEAD]
         if rows:
-            self._requeue(rows[-1 - place % len(rows)])
+            self._requeue(rows[-1 - number % len(rows)])
 
     def _requeue(self, row: Delivery) -> None:
         world = self.world
@@ -214,28 +214,30 @@ class OutboxMachine(RuleBasedStateMachine):
         """Whether something is still to be delivered."""
         return any(row.is_unfinished for row in self.world.rows.values())
 
-    def _held(self, place: int) -> OwnedClaim:
-        return self.world.held[-1 - place % len(self.world.held)]
+    def _get_owned(self, number: int) -> OwnedClaim:
+        return self.world.owned[-1 - number % len(self.world.owned)]
 
-    def _arrive(self, held: OwnedClaim) -> None:
-        if self.world.elapsed < held.until:
-            for each in self.world.get_message(held):
+    def _arrive(self, owned: OwnedClaim) -> None:
+        if self.world.elapsed < owned.until:
+            for each in self.world.get_message(owned):
                 self.world.observed.arrive(each)
 
-    def _save(self, held: OwnedClaim, done: str) -> None:
-        kept = self.world.run(save_progress(self.world.store, held.digest or held.claim, {"done": done}))
-        live = [each for each in self.world.get_message(held) if self.world.observed.live.get(each.place) is each]
+    def _save(self, owned: OwnedClaim, done: str) -> None:
+        kept = self.world.run(save_progress(self.world.store, owned.digest or owned.claim, {"done": done}))
+        live = [
+            each for each in self.world.get_message(owned) if self.world.observed.live.get(each.delivery_key) is each
+        ]
         assert kept == bool(live)
         for each in live:
             self.world.observed.progress[each.claim.delivery_id] = done
 
-    def _end(self, held: OwnedClaim, how: str) -> None:
+    def _end(self, owned: OwnedClaim, how: str) -> None:
         if how == "delivered":
-            self._arrive(held)
-        if held.arrived:
+            self._arrive(owned)
+        if owned.arrived:
             how = how if ENDINGS[how].maybe_sent else "answer lost"
-        elif self.world.elapsed >= held.until or how == "delivered":
-            for each in self.world.get_message(held):  # it was not sent in time, and its holder leaves it alone
-                self.world.held.remove(each)
+        elif self.world.elapsed >= owned.until or how == "delivered":
+            for each in self.world.get_message(owned):  # it was not sent in time, and its holder leaves it alone
+                self.world.owned.remove(each)
             return
-        self.world.record(self.world.get_message(held), ENDINGS[how])
+        self.world.record(self.world.get_message(owned), ENDINGS[how])

@@ -80,7 +80,7 @@ async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_i
     over, kept = [], set()
     for number in range(30):
         content = secrets.token_bytes(200_000)
-        event = await rows.event(f"{number}", age=3000 - 100 * number, goes_on=False, written=content)
+        event = await rows.event(f"{number}", age=3000 - 100 * number, goes_on=False, event_json=content)
         state = DeliveryState.QUEUED if number % 10 == 0 else DeliveryState.DELIVERED
         delivery = await rows.delivery(event, state=state)
         if state is DeliveryState.QUEUED:
@@ -103,9 +103,9 @@ async def test_near_the_limit_the_oldest_of_what_is_over_goes_and_nothing_that_i
 async def test_what_is_given_up_goes_likewise_and_what_is_young_stays(store: Store, rows: Rows) -> None:
     for number in range(10):
         content = secrets.token_bytes(200_000)
-        event = await rows.event(f"old {number}", age=3000, goes_on=False, written=content)
+        event = await rows.event(f"old {number}", age=3000, goes_on=False, event_json=content)
         await rows.delivery(event, state=DeliveryState.DEAD)
-        event = await rows.event(f"young {number}", age=30, goes_on=False, written=content)
+        event = await rows.event(f"young {number}", age=30, goes_on=False, event_json=content)
         await rows.delivery(event)
     await prune_to_size(store, limited(MIB), 60.0)
     assert len(await rows.left()) == 10
@@ -122,7 +122,7 @@ async def test_who_fills_the_outbox_with_webhooks_erases_nothing_of_the_audit(st
 
 
 async def test_below_the_limit_nothing_goes(store: Store, rows: Rows) -> None:
-    await rows.delivery(await rows.event(age=DAY, goes_on=False, written=bytes(200_000)))
+    await rows.delivery(await rows.event(age=DAY, goes_on=False, event_json=bytes(200_000)))
     limit = limited(8 * MIB)
     assert await prune_to_size(store, limit, 0.0) == (0, 0, 0)
     assert 0 < limit.used_bytes < PRUNE_DOWN_TO * limit.max_bytes
@@ -198,7 +198,7 @@ async def test_an_outbox_far_over_its_limit_accepts_at_once_where_what_is_over_c
         rows = Rows(store)
         for number in range(400):
             content = secrets.token_bytes(40_000)
-            await rows.delivery(await rows.event(f"{number}", age=DAY, goes_on=False, written=content))
+            await rows.delivery(await rows.event(f"{number}", age=DAY, goes_on=False, event_json=content))
     configuration = settings(tmp_path, {"one": Scripted()}, **SMALL)
     with structlog.testing.capture_logs() as told:
         async with served(configuration.model_copy(update={"database": database})) as client:

@@ -36,7 +36,7 @@ class Storm:
         self.store = store
         self.clock = clock
 
-    async def tell(
+    async def accept_events(
         self, names: Iterable[str], severity: str = "warning", status: str = "firing", episode: int = 1
     ) -> None:
         for name in names:
@@ -63,7 +63,7 @@ class Storm:
 
     async def spend_burst(self) -> None:
         """What the channel had saved up: from now on it takes a message a second."""
-        await self.tell(f"burst {number}" for number in range(5))
+        await self.accept_events(f"burst {number}" for number in range(5))
         for task in (await claim_due(self.store, ClaimRequest("a", 8, "me", 20, 1.0))).tasks:
             await end_attempt(self.store, task)
 
@@ -106,9 +106,9 @@ def list_incidents(task: DeliveryTask) -> list[str]:
 
 
 async def test_few_go_one_by_one_and_more_go_as_one_message_for_one_token(storm: Storm) -> None:
-    await storm.tell("abc")
+    await storm.accept_events("abc")
     assert await storm.claim_alone() == ["a"]
-    await storm.tell("de")
+    await storm.accept_events("de")
     task = await storm.claim_digest()
     assert list_incidents(task) == ["b", "c", "d", "e"]
     assert not (await storm.claim(after=0)).tasks, "it cost a token"
@@ -122,7 +122,7 @@ async def test_few_go_one_by_one_and_more_go_as_one_message_for_one_token(storm:
 
 
 async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(storm: Storm) -> None:
-    await storm.tell("abcdef")
+    await storm.accept_events("abcdef")
     assert [len(task.members) for task in (await storm.claim(size=0)).tasks] == [0]
     everything = await claim_due(storm.store, ClaimRequest("a", 8, "me", 20, None, digest_over=OVER, digest_size=SIZE))
     assert [task.incident_id for task in everything.tasks] == ["b", "c", "d", "e", "f"]
@@ -130,30 +130,30 @@ async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(stor
 
 async def test_a_digest_holds_a_limited_number_and_the_next_one_holds_the_rest(storm: Storm) -> None:
     names = [f"{number:02}" for number in range(SIZE + OVER + 1)]
-    await storm.tell(names)
+    await storm.accept_events(names)
     first, second = [list_incidents(await storm.claim_digest()) for _ in range(2)]
     assert (first, second) == (names[:SIZE], names[SIZE:])
 
 
 async def test_what_waits_of_a_member_is_merged_and_the_digest_shows_its_current_state(storm: Storm) -> None:
-    await storm.tell("abcd")
-    await storm.tell("b", status="resolved")
+    await storm.accept_events("abcd")
+    await storm.accept_events("b", status="resolved")
     task = await storm.claim_digest()
     assert sorted(list_incidents(task)) == ["a", "b", "c", "d"]
     (member,) = [each.task for each in task.members if each.task.incident_id == "b"]
     assert member.last_event_seq > member.first_event_seq
     assert member.firing_undelivered
     # While it is sent, the next event of a member waits: one message of an incident at a time.
-    await storm.tell("ab")
+    await storm.accept_events("ab")
     assert not (await storm.claim()).tasks
     await storm.deliver(task)
     assert await storm.claim_alone() == ["a", "b"], "what came meanwhile"
 
 
 async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_for_a_burst(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     critical = [f"critical {number}" for number in range(8)]
-    await storm.tell(critical, "critical")
+    await storm.accept_events(critical, "critical")
     alone = [await storm.claim_alone() for _ in range(5)]
     assert list(chain.from_iterable(alone)) == critical[:5]
     task = await storm.claim_digest()
@@ -168,7 +168,7 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
         ("queued", 0, task.delivery_id)
     }
     # Their own messages follow, and nothing names them again.
-    await storm.tell("efgh")
+    await storm.accept_events("efgh")
     assert list(chain.from_iterable([await storm.claim_alone() for _ in range(3)])) == critical[5:]
     rows = await storm.rows()
     assert {(rows[name].state, rows[name].attempts, rows[name].digest_id) for name in critical} == {
@@ -178,13 +178,13 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
 
 
 async def test_a_critical_one_that_gets_news_while_a_digest_names_it_sends_that(storm: Storm) -> None:
-    await storm.tell("abcdef", "critical")
+    await storm.accept_events("abcdef", "critical")
     for _ in range(5):
         await storm.claim_alone()
-    await storm.tell("ghij", "critical")
+    await storm.accept_events("ghij", "critical")
     task = await storm.claim_digest()
     assert "j" in list_incidents(task)
-    await storm.tell("j", "critical", "resolved")
+    await storm.accept_events("j", "critical", "resolved")
     await storm.deliver(task)
     rows = await storm.rows()
     assert (rows["j"].state, rows["j"].digest_id, rows["j"].attempts) == ("retrying", None, 0)
@@ -192,44 +192,44 @@ async def test_a_critical_one_that_gets_news_while_a_digest_names_it_sends_that(
 
 
 async def test_the_resolve_of_what_was_shown_alone_goes_alone_and_others_end_in_a_digest(storm: Storm) -> None:
-    await storm.tell(["alone"])
+    await storm.accept_events(["alone"])
     assert await storm.claim_alone() == ["alone"]
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     await storm.deliver(await storm.claim_digest())
-    await storm.tell(["alone", *"abcd"], status="resolved")
+    await storm.accept_events(["alone", *"abcd"], status="resolved")
     assert await storm.claim_alone() == ["alone"]
     task = await storm.claim_digest()
     assert list_incidents(task) == list("abcd")
     assert all((each.task.first_receipt or {}).keys() == {"ts", "digest"} for each in task.members)
     # An incident that fires again is shown in a digest all the same.
     await storm.deliver(task)
-    await storm.tell("efgh")
-    await storm.tell(["alone"])
+    await storm.accept_events("efgh")
+    await storm.accept_events(["alone"])
     assert "alone" in list_incidents(await storm.claim_digest())
 
 
 async def test_what_may_have_arrived_alone_or_was_refused_in_a_digest_goes_alone(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), "rejected", channel_effect=ChannelEffect.REACHED)
-    await storm.tell("efgh")
+    await storm.accept_events("efgh")
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]
     task = await storm.claim_digest()
     assert list_incidents(task) == list("efgh")
     await storm.deliver(task)
-    await storm.tell("i")
+    await storm.accept_events("i")
     (lost,) = (await storm.claim()).tasks
     await end_attempt(storm.store, lost, DeliveryState.RETRYING, reason="timeout", maybe_sent=True, retry_in=0.5)
-    await storm.tell("jklm")
+    await storm.accept_events("jklm")
     (again,) = (await storm.claim()).tasks
     assert (again.incident_id, again.maybe_sent, again.members) == ("i", True, ())
 
 
 async def test_a_digest_that_did_not_arrive_is_collected_anew_with_what_came_meanwhile(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     task = await storm.claim_digest()
-    await storm.tell("b", status="resolved")
+    await storm.accept_events("b", status="resolved")
     await storm.fail(task, "rate_limited", retry_in=0.5)
-    await storm.tell("e")
+    await storm.accept_events("e")
     again = await storm.claim_digest()
     assert sorted(list_incidents(again)) == list("abcde")
     assert again.delivery_id != task.delivery_id
@@ -238,8 +238,8 @@ async def test_a_digest_that_did_not_arrive_is_collected_anew_with_what_came_mea
 
 @pytest.mark.parametrize("end", ["answer lost", "lease expired", "stopped", "progress saved"])
 async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: Storm, end: str) -> None:
-    await storm.tell("abcd")
-    await storm.tell(["critical"], "critical")
+    await storm.accept_events("abcd")
+    await storm.accept_events(["critical"], "critical")
     assert await storm.claim_alone() == ["critical"]
     task = await storm.claim_digest()
     if end == "answer lost":
@@ -251,8 +251,8 @@ async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: 
         await storm.fail(task, retry_in=0.5)
     else:
         await release_leases(storm.store, "me")
-    await storm.tell("b", status="resolved")
-    await storm.tell("efghi")
+    await storm.accept_events("b", status="resolved")
+    await storm.accept_events("efghi")
     again = await storm.claim_digest(owner="other")
     assert (again.delivery_id, list_incidents(again)) == (task.delivery_id, ["a", "c", "d"])
     assert again.maybe_sent == (end != "progress saved")
@@ -267,7 +267,7 @@ async def test_a_digest_that_may_have_arrived_is_claimed_again_as_it_was(storm: 
 
 async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm: Storm, database: DatabaseUrl) -> None:
     """Else a part of it would be searched for, and a post that does not name it be found."""
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     task = await storm.claim_digest()
     await storm.fail(task, maybe_sent=True, retry_in=0.5)
     rows = await storm.rows()
@@ -283,7 +283,7 @@ async def test_only_the_whole_of_a_digest_that_may_have_arrived_is_claimed(storm
 
 
 async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_once(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), retry_in=0.5)
     rows = await storm.rows()
     read = select(attempts.c.delivery_seq, attempts.c.number, attempts.c.reason)
@@ -295,25 +295,25 @@ async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_onc
 
 async def test_what_the_rate_allows_at_once_goes_alone_however_few_make_a_storm(storm: Storm) -> None:
     storm.clock.move(60)
-    await storm.tell("abcde")
+    await storm.accept_events("abcde")
     assert await storm.claim_alone() == list("abcde")
 
 
 async def test_what_an_older_version_accepted_goes_alone_since_its_severity_is_not_known(storm: Storm) -> None:
-    await storm.tell("abcde")
+    await storm.accept_events("abcde")
     unknown = update(incidents).where(incidents.c.id.in_(["b", "d"])).values(severity=None)
     await storm.store.run(lambda transaction: transaction.connection.execute(unknown))
     assert [await storm.claim_alone() for _ in range(2)] == [["b"], ["d"]]
 
 
 async def test_an_episode_that_was_only_in_a_digest_ends_in_one_whatever_earlier_ones_did(storm: Storm) -> None:
-    await storm.tell(["flapping"])
+    await storm.accept_events(["flapping"])
     assert await storm.claim_alone() == ["flapping"]
-    await storm.tell(["flapping"], status="resolved")
+    await storm.accept_events(["flapping"], status="resolved")
     assert await storm.claim_alone() == ["flapping"]
     for status in ("firing", "resolved"):
-        await storm.tell(["flapping"], status=status, episode=2)
-        await storm.tell("abcd", status=status)
+        await storm.accept_events(["flapping"], status=status, episode=2)
+        await storm.accept_events("abcd", status=status)
         task = await storm.claim_digest()
         assert "flapping" in list_incidents(task)
         await storm.deliver(task)
@@ -321,12 +321,12 @@ async def test_an_episode_that_was_only_in_a_digest_ends_in_one_whatever_earlier
 
 async def test_after_an_outage_a_critical_one_tries_the_channel_and_others_follow(storm: Storm) -> None:
     for number in range(FAILURE_THRESHOLD):
-        await storm.tell([f"lost {number}"])
+        await storm.accept_events([f"lost {number}"])
         (task,) = (await storm.claim()).tasks
         failure = {"reason": "server_error", "retry_in": 1000.0}
         await end_attempt(storm.store, task, DeliveryState.RETRYING, **failure)
-    await storm.tell("abcd")
-    await storm.tell(["critical"], "critical")
+    await storm.accept_events("abcd")
+    await storm.accept_events(["critical"], "critical")
     storm.clock.move(400)
     (trial,) = (await storm.claim()).tasks
     assert (trial.incident_id, trial.is_breaker_trial) == ("critical", True)
@@ -335,7 +335,7 @@ async def test_after_an_outage_a_critical_one_tries_the_channel_and_others_follo
 
 
 async def test_progress_of_a_digest_is_none_of_a_message_that_it_only_named(storm: Storm) -> None:
-    await storm.tell([f"critical {number}" for number in range(12)], "critical")
+    await storm.accept_events([f"critical {number}" for number in range(12)], "critical")
     for _ in range(5):
         await storm.claim_alone()
     task = await storm.claim_digest()
@@ -361,13 +361,13 @@ async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
 async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_before_its_own_message(
     storm: Storm,
 ) -> None:
-    await storm.tell("abcdefghi", "critical")
+    await storm.accept_events("abcdefghi", "critical")
     for _ in range(5):
         await storm.claim_alone()
     task = await storm.claim_digest()
     await storm.deliver(task)
     assert await storm.claim_alone() == ["f"]
-    await storm.tell("i", "critical", "resolved")
+    await storm.accept_events("i", "critical", "resolved")
     assert [await storm.claim_alone() for _ in range(3)] == [["g"], ["h"], ["i"]]
     edited = await list_edits(storm)
     assert ("i", Status.RESOLVED) in edited[task.delivery_id]
@@ -376,13 +376,13 @@ async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_bef
 async def test_a_digest_stays_one_when_it_is_edited_together_with_the_message_of_an_incident_that_it_named(
     storm: Storm,
 ) -> None:
-    await storm.tell("abcdefghi", "critical")
+    await storm.accept_events("abcdefghi", "critical")
     for _ in range(5):
         await storm.claim_alone()
     task = await storm.claim_digest()
     await storm.deliver(task)
     assert [await storm.claim_alone() for _ in range(4)] == [["f"], ["g"], ["h"], ["i"]]
-    await storm.tell("fghi", "critical", "resolved")
+    await storm.accept_events("fghi", "critical", "resolved")
     for _ in range(4):
         await storm.claim_alone()
     claimed = await claim_edits(storm.store, EditClaimRequest("scope", ("a",), 100, "editor", 20, None))
@@ -393,21 +393,21 @@ async def test_a_digest_stays_one_when_it_is_edited_together_with_the_message_of
 
 
 async def test_a_digest_shows_an_end_that_was_merged_into_the_next_episode(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     task = await storm.claim_digest()
     await storm.deliver(task)
-    await storm.tell("b", status="resolved")
-    await storm.tell("b", episode=2)
+    await storm.accept_events("b", status="resolved")
+    await storm.accept_events("b", episode=2)
     assert await storm.claim_alone() == ["b"]
     edited = await list_edits(storm)
     assert ("b", Status.RESOLVED) in edited[task.delivery_id]
 
 
 async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     task = await storm.claim_digest()
     await storm.fail(task, maybe_sent=True, retry_in=0.5)
-    await storm.tell("b", status="resolved")
+    await storm.accept_events("b", status="resolved")
     again = await storm.claim_digest()
     assert (again.delivery_id, list_incidents(again)) == (task.delivery_id, ["a", "c", "d"])
     await storm.deliver(again)
@@ -415,7 +415,7 @@ async def test_a_digest_that_may_have_arrived_with_an_older_state_is_edited(stor
 
 
 async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     task = await storm.claim_digest()
     await storm.deliver(task)
     ended = update(incidents).where(incidents.c.id == "a").values(is_open=0)
@@ -423,7 +423,7 @@ async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents
     storm.clock.move(1000)
     await prune_before(storm.store, await storm.store.run(lambda transaction: transaction.now) - 500)
     assert "a" not in await storm.rows()
-    await storm.tell("b", status="resolved")
+    await storm.accept_events("b", status="resolved")
     assert await storm.claim_alone() == ["b"]
     edited = await list_edits(storm)
     assert ("b", Status.RESOLVED) in edited[task.delivery_id]
@@ -437,7 +437,7 @@ async def test_a_digest_is_edited_as_long_as_the_outbox_has_one_of_its_incidents
 
 
 async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_one(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5)
     again = await storm.claim_digest()
     assert again.maybe_sent
@@ -446,19 +446,19 @@ async def test_a_digest_that_is_refused_after_its_answer_was_lost_goes_one_by_on
 
 
 async def test_one_incident_alone_is_no_digest(storm: Storm) -> None:
-    await storm.tell([f"critical {number}" for number in range(20)], "critical")
+    await storm.accept_events([f"critical {number}" for number in range(20)], "critical")
     for _ in range(5):
         await storm.claim_alone()
     for _ in range(2):
         await storm.deliver(await storm.claim_digest())
-    await storm.tell("a")
+    await storm.accept_events("a")
     for _ in range(5):
         await storm.claim_alone()
     assert await storm.claim_alone() == ["a"], "it has waited for long enough"
 
 
 async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_message(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), maybe_sent=True, retry_in=0.5, payload=b"sent")
     await storm.deliver(await storm.claim_digest())
     assert {row.payload for name, row in (await storm.rows()).items() if name in "abcd"} == {b"sent"}
@@ -466,7 +466,7 @@ async def test_the_payload_of_an_attempt_stays_when_the_next_one_finds_its_messa
 
 @pytest.mark.parametrize("arrived", [False, True])
 async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm, arrived: bool) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     task = await storm.claim_digest()
     await storm.fail(task, maybe_sent=arrived, retry_in=0.5)
     alone = []
@@ -481,7 +481,7 @@ async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm,
 
 
 async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own(storm: Storm) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), state=DeliveryState.DEAD, maybe_sent=True)
     rows = await storm.rows()
     assert await storm.states("abcd") == {"dead"}
@@ -493,7 +493,7 @@ async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own
 async def test_members_of_a_digest_that_cannot_be_built_go_alone_so_that_one_does_not_hold_up_the_others(
     storm: Storm,
 ) -> None:
-    await storm.tell("abcd")
+    await storm.accept_events("abcd")
     for _ in range(3):
         await storm.fail(await storm.claim_digest(), "internal", channel_effect=ChannelEffect.NOTHING, retry_in=0.5)
     assert [await storm.claim_alone() for _ in range(4)] == [["a"], ["b"], ["c"], ["d"]]

@@ -59,7 +59,7 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
 
         class InPostgresql(OutboxMachine):
             def __init__(self) -> None:
-                clock.start_again()
+                clock.reset()
                 super().__init__(SimulatedOutbox(postgres_database, clock))
 
         check(InPostgresql, 5)

@@ -47,7 +47,7 @@ async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(s
 async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
     store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await rows.many(250, age=2 * DAY)
+    await rows.create_deliveries(250, age=2 * DAY)
     left: list[int] = []
 
     async def sleep(seconds: float) -> None:
@@ -60,7 +60,7 @@ async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
 
 
 async def test_what_came_while_the_clock_was_ahead_keeps_nothing_that_came_since(store: Store, rows: Rows) -> None:
-    ahead = await rows.many(PRUNE_STEP + 10, age=-DAY)
+    ahead = await rows.create_deliveries(PRUNE_STEP + 10, age=-DAY)
     for number in range(20):
         await rows.delivery(await rows.event(f"since {number}", age=2 * DAY, goes_on=False))
     assert await prune_by_age(store, DAY, MANY) == PruneResult(deliveries=20, events=20)
@@ -97,7 +97,7 @@ async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
 
 
 async def test_two_replicas_may_prune_at_once(database: DatabaseUrl, rows: Rows) -> None:
-    await rows.many(PRUNE_STEP * 2, age=2 * DAY)
+    await rows.create_deliveries(PRUNE_STEP * 2, age=2 * DAY)
     async with open_store(database, time.time) as one, open_store(database, time.time) as other:
         pruned = await asyncio.gather(prune_by_age(one, DAY, MANY), prune_by_age(other, DAY, MANY))
     assert sum(each.deliveries for each in pruned) >= PRUNE_STEP * 2

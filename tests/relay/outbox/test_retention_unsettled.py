@@ -33,7 +33,7 @@ class Incident:
 
     async def event(self, *alerts: tuple[str, Status]) -> int:
         goes_on = any(status is FIRING for _, status in alerts)
-        return await self.rows.event(age=2 * DAY, goes_on=goes_on, written=encode_event(event(*alerts)))
+        return await self.rows.event(age=2 * DAY, goes_on=goes_on, event_json=encode_event(event(*alerts)))
 
     async def given_up(self, seq: int, **more: int) -> str:
         return await self.rows.delivery(seq, "a", DeliveryState.DEAD, finished_at=time.time(), **more)

@@ -56,18 +56,18 @@ class HistoryRows:
         accepted: float,
         finished: float | None,
         state: DeliveryState = DeliveryState.DELIVERED,
-        tried: Sequence[Attempt] = (),
+        attempt_rows: Sequence[Attempt] = (),
     ) -> int:
         """A delivery with its attempts, of which the last one took half a second where none is given; gives its seq."""
         self._number += 1
-        tried = tried or [(accepted, 0.5, "ok", "")]
+        attempt_rows = attempt_rows or [(accepted, 0.5, "ok", "")]
         row: dict[str, Any] = {"id": f"delivery {self._number}", "event_seq": event, "first_event_seq": event}
         row |= {"incident_id": f"{self._number}", "episode": 1, "channel": channel, "state": state}
-        row |= {"attempts": len(tried), "reason": tried[-1][2], "accepted_at": self.start + accepted}
+        row |= {"attempts": len(attempt_rows), "reason": attempt_rows[-1][2], "accepted_at": self.start + accepted}
         row |= {"oldest_accepted_at": row["accepted_at"], "due_at": self._now + 600, "due_set_at": self._now}
         row |= {"finished_at": None if finished is None else self.start + finished}
         seq: int = self._connection.execute(insert(deliveries).values(row).returning(deliveries.c.seq)).scalar_one()
-        for number, (at, seconds, reason, detail) in enumerate(tried, 1):
+        for number, (at, seconds, reason, detail) in enumerate(attempt_rows, 1):
             values = {"delivery_seq": seq, "number": number, "started_at": self.start + at, "seconds": seconds}
             self._connection.execute(insert(attempts).values(values | {"reason": reason, "detail": detail}))
         return seq

@@ -88,13 +88,13 @@ class _SmallHistory(HistoryRows):
             self._add_delivery(one, "slack", 5000, None, DeliveryState.QUEUED)
         # The circuit breaker is open until another message arrives.
         failed = [(5010, 10, "timeout", ""), (5050, 10, "timeout", ""), (5089, 1, "ok", "")]
-        self._add_delivery(two, "slack", 5000, 5090, tried=failed)
-        self._add_delivery(two, "slack", 5000, 5100, tried=[(5090, 10, "ok", "")])
+        self._add_delivery(two, "slack", 5000, 5090, attempt_rows=failed)
+        self._add_delivery(two, "slack", 5000, 5100, attempt_rows=[(5090, 10, "ok", "")])
 
         self._add_delivery(three, "email", 0, 2)
         self._add_delivery(three, "email", 0, 4)
         failed = [(6000, 10, "timeout", ""), (6100, 1, "server_error", ""), (6399, 1, "ok", "")]
-        self._add_delivery(three, "email", 6000, 6400, tried=failed)
+        self._add_delivery(three, "email", 6000, 6400, attempt_rows=failed)
 
         for at in (7000, 7100):
             self._add_delivery(two, "pager", 6999, at, DeliveryState.DEAD, [(at, 1, "rejected", HOSTILE)])

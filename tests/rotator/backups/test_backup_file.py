@@ -21,7 +21,7 @@ from services.rotator.backups import backup_file, encrypted_pages, folder
 from services.rotator.backups.backup_file import BackupError, BackupSummary
 from services.rotator.inspection import check_backup
 from services.rotator.report import CommandOutcome
-from services.rotator.session import Session
+from services.rotator.session import CommandSession
 from shared.keyring.administration import MAX_PAGE_SIZE, StoredKey
 from shared.keyring.model import UNREADABLE_VERSION
 from tests.iterations import LONG
@@ -31,7 +31,7 @@ NewVersion = Callable[[], Awaitable[None]]
 MANY = 100_000 if LONG else 10_000
 
 
-async def write(session: Session, rotation_id: str = "one") -> tuple[Path, BackupSummary]:
+async def write(session: CommandSession, rotation_id: str = "one") -> tuple[Path, BackupSummary]:
     file = session.backups.get_new_path(rotation_id, session.now_utc)
     summary = await backup_file.write_backup(
         file,
@@ -46,7 +46,7 @@ async def write(session: Session, rotation_id: str = "one") -> tuple[Path, Backu
     return file, summary
 
 
-async def read(session: Session, file: Path) -> list[StoredKey]:
+async def read(session: CommandSession, file: Path) -> list[StoredKey]:
     pages = backup_file.read_pages(file, session.kms, backup_file.SummaryBuilder(), timeout=5)
     return [row async for rows in pages for row in rows]
 

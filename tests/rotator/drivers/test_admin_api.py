@@ -212,7 +212,7 @@ async def test_a_proxy_leads_to_the_service_or_says_why_it_does_not(open_keyring
             always(200, json.dumps(CENSUS)), tls=tls, ca_file=authority.ca, proxy=proxy.url
         ) as keyring:
             await keyring.count_key_usage()
-        assert len(proxy.asked) == 1
+        assert len(proxy.requests) == 1
     async with open_keyring(always(200), tls=tls, ca_file=authority.ca, proxy=proxy.url) as keyring:
         with pytest.raises(UnreachableError, match=rf"the proxy {proxy.address} \(proxy\) cannot be reached"):
             await keyring.count_key_usage()

@@ -13,7 +13,7 @@ import yaml
 from sqlalchemy import URL, Connection, create_engine, text
 
 from services.rotator.config import RotatorSettings
-from services.rotator.session import Session, open_session
+from services.rotator.session import CommandSession, open_session
 from shared.config.settings import load_settings, use_base_folder
 from shared.kms.port import KmsKey
 from shared.kms.registry import connect_key, validate_key_settings
@@ -73,7 +73,7 @@ class Tenants:
         return load_settings(RotatorSettings, self.configuration(**overrides))
 
     @asynccontextmanager
-    async def session(self, **overrides: Any) -> AsyncIterator[Session]:
+    async def session(self, **overrides: Any) -> AsyncIterator[CommandSession]:
         """A rotator's, as a command opens it."""
         async with open_session(
             self.settings(**overrides), Quiet(), [], lambda: datetime.now(UTC).timestamp()

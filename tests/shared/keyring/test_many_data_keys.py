@@ -46,18 +46,18 @@ async def _row(keyring: Keyring, name: str) -> dict[str, object]:
 
 
 async def test_memory_does_not_grow_with_the_number_of_data_keys(keyring: Keyring) -> None:
-    carrier = keyring.administration
+    administration = keyring.administration
     gc.collect()
     tracemalloc.start()
     try:
-        dry = await carrier.dry_run(REWRAP, "2")
-        census = await carrier.count_key_usage()
-        verified = await carrier.verify("full")
+        dry = await administration.dry_run(REWRAP, "2")
+        census = await administration.count_key_usage()
+        verified = await administration.verify("full")
         number, after = 0, ""
-        while page := await carrier.list_backup_rows(after):
+        while page := await administration.list_backup_rows(after):
             number, after = number + len(page), page[-1].id
-        batch = await carrier.rotate(keyring.request(batch_size=MAX_PAGE_SIZE))
-        undone = await carrier.rollback("r1", keyring.token)
+        batch = await administration.rotate(keyring.request(batch_size=MAX_PAGE_SIZE))
+        undone = await administration.rollback("r1", keyring.token)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -104,14 +104,14 @@ async def test_in_a_file_it_ends_by_the_clock_of_this_machine(url: URL, keyring:
     now = 1000.0
     database = await Database.open(url, TABLES, clock=lambda: now)
     try:
-        carrier = LocalAdministration(database, keyring.wrapping)
-        await carrier.release_lease(keyring.token)
-        await carrier.acquire_lease("dead", 60)
+        administration = LocalAdministration(database, keyring.wrapping)
+        await administration.release_lease(keyring.token)
+        await administration.acquire_lease("dead", 60)
         now = 1059.9
         with pytest.raises(RefusedError, match="dead holds the lease"):
-            await carrier.acquire_lease("next", 60)
+            await administration.acquire_lease("next", 60)
         now = 1060.0
-        await carrier.acquire_lease("next", 60)
+        await administration.acquire_lease("next", 60)
     finally:
         await database.close()
 
@@ -150,19 +150,19 @@ async def test_nothing_is_changed_without_the_lease(keyring: Keyring, versions: 
     await versions.rotate()
     before = await keyring.keys()
     own, keyring.token = keyring.token, "a guess"
-    carrier = keyring.administration
+    administration = keyring.administration
     for change in (
         lambda: keyring.rotate(REWRAP),
         lambda: keyring.rotate(NEW_DEK, "r2"),
         lambda: keyring.rollback("done"),
-        lambda: carrier.restore(rows, "a guess"),
-        lambda: carrier.retire_version("2", "a guess"),
-        lambda: carrier.add_journal_entry("r1", "a guess", entry(JournalStep.RELOAD)),
+        lambda: administration.restore(rows, "a guess"),
+        lambda: administration.retire_version("2", "a guess"),
+        lambda: administration.add_journal_entry("r1", "a guess", entry(JournalStep.RELOAD)),
     ):
         with pytest.raises(RefusedError, match="the lease is not yours; the test holds the lease"):
             await change()
     assert await keyring.keys() == before
-    await carrier.release_lease(own)
+    await administration.release_lease(own)
     with pytest.raises(RefusedError, match="the lease is not yours; take it, then resume"):
         await keyring.rotate()
 

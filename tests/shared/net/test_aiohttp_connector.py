@@ -37,7 +37,7 @@ async def test_an_environments_proxy_is_asked_for_tls_and_for_plaintext(
         )
         assert await get(f"https://{secure}/", egress) == "hello"
         assert await get(f"http://{plain}/a", egress) == "hello"
-        assert proxy.asked == [f"CONNECT {secure}", f"GET http://{plain}/a"]
+        assert proxy.requests == [f"CONNECT {secure}", f"GET http://{plain}/a"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_a_setting_wins_over_the_environment_and_over_no_proxy(
     with tinyproxy(tmp_path) as proxy:
         settings = EgressSettings(proxy=proxy.url, ca_file=authority.ca)
         assert await get(f"https://127.0.0.1:{secure.port}/", Egress(settings, environment)) == "hello"
-        assert proxy.asked == [f"CONNECT 127.0.0.1:{secure.port}"]
+        assert proxy.requests == [f"CONNECT 127.0.0.1:{secure.port}"]
 
 
 async def test_a_login_is_sent_to_the_proxy_alone_at_each_request(

@@ -51,22 +51,22 @@ class AlertingPath:
         return {**about, "reason": "rejected", "receipt": {"ts": str(number)}, **later}
 
 
-async def follow(answering: Answering, way: AlertingPath, patience: float = 0.5) -> list[str]:
-    async with answering(way.answer) as url:
-        results = await check_test_alert(url, url, timeout=patience, random_hex=lambda _: "7", now=lambda: 1e9)
+async def follow(answering: Answering, path: AlertingPath, timeout: float = 0.5) -> list[str]:
+    async with answering(path.answer) as url:
+        results = await check_test_alert(url, url, timeout=timeout, random_hex=lambda _: "7", now=lambda: 1e9)
     lines = [format_line(result, verbose=result.outcome is CheckOutcome.PASSED) for result in results]
     return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
 
 
 async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwards(answering: Answering) -> None:
-    way = AlertingPath("delivered", "delivered")
-    assert await follow(answering, way) == [
+    path = AlertingPath("delivered", "delivered")
+    assert await follow(answering, path) == [
         "✓ Alertmanager takes a test alert: KMSTest of keypulse-smoke-7",
         "✓ the test alert arrives at the relay: 2 channels",
         "✓ delivered on channel-0: ts=0",
         "✓ delivered on channel-1: ts=1",
     ]
-    begun, ended = way.alerts
+    begun, ended = path.alerts
     assert begun["labels"] == ended["labels"]
     assert begun["labels"] | {"alertname": "KMSTest", "severity": "warning", "service": SERVICE} == begun["labels"]
     assert begun["startsAt"] == ended["startsAt"] == ended["endsAt"]
@@ -74,13 +74,13 @@ async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwar
 
 
 async def test_what_the_relay_gave_up_is_reported_at_once(answering: Answering) -> None:
-    lines = await follow(answering, AlertingPath("delivered", "dead"), patience=60)
+    lines = await follow(answering, AlertingPath("delivered", "dead"), timeout=60)
     assert lines[2] == "✓ delivered on channel-0: ts=0"
     assert lines[3].startswith("✗ delivered on channel-1: the relay gave up; its last attempt ended with rejected; see")
 
 
 async def test_a_message_that_another_one_tells_is_followed_there(answering: Answering) -> None:
-    assert (await follow(answering, AlertingPath("superseded"), patience=60))[2] == "✓ delivered on channel-0: ts=9"
+    assert (await follow(answering, AlertingPath("superseded"), timeout=60))[2] == "✓ delivered on channel-0: ts=9"
 
 
 async def test_a_channel_without_a_receipt_in_time_is_red(answering: Answering) -> None:
@@ -95,29 +95,29 @@ async def test_the_message_of_another_smoke_test_is_not_mistaken_for_ours(answer
 
 
 async def test_the_receipt_of_an_earlier_smoke_test_is_not_mistaken_for_ours(answering: Answering) -> None:
-    way = AlertingPath("dead", "delivered")
-    way.earlier = True
-    lines = await follow(answering, way, patience=60)
+    path = AlertingPath("dead", "delivered")
+    path.earlier = True
+    lines = await follow(answering, path, timeout=60)
     assert len(lines) == 3
     assert lines[2].startswith("✗ delivered on channel-0: the relay gave up")
 
 
 async def test_the_end_of_an_alert_is_not_mistaken_for_its_beginning(answering: Answering) -> None:
-    way = AlertingPath("delivered")
-    way.status = "resolved"
-    assert "sent nothing of it" in (await follow(answering, way))[1]
+    path = AlertingPath("delivered")
+    path.status = "resolved"
+    assert "sent nothing of it" in (await follow(answering, path))[1]
 
 
 async def test_a_relay_that_is_restarted_meanwhile_is_waited_for(answering: Answering) -> None:
-    way = AlertingPath("delivered")
-    way.down = 1
-    assert (await follow(answering, way, patience=60))[2] == "✓ delivered on channel-0: ts=0"
+    path = AlertingPath("delivered")
+    path.down = 1
+    assert (await follow(answering, path, timeout=60))[2] == "✓ delivered on channel-0: ts=0"
 
 
 async def test_a_relay_that_stays_away_is_named(answering: Answering) -> None:
-    way = AlertingPath("delivered")
-    way.down = 1000
-    assert "sent nothing of it (/api/deliveries answers with HTTP 503); see" in (await follow(answering, way))[1]
+    path = AlertingPath("delivered")
+    path.down = 1000
+    assert "sent nothing of it (/api/deliveries answers with HTTP 503); see" in (await follow(answering, path))[1]
 
 
 @pytest.mark.parametrize("taken", [400, 500])

@@ -55,7 +55,7 @@ async def test_the_environments_proxy_and_ca_file_are_used_and_each_refusal_says
     with tinyproxy(tmp_path) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         assert (await check(alertmanager, authority.ca)).outcome is CheckOutcome.PASSED
-        assert set(proxy.asked) == {f"CONNECT {alertmanager.removeprefix('https://')}"}
+        assert set(proxy.requests) == {f"CONNECT {alertmanager.removeprefix('https://')}"}
     with tinyproxy(tmp_path, ports=(1,)) as strict:
         monkeypatch.setenv("HTTPS_PROXY", strict.url)
         refused = await check(alertmanager, authority.ca)

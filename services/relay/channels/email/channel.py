@@ -21,7 +21,7 @@ import structlog
 from aiosmtplib import SMTP
 from pydantic import AfterValidator, Field, model_validator
 
-from services.relay.channels.curl_command import build_mail as build_mail_command
+from services.relay.channels.curl_command import build_mail_command
 from services.relay.channels.email.diagnosis import SmtpDiagnosis
 from services.relay.channels.email.mail import build_mail
 from services.relay.channels.email.recipients import RecipientReplies, format_replies

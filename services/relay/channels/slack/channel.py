@@ -35,7 +35,7 @@ from services.relay.channels.provider_call import (
 )
 from services.relay.channels.slack.blocks import Mention
 from services.relay.channels.slack.changes import compare_with_previous
-from services.relay.channels.slack.diagnosis import check_channel, check_token
+from services.relay.channels.slack.diagnosis import check_slack_channel, check_token
 from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
 from services.relay.channels.slack.edit import edit_first_message, update_post
 from services.relay.channels.slack.incoming_webhook import LIMITATIONS, IncomingWebhookChannel
@@ -247,7 +247,7 @@ class SlackChannel:
             Check(token, lambda: check_token(self._open_for_checks()), depends_on=f"{key}.token_file"),
             Check(
                 f"{key} channel",
-                lambda: check_channel(self._open_for_checks(), self._channel_name, self._channel_id),
+                lambda: check_slack_channel(self._open_for_checks(), self._channel_name, self._channel_id),
                 depends_on=token,
             ),
         ]

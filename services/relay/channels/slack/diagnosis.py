@@ -35,7 +35,7 @@ async def check_token(api: SlackApi) -> str:
     return detail
 
 
-async def check_channel(api: SlackApi, channel: str, channel_id: str | None) -> str:
+async def check_slack_channel(api: SlackApi, channel: str, channel_id: str | None) -> str:
     """Check that the channel exists, and that the bot may post there. Raises CheckError.
 
     Args:

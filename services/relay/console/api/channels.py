@@ -17,7 +17,7 @@ from services.relay.outbox.channel_checks import ChannelCheck, CheckRow
 from services.relay.outbox.channel_overviews import count_delivered
 from services.relay.outbox.engine.store import Store
 from shared.http.authorization import get_caller
-from shared.http.json_api import build_error_response, format_time
+from shared.http.json_api import build_error_response, format_json_time
 
 
 class ChannelsEndpoint:
@@ -83,17 +83,17 @@ def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, A
         "breaker": overview.breaker,
         "failures": overview.failures,
         "reason": overview.reason,
-        "paused_until": format_time(overview.paused_until),
-        "retry_after_until": format_time(overview.retry_after_until),
-        "next_message_at": format_time(view.next_message_at),
+        "paused_until": format_json_time(overview.paused_until),
+        "retry_after_until": format_json_time(overview.retry_after_until),
+        "next_message_at": format_json_time(view.next_message_at),
         "waiting": overview.waiting,
         "sending": overview.sending,
-        "oldest_accepted_at": format_time(overview.oldest_accepted_at),
-        "due_at": format_time(overview.due_at),
+        "oldest_accepted_at": format_json_time(overview.oldest_accepted_at),
+        "due_at": format_json_time(overview.due_at),
         "delivered": delivered.get(configured.name, 0),
         "dead": overview.dead,
-        "last_success": success and {"id": success.id, "at": format_time(success.finished_at)},
-        "last_failure": failure and {**asdict(failure), "at": format_time(failure.at), "hint": view.failure_hint},
+        "last_success": success and {"id": success.id, "at": format_json_time(success.finished_at)},
+        "last_failure": failure and {**asdict(failure), "at": format_json_time(failure.at), "hint": view.failure_hint},
         "last_test": overview.last_test and _encode_check(overview.last_test),
         "checks": [_encode_check(check) for check in view.checks],
     }
@@ -101,7 +101,7 @@ def _encode_view(view: ChannelView, delivered: Mapping[str, int]) -> dict[str, A
 
 def _encode_check(check: CheckRow) -> dict[str, Any]:
     return {
-        "at": format_time(check.started_at),
+        "at": format_json_time(check.started_at),
         "ok": check.problem is None,
         "problem": check.problem,
         "hint": check.hint,

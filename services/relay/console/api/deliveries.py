@@ -22,7 +22,7 @@ from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import SendReason
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.body_limits import BODY_SECONDS, BodyTooLargeError, read_body
-from shared.http.json_api import build_error_response, check_names, format_time, parse_parameter
+from shared.http.json_api import build_error_response, check_names, format_json_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_page
 from shared.http.untrusted_json import UntrustedJsonError, decode_json
 
@@ -71,7 +71,7 @@ class DeliveriesEndpoint:
         )
         rows = [encode_delivery(delivery) for delivery in listed.deliveries]
         end = listed.examined
-        examined = end and {"number": end.number, "back_to": format_time(end.back_to)}
+        examined = end and {"number": end.number, "back_to": format_json_time(end.back_to)}
         return JSONResponse({"deliveries": rows, "next_cursor": format_cursor(listed.older), "examined": examined})
 
     async def get(self, request: Request) -> Response:

@@ -34,7 +34,7 @@ from services.relay.outbox.incident_queries import (
 from services.relay.outbox.queries import check_text, encode_delivery, list_deliveries, parse_time
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
-from shared.http.json_api import build_error_response, check_names, format_time, parse_parameter
+from shared.http.json_api import build_error_response, check_names, format_json_time, parse_parameter
 from shared.http.pagination import Page, format_cursor, parse_cursor, parse_page
 
 _VIA: Final = "api"
@@ -144,7 +144,7 @@ class IncidentsEndpoint:
         describe_action(request, is_stored=True, changed=done.is_changed)
         self._wake_channels(done.channels_to_wake)
         return JSONResponse(
-            {"id": done.incident_id, "acknowledged_by": done.by, "acknowledged_at": format_time(done.at)}
+            {"id": done.incident_id, "acknowledged_by": done.by, "acknowledged_at": format_json_time(done.at)}
         )
 
 

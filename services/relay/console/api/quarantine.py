@@ -24,7 +24,7 @@ from services.relay.outbox.quarantine import (
 )
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.body_limits import BODY_SECONDS, BodyTooLargeError, read_body
-from shared.http.json_api import build_error_response, format_time
+from shared.http.json_api import build_error_response, format_json_time
 
 _REFUSALS: Final[Mapping[type[Exception], int]] = {
     UnknownEntryError: 404,
@@ -98,11 +98,11 @@ async def _read_repaired(request: Request) -> bytes:
 
 
 def _encode_entry(entry: QuarantineEntry) -> dict[str, Any]:
-    times = {"received_at": format_time(entry.received_at), "replayed_at": format_time(entry.replayed_at)}
+    times = {"received_at": format_json_time(entry.received_at), "replayed_at": format_json_time(entry.replayed_at)}
     return {**asdict(entry), **times, "is_cut": entry.is_cut, "hint": entry.hint}
 
 
 def _encode_preview(preview: ReplayPreview) -> dict[str, Any]:
-    times = {"started_at": format_time(preview.started_at), "received_at": format_time(preview.received_at)}
+    times = {"started_at": format_json_time(preview.started_at), "received_at": format_json_time(preview.received_at)}
     escalation = [step._asdict() for step in preview.escalation]
     return {**asdict(preview), **times, "escalation": escalation}

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from services.relay.console.incidents.hops import round_seconds
 from services.relay.text import clean_line, truncate
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 _MAX_TEXT: Final = 500
 
@@ -82,4 +82,4 @@ def build_entry(at: float, kind: EntryKind, text: str, **fields: Any) -> Timelin
 
 def encode_entry(entry: TimelineEntry) -> dict[str, Any]:
     """An entry as API and export write it."""
-    return {**asdict(entry), "at": format_time(entry.at), "seconds": round_seconds(entry.seconds)}
+    return {**asdict(entry), "at": format_json_time(entry.at), "seconds": round_seconds(entry.seconds)}

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from services.relay.outbox.timeline_records import DeliveryRecord, EpisodeHistory
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def _subtract(at: float | None, since: float | None) -> float | None:
 
 def encode_hop(hop: Hop) -> dict[str, Any]:
     """A hop as API and export write it."""
-    times = {"at": format_time(hop.at), "seconds": round_seconds(hop.seconds), "total": round_seconds(hop.total)}
+    times = {"at": format_json_time(hop.at), "seconds": round_seconds(hop.seconds), "total": round_seconds(hop.total)}
     return {**asdict(hop), **times}
 
 

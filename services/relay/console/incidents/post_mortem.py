@@ -16,8 +16,8 @@ from services.relay.console.incidents.hops import Hop, encode_hop
 from services.relay.console.incidents.reader import IncidentView
 from services.relay.outbox.incident_queries import encode_incident
 from shared import VERSION
-from shared.http.json_api import format_time
-from shared.web.time_format import format_seconds
+from shared.http.json_api import format_json_time
+from shared.web.time_format import format_step_duration
 
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]#|~!$])")
 _SCHEME: Final = re.compile(r"([A-Za-z])(://)")
@@ -47,7 +47,7 @@ def build_json(export: PostMortem) -> dict[str, Any]:
     view = export.view
     history, timeline, details = view.history, view.timeline, view.details
     return {
-        "exported_at": format_time(export.exported_at),
+        "exported_at": format_json_time(export.exported_at),
         "address": export.address,
         "incident": encode_incident(view.incident),
         "episode": history.episode,
@@ -57,7 +57,7 @@ def build_json(export: PostMortem) -> dict[str, Any]:
         "fault": {
             "note": view.fault_problem or None,
             "failures": [
-                {**asdict(each), "first_at": format_time(each.first_at), "last_at": format_time(each.last_at)}
+                {**asdict(each), "first_at": format_json_time(each.first_at), "last_at": format_json_time(each.last_at)}
                 for each in timeline.faults
             ],
         },
@@ -79,8 +79,8 @@ def _encode_alert(alert: AlertDetails) -> dict[str, Any]:
     return {
         "title": alert.title,
         "status": alert.status,
-        "starts_at": format_time(alert.starts_at),
-        "ends_at": format_time(alert.ends_at),
+        "starts_at": format_json_time(alert.starts_at),
+        "ends_at": format_json_time(alert.ends_at),
         "labels": dict(alert.labels),
         "annotations": dict(alert.annotations),
         "links": [each._asdict() for each in alert.links],
@@ -209,4 +209,4 @@ def _format_time(at: float) -> str:
 
 
 def _format_seconds(seconds: float | None) -> str:
-    return "" if seconds is None else format_seconds(seconds)
+    return "" if seconds is None else format_step_duration(seconds)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.relay.console.incidents.details import IncidentDetails, build_details
-from services.relay.console.incidents.timeline import Timeline, build_timeline, read_event
+from services.relay.console.incidents.timeline import Timeline, build_timeline, decode_record
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.model import Event
@@ -13,7 +13,7 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incident_queries import IncidentSummary, read_incident
 from services.relay.outbox.timeline_query import PAGE_EVENTS, read_episode
 from services.relay.outbox.timeline_records import EpisodeHistory
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 _NOT_SET: Final = "messages.board_url is not set, so the relay cannot ask the exporter"
 _NO_KEY: Final = "its alerts have neither a label target nor a label service"
@@ -86,7 +86,7 @@ class IncidentReader:
         query: HistoryQuery | None,
         fault: FailureHistory | None,
     ) -> IncidentView:
-        timeline, event = build_timeline(history, fault), read_event(history.last_event)
+        timeline, event = build_timeline(history, fault), decode_record(history.last_event)
         is_askable = query is not None and self._exporter.is_configured
         return IncidentView(
             incident=incident,
@@ -100,7 +100,7 @@ class IncidentReader:
 
 def _find_query(history: EpisodeHistory) -> HistoryQuery | None:
     """Whose failures may be the fault: those of the key that the first alerts name, or else of the service."""
-    event = read_event(history.first_event)
+    event = decode_record(history.first_event)
     for name in ("target", "service"):
         if event and (value := _find_label(event, name)):
             return HistoryQuery(name, value)
@@ -119,5 +119,5 @@ def _explain(fault: FailureHistory | None, timeline: Timeline) -> str:
         return f"the exporter at messages.board_url did not tell: {fault.error}"
     begin = timeline.start[1].at or timeline.start[2].at
     if fault.recorded_since is not None and begin is not None and fault.recorded_since > begin:
-        return f"the exporter knows nothing from before its start at {format_time(fault.recorded_since)}"
+        return f"the exporter knows nothing from before its start at {format_json_time(fault.recorded_since)}"
     return "the exporter knows no failure of a key that led to it"

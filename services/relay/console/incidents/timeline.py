@@ -33,7 +33,7 @@ from services.relay.text import (
     format_summary,
     is_resolved,
 )
-from shared.http.json_api import format_time
+from shared.http.json_api import format_json_time
 
 MAX_FAULTS: Final = 10
 """Failures of the exporter that are shown."""
@@ -71,7 +71,7 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
         history: of the outbox.
         fault: of the exporter; None if it was not asked, or there is none to ask.
     """
-    first, last = read_event(history.first_event), read_event(history.last_event)
+    first, last = decode_record(history.first_event), decode_record(history.last_event)
     alert_at = _find_start(first) if history.has_beginning else None
     ended_at = _find_end(last) if history.is_over and last and is_resolved(last) else None
     begins_at = alert_at or history.started_at
@@ -98,7 +98,7 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
     )
 
 
-def read_event(record: EventRecord) -> Event | None:
+def decode_record(record: EventRecord) -> Event | None:
     """The content of an event; None if it was not read, or something else than this program wrote it."""
     if record.event is None:
         return None
@@ -136,17 +136,17 @@ def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:
     for each in faults:
         times = f"{each.count} round trips" if each.count > 1 else "1 round trip"
         text = f"KMS fails: {each.operation} with {each.target}, {times}"
-        until = "it still fails" if each.is_current else f"the last one at {format_time(each.last_at)}"
+        until = "it still fails" if each.is_current else f"the last one at {format_json_time(each.last_at)}"
         yield build_entry(each.first_at, EntryKind.FAULT, f"{text}, {until}", reason=each.reason, detail=each.detail)
 
 
 def _list_events(history: EpisodeHistory, fault_at: float | None) -> Iterator[TimelineEntry]:
     """Each webhook, and the alerts that it says have begun or ended."""
-    before = read_event(history.event_before) if history.event_before else None
+    before = decode_record(history.event_before) if history.event_before else None
     earlier = {each.fingerprint: each for each in before.alerts} if before else {}
     has_baseline = history.event_before is None or before is not None
     for record in history.events:
-        event = read_event(record)
+        event = decode_record(record)
         if event is None:
             size = f"{record.event_size / 1024:.0f} KB"
             text = f"Webhook accepted: {record.status}, {size}; its alerts are not listed here"

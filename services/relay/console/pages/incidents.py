@@ -35,7 +35,7 @@ from shared.config.server_settings import Role
 from shared.http.authorization import ProtectedRoute, describe_action, get_caller, get_peer
 from shared.http.form import FormError, read_form
 from shared.http.pagination import format_cursor, parse_cursor
-from shared.web.time_format import format_duration
+from shared.web.time_format import format_rough_duration
 
 _PAGE_SIZE: Final = 50
 _EXPORTED_EVENTS: Final = 200
@@ -202,7 +202,7 @@ class IncidentPages:
             "fault_address": _build_address(incident_id, {**position, "fault": "wait"}),
             "earlier_address": _build_address(incident_id, {**position, "cursor": format_cursor(view.history.earlier)}),
             "can_silence": self._wake_silences is not None,
-            "silence_choices": [(seconds, format_duration(seconds)) for seconds in SILENCE_SECONDS],
+            "silence_choices": [(seconds, format_rough_duration(seconds)) for seconds in SILENCE_SECONDS],
             "max_comment": _MAX_COMMENT,
             "lights": DELIVERY_LIGHTS,
             "entry_lights": ENTRY_LIGHTS,

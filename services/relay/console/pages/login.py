@@ -192,10 +192,10 @@ class LoginPages:
 
     async def _identify(self, request: Request, started: _StartedAttempt, state: str) -> Login:
         """Who comes back from the provider. Raises LoginRefusedError."""
-        from services.relay.login.oidc import Attempt, OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
+        from services.relay.login.oidc import LoginAttempt, OidcError, ProviderUnavailableError  # noqa: PLC0415  # as in open_login
 
         assert self._oidc  # noqa: S101  # else there is no such route
-        attempt, sent = Attempt(started.value), request.query_params
+        attempt, sent = LoginAttempt(started.value), request.query_params
         if not started.value or not hmac.compare_digest(attempt.state, state):
             raise LoginRefusedError(_FOREIGN_ATTEMPT, 401, RefusalReason.WRONG)
         if sent.get("iss", self._oidc.settings.issuer) != self._oidc.settings.issuer:

@@ -42,4 +42,4 @@ class PrometheusLimits:
     def pause(self, error: str) -> None:
         """After a failure nothing is asked for a while."""
         self._paused_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
-        log.warning("message goes without its chart", error=error, paused_seconds=_PAUSE_SECONDS)
+        log.warning("message goes without its chart", error=error, retry_in=_PAUSE_SECONDS)

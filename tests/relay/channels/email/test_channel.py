@@ -193,7 +193,7 @@ async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file
     attempt = Recorded(message())
     error = await refused(channel, attempt)
     assert (error.reason, error.scope, error.maybe_arrived) == (SendReason.CONNECTION, SendScope.ATTEMPT, True)
-    await channel.send(attempt.again(error))
+    await channel.send(attempt.create_retry(error))
     first, second = stand_ins.mailbox.mails
     assert first.message_id == second.message_id
 

@@ -48,11 +48,11 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     assert str(error) == f"the mail server put off 1 of 2 recipients: {ONCALL} (450 4.2.0 greylisted)"
     assert error.provider_works
     assert first.kept == [{SECOPS: "250"}]
-    second = first.again(error)
+    second = first.create_retry(error)
     # And again, with nothing new to keep but the same; the server still works for others.
     assert (await refused(connect(secret_file, server.address), second)).provider_works
     server.replies.clear()
-    receipt = await connect(secret_file, server.address).send(second.again(error))
+    receipt = await connect(secret_file, server.address).send(second.create_retry(error))
     assert "rejected_recipients" not in receipt
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
     ids = {line for _, content in server.taken for line in content.splitlines() if line.startswith(b"Message-ID")}
@@ -66,7 +66,7 @@ async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Pa
     assert (error.reason, attempt.kept, attempt.payloads) == (SendReason.SERVER_ERROR, [], [])
     assert not error.provider_works
     server.replies.clear()
-    await connect(secret_file, server.address).send(attempt.again(error))
+    await connect(secret_file, server.address).send(attempt.create_retry(error))
     assert [recipients for recipients, _ in server.taken] == [[SECOPS, ONCALL]]
 
 
@@ -77,7 +77,7 @@ async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
     first = Recorded(message())
     error = await refused(connect(secret_file, server.address), first)
     server.replies = {f"RCPT {ONCALL}": "550 5.1.1 no such user"}
-    receipt = await connect(secret_file, server.address).send(first.again(error))
+    receipt = await connect(secret_file, server.address).send(first.create_retry(error))
     assert receipt["rejected_recipients"] == f"{ONCALL} (550 5.1.1 no such user)"
     assert len(server.taken) == 1
 
@@ -92,7 +92,7 @@ async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_w
     error = await refused(connect(secret_file, server.address, to=to), first)
     assert first.kept == [{SECOPS: "250", gone: "550 5.1.1 no such user"}]
     server.replies.clear()
-    receipt = await connect(secret_file, server.address, to=to).send(first.again(error))
+    receipt = await connect(secret_file, server.address, to=to).send(first.create_retry(error))
     assert receipt["rejected_recipients"] == f"{gone} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
 
@@ -103,7 +103,7 @@ async def test_a_mail_whose_last_recipients_were_taken_from_the_configuration_is
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
     first = Recorded(message())
     error = await refused(connect(secret_file, server.address), first)
-    last = first.again(error)
+    last = first.create_retry(error)
     receipt = await connect(secret_file, server.address, to=[SECOPS]).send(last)
     assert receipt["answer"] == ""
     assert last.payloads == []

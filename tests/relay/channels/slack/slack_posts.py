@@ -34,7 +34,7 @@ async def lost(stand_ins: StandIns, channel: Channel, message: Message) -> Recor
     first = Recorded(message)
     with pytest.raises(SendError) as raised:
         await channel.send(first)
-    return first.again(raised.value)
+    return first.create_retry(raised.value)
 
 
 def locate(stand_ins: StandIns, post: SlackMessage) -> Receipt:

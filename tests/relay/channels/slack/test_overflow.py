@@ -91,7 +91,7 @@ async def test_a_text_whose_answer_was_lost_is_found_and_the_message_is_not_post
     with pytest.raises(SendError) as lost:
         await connect().send(first)
     assert len(posts(stand_ins)) == 2
-    receipt = await connect().send(first.again(lost.value))
+    receipt = await connect().send(first.create_retry(lost.value))
     root, _ = posts(stand_ins)
     assert receipt == {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": root.ts}
 
@@ -109,7 +109,7 @@ async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
     first = Limited(long(characters))
     with pytest.raises(SendError) as limited:
         await connect().send(first)
-    await connect().send(first.again(limited.value))
+    await connect().send(first.create_retry(limited.value))
     _, added = posts(stand_ins)
     assert "cut" not in str(added)
 

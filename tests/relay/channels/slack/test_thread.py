@@ -55,7 +55,7 @@ async def test_one_whose_answer_was_lost_then_is_found_and_not_posted_again(
     with pytest.raises(SendError) as lost:
         await channel.send(attempt)
     assert lost.value.maybe_arrived
-    receipt = await connect().send(attempt.again(lost.value))
+    receipt = await connect().send(attempt.create_retry(lost.value))
     _, second = posts(stand_ins)
     assert receipt == locate(stand_ins, second)
 
@@ -67,7 +67,7 @@ async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, 
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.STATUS, count=1))
     with pytest.raises(SendError) as failed:
         await channel.send(attempt)
-    again = attempt.again(failed.value)
+    again = attempt.create_retry(failed.value)
     await channel.send(again)
     assert [payload.count("thread_ts") for payload in again.payloads] == [0]
     assert len(posts(stand_ins)) == 2

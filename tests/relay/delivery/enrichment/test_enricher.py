@@ -86,7 +86,7 @@ async def test_a_message_gets_what_its_channel_shows(tmp_path: Path, monkeypatch
 async def test_each_part_is_counted(tmp_path: Path) -> None:
     (tmp_path / "runbook.md").write_text(RUNBOOK)
     async with rig(tmp_path, enrichment=EnrichmentSettings(tmp_path / "runbook.md"), a=Scripted()) as it:
-        await it.tell("firing")
+        await it.accept_events("firing")
         await it.finished()
         assert it.value("relay_message_parts_total", part="runbook", outcome="added") == 1
         assert it.value("relay_message_parts_total", part="chart", outcome="late") == 0

@@ -90,12 +90,12 @@ async def test_a_round_trip_through_a_proxy_with_a_login(
             file.write_text(proxy.url_with_login)
             async with connected_key(at, EgressSettings(proxy_url_file=file, ca_file=authority.ca)) as key:
                 assert await round_trip(key) == b"secret"
-                assert proxy.asked == [f"CONNECT {at}"]
+                assert proxy.requests == [f"CONNECT {at}"]
                 phases = await key.measure_connectivity(timeout=5)
                 assert [(phase.name, phase.error) for phase in phases] == [
                     ("dns", None), ("tcp", None), ("proxy", None), ("tls", None)
                 ]  # fmt: skip
-                assert proxy.asked == [f"CONNECT {at}"] * 2
+                assert proxy.requests == [f"CONNECT {at}"] * 2
 
 
 async def test_what_a_proxy_refuses_is_told_with_its_phase(
@@ -133,12 +133,12 @@ async def test_the_environments_proxy_is_used_in_capitals_too_and_none_leads_pas
         async with connected_key(Address("kms.invalid", 443), EgressSettings()) as key:
             with pytest.raises(KmsError):
                 await key.encrypt(b"x", b"", timeout=5)
-        assert set(proxy.asked) == {"CONNECT kms.invalid:443"}
+        assert set(proxy.requests) == {"CONNECT kms.invalid:443"}
         async with tls_before(emulator, authority) as at:
             for settings in (EgressSettings(ca_file=authority.ca), EgressSettings(proxy="none", ca_file=authority.ca)):
                 async with connected_key(at, settings) as key:
                     assert await round_trip(key) == b"secret"
-        assert set(proxy.asked) == {"CONNECT kms.invalid:443"}
+        assert set(proxy.requests) == {"CONNECT kms.invalid:443"}
 
 
 async def test_authorities_are_read_again_when_their_file_changes(

@@ -76,7 +76,7 @@ async def test_it_is_read_through_the_proxy(front_end: FrontEnd, authority: Auth
     front_end.answer = build_answer(1_800_000_000)
     with tinyproxy(tmp_path) as proxy:
         assert await read(front_end, authority, Proxy(proxy.address, "proxy")) == 1_800_000_000
-        assert proxy.asked == [f"CONNECT {front_end.address}"]
+        assert proxy.requests == [f"CONNECT {front_end.address}"]
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 404 N\r\nDate: today\r\n\r\n"])
