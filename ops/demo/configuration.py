@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 DOCS = next(folder for folder in (ROOT / "docs", Path(__file__).parent / "docs") if folder.is_dir())
 """The runbooks: of the checkout, or of the wheel."""
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
-_PRODUCTION_SENDER = "keypulse <alerts@example.org>"
 _PRODUCTION_RUNBOOKS = "https://github.com/acme/ops/blob/main/docs/"
 
 

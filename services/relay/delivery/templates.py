@@ -45,7 +45,6 @@ _TITLE: Final = _Kind("title", MAX_TITLE, clean_line)
 _SUMMARY: Final = _Kind("summary", 500, clean_line)
 _DESCRIPTION: Final = _Kind("description", 3_000, clean_text)
 _KINDS: Final = (_TITLE, _SUMMARY, _DESCRIPTION)
-TEMPLATE_NAMES: Final = tuple(kind.name for kind in _KINDS)
 
 
 log = structlog.get_logger(__name__)

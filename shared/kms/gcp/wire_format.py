@@ -23,11 +23,6 @@ def get_key_name(version_name: str) -> str:
     return version_name.partition("/cryptoKeyVersions/")[0]
 
 
-def get_version_id(version_name: str) -> int:
-    """The number of a version: the last part of its name."""
-    return int(version_name.rpartition("/")[2])
-
-
 def compute_crc32c(data: bytes) -> int:
     """The checksum that goes into the `*_crc32c` fields; 0 is a value like any other."""
     return int(google_crc32c.value(data))

@@ -61,6 +61,15 @@ class Storm:
         assert task.members
         return task
 
+    async def deliver_digest_of_critical(self) -> DeliveryTask:
+        """Sends five of nine critical incidents alone, then a digest names `f` to `i`, whose own messages follow."""
+        await self.accept_events("abcdefghi", "critical")
+        for _ in range(5):
+            await self.claim_alone()
+        task = await self.claim_digest()
+        await self.deliver(task)
+        return task
+
     async def spend_burst(self) -> None:
         """What the channel had saved up: from now on it takes a message a second."""
         await self.accept_events(f"burst {number}" for number in range(5))
@@ -361,11 +370,7 @@ async def list_edits(storm: Storm) -> dict[str, set[tuple[str, Status]]]:
 async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_before_its_own_message(
     storm: Storm,
 ) -> None:
-    await storm.accept_events("abcdefghi", "critical")
-    for _ in range(5):
-        await storm.claim_alone()
-    task = await storm.claim_digest()
-    await storm.deliver(task)
+    task = await storm.deliver_digest_of_critical()
     assert await storm.claim_alone() == ["f"]
     await storm.accept_events("i", "critical", "resolved")
     assert [await storm.claim_alone() for _ in range(3)] == [["g"], ["h"], ["i"]]
@@ -376,11 +381,7 @@ async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_bef
 async def test_a_digest_stays_one_when_it_is_edited_together_with_the_message_of_an_incident_that_it_named(
     storm: Storm,
 ) -> None:
-    await storm.accept_events("abcdefghi", "critical")
-    for _ in range(5):
-        await storm.claim_alone()
-    task = await storm.claim_digest()
-    await storm.deliver(task)
+    task = await storm.deliver_digest_of_critical()
     assert [await storm.claim_alone() for _ in range(4)] == [["f"], ["g"], ["h"], ["i"]]
     await storm.accept_events("fghi", "critical", "resolved")
     for _ in range(4):

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.kms.gcp.wire_format import check_key_name, get_key_name, get_version_id
+from shared.kms.gcp.wire_format import check_key_name, get_key_name
 
 KEY = "projects/acme.example:demo/locations/europe-west3/keyRings/app_1/cryptoKeys/ledger-kek"
 
@@ -29,7 +29,6 @@ def test_any_other_name_is_refused_with_what_was_expected(name: str) -> None:
         check_key_name(name)
 
 
-def test_a_version_knows_its_key_and_its_number() -> None:
+def test_a_versions_name_has_the_name_of_its_key() -> None:
     assert get_key_name(f"{KEY}/cryptoKeyVersions/12") == KEY
     assert get_key_name(KEY) == KEY
-    assert get_version_id(f"{KEY}/cryptoKeyVersions/12") == 12
