@@ -1,4 +1,7 @@
-"""The providers: one line each. Settings of a key are validated by the provider that they name."""
+"""The providers: one line each. Settings of a key are validated by the provider that they name.
+
+It imports no provider's client library: the relay has none, and takes the commands of its messages from here.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Union
@@ -16,7 +19,7 @@ DEFAULT_PROVIDER: Final = "gcp"
 providers: Final[dict[str, type[ProviderSettings]]] = {
     "gcp": GcpKeySettings,
 }
-"""The settings of each provider by the name that stands in `provider`."""
+"""The settings of each provider, and with them its profile, by the name that stands in `provider`."""
 
 
 def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:
