@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.kms.fixes import Fix
-from shared.kms.profile import GENERIC_PROFILE
 from shared.kms.reason import Reason
-from shared.kms.registry import providers
+from shared.kms.registry import get_profile
 
 _REASONS: Final = {str(reason): reason for reason in Reason}
 _LABELS: Final = ("target", "version", "permission")
@@ -26,8 +25,7 @@ def list_fixes(annotations: Mapping[str, str], labels: Mapping[str, str]) -> tup
     reason = _REASONS.get(annotations.get("kms_reason", ""))
     if reason is None:
         return ()
-    provider = providers.get(annotations.get("kms_provider", ""))
-    profile = provider.profile if provider else GENERIC_PROFILE
+    profile = get_profile(annotations.get("kms_provider", ""))
     values = {name: annotations.get(f"kms_{name}") or labels.get(name, "") for name in _LABELS}
     values["account"] = annotations.get("kms_account", "")
     return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), values))

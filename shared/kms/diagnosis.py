@@ -12,7 +12,7 @@ from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
-"""Google refuses a signed token that is not valid yet, or no longer, by its own clock."""
+"""A service refuses a signed request, or a token, whose time differs too much from its own clock."""
 
 
 def list_key_checks(

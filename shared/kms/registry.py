@@ -12,6 +12,7 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKeyAdmin
+from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.settings import ProviderSettings
 
 DEFAULT_PROVIDER: Final = "gcp"
@@ -20,6 +21,12 @@ providers: Final[dict[str, type[ProviderSettings]]] = {
     "gcp": GcpKeySettings,
 }
 """The settings of each provider, and with them its profile, by the name that stands in `provider`."""
+
+
+def get_profile(provider: str) -> KmsProfile:
+    """The profile of a provider; the generic one where there is none of this name."""
+    settings = providers.get(provider)
+    return settings.profile if settings else GENERIC_PROFILE
 
 
 def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:
