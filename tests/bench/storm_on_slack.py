@@ -22,7 +22,7 @@ from tests.bench.stage import TOKEN, BenchError, Running, Stage, free_port, slac
 
 GROUP_WAIT: Final = 5.0
 _BATCH: Final = 500
-_PATIENCE: Final = 300.0
+_TIMEOUT: Final = 300.0
 _SERVICES: Final = 40
 _CRITICAL: Final = 20
 """Each so-manyth is critical."""
@@ -48,7 +48,7 @@ async def told(disk: Path, groups: int, window: float) -> None:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
     click.echo(f"\ntold: {groups} incidents at once, and a Slack that takes a message a second for each channel")
     async with stage(disk) as place:
-        relayed = await _run(place, groups, _PATIENCE, with_relay=True)
+        relayed = await _run(place, groups, _TIMEOUT, with_relay=True)
     click.echo(
         f"  with the relay      every incident named after {max(relayed.named.values()):.1f} s; {_format(relayed)}"
     )
@@ -91,7 +91,7 @@ async def _run(place: Stage, groups: int, seconds: float, *, with_relay: bool) -
         await _read(place, provider, naming, may_send)
         return len(naming.named) == groups or time.time() > may_send + seconds
 
-    await place.until("every incident to be named", seconds + _PATIENCE, is_over)
+    await place.until("every incident to be named", seconds + _TIMEOUT, is_over)
     if with_relay and len(naming.named) < groups:
         raise BenchError(f"the relay named {len(naming.named)} of {groups} incidents in {seconds:g} s")
     return naming

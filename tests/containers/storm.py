@@ -1,4 +1,4 @@
-"""Many webhooks at once, each an incident of its own, and who is patient with a relay that is killed meanwhile."""
+"""Many webhooks at once, each an incident of its own, and a sender that repeats what a killed relay did not answer."""
 
 import asyncio
 import json

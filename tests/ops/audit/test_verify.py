@@ -23,11 +23,11 @@ Look = Callable[..., list[CheckResult]]
 @pytest.fixture
 def verify(google: GoogleApi, waits: Waits, world: LoggingWorld) -> Look:
     def verify(
-        wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, patience: float = 60
+        wishes: list[DesiredState] | None = None, *, sent: AuditProbe | None = None, seconds: float = 60
     ) -> list[CheckResult]:
         probe = sent or AuditProbe.create(world.now, "1a2b")
         clock = Clock(waits.now, waits.sleep)
-        results = verify_logging(google, wishes or [FULL], probe, clock, send_probe=sent is None, timeout=patience)
+        results = verify_logging(google, wishes or [FULL], probe, clock, send_probe=sent is None, timeout=seconds)
         return list(results)
 
     return verify
@@ -63,7 +63,7 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     set_up: None, verify: Look, world: LoggingWorld, waits: Waits
 ) -> None:
     world.delay = 1000
-    results = verify(patience=45)
+    results = verify(seconds=45)
     assert waits.seconds == 45
     late = {result.name: result.hint for result in results if not result.is_ok}
     assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
@@ -76,7 +76,7 @@ def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
 ) -> None:
     mark = AuditProbe.create(world.now, "1a2b").marker
     world.delay = 1000
-    verify(patience=0)
+    verify(seconds=0)
     world.delay, world.now = 0, world.now + timedelta(hours=3)
     stand.asked.clear()
     results = verify(sent=AuditProbe.parse(mark))
@@ -86,7 +86,7 @@ def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
 
 def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Look, world: LoggingWorld) -> None:
     verify()
-    results = verify(sent=AuditProbe.create(world.now, "ffff"), patience=0)
+    results = verify(sent=AuditProbe.create(world.now, "ffff"), seconds=0)
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
 
 
@@ -95,7 +95,7 @@ def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Look, world
         log["exemptedMembers"] = [CALLER]
     wish = DesiredState("acme-prod", frozenset({CALLER}))
     world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"][2].pop("exemptedMembers")
-    assert "whether your own account is exempted" in failed(verify([wish], patience=1)).hint
+    assert "whether your own account is exempted" in failed(verify([wish], seconds=1)).hint
 
 
 def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(

@@ -51,9 +51,9 @@ class AlertingPath:
         return {**about, "reason": "rejected", "receipt": {"ts": str(number)}, **later}
 
 
-async def follow(answering: Answering, way: AlertingPath, patience: float = 0.5) -> list[str]:
+async def follow(answering: Answering, way: AlertingPath, seconds: float = 0.5) -> list[str]:
     async with answering(way.answer) as url:
-        results = await check_test_alert(url, url, timeout=patience, random_hex=lambda _: "7", now=lambda: 1e9)
+        results = await check_test_alert(url, url, timeout=seconds, random_hex=lambda _: "7", now=lambda: 1e9)
     lines = [format_line(result, verbose=result.outcome is CheckOutcome.PASSED) for result in results]
     return [re.sub(r" \([\d.]+ s\)$", "", text) for text in lines]
 
@@ -74,13 +74,13 @@ async def test_a_receipt_on_each_channel_is_shown_and_the_alert_is_over_afterwar
 
 
 async def test_what_the_relay_gave_up_is_reported_at_once(answering: Answering) -> None:
-    lines = await follow(answering, AlertingPath("delivered", "dead"), patience=60)
+    lines = await follow(answering, AlertingPath("delivered", "dead"), seconds=60)
     assert lines[2] == "✓ delivered on channel-0: ts=0"
     assert lines[3].startswith("✗ delivered on channel-1: the relay gave up; its last attempt ended with rejected; see")
 
 
 async def test_a_message_that_another_one_tells_is_followed_there(answering: Answering) -> None:
-    assert (await follow(answering, AlertingPath("superseded"), patience=60))[2] == "✓ delivered on channel-0: ts=9"
+    assert (await follow(answering, AlertingPath("superseded"), seconds=60))[2] == "✓ delivered on channel-0: ts=9"
 
 
 async def test_a_channel_without_a_receipt_in_time_is_red(answering: Answering) -> None:
@@ -97,7 +97,7 @@ async def test_the_message_of_another_smoke_test_is_not_mistaken_for_ours(answer
 async def test_the_receipt_of_an_earlier_smoke_test_is_not_mistaken_for_ours(answering: Answering) -> None:
     way = AlertingPath("dead", "delivered")
     way.earlier = True
-    lines = await follow(answering, way, patience=60)
+    lines = await follow(answering, way, seconds=60)
     assert len(lines) == 3
     assert lines[2].startswith("✗ delivered on channel-0: the relay gave up")
 
@@ -111,7 +111,7 @@ async def test_the_end_of_an_alert_is_not_mistaken_for_its_beginning(answering: 
 async def test_a_relay_that_is_restarted_meanwhile_is_waited_for(answering: Answering) -> None:
     way = AlertingPath("delivered")
     way.down = 1
-    assert (await follow(answering, way, patience=60))[2] == "✓ delivered on channel-0: ts=0"
+    assert (await follow(answering, way, seconds=60))[2] == "✓ delivered on channel-0: ts=0"
 
 
 async def test_a_relay_that_stays_away_is_named(answering: Answering) -> None:
