@@ -19,7 +19,7 @@ from tests.bench.machine import described
 from tests.bench.rotation import rotation
 from tests.bench.stage import BenchError
 from tests.bench.storm import storm
-from tests.bench.storm_on_slack import told
+from tests.bench.storm_on_slack import measure_storm_on_slack
 from tests.bench.targets import targets
 
 ROUNDS = click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
@@ -119,13 +119,13 @@ def _targets(disk: Path, counts: tuple[int, ...], interval: float, intervals: in
     _run(targets(disk, counts, interval, intervals, scrapes))
 
 
-@main.command("told")
+@main.command("storm-slack")
 @click.option("--groups", default=2000, show_default=True, help="How many incidents begin at once.")
-@click.option("--window", default=300.0, show_default=True, help="Seconds for which Alertmanager's own way is watched.")
+@click.option("--window", default=300.0, show_default=True, help="Seconds to watch Alertmanager's own receiver.")
 @click.pass_obj
-def _told(disk: Path, groups: int, window: float) -> None:
+def _storm_slack(disk: Path, groups: int, window: float) -> None:
     """How soon each of many incidents is named on Slack at its real rate."""
-    _run(told(disk, groups, window))
+    _run(measure_storm_on_slack(disk, groups, window))
 
 
 def _run(benchmark: Awaitable[None]) -> None:

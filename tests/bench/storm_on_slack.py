@@ -44,9 +44,9 @@ class Naming:
         return sum(at <= seconds for at in self.named.values())
 
 
-async def told(disk: Path, groups: int, window: float) -> None:
+async def measure_storm_on_slack(disk: Path, groups: int, window: float) -> None:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
-    click.echo(f"\ntold: {groups} incidents at once, and a Slack that takes a message a second for each channel")
+    click.echo(f"\nstorm-slack: {groups} incidents at once, and a Slack that takes a message a second for each channel")
     async with stage(disk) as place:
         relayed = await _run(place, groups, _TIMEOUT, with_relay=True)
     click.echo(
