@@ -88,7 +88,7 @@ class _GrantedPermissions:
 async def _check_clock(kms: KmsKey, timeout: float, clock: Callable[[], float]) -> str:
     at_service = await kms.read_service_clock(timeout=timeout)
     if at_service is None:
-        return "the service does not tell its time"
+        return "the service does not report its time"
     skew = clock() - at_service
     if abs(skew) > MAX_CLOCK_SKEW_SECONDS:
         which = "ahead of" if skew > 0 else "behind"
