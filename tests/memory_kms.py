@@ -5,16 +5,18 @@ It is complete: whatever keypulse does with Cloud KMS it does with these keys. T
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.kms import registry
+from shared.kms.fixes import GENERIC_COMMANDS, FixTable, FixTemplate
 from shared.kms.port import (
     ConnectivityPhase,
     DecryptResult,
@@ -37,6 +39,14 @@ PROFILE: Final = KmsProfile(
     calls_per_minute=600_000,
     burst_calls=60_000,
     advice={Reason.KEY_NOT_FOUND: "Create the key with create_key()."},
+    fixes=FixTable(
+        commands={
+            **GENERIC_COMMANDS,
+            Reason.KEY_DISABLED: (FixTemplate("Enable the version", "memory-kms enable {key} {version}"),),
+        },
+        key=re.compile(r"(?P<key>[a-z]+)"),
+        values={"version": re.compile(r"[a-z]+")},
+    ),
     permission_advice="Ask whoever runs this test.",
     propagation="no time",
 )
@@ -98,11 +108,8 @@ def registered() -> Iterator[None]:
 class MemoryKeySettings(ProviderSettings):
     """A key in memory."""
 
+    profile: ClassVar = PROFILE
     provider: Literal["memory"] = "memory"
-
-    @property
-    def profile(self) -> KmsProfile:
-        return PROFILE
 
     @property
     def service_address(self) -> str:

@@ -59,5 +59,5 @@ def _has_no_metrics(state: BackendState) -> bool:
 def _describe_state(state: BackendState) -> str:
     assert state.health  # noqa: S101  # without it there is a problem
     counted = "with" if state.decryption_errors is not None else "without"
-    mode = f"mode {state.health.mode}" if state.health.mode else "of no mode that it tells"
+    mode = f"mode {state.health.mode}" if state.health.mode else "mode unknown"
     return f"{mode}, {'' if state.health.ready else 'not '}ready, {counted} metrics"

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import click
 
 from services.exporter.config import ExporterSettings
+from shared.kms.registry import DEFAULT_PROVIDER, get_profile
 from shared.process.command_line import print_configuration_or_exit
 
 _EXAMPLES: Final = """\b
@@ -29,12 +30,12 @@ probe: {interval: 30s, timeout: 5s}
 # runbook_url: https://HOST/KMS_OPERATIONS.md
 """
 _TARGETS: Final = """
-# KMS keys. The account needs roles/cloudkms.cryptoKeyEncrypterDecrypter and roles/cloudkms.viewer on each.
+# KMS keys.{grants}
 targets:
 """
 _TARGET: Final = """\
   - name: {name}
-    key: {key}
+{provider}    key: {key}
     # An existing folder for ciphertexts of older versions, which are decrypted again each minute:
     # canary_dir: /var/lib/keypulse
 """
@@ -54,30 +55,39 @@ _BACKEND: Final = """\
 
 @click.command("init", short_help="Print a first configuration.", epilog=_EXAMPLES)
 @click.option("--target", "targets", metavar="KEY", multiple=True, help="The full name of a KMS key; may be repeated.")
+@click.option(
+    "--provider", metavar="NAME", default=DEFAULT_PROVIDER, show_default=True, help="The KMS provider of the keys."
+)
 @click.option("--backend", "backends", metavar="URL", multiple=True, help="The address of a service; may be repeated.")
-def command(targets: tuple[str, ...], backends: tuple[str, ...]) -> None:
+def command(targets: tuple[str, ...], provider: str, backends: tuple[str, ...]) -> None:
     """Print a first configuration, with comments."""
     if not targets and not backends:
         click.echo("nothing to watch; expected --target KEY or --backend URL", err=True)
         sys.exit(2)
-    print_configuration_or_exit(ExporterSettings, build_configuration(targets, backends))
+    print_configuration_or_exit(ExporterSettings, build_configuration(targets, provider, backends))
 
 
-def build_configuration(targets: tuple[str, ...], backends: tuple[str, ...]) -> str:
+def build_configuration(targets: tuple[str, ...], provider: str, backends: tuple[str, ...]) -> str:
     """Build the YAML.
 
     Args:
         targets: full names of keys.
+        provider: of all of them.
         backends: base addresses of services, or those of their health documents.
     """
+    grants = " and ".join(get_profile(provider).list_grants())
+    head = _TARGETS.format(grants=f" The account needs {grants} on each." if grants else "")
+    line = "" if provider == DEFAULT_PROVIDER else f"    provider: {_quote(provider)}\n"
     keys = [
-        _TARGET.format(name=_quote(_number_if_several("key", n, targets, key.rpartition("/")[2])), key=_quote(key))
+        _TARGET.format(
+            name=_quote(_number_if_several("key", n, targets, key.rpartition("/")[2])), provider=line, key=_quote(key)
+        )
         for n, key in enumerate(targets)
     ]
     services = [
         _build_backend(_number_if_several("backend", n, backends, "backend"), url) for n, url in enumerate(backends)
     ]
-    return "".join([_HEAD, *([_TARGETS, *keys] if keys else []), *([_BACKENDS, *services] if services else [])])
+    return "".join([_HEAD, *([head, *keys] if keys else []), *([_BACKENDS, *services] if services else [])])
 
 
 def _build_backend(service: str, url: str) -> str:

@@ -15,7 +15,7 @@ from services.relay.model import MessagePart, PartOutcome
 PRESSED_ACTIONS = ("acknowledge", "unacknowledge", "silence")
 CODES = (200, 202, 400, 401, 403, 413, 500, 503)
 ACKNOWLEDGED_VIA = ("api", "console", "slack")
-"""The ways of an acknowledgement that a relay itself sees."""
+"""Where an acknowledgement that a relay itself sees can come from."""
 TEMPLATES = ("title", "summary", "description")
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from shared.kms.fixes import Fix
-from shared.kms.gcp.profile import GCP_PROFILE
-from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.reason import Reason
+from shared.kms.registry import get_profile
 
-PROFILES: Final[Mapping[str, KmsProfile]] = {"gcp": GCP_PROFILE}
-"""By the provider's name; a test compares them with the registry, which needs the providers' libraries."""
 _REASONS: Final = {str(reason): reason for reason in Reason}
 _LABELS: Final = ("target", "version", "permission")
 
@@ -28,7 +25,7 @@ def list_fixes(annotations: Mapping[str, str], labels: Mapping[str, str]) -> tup
     reason = _REASONS.get(annotations.get("kms_reason", ""))
     if reason is None:
         return ()
-    profile = PROFILES.get(annotations.get("kms_provider", ""), GENERIC_PROFILE)
+    profile = get_profile(annotations.get("kms_provider", ""))
     values = {name: annotations.get(f"kms_{name}") or labels.get(name, "") for name in _LABELS}
     values["account"] = annotations.get("kms_account", "")
     return tuple(profile.fixes.build(reason, annotations.get("kms_key", ""), values))

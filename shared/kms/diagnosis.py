@@ -12,7 +12,7 @@ from shared.kms.port import KmsError, KmsKey
 from shared.kms.reason import Reason
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60.0
-"""Google refuses a signed token that is not valid yet, or no longer, by its own clock."""
+"""A service refuses a signed request, or a token, whose time differs too much from its own clock."""
 
 
 def list_key_checks(
@@ -88,7 +88,7 @@ class _GrantedPermissions:
 async def _check_clock(kms: KmsKey, timeout: float, clock: Callable[[], float]) -> str:
     at_service = await kms.read_service_clock(timeout=timeout)
     if at_service is None:
-        return "the service does not tell its time"
+        return "the service does not report its time"
     skew = clock() - at_service
     if abs(skew) > MAX_CLOCK_SKEW_SECONDS:
         which = "ahead of" if skew > 0 else "behind"

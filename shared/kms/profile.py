@@ -58,6 +58,11 @@ class KmsProfile:
         """What a person does about a failure."""
         return self.advice.get(reason) or GENERIC_ADVICE[reason]
 
+    def list_grants(self) -> list[str]:
+        """What the exporter's account needs on a key: the roles that hold its permissions, or these where none does."""
+        roles = self.fixes.roles
+        return list(dict.fromkeys(roles.get(permission, permission) for permission in self.probe_permissions))
+
 
 GENERIC_PROFILE: Final = KmsProfile(
     service_name="KMS",

@@ -1,4 +1,7 @@
-"""The providers: one line each. Settings of a key are validated by the provider that they name."""
+"""The providers: one line each. Settings of a key are validated by the provider that they name.
+
+It imports no provider's client library: the relay has none, and takes the commands of its messages from here.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Union
@@ -9,6 +12,7 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from shared.kms.gcp.settings import GcpKeySettings
 from shared.kms.port import KmsKeyAdmin
+from shared.kms.profile import GENERIC_PROFILE, KmsProfile
 from shared.kms.settings import ProviderSettings
 
 DEFAULT_PROVIDER: Final = "gcp"
@@ -16,7 +20,13 @@ DEFAULT_PROVIDER: Final = "gcp"
 providers: Final[dict[str, type[ProviderSettings]]] = {
     "gcp": GcpKeySettings,
 }
-"""The settings of each provider by the name that stands in `provider`."""
+"""The settings of each provider, and with them its profile, by the name that stands in `provider`."""
+
+
+def get_profile(provider: str) -> KmsProfile:
+    """The profile of a provider; the generic one where there is none of this name."""
+    settings = providers.get(provider)
+    return settings.profile if settings else GENERIC_PROFILE
 
 
 def connect_key(settings: ProviderSettings) -> KmsKeyAdmin:

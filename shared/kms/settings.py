@@ -1,6 +1,7 @@
 """What the settings of every KMS key have in common, whatever the provider."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from pydantic import field_validator
 
@@ -10,8 +11,14 @@ from shared.kms.profile import KmsProfile
 
 
 class ProviderSettings(Section):
-    """The base of a provider's settings: a subclass sets `provider` to its own name, as a Literal with that default."""
+    """The base of a provider's settings.
 
+    A subclass sets its `profile`, and `provider` to its own name, as a Literal with that default.
+    Its module imports no client library: the relay, which has none, reads the profiles.
+    """
+
+    profile: ClassVar[KmsProfile]
+    """Permissions, quotas, advice and commands of the provider."""
     provider: str
     key: str
     """The name of the key, unique within the provider."""
@@ -24,11 +31,6 @@ class ProviderSettings(Section):
                 f"expected the name of a key, and not '{LOCAL_KEY_NAME}', which stands for a service's own local key"
             )
         return key
-
-    @property
-    @abstractmethod
-    def profile(self) -> KmsProfile:
-        """Permissions, quotas and advice of the provider."""
 
     @property
     @abstractmethod

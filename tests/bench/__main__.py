@@ -119,9 +119,9 @@ def _targets(disk: Path, counts: tuple[int, ...], interval: float, intervals: in
     _run(targets(disk, counts, interval, intervals, scrapes))
 
 
-@main.command("told")
+@main.command("storm-slack")
 @click.option("--groups", default=2000, show_default=True, help="How many incidents begin at once.")
-@click.option("--window", default=300.0, show_default=True, help="Seconds for which Alertmanager's own way is watched.")
+@click.option("--window", default=300.0, show_default=True, help="Seconds to watch Alertmanager's own receiver.")
 @click.pass_obj
 def _run_slack_benchmark(disk: Path, groups: int, window: float) -> None:
     """How soon each of many incidents is named on Slack at its real rate."""

@@ -19,7 +19,7 @@ from tests.bench.load import Load, load
 from tests.bench.stage import Stage, free_port, pagerduty, slack, stage
 
 CLIENTS: Final = 20
-_PATIENCE: Final = 60.0
+_TIMEOUT: Final = 60.0
 _GROUP: Final = re.compile(r"group-\d{5}")
 
 
@@ -77,7 +77,7 @@ async def _run(bench: Stage, webhooks: int) -> Run:
             arrived["pages"] = _first({event["at"]: event["payload"]["summary"] for event in pages})
             return all(len(groups) == webhooks for groups in arrived.values())
 
-        await bench.until("every mail and every page", _PATIENCE, all_arrived)
+        await bench.until("every mail and every page", _TIMEOUT, all_arrived)
     finally:
         end(sink)
     return Run(accepted, *(max(arrived[name].values()) - started for name in ("mail", "pages")))

@@ -13,7 +13,7 @@ from typing import Final
 from tests.bench.stage import TOKEN, BenchError, Running
 
 _ANSWER: Final = re.compile(rb"(?is)^HTTP/1\.1 (\d{3}) .*?\r\ncontent-length: *(\d+)\r\n")
-_PATIENCE: Final = 60.0
+_TIMEOUT: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ async def load(server: Running, bodies: Iterable[bytes], clients: int) -> Load:
 
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             await asyncio.gather(*(post() for _ in range(clients)))
     except (OSError, TimeoutError) as error:
         raise BenchError(f"{server.url} did not answer every request: {error!r}") from None

@@ -23,7 +23,7 @@ from tests.bench.stage import ROUTING_KEY, TOKEN, BenchError, Running, Stage, fr
 
 GROUP_WAIT: Final = 3.0
 _BATCH: Final = 500
-_PATIENCE: Final = 120.0
+_TIMEOUT: Final = 120.0
 _LOOK_SECONDS: Final = 0.5
 """Between looks at what the relay holds."""
 
@@ -79,7 +79,7 @@ async def _run(bench: Stage, groups: int, *, with_relay: bool) -> Run:
         found = await bench.get(f"{sink.url}/")
         return all(provider["groups"] == groups for provider in found.values())
 
-    await bench.until("every group to be delivered", _PATIENCE, complete)
+    await bench.until("every group to be delivered", _TIMEOUT, complete)
     found = await bench.get(f"{sink.url}/")
     return Run(
         seconds=max(provider["last"] for provider in found.values()) - may_send,

@@ -22,7 +22,7 @@ from tests.bench.stage import TOKEN, BenchError, Running, Stage, free_port, slac
 
 GROUP_WAIT: Final = 5.0
 _BATCH: Final = 500
-_PATIENCE: Final = 300.0
+_TIMEOUT: Final = 300.0
 _SERVICES: Final = 40
 _CRITICAL: Final = 20
 """Each so-manyth is critical."""
@@ -46,9 +46,9 @@ class Naming:
 
 async def run_slack_benchmark(disk: Path, groups: int, window: float) -> None:
     """Runs and prints the benchmark. Raises BenchError where something is missing or was not delivered."""
-    click.echo(f"\ntold: {groups} incidents at once, and a Slack that takes a message a second for each channel")
+    click.echo(f"\nstorm-slack: {groups} incidents at once, and a Slack that takes a message a second for each channel")
     async with stage(disk) as bench:
-        relayed = await _run(bench, groups, _PATIENCE, with_relay=True)
+        relayed = await _run(bench, groups, _TIMEOUT, with_relay=True)
     click.echo(
         f"  with the relay      every incident named after {max(relayed.named.values()):.1f} s; {_format(relayed)}"
     )
@@ -91,7 +91,7 @@ async def _run(bench: Stage, groups: int, seconds: float, *, with_relay: bool) -
         await _read(bench, provider, naming, may_send)
         return len(naming.named) == groups or time.time() > may_send + seconds
 
-    await bench.until("every incident to be named", seconds + _PATIENCE, is_over)
+    await bench.until("every incident to be named", seconds + _TIMEOUT, is_over)
     if with_relay and len(naming.named) < groups:
         raise BenchError(f"the relay named {len(naming.named)} of {groups} incidents in {seconds:g} s")
     return naming

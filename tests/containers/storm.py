@@ -1,4 +1,4 @@
-"""Many webhooks at once, each an incident of its own, and who is patient with a relay that is killed meanwhile."""
+"""Many webhooks at once, each an incident of its own, and a sender that repeats what a killed relay did not answer."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-PATIENCE_SECONDS = 120.0
+TIMEOUT = 120.0
 _AT_ONCE = 16
 
 
@@ -58,7 +58,7 @@ async def strike(
 
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     async with (
-        asyncio.timeout(PATIENCE_SECONDS),
+        asyncio.timeout(TIMEOUT),
         aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=10)) as session,
         asyncio.TaskGroup() as group,
     ):
@@ -81,7 +81,7 @@ async def arrived(stand_ins: str, numbers: Sequence[int]) -> set[str]:
     missing = {name(number) for number in numbers}
     async with aiohttp.ClientSession() as session:
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT):
                 while missing:
                     async with session.get(f"{stand_ins}/api/state") as answer:
                         held: dict[str, Any] = await answer.json()

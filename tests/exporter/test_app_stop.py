@@ -28,7 +28,7 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 async def test_when_it_stops_no_task_and_no_connection_is_left(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
-    """A probe and a look at the key hang, and somebody waits at `/probe`."""
+    """A probe and a key inspection hang, and somebody waits at `/probe`."""
     emulator.faults.add(EmulatorFault(kind="stall"))
     target = Target(
         name="ledger-kek",

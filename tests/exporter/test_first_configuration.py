@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from services.exporter.__main__ import main
 from services.exporter.config import ExporterSettings
 from shared.config.settings import load_settings
+from tests import memory_kms
 
 KEY = "projects/p/locations/l/keyRings/r/cryptoKeys/ledger"
 
@@ -37,9 +38,23 @@ def test_it_is_valid_has_what_was_asked_for_and_explains_it(
     assert result.stdout.count("#") > 4
 
 
+def test_the_accounts_grants_and_the_form_of_a_key_are_those_of_the_provider() -> None:
+    cloud_kms = CliRunner().invoke(main, ["init", "--target", KEY])
+    roles = "roles/cloudkms.cryptoKeyEncrypterDecrypter and roles/cloudkms.viewer"
+    assert f"\n# KMS keys. The account needs {roles} on each.\n" in cloud_kms.stdout
+    assert "provider:" not in cloud_kms.stdout
+    with memory_kms.registered():
+        memory = CliRunner().invoke(main, ["init", "--provider", "memory", "--target", "ledger"])
+    assert memory.exit_code == 0, memory.output
+    assert "\n# KMS keys. The account needs use and read on each.\n" in memory.stdout
+    assert '\n    provider: "memory"\n    key: "ledger"\n' in memory.stdout
+    assert "cloudkms" not in memory.stdout
+
+
 def test_nothing_to_watch_and_a_key_that_is_none_are_one_line_and_2() -> None:
     for options, error in (
         ((), "nothing to watch; expected --target KEY or --backend URL"),
+        (("--target", KEY, "--provider", "memory"), "options: targets.0"),
         (("--target", "ledger"), "options: targets.0.key: expected projects/PROJECT/locations/LOCATION"),
     ):
         result = CliRunner().invoke(main, ["init", *options])

@@ -40,7 +40,7 @@ async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_an
     kms = Kms()
     async with watched(kms, named("ledger"), interval=10):
         await asyncio.sleep(35)
-        assert len(kms.times("encrypt", "ledger")) in {4, 5}  # one for the look
+        assert len(kms.times("encrypt", "ledger")) in {4, 5}  # one for the inspection
         kms.reason = Reason.QUOTA_EXHAUSTED
         await asyncio.sleep(600)
         slow = kms.times("encrypt", "ledger")[-4:]

@@ -1,4 +1,4 @@
-"""A round trip, and a look at a key, that end before their time: nothing is left of them."""
+"""A round trip, and a key inspection, that end before their time: nothing is left of them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator

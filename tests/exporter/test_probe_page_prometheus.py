@@ -29,9 +29,7 @@ def configuration(page: Probed) -> str:
     )
 
 
-async def test_prometheus_sees_a_failure_its_reason_and_the_end_of_its_own_patience(
-    tmp_path: Path, until: Until
-) -> None:
+async def test_prometheus_sees_a_failure_its_reason_and_its_own_timeout(tmp_path: Path, until: Until) -> None:
     with bind_socket(Address("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = ("prometheus", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={address}")

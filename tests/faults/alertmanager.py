@@ -23,7 +23,7 @@ class Alertmanager:
         urls: of the relays.
         random: chooses among them, and when to send what another Alertmanager of a pair has sent already.
         pause: seconds between two webhooks of a group, on average.
-        patience: seconds that it waits for an answer.
+        timeout: seconds that it waits for an answer.
         repeats: how many of its webhooks the other of the pair sends as well.
     """
 
@@ -33,14 +33,14 @@ class Alertmanager:
         random: Random,
         *,
         pause: float = 0.2,
-        patience: float = ANSWER_SECONDS,
+        timeout: float = ANSWER_SECONDS,
         repeats: float = 0.2,
     ) -> None:
         self._urls = urls
         self._random = random
         self._pause = pause
         self._repeats = repeats
-        self._timeout = aiohttp.ClientTimeout(total=patience)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
         self.accepted: list[str] = []
         """The id of each event that was answered 202."""
         self.refusals: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""PagerDuty's channel whose process stops itself once: between the last look at the lease and the write."""
+"""PagerDuty's channel whose process stops itself once: between the last check of its lease and the write."""
 
 import os
 import signal

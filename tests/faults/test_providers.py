@@ -1,4 +1,4 @@
-"""A provider that asks for patience, and one that refuses everything for a while: nobody else waits for it."""
+"""A provider that asks to wait, and one that refuses everything for a while: nobody else waits for it."""
 
 import asyncio
 import time

@@ -34,7 +34,7 @@ async def test_replicas_killed_and_stopped(
         started = [_replica(stack, trial, number) for number in range(replicas)]
         relays = await asyncio.gather(*started)
         # A replica that is stopped takes requests and answers none: nobody waits long for it.
-        alertmanager = Alertmanager([relay.url for relay in relays], trial.random("alertmanager"), patience=0.5)
+        alertmanager = Alertmanager([relay.url for relay in relays], trial.random("alertmanager"), timeout=0.5)
         people = People([relay.url for relay in relays], trial.random("people"))
         random = trial.random("replicas")
         async with (

@@ -35,7 +35,7 @@ from tests.shared.sample import SETTINGS
 
 
 def by_the_exporter() -> list[Metric]:
-    """After a round trip, a look at the key whose older versions fail in every way, and the reading of a backend."""
+    """After a round trip, an inspection of a key whose older versions fail in every way, the reading of a backend."""
     metrics = ExporterMetrics([("ledger", "ledger-kek")], ["ledger"])
     call = Call(Operation.ENCRYPT, 0.1)
     metrics.add_probe(ProbeResult("ledger", "ledger-kek", ended_at=1.0, calls=(call,), key_version=None))

@@ -16,7 +16,7 @@ from ops.demo.time_scale import scale_yaml
 from tests.ops.routing import FILE, uncommented
 from tests.ops.rules import ALERTS
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 Start = Callable[..., Awaitable[str]]
 Labels = dict[str, str]
 
@@ -86,7 +86,7 @@ async def alertmanager(start: Start, sink: Sink, outside: Sink, tmp_path: Path) 
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT)) as session:
         yield session
 
 
@@ -134,7 +134,7 @@ async def test_of_any_two_alerts_side_by_side_only_a_known_consequence_is_inhibi
         expected[frozenset({**labels, "alertname": cause}.items())] = [other] if (other, cause) in INHIBITED else []
     await post(http, alertmanager, *({"labels": dict(labels)} for labels in expected))
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             found = await inhibitors(http, alertmanager)
             if sum(map(len, found.values())) >= sum(map(len, expected.values())):
@@ -157,7 +157,7 @@ async def test_a_cause_inhibits_its_consequence_in_its_env_and_service_only(
         expected[frozenset(inhibited.items())] = [cause]
     await post(http, alertmanager, *({"labels": dict(labels)} for labels in expected))
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             found = await inhibitors(http, alertmanager)
             if len(found) == len(expected) and sum(map(len, found.values())) >= len(INHIBITED):
@@ -187,7 +187,7 @@ async def test_one_revoked_role_is_two_incidents_at_most(
 
     async def collect_until(count: int) -> None:
         while len(incidents) < count:
-            _, body = await asyncio.wait_for(sink.received.get(), PATIENCE)
+            _, body = await asyncio.wait_for(sink.received.get(), TIMEOUT)
             incidents.append(body["groupLabels"]["alertname"])
 
     await collect_until(2)
@@ -203,10 +203,10 @@ async def test_the_relay_is_told_of_the_fire_and_of_its_end_with_the_bearer_toke
 ) -> None:
     labels = {"alertname": "KMSTest", "severity": severity, "env": "production", "service": "ledger"}
     await post(http, alertmanager, {"labels": labels})
-    firing = await asyncio.wait_for(sink.received.get(), PATIENCE)
+    firing = await asyncio.wait_for(sink.received.get(), TIMEOUT)
     over = {"startsAt": "2026-01-01T00:00:00Z", "endsAt": "2026-01-01T00:01:00Z"}
     await post(http, alertmanager, {"labels": labels, **over})
-    resolved = await asyncio.wait_for(sink.received.get(), PATIENCE)
+    resolved = await asyncio.wait_for(sink.received.get(), TIMEOUT)
 
     for (token, body), status in ((firing, "firing"), (resolved, "resolved")):
         assert token == "Bearer a-secret-token-of-tests"
@@ -224,10 +224,10 @@ async def test_a_service_that_goes_down_hours_after_it_lost_kms_pages_although_i
         return labels
 
     await pages("KMSCryptoModeNotKMS")
-    _, first = await asyncio.wait_for(sink.received.get(), PATIENCE)
+    _, first = await asyncio.wait_for(sink.received.get(), TIMEOUT)
     not_ready = await pages("KMSCryptoNotReady")
     await pages("KMSCryptoDownOnLocalKey")
-    _, second = await asyncio.wait_for(sink.received.get(), PATIENCE)
+    _, second = await asyncio.wait_for(sink.received.get(), TIMEOUT)
 
     assert first["groupLabels"]["alertname"] == "KMSCryptoModeNotKMS"
     assert (second["groupLabels"]["alertname"], second["receiver"]) == ("KMSCryptoDownOnLocalKey", "kms-critical")
@@ -240,7 +240,7 @@ async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(
     await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
     for place, credentials in ((sink, "Bearer a-secret-token-of-tests"), (outside, "")):
         for _ in range(3):
-            token, body = await asyncio.wait_for(place.received.get(), PATIENCE)
+            token, body = await asyncio.wait_for(place.received.get(), TIMEOUT)
             assert (token, body["receiver"], body["status"]) == (credentials, "watchdog", "firing")
 
 
@@ -250,5 +250,5 @@ async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_switch_outside(
     sink.hangs = True
     await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
     for _ in range(2):
-        await asyncio.wait_for(outside.received.get(), PATIENCE)
+        await asyncio.wait_for(outside.received.get(), TIMEOUT)
     assert sink.received.qsize() > 0, "the relay was asked as well"

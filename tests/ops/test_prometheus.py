@@ -13,7 +13,7 @@ from aiohttp import web
 from ops.demo.time_scale import scale_yaml
 from tests.ops.rules import FILES, GROUPS, PROMETHEUS
 
-PATIENCE = 40.0
+TIMEOUT = 40.0
 Running = Callable[..., AbstractAsyncContextManager[str]]
 Start = Callable[..., Awaitable[str]]
 
@@ -108,7 +108,7 @@ async def query_api(prometheus: str) -> AsyncIterator[Callable[..., Awaitable[An
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not await condition():  # noqa: ASYNC110 - another program's state: nothing here could set an Event
             await asyncio.sleep(0.1)
 

@@ -100,7 +100,8 @@ def _build_keys_table() -> Builder[Panel]:
     panel = build_table(
         "Keys",
         "Each key: the version that encrypts, when KMS makes the next one (blank where no rotation is planned), "
-        "whether KMS refuses a wrong AAD, and how many things were wrong at the last look; the board names them.",
+        "whether KMS refuses a wrong AAD, and how many things were wrong at the last key inspection; the board names "
+        "them.",
         names,
     )
     for ref, expr in zip("ABCD", inspections.values(), strict=True):

@@ -107,7 +107,7 @@ def _format_step(name: str, seconds: float, outcome: str) -> str:
 SCRAPE_TIMEOUT_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
 """The header in which Prometheus says how long it waits."""
 TIMEOUT_OFFSET: Final = 0.5
-"""Seconds of it that are left for the answer's way, as blackbox_exporter leaves them."""
+"""Seconds of it that are left to send the answer, as blackbox_exporter leaves them."""
 MAX_TIMEOUT: Final = 120.0
 """Seconds that nobody waits longer; blackbox_exporter's bound where the header is missing."""
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -194,9 +194,9 @@ class _ProbeMetrics(Collector):
 
     @classmethod
     async def wait_for(cls, probe: CoalescedProbe, seconds: float, *, debug: bool) -> "_ProbeMetrics":
-        """Waits so many `seconds` for a probe, and for a look at its way where that is wanted.
+        """Waits up to `seconds` for a probe and, with `debug`, for the measurement of its connectivity.
 
-        Raises ProbeClosedError, or _BusyError if the probe was given its place too late to say anything of KMS.
+        Raises ProbeClosedError, or _BusyError if the probe began too late to say anything about KMS.
         """
         start_deadline = asyncio.get_running_loop().time() + seconds / 2
         result: ProbeResult | None = None

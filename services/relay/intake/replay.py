@@ -218,7 +218,7 @@ def _list_warnings(entry: QuarantineEntry, status: Status, state: IncidentState 
                 "Check in Alertmanager whether these alerts still fire: if not, nothing may send their end."
             )
     elif state is None:
-        warnings.append("Nobody was told that this began: only its end would be sent.")
+        warnings.append("Nobody was notified of its start: only its end would be sent.")
     elif state.is_open and is_outdated:
         warnings.append("The incident fires by the newer webhook. This would resolve it.")
     return warnings

@@ -233,7 +233,7 @@ class OidcClient:
 
     async def _complete(self, attempt: LoginAttempt, code: str, redirect_uri: str) -> Login:
         metadata = await self.read_metadata()
-        answer = await self._exchange(metadata, attempt, code, redirect_uri)
+        answer = await self._exchange_code(metadata, attempt, code, redirect_uri)
         rules = IdTokenRules(self.settings.issuer, self.settings.client_id, attempt.nonce, answer.access_token)
         try:
             claims = verify_id_token(answer.id_token, await self._read_keys(_METADATA_SECONDS), rules, self._clock())
@@ -249,7 +249,9 @@ class OidcClient:
             groups=[each for each in _list_texts(groups) if each in self.settings.roles],
         )
 
-    async def _exchange(self, metadata: _Metadata, attempt: LoginAttempt, code: str, redirect_uri: str) -> _TokenAnswer:
+    async def _exchange_code(
+        self, metadata: _Metadata, attempt: LoginAttempt, code: str, redirect_uri: str
+    ) -> _TokenAnswer:
         fields = {
             "grant_type": "authorization_code",
             "code": code,

@@ -118,7 +118,7 @@ class ConsoleSessions:
         response.headers.append("set-cookie", format_cookie(request, _COOKIE, "", max_age=0))
 
     def build_refusal(self, request: Request, status: int, message: str) -> Response | None:
-        """The way to the login page, or a page that says why not, for a browser; None for a program."""
+        """For a browser, a redirect to the login page, or a page with the reason; None for a program."""
         is_page = "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers
         if status != 401:
             return self.render_refusal(status, message) if is_page and self.render_refusal else None

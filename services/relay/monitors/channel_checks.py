@@ -37,7 +37,7 @@ _FAILED_INTERVAL: Final = 3600.0
 _PAUSE: Final = 5.0
 """Seconds between two checks."""
 _POLL_INTERVAL: Final = 60.0
-"""Seconds until the next look at what is due."""
+"""Seconds until it is determined again what is due."""
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ class ChannelCheckMonitor:
         self._has_started = False
 
     async def check_next(self) -> float:
-        """Checks one channel, if one is due; the seconds until the next look. Raises StoreUnavailableError."""
+        """Checks one channel, if one is due; the seconds until the next call. Raises StoreUnavailableError."""
         if not self._has_started:
             self._has_started = True
             return _START_DELAY

@@ -113,7 +113,7 @@ class _AcceptRequest(NamedTuple):
     plan: PlanEvent
 
 
-class _PlannedEvent(NamedTuple):
+class _NewEvent(NamedTuple):
     request: _AcceptRequest
     state: IncidentState | None
     plan: DeliveryPlan
@@ -204,26 +204,26 @@ def _record_replay(transaction: Transaction, incoming: IncomingEvent) -> None:
 
 def _accept_round(transaction: Transaction, requests: Sequence[_AcceptRequest]) -> list[AcceptResult]:
     states = lock_states(transaction, {each.incoming.incident_id: each.incoming.fingerprint for each in requests})
-    planned, repeated = [], {}
+    new_events, repeated = [], {}
     for each in requests:
         incident = each.incoming.incident_id
         plan = each.plan(states.get(incident), transaction.now)
         if plan is not None:
-            planned.append(_PlannedEvent(each, states.get(incident), plan))
+            new_events.append(_NewEvent(each, states.get(incident), plan))
         elif incident in states:
             latest = states[incident]
             repeated[incident] = AcceptResult(latest.event_id, latest.delivery_count, is_duplicate=True, channels=())
         else:
             raise ValueError("the first event of an incident is no duplicate")
-    new = _insert_events(transaction, planned)
+    new = _insert_events(transaction, new_events)
     return [(repeated | new)[each.incoming.incident_id] for each in requests]
 
 
-def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -> dict[str, AcceptResult]:
+def _insert_events(transaction: Transaction, new_events: Sequence[_NewEvent]) -> dict[str, AcceptResult]:
     """Inserts the events; gives what was accepted, by incident."""
-    if not planned:
+    if not new_events:
         return {}
-    rows = [_build_event_row(each.request, transaction.now) for each in planned]
+    rows = [_build_event_row(each.request, transaction.now) for each in new_events]
     _INSERT_EVENTS.execute(transaction.connection, rows)
     numbered = _READ_SEQS.fetch_all(transaction.connection, {"ids": [row["id"] for row in rows]})
     seq_by_id = {row.id: row.seq for row in numbered}
@@ -242,15 +242,15 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
                 "new_escalation_after": steps[0].after if steps else None,
                 **_describe_incident(each, transaction.now),
             }
-            for each, seq, steps in zip(planned, seqs, map(_select_steps, planned), strict=True)
+            for each, seq, steps in zip(new_events, seqs, map(_select_steps, new_events), strict=True)
         ],
     )
     record_resolved_elsewhere(
-        transaction, [(seq, each.request.incoming.event) for each, seq in zip(planned, seqs, strict=True)]
+        transaction, [(seq, each.request.incoming.event) for each, seq in zip(new_events, seqs, strict=True)]
     )
     accepted = {}
     for each, row, superseded_channels in zip(
-        planned, rows, _enqueue_deliveries(transaction, planned, seqs), strict=True
+        new_events, rows, _enqueue_deliveries(transaction, new_events, seqs), strict=True
     ):
         channels, incident = each.plan.channels, row["incident_id"]
         accepted[incident] = AcceptResult(
@@ -259,18 +259,18 @@ def _insert_events(transaction: Transaction, planned: Sequence[_PlannedEvent]) -
     return accepted
 
 
-def _select_steps(planned: _PlannedEvent) -> tuple[EscalationStep, ...]:
+def _select_steps(new_event: _NewEvent) -> tuple[EscalationStep, ...]:
     """The steps that still add a channel."""
-    plan = planned.plan
+    plan = new_event.plan
     return tuple(step for step in plan.escalation if plan.is_open and not set(step.channels) <= set(plan.channels))
 
 
-def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
+def _describe_incident(new_event: _NewEvent, now: float) -> dict[str, object]:
     """What `context` reads of the incident."""
-    incoming, state = planned.request.incoming, planned.state
+    incoming, state = new_event.request.incoming, new_event.state
     event = incoming.event
     started_at, starts = (state.started_at, state.episode_starts) if state else (None, ())
-    if state is None or planned.plan.episode != state.episode:
+    if state is None or new_event.plan.episode != state.episode:
         started_at, starts = now, (*starts, now)
     return {
         "new_severity": find_worst_severity(event) or "",
@@ -284,29 +284,29 @@ def _describe_incident(planned: _PlannedEvent, now: float) -> dict[str, object]:
 
 
 def _enqueue_deliveries(
-    transaction: Transaction, planned: Sequence[_PlannedEvent], seqs: Sequence[int]
+    transaction: Transaction, new_events: Sequence[_NewEvent], seqs: Sequence[int]
 ) -> list[tuple[str, ...]]:
     """Adds the deliveries of new events; gives the channels of those that each event superseded."""
-    new = [_build_deliveries(transaction, each, seq) for each, seq in zip(planned, seqs, strict=True)]
+    new = [_build_deliveries(transaction, each, seq) for each, seq in zip(new_events, seqs, strict=True)]
     channels: dict[str, list[str]] = {}
     for old in enqueue_deliveries(transaction, [each for of_event in new for each in of_event]).superseded_rows:
         channels.setdefault(old.incident_id, []).append(old.channel)
-    return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in planned]
+    return [tuple(channels.get(each.request.incoming.incident_id, ())) for each in new_events]
 
 
-def _build_deliveries(transaction: Transaction, planned: _PlannedEvent, seq: int) -> list[NewDelivery]:
+def _build_deliveries(transaction: Transaction, new_event: _NewEvent, seq: int) -> list[NewDelivery]:
     """The deliveries of an event.
 
     Events that wait for a channel that is gone are also delivered on channels that are new to the incident: one of
     them may be that channel under another name, and a resolve alone would make no sense there.
     """
-    incident, plan = planned.request.incoming.incident_id, planned.plan
+    incident, plan = new_event.request.incoming.incident_id, new_event.plan
     first, open_elsewhere = seq, frozenset(plan.channels)
-    if plan.unconfigured_channels and planned.state is not None:
-        open_elsewhere = planned.state.open_channels | transaction.unmerged_channels
+    if plan.unconfigured_channels and new_event.state is not None:
+        open_elsewhere = new_event.state.open_channels | transaction.unmerged_channels
         waits = {"incident": incident, "channels": list(plan.unconfigured_channels)}
         first = _FIRST_WAITING_EVENT.fetch_first(transaction.connection, waits) or seq
-    fresh = planned.state is None
+    fresh = new_event.state is None
     return [
         NewDelivery(
             seq,

@@ -149,8 +149,8 @@ def select_in_storm(
     if _COUNT_CLAIMABLE.fetch_one(transaction.connection, {**values, "most": most + 1}) <= most:
         return None
     oldest = _FIRST_NAMEABLE.fetch_first(transaction.connection, values)
-    patience = BURST_SECONDS * max(1.0, 1.0 / rules.rate)
-    is_late = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > patience
+    max_delay = BURST_SECONDS * max(1.0, 1.0 / rules.rate)
+    is_late = oldest is not None and transaction.now - oldest.delivery.oldest_accepted_at > max_delay
     # A digest that is overdue gets the last token, unless the first message after an outage may be a critical one.
     alone_limit = available - 1 if is_late and not is_breaker_trial else available
     alone = lock_due(transaction, _LOCK_ALONE_IN_STORM, values, alone_limit) if alone_limit else []

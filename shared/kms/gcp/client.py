@@ -32,12 +32,12 @@ from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest
 
 from shared.config.settings import parse_address
 from shared.kms.connectivity import measure_connectivity
+from shared.kms.gcp.checksum import compute_crc32c
 from shared.kms.gcp.credentials import CredentialsLookup, process_lookup
 from shared.kms.gcp.errors import parse_grpc_status
 from shared.kms.gcp.grpc_transport import build_channel_options, create_trust_context
 from shared.kms.gcp.profile import GCP_PROFILE, VERSION_STATES
 from shared.kms.gcp.service_clock import read_date
-from shared.kms.gcp.wire_format import compute_crc32c
 from shared.kms.port import (
     ConnectivityPhase,
     DecryptResult,

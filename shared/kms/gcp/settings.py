@@ -1,6 +1,6 @@
 """What a person may set of a key of Google Cloud KMS."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
@@ -8,7 +8,6 @@ from shared.config.settings import parse_address
 from shared.kms.gcp.profile import GCP_PROFILE
 from shared.kms.gcp.wire_format import check_key_name
 from shared.kms.port import KmsKeyAdmin
-from shared.kms.profile import KmsProfile
 from shared.kms.settings import ProviderSettings
 from shared.net.egress import EgressSettings
 
@@ -20,6 +19,7 @@ def _parse_endpoint(value: str) -> str:
 class GcpKeySettings(EgressSettings, ProviderSettings):
     """A key of Google Cloud KMS."""
 
+    profile: ClassVar = GCP_PROFILE
     provider: Literal["gcp"] = "gcp"
     key: Annotated[str, AfterValidator(check_key_name)]
     endpoint: Annotated[str, AfterValidator(_parse_endpoint)] | None = None
@@ -40,11 +40,6 @@ class GcpKeySettings(EgressSettings, ProviderSettings):
                 "endpoint, or `allow_remote_insecure: true`"
             )
         return self
-
-    @property
-    def profile(self) -> KmsProfile:
-        """See the base."""
-        return GCP_PROFILE
 
     @property
     def service_address(self) -> str:

@@ -1,9 +1,7 @@
-"""Resource names of Cloud KMS, and CRC32C as it uses it. Pure."""
+"""Resource names of Cloud KMS. Pure."""
 
 import re
 from typing import Final
-
-import google_crc32c
 
 _SEGMENT = r"[^/\s]+"
 _KEY: Final = re.compile(
@@ -21,8 +19,3 @@ def check_key_name(name: str) -> str:
 def get_key_name(version_name: str) -> str:
     """The key that a version belongs to."""
     return version_name.partition("/cryptoKeyVersions/")[0]
-
-
-def compute_crc32c(data: bytes) -> int:
-    """The checksum that goes into the `*_crc32c` fields; 0 is a value like any other."""
-    return int(google_crc32c.value(data))

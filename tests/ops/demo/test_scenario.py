@@ -16,7 +16,7 @@ from ops.demo.processes import run_processes
 from ops.demo.stack import Stack
 from ops.demo.timeline import CHANNELS, ChannelName, Hop, State
 
-PATIENCE = 0.5
+TIMEOUT = 0.5
 LINKS = "http://127.0.0.1:9913/docs/KMS_OPERATIONS.md#kmscryptomodenotkms http://127.0.0.1:9911/?q=backend"
 STATES: tuple[State, ...] = ("firing", "resolved")
 
@@ -50,7 +50,7 @@ async def follow(tmp_path: Path) -> AsyncIterator[Follow]:
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
 
         async def follow(answers: dict[str, Any], state: State) -> tuple[list[Hop], list[str]]:
-            began = time.time() - scenario.PHASE_TIMEOUT + PATIENCE
+            began = time.time() - scenario.PHASE_TIMEOUT + TIMEOUT
             stack = ScriptedStack(Ports(), http, children, tmp_path, answers)
             return await scenario._Phase(stack, state, began, lambda _hop: None).wait_for_hops()
 
@@ -165,7 +165,7 @@ async def test_a_delivery_is_reported_after_its_webhook_although_it_was_seen_fir
     async with aiohttp.ClientSession() as http, run_processes(tmp_path) as children:
         # The relay has it between the first look for the webhook and the first look for a delivery.
         stack = ScriptedStack(Ports(), http, children, tmp_path, complete("firing"), late=["relay"])
-        began = time.time() - scenario.PHASE_TIMEOUT + PATIENCE
+        began = time.time() - scenario.PHASE_TIMEOUT + TIMEOUT
         _, missing = await scenario._Phase(stack, "firing", began, lambda hop: told.append(hop.name)).wait_for_hops()
 
     assert missing == []

@@ -8,12 +8,12 @@ import pytest
 from ops.demo.ports import Ports
 from ops.demo.stack import Stack, run_stack
 
-PATIENCE = 100.0
+TIMEOUT = 100.0
 """Seconds; there is a minute between two key inspections, in the demo too."""
 
 
 async def until(is_done: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not await is_done():  # noqa: ASYNC110  another program's state
             await asyncio.sleep(0.2)
 

@@ -16,7 +16,7 @@ import aiohttp
 
 ROOT = Path(__file__).parents[3]
 START_SECONDS = 150.0
-PATIENCE = 90.0
+TIMEOUT = 90.0
 """Seconds that a command may take, or an alert: the machine may be busy with other tests."""
 _ON_FREE_PORTS = """
 from ops.demo import __main__ as demo
@@ -45,14 +45,14 @@ class Demo:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        printed, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        printed, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
         assert process.returncode == 0, f"{script}\n{printed.decode()}"
         return printed.decode()
 
     async def wait_until_delivered(self, alert: str, status: str, since: float) -> float:
         """Waits until people are told, after `since`, that it fires or is over; the time at which that was seen."""
         while not await self._is_delivered(alert, status, since):
-            assert time.time() < since + PATIENCE, f"nobody was told that {alert} is {status}"
+            assert time.time() < since + TIMEOUT, f"nobody was told that {alert} is {status}"
             await asyncio.sleep(0.2)
         return time.time()
 

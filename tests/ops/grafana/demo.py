@@ -32,7 +32,7 @@ from tests.key_versions import Versions
 ENVS = ["production", "staging"]
 SERVICES = ["backend", "other"]
 MONTH = 30 * 86400
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @asynccontextmanager
@@ -59,9 +59,9 @@ async def after_a_bad_day(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stac
 
 async def _wait_for_value(running: Stack, expression: str) -> None:
     """Waits, with a bound, until the expression has a value."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while await running.query(f"count({expression})") is None:
-        assert time.monotonic() < deadline, f"not seen within {PATIENCE:.0f} s: {expression}"
+        assert time.monotonic() < deadline, f"not seen within {TIMEOUT:.0f} s: {expression}"
         await asyncio.sleep(0.2)
 
 

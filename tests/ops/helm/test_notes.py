@@ -13,13 +13,13 @@ from tests.ops.helm.matrix import MATRIX
 from tests.ops.helm.rendering import render_notes
 
 
-def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_tell_nobody() -> None:
+def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_alert_nobody() -> None:
     said = render_notes()
 
     for sentence in (
         "NOTHING IS PROBED YET",
         "PROMETHEUS DOES NOT KNOW OF THIS YET",
-        "NOBODY IS TOLD YET",
+        "NO ALERT REACHES A PERSON YET",
         "Nothing rotates",
     ):
         assert sentence in said
@@ -27,13 +27,13 @@ def test_what_comes_by_itself_is_reported_to_watch_nothing_and_to_tell_nobody() 
     assert "kubectl -n ops get configmap keypulse-alertmanager-snippet" in said
 
 
-def test_a_channel_to_which_no_alert_goes_tells_nobody() -> None:
+def test_a_channel_to_which_no_alert_goes_alerts_nobody() -> None:
     slack = {"kind": "slack", "channel": "#ops", "token_file": "/run/secrets/keypulse/slack_token"}
     channels = {"channels": {"slack": slack}}
     routes = {"routes": [{"receiver": "kms-critical", "channels": ["slack"]}]}
 
-    assert "NOBODY IS TOLD YET" in render_notes({"relay": {"config": channels}})
-    assert "NOBODY IS TOLD YET" not in render_notes({"relay": {"config": channels | routes}})
+    assert "NO ALERT REACHES A PERSON YET" in render_notes({"relay": {"config": channels}})
+    assert "NO ALERT REACHES A PERSON YET" not in render_notes({"relay": {"config": channels | routes}})
 
 
 def test_an_alertmanager_config_is_reported_to_match_its_own_namespace_only() -> None:

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from services.exporter import inspection_schedule
-from shared.kms.gcp import settings
 from shared.kms.gcp.profile import GCP_PROFILE
+from shared.kms.gcp.settings import GcpKeySettings
 
 if __name__ == "__main__":
     inspection_schedule.MIN_INTERVAL /= 60  # type: ignore[misc]
-    settings.GCP_PROFILE = replace(GCP_PROFILE, reads_per_minute=60 * GCP_PROFILE.reads_per_minute)  # type: ignore[attr-defined]
+    GcpKeySettings.profile = replace(GCP_PROFILE, reads_per_minute=60 * GCP_PROFILE.reads_per_minute)
     from services.exporter.__main__ import main  # which takes the two along
 
     main()

@@ -11,7 +11,7 @@ from ops.demo.processes import STOP_TIMEOUT, Processes
 from tests.ops.rehearsal.answer import Flags, RefusedError, parsed, table
 
 NODE = "node-7"
-_PATIENCE = 20.0
+_TIMEOUT = 20.0
 _DURATION = re.compile(r"\d+[smh]")
 
 
@@ -89,7 +89,7 @@ class Kubectl:
             raise RefusedError(f'error: invalid argument "{flags["timeout"]}" for "--timeout" flag')
         name = self._process(namespace, deployment)
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 while not await self.answers(name):  # noqa: ASYNC110 - another program's state
                     await asyncio.sleep(0.1)
         except TimeoutError:

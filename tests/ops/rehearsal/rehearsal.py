@@ -14,7 +14,7 @@ from tests.ops.rehearsal.output_comparison import disagreement
 from tests.ops.rehearsal.shell import Ran, Shell
 from tests.ops.rehearsal.stage import Stage
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 CALM = 10.0
 """Seconds in which an alert has to end that fires before a scenario breaks anything."""
 
@@ -161,7 +161,7 @@ class Director:
 
     async def _verified(self, rehearsal: Rehearsal, shell: Shell) -> None:
         """Again and again until all is well: some of what it prints takes its time, as the runbook says."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         differences = [""]
         while differences and time.monotonic() < deadline:
             differences = []
@@ -182,7 +182,7 @@ class Director:
             differences += failed
         return "\n".join(printed)
 
-    async def _until(self, rehearsal: Rehearsal, *, firing: bool, seconds: float = PATIENCE) -> None:
+    async def _until(self, rehearsal: Rehearsal, *, firing: bool, seconds: float = TIMEOUT) -> None:
         deadline = time.monotonic() + seconds
         while await self._fires(rehearsal) != firing:
             if time.monotonic() > deadline:

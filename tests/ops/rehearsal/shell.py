@@ -17,7 +17,7 @@ from tests.ops.rehearsal.kubectl import Kubectl
 
 SHIMS = Path(__file__).parent / "shims"
 ROOT = Path(__file__).parents[3]
-PATIENCE = 40.0
+TIMEOUT = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,11 @@ class Shell:
             start_new_session=True,
         )
         try:
-            printed, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+            printed, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
         except TimeoutError:
             os.killpg(process.pid, 9)
             await process.wait()
-            return Ran(command, -1, f"it had not ended after {PATIENCE:.0f} s")
+            return Ran(command, -1, f"it had not ended after {TIMEOUT:.0f} s")
         return Ran(command, process.returncode or 0, printed.decode(errors="replace"))
 
     def _replace_names(self, command: str) -> str:

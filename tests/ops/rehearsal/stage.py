@@ -28,7 +28,7 @@ from tests.ops.rehearsal.gcloud import EXPORTER_ACCOUNT, SERVICE_ACCOUNT, Gcloud
 from tests.ops.rehearsal.kubectl import NODE, Kubectl
 from tests.ops.rehearsal.shell import Shell, played
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Stage:
 
     async def dead_letters(self, count: int) -> list[str]:
         """The ids of messages that were given up, once there are as many."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 read = await self.stack.get_json("relay", f"/api/deliveries?state=dead&limit={count}")
                 if read and len(read["deliveries"]) == count:
@@ -118,7 +118,7 @@ class Stage:
 
     async def answers(self, name: str) -> None:
         """Waits, with a bound, until a process answers."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not await self.kubectl.answers(name):  # noqa: ASYNC110 - another program's state
                 await asyncio.sleep(0.1)
 
@@ -129,7 +129,7 @@ class Stage:
 
     async def wait_for_value(self, expression: str) -> None:
         """Waits, with a bound, until Prometheus has a value for it."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while await self.stack.query(f"count({expression})") is None:  # noqa: ASYNC110 - another program's state
                 await asyncio.sleep(0.2)
 

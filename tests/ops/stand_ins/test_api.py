@@ -60,7 +60,7 @@ async def test_the_live_stream_tells_of_each_change(
 
 
 async def test_an_open_live_stream_does_not_hold_up_the_stop(http: aiohttp.ClientSession) -> None:
-    async with asyncio.timeout(4):  # less than the server's patience
+    async with asyncio.timeout(4):  # less than the server's timeout
         async with run_stand_ins() as stand_ins:
             answer = await http.get(f"http://{stand_ins.http}/api/changes")
             await answer.content.readline()

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from services.relay.channels.apprise import channel as apprise_channel
 from services.relay.channels.apprise.channel import AppriseSettings
-from services.relay.channels.apprise.plugin import Exchange, _run_with, build_for, create_plugin, notify
+from services.relay.channels.apprise.plugin import PluginRequests, _run_with, build_for, create_plugin, notify
 from services.relay.channels.apprise.text import MAX_BODY, build_text
 from services.relay.channels.email.mail import build_mail
 from services.relay.channels.pagerduty_event import build_event
@@ -340,10 +340,10 @@ async def test_doctor_connects_and_sends_nothing(secret_file: Path, tcp: TcpServ
 
 
 @pytest.fixture
-def exchange() -> Callable[[], Exchange]:
-    def create() -> Exchange:
+def plugin_requests() -> Callable[[], PluginRequests]:
+    def create() -> PluginRequests:
         session = HttpSession("the service")
-        return Exchange(
+        return PluginRequests(
             session, ProviderCall(Recorded(message())), "", "json://x", lambda: 0.0, allow_remote_insecure=False
         )
 
@@ -351,9 +351,9 @@ def exchange() -> Callable[[], Exchange]:
 
 
 async def test_a_plugin_that_reports_success_without_one_is_not_believed(
-    exchange: Callable[[], Exchange], website: WebServer
+    plugin_requests: Callable[[], PluginRequests], website: WebServer
 ) -> None:
-    nothing = exchange()
+    nothing = plugin_requests()
     assert await nothing.run(lambda: True)
     with pytest.raises(SendError, match="Apprise sent nothing"):
         nothing.conclude(is_accepted=True)
@@ -364,12 +364,12 @@ async def test_a_plugin_that_reports_success_without_one_is_not_believed(
             requests.post(f"http://{address}/", timeout=1)
         return True
 
-    refused = exchange()
+    refused = plugin_requests()
     assert await refused.run(lambda: post(accepting, refusing))
     with pytest.raises(SendError) as raised:
         refused.conclude(is_accepted=True)
     assert (raised.value.reason, raised.value.retry_after) == (SendReason.RATE_LIMITED, 30.0)
-    later = exchange()
+    later = plugin_requests()
     assert await later.run(lambda: post(refusing, accepting))
     assert later.conclude(is_accepted=True) == 200
     with pytest.raises(SendError, match="does not accept the answer") as doubted:
@@ -380,7 +380,7 @@ async def test_a_plugin_that_reports_success_without_one_is_not_believed(
 
 
 async def test_a_thread_that_goes_on_after_the_attempt_sends_nothing_more(
-    exchange: Callable[[], Exchange], answering: Answering
+    plugin_requests: Callable[[], PluginRequests], answering: Answering
 ) -> None:
     arrived, go_on, ended = asyncio.Event(), threading.Event(), threading.Event()
     count = 0
@@ -403,7 +403,7 @@ async def test_a_thread_that_goes_on_after_the_attempt_sends_nothing_more(
         ended.set()
         return False
 
-    sending = exchange()
+    sending = plugin_requests()
     running = asyncio.create_task(sending.run(work))
     await asyncio.wait_for(arrived.wait(), 5)
     running.cancel()

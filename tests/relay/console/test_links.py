@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from services.relay.console.pages import patience
+from services.relay.console.pages import deferred_part
 from tests.relay.served_relay import Scripted, post, served, settings, webhook_of
 
 
@@ -33,7 +33,7 @@ def webhook(alertname: str, status: str = "firing") -> bytes:
 async def test_figures_of_incidents_lead_to_the_incidents_that_they_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_PATIENCE", 10.0)
+    monkeypatch.setattr(deferred_part, "_MAX_WAIT", 10.0)
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         await post(client, webhook("KMSHighLatency"))
         await post(client, webhook("KMSHighLatency", "resolved"))

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.relay.console.pages import patience
+from services.relay.console.pages import deferred_part
 from services.relay.outbox import report as outbox_report
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
@@ -35,7 +35,7 @@ async def read_page(
 async def test_api_csv_and_page_have_the_figures_that_were_counted_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_PATIENCE", 10.0)
+    monkeypatch.setattr(deferred_part, "_MAX_WAIT", 10.0)
     configured = settings(tmp_path, {name: Scripted() for name in ("slack", "email", "pager", "log")})
     async with open_store(configured.database, time.time) as store:
         await add_small_history(store)
@@ -94,7 +94,7 @@ async def test_a_long_report_comes_after_the_first_paint_and_is_read_once_for_al
         return outbox_report.read_report(*arguments, **options)
 
     monkeypatch.setattr(reader, "read_report", read_long)
-    monkeypatch.setattr(patience, "_PATIENCE", 0.01)
+    monkeypatch.setattr(deferred_part, "_MAX_WAIT", 0.01)
     async with served(settings(tmp_path, {"slack": Scripted()})) as client:
         others = asyncio.gather(read_page(client, "", FRAGMENT), get(client, "/api/report"))
         for _ in range(2):

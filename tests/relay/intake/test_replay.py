@@ -136,7 +136,7 @@ async def test_an_old_webhook_comes_with_a_warning_of_what_it_would_do(relay: Re
     check = "Check in Alertmanager whether these alerts still fire: if not, nothing may send their end."
     old = await relay.refuse(b"{}", age=HOUR)
     assert (await warn(old, "firing")).warnings == (check,)
-    assert (await warn(old, "resolved")).warnings == ("Nobody was told that this began: only its end would be sent.",)
+    assert (await warn(old, "resolved")).warnings == ("Nobody was notified of its start: only its end would be sent.",)
     await relay.accept(webhook_of())
     assert (await warn(old, "resolved")).warnings == (
         newer,

@@ -28,6 +28,7 @@ from services.relay.text import (
     list_group_links,
     sanitize_url,
 )
+from tests import memory_kms
 from tests.relay.channels.examples import ALERTS_URL, SILENCE_URL, message, strange
 
 
@@ -185,6 +186,16 @@ def test_alerts_that_fire_have_the_commands_that_fix_them_each_once() -> None:
     assert "keys add-iam-policy-binding ledger --project=demo " in fixes[0].command
     resolved = replace(fired.event, status=Status.RESOLVED, alerts=alerts)
     assert list_fixes(replace(fired, event=resolved)) == []
+
+
+def test_an_alert_of_a_second_provider_has_the_commands_of_that_provider() -> None:
+    fired = message("01-firing-1")
+    annotations = {"kms_provider": "memory", "kms_key": "ledger", "kms_reason": "key_disabled", "kms_version": "spring"}
+    alerts = (replace(fired.event.alerts[0], annotations=annotations),)
+    disabled = replace(fired, event=replace(fired.event, alerts=alerts))
+    assert list_fixes(disabled) == []
+    with memory_kms.registered():
+        assert list_fixes(disabled) == [("Enable the version", "memory-kms enable ledger spring")]
 
 
 def test_the_time_of_an_alert_says_how_long_it_lasted() -> None:

@@ -112,17 +112,17 @@ async def test_a_server_that_is_not_there_is_an_error_that_shows_no_password(tmp
     assert PASSWORD not in repr(told.value)
 
 
-async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_patient_reader_may_wait(
+async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_longer_one_may_be_set(
     database: Database,
 ) -> None:
     begun = time.monotonic()
     with pytest.raises(DatabaseError, match="statement timeout"):
         await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
     assert time.monotonic() - begun < 10
-    patient = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
-    assert patient == 1
+    one = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
+    assert one == 1
     assert await database.read(_read_answer_timeout) == STATEMENT_TIMEOUT_SECONDS + 0.5
-    with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection is impatient again
+    with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection has the usual timeout again
         await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
 
 

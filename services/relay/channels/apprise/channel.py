@@ -107,7 +107,7 @@ class AppriseChannel:
             url, plugin = await self._open_plugin()
             module = _import_plugin_module()
             text = await build_in_thread_if_large(message, lambda: module.build_for(plugin, message))
-            exchange = module.Exchange(
+            plugin_requests = module.PluginRequests(
                 self._session,
                 call,
                 text.payload,
@@ -116,11 +116,14 @@ class AppriseChannel:
                 allow_remote_insecure=self._settings.allow_remote_insecure,
             )
             try:
-                is_accepted = await exchange.run(lambda: module.notify(plugin, message, text))
+                is_accepted = await plugin_requests.run(lambda: module.notify(plugin, message, text))
             except BaseException:
                 self._plugin = None  # its thread may still use it
                 raise
-            return {"service": str(plugin.service_name), "status": str(exchange.conclude(is_accepted=is_accepted))}
+            return {
+                "service": str(plugin.service_name),
+                "status": str(plugin_requests.conclude(is_accepted=is_accepted)),
+            }
 
     def render_payload(self, message: Message) -> str:
         """Title and body for a service of plain text without narrow limits; another one would need the URL."""

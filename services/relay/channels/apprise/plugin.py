@@ -104,7 +104,7 @@ def build_for(plugin: apprise.NotifyBase, message: Message) -> Text:
     )
 
 
-class Exchange:
+class PluginRequests:
     """The requests that a plugin makes for one message.
 
     Args:

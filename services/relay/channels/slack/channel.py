@@ -34,7 +34,7 @@ from services.relay.channels.provider_call import (
     read_secret,
 )
 from services.relay.channels.slack.blocks import Mention
-from services.relay.channels.slack.changes import compare_with_previous
+from services.relay.channels.slack.comparison import compare_with_previous
 from services.relay.channels.slack.diagnosis import check_slack_channel, check_token
 from services.relay.channels.slack.digest_blocks import MAX_INCIDENTS
 from services.relay.channels.slack.edit import edit_first_message, update_post

@@ -31,7 +31,7 @@ from services.relay.channels.slack.blocks import (
     escape,
     format_date,
 )
-from services.relay.channels.slack.changes import Change, compare_with_previous
+from services.relay.channels.slack.comparison import Change, compare_with_previous
 from services.relay.channels.slack.details import build_details
 from services.relay.channels.slack.digest_blocks import build_digest_post
 from services.relay.model import Alert, Message, RunbookExcerpt, Status

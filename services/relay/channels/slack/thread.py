@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """The thread of a message, and the way to it."""
+    """The thread of a message, and what posts to it."""
 
     api: SlackApi
     session: aiohttp.ClientSession

@@ -10,7 +10,7 @@ from shared.http.json_api import format_json_time
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One step on the way from the fault to a channel, or from the alert's end to a channel."""
+    """One step from the fault to a channel, or from the alert's end to a channel."""
 
     name: Literal["fault", "alert", "accepted", "delivered"]
     channel: str | None

@@ -116,7 +116,7 @@ def _explain(fault: FailureHistory | None, timeline: Timeline) -> str:
     if fault is None or timeline.start[0].at is not None:
         return ""
     if fault.error is not None:
-        return f"the exporter at messages.board_url did not tell: {fault.error}"
+        return f"no history from the exporter at messages.board_url: {fault.error}"
     begin = timeline.start[1].at or timeline.start[2].at
     if fault.recorded_since is not None and begin is not None and fault.recorded_since > begin:
         return f"the exporter knows nothing from before its start at {format_json_time(fault.recorded_since)}"

@@ -6,8 +6,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from services.relay.console.pages.deferred_part import read_part
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.console.pages.patience import read_part
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.report.delay import explain_delay
 from services.relay.report.encoding import format_csv

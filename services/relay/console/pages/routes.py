@@ -11,8 +11,8 @@ from starlette.responses import Response
 from services.relay.alertmanager_file.routing_tree import RoutingTree, TreeRoute, TreeVerdict
 from services.relay.config import RelaySettings
 from services.relay.console.alertmanager_trees import AlertmanagerTree
+from services.relay.console.pages.deferred_part import read_part
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.console.pages.patience import read_part
 from services.relay.console.route_explainer import AlertExplanation, RouteExplainer
 from services.relay.intake.pasted_labels import MAX_TEXT, parse_labels
 from services.relay.intake.route_explanation import RouteExplanation, format_matcher

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 from starlette.requests import Request
 
 T = TypeVar("T")
-_PATIENCE: Final = 0.15
+_MAX_WAIT: Final = 0.15
 """Seconds."""
 
 
@@ -22,7 +22,7 @@ async def read_part(request: Request, part: str, reading: Coroutine[Any, Any, T]
     task = asyncio.ensure_future(reading)
     if request.headers.get("hx-target") == part:
         return await task
-    await asyncio.wait({task}, timeout=_PATIENCE)
+    await asyncio.wait({task}, timeout=_MAX_WAIT)
     if task.done():
         return task.result()
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
