@@ -156,5 +156,6 @@ class OwnKeyTable:
 
 
 def _count(connection: Connection) -> KeyCounts:
-    counted = select(_columns.kek, _columns.kek_version, func.count()).group_by(_columns.kek, _columns.kek_version)
+    group = (_columns.kek, _columns.kek_version)
+    counted = select(*group, func.count().label("total")).group_by(*group)
     return KeyCounts(tuple(fetch(connection, counted, VersionCount)), store.find_unreadable_data_keys(connection))

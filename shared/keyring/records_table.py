@@ -56,7 +56,8 @@ class RecordsTable:
         """How many records need each version of each KMS key."""
         records, key = self._build_table(), data_keys.c
         joined = data_keys.join(records, records.c[self.data_key_column] == key.id)
-        counted = select(key.kek, key.kek_version, func.count()).select_from(joined).group_by(key.kek, key.kek_version)
+        group = (key.kek, key.kek_version)
+        counted = select(*group, func.count().label("total")).select_from(joined).group_by(*group)
         return {(row.kek, row.kek_version): row.total for row in fetch(connection, counted, VersionCount)}
 
     def count_orphans(self, connection: Connection) -> dict[str, int]:
@@ -65,7 +66,7 @@ class RecordsTable:
         data_key_id = records.c[self.data_key_column]
         joined = records.outerjoin(data_keys, data_key_id == data_keys.c.id)
         lost = (
-            select(data_key_id, func.count())
+            select(data_key_id.label("data_key_id"), func.count().label("total"))
             .select_from(joined)
             .where(data_keys.c.id.is_(None), ~_is_abandoned(data_key_id))
         )

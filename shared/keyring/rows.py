@@ -1,11 +1,15 @@
-"""The rows of the keyring's tables as each query reads them: a type for each SELECT, whose fields are its columns."""
+"""The rows of the keyring's tables as each query reads them: a type for each SELECT, whose fields are its columns.
 
-from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+mypy compares the number of computed columns, and the types of those that it knows; a test compares each type.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection, Select, Table, select
 
-R = TypeVar("R", bound=tuple[object, ...])
+R = TypeVar("R")
+Columns = TypeVarTuple("Columns")
 
 
 class DataKeyRow(NamedTuple):
@@ -30,7 +34,7 @@ class RotationRow(NamedTuple):
     type: str
     state: str
     is_rolling_back: bool
-    target_version: str
+    target_version: str | None
     caller: str
     started_at: float
     updated_at: float
@@ -149,18 +153,17 @@ class FailureRow(NamedTuple):
     created_at: float
 
 
-def select_rows(table: Table, row_type: type[R]) -> Select[tuple[object, ...]]:
+def select_rows(table: Table, row_type: type[tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """A query for the columns that `row_type` names, in its order."""
-    fields: tuple[str, ...] = row_type._fields  # type: ignore[attr-defined]  # each is a NamedTuple
-    return select(*(table.c[name] for name in fields))
+    return select(*(table.c[name] for name in row_type.__annotations__))
 
 
-def fetch(connection: Connection, query: Select[tuple[object, ...]], row_type: type[R]) -> Iterator[R]:
+def fetch(connection: Connection, query: Select[*Columns], row_type: Callable[[*Columns], R]) -> Iterator[R]:
     """Runs `query`, whose columns are the fields of `row_type`, in that order."""
     return (row_type(*row) for row in connection.execute(query))
 
 
-def fetch_first(connection: Connection, query: Select[tuple[object, ...]], row_type: type[R]) -> R | None:
+def fetch_first(connection: Connection, query: Select[*Columns], row_type: Callable[[*Columns], R]) -> R | None:
     """The first row of `query`, as `fetch` gives it; None if there is none."""
     row = connection.execute(query).first()
     return None if row is None else row_type(*row)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError, RuleGroup
+from services.relay.prometheus_api import PrometheusClient, PrometheusError, RuleGroup
 
 EXPORTER_JOB: Final = "keypulse-exporter"
 """The job that scrapes the exporter; our rules and dashboards name it, too."""

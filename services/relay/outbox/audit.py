@@ -32,6 +32,7 @@ class _AuditRow(NamedTuple):
 _ENTRIES: Final = RowQuery(
     _AuditRow.build, select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object.label("on"))
 ).order_by(_audit.seq.desc())
+_NEWEST_EXCESS: Final = RowQuery(int, select(_audit.seq)).order_by(_audit.seq.desc()).offset(bindparam("most")).limit(1)
 
 
 class Actor(NamedTuple):
@@ -155,5 +156,4 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
 
 def _find_excess(connection: Connection, max_entries: int) -> int:
     """The newest entry that is one too many; 0 if there is none."""
-    newest_excess = RowQuery(int, select(_audit.seq).order_by(_audit.seq.desc()).offset(max_entries).limit(1))
-    return newest_excess.fetch_first(connection) or 0
+    return _NEWEST_EXCESS.fetch_first(connection, {"most": max_entries}) or 0

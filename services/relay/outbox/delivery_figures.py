@@ -103,7 +103,7 @@ def is_within(moment: ColumnElement[Any]) -> ColumnElement[bool]:
     return and_(moment >= bindparam("since"), moment < bindparam("until"))
 
 
-def select_quantiles(times: Select[Any], *groups: str) -> Select[Any]:
+def select_quantiles(times: Select[Any], *groups: str) -> Select[*tuple[Any, ...]]:
     """For each group: its columns, how many times there are, and their quantiles.
 
     Args:

@@ -121,7 +121,7 @@ def search_deliveries(
         if len(seqs) > limit:
             seqs = seqs[:limit][::-1]
             return SearchResult(seqs, seqs[-1], seqs[0])
-        end = _read_end(connection, examined)
+        end = _build_end(examined).fetch_one(connection)
         if end.delivery_count < max_examined:  # the newest are fewer than a page has
             return search_deliveries(connection, filter_, NEWEST, limit, max_examined)
         return SearchResult(seqs[::-1], seqs[0] if seqs else position.after + 1, end.last_seq, _describe(end))
@@ -130,7 +130,7 @@ def search_deliveries(
         newer = seqs[0]
     if len(seqs) > limit:
         return SearchResult(seqs[:limit], seqs[limit - 1], newer)
-    end = _read_end(connection, examined)
+    end = _build_end(examined).fetch_one(connection)
     if end.delivery_count < max_examined:
         return SearchResult(seqs, None, newer)
     return SearchResult(seqs, end.first_seq, newer, _describe(end))
@@ -218,10 +218,17 @@ def _contains_text(examined: Subquery, text: str) -> ColumnElement[bool]:
     )
 
 
-def _read_end(connection: Connection, examined: Subquery) -> _ExaminedRow:
+def _build_end(examined: Subquery) -> RowQuery[_ExaminedRow]:
     found = examined.c
-    counts = select(func.count(), func.min(found.seq), func.max(found.seq), func.min(found.accepted_at))
-    return RowQuery(_ExaminedRow, counts.select_from(examined)).fetch_one(connection)
+    return RowQuery(
+        _ExaminedRow,
+        select(
+            func.count().label("delivery_count"),
+            func.min(found.seq).label("first_seq"),
+            func.max(found.seq).label("last_seq"),
+            func.min(found.accepted_at).label("back_to"),
+        ).select_from(examined),
+    )
 
 
 def _describe(end: _ExaminedRow) -> Examined:

@@ -6,7 +6,7 @@ in it, be that withdrawn later, as the audit has it. No query changes the outbox
 
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import CTE, Connection, Double, bindparam, cast, func, literal, literal_column, select, union_all
+from sqlalchemy import CTE, Connection, Double, Text, bindparam, cast, func, literal, literal_column, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
@@ -50,10 +50,12 @@ class _GroupRow(NamedTuple):
 
 
 class _TimeRow(NamedTuple):
+    """None of no times."""
+
     time_count: int
-    p50: float
-    p95: float
-    worst: float
+    p50: float | None
+    p95: float | None
+    worst: float | None
 
 
 class _ListItems(GenericFunction[Any]):
@@ -114,7 +116,7 @@ def _select_groups(kind: str, name: Any, most: int) -> Any:
     of = _episodes.c
     groups = (
         select(
-            literal_column(f"'{kind}'").label("kind"),
+            literal_column(f"'{kind}'", Text).label("kind"),
             name.label("name"),
             func.count().label("incident_count"),
             func.count(_acknowledged.c.id).label("acknowledged_count"),
@@ -137,7 +139,7 @@ _GROUPS: Final = RowQuery(
     _GroupRow,
     select(
         union_all(
-            _select_groups("all", literal_column("''"), 1),
+            _select_groups("all", literal_column("''", Text), 1),
             _select_groups("alert", func.coalesce(_episodes.c.alertname, ""), MAX_GROUPS),
             _select_groups("service", func.coalesce(_episodes.c.service, ""), MAX_GROUPS),
         ).subquery()
@@ -167,7 +169,7 @@ def read_incidents(connection: Connection, period: Period) -> IncidentFigures:
         total.incident_count,
         _COUNT_FLAPPING.fetch_one(connection, values) > 0,
         total.acknowledged_count,
-        Quantiles(*times[1:]) if times.time_count else Quantiles(),
+        Quantiles(*times[1:]),
         _ESCALATIONS.fetch_one(connection, values),
         *(sorted(groups[kind], key=lambda each: (-each.incident_count, each.name)) for kind in ("alert", "service")),
     )

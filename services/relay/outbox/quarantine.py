@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Integer, bindparam, delete, func, insert, select, update
 
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
@@ -90,7 +90,7 @@ _ENTRIES: Final = RowQuery(
         quarantine.c.source,
         quarantine.c.code,
         quarantine.c.reason,
-        func.length(quarantine.c.body).label("body_bytes"),
+        func.length(quarantine.c.body, type_=Integer).label("body_bytes"),
         quarantine.c.replayed_at,
         quarantine.c.replayed_by,
         quarantine.c.incident_id,

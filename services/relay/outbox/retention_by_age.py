@@ -244,10 +244,12 @@ _NEWEST_FIRST: Final = (
 )
 _COUNT_ALL: Final = select_values(int, func.count(_delivery.seq))
 _COUNT_UNSETTLED: Final = _COUNT_ALL.where(IS_UNSETTLED)
-_OLDEST_SETTLED: Final = (
+_LAST_EXCESS: Final = (
     RowQuery(Excess, select(_delivery.seq.label("last_delivery_seq"), _delivery.event_seq.label("last_event_seq")))
     .where(_delivery.state.in_(SETTLED))
     .order_by(_delivery.seq)
+    .offset(bindparam("before"))
+    .limit(1)
 )
 _READ_EVENT: Final = EVENTS.where(events.c.seq == bindparam("event"))
 
@@ -293,8 +295,8 @@ def _find_excess(max_deliveries: int, connection: Connection) -> Excess:
     excess_count = settled - max_deliveries
     if excess_count <= 0:
         return NO_EXCESS
-    query = RowQuery(Excess, _OLDEST_SETTLED.statement.offset(excess_count - 1)).limit(1)
-    return query.fetch_first(connection) or NO_EXCESS  # PostgreSQL: another replica may prune, too
+    # On PostgreSQL another replica may prune, too.
+    return _LAST_EXCESS.fetch_first(connection, {"before": excess_count - 1}) or NO_EXCESS
 
 
 class _DeliveryPruner:

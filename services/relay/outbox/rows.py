@@ -4,45 +4,56 @@ A field has the name and the type of its column, and None if the column may be n
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Connection, Result, Select, Table, TextClause, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Integer, Result, Select, Table, TextClause, and_, func, select
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from services.relay.outbox.tables import channels, database_identity, deliveries, events, incidents, watchdogs
 
 R = TypeVar("R")
 V = TypeVar("V")
+Columns = TypeVarTuple("Columns")
 _NO_VALUES: Final[Mapping[str, object]] = {}
 
 
 class RowQuery(Generic[R]):
     """A SELECT and the type of its rows. Build each once: that takes longer than a database needs to run it.
 
+    mypy compares the number of columns, and the types of those that it knows; a test compares each type.
+
     Args:
         build_row: makes a row of the values of its columns.
         statement: selects these columns, in this order.
+        value_type: of the only column, where `build_row` gives it as it is.
     """
 
-    def __init__(self, build_row: Callable[..., R], statement: Select[*tuple[Any, ...]]) -> None:
-        self.build_row = build_row
-        self.statement = statement
+    def __init__(
+        self, build_row: Callable[[*Columns], R], statement: Select[*Columns], value_type: type[R] | None = None
+    ) -> None:
+        self.build_row: Callable[..., R] = build_row
+        self.statement: Select[*tuple[Any, ...]] = statement
+        self.value_type = value_type
 
     def where(self, *conditions: ColumnElement[bool] | TextClause) -> "RowQuery[R]":
         """Only the rows that meet all conditions."""
-        return RowQuery(self.build_row, self.statement.where(*conditions))
+        return self._replace(self.statement.where(*conditions))
 
     def order_by(self, *columns: Any) -> "RowQuery[R]":
         """In this order."""
-        return RowQuery(self.build_row, self.statement.order_by(*columns))
+        return self._replace(self.statement.order_by(*columns))
 
     def limit(self, count: Any) -> "RowQuery[R]":
         """The first rows."""
-        return RowQuery(self.build_row, self.statement.limit(count))
+        return self._replace(self.statement.limit(count))
+
+    def offset(self, count: Any) -> "RowQuery[R]":
+        """Without the first rows."""
+        return self._replace(self.statement.offset(count))
 
     def for_update(self, *, of: Table | None = None, skip_locked: bool = False) -> "RowQuery[R]":
         """Locks the rows until the transaction ends."""
-        return RowQuery(self.build_row, self.statement.with_for_update(of=of, skip_locked=skip_locked))
+        return self._replace(self.statement.with_for_update(of=of, skip_locked=skip_locked))
 
     def fetch_all(self, connection: Connection, values: Mapping[str, object] = _NO_VALUES) -> list[R]:
         """All rows; `values` are those of the bound parameters."""
@@ -57,17 +68,20 @@ class RowQuery(Generic[R]):
         """The only row."""
         return self.build_row(*self._execute(connection, values).one())
 
+    def _replace(self, statement: Select[*tuple[Any, ...]]) -> "RowQuery[R]":
+        return RowQuery(self.build_row, statement, self.value_type)
+
     def _execute(self, connection: Connection, values: Mapping[str, object]) -> Result[*tuple[Any, ...]]:
         return connection.execute(self.statement, dict(values))
 
 
-def select_values(value_type: type[V], column: ColumnElement[Any]) -> RowQuery[V]:  # noqa: ARG001  # for mypy
+def select_values(value_type: type[V], column: ColumnElement[V]) -> RowQuery[V]:
     """A query whose rows have one column."""
 
     def build(value: V) -> V:
         return value
 
-    return RowQuery(build, select(column))
+    return RowQuery(build, select(column), value_type)
 
 
 class DeliveryRow(NamedTuple):
@@ -254,7 +268,7 @@ DUE_DELIVERIES: Final = RowQuery(
     DueRow.build,
     select(
         *_delivery_columns,
-        func.length(events.c.event).label("event_size"),
+        func.length(events.c.event, type_=Integer).label("event_size"),
         events.c.status.label("event_status"),
         incidents.c.severity,
     )
@@ -289,7 +303,7 @@ INCIDENT_STATES: Final = RowQuery(
         events.c.id.label("event_id"),
         events.c.fingerprint,
         events.c.accepted_at,
-        func.length(events.c.body).label("body_size"),
+        func.length(events.c.body, type_=Integer).label("body_size"),
     ).join(events, events.c.seq == incidents.c.latest_event_seq),
 )
 _open_incidents = select(*select_columns(OpenIncidentRow, incidents.c)).join(
@@ -303,8 +317,8 @@ EVENT_SIZES: Final = RowQuery(
     select(
         events.c.seq,
         events.c.accepted_at,
-        func.length(events.c.event).label("event_size"),
-        func.length(events.c.body).label("body_size"),
+        func.length(events.c.event, type_=Integer).label("event_size"),
+        func.length(events.c.body, type_=Integer).label("body_size"),
     ),
 )
 CHANNELS: Final = RowQuery(ChannelRow, select(*select_columns(ChannelRow, channels.c)))

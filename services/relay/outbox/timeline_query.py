@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
+from sqlalchemy import Connection, Integer, and_, bindparam, case, func, or_, select
 
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.prune_marks import PrunedKind, read_pruned
@@ -73,7 +73,7 @@ _EVENTS: Final = RowQuery(
         _of_event.status,
         _of_event.accepted_at,
         case((func.length(_of_event.event) <= bindparam("max_bytes"), _of_event.event)).label("event"),
-        func.length(_of_event.event).label("event_size"),
+        func.length(_of_event.event, type_=Integer).label("event_size"),
         (func.length(_of_event.body) == 0).label("is_own"),
     ),
 ).where(_of_event.incident_id == bindparam("incident"), _of_event.seq.between(bindparam("first"), bindparam("last")))

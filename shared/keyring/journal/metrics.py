@@ -8,7 +8,7 @@ has succeeded, too: otherwise a failure that was fixed would be visible for week
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection, Select, func, select
 
@@ -80,14 +80,14 @@ def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], 
             at = max(row.updated_at, row.created_at or 0.0)
             success[type_] = max(success.get(type_, 0.0), at)
     nothing_to_do = _entries.outcome == StepOutcome.NOTHING_TO_DO.value
-    idle = select(_entries.rotation_type, func.max(_entries.created_at)).where(nothing_to_do)
+    idle = select(_entries.rotation_type, func.max(_entries.created_at).label("created_at")).where(nothing_to_do)
     for found in fetch(connection, idle.group_by(_entries.rotation_type), IdleRow):
         if type_ := types.get(found.rotation_type or ""):
             success[type_] = max(success.get(type_, 0.0), found.created_at)
     return success, is_left
 
 
-def _select_last_entries() -> Select[Any]:
+def _select_last_entries() -> Select[str, float, str | None, str | None, float | None]:
     """Of each rotation that is done, in their order, the last entry of its runner."""
     numbers = select(_entries.rotation_id, func.max(_entries.number).label("number")).group_by(_entries.rotation_id)
     last = numbers.subquery()
@@ -110,7 +110,9 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
     failures, last_failure = dict.fromkeys(ROTATION_STEPS, 0), None
     unverified = (_entries.step == JournalStep.VERIFY.value) & (_entries.outcome == StepOutcome.PROBLEMS.value)
     failed = (_entries.outcome == StepOutcome.FAILED.value) | unverified
-    counted = select(_entries.step, func.count(), func.max(_entries.created_at)).where(failed)
+    counted = select(
+        _entries.step, func.count().label("total"), func.max(_entries.created_at).label("created_at")
+    ).where(failed)
     for row in fetch(connection, counted.group_by(_entries.step), FailureRow):
         step = row.step if row.step in ROTATION_STEPS else _OTHER_STEP
         failures[step] = failures.get(step, 0) + row.total
@@ -121,7 +123,7 @@ def _count_failures(connection: Connection) -> tuple[dict[str, int], float | Non
 def _count_data_keys(connection: Connection) -> Mapping[tuple[str, DataKeyStatus], int]:
     group = (data_keys.c.kek_version, data_keys.c.status)
     counted: Counter[tuple[str, DataKeyStatus]] = Counter()
-    for row in fetch(connection, select(*group, func.count()).group_by(*group), StatusCount):
+    for row in fetch(connection, select(*group, func.count().label("total")).group_by(*group), StatusCount):
         counted[row.kek_version, DataKeyStatus(row.status)] += row.total
     return counted
 

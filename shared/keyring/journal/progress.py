@@ -265,6 +265,10 @@ def _parse_rewrap(row: RewrapRow) -> RewrapEntry:
 
 def _parse_rotation(row: RotationRow) -> Rotation:
     _refuse_unreadable(row)
+    if row.target_version is None:
+        raise RefusedError(
+            f"rotation {row.id} cannot be read: it has no target version in the table {rotations.name}; set it there"
+        )
     return Rotation(
         row.number,
         row.id,

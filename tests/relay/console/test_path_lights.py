@@ -17,8 +17,8 @@ from services.relay.console.path_lights import (
 )
 from services.relay.console.prometheus_facts import PrometheusFacts, Scrape
 from services.relay.console.status import HealthStatus, find_worst
-from services.relay.delivery.enrichment.prometheus import RuleGroup
 from services.relay.outbox.webhook_times import WebhookTimes
+from services.relay.prometheus_api import RuleGroup
 
 NOW = 1_000_000.0
 FAILING, DEGRADED, UNKNOWN, HEALTHY = HealthStatus

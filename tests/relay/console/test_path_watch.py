@@ -12,7 +12,7 @@ from aiohttp import web
 from services.relay.console.background_watch import BackgroundWatch
 from services.relay.console.prometheus_facts import PrometheusFacts, ask_prometheus
 from services.relay.console.shared_read import SharedRead
-from services.relay.delivery.enrichment.prometheus import PrometheusClient
+from services.relay.prometheus_api import PrometheusClient
 
 
 @pytest.mark.looptime

@@ -1,52 +1,109 @@
-"""Every row type of the outbox says what its query returns: as many columns, of these types, null or not."""
+"""Every query of the outbox gives what its row says: as many columns, of these names and types, null or not.
 
+No query is left out: one whose column has no known type fails, and so does one that is built where nothing collects it.
+"""
+
+import ast
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
-from sqlalchemy import Column, Label
+from sqlalchemy import ColumnElement, func, select
 
 from services.relay import outbox
-from services.relay.outbox.rows import RowQuery
+from services.relay.outbox import dead_letters, delivery_search
+from services.relay.outbox.delivery_search import DeliveryFilter, Position
+from services.relay.outbox.rows import CHANNELS, ChannelRow, RowQuery, select_values
+from services.relay.outbox.tables import deliveries
+from tests.row_columns import compare_columns, is_row, list_fields
 
-QUERIES = {
-    query: f"{module.name}.{name}"
-    for module in pkgutil.iter_modules(outbox.__path__)
-    if not module.ispkg
-    for name, query in vars(importlib.import_module(f"{outbox.__name__}.{module.name}")).items()
-    if isinstance(query, RowQuery)
+MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(outbox.__path__, f"{outbox.__name__}.")
+    if ".migrations" not in module.name
+]
+_EXAMINED = select(deliveries).subquery()
+BUILT = {
+    # Those that a function builds, by the function.
+    delivery_search._build_search: delivery_search._build_search(DeliveryFilter(), _EXAMINED, Position(), 1),
+    delivery_search._build_end: delivery_search._build_end(_EXAMINED),
+    dead_letters._build_queries: dead_letters._build_queries(),
 }
 
 
-def fields_of(row_type: Any) -> Iterator[tuple[str, Any]]:
-    """The fields that the columns of a query fill, those of a row within a row included."""
-    for name, hint in get_type_hints(row_type).items():
-        if is_row(hint):
-            yield from fields_of(hint)
-        else:
-            yield name, hint
+def find_queries(value: object, name: str) -> Iterator[tuple[RowQuery[Any], str]]:
+    """The queries in a value of a module: itself, or what a collection or a dataclass holds."""
+    if isinstance(value, RowQuery):
+        yield value, name
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from find_queries(item, f"{name}[{number}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from find_queries(item, f"{name}[{key}]")
+    elif is_dataclass(value) and not isinstance(value, type) and value.__module__.startswith(outbox.__name__):
+        for field in value.__dataclass_fields__:
+            yield from find_queries(getattr(value, field), f"{name}.{field}")
 
 
-def is_row(hint: Any) -> bool:
-    return hasattr(hint, "_fields") or is_dataclass(hint)
+QUERIES = {
+    query: name
+    for module in MODULES
+    for name, value in vars(module).items()
+    for query, name in find_queries(value, f"{module.__name__}.{name}")
+} | {query: name for function, built in BUILT.items() for query, name in find_queries(built, function.__qualname__)}
+
+
+def compare(query: RowQuery[Any]) -> None:
+    build_row: Any = query.build_row
+    row_type = query.value_type or getattr(build_row, "__self__", build_row)
+    if is_row(row_type):
+        compare_columns(query.statement, list_fields(row_type))
+    elif inspect.isfunction(row_type):
+        arguments = [hint for name, hint in get_type_hints(row_type).items() if name != "return"]
+        compare_columns(query.statement, [(None, hint) for hint in arguments])
+    else:  # `fetch_first` gives None for null as for no row
+        compare_columns(query.statement, [(None, row_type)], with_null=False)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=QUERIES.values())
 def test_each_field_is_of_its_column(query: RowQuery[Any]) -> None:
-    columns = list(query.statement.selected_columns)
-    row_type = getattr(query.build_row, "__self__", query.build_row)
-    if not is_row(row_type):  # one value
-        assert len(columns) == 1
-        return
-    fields = list(fields_of(row_type))
-    assert len(fields) == len(columns)
-    for (name, hint), column in zip(fields, columns, strict=True):
-        assert name == column.name
-        source = column.element if isinstance(column, Label) else column
-        if isinstance(source, Column):  # else it is computed
-            types = set(get_args(hint)) or {hint}
-            assert types - {type(None)} == {source.type.python_type}, name
-            assert (type(None) in types) == bool(source.nullable), name
+    compare(query)
+
+
+def test_no_query_is_built_where_it_is_not_compared() -> None:
+    building = {
+        f"{module.__name__}.{function.name}"
+        for module in MODULES
+        if module.__name__ != RowQuery.__module__
+        for function in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in {"RowQuery", "select_values"}
+    }
+    assert building == {f"{function.__module__}.{function.__qualname__}" for function in BUILT}
+
+
+def find_oldest(at: int | None) -> int | None:
+    return at
+
+
+_seq: ColumnElement[Any] = deliveries.c.seq
+_accepted_at: ColumnElement[Any] = deliveries.c.accepted_at
+WRONG: dict[str, RowQuery[Any]] = {
+    "a single column": select_values(str, _seq),
+    "a computed single column": RowQuery(find_oldest, select(func.min(_accepted_at))),
+    "no known type": RowQuery(int, select(func.length(deliveries.c.payload))),
+    "never null": RowQuery(find_oldest, select(func.count())),
+    "another order": RowQuery(ChannelRow, select(*reversed(list(CHANNELS.statement.selected_columns)))),
+}
+
+
+@pytest.mark.parametrize("query", WRONG.values(), ids=WRONG)
+def test_a_wrong_one_is_noticed(query: RowQuery[Any]) -> None:
+    with pytest.raises(AssertionError):
+        compare(query)

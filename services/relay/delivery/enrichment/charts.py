@@ -13,9 +13,9 @@ import structlog
 
 from services.relay.delivery.enrichment.chart_worker import ChartWorker, DrawingError, can_draw
 from services.relay.delivery.enrichment.measurement import measure
-from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError
 from services.relay.delivery.enrichment.prometheus_limits import PrometheusLimits
 from services.relay.model import Event, Message, PartOutcome
+from services.relay.prometheus_api import PrometheusClient, PrometheusError
 from shared.process.logs import describe_exception
 
 MAX_SECONDS: Final = 3.0

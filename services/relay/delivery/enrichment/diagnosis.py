@@ -7,8 +7,8 @@ from pathlib import Path
 
 from services.relay.delivery.enrichment.chart_worker import can_draw
 from services.relay.delivery.enrichment.enricher import EnrichmentSettings
-from services.relay.delivery.enrichment.prometheus import PrometheusClient, PrometheusError
 from services.relay.delivery.enrichment.runbook import Runbook, RunbookError
+from services.relay.prometheus_api import PrometheusClient, PrometheusError
 from shared.check import Check, CheckError
 from shared.config.placeholders import is_placeholder_url
 from shared.config.secret_file import SecretFile

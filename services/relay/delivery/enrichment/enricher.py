@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from services.relay.delivery.enrichment.charts import Charts
-from services.relay.delivery.enrichment.prometheus import PrometheusClient
 from services.relay.delivery.enrichment.runbook import Runbook
 from services.relay.model import Message, MessagePart, PartOutcome, find_alertname
+from services.relay.prometheus_api import PrometheusClient
 from services.relay.text.title import is_resolved
 from shared.config.secret_file import SecretFile
 from shared.net.egress import EgressSettings

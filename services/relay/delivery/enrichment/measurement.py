@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from services.relay.delivery.enrichment.chart_spec import ChartLine, ChartSpec, ChartThreshold
-from services.relay.delivery.enrichment.prometheus import AlertRule, PrometheusClient, QueryRefusedError, Series
 from services.relay.delivery.enrichment.promql import Threshold, split_comparison
 from services.relay.model import Alert, Event, Status
+from services.relay.prometheus_api import AlertRule, PrometheusClient, QueryRefusedError, Series
 from services.relay.text import clean_line, format_headline, truncate
 
 SPAN: Final = 3600.0

@@ -21,8 +21,8 @@ from PIL import Image
 from services.relay.delivery.enrichment import charts as module
 from services.relay.delivery.enrichment.charts import Charts, Picture
 from services.relay.delivery.enrichment.measurement import measure
-from services.relay.delivery.enrichment.prometheus import AlertRule, PrometheusClient, Series
 from services.relay.model import Alert, DeliveryTask, Event, Message, PartOutcome, Status
+from services.relay.prometheus_api import AlertRule, PrometheusClient, Series
 from tests.relay.served_relay import event_of, until
 
 Start = Callable[..., Awaitable[str]]
@@ -77,10 +77,6 @@ async def prometheus(tmp_path: Path, start: Start) -> str:
         {"alert": "Slower", "expr": f'{hour} > on (service, env) (latency{{operation="decrypt"}} * 4)'},
         {"alert": "Owned", "expr": f"{hour} > 1", "labels": {"service": "ledger"}},
         {"alert": "Scalar", "expr": "time() - 10 > bool 1"},
-        {
-            "alert": "Broken",
-            "expr": 'label_replace(vector(1) or label_replace(vector(1), "a", "1", "", ""), "a", "", "", "")',
-        },
     ]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "test", "rules": rules}]}))
     (tmp_path / "prometheus.yml").write_text(
@@ -108,25 +104,6 @@ async def charts_of(url: str, zone: str = "Europe/Berlin") -> AsyncIterator[Char
         yield charts
     finally:
         await charts.close()
-
-
-async def test_how_its_rules_were_evaluated_and_what_an_expression_gives_now(prometheus: str) -> None:
-    client = PrometheusClient(prometheus, None)
-
-    async def is_evaluated() -> bool:
-        return (await client.list_rule_groups())[0].failing_rule is not None
-
-    await until(is_evaluated)
-    (group,) = await client.list_rule_groups()
-    assert (group.name, group.interval, group.rules) == ("test", 1.0, 6)
-    assert group.failing_rule in {"Slow", "Slower", "Broken"}  # the first two only soon after the history
-    assert group.error
-    assert group.evaluated_at is not None
-    assert abs(time.time() - group.evaluated_at) < 60
-    (sample,) = await client.read_instant("vector(time() - 60)")
-    assert 59 < sample.at - sample.value < 61
-    assert sample.labels == {}
-    await client.close()
 
 
 async def test_an_alert_gets_its_own_series_with_its_rules_threshold(prometheus: str) -> None:

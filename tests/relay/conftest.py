@@ -1,0 +1,5 @@
+"""A real Prometheus is started as the tests of ops do."""
+
+from tests.ops.conftest import running
+
+__all__ = ["running"]

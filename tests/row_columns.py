@@ -1,0 +1,83 @@
+"""Compares the columns of a SELECT with the fields of the row that is made of them: their names, types, null or not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from sqlalchemy import BindParameter, Case, Column, ColumnElement, FromClause, Join, Label, ScalarSelect, Select
+from sqlalchemy.sql.functions import coalesce, count
+from sqlalchemy.sql.functions import max as sql_max
+from sqlalchemy.sql.functions import min as sql_min
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+Field = tuple[str | None, Any]
+"""Its name, None of a single value, and its type."""
+
+
+def is_row(hint: Any) -> bool:
+    return hasattr(hint, "_fields") or is_dataclass(hint)
+
+
+def list_fields(row_type: Any) -> list[Field]:
+    """The fields of a row, those of a row within it included."""
+    return [
+        field
+        for name, hint in get_type_hints(row_type).items()
+        for field in (list_fields(hint) if is_row(hint) else [(name, hint)])
+    ]
+
+
+def compare_columns(statement: Select[*tuple[Any, ...]], fields: Sequence[Field], *, with_null: bool = True) -> None:
+    """Raises AssertionError; a column without a known type is `object`, and nothing else."""
+    columns = list(statement.selected_columns)
+    assert len(fields) == len(columns), [column.name for column in columns]
+    for (name, hint), column in zip(fields, columns, strict=True):
+        assert name in {None, column.name}, column.name
+        types = set(get_args(hint)) or {hint}
+        known = find_python_type(column.type)
+        assert types - {type(None)} == {known}, f"{column.name} is {known}"
+        is_null = may_be_null(column.element if isinstance(column, Label) else column, statement)
+        if with_null and is_null is not None:
+            assert is_null == (type(None) in types), column.name
+
+
+def find_python_type(sql_type: TypeEngine[Any]) -> type[Any]:
+    """`object` if it is not known."""
+    return (sql_type.impl_instance if isinstance(sql_type, TypeDecorator) else sql_type).python_type
+
+
+def may_be_null(column: ColumnElement[Any], statement: Select[*tuple[Any, ...]]) -> bool | None:
+    """None where that depends on the conditions of the query."""
+    found: bool | None = None
+    match column:
+        case Column():
+            found = bool(column.nullable) or column.table in list_optional_tables(statement)
+        case BindParameter():
+            found = column.value is None
+        case count():
+            found = False
+        case coalesce():
+            # Else a condition may see to it that one of them is not null.
+            found = False if any(may_be_null(part, statement) is False for part in column.clauses) else None
+        case sql_min() | sql_max() if not statement._group_by_clauses:
+            found = True  # of no rows
+        case sql_min() | sql_max():
+            found = False if may_be_null(next(iter(column.clauses)), statement) is False else None
+        case ScalarSelect():
+            found = True  # where there are no rows
+        case Case():
+            found = True if column.else_ is None else None
+    return found
+
+
+def list_optional_tables(statement: Select[*tuple[Any, ...]]) -> list[FromClause]:
+    """Those of which a row of the SELECT may have none: of outer joins."""
+
+    def iterate(source: FromClause) -> Iterator[FromClause]:
+        if isinstance(source, Join):
+            yield from iterate(source.left)
+            yield from iterate(source.right)
+            if source.isouter:
+                yield from source.right._from_objects
+
+    return [table for source in statement.get_final_froms() for table in iterate(source)]
