@@ -35,14 +35,14 @@ from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckM
 from services.relay.monitors.self_alerts import AlertPublisher, RoutedChannels
 from services.relay.monitors.supervisor import Monitors, MonitorSettings, run_forever
 from services.relay.monitors.watchdog import IntakeUptime, Watchdog
-from services.relay.outbox import queries
-from services.relay.outbox.audit import OutboxAudit
-from services.relay.outbox.bulk_retry import BulkRetries
-from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.operators.audit import OutboxAudit
+from services.relay.outbox.operators.bulk_retry import BulkRetries
+from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.restore_detection import COMPARE_DELAY
-from services.relay.outbox.retention import run_retention
+from services.relay.outbox.retention.byte_limit import ByteLimit
+from services.relay.outbox.retention.rounds import run_retention
 from services.relay.outbox.tables import UNFINISHED, UNSETTLED, DeliveryState
 from services.relay.outbox.watchdog_silence import read_last_seen
 from services.relay.send_error import SendReason
@@ -369,9 +369,9 @@ def read_outbox_state(store: Store) -> OutboxState | None:
             lambda connection: OutboxState(
                 [
                     (each.channel, each.state, each.count, each.oldest_accepted_at)
-                    for each in queries.count_deliveries(connection)
+                    for each in delivery_list.count_deliveries(connection)
                 ],
-                {each.name for each in queries.read_channel_states(connection) if each.is_down},
+                {each.name for each in delivery_list.read_channel_states(connection) if each.is_down},
                 read_last_seen(connection),
             )
         )

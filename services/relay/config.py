@@ -27,7 +27,7 @@ from services.relay.intake.routing import Matcher, Route, parse_matcher
 from services.relay.interactive.settings import InteractiveSettings
 from services.relay.login.settings import OidcSettings, ProxyLoginSettings
 from services.relay.model import Button, EscalationStep
-from services.relay.outbox.byte_limit import compute_minimum
+from services.relay.outbox.retention.byte_limit import compute_minimum
 from shared.config.file_checks import FileCheck, check_readable
 from shared.config.placeholders import is_placeholder_host, is_placeholder_mailbox, is_placeholder_url
 from shared.config.server_settings import AuthSettings, ServerSettings

@@ -17,7 +17,7 @@ from services.relay.interactive.web_api import SlackWebApi
 from services.relay.login.settings import OidcSettings
 from services.relay.model import Alert, Status
 from services.relay.monitors.receivers import Receivers, check_receiver, check_unserved, parse_receivers
-from services.relay.outbox.database_check import check_outbox
+from services.relay.outbox.engine.database_check import check_outbox
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile
 from shared.net.page import check_connection, check_page

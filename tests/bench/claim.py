@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import click
 
-from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.channel_state.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, claim_due
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError

@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 import click
 
 from services.relay.config import RelaySettings
-from services.relay.outbox.audit import OutboxAudit
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.store import Store, StoreUnusableError, open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.operators.audit import OutboxAudit
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 from shared.process.command_line import parse_option_or_exit
 

@@ -14,10 +14,9 @@ from rich.text import Text
 
 from services.relay.cli.command_context import add_config_option, parse_limit, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.outbox import queries
-from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import (
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import (
     AttemptRow,
     DeliveryDetails,
     DeliverySummary,
@@ -27,6 +26,7 @@ from services.relay.outbox.queries import (
     parse_state,
     parse_time,
 )
+from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.tables import DeliveryState
 from services.relay.text import clean_line, clean_text
 from shared.http.json_api import format_json_time
@@ -188,7 +188,7 @@ async def _print_list(store: Store, delivery_filter: DeliveryFilter, limit: int,
 
 
 async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
-    record = await queries.read_delivery(store, delivery_id)
+    record = await delivery_list.read_delivery(store, delivery_id)
     if record is None:
         return False
     if as_json:
@@ -200,10 +200,12 @@ async def _print_one(delivery_id: str, store: Store, *, as_json: bool) -> bool:
 
 async def _iterate_deliveries(
     store: Store, delivery_filter: DeliveryFilter, limit: int
-) -> AsyncIterator[queries.DeliverySummary]:
+) -> AsyncIterator[delivery_list.DeliverySummary]:
     position: Position | None = Position()
     while limit > 0 and position is not None:
-        page = await queries.list_deliveries(store, delivery_filter, limit=min(limit, _PAGE_SIZE), position=position)
+        page = await delivery_list.list_deliveries(
+            store, delivery_filter, limit=min(limit, _PAGE_SIZE), position=position
+        )
         for delivery in page.deliveries:
             yield delivery
         limit -= len(page.deliveries)

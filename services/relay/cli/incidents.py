@@ -20,22 +20,22 @@ from services.relay.cli.command_context import (
     run_with_outbox,
 )
 from services.relay.config import RelaySettings
-from services.relay.outbox.acknowledgement import (
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
     UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.incident_queries import (
+from services.relay.outbox.queries.delivery_list import check_text
+from services.relay.outbox.queries.incident_list import (
     IncidentFilter,
     IncidentSummary,
     encode_incident,
     list_incidents,
     parse_status,
 )
-from services.relay.outbox.queries import check_text
 from services.relay.text import clean_line
 from shared.http.json_api import format_json_time
 from shared.process.command_line import load_settings_or_exit, parse_option_or_exit

@@ -11,7 +11,7 @@ import click
 
 from services.relay.cli.command_context import add_config_option, run_with_outbox
 from services.relay.config import RelaySettings
-from services.relay.outbox.report import read_report
+from services.relay.outbox.queries.report import read_report
 from services.relay.report.encoding import encode_report, format_csv
 from services.relay.report.period import DEFAULT_SINCE, PARAMETERS, parse_period
 from services.relay.text import clean_line, format_seconds

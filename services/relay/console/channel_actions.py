@@ -9,8 +9,14 @@ from typing import Final
 from services.relay.channel_check import AcceptedMessage, find_advice, send_test_message
 from services.relay.config import RelaySettings
 from services.relay.monitors.channel_checks import ChannelChecker
-from services.relay.outbox.breaker import commit_allow_trial
-from services.relay.outbox.channel_checks import ChannelCheck, CheckKind, SendTestRefusal, claim_test, record_check
+from services.relay.outbox.channel_state.breaker import commit_allow_trial
+from services.relay.outbox.channel_state.channel_checks import (
+    ChannelCheck,
+    CheckKind,
+    SendTestRefusal,
+    claim_test,
+    record_check,
+)
 from services.relay.outbox.engine.store import Store
 from shared.check import CheckOutcome, CheckResult
 

@@ -5,7 +5,7 @@ from typing import Final
 from services.relay.channel_check import advise_on
 from services.relay.console.path_lights import Light, Verdict
 from services.relay.console.status import HealthStatus
-from services.relay.outbox.channel_overviews import BreakerState, ChannelOverview
+from services.relay.outbox.channel_state.channel_overviews import BreakerState, ChannelOverview
 from services.relay.send_error import SendReason
 from shared.web.time_format import format_rough_duration
 

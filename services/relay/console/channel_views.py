@@ -9,10 +9,10 @@ from services.relay.channel_check import advise_on
 from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_lights import build_channel_light
 from services.relay.console.path_lights import Verdict
-from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks_of_channels
-from services.relay.outbox.channel_overviews import ChannelOverview, read_channel_overviews
+from services.relay.outbox.channel_state.channel_checks import CheckKind, CheckRow, list_checks_of_channels
+from services.relay.outbox.channel_state.channel_overviews import ChannelOverview, read_channel_overviews
+from services.relay.outbox.channel_state.rate_limit import count_available
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rate_limit import count_available
 
 MAX_CHECKS: Final = 30
 """The checks that are shown of one channel."""

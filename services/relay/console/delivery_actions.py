@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterable
 from starlette.requests import Request
 
 from services.relay.metrics import Metrics
-from services.relay.outbox.audit import Actor
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import DeliverySummary
-from services.relay.outbox.requeue import retry_delivery
-from services.relay.outbox.sending_elsewhere import send_elsewhere
+from services.relay.outbox.operators.audit import Actor
+from services.relay.outbox.operators.requeue import retry_delivery
+from services.relay.outbox.operators.sending_elsewhere import send_elsewhere
+from services.relay.outbox.queries.delivery_list import DeliverySummary
 from services.relay.outbox.tables import DeliveryState, clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from services.relay.console.prometheus_facts import EXPORTER_JOB, PrometheusFacts
 from services.relay.console.status import HealthStatus
-from services.relay.outbox.webhook_times import WebhookTimes
+from services.relay.outbox.overview.webhook_times import WebhookTimes
 from services.relay.prometheus_api import RuleGroup
 from services.relay.text import format_seconds
 from shared.web.time_format import format_rough_duration

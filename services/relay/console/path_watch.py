@@ -24,9 +24,9 @@ from services.relay.console.path_lights import (
 from services.relay.console.prometheus_facts import PrometheusFacts, ask_prometheus
 from services.relay.delivery.attempt import OpenSender, RemoteSender, Sender, SenderSettings
 from services.relay.metrics import Metrics
-from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.overview import Overview
+from services.relay.outbox.overview.first_page import Overview
+from services.relay.outbox.retention.byte_limit import ByteLimit
 from services.relay.prometheus_api import PrometheusClient
 from shared.config.secret_file import SecretFile
 from shared.process.concurrency import run_beside

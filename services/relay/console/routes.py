@@ -38,10 +38,10 @@ from services.relay.intake.replay import Replays
 from services.relay.login.service import LoginService
 from services.relay.metrics import Metrics
 from services.relay.monitors.channel_checks import ChannelChecker
-from services.relay.outbox.bulk_retry import BulkRetries
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.sending_elsewhere import ACTION
+from services.relay.outbox.operators.bulk_retry import BulkRetries
+from services.relay.outbox.operators.sending_elsewhere import ACTION
 from services.relay.rendering import WebhookRenderer
 from services.relay.report.reader import ReportReader
 from shared.config.server_settings import Role

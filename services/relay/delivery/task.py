@@ -15,13 +15,16 @@ from services.relay.delivery.message import merge_events
 from services.relay.delivery.retry_policy import RetryPolicy, compute_retry_delay, get_requested_delay, is_channel_down
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask, DigestMember, Event, IncidentContext, decode_event, encode_event
-from services.relay.outbox.breaker import ChannelEffect, PauseLimits
-from services.relay.outbox.context import read_contexts
+from services.relay.outbox.channel_state.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.delivery_lease import read_merged_events, save_progress
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.provider_acknowledgement import ProviderAcknowledgement, read_provider_acknowledgement
+from services.relay.outbox.operators.provider_acknowledgement import (
+    ProviderAcknowledgement,
+    read_provider_acknowledgement,
+)
+from services.relay.outbox.queries.context import read_contexts
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.shared_dedup_key import is_dedup_key_in_use
 from services.relay.outbox.tables import DeliveryState

@@ -25,7 +25,8 @@ from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import Deliverer, DeliveryContext
 from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
-from services.relay.outbox import breaker
+from services.relay.outbox.channel_state import breaker
+from services.relay.outbox.channel_state.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.due_deliveries import MAX_CLAIM_BYTES
@@ -34,7 +35,6 @@ from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
 from services.relay.outbox.merge import DeliveryChanges
 from services.relay.outbox.restore_detection import detect_restore
-from services.relay.outbox.served_channels import record_served_channels, refresh_outdated
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.unserved_channels import fall_back_unserved
 

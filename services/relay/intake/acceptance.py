@@ -11,9 +11,9 @@ from services.relay.intake.webhook_parser import MalformedWebhookError
 from services.relay.metrics import Metrics
 from services.relay.model import OWN_SOURCE, Status
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.retention.byte_limit import ByteLimit
 from services.relay.outbox.tables import DeliveryState
 
 MAX_SOURCE: Final = 200

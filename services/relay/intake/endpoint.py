@@ -21,10 +21,10 @@ from services.relay.intake import webhook_parser
 from services.relay.intake.acceptance import MAX_SOURCE, Acceptance, IntakeRules, check_source
 from services.relay.intake.webhook_parser import ParsedWebhook, parse_webhook
 from services.relay.metrics import Metrics
-from services.relay.outbox import quarantine
-from services.relay.outbox.byte_limit import ByteLimit
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.operators import quarantine
+from services.relay.outbox.retention.byte_limit import ByteLimit
 from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.http.body_limits import (
     SMALL_BODY_BYTES,

@@ -16,10 +16,16 @@ from services.relay.intake.routing import Route
 from services.relay.intake.webhook_parser import MalformedWebhookError, parse_webhook
 from services.relay.model import EscalationStep, Status
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent
-from services.relay.outbox.context import build_title
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.incidents import IncidentState, read_state
-from services.relay.outbox.quarantine import MAX_BODY_BYTES, AlreadyReplayedError, QuarantineEntry, Replay, read_entry
+from services.relay.outbox.operators.quarantine import (
+    MAX_BODY_BYTES,
+    AlreadyReplayedError,
+    QuarantineEntry,
+    Replay,
+    read_entry,
+)
+from services.relay.outbox.queries.context import build_title
 from shared.process.concurrency import run_in_thread_if_large
 
 _OLD_SECONDS: Final = 300.0

@@ -12,17 +12,17 @@ import structlog
 from services.relay.interactive.press import Action, Press, parse_press
 from services.relay.interactive.web_api import SlackCallError, SlackWebApi
 from services.relay.metrics import Metrics, PressOutcome
-from services.relay.outbox.acknowledgement import (
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
     UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.sent_messages import SentMessage, find_message
-from services.relay.outbox.silences import SilenceRefusedError, SilenceRequest, request_silence
+from services.relay.outbox.operators.sent_messages import SentMessage, find_message
+from services.relay.outbox.operators.silences import SilenceRefusedError, SilenceRequest, request_silence
 from services.relay.outbox.tables import clean_for_database
 from shared.http.untrusted_json import UntrustedJsonError
 

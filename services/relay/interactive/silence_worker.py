@@ -18,10 +18,10 @@ import structlog
 from services.relay.alertmanager_api import AlertmanagerClient, AlertmanagerError, NewSilence
 from services.relay.interactive.silence_permission import NotAllowedError, SilenceRules, check_permission
 from services.relay.interactive.web_api import SlackCallError, SlackWebApi
-from services.relay.outbox.breaker import take_token
+from services.relay.outbox.channel_state.breaker import take_token
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import RETRY_SECONDS, StoreUnavailableError
-from services.relay.outbox.silences import (
+from services.relay.outbox.operators.silences import (
     SilenceLeaseLostError,
     SilenceRefusedError,
     SilenceRow,

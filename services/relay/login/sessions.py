@@ -23,7 +23,7 @@ from services.relay.login.person import MAX_NAME_LENGTH, Login, LoginSource, bui
 from services.relay.login.settings import OidcSettings, ProxyLoginSettings, find_role
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.sessions import (
+from services.relay.outbox.operators.sessions import (
     SessionRow,
     end_session,
     find_sessions,

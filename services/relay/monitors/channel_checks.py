@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from services.relay.outbox.channel_checks import (
+from services.relay.outbox.channel_state.channel_checks import (
     ChannelCheck,
     CheckKind,
     CheckState,

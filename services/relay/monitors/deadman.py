@@ -13,8 +13,8 @@ from typing import Final
 import structlog
 
 from services.relay.http_session import HttpSession, translate_connection_errors
-from services.relay.outbox.draining import is_draining
 from services.relay.outbox.engine.store import Store
+from services.relay.outbox.overview.draining import is_draining
 from services.relay.send_error import SendError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.url import check_secret_url

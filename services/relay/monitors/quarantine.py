@@ -9,7 +9,7 @@ from typing import Final
 
 from services.relay.monitors.self_alerts import AlertPublisher, SelfAlert
 from services.relay.outbox.incidents import read_open_incident
-from services.relay.outbox.quarantine import QuarantineEntry, list_entries
+from services.relay.outbox.operators.quarantine import QuarantineEntry, list_entries
 from services.relay.text import clean_line, truncate
 
 _CHECK_INTERVAL: Final = 5.0

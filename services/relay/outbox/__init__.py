@@ -1,1 +1,1 @@
-"""The only rooms that speak SQL."""
+"""The outbox: the only package of the relay that contains SQL."""

@@ -14,12 +14,13 @@ from uuid import uuid4
 from sqlalchemy import and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import DeliveryTask, DigestMember, Predecessor, Status
-from services.relay.outbox import breaker, digests
+from services.relay.outbox import digests
+from services.relay.outbox.channel_state import breaker
+from services.relay.outbox.channel_state.rate_limit import count_available
 from services.relay.outbox.digests import Selection, StormRules
 from services.relay.outbox.due_deliveries import FIRST_OF_INCIDENT, IS_CLAIMABLE, lock_due
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rate_limit import count_available
 from services.relay.outbox.rows import (
     DUE_DELIVERIES,
     EVENTS,

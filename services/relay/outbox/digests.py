@@ -19,9 +19,9 @@ from uuid import uuid4
 from sqlalchemy import and_, bindparam, case, func, not_, or_, select
 
 from services.relay.model import Status
+from services.relay.outbox.channel_state.rate_limit import BURST_SECONDS
 from services.relay.outbox.due_deliveries import IS_CLAIMABLE, lock_due, merge_expired_lease
 from services.relay.outbox.engine.batching import Transaction
-from services.relay.outbox.rate_limit import BURST_SECONDS
 from services.relay.outbox.rows import DUE_DELIVERIES, DueRow, RowQuery, select_values
 from services.relay.outbox.tables import WAITING, DeliveryState, deliveries, events, incidents
 from services.relay.send_error import SendReason

@@ -22,10 +22,10 @@ from uuid import uuid4
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
 
 from services.relay.model import DeliveryTask, DigestMember
+from services.relay.outbox.channel_state.rate_limit import count_available, spend
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.rate_limit import count_available, spend
 from services.relay.outbox.rows import EVENTS, RowQuery, select_values
 from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,

@@ -17,15 +17,15 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from services.relay.model import EscalationStep
-from services.relay.outbox.audit import insert_entry
+from services.relay.outbox.channel_state.served_channels import read_served_channels
 from services.relay.outbox.edit_requests import request_edits
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
+from services.relay.outbox.operators.audit import insert_entry
 from services.relay.outbox.restore_detection import COMPARE_DELAY
 from services.relay.outbox.rows import RowQuery, select_columns, select_values
-from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.tables import CLOCK_TOLERANCE, DeliveryState, deliveries, incidents
 
 ACTOR: Final = "keypulse"

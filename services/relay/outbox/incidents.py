@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, select, text
 
 from services.relay.model import Event, Status, decode_event
+from services.relay.outbox.channel_state.served_channels import read_served_channels
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import BulkStatement, Transaction
 from services.relay.outbox.engine.dialect import build_insert
@@ -26,7 +27,6 @@ from services.relay.outbox.rows import (
     IncidentStateRow,
     RowQuery,
 )
-from services.relay.outbox.served_channels import read_served_channels
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
 
 PAGE_SIZE: Final = 20

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import bindparam, func, insert, update
 
 from services.relay.model import DeliveryTask, IncidentContext
-from services.relay.outbox import breaker
+from services.relay.outbox.channel_state import breaker
 from services.relay.outbox.edit_requests import (
     FirstMessage,
     find_digests,

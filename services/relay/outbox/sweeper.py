@@ -12,13 +12,13 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, exists, or_, select, update
 
-from services.relay.outbox.breaker import FAILURE_THRESHOLD, read_down_channels
+from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqueue_fallback, fall_back
 from services.relay.outbox.merge import DeliveryChanges, lock_incidents
-from services.relay.outbox.requeue import requeue_too_early
+from services.relay.outbox.operators.requeue import requeue_too_early
 from services.relay.outbox.rows import DELIVERIES, DeliveryRow
 from services.relay.outbox.tables import CLOCK_TOLERANCE, WAITING, DeliveryState, channels, deliveries
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from services.relay.outbox.slow_deliveries import MAX_COUNTED, MIN_WAIT, SlowDelivery
+from services.relay.outbox.queries.slow_deliveries import MAX_COUNTED, MIN_WAIT, SlowDelivery
 from services.relay.send_error import SendReason
 from services.relay.text import format_seconds
 

@@ -9,10 +9,10 @@ import io
 from collections.abc import Iterator
 from typing import Any, Final
 
-from services.relay.outbox.delivery_figures import Quantiles
-from services.relay.outbox.incident_figures import IncidentFigures, IncidentGroup
-from services.relay.outbox.report import Report
-from services.relay.outbox.slow_deliveries import SlowDelivery
+from services.relay.outbox.queries.delivery_figures import Quantiles
+from services.relay.outbox.queries.incident_figures import IncidentFigures, IncidentGroup
+from services.relay.outbox.queries.report import Report
+from services.relay.outbox.queries.slow_deliveries import SlowDelivery
 from services.relay.report.delay import explain_delay
 from shared.http.json_api import format_json_time
 

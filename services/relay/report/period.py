@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Final
 
-from services.relay.outbox.delivery_figures import Period
-from services.relay.outbox.queries import parse_time
+from services.relay.outbox.queries.delivery_figures import Period
+from services.relay.outbox.queries.delivery_list import parse_time
 from shared.config.settings import parse_duration
 from shared.http.json_api import parse_parameter
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.report import Report, read_report
+from services.relay.outbox.queries.report import Report, read_report
 from services.relay.report.period import PARAMETERS, parse_period
 
 _FRESH_SECONDS: Final = 10.0

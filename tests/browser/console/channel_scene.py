@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from services.relay.outbox.channel_checks import CheckKind
+from services.relay.outbox.channel_state.channel_checks import CheckKind
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.tables import channel_checks
 from shared.check import CheckOutcome, CheckResult

@@ -11,9 +11,9 @@ from aiohttp import web
 from sqlalchemy import insert, update
 
 from ops.demo.stand_ins.app import StandIns, run_stand_ins
-from services.relay.outbox.acknowledgement import acknowledge
+from services.relay.outbox.channel_state.served_channels import record_served_channels
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.served_channels import record_served_channels
+from services.relay.outbox.operators.acknowledgement import acknowledge
 from services.relay.outbox.tables import channels, incidents, silences
 from services.relay.outbox.watchdog_silence import record_heartbeats
 from shared.sql import database_url

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox.operators.audit import OutboxAudit
 from services.relay.outbox.tables import DeliveryState, deliveries
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql.database_url import DatabaseUrl

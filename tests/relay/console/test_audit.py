@@ -6,13 +6,14 @@ import pytest
 from sqlalchemy import insert
 
 from services.relay.console.api import deliveries as deliveries_api
-from services.relay.outbox import bulk_retry, requeue, tables
-from services.relay.outbox import retention_by_age as pruned
-from services.relay.outbox.audit import OutboxAudit
+from services.relay.outbox import tables
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.retention_by_age import PRUNE_STEP, prune_by_age
+from services.relay.outbox.operators import bulk_retry, requeue
+from services.relay.outbox.operators.audit import OutboxAudit
+from services.relay.outbox.retention import by_age as pruned
+from services.relay.outbox.retention.by_age import PRUNE_STEP, prune_by_age
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.audit_log import AuditEntry
 from shared.sql.database_url import DatabaseUrl

@@ -3,11 +3,11 @@
 import asyncio
 import time
 
-from services.relay.outbox import queries
-from services.relay.outbox.dead_letters import DeadLetterFilter
-from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.requeue import BULK_STEP, retry_channel
+from services.relay.outbox.operators.dead_letters import DeadLetterFilter
+from services.relay.outbox.operators.requeue import BULK_STEP, retry_channel
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_search import DeliveryFilter
 from services.relay.outbox.tables import DeliveryState
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.rows import Rows
@@ -29,6 +29,6 @@ async def test_it_ends_although_as_many_die_meanwhile(database: DatabaseUrl) -> 
             assert len(steps) <= 2
             await dies(taken)
         assert steps == [BULK_STEP, 5]
-        page = await queries.list_deliveries(store, DeliveryFilter(state=DeliveryState.SUPERSEDED), limit=1000)
+        page = await delivery_list.list_deliveries(store, DeliveryFilter(state=DeliveryState.SUPERSEDED), limit=1000)
         assert await store.read(DeadLetterFilter("log").count) == BULK_STEP + 5
         assert {delivery.id for delivery in page.deliveries} == asked_for

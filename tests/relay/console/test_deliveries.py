@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from services.relay.console.pages.delivery_query import parse_query
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.outbox.delivery_search import Position
+from services.relay.outbox.queries.delivery_search import Position
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.console.test_api import get

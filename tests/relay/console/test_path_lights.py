@@ -17,7 +17,7 @@ from services.relay.console.path_lights import (
 )
 from services.relay.console.prometheus_facts import PrometheusFacts, Scrape
 from services.relay.console.status import HealthStatus, find_worst
-from services.relay.outbox.webhook_times import WebhookTimes
+from services.relay.outbox.overview.webhook_times import WebhookTimes
 from services.relay.prometheus_api import RuleGroup
 
 NOW = 1_000_000.0

@@ -11,8 +11,8 @@ import pytest
 
 from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
 from services.relay.model import OWN_SOURCE, Message
-from services.relay.outbox import bulk_retry
-from services.relay.outbox.quarantine import MAX_BODY_BYTES
+from services.relay.outbox.operators import bulk_retry
+from services.relay.outbox.operators.quarantine import MAX_BODY_BYTES
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.served_relay import Scripted, post, reaches, served, settings, until, webhook_of
 

@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 
 from services.relay.console.pages import deferred_part
-from services.relay.outbox import report as outbox_report
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.queries import report as outbox_report
 from services.relay.report import reader
 from tests.relay.console.test_api import get
 from tests.relay.report.small_history import HOSTILE, SINCE, add_small_history, check_csv, check_report

@@ -18,14 +18,14 @@ from services.relay.console.incidents.timeline import Timeline, build_timeline, 
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, encode_event
-from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.incident_queries import read_incident
-from services.relay.outbox.requeue import requeue
-from services.relay.outbox.sending_elsewhere import send_elsewhere
+from services.relay.outbox.operators.acknowledgement import acknowledge
+from services.relay.outbox.operators.requeue import requeue
+from services.relay.outbox.operators.sending_elsewhere import send_elsewhere
+from services.relay.outbox.queries.incident_list import read_incident
+from services.relay.outbox.queries.timeline_query import read_episode
+from services.relay.outbox.queries.timeline_records import EpisodeHistory, EventRecord
 from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.timeline_query import read_episode
-from services.relay.outbox.timeline_records import EpisodeHistory, EventRecord
 from shared.http.json_api import format_json_time
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, end_attempt, let_pass

@@ -15,7 +15,7 @@ from services.relay.delivery.attempt import SenderSettings, open_local_sender
 from services.relay.delivery.links import LinkRules
 from services.relay.delivery.task import Deliverer
 from services.relay.model import DeliveryTask
-from services.relay.outbox.queries import DeliveryDetails, read_delivery
+from services.relay.outbox.queries.delivery_list import DeliveryDetails, read_delivery
 from services.relay.outbox.tables import DeliveryState
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import NEARLY, Rig, broken, rig

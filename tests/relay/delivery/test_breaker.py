@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from services.relay.outbox import queries
-from services.relay.outbox.breaker import FAILURE_THRESHOLD
+from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD
+from services.relay.outbox.queries import delivery_list
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.delivery.worker_harness import rig
 from tests.relay.served_relay import Scripted, hang, until
@@ -15,7 +15,7 @@ async def test_what_a_provider_that_works_puts_off_holds_back_no_other_message(t
     async with rig(tmp_path, a=channel) as it:
         await it.accept_events("firing")
         await until(lambda: len(channel.tried) == FAILURE_THRESHOLD + 2)
-        (state,) = await it.store.read(queries.read_channel_states)
+        (state,) = await it.store.read(delivery_list.read_channel_states)
         assert (state.failures, state.is_down) == (0, False)
         await it.accept_events("firing", group="another")
         await until(lambda: len(channel.sent) == 1)

@@ -21,7 +21,7 @@ from services.relay.metrics import Metrics
 from services.relay.model import DeliveryTask
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import read_delivery
+from services.relay.outbox.queries.delivery_list import read_delivery
 from services.relay.outbox.tables import DeliveryState, events
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url

@@ -17,12 +17,12 @@ from services.relay.delivery.retry_policy import RetryPolicy
 from services.relay.delivery.task import DeliveryContext
 from services.relay.delivery.worker import SendingLimits, Worker
 from services.relay.metrics import Metrics
-from services.relay.outbox import queries
 from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.queries import DeliverySummary, list_deliveries
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import DeliverySummary, list_deliveries
+from services.relay.outbox.queries.delivery_search import DeliveryFilter
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -72,7 +72,7 @@ class Rig:
         return await self.deliveries(channel)
 
     async def refused(self) -> set[str]:
-        return {each.name for each in await self.store.read(queries.read_channel_states) if each.is_down}
+        return {each.name for each in await self.store.read(delivery_list.read_channel_states) if each.is_down}
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)

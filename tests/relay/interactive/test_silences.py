@@ -18,7 +18,7 @@ from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFaul
 from services.relay.interactive import silence_worker
 from services.relay.model import build_incident_id
 from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.silences import SilenceRequest, request_silence
+from services.relay.outbox.operators.silences import SilenceRequest, request_silence
 from shared.sql.database_url import DatabaseUrl
 from tests.ops.conftest import Start
 from tests.relay.interactive.pressed_relay import (

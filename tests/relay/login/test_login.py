@@ -8,7 +8,7 @@ import pytest
 
 from services.relay.login.sessions import clean_next_path
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
-from services.relay.outbox.sessions import IDLE_SECONDS, MAX_SECONDS
+from services.relay.outbox.operators.sessions import IDLE_SECONDS, MAX_SECONDS
 from shared.config.server_settings import Role
 from shared.http.password_check import PasswordChecker, TooManyPasswordChecksError
 from shared.sql.database_url import DatabaseUrl

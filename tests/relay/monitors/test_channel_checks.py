@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from services.relay.monitors.channel_checks import ChannelChecker, ChannelCheckMonitor
-from services.relay.outbox.channel_checks import CheckKind, CheckRow, list_checks
+from services.relay.outbox.channel_state.channel_checks import CheckKind, CheckRow, list_checks
 from services.relay.outbox.engine.store import Store, open_store
 from shared.check import CheckOutcome, CheckResult
 from shared.sql.database_url import create_sqlite_url
 from tests.relay.outbox.channel_breakers import Clock
-from tests.relay.outbox.test_channel_checks import change
+from tests.relay.outbox.channel_state.test_channel_checks import change
 
 DAY, HOUR = 86400.0, 3600.0
 

@@ -2,8 +2,8 @@
 
 from services.relay.model import Status
 from services.relay.monitors.quarantine import QuarantineMonitor
-from services.relay.outbox import quarantine
-from services.relay.outbox.quarantine import RefusedWebhook
+from services.relay.outbox.operators import quarantine
+from services.relay.outbox.operators.quarantine import RefusedWebhook
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import update
 from services.relay.delivery.task import prepare_task
 from services.relay.model import DeliveryTask, EscalationStep, Event, decode_event
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.breaker import ChannelEffect, PauseLimits
+from services.relay.outbox.channel_state.breaker import ChannelEffect, PauseLimits
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.edits import EditClaimRequest, EditOutcome, EditResult, claim_edits, record_edit
 from services.relay.outbox.engine.batching import Transaction

@@ -3,10 +3,10 @@
 from typing import Any
 
 from services.relay.model import DeliveryTask
-from services.relay.outbox import queries
-from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import ChannelState
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import ChannelState
 from services.relay.outbox.receipt import OutcomeResult
 from services.relay.outbox.tables import DeliveryState
 from tests.relay.outbox.actions import accept, claim_some, end_attempt
@@ -32,7 +32,7 @@ async def fail(
 
 
 async def state_of(store: Store, channel: str = "a") -> ChannelState:
-    (state,) = [each for each in await store.read(queries.read_channel_states) if each.name == channel]
+    (state,) = [each for each in await store.read(delivery_list.read_channel_states) if each.name == channel]
     return state
 
 

@@ -24,16 +24,17 @@ from services.relay.model import (
     build_incident_id,
     decode_event,
 )
-from services.relay.outbox import queries, tables
+from services.relay.outbox import tables
 from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
-from services.relay.outbox.acknowledgement import IncidentResolvedError, acknowledge, unacknowledge
-from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.channel_state.breaker import ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.escalation import escalate_due
 from services.relay.outbox.fallback import fall_back
 from services.relay.outbox.incidents import IncidentState
-from services.relay.outbox.provider_acknowledgement import ACKNOWLEDGED, read_provider_acknowledgement
+from services.relay.outbox.operators.acknowledgement import IncidentResolvedError, acknowledge, unacknowledge
+from services.relay.outbox.operators.provider_acknowledgement import ACKNOWLEDGED, read_provider_acknowledgement
+from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest, record_outcome
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import DeliveryState, deliveries, events, incidents
@@ -155,7 +156,7 @@ class SimulatedOutbox:
         check(check_stored(self.events, list(self.rows.values()), CHANNELS))
         counted = Counter((row.channel, row.state) for row in found if row.state in tables.UNSETTLED)
         assert {
-            (one.channel, one.state): one.count for one in self.run(self.store.read(queries.count_deliveries))
+            (one.channel, one.state): one.count for one in self.run(self.store.read(delivery_list.count_deliveries))
         } == counted
 
     def wait(self, seconds: float) -> None:
@@ -376,7 +377,7 @@ class SimulatedOutbox:
         assert count_superseded(before, self.rows) == Counter(
             channel for one in recorded for channel in one.superseded_channels
         )
-        gates = {gate.name: gate for gate in self.run(self.store.read(queries.read_channel_states))}
+        gates = {gate.name: gate for gate in self.run(self.store.read(delivery_list.read_channel_states))}
         for owned, one in zip(ending, recorded, strict=True):
             self.owned.remove(owned)
             assert one.lease_valid == (self.observed.live.get(owned.delivery_key) is owned)
@@ -427,7 +428,7 @@ class SimulatedOutbox:
 
     def find_refusing(self) -> set[str]:
         """The channels that refuse everything."""
-        return {gate.name for gate in self.run(self.store.read(queries.read_channel_states)) if gate.is_down}
+        return {gate.name for gate in self.run(self.store.read(delivery_list.read_channel_states)) if gate.is_down}
 
     def fall_back(self, channel: str) -> None:
         """The worker of a channel that refuses everything moves its deliveries to the fallback channels."""

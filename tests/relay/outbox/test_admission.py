@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import queries
-from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
+from services.relay.outbox.channel_state.breaker import ChannelEffect, commit_allow_trial
 from services.relay.outbox.claim import ClaimResult
-from services.relay.outbox.delivery_search import DeliveryFilter
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.queries import list_deliveries
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import list_deliveries
+from services.relay.outbox.queries.delivery_search import DeliveryFilter
 from services.relay.outbox.sweeper import sweep
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
@@ -127,5 +127,5 @@ async def test_a_clock_that_is_set_back_opens_what_would_stay_closed(store: Stor
     assert not await nothing_due(store)
 
 
-async def _states(store: Store, state: DeliveryState) -> list[queries.DeliverySummary]:
+async def _states(store: Store, state: DeliveryState) -> list[delivery_list.DeliverySummary]:
     return (await list_deliveries(store, DeliveryFilter(state=state), limit=100)).deliveries

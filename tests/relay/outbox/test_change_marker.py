@@ -4,9 +4,9 @@ import asyncio
 import time
 
 from services.relay.outbox.engine.store import open_store
-from services.relay.outbox.quarantine import quarantine_webhook
+from services.relay.outbox.operators.quarantine import quarantine_webhook
+from services.relay.outbox.overview.webhook_times import read_webhook_times
 from services.relay.outbox.watchdog_silence import count_silence, read_heartbeats, record_heartbeats
-from services.relay.outbox.webhook_times import read_webhook_times
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import accept
 from tests.relay.outbox.rows import Rows

@@ -9,15 +9,15 @@ import pytest
 from sqlalchemy import create_engine, select, update
 
 from services.relay.model import DeliveryTask, Status, decode_event
-from services.relay.outbox import queries
-from services.relay.outbox.breaker import FAILURE_THRESHOLD, ChannelEffect
+from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect
 from services.relay.outbox.claim import ClaimRequest, ClaimResult, claim_due
 from services.relay.outbox.delivery_lease import release_leases, save_progress
 from services.relay.outbox.edits import EditClaimRequest, claim_edits
 from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.operators.requeue import requeue
+from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.receipt import AttemptOutcome, OutcomeResult, record_digest
-from services.relay.outbox.requeue import requeue
-from services.relay.outbox.retention_by_age import prune_before
+from services.relay.outbox.retention.by_age import prune_before
 from services.relay.outbox.tables import DeliveryState, attempts, deliveries, edits, incidents
 from shared.sql.database_url import DatabaseUrl
 from tests.relay.outbox.actions import PAUSES, accept, end_attempt, prepare
@@ -298,7 +298,7 @@ async def test_each_member_has_its_attempts_and_a_digest_reaches_the_channel_onc
     read = select(attempts.c.delivery_seq, attempts.c.number, attempts.c.reason)
     found = await storm.store.read(lambda connection: connection.execute(read).all())
     assert {(row.number, row.reason) for row in found if row.delivery_seq == rows["b"].seq} == {(1, "timeout")}
-    (channel,) = await storm.store.read(queries.read_channel_states)
+    (channel,) = await storm.store.read(delivery_list.read_channel_states)
     assert channel.failures == 1
 
 

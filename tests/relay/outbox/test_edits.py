@@ -9,10 +9,10 @@ from sqlalchemy import select
 
 from services.relay.model import DeliveryTask, Status, decode_event
 from services.relay.outbox import edit_requests, edits
-from services.relay.outbox.acknowledgement import acknowledge
 from services.relay.outbox.edits import EditClaim, EditClaimRequest, EditClaimResult, EditOutcome, EditResult
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.retention_by_age import prune_before
+from services.relay.outbox.operators.acknowledgement import acknowledge
+from services.relay.outbox.retention.by_age import prune_before
 from services.relay.outbox.tables import DeliveryState, deliveries
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl

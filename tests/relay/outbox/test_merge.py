@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from services.relay.outbox import queries
-from services.relay.outbox.breaker import ChannelEffect, commit_allow_trial
+from services.relay.outbox.channel_state.breaker import ChannelEffect, commit_allow_trial
 from services.relay.outbox.delivery_lease import save_progress
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.fallback import fall_back
-from services.relay.outbox.requeue import requeue
+from services.relay.outbox.operators.requeue import requeue
+from services.relay.outbox.queries import delivery_list
 from services.relay.outbox.tables import DeliveryState
 from shared.sql import database_url
 from tests.relay.outbox.actions import accept, claim_one, claim_some, end_attempt, nothing_due
@@ -30,7 +30,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
 
 async def oldest_accepted_at(store: Store) -> float:
     """What RelayOutboxStuck and the outside ping go by."""
-    (waiting,) = await store.read(queries.count_deliveries)
+    (waiting,) = await store.read(delivery_list.count_deliveries)
     return waiting.oldest_accepted_at
 
 

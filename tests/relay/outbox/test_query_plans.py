@@ -13,25 +13,16 @@ import pytest
 from sqlalchemy import Connection, Text, cast, event, insert, select, update
 
 from services.relay.model import EscalationStep
-from services.relay.outbox import (
-    claim,
-    context,
-    dead_letters,
-    delivery_times,
-    edit_requests,
-    escalation,
-    incident_queries,
-    open_incidents,
-    queries,
-    requeue,
-    sweeper,
-)
-from services.relay.outbox.dead_letters import DeadLetterFilter
+from services.relay.outbox import claim, edit_requests, escalation, sweeper
+from services.relay.outbox.channel_state.served_channels import record_served_channels
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store, open_store
-from services.relay.outbox.requeue import requeue_dead
+from services.relay.outbox.operators import dead_letters, requeue
+from services.relay.outbox.operators.dead_letters import DeadLetterFilter
+from services.relay.outbox.operators.requeue import requeue_dead
+from services.relay.outbox.overview import delivery_times, open_incidents
+from services.relay.outbox.queries import context, delivery_list, incident_list
 from services.relay.outbox.rows import RowQuery
-from services.relay.outbox.served_channels import record_served_channels
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql import database_url
 from shared.sql.database_url import DatabaseUrl
@@ -43,7 +34,7 @@ WORK: dict[str, Callable[[Store], Awaitable[object]]] = {
     "an acceptance": lambda store: accept(store, "new", CHANNEL),
     "a claim": lambda store: claim_some(store, CHANNEL, limit=10),
     "a look that finds nothing": lambda store: claim_some(store, "another"),
-    "a scrape": lambda store: store.run(lambda transaction: queries.count_deliveries(transaction.connection)),
+    "a scrape": lambda store: store.run(lambda transaction: delivery_list.count_deliveries(transaction.connection)),
     "dead letters again": lambda store: requeue_dead(store, DeadLetterFilter(CHANNEL), 100),
 }
 
@@ -180,7 +171,7 @@ async def test_a_receipt_searches_nothing_either(tmp_path: Path) -> None:
 
 
 async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database: DatabaseUrl) -> None:
-    newest = incident_queries._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
+    newest = incident_list._SUMMARIES.order_by(incidents.c.first_event_seq.desc()).limit(11)
     async with open_store(database, time.time) as store:
         await fill(store, MANY, DeliveryState.DELIVERED)
         first = update(incidents).values(first_event_seq=incidents.c.latest_event_seq)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.relay.outbox.breaker import ChannelEffect
+from services.relay.outbox.channel_state.breaker import ChannelEffect
 from services.relay.outbox.delivery_lease import release_leases
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.tables import DeliveryState

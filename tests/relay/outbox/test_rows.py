@@ -15,8 +15,9 @@ import pytest
 from sqlalchemy import ColumnElement, func, select
 
 from services.relay import outbox
-from services.relay.outbox import dead_letters, delivery_search
-from services.relay.outbox.delivery_search import DeliveryFilter, Position
+from services.relay.outbox.operators import dead_letters
+from services.relay.outbox.queries import delivery_search
+from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.rows import CHANNELS, ChannelRow, RowQuery, select_values
 from services.relay.outbox.tables import deliveries
 from tests.row_columns import compare_columns, is_row, list_fields

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.relay.outbox.slow_deliveries import SlowAttempt, SlowDelivery
+from services.relay.outbox.queries.slow_deliveries import SlowAttempt, SlowDelivery
 from services.relay.report.delay import explain_delay
 
 

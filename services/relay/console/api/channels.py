@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_actions import ActionRefusedError, ChannelActions
 from services.relay.console.channel_views import ChannelView, read_views
-from services.relay.outbox.channel_checks import ChannelCheck, CheckRow
-from services.relay.outbox.channel_overviews import count_delivered
+from services.relay.outbox.channel_state.channel_checks import ChannelCheck, CheckRow
+from services.relay.outbox.channel_state.channel_overviews import count_delivered
 from services.relay.outbox.engine.store import Store
 from shared.http.authorization import get_caller
 from shared.http.json_api import build_error_response, format_json_time

@@ -10,14 +10,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.relay.console.delivery_actions import DeliveryActions, UnknownChannelError
-from services.relay.outbox import queries
-from services.relay.outbox.audit import Actor, insert_entry
-from services.relay.outbox.dead_letters import NO_ATTEMPT
-from services.relay.outbox.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import check_text, encode_delivery, encode_details, parse_state, parse_time
-from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_channel
-from services.relay.outbox.sending_elsewhere import NotSendableError
+from services.relay.outbox.operators.audit import Actor, insert_entry
+from services.relay.outbox.operators.dead_letters import NO_ATTEMPT
+from services.relay.outbox.operators.requeue import NotRetryableError, UnknownDeliveryError, retry_channel
+from services.relay.outbox.operators.sending_elsewhere import NotSendableError
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import (
+    check_text,
+    encode_delivery,
+    encode_details,
+    parse_state,
+    parse_time,
+)
+from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import SendReason
 from shared.http.authorization import describe_action, get_caller, get_peer
@@ -66,7 +72,7 @@ class DeliveriesEndpoint:
             delivery_filter, page = _parse_filter(request.query_params)
         except ValueError as error:
             return build_error_response(400, str(error))
-        listed = await queries.list_deliveries(
+        listed = await delivery_list.list_deliveries(
             self._store, delivery_filter, limit=page.limit, position=Position(before=page.before)
         )
         rows = [encode_delivery(delivery) for delivery in listed.deliveries]
@@ -76,7 +82,7 @@ class DeliveriesEndpoint:
 
     async def get(self, request: Request) -> Response:
         """One delivery with its attempts."""
-        record = await queries.read_delivery(self._store, clean_for_database(request.path_params["id"]))
+        record = await delivery_list.read_delivery(self._store, clean_for_database(request.path_params["id"]))
         return build_error_response(404, "no such delivery") if record is None else JSONResponse(encode_details(record))
 
     async def retry(self, request: Request) -> Response:

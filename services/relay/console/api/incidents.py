@@ -15,23 +15,23 @@ from services.relay.console.incidents.entries import encode_entry
 from services.relay.console.incidents.hops import encode_hop
 from services.relay.console.incidents.reader import IncidentReader
 from services.relay.metrics import Metrics
-from services.relay.outbox.acknowledgement import (
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
     UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
-from services.relay.outbox.delivery_search import DeliveryFilter
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.incident_queries import (
+from services.relay.outbox.queries.delivery_list import check_text, encode_delivery, list_deliveries, parse_time
+from services.relay.outbox.queries.delivery_search import DeliveryFilter
+from services.relay.outbox.queries.incident_list import (
     IncidentFilter,
     encode_incident,
     list_incidents,
     parse_status,
     read_incident,
 )
-from services.relay.outbox.queries import check_text, encode_delivery, list_deliveries, parse_time
 from services.relay.outbox.tables import clean_for_database
 from shared.http.authorization import describe_action, get_caller, get_peer
 from shared.http.json_api import build_error_response, check_names, format_json_time, parse_parameter

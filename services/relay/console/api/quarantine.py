@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.quarantine import (
+from services.relay.outbox.operators.quarantine import (
     MAX_BODY_BYTES,
     AlreadyReplayedError,
     QuarantineEntry,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from services.relay.console.incidents.timeline import get_end
 from services.relay.delivery.links import LinkRules, build_links, remove_foreign_links
 from services.relay.model import DeliveryTask, Event, Message, Status
-from services.relay.outbox.timeline_records import EpisodeHistory
+from services.relay.outbox.queries.timeline_records import EpisodeHistory
 from services.relay.text import (
     Fix,
     Link,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from services.relay.outbox.timeline_records import DeliveryRecord, EpisodeHistory
+from services.relay.outbox.queries.timeline_records import DeliveryRecord, EpisodeHistory
 from shared.http.json_api import format_json_time
 
 

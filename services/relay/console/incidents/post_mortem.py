@@ -14,7 +14,7 @@ from services.relay.console.incidents.details import AlertDetails
 from services.relay.console.incidents.entries import TimelineEntry, encode_entry
 from services.relay.console.incidents.hops import Hop, encode_hop
 from services.relay.console.incidents.reader import IncidentView
-from services.relay.outbox.incident_queries import encode_incident
+from services.relay.outbox.queries.incident_list import encode_incident
 from shared import VERSION
 from shared.http.json_api import format_json_time
 from shared.web.time_format import format_step_duration

@@ -10,9 +10,9 @@ from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import ExporterHistory, FailureHistory, HistoryQuery
 from services.relay.model import Event
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.incident_queries import IncidentSummary, read_incident
-from services.relay.outbox.timeline_query import PAGE_EVENTS, read_episode
-from services.relay.outbox.timeline_records import EpisodeHistory
+from services.relay.outbox.queries.incident_list import IncidentSummary, read_incident
+from services.relay.outbox.queries.timeline_query import PAGE_EVENTS, read_episode
+from services.relay.outbox.queries.timeline_records import EpisodeHistory
 from shared.http.json_api import format_json_time
 
 _NOT_SET: Final = "messages.board_url is not set, so the relay cannot ask the exporter"

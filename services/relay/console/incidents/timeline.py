@@ -13,10 +13,9 @@ from services.relay.console.incidents.entries import EntryKind, TimelineEntry, b
 from services.relay.console.incidents.hops import Hop, list_end_hops, list_start_hops
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, decode_event
-from services.relay.outbox.sending_elsewhere import ACTION as SEND_ELSEWHERE
-from services.relay.outbox.silences import SilenceState
-from services.relay.outbox.tables import DeliveryState
-from services.relay.outbox.timeline_records import (
+from services.relay.outbox.operators.sending_elsewhere import ACTION as SEND_ELSEWHERE
+from services.relay.outbox.operators.silences import SilenceState
+from services.relay.outbox.queries.timeline_records import (
     ActionRecord,
     AttemptRecord,
     DeliveryRecord,
@@ -25,6 +24,7 @@ from services.relay.outbox.timeline_records import (
     EventRecord,
     SilenceRecord,
 )
+from services.relay.outbox.tables import DeliveryState
 from services.relay.text import (
     clean_line,
     find_worst_severity,

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.relay.console.pages.layout import PageRenderer
-from services.relay.outbox.audit import find_linked
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.operators.audit import find_linked
 from shared.http.audit_log import AuditLog, AuditUnavailableError
 from shared.http.authorization import ProtectedRoute
 from shared.http.json_api import build_error_response

@@ -10,7 +10,7 @@ from services.relay.configured_channels import ConfiguredChannel
 from services.relay.console.channel_actions import ActionRefusedError, ChannelActions
 from services.relay.console.channel_views import read_views
 from services.relay.console.pages.layout import PageRenderer, redirect, redirect_refused
-from services.relay.outbox.channel_checks import ChannelCheck, CheckRow, read_results
+from services.relay.outbox.channel_state.channel_checks import ChannelCheck, CheckRow, read_results
 from services.relay.outbox.engine.store import Store
 from shared.check import CheckResult
 from shared.config.server_settings import Role

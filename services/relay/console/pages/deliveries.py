@@ -19,11 +19,11 @@ from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer, redi
 from services.relay.console.shared_read import SharedRead
 from services.relay.console.status import DELIVERY_LIGHTS
 from services.relay.message_addresses import MessageAddresses, NoAddressError
-from services.relay.outbox import queries
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.queries import DeliveryDetails
-from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError
-from services.relay.outbox.sending_elsewhere import ACTION, NotSendableError
+from services.relay.outbox.operators.requeue import NotRetryableError, UnknownDeliveryError
+from services.relay.outbox.operators.sending_elsewhere import ACTION, NotSendableError
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import DeliveryDetails
 from services.relay.outbox.tables import UNFINISHED, DeliveryState, clean_for_database
 from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mail, render_message
 from shared.config.server_settings import Role
@@ -108,9 +108,11 @@ class DeliveriesPages:
         query = parse_query(request.query_params)
         values: dict[str, Any] = {"query": query, "states": list(DeliveryState), "lights": DELIVERY_LIGHTS}
         if query.problems:
-            page = queries.DeliveryPage([], None, None, None)
+            page = delivery_list.DeliveryPage([], None, None, None)
         else:
-            page = await queries.list_deliveries(self._store, query.filter, limit=PAGE_SIZE, position=query.position)
+            page = await delivery_list.list_deliveries(
+                self._store, query.filter, limit=PAGE_SIZE, position=query.position
+            )
         # Channels that are not configured any more may have deliveries, too: they can be typed.
         values |= {"page": page, "channels": sorted(self._channels)}
         status = 400 if query.problems else 200
@@ -132,7 +134,7 @@ class DeliveriesPages:
             "can_retry": is_configured and delivery.state in _RETRYABLE,
             "other_channels": sorted(name for name in self._channels if name != delivery.channel),
             "has_address": self._addresses.can_find(delivery.channel, delivery.receipt),
-            "event": await queries.read_event(self._store, delivery.event_id),
+            "event": await delivery_list.read_event(self._store, delivery.event_id),
             "content": await run_in_threadpool(self._build_content, details),
             "mail_sandbox": MAIL_SANDBOX,
         }
@@ -183,7 +185,7 @@ class DeliveriesPages:
         )
 
     async def _read(self, request: Request) -> DeliveryDetails | None:
-        return await queries.read_delivery(self._store, clean_for_database(request.path_params["id"]))
+        return await delivery_list.read_delivery(self._store, clean_for_database(request.path_params["id"]))
 
     def _get_kind(self, details: DeliveryDetails) -> str:
         """The kind of its channel; empty if that is not configured any more."""

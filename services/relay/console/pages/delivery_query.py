@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from services.relay.outbox.delivery_search import DeliveryFilter, Position
-from services.relay.outbox.queries import check_text, parse_state
+from services.relay.outbox.queries.delivery_list import check_text, parse_state
+from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from shared.http.pagination import format_cursor, parse_cursor
 
 PATH: Final = "/deliveries"

@@ -19,16 +19,16 @@ from services.relay.console.pages.layout import PageRenderer, redirect
 from services.relay.console.status import DELIVERY_LIGHTS, HealthStatus
 from services.relay.metrics import Metrics
 from services.relay.model import Status
-from services.relay.outbox.acknowledgement import (
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.operators.acknowledgement import (
     Acknowledgement,
     IncidentResolvedError,
     UnknownIncidentError,
     acknowledge,
     unacknowledge,
 )
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.incident_queries import IncidentFilter, list_incidents, read_incident
-from services.relay.outbox.silences import SilenceRefusedError, SilenceRequest, request_silence
+from services.relay.outbox.operators.silences import SilenceRefusedError, SilenceRequest, request_silence
+from services.relay.outbox.queries.incident_list import IncidentFilter, list_incidents, read_incident
 from services.relay.outbox.tables import clean_for_database
 from services.relay.text import clean_line, truncate
 from shared.config.server_settings import Role

@@ -12,8 +12,9 @@ from services.relay.console.pages.layout import Handler, PageRenderer, redirect,
 from services.relay.console.pages.quarantined_text import PAGE_BYTES, format_body
 from services.relay.intake.replay import NotConfirmedError, ReplayPreview, ReplayRefusedError, Replays
 from services.relay.intake.webhook_parser import MalformedWebhookError, TooManyTextsError
-from services.relay.outbox.audit import Actor
-from services.relay.outbox.bulk_retry import (
+from services.relay.outbox.engine.store import Store
+from services.relay.outbox.operators.audit import Actor
+from services.relay.outbox.operators.bulk_retry import (
     BulkRetries,
     BulkRetry,
     BulkRetryRunningError,
@@ -21,9 +22,8 @@ from services.relay.outbox.bulk_retry import (
     read_bulk_retry,
     stop_bulk_retry,
 )
-from services.relay.outbox.dead_letters import NO_ATTEMPT, read_dead_letters
-from services.relay.outbox.engine.store import Store
-from services.relay.outbox.quarantine import (
+from services.relay.outbox.operators.dead_letters import NO_ATTEMPT, read_dead_letters
+from services.relay.outbox.operators.quarantine import (
     MAX_BODY_BYTES,
     MAX_ENTRIES,
     AlreadyReplayedError,
@@ -32,7 +32,7 @@ from services.relay.outbox.quarantine import (
     list_entries,
     read_webhook,
 )
-from services.relay.outbox.requeue import NotRetryableError, UnknownDeliveryError, retry_delivery
+from services.relay.outbox.operators.requeue import NotRetryableError, UnknownDeliveryError, retry_delivery
 from services.relay.outbox.tables import clean_for_database
 from services.relay.send_error import REASON_ADVICE, ReasonAdvice
 from shared.config.server_settings import Role

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from services.relay.console.pages.layout import FRAME_POLICY, PageRenderer
 from services.relay.outbox.engine.store import Store
-from services.relay.outbox.recent_events import list_recent_events, read_webhook
+from services.relay.outbox.queries.recent_events import list_recent_events, read_webhook
 from services.relay.outbox.tables import clean_for_database
 from services.relay.preview.message import MAIL_POLICY, MAIL_SANDBOX, render_mail
 from services.relay.rendering import RenderedPayload, RenderingBusyError, WebhookRenderer

@@ -9,7 +9,7 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.channels.port import Channel, EditingChannel, Receipt
 from services.relay.model import IncidentContext, Message
-from services.relay.outbox.rate_limit import BURST_SECONDS
+from services.relay.outbox.channel_state.rate_limit import BURST_SECONDS
 from services.relay.send_error import SendError, SendReason, SendScope
 from tests.relay.channels.examples import example, settings
 from tests.relay.channels.recording_attempt import Recorded, send

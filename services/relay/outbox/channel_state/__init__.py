@@ -1,0 +1,1 @@
+"""What all replicas share of a channel: its circuit breaker, rate limit and checks, and who serves it."""

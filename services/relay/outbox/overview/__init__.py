@@ -1,0 +1,1 @@
+"""What is so now: open incidents, the last webhooks, how fast deliveries end, whether the outbox drains."""

@@ -1,0 +1,1 @@
+"""What is pruned, when, and how many bytes the outbox may hold."""

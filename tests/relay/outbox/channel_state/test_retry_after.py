@@ -1,0 +1,151 @@
+"""The pause that a provider asked for its whole channel lasts as long as it said, whatever else happens meanwhile."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.relay.outbox.channel_state.breaker import FAILURE_THRESHOLD, ChannelEffect, commit_allow_trial
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.sweeper import sweep
+from services.relay.outbox.tables import DeliveryState
+from shared.sql import database_url
+from tests.relay.outbox.actions import claim_one, claim_some, end_attempt, nothing_due
+from tests.relay.outbox.channel_breakers import Clock, enqueue, fail, open_breaker, state_of
+
+LIMITED = {"reason": "rate_limited", "retry_after": 30.0, "retry_in": 30.0}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    async with open_store(database_url.create_sqlite_url(tmp_path / "relay.db"), clock) as store:
+        yield store
+
+
+async def waits(store: Store, seconds: float) -> bool:
+    taken = await claim_some(store, limit=9)
+    return not taken.tasks and taken.retry_in == seconds
+
+
+@pytest.mark.parametrize("effect", [ChannelEffect.FAILED, ChannelEffect.NOTHING, ChannelEffect.DOWN])
+async def test_another_attempt_that_fails_does_not_shorten_it(
+    store: Store, clock: Clock, effect: ChannelEffect
+) -> None:
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await fail(store, other, effect)
+    clock.now += 29
+    assert await nothing_due(store)
+
+
+async def test_another_attempt_that_arrives_does_not_shorten_it(store: Store, clock: Clock) -> None:
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await end_attempt(store, other)
+    assert await waits(store, 30)
+    clock.now += 30
+    assert len((await claim_some(store, limit=9)).tasks) == 3
+
+
+async def test_a_breaker_that_opens_does_not_shorten_it(store: Store, clock: Clock) -> None:
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    *failing, limited, arriving = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).tasks
+    for claim in failing:
+        await fail(store, claim, retry_in=100.0)
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await end_attempt(store, arriving)
+    assert await waits(store, 30)
+    clock.now += 30
+    assert (
+        len((await claim_some(store, limit=9)).tasks) == FAILURE_THRESHOLD + 3
+    )  # those that failed wait no longer than that
+
+
+async def test_whoever_starts_again_does_not_shorten_it(store: Store, clock: Clock) -> None:
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    *failing, limited = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
+    for claim in failing:
+        await fail(store, claim)
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    await commit_allow_trial(store, ["a"])
+    assert await waits(store, 30)
+    clock.now += 30
+    (probe,) = (await claim_some(store, limit=9)).tasks
+    assert probe.is_breaker_trial
+
+
+async def test_a_probe_that_is_put_off_is_not_tried_before(store: Store, clock: Clock) -> None:
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    await open_breaker(store)
+    clock.now += 1
+    (probe,) = (await claim_some(store, limit=9)).tasks
+    await fail(store, probe, ChannelEffect.FAILED, **LIMITED)  # the breaker alone would pause for 2 s
+    assert await waits(store, 30)
+
+
+async def test_the_longer_of_two_counts(store: Store, clock: Clock) -> None:
+    await enqueue(store, 4)
+    first, second, third = (await claim_some(store, limit=3)).tasks
+    await fail(store, first, ChannelEffect.NOTHING, **LIMITED)
+    clock.now += 10
+    await fail(store, second, ChannelEffect.NOTHING, retry_after=5.0)
+    assert await waits(store, 20)
+    await fail(store, third, ChannelEffect.NOTHING, retry_after=40.0)
+    assert await waits(store, 40)
+
+
+async def test_a_clock_that_is_set_back_ends_it(store: Store, clock: Clock) -> None:
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    clock.now -= 500
+    await fail(store, other, retry_in=0.0)  # which writes when its own pause began
+    assert not await nothing_due(store)
+    await sweep(store, "me", 86400, ())
+    clock.now += 510  # as late as when it was asked for
+    assert not await nothing_due(store)
+
+
+DAY = {"reason": "rate_limited", "retry_after": 86_400.0, "retry_in": 86_400.0}
+"""Longer than the longest pause of the breaker: whoever is asked for that is refused."""
+
+
+@pytest.mark.parametrize("then", [ChannelEffect.REACHED, ChannelEffect.FAILED, ChannelEffect.DOWN])
+async def test_what_was_in_progress_ends_no_pause_that_refuses_the_channel(
+    store: Store, clock: Clock, then: ChannelEffect
+) -> None:
+    await enqueue(store, 4)
+    limited, other = (await claim_some(store, limit=2)).tasks
+    await fail(store, limited, ChannelEffect.DOWN, **DAY)
+    await fail(store, other, then)
+    assert (await state_of(store)).is_down
+    assert await waits(store, 86_400)
+    clock.now += 86_400
+    (probe,) = (await claim_some(store, limit=9)).tasks
+    await end_attempt(store, probe)
+    assert not (await state_of(store)).is_down
+
+
+async def test_an_answer_to_one_message_never_silences_its_channel_for_a_day(store: Store) -> None:
+    await enqueue(store, 4)
+    await fail(store, await claim_one(store))
+    await end_attempt(store, await claim_one(store), DeliveryState.DEAD, retry_after=86_400.0)
+    assert not await nothing_due(store)
+
+
+async def test_a_message_that_is_refused_ends_no_pause_but_that_of_the_breaker(store: Store, clock: Clock) -> None:
+    await enqueue(store, FAILURE_THRESHOLD + 4)
+    *failing, limited, refused = (await claim_some(store, limit=FAILURE_THRESHOLD + 2)).tasks
+    for claim in failing:
+        await fail(store, claim)
+    await fail(store, limited, ChannelEffect.NOTHING, **LIMITED)
+    clock.now += 12
+    await end_attempt(store, refused, DeliveryState.DEAD)
+    assert await waits(store, 18)

@@ -1,0 +1,113 @@
+"""A channel that has another name, that another replica has, or that comes back."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import update
+
+from services.relay.intake.deduplication import plan_event
+from services.relay.model import build_fingerprint, build_incident_id
+from services.relay.outbox.accept import AcceptResult, DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.channel_state.served_channels import record_served_channels, refresh_outdated
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.incidents import IncidentState
+from services.relay.outbox.merge import DeliveryChanges
+from services.relay.outbox.tables import DeliveryState, channels, deliveries
+from services.relay.outbox.unserved_channels import UNSERVED_AFTER, fall_back_unserved
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.actions import claim_one, end_attempt, nothing_due
+from tests.relay.served_relay import event_of
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, lambda: 10_000.0, frozenset({"every"})) as store:
+        yield store
+
+
+async def come(store: Store, status: str, *routed: str, configured: tuple[str, ...] = ()) -> AcceptResult:
+    """A webhook comes to a replica with these channels, by default those that are routed."""
+    event = event_of(status)
+
+    def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        content = build_fingerprint(event)
+        served = configured or routed
+        return plan_event(
+            event,
+            known,
+            fingerprint=content,
+            now=now,
+            duplicate_window=0,
+            routed_channels=routed,
+            configured_channels=served,
+        )
+
+    return await accept_event(
+        store, IncomingEvent(event, build_incident_id(event), build_fingerprint(event), "Down", b"{}"), decide
+    )
+
+
+async def ages(store: Store, seconds: float) -> None:
+    """As if all that waits, and all that relays said, were so old."""
+    older = update(deliveries).values(oldest_accepted_at=deliveries.c.oldest_accepted_at - seconds)
+    said = update(channels).values(served_at=channels.c.served_at - seconds)
+    await store.run(lambda transaction: [transaction.connection.execute(each) for each in (older, said)])
+
+
+async def test_a_new_name_is_told_the_beginning_that_waits_for_the_old_one(store: Store) -> None:
+    await come(store, "firing", "old", "slack")
+    await end_attempt(store, await claim_one(store, "slack"))
+    await come(store, "resolved", "new", "slack", "every")
+    claim = await claim_one(store, "new")
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
+    for told in ("slack", "every"):
+        claim = await claim_one(store, told)
+        assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
+
+
+async def test_a_new_name_is_told_the_end_alone_where_the_old_one_told_the_beginning(store: Store) -> None:
+    await come(store, "firing", "old")
+    await end_attempt(store, await claim_one(store, "old"))
+    await come(store, "resolved", "new")
+    claim = await claim_one(store, "new")
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
+
+
+async def test_what_another_replica_delivers_is_left_to_it_and_told_what_comes(store: Store) -> None:
+    await record_served_channels(store, ["theirs", "ours"])
+    await come(store, "firing", "theirs", "ours")
+    await ages(store, 4 * UNSERVED_AFTER)
+    await record_served_channels(store, ["theirs"])
+    assert await fall_back_unserved(store, ("ours",), ("ours", "mail")) == DeliveryChanges()
+    assert (await come(store, "resolved", "ours")).channels == ("ours", "theirs")
+    assert await nothing_due(store, "mail")
+
+
+async def test_what_no_replica_has_delivered_on_for_a_while_goes_to_the_others(store: Store) -> None:
+    await record_served_channels(store, ["theirs"])
+    await come(store, "firing", "theirs", "ours")
+    await ages(store, UNSERVED_AFTER - 10)
+    assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges()
+    await ages(store, 20)
+    assert (await come(store, "resolved", "ours")).channels == ("ours",)
+    assert await fall_back_unserved(store, ("ours",), ("mail",)) == DeliveryChanges(
+        channels_to_wake=frozenset(("mail",))
+    )
+
+
+async def test_a_channel_that_comes_back_tells_how_things_stand_now(store: Store) -> None:
+    await come(store, "firing", "old")
+    await end_attempt(store, await claim_one(store, "old"), DeliveryState.RETRYING, retry_in=0.0)
+    await come(store, "resolved", "new")
+    await refresh_outdated(store, ["new"])
+    await refresh_outdated(store, ["old", "every"])
+    claim = await claim_one(store, "old")
+    assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered, claim.attempt_number) == (
+        1,
+        2,
+        True,
+        2,
+    )
+    await refresh_outdated(store, ["old"])
+    await end_attempt(store, claim)
+    assert await nothing_due(store, "old")

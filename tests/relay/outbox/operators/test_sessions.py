@@ -1,0 +1,118 @@
+"""Sessions in the outbox: their end by time, by logout and by number, in either database."""
+
+from sqlalchemy import Connection, update
+
+from services.relay.outbox import tables
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.operators import sessions
+from services.relay.outbox.operators.audit import OutboxAudit
+from services.relay.outbox.operators.sessions import (
+    IDLE_SECONDS,
+    MAX_SECONDS,
+    MAX_SESSIONS_OF_NAME,
+    SessionRow,
+    end_session,
+    find_sessions,
+    is_active,
+    is_use_due,
+    record_use,
+    start_session,
+)
+from services.relay.outbox.retention.by_age import PRUNE_STEP, prune_by_age
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.console.test_api import Clock
+from tests.relay.login.served_login import count_sessions
+
+
+def row(session_id: str, name: str = "anna") -> SessionRow:
+    return SessionRow(session_id, name, "password", "proof", "[]", 0.0, 0.0)
+
+
+async def find(store: Store, session_id: str) -> SessionRow | None:
+    return await store.read_batch(find_sessions, session_id)
+
+
+async def test_a_session_is_found_used_replaced_and_ended_and_the_audit_has_login_and_logout(
+    database: DatabaseUrl,
+) -> None:
+    async with open_store(database, Clock()) as store:
+        await start_session(store, row("one"), "192.0.2.1", None)
+        found = await find(store, "one")
+        assert found is not None
+        assert found.expires_at == found.used_at + MAX_SECONDS
+        now = found.used_at
+        assert [is_active(found, now + age) for age in (0.0, IDLE_SECONDS - 1, IDLE_SECONDS)] == [True, True, False]
+        busy = found._replace(used_at=now + MAX_SECONDS - 1)
+        assert [is_active(busy, now + MAX_SECONDS + late) for late in (-1, 0)] == [True, False]
+        assert [is_use_due(found, now + age) for age in (59.0, 60.0)] == [False, True]
+
+        def age(transaction: Transaction) -> None:
+            transaction.connection.execute(update(tables.sessions).values(used_at=transaction.now - 100))
+
+        await store.run(age)
+        await record_use(store, "one")
+        used = await find(store, "one")
+        assert used is not None
+        assert used.used_at >= now
+
+        await start_session(store, row("two"), "192.0.2.1", "one")
+        assert await find(store, "one") is None
+        await end_session(store, "two", "anna", "192.0.2.2")
+        await end_session(store, "two", "anna", "192.0.2.2")  # the same logout once more changes nothing
+        assert await find(store, "two") is None
+        entries, _ = await OutboxAudit(store).list_entries(10, None)
+    assert [(each.who, each.peer, each.action, each.on) for each in entries] == [
+        ("anna", "192.0.2.2", "logout", ""),
+        ("anna", "192.0.2.1", "login", "password"),
+        ("anna", "192.0.2.1", "login", "password"),
+    ]
+
+
+async def test_the_number_of_sessions_is_bounded_and_the_retention_removes_those_that_have_ended(
+    database: DatabaseUrl,
+) -> None:
+    async with open_store(database, Clock()) as store:
+        await start_session(store, row("of ben", "ben"), None, None)
+        for n in range(MAX_SESSIONS_OF_NAME + 3):
+            await start_session(store, row(f"{n:03}"), None, None)
+        assert await store.read(count_sessions) == MAX_SESSIONS_OF_NAME + 1
+        assert await find(store, f"{MAX_SESSIONS_OF_NAME + 2:03}") is not None
+        assert await find(store, "of ben") is not None
+
+        def end(transaction: Transaction) -> None:
+            idle = update(tables.sessions).where(tables.sessions.c.name == "anna")
+            transaction.connection.execute(idle.values(used_at=transaction.now - IDLE_SECONDS))
+
+        await prune_by_age(store, 1000, 1000)
+        assert await store.read(count_sessions) == MAX_SESSIONS_OF_NAME + 1
+        await store.run(end)
+        assert MAX_SESSIONS_OF_NAME >= PRUNE_STEP  # so that it takes more than one step
+        await prune_by_age(store, 1000, 1000)
+        assert await store.read(count_sessions) == 1
+
+
+async def test_a_request_finds_its_session_and_a_login_the_others_of_its_holder_by_an_index(
+    database: DatabaseUrl,
+) -> None:
+    def explain(connection: Connection) -> str:
+        is_sqlite = connection.dialect.name == "sqlite"
+        if not is_sqlite:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # of a table that is almost empty
+        plans = []
+        for query, values in (
+            (sessions._FIND, {"ids": ["one", "two"]}),
+            (sessions._OLDEST_OF_NAME, {"holder": "anna"}),
+        ):
+            compiled = query.statement.params(values).compile(connection, compile_kwargs={"literal_binds": True})
+            plans.append(
+                str(connection.exec_driver_sql(f"EXPLAIN {'QUERY PLAN ' if is_sqlite else ''}{compiled}").fetchall())
+            )
+        return " ".join(plans)
+
+    async with open_store(database, Clock()) as store:
+        plan = await store.read(explain)
+    assert "sessions_of_name" in plan
+    assert "PRIMARY KEY" in plan or "sessions_pkey" in plan
+    assert "SCAN sessions" not in plan
+    assert "Seq Scan" not in plan

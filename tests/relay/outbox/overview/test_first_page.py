@@ -1,0 +1,44 @@
+"""What the first page reads of the outbox, on both stores, as of one moment."""
+
+import time
+from functools import partial
+
+from services.relay.console.recent_times import RecentTimes
+from services.relay.outbox.channel_state.served_channels import record_served_channels
+from services.relay.outbox.engine.store import open_store
+from services.relay.outbox.overview.first_page import read_overview
+from services.relay.outbox.tables import DeliveryState
+from services.relay.outbox.watchdog_silence import record_heartbeats
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.rows import Rows
+
+
+async def test_all_of_it_is_read_and_steps_that_are_over_are_read_once(database: DatabaseUrl) -> None:
+    async with open_store(database, time.time) as store:
+        rows = Rows(store)
+        await record_served_channels(store, ["slack"])
+        await record_heartbeats(store, ["Watchdog"])
+        event = await rows.event("open")
+        now = await store.run(lambda transaction: transaction.now)
+        for age in (10.0, 4000.0):
+            await rows.delivery(event, finished_at=now - age, oldest_accepted_at=now - age - 2)
+        await rows.delivery(event, "slack", DeliveryState.QUEUED)
+        read = partial(read_overview, clock=store.clock, channels=["slack", "unused"], max_incidents=5)
+
+        overview = await store.read(read)
+        assert abs(overview.now - now) < 60
+        assert [(each.name, each.waiting) for each in overview.channels] == [("slack", 1), ("unused", 0)]
+        assert overview.incidents.total == 1
+        assert overview.heartbeats.keys() == overview.heartbeats_awaited.keys() == {"Watchdog"}
+        assert overview.webhooks.accepted_at is not None
+
+        recent = RecentTimes(store)
+        first, start = await recent.get()
+        assert [step.delivered for step in first.values()] == [1, 1]
+        assert all(at >= start for at in first)
+        # One that is over is not read again, whatever became of its deliveries; the current one is.
+        await rows.delivery(event, finished_at=now - 4000, oldest_accepted_at=now - 4001)
+        await rows.delivery(event, finished_at=now, oldest_accepted_at=now - 1)
+        assert await recent.get() == (first, start), "for some seconds it is shared"
+        again, _ = await recent._read()
+        assert sorted(step.delivered for step in again.values()) in ([1, 2], [1, 1, 1])

@@ -1,0 +1,166 @@
+"""What else fires, how often it fired, and what was sent before: read with the deliveries that are prepared."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, update
+
+from services.relay.delivery.task import prepare_task
+from services.relay.model import MAX_EPISODES, DeliveryTask, Event, IncidentContext, Status
+from services.relay.outbox.accept import DeliveryPlan, IncomingEvent, accept_event
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.engine.work_queue import StoreUnavailableError
+from services.relay.outbox.queries.context import MAX_RELATED, read_contexts
+from services.relay.outbox.tables import incidents
+from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests.relay.outbox.actions import accept, claim_one, end_attempt
+from tests.relay.served_relay import event_of
+
+DAY = 86400.0
+
+
+def of(status: str = "firing", *, env: str = "production", service: str = "ledger", **alerts: str) -> Event:
+    labels = {"env": env, "service": service}
+    event = event_of(status, group_labels={"alertname": "KMSTest"}, common_labels=labels)
+    (alert,) = event.alerts
+    listed = tuple(replace(alert, fingerprint=name, status=Status(each)) for name, each in alerts.items())
+    return replace(event, alerts=listed or event.alerts)
+
+
+async def take(store: Store, incident: str, event: Event, *, episode: int, is_open: bool = True) -> None:
+    plan = DeliveryPlan(episode, is_open=is_open, channels=("a",))
+    await accept_event(store, IncomingEvent(event, incident, "", "KMSTest", b"{}"), lambda _known, _now: plan)
+
+
+async def context_of(store: Store, task: DeliveryTask) -> IncidentContext:
+    ends = asyncio.get_running_loop().time() + 10
+    return (await prepare_task(store, task, attempt_ends=ends, lease_ends=ends)).context
+
+
+async def test_what_else_fires_for_the_service_is_named_the_oldest_first(database: DatabaseUrl) -> None:
+    async with open_store(database, time.time) as store:
+        for number in range(MAX_RELATED + 2):
+            await take(store, f"other {number}", of(), episode=1)
+            await store.run(partial(_start_earlier, incident=f"other {number}", seconds=100.0 - number))
+        await take(store, "elsewhere", of(env="staging"), episode=1)
+        await take(store, "over", of("resolved"), episode=1, is_open=False)
+        await take(store, "alone", of(service="other"), episode=1)
+        await take(store, "alone, over", of("resolved", service="other"), episode=1, is_open=False)
+        await take(store, "nothing", of(service=""), episode=1)
+        await take(store, "mine", of(), episode=1)
+        tasks: dict[str, DeliveryTask] = {}
+        while len(tasks) < MAX_RELATED + 8:
+            task = await claim_one(store)
+            tasks[task.incident_id] = task
+            await end_attempt(store, task)
+        read = dict(zip(tasks, await store.read(partial(read_contexts, tasks=list(tasks.values()))), strict=True))
+
+    mine = read["mine"]
+    assert [each.incident_id for each in mine.related] == [f"other {number}" for number in range(MAX_RELATED)]
+    assert mine.related_count == MAX_RELATED + 2
+    assert mine.related[0].title == "KMSTest"
+    assert mine.started_at is not None
+    assert 90 < (mine.started_at - mine.related[0].since).total_seconds() < 110
+    assert read["other 0"].related[0].incident_id == "other 1"
+    assert read["over"].related_count == MAX_RELATED + 3
+    assert [each.incident_id for each in read["alone, over"].related] == ["alone"]
+    assert (read["elsewhere"].related_count, read["nothing"].related_count) == (0, 0)
+    assert read["nothing"].episodes_in_7_days == 1
+
+
+def _start_earlier(transaction: Transaction, incident: str, seconds: float) -> None:
+    earlier = update(incidents).where(incidents.c.id == incident).values(started_at=transaction.now - seconds)
+    transaction.connection.execute(earlier)
+
+
+async def test_starts_within_seven_days_are_counted(tmp_path: Path) -> None:
+    now = time.time()
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), lambda: now) as store:
+        counts = []
+        for episode, days in enumerate((0, 3, 3, 3.5, 6), 1):  # days after the start before
+            now += days * DAY
+            await take(store, "one", of(), episode=episode)
+            await take(store, "one", of(), episode=episode)  # repeats it
+            task = await claim_one(store)
+            counts.append((await context_of(store, task)).episodes_in_7_days)
+            await end_attempt(store, task)
+        assert counts == [1, 2, 3, 3, 2]
+        for episode in range(6, 6 + MAX_EPISODES):
+            await take(store, "one", of(), episode=episode)
+        assert (await context_of(store, await claim_one(store))).episodes_in_7_days == MAX_EPISODES
+
+
+async def test_the_previous_message_is_the_last_that_its_channel_accepted_in_this_episode(
+    database: DatabaseUrl,
+) -> None:
+    async with open_store(database, time.time) as store:
+        found = []
+        for episode, event in (
+            (1, of(a="firing", b="firing")),
+            (1, of(a="resolved", b="firing", c="firing")),
+            (1, of("resolved", a="resolved", b="resolved")),
+            (2, of(a="firing")),
+        ):
+            await take(store, "one", event, episode=episode)
+            task = await claim_one(store)
+            found.append(await context_of(store, task))
+            assert (await context_of(store, task._replace(is_edit=True))).previous_at is None
+            await end_attempt(store, task)
+    assert [each.previous_alerts for each in found] == [
+        {},
+        {"a": "firing", "b": "firing"},
+        {"a": "resolved", "b": "firing", "c": "firing"},
+        {},
+    ]
+    assert [each.previous_at is None for each in found] == [True, False, False, True]
+
+
+async def test_a_message_goes_without_context_if_the_outbox_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> object:
+        raise StoreUnavailableError("it hangs")
+
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
+        await accept(store, "one")
+        task = await claim_one(store)
+        monkeypatch.setattr(store, "read_batch", fail)
+        assert await context_of(store, task) == IncidentContext()
+        with pytest.raises(StoreUnavailableError):  # an edit would show that nobody has acknowledged it
+            await context_of(store, task._replace(is_edit=True))
+
+
+async def test_a_group_of_hundreds_is_compared_with_its_previous_message(tmp_path: Path) -> None:
+    many = {f"{number:0200}": "firing" for number in range(200)}
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
+        for event in (of(**many), of(**many, worse="firing")):
+            await take(store, "one", event, episode=1)
+            task = await claim_one(store)
+            context = await context_of(store, task)
+            await end_attempt(store, task)
+    assert len(context.previous_alerts) == len(many)
+
+
+async def test_what_is_read_at_the_same_time_is_one_read_and_one_that_fails_fails_alone(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def read(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(items))
+        if 13 in items:
+            raise ValueError("of this read alone")
+        return items
+
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
+        reads = [asyncio.create_task(store.read_batch(read, number)) for number in range(301)]
+        await asyncio.sleep(0)
+        reads.pop().cancel()  # nobody waits for its result any more
+        results = await asyncio.gather(*reads, return_exceptions=True)
+    assert sizes == [128, 128, 44]
+    assert [each for each in results if isinstance(each, int)] == [*range(128, 300)]
+    assert sum(isinstance(each, ValueError) for each in results) == 128

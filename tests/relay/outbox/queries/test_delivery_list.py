@@ -1,0 +1,137 @@
+"""What people and metrics read of the outbox, on both stores."""
+
+import asyncio
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import insert
+
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.operators.dead_letters import DeadLetterFilter
+from services.relay.outbox.queries import delivery_list
+from services.relay.outbox.queries.delivery_list import AttemptRow, ChannelState, list_deliveries
+from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
+from services.relay.outbox.tables import DeliveryState, channels
+from shared.sql.database_url import DatabaseUrl
+from tests.relay.outbox.rows import Rows
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
+        yield store
+
+
+@pytest.fixture
+def rows(store: Store) -> Rows:
+    return Rows(store)
+
+
+async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_added(store: Store, rows: Rows) -> None:
+    event = await rows.event()
+    made = [await rows.delivery(event, f"channel-{number}") for number in range(7)]
+    found, before, pages = [], None, 0
+    while pages == 0 or before is not None:
+        page = await list_deliveries(store, DeliveryFilter(), limit=3, position=Position(before=before))
+        found += [delivery.id for delivery in page.deliveries]
+        before, pages = page.older, pages + 1
+        await rows.delivery(event, f"later-{pages}")
+    assert found == list(reversed(made))
+    assert pages == 3
+
+
+async def test_a_page_that_holds_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
+    event = await rows.event()
+    for number in range(2):
+        await rows.delivery(event, f"channel-{number}")
+    assert (await list_deliveries(store, DeliveryFilter(), limit=2)).older is None
+    assert (await list_deliveries(store, DeliveryFilter(), limit=1)).older is not None
+
+
+async def test_each_filter_leaves_out_the_others(store: Store, rows: Rows) -> None:
+    old, new = await rows.event("old", age=60), await rows.event("new")
+    dead = await rows.delivery(old, "slack", DeliveryState.DEAD)
+    mail = await rows.delivery(old, "email")
+    page = await rows.delivery(new, "pagerduty")
+    now = await store.run(lambda transaction: transaction.now)
+    for wanted, ids in (
+        (DeliveryFilter(state=DeliveryState.DEAD), [dead]),
+        (DeliveryFilter(channel="email"), [mail]),
+        (DeliveryFilter(alertname="Alert-old"), [mail, dead]),
+        (DeliveryFilter(since=now - 30), [page]),
+        (DeliveryFilter(channel="email", state=DeliveryState.DEAD), []),
+    ):
+        found = await list_deliveries(store, wanted, limit=9)
+        assert [delivery.id for delivery in found.deliveries] == ids
+
+
+async def test_one_is_reported_with_all_that_is_known_of_it(store: Store, rows: Rows) -> None:
+    event = await rows.event()
+    one = await rows.delivery(
+        event, receipt='{"ts": "1.2"}', remark="it is late", payload=zlib.compress("{“as sent”}".encode())
+    )
+    before = [await rows.delivery(event, "slack", DeliveryState.SUPERSEDED, superseded_by=one) for _ in range(2)]
+    record = await delivery_list.read_delivery(store, one)
+    assert record is not None
+    assert record.delivery.receipt == {"ts": "1.2"}
+    assert record.delivery.remark == "it is late"
+    assert record.payload == "{“as sent”}"
+    assert record.supersedes == before
+    assert record.attempts == [AttemptRow(1, record.delivery.accepted_at, 0.5, "ok", "250 queued")]
+    merged = await delivery_list.read_delivery(store, before[0])
+    assert merged is not None
+    assert merged.delivery.superseded_by == one
+    assert merged.payload is None
+    assert await delivery_list.read_delivery(store, "unknown") is None
+
+
+async def test_what_waits_and_what_was_given_up_is_counted(store: Store, rows: Rows) -> None:
+    old, new = await rows.event("old", age=60), await rows.event("new")
+    await rows.delivery(old, "slack", DeliveryState.QUEUED)
+    await rows.delivery(new, "slack", DeliveryState.QUEUED)
+    await rows.delivery(new, "slack", DeliveryState.DEAD)
+    await rows.delivery(new, "slack", DeliveryState.DELIVERED)
+    counted = await store.read(delivery_list.count_deliveries)
+    now = await store.run(lambda transaction: transaction.now)
+    assert {(each.channel, each.state, each.count) for each in counted} == {
+        ("slack", DeliveryState.QUEUED, 2),
+        ("slack", DeliveryState.DEAD, 1),
+    }
+    assert min(each.oldest_accepted_at for each in counted) == pytest.approx(now - 60, abs=10)
+    assert [await store.read(DeadLetterFilter(name).count) for name in ("slack", "email")] == [1, 0]
+
+
+async def test_channels_are_reported_with_how_they_stand(store: Store) -> None:
+    row = {
+        "name": "slack",
+        "paused_until": 7.5,
+        "paused_set_at": 1.0,
+        "next_token_at": 0.0,
+        "failures": 3,
+        "is_down": 1,
+    }
+    await store.run(lambda transaction: transaction.connection.execute(insert(channels).values(row)))
+    assert await store.read(delivery_list.read_channel_states) == [
+        ChannelState("slack", is_down=True, paused_until=7.5, failures=3)
+    ]
+
+
+async def test_nobody_who_reads_waits_for_who_writes(store: Store, rows: Rows) -> None:
+    delivery = await rows.delivery(await rows.event())
+    writing, read = threading.Event(), threading.Event()
+
+    def write(_transaction: Transaction) -> bool:
+        writing.set()
+        return read.wait(10)
+
+    writer = asyncio.create_task(store.run(write))
+    assert await asyncio.to_thread(writing.wait, 10)
+    assert [each.id for each in (await list_deliveries(store, DeliveryFilter(), limit=1)).deliveries] == [delivery]
+    assert await delivery_list.read_delivery(store, delivery) is not None
+    assert not writer.done()
+    read.set()
+    assert await writer

@@ -1,0 +1,149 @@
+"""Retention goes on in small steps, on both stores: beside others, after a failure, and nobody waits for it."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from services.relay.outbox.engine.batching import Transaction
+from services.relay.outbox.engine.store import Store, open_store
+from services.relay.outbox.retention import by_age
+from services.relay.outbox.retention.by_age import PRUNE_STEP, PruneResult, prune_by_age
+from services.relay.outbox.retention.rounds import run_retention
+from services.relay.outbox.tables import DeliveryState, deliveries, incidents
+from shared.sql.database_url import DatabaseUrl, create_sqlite_url
+from tests.conftest import Until
+from tests.relay.outbox.rows import Rows
+
+DAY = 86400.0
+MANY = 1_000_000
+
+
+@pytest.fixture
+async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
+    async with open_store(database, time.time) as store:
+        yield store
+
+
+@pytest.fixture
+def rows(store: Store) -> Rows:
+    return Rows(store)
+
+
+async def test_more_than_one_step_is_pruned_in_a_round_and_the_oldest_go_first(store: Store, rows: Rows) -> None:
+    made = [
+        await rows.delivery(await rows.event(f"{number}", age=60, goes_on=False)) for number in range(PRUNE_STEP + 30)
+    ]
+    assert await prune_by_age(store, DAY, 10) == PruneResult(deliveries=PRUNE_STEP + 20, events=0)
+    assert await rows.left() == set(made[-10:])
+    assert (await prune_by_age(store, 1.0, MANY)).events == PRUNE_STEP + 30
+    assert await rows.count(deliveries) == await rows.count(incidents) == 0
+
+
+async def test_between_any_hundred_rows_the_writer_belongs_to_the_others(
+    store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rows.create_deliveries(250, age=2 * DAY)
+    left: list[int] = []
+
+    async def sleep(seconds: float) -> None:
+        assert seconds >= 0.05
+        left.append(await rows.count(deliveries))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await prune_by_age(store, DAY, MANY)
+    assert left[:3] == [150, 50, 0]
+
+
+async def test_what_came_while_the_clock_was_ahead_keeps_nothing_that_came_since(store: Store, rows: Rows) -> None:
+    ahead = await rows.create_deliveries(PRUNE_STEP + 10, age=-DAY)
+    for number in range(20):
+        await rows.delivery(await rows.event(f"since {number}", age=2 * DAY, goes_on=False))
+    assert await prune_by_age(store, DAY, MANY) == PruneResult(deliveries=20, events=20)
+    assert await rows.left() == set(ahead)
+
+
+async def test_a_step_that_is_done_again_keeps_the_same(store: Store, rows: Rows) -> None:
+    kept = await rows.delivery(await rows.event(age=3 * DAY))
+    await rows.delivery(await rows.event(age=2 * DAY))
+    step = by_age._DeliveryPruner(time.time() - DAY, 0, ()).step
+
+    def undone(transaction: Transaction) -> None:
+        assert step(0, transaction).pruned == 1
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await store.run(undone)
+    await store.run(lambda transaction: step(0, transaction))
+    assert await rows.left() == {kept}
+
+
+async def test_an_end_that_is_accepted_while_a_round_is_in_progress_keeps_what_to_reply_to(
+    store: Store, rows: Rows
+) -> None:
+    page = await rows.delivery(await rows.event(age=3 * DAY))
+    step = by_age._DeliveryPruner(time.time() - DAY, 0, unsettled=()).step
+    end = await rows.delivery(await rows.event(goes_on=False), "slack", DeliveryState.QUEUED)
+    await store.run(lambda transaction: step(0, transaction))
+    assert await rows.left() == {page, end}
+
+
+async def test_an_empty_outbox_is_pruned_of_nothing(store: Store) -> None:
+    assert await prune_by_age(store, DAY, 1) == PruneResult(0, 0)
+
+
+async def test_two_replicas_may_prune_at_once(database: DatabaseUrl, rows: Rows) -> None:
+    await rows.create_deliveries(PRUNE_STEP * 2, age=2 * DAY)
+    async with open_store(database, time.time) as one, open_store(database, time.time) as other:
+        pruned = await asyncio.gather(prune_by_age(one, DAY, MANY), prune_by_age(other, DAY, MANY))
+    assert sum(each.deliveries for each in pruned) >= PRUNE_STEP * 2
+    assert await rows.left() == set()
+    assert await rows.events() == []
+
+
+async def test_it_goes_on_after_the_store_was_not_available(tmp_path: Path, until: Until) -> None:
+    file = tmp_path / "relay.db"
+    async with open_store(create_sqlite_url(file), time.time) as store:
+        rows = Rows(store)
+        await rows.delivery(await rows.event(age=2 * DAY, goes_on=False))
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(run_retention(store, DAY, MANY, interval=0.05))
+
+        async def failed() -> bool:
+            return store.error is not None
+
+        async def pruned() -> bool:
+            return await rows.events() == []
+
+        await until(failed)
+        other.execute("ROLLBACK")
+        other.close()
+        await until(pruned)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_the_pages_of_what_is_gone_are_used_again(tmp_path: Path) -> None:
+    async with open_store(create_sqlite_url(tmp_path / "relay.db"), time.time) as store:
+        rows = Rows(store)
+
+        async def pages() -> int:
+            return await store.read(lambda connection: connection.execute(text("PRAGMA page_count")).scalar_one())
+
+        async def a_day() -> None:
+            for number in range(50):
+                await rows.delivery(await rows.event(f"{number}", age=2 * DAY, goes_on=False), payload=b"x" * 9000)
+            await prune_by_age(store, DAY, MANY)
+
+        await a_day()
+        full = await pages()
+        for _ in range(3):
+            await a_day()
+        assert full > 100
+        assert await pages() <= full * 1.05
