@@ -22,7 +22,7 @@ from ops.demo.ports import Ports
 from ops.demo.processes import Processes, run_processes
 from shared.http.server import StartError
 
-READY_TIMEOUT = 60.0
+READY_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
