@@ -10,13 +10,8 @@ from services.relay.channel_check import AcceptedMessage, find_advice, send_test
 from services.relay.config import RelaySettings
 from services.relay.monitors.channel_checks import ChannelChecker
 from services.relay.outbox.channel_state.breaker import commit_allow_trial
-from services.relay.outbox.channel_state.channel_checks import (
-    ChannelCheck,
-    CheckKind,
-    SendTestRefusal,
-    claim_test,
-    record_check,
-)
+from services.relay.outbox.channel_state.channel_checks import ChannelCheck, CheckKind, record_check
+from services.relay.outbox.channel_state.send_test_limits import SendTestRefusal, claim_test
 from services.relay.outbox.engine.store import Store
 from shared.check import CheckOutcome, CheckResult
 

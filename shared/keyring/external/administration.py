@@ -25,10 +25,10 @@ from shared.keyring.administration import (
     VersionUsage,
 )
 from shared.keyring.database import Database, DatabaseError
+from shared.keyring.external.journal_tables import build_table_names, create_tables, get_table_prefix
 from shared.keyring.external.key_table import ExternalKeyTable
 from shared.keyring.external.layout import TableLayout
 from shared.keyring.external.table_checks import open_table
-from shared.keyring.external.tables import build_table_names, create_tables, get_table_prefix
 from shared.keyring.journal.progress import MAX_PROBLEMS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, compute_fingerprint

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
-from shared.keyring.external.tables import fingerprints
+from shared.keyring.external.journal_tables import fingerprints
 
 _columns = fingerprints.c
 

@@ -17,8 +17,8 @@ from sqlalchemy import Connection, select
 from shared.keyring import store
 from shared.keyring.database import Database
 from shared.keyring.external.fingerprints import FingerprintRow, compute_sha256, read_fingerprints, write_fingerprints
-from shared.keyring.external.table import ExternalTable, Row, UnreadableRow
-from shared.keyring.external.tables import has_tables
+from shared.keyring.external.journal_tables import has_tables
+from shared.keyring.external.row_access import ExternalTable, Row, UnreadableRow
 from shared.keyring.key_table import SCAN_SECONDS, KeyCounts
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.rows import VersionCount

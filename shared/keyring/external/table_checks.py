@@ -13,8 +13,8 @@ from sqlalchemy.sql.elements import quoted_name
 
 from shared.keyring.administration import RefusedError
 from shared.keyring.external.layout import TableLayout
+from shared.keyring.external.row_access import ExternalTable
 from shared.keyring.external.row_id import get_python_type, is_usable
-from shared.keyring.external.table import ExternalTable
 
 
 def open_table(connection: Connection, layout: TableLayout) -> ExternalTable:

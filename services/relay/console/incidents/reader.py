@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.relay.console.incidents.details import IncidentDetails, build_details
+from services.relay.console.incidents.fault import explain_missing_fault, find_query
 from services.relay.console.incidents.timeline import Timeline, build_timeline, decode_record
 from services.relay.delivery.links import LinkRules
 from services.relay.exporter_api import ExporterHistory, FailureHistory, HistoryQuery
-from services.relay.model import Event
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.queries.incident_list import IncidentSummary, read_incident
 from services.relay.outbox.queries.timeline_query import PAGE_EVENTS, read_episode
 from services.relay.outbox.queries.timeline_records import EpisodeHistory
-from shared.http.json_api import format_json_time
 
 _NOT_SET: Final = "messages.board_url is not set, so the relay cannot ask the exporter"
 _NO_KEY: Final = "its alerts have neither a label target nor a label service"
@@ -73,7 +72,7 @@ class IncidentReader:
         history = await read_episode(self._store, incident_id, episode=episode, before=before, limit=limit)
         if incident is None or history is None:
             return None
-        query = await asyncio.to_thread(_find_query, history)
+        query = await asyncio.to_thread(lambda: find_query(decode_record(history.first_event)))
         fault = None
         if query is not None and self._exporter.is_configured:
             fault = await self._exporter.read(query) if waits_for_fault else self._exporter.get_answer(query)
@@ -88,36 +87,14 @@ class IncidentReader:
     ) -> IncidentView:
         timeline, event = build_timeline(history, fault), decode_record(history.last_event)
         is_askable = query is not None and self._exporter.is_configured
+        problem = _NO_KEY if query is None else _NOT_SET
+        if is_askable:
+            problem = explain_missing_fault(fault, timeline.start)
         return IncidentView(
             incident=incident,
             history=history,
             timeline=timeline,
             details=build_details(incident.id, history, event, self._link_rules) if event else None,
-            fault_problem=_explain(fault, timeline) if is_askable else (_NO_KEY if query is None else _NOT_SET),
+            fault_problem=problem,
             is_fault_pending=query is not None and is_askable and not self._exporter.is_current(query),
         )
-
-
-def _find_query(history: EpisodeHistory) -> HistoryQuery | None:
-    """Whose failures may be the fault: those of the key that the first alerts name, or else of the service."""
-    event = decode_record(history.first_event)
-    for name in ("target", "service"):
-        if event and (value := _find_label(event, name)):
-            return HistoryQuery(name, value)
-    return None
-
-
-def _find_label(event: Event, name: str) -> str:
-    return next((value for alert in event.alerts if (value := alert.labels.get(name, ""))), "")
-
-
-def _explain(fault: FailureHistory | None, timeline: Timeline) -> str:
-    """Why the timeline begins without a fault; empty if it does not, or the exporter was not asked."""
-    if fault is None or timeline.start[0].at is not None:
-        return ""
-    if fault.error is not None:
-        return f"no history from the exporter at messages.board_url: {fault.error}"
-    begin = timeline.start[1].at or timeline.start[2].at
-    if fault.recorded_since is not None and begin is not None and fault.recorded_since > begin:
-        return f"the exporter knows nothing from before its start at {format_json_time(fault.recorded_since)}"
-    return "the exporter knows no failure of a key that led to it"

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Final
 
 from services.relay.console.incidents.entries import EntryKind, TimelineEntry, build_entry
+from services.relay.console.incidents.fault import select_failures
 from services.relay.console.incidents.hops import Hop, list_end_hops, list_start_hops
 from services.relay.exporter_api import FailureHistory, KeyFailure
 from services.relay.model import Alert, Event, Status, decode_event
@@ -39,10 +40,6 @@ MAX_FAULTS: Final = 10
 """Failures of the exporter that are shown."""
 _MAX_ALERTS: Final = 10
 """Alerts of one event that began or ended, each with an entry of its own."""
-_MAX_FAULT_AGE: Final = 900.0
-"""Seconds before an alert in which a failure that ended may still be its fault: a rule waits, and looks at a range."""
-_CLOCK_TOLERANCE: Final = 10.0
-"""Seconds by which the clocks of exporter and Prometheus may differ."""
 _ORDER: Final = {kind: rank for rank, kind in enumerate(EntryKind)}
 """Of entries of the same moment."""
 
@@ -75,8 +72,7 @@ def build_timeline(history: EpisodeHistory, fault: FailureHistory | None) -> Tim
     alert_at = _find_start(first) if history.has_beginning else None
     ended_at = _find_end(last) if history.is_over and last and is_resolved(last) else None
     begins_at = alert_at or history.started_at
-    faults = _select_faults(fault, begins_at, ended_at)
-    fault_at = next((each.first_at for each in faults if each.first_at <= begins_at + _CLOCK_TOLERANCE), None)
+    faults, fault_at = select_failures(fault, begins_at, ended_at)
     listed_faults = faults[:MAX_FAULTS]
     entries = [
         *(() if history.earlier is not None else _list_faults(listed_faults)),
@@ -120,16 +116,6 @@ def _find_end(event: Event) -> float | None:
 def get_end(alert: Alert) -> float | None:
     """When an alert ended, unix seconds; None while it fires, or where its end is before its start, as in year 1."""
     return alert.ends_at.timestamp() if alert.ends_at and alert.ends_at >= alert.starts_at else None
-
-
-def _select_faults(fault: FailureHistory | None, alert_at: float, ended_at: float | None) -> list[KeyFailure]:
-    """The failures that led to the alert, and those since, until its end."""
-    ends = float("inf") if ended_at is None else ended_at
-    return [
-        each
-        for each in (fault.failures if fault else ())
-        if each.last_at >= alert_at - _MAX_FAULT_AGE and each.first_at <= ends + _CLOCK_TOLERANCE
-    ]
 
 
 def _list_faults(faults: Sequence[KeyFailure]) -> Iterator[TimelineEntry]:

@@ -1,6 +1,6 @@
-"""Checks of channels and test messages: when there may be another one, and what each found. For all replicas.
+"""Checks of channels, and tests of them by a message: when a check is due, and what each found. For all replicas.
 
-Each channel is checked by one replica at a time, and not tested again at once; its last checks and tests are kept.
+Each channel is checked by one replica at a time; its last checks and tests are kept.
 """
 
 import json
@@ -11,14 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
-from services.relay.outbox.channel_state.breaker import (
-    NO_TOKEN_SECONDS,
-    compute_pauses,
-    insert_channel,
-    lock_or_insert,
-    update_channel,
-)
-from services.relay.outbox.channel_state.rate_limit import count_available, spend
+from services.relay.outbox.channel_state.breaker import compute_pauses, insert_channel
 from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.rows import CHANNELS, RowQuery, select_columns, select_values
@@ -29,10 +22,6 @@ MAX_CHECKS: Final = 100
 """Checks, and tests, that are kept of one channel."""
 _MAX_TEXT: Final = 2000
 """Characters that are kept of a result's detail, or hint."""
-_TEST_INTERVAL: Final = 30.0
-"""Seconds between two tests of a channel."""
-_TEST_MESSAGES: Final = 2
-"""A test message, and its resolve."""
 
 
 class CheckKind(StrEnum):
@@ -60,17 +49,6 @@ class ChannelCheck:
     def failure(self) -> CheckResult | None:
         """The first step that failed."""
         return next((result for result in self.results if result.outcome is CheckOutcome.FAILED), None)
-
-
-class SendTestRefusal(StrEnum):
-    """Why no test message may be sent now."""
-
-    RECENT = "recent"
-    """There was one just now."""
-    RETRY_AFTER = "retry_after"
-    """The provider asked to wait."""
-    RATE = "rate"
-    """Deliveries need the channel's rate."""
 
 
 class CheckRow(NamedTuple):
@@ -124,38 +102,6 @@ async def claim_check(store: Store, channel: str, min_age: float) -> bool:
         is_due = or_(started.is_(None), started <= now - min_age, started > now + CLOCK_TOLERANCE)
         claimed = update(channels).where(channels.c.name == channel, is_due).values(check_started_at=now)
         return transaction.connection.execute(claimed).rowcount > 0
-
-    return await store.run(claim)
-
-
-async def claim_test(store: Store, channel: str, rate: float | None) -> tuple[SendTestRefusal, float] | None:
-    """Takes the tokens of a test message; else why there may be none now, and for how many seconds.
-
-    A channel behind its circuit breaker may be tested, not one whose provider asked for a pause.
-
-    Args:
-        store: the outbox.
-        channel: its name.
-        rate: messages per second; None if it has no rate limit.
-
-    Raises:
-        StoreUnavailableError: it is not known to be committed.
-    """
-
-    def claim(transaction: Transaction) -> tuple[SendTestRefusal, float] | None:
-        now, row = transaction.now, lock_or_insert(transaction, channel)
-        # Another replica's may have started after this transaction; much later, the clock was set back.
-        since = None if row.test_started_at is None else now - row.test_started_at
-        if since is not None and -CLOCK_TOLERANCE <= since < _TEST_INTERVAL:
-            return SendTestRefusal.RECENT, _TEST_INTERVAL - max(since, 0.0)
-        if seconds := compute_pauses(row, now)[1]:
-            return SendTestRefusal.RETRY_AFTER, seconds
-        available, wait = count_available(row.next_token_at, now, 1, rate)
-        if not available:
-            return SendTestRefusal.RATE, wait or NO_TOKEN_SECONDS
-        next_token_at = row.next_token_at if rate is None else spend(row.next_token_at, now, _TEST_MESSAGES, rate)
-        update_channel(transaction, channel, test_started_at=now, next_token_at=next_token_at)
-        return None
 
     return await store.run(claim)
 

@@ -14,9 +14,7 @@ from services.relay.outbox.channel_state.breaker import ChannelEffect
 from services.relay.outbox.channel_state.channel_checks import (
     ChannelCheck,
     CheckKind,
-    SendTestRefusal,
     claim_check,
-    claim_test,
     record_check,
 )
 from services.relay.outbox.channel_state.channel_overviews import (
@@ -25,6 +23,7 @@ from services.relay.outbox.channel_state.channel_overviews import (
     LastFailure,
     read_channel_overviews,
 )
+from services.relay.outbox.channel_state.send_test_limits import SendTestRefusal, claim_test
 from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.retention.by_age import prune_by_age
 from services.relay.outbox.rows import RowQuery
