@@ -48,7 +48,8 @@ async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
     assert delivery.state is DeliveryState.DELIVERED
     (logged,) = [entry for entry in logs if entry["log_level"] == "error"]
     assert (logged["event"], logged["error"]) == ("unexpected error in the channel", type(error).__name__)
-    assert any("served_relay.py" in frame and frame.endswith(" in send") for frame in logged["trace"])
+    (trace,) = logged["trace"]
+    assert any(frame["filename"].endswith("served_relay.py") and frame["name"] == "send" for frame in trace["frames"])
     assert found is not None
     assert (
         found.attempts[0].detail == f"a defect: {type(error).__name__}"
@@ -95,7 +96,7 @@ with tempfile.TemporaryDirectory() as folder:
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     defects = [(line["event"], line["error"]) for line in lines if line["level"] == "error"]
     assert defects == [("unexpected error in the channel", "ValueError"), ("channel could not be closed", "ValueError")]
-    assert all(line["trace"] for line in lines if line["level"] == "error")
+    assert all(line["trace"][0]["frames"] for line in lines if line["level"] == "error")
     assert "xoxb-secret" not in result.stdout + result.stderr
 
 

@@ -205,7 +205,7 @@ def test_every_line_of_the_log_is_a_json_object_with_service_level_and_time(serv
     assert events["own event"]["text"] == 'with "quotes"\nand lines'
     assert (events["said something"]["logger"], events["said something"]["level"]) == ("some.library", "warning")
     assert any("UserWarning: a warning" in event for event in events)
-    (trace,) = events["failed"]["exception"]
+    (trace,) = events["failed"]["trace"]
     assert trace["exc_type"] == "ZeroDivisionError"
 
 
