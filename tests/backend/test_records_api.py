@@ -240,8 +240,11 @@ async def test_data_keys_whose_version_was_taken_away_are_reported_by_health_and
         await versions.enable(1)
 
         async def over() -> bool:
-            shown = (await client.get("/metrics")).text
-            return "\nkms_data_keys_unusable 0.0\n" in shown and (await client.get("/healthz")).json()["status"] == "ok"
+            metrics_text = (await client.get("/metrics")).text
+            return (
+                "\nkms_data_keys_unusable 0.0\n" in metrics_text
+                and (await client.get("/healthz")).json()["status"] == "ok"
+            )
 
         await until(over)
         assert (await client.get("/v1/records/r")).content == b"kept"

@@ -36,8 +36,8 @@ async def answer(reader: asyncio.StreamReader) -> tuple[str, str]:
 async def counted(streams: Streams) -> dict[str, tuple[int, int]]:
     reader, writer = streams
     writer.write(b"GET / HTTP/1.1\r\nHost: sink\r\n\r\n")
-    told = json.loads((await answer(reader))[1])
-    return {provider: (found["groups"], found["messages"]) for provider, found in told.items()}
+    answered = json.loads((await answer(reader))[1])
+    return {provider: (found["groups"], found["messages"]) for provider, found in answered.items()}
 
 
 async def test_each_provider_is_answered_as_its_clients_expect(streams: Streams) -> None:

@@ -12,7 +12,7 @@ from shared.kms.reason import Reason
 from tests.browser.conftest import opened
 from tests.browser.scenes import NOW
 from tests.browser.served_board import serve_board
-from tests.browser.test_board_live import HEARD, card, look
+from tests.browser.test_board_live import HEARD, card, focus
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
@@ -28,16 +28,16 @@ def probe(history: History, target: str, ago: float, reason: Reason | None = Non
 
 @pytest.fixture(scope="module")
 def hour() -> History:
-    made = History(clock=lambda: NOW)
-    made.configure([("ledger", name) for name in NAMES], [])
+    history = History(clock=lambda: NOW)
+    history.configure([("ledger", name) for name in NAMES], [])
     for name in NAMES:
         for ago in range(3590, 0, -30):
-            probe(made, name, ago)
-    return made
+            probe(history, name, ago)
+    return history
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def many(chromium: Browser, hour: History, browser_errors: list[str]) -> AsyncIterator[Page]:
+async def large_board(chromium: Browser, hour: History, browser_errors: list[str]) -> AsyncIterator[Page]:
     async with (
         serve_board(hour, clock=lambda: NOW) as address,
         opened(chromium, f"http://{address}/", browser_errors) as page,
@@ -45,50 +45,52 @@ async def many(chromium: Browser, hour: History, browser_errors: list[str]) -> A
         yield page
 
 
-async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(many: Page) -> None:
-    await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")
-    await expect(many.locator("[data-kind=keys] .total")).to_have_text("1000")
-    await expect(many.get_by_role("article")).to_have_count(50)
-    assert await many.locator("*").count() < 5000
-    await many.get_by_role("navigation", name="Pages of keys").get_by_role("link", name="Next").click()
-    await expect(many.get_by_role("navigation", name="Pages of keys")).to_contain_text("Page 2 of 20")
-    await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-50")
-    await many.evaluate("window.sameDocument = true")  # the first page was meant to be left
+async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(large_board: Page) -> None:
+    await expect(large_board.locator(".verdict")).to_have_text("All 1000 healthy")
+    await expect(large_board.locator("[data-kind=keys] .total")).to_have_text("1000")
+    await expect(large_board.get_by_role("article")).to_have_count(50)
+    assert await large_board.locator("*").count() < 5000
+    await large_board.get_by_role("navigation", name="Pages of keys").get_by_role("link", name="Next").click()
+    await expect(large_board.get_by_role("navigation", name="Pages of keys")).to_contain_text("Page 2 of 20")
+    await expect(large_board.locator("[data-kind=keys] h3").first).to_have_text("key-50")
+    await large_board.evaluate("window.sameDocument = true")  # the first page was meant to be left
 
 
-async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(many: Page, hour: History) -> None:
-    await expect(card(many, "key-0").locator(".state")).to_have_text("Healthy")
-    await many.evaluate(HEARD)
+async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(large_board: Page, hour: History) -> None:
+    await expect(card(large_board, "key-0").locator(".state")).to_have_text("Healthy")
+    await large_board.evaluate(HEARD)
     probe(hour, "key-777", 1, Reason.KEY_DISABLED)
-    await look(many)
-    await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-777")
-    await expect(card(many, "key-777").locator(".state")).to_have_text("Failing")
-    await expect(many.get_by_role("article")).to_have_count(50)
-    assert await many.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
+    await focus(large_board)
+    await expect(large_board.locator("[data-kind=keys] h3").first).to_have_text("key-777")
+    await expect(card(large_board, "key-777").locator(".state")).to_have_text("Failing")
+    await expect(large_board.get_by_role("article")).to_have_count(50)
+    assert await large_board.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
     probe(hour, "key-777", 0)
-    await look(many)
-    await expect(many.locator("[data-kind=keys] h3").first).to_have_text("key-0")
-    await expect(many.locator("[data-kind=keys] h3").last).to_have_text("key-49")  # fetched anew: it had left the page
-    assert await many.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
+    await focus(large_board)
+    await expect(large_board.locator("[data-kind=keys] h3").first).to_have_text("key-0")
+    await expect(large_board.locator("[data-kind=keys] h3").last).to_have_text(
+        "key-49"
+    )  # fetched anew: it had left the page
+    assert await large_board.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
 
 
-async def test_when_all_of_them_change_at_once_the_page_is_whole(many: Page, hour: History) -> None:
+async def test_when_all_of_them_change_at_once_the_page_is_whole(large_board: Page, hour: History) -> None:
     for name in NAMES:
         probe(hour, name, 0, Reason.UNAVAILABLE)
-    await look(many)
-    await expect(many.locator(".verdict")).to_have_text("All 1000 failing")
-    await expect(many.locator(".card.failing")).to_have_count(50)
-    spoken = await many.locator("#changes").text_content()
+    await focus(large_board)
+    await expect(large_board.locator(".verdict")).to_have_text("All 1000 failing")
+    await expect(large_board.locator(".card.failing")).to_have_count(50)
+    spoken = await large_board.locator("#changes").text_content()
     assert spoken
     assert len(spoken) < 500  # nobody is read a thousand names
     for name in NAMES:
         probe(hour, name, 0)
-    await look(many)
-    await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")
+    await focus(large_board)
+    await expect(large_board.locator(".verdict")).to_have_text("All 1000 healthy")
 
 
-async def test_the_filter_finds_one_of_a_thousand(many: Page) -> None:
-    await many.get_by_role("searchbox").press_sequentially("key-999")
-    await expect(many.locator("[data-kind=keys] h3")).to_have_text(["key-999"])
-    await expect(many.locator("[data-kind=keys] .total")).to_have_text("1")
-    await expect(many.locator(".verdict")).to_have_text("All 1000 healthy")
+async def test_the_filter_finds_one_of_a_thousand(large_board: Page) -> None:
+    await large_board.get_by_role("searchbox").press_sequentially("key-999")
+    await expect(large_board.locator("[data-kind=keys] h3")).to_have_text(["key-999"])
+    await expect(large_board.locator("[data-kind=keys] .total")).to_have_text("1")
+    await expect(large_board.locator(".verdict")).to_have_text("All 1000 healthy")

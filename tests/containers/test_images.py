@@ -131,7 +131,7 @@ def test_a_server_that_hangs_is_not_healthy(engine: Engine, config: Path) -> Non
         pid = engine.inspected(container)["State"]["Pid"]
         os.kill(pid, signal.SIGSTOP)
         health = engine.inspected(container)["Config"]["Healthcheck"]["Test"][1:]
-        asked = engine.run("exec", container, *health)
+        checked = engine.run("exec", container, *health)
         os.kill(pid, signal.SIGCONT)
-    assert asked.returncode == 1
-    assert "no answer in time" in asked.stderr
+    assert checked.returncode == 1
+    assert "no answer in time" in checked.stderr

@@ -19,14 +19,14 @@ HEALTHY = {"status": "ok", "crypto_mode": "kms", "crypto_ready": True}
 
 
 async def test_a_redirect_is_not_followed(read: Read) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
-        asked.append(request.path)
+        requests.append(request.path)
         return web.Response(status=302, headers={"Location": "/elsewhere"})
 
     state = await read(handler, metrics=False)
-    assert asked == ["/healthz"]
+    assert requests == ["/healthz"]
     assert state.problems == ("health check: answered with HTTP 302; a redirect is not followed, set the final URL",)
 
 

@@ -35,9 +35,9 @@ def wrong(
 
 @pytest.fixture
 def history() -> History:
-    made = History(clock=lambda: 5000.0)
-    made.configure([("backend", "ledger-kek")], ["backend"])
-    return made
+    filled = History(clock=lambda: 5000.0)
+    filled.configure([("backend", "ledger-kek")], ["backend"])
+    return filled
 
 
 @pytest.fixture
@@ -132,9 +132,9 @@ def test_an_hour_of_a_thousand_targets_every_30_seconds_stays_under_20_megabytes
     for name in names:
         for n in range(240):
             history.add_probe(succeeded(30.0 * n, target=name))
-    held = [column for record in history.targets.values() for column in record.round_trips.columns]
-    assert {len(column) for column in held} == {121}
-    assert sum(column.__sizeof__() for column in held) < 4_000_000  # of 20 MB; the rest is for the sentences
+    columns = [column for record in history.targets.values() for column in record.round_trips.columns]
+    assert {len(column) for column in columns} == {121}
+    assert sum(column.__sizeof__() for column in columns) < 4_000_000  # of 20 MB; the rest is for the sentences
 
 
 def test_a_copy_does_not_change_with_its_original(history: History, ledger: TargetHistory) -> None:

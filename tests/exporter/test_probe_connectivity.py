@@ -15,7 +15,7 @@ from shared.kms.reason import Reason
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
 TIMEOUT = 2.0
-WELL = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
+PHASES = (ConnectivityPhase("dns", 0.1), ConnectivityPhase("tcp", 0.1))
 
 
 class Measured(GcpKmsKey):
@@ -40,7 +40,7 @@ class Slow(GcpKmsKey):
 
     def __init__(self, *, encrypt: float, decrypt: float = 0.0, connectivity: float = 0.1) -> None:
         super().__init__(KEY, endpoint="127.0.0.1:1", insecure=True)
-        self._encrypt, self._decrypt, self._way_seconds = encrypt, decrypt, connectivity
+        self._encrypt, self._decrypt, self._connectivity_seconds = encrypt, decrypt, connectivity
         self.given: list[float] = []
 
     async def encrypt(self, plaintext: bytes, aad: bytes, *, timeout: float) -> EncryptResult:  # noqa: ARG002  the port's
@@ -53,8 +53,8 @@ class Slow(GcpKmsKey):
 
     async def measure_connectivity(self, *, timeout: float) -> tuple[ConnectivityPhase, ...]:
         self.given.append(timeout)
-        await asyncio.sleep(self._way_seconds)
-        return WELL
+        await asyncio.sleep(self._connectivity_seconds)
+        return PHASES
 
 
 async def _bounded(seconds: float, timeout: float) -> None:
@@ -138,7 +138,7 @@ async def test_where_no_time_is_left_the_network_is_not_blamed_and_the_next_prob
     assert (await probes.probe()).connectivity == ()
     assert key.given == []
     key._encrypt = 0.0
-    assert (await probes.probe()).connectivity == WELL
+    assert (await probes.probe()).connectivity == PHASES
 
 
 @pytest.mark.looptime

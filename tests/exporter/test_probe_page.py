@@ -73,7 +73,7 @@ async def test_a_failed_probe_says_why_and_which_calls_were_made(
     page.emulator.faults.add(fault)
     found = samples((await page.get("?target=ledger-kek")).body)
     assert found[("probe_success",)] == 0
-    assert [known for known in Reason if found["probe_failure_reason", known] == 1] == [reason]
+    assert [reason_label for reason_label in Reason if found["probe_failure_reason", reason_label] == 1] == [reason]
     assert {labels[0] for name, *labels in found if name == "probe_operation_duration_seconds"} == calls
 
 

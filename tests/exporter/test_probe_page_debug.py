@@ -91,8 +91,8 @@ async def test_the_steps_of_a_probe_that_has_not_ended_say_so() -> None:
 
 
 async def test_what_a_service_says_moves_no_terminal_and_forges_no_line() -> None:
-    said = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
-    result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, said),), None)
+    failure = Failure(Reason.INVALID_REQUEST, "\x1b[2J\nprobe_success 1\r" + "x" * 10_000)
+    result = ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1, failure),), None)
 
     async def probe() -> ProbeResult:
         return result

@@ -115,8 +115,8 @@ async def _lost(trial: Scenario, leases: int) -> bool:
 
 
 async def _replica(stack: AsyncExitStack, trial: Scenario, number: int) -> Relay:
-    made = trial.relay(name=f"relay-{number}", clock_ahead=CLOCK_STEP * number)
-    return await stack.enter_async_context(made)
+    replica = trial.relay(name=f"relay-{number}", clock_ahead=CLOCK_STEP * number)
+    return await stack.enter_async_context(replica)
 
 
 async def _break(killed: Relay, stopped: Relay) -> None:

@@ -43,11 +43,11 @@ async def test_every_webhook_of_a_real_alertmanager_is_reported_on_every_channel
             code, answer = await post(client, file.read_bytes())
             repeat = file.name in REPEATS
             assert (code, answer["duplicate"], answer["deliveries"]) == (200 if repeat else 202, repeat, 2), file.name
-        told = len(PAYLOADS) - len(REPEATS)
-        await until(lambda: len(one.sent) == len(two.sent) == told)
-        assert await metric(client, "relay_webhooks_total", code="202") == told
+        expected = len(PAYLOADS) - len(REPEATS)
+        await until(lambda: len(one.sent) == len(two.sent) == expected)
+        assert await metric(client, "relay_webhooks_total", code="202") == expected
         assert await metric(client, "relay_webhooks_total", code="200") == len(REPEATS)
-        await reaches(client, told, "relay_deliveries_total", channel="one", outcome="delivered")
+        await reaches(client, expected, "relay_deliveries_total", channel="one", outcome="delivered")
     assert "бекенд-é-漢字:8000" in {message.event.alerts[0].labels.get("instance") for message in one.sent}
     long = next(m for m in one.sent if m.event.common_labels["alertname"] == "KMSDecryptionErrorsBurst")
     assert len(long.event.alerts[0].annotations["description"]) == 12_800
@@ -159,10 +159,10 @@ async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch
                 began = time.monotonic()
                 await stack.aclose()
                 assert time.monotonic() - began < 3
-    (said,) = [
+    (line,) = [
         entry for entry in logs if entry["event"] == "leases could not be released at stop; they expire by themselves"
     ]
-    assert said["error"] == "the outbox does not answer"
+    assert line["error"] == "the outbox does not answer"
 
 
 async def test_what_waits_for_a_channel_that_is_gone_is_reported_at_the_start_and_kept(

@@ -62,16 +62,18 @@ async def started(configuration: RelaySettings) -> AsyncIterator[Relay]:
 
 
 async def test_other_channels_and_routes_count_from_the_reload_on(tmp_path: Path) -> None:
-    old, kept, new = Scripted(), Scripted(), Scripted()
-    async with started(settings(tmp_path, {"old": old, "kept": kept})) as relay:
+    old, unchanged, new = Scripted(), Scripted(), Scripted()
+    async with started(settings(tmp_path, {"old": old, "kept": unchanged})) as relay:
         await relay.accepts("firing", "a")
-        await until(lambda: len(old.sent) == len(kept.sent) == 1)
+        await until(lambda: len(old.sent) == len(unchanged.sent) == 1)
         routes = [{"matchers": ['severity="critical"'], "channels": ["new"]}]
-        await relay.reload(settings(tmp_path, {"kept": kept, "new": new}, routes=routes, default_channels=["kept"]))
+        await relay.reload(
+            settings(tmp_path, {"kept": unchanged, "new": new}, routes=routes, default_channels=["kept"])
+        )
         assert old.closed
         assert (await relay.accepts("firing", "b"))["deliveries"] == 1
         await until(lambda: len(new.sent) == 1)
-        assert len(kept.sent) == 1
+        assert len(unchanged.sent) == 1
         assert await metric(relay.client, "relay_deliveries_total", channel="new", outcome="dead") == 0
         assert await metric(relay.client, "relay_channel_up", channel="new") == 1
         assert await metric(relay.client, "relay_deliveries_total", channel="kept", outcome="delivered") == 1
@@ -205,15 +207,15 @@ async def test_what_waits_for_a_channel_that_a_reload_takes_out_is_reported_and_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
-    gone, kept = Scripted(hang), Scripted()
-    async with started(settings(tmp_path, {"gone": gone, "kept": kept})) as relay:
+    removed, unchanged = Scripted(hang), Scripted()
+    async with started(settings(tmp_path, {"gone": removed, "kept": unchanged})) as relay:
         await relay.accepts("firing")
-        await until(lambda: gone.under_way == len(kept.sent) == 1)
+        await until(lambda: removed.under_way == len(unchanged.sent) == 1)
         with capture_logs() as logs:
-            await relay.reload(settings(tmp_path, {"kept": kept}))
+            await relay.reload(settings(tmp_path, {"kept": unchanged}))
         assert [entry["channel"] for entry in logs if "not configured" in entry["event"]] == ["gone"]
-        await relay.reload(settings(tmp_path, {"gone": gone, "kept": kept}))
-        await until(lambda: len(gone.sent) == 1)
+        await relay.reload(settings(tmp_path, {"gone": removed, "kept": unchanged}))
+        await until(lambda: len(removed.sent) == 1)
 
 
 async def test_whether_a_channel_gets_every_event_follows_the_reload(

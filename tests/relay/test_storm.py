@@ -136,10 +136,10 @@ async def test_a_digest_that_somebody_deleted_is_posted_again_and_edited_from_th
         stand_ins.slack.delete_message(stand_ins.slack.channels[CHANNEL], digest)
         await post_webhooks(client, [19], "critical", "resolved")
         await until(lambda: "1 resolved" in "".join(each.text for each in find_digests(stand_ins)), 10)
-        (again,) = find_digests(stand_ins)
-        assert again.ts != digest.ts
+        (second,) = find_digests(stand_ins)
+        assert second.ts != digest.ts
         await post_webhooks(client, [18], "critical", "resolved")
         await until(lambda: "2 resolved" in find_digests(stand_ins)[0].text, 10)
-        assert [each.ts for each in find_digests(stand_ins)] == [again.ts]
-        alone = [each for each in posts(stand_ins) if not each.thread_ts and each.ts != again.ts]
+        assert [each.ts for each in find_digests(stand_ins)] == [second.ts]
+        alone = [each for each in posts(stand_ins) if not each.thread_ts and each.ts != second.ts]
         assert len(alone) == 20, "the messages of their own are where they were"

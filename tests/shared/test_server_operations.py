@@ -208,23 +208,23 @@ def test_a_check_validates_both_files_and_what_they_say_together(network: bool, 
 
     assert check() == (0, "the configuration is valid\n", "")
     web.write_text("http_server_config: {http2: true}\n")
-    code, _, told = check()
+    code, _, output = check()
     assert code == (2 if network else 0)
-    assert ("auth.admin_token_file: expected" in told) is network
+    assert ("auth.admin_token_file: expected" in output) is network
     web.write_text("tls_server_config: {cert_file: absent.pem, key_file: absent.key}\n")
-    code, _, told = check()
-    assert (code, told.splitlines()[0]) == (
+    code, _, output = check()
+    assert (code, output.splitlines()[0]) == (
         2,
         f"{web}: tls_server_config.cert_file: {tmp_path}/absent.pem: cannot be read: No such file or directory",
     )
 
 
-@pytest.mark.parametrize(("level", "said"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
-def test_the_log_holds_what_its_level_says_and_of_libraries_no_debug(level: str, said: int, start: Start) -> None:
+@pytest.mark.parametrize(("level", "count"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
+def test_the_log_holds_what_its_level_says_and_of_libraries_no_debug(level: str, count: int, start: Start) -> None:
     with start("--log.level", level) as server:
-        server.until("listening" if said >= 2 else "own error")
+        server.until("listening" if count >= 2 else "own error")
     log = "".join(server.lines)
-    assert ["own warning" in log, '"listening"' in log, "own detail" in log] == [said >= 1, said >= 2, said >= 3]
+    assert ["own warning" in log, '"listening"' in log, "own detail" in log] == [count >= 1, count >= 2, count >= 3]
     assert "secret of a library" not in log
 
 
@@ -263,8 +263,10 @@ def test_what_users_are_refused_is_counted_by_the_pattern_of_the_route_and_unkno
         server.listens()
         for path in ("/metrics", "/a/path/of/an/attacker", "/another"):
             assert server.request_status(path, user="alice:wrong")[0] == 401
-        shown = server.request_status("/metrics", user="alice:a secret")[1]
-    counts = dict(re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', shown))
+        metrics_text = server.request_status("/metrics", user="alice:a secret")[1]
+    counts = dict(
+        re.findall(r'keypulse_auth_failures_total\{endpoint="([^"]+)",reason="wrong"\} ([1-9.]+\d*)', metrics_text)
+    )
     assert counts == {"/metrics": "1.0", "other": "2.0"}
 
 

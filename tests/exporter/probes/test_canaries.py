@@ -120,13 +120,13 @@ async def test_another_target_or_another_key_has_another_file_and_harms_none(tmp
 async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     await file.sync(canary(0))
-    seen = 0
+    count = 0
 
     async def read_on(writing: "asyncio.Task[None]") -> None:
-        nonlocal seen
+        nonlocal count
         while not writing.done():
             assert versions((await canary_file(tmp_path).sync())[0])[0] == "0"
-            seen += 1
+            count += 1
 
     async def write() -> None:
         for version in range(1, 50):
@@ -135,7 +135,7 @@ async def test_a_reader_never_finds_half_a_file(tmp_path: Path) -> None:
     writing = asyncio.create_task(write())
     await read_on(writing)
     await writing
-    assert seen
+    assert count
     assert names(tmp_path) == [file.path.name]
 
 

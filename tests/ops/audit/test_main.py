@@ -39,11 +39,11 @@ def test_a_plan_says_what_would_change_and_changes_nothing(audit: Audit, world: 
 
 
 def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
-    planned = audit("plan", *FULL)
-    assert "8 to change, 0 as wished. Nothing was changed." in planned.output
+    plan = audit("plan", *FULL)
+    assert "8 to change, 0 as wished. Nothing was changed." in plan.output
     first = audit("apply", *FULL)
     assert "8 changed, 0 as wished." in first.output
-    assert "known when" in planned.output
+    assert "known when" in plan.output
     assert "known when" not in first.output
     stand.requests.clear()
     second = audit("apply", *FULL)
@@ -51,7 +51,7 @@ def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
     assert {name.rpartition(".")[2] for name in stand.names()} == {"get", "getIamPolicy"}
     verified = audit("verify", *FULL)
     assert [line[:1] for line in verified.output.splitlines()] == ["✓"] * 6
-    assert {each.exit_code for each in (planned, first, second, verified)} == {0}
+    assert {each.exit_code for each in (plan, first, second, verified)} == {0}
 
 
 def test_a_run_that_was_cut_off_goes_on(audit: Audit, stand: Stand) -> None:
@@ -89,7 +89,7 @@ def test_verify_fails_after_the_time_that_it_was_given(audit: Audit, world: Logg
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         ((), "Missing option '--project'"),
         (("--project", "Acme"), "expected the ID of a project, such as acme-prod, got 'Acme'"),
@@ -104,10 +104,12 @@ def test_verify_fails_after_the_time_that_it_was_given(audit: Audit, world: Logg
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "apply", "verify"])
-def test_wrong_usage_is_exit_2(command: str, arguments: tuple[str, ...], said: str, audit: Audit, stand: Stand) -> None:
+def test_wrong_usage_is_exit_2(
+    command: str, arguments: tuple[str, ...], sentence: str, audit: Audit, stand: Stand
+) -> None:
     result = audit(command, *arguments)
     assert result.exit_code == 2
-    assert said in " ".join(result.stderr.split())
+    assert sentence in " ".join(result.stderr.split())
     assert stand.requests == []
 
 

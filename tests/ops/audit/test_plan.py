@@ -88,7 +88,9 @@ def test_the_order_of_log_types_and_members_is_no_change() -> None:
 
 def test_who_is_exempted_for_all_services_is_reported() -> None:
     config = {"service": "allServices", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@x"]}]}
-    assert [note.partition(" ")[0] for note in list_warnings(EMPTY | {AuditPart.POLICY: logs(config)})] == ["user:a@x"]
+    assert [warning.partition(" ")[0] for warning in list_warnings(EMPTY | {AuditPart.POLICY: logs(config)})] == [
+        "user:a@x"
+    ]
 
 
 def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_reported() -> None:
@@ -226,7 +228,7 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Resource, cha
 
 
 @pytest.mark.parametrize(
-    ("part", "old", "said"),
+    ("part", "old", "sentence"),
     [
         (AuditPart.DATASET, {"location": "US"}, "kms_audit is in US, and Google moves none; say --location US"),
         (
@@ -237,8 +239,8 @@ def test_access_by_object_and_publicity_are_switched_off(switches: Resource, cha
         (AuditPart.BUCKET, BUCKET | {"projectNumber": "9"}, "acme-kms-audit belongs to another project, number 9"),
     ],
 )
-def test_what_cannot_be_changed_is_a_sentence(part: AuditPart, old: Resource, said: str) -> None:
-    with pytest.raises(UnchangeableError, match=said):
+def test_what_cannot_be_changed_is_a_sentence(part: AuditPart, old: Resource, sentence: str) -> None:
+    with pytest.raises(UnchangeableError, match=sentence):
         plan_part(part, old)
 
 

@@ -69,8 +69,8 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     assert waits.seconds == 45
     late = {result.name: result.hint for result in results if not result.is_ok}
     assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
-    again = "look again later with --probe keypulse-20260102T235950Z-1a2b"
-    assert all(todo.endswith(again) for todo in late.values())
+    hint = "look again later with --probe keypulse-20260102T235950Z-1a2b"
+    assert all(todo.endswith(hint) for todo in late.values())
 
 
 def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
@@ -115,7 +115,7 @@ def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Veri
 
 
 @pytest.mark.parametrize(
-    ("method", "place", "role"),
+    ("method", "resource", "role"),
     [
         ("cloudkms.projects.locations.keyRings.list", "probe", "roles/cloudkms.viewer"),
         ("bigquery.jobs.query", "BigQuery", "roles/bigquery.jobUser"),
@@ -125,11 +125,11 @@ def test_who_may_not_read_the_log_is_reported_at_once(set_up: None, verify: Veri
     ],
 )
 def test_a_missing_permission_names_the_role(
-    method: str, place: str, role: str, set_up: None, verify: Verify, stand: Stand
+    method: str, resource: str, role: str, set_up: None, verify: Verify, stand: Stand
 ) -> None:
     stand.denied.add(method)
     result = failed(verify())
-    assert result.name == f"acme-prod: {place}"
+    assert result.name == f"acme-prod: {resource}"
     assert role in result.hint
 
 

@@ -36,7 +36,7 @@ MOUNTS = {
 def published(service: dict[str, Any]) -> dict[int, int]:
     """The port inside, and the one on this machine."""
     ports = (with_defaults(port).split(":") for port in service["ports"])
-    return {int(inside): int(outside) for _, outside, inside in ports}
+    return {int(inside): int(host_port) for _, host_port, inside in ports}
 
 
 def names(profile: str) -> set[str]:
@@ -71,10 +71,10 @@ def test_whoever_opens_grafana_may_look_and_there_is_no_other_user() -> None:
 def test_a_message_leads_to_grafanas_dashboard() -> None:
     link = urlsplit(RELAY["links"]["dashboard"])
     (dashboard,) = MOUNTS["/var/lib/grafana/dashboards/keypulse"].glob("*.json")
-    known = json.loads(dashboard.read_text())
-    assert link.path == f"/d/{known['uid']}"
+    board = json.loads(dashboard.read_text())
+    assert link.path == f"/d/{board['uid']}"
     assert link.port == published(GRAFANA)[3000]
-    variables = {f"var-{each['name']}" for each in known["templating"]["list"]}
+    variables = {f"var-{each['name']}" for each in board["templating"]["list"]}
     assert parse_qs(link.query).keys() <= {*variables, "from", "to"}
 
 

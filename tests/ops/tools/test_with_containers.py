@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 WITH_CONTAINERS = Path(__file__).parents[3] / "ops/tools/with-containers"
-NEEDED = ("bash", "dirname", "env", "grep", "id", "mktemp", "rm", "sed", "tail", "timeout")
+PROGRAMS = ("bash", "dirname", "env", "grep", "id", "mktemp", "rm", "sed", "tail", "timeout")
 PARTS = ("podman-compose", "prometheus", "promtool", "prometheus-alertmanager", "amtool")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A PATH with what the script needs, and a podman that runs whatever it is asked to."""
-    for name in NEEDED:
+    for name in PROGRAMS:
         found = shutil.which(name)
         assert found
         (tmp_path / name).symlink_to(found)

@@ -142,12 +142,14 @@ async def test_without_a_secure_connection_nothing_arrived(kind: str, secret_fil
 
 
 @EVERY_KIND_THAT_READS_ANSWERS
-@pytest.mark.parametrize("said", [b"", b"\x00\xff nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
-async def test_an_answer_that_is_none_is_tried_again(kind: str, said: bytes, secret_file: Path, tcp: TcpServer) -> None:
+@pytest.mark.parametrize("reply", [b"", b"\x00\xff nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+async def test_an_answer_that_is_none_is_tried_again(
+    kind: str, reply: bytes, secret_file: Path, tcp: TcpServer
+) -> None:
     async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if kind in HTTP_KINDS:
             await reader.read(1)
-        writer.write(said)
+        writer.write(reply)
         await writer.drain()
 
     error = await failure(kind, secret_file, await tcp(hangs_up))
@@ -171,9 +173,9 @@ async def test_an_unusable_secret_is_the_channels_trouble_until_it_is_fixed(
     assert str(file) in str(unusable.value)
 
     file.write_text(SECRET)
-    with pytest.raises(SendError) as mended:
+    with pytest.raises(SendError) as second:
         await send(channel, message())
-    assert mended.value.reason is SendReason.CONNECTION
+    assert second.value.reason is SendReason.CONNECTION
     await channel.close()
 
 

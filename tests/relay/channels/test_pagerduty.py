@@ -78,11 +78,11 @@ def test_what_does_not_fit_is_left_out_in_the_order_of_its_worth() -> None:
     whole = build_event(everything, "trigger")["payload"]["custom_details"]
     assert list(whole) == ["fix", "alerts", "escalate_to", "context", "listed", "runbook"]
     labels = {f"label{number}": "é" * 500 for number in range(64)}
-    many = message("05-firing-3").event
+    large = message("05-firing-3").event
     alerts = tuple(
-        replace(many.alerts[0], fingerprint=str(n), labels={**labels, "alertname": f"rule {n}"}) for n in range(100)
+        replace(large.alerts[0], fingerprint=str(n), labels={**labels, "alertname": f"rule {n}"}) for n in range(100)
     )
-    of = detailed(message(replace(many, alerts=alerts), links=message("05-firing-3").links[:1] * 100))
+    of = detailed(message(replace(large, alerts=alerts), links=message("05-firing-3").links[:1] * 100))
     long_runbook = RunbookExcerpt("KMSProbeFailing", (ExcerptBlock("step", "🔥" * 2_000),) * 60, is_truncated=False)
     details = build_event(replace(of, excerpt=long_runbook), "trigger")["payload"]["custom_details"]
     assert len(json.dumps(details, ensure_ascii=False).encode()) <= MAX_DETAILS_BYTES
@@ -108,13 +108,13 @@ def test_the_summary_begins_with_the_cause_and_says_when_it_is_over() -> None:
 
 def test_a_picture_is_shown_from_an_allowed_host_over_https_only() -> None:
     of = message()
-    for image, shown in (
+    for image, expected in (
         ("https://img.example.org/1.png", True),
         ("http://img.example.org/1.png", False),
         (None, False),
     ):
         event = build_event(replace(of, links=(Links(None, None, image=image),)), "trigger")
-        assert [picture["src"] for picture in event.get("images", [])] == ([image] if shown else [])
+        assert [picture["src"] for picture in event.get("images", [])] == ([image] if expected else [])
 
 
 @pytest.mark.parametrize("text", HUGE)
@@ -238,8 +238,8 @@ async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
     await channel.close()
     assert (raised.value.reason, raised.value.scope) == (SendReason.REJECTED, SendScope.MESSAGE)
     assert len(attempt.payloads) == len(attempt.answers) == 1
-    (asked,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
-    assert (asked["event_action"], asked["payload"], asked["links"]) == ("resolve", {}, [])
+    (request,) = stand_ins.pagerduty.events  # whether it takes the key, with nothing of the message
+    assert (request["event_action"], request["payload"], request["links"]) == ("resolve", {}, [])
     assert not stand_ins.pagerduty.incidents
 
 
@@ -340,8 +340,8 @@ async def test_a_person_may_choose_not_to_be_called_for_what_is_over(secret_file
 
 
 def test_what_the_relay_has_to_say_comes_first_in_the_details() -> None:
-    noted = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
-    details = build_event(noted, "trigger")["payload"]["custom_details"]
+    remarked = message(replace(message().event, remark="Ended while silenced."), remark="Slack is down.")
+    details = build_event(remarked, "trigger")["payload"]["custom_details"]
     assert next(iter(details.items())) == ("remark", "Slack is down. Ended while silenced.")
     assert "remark" not in build_event(message(), "trigger")["payload"]["custom_details"]
 

@@ -31,8 +31,8 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
 
     fill(used)
     result = typed("mark-restored")
-    said = "marked; the relay will treat waiting deliveries as possibly delivered\n"
-    assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
+    sentence = "marked; the relay will treat waiting deliveries as possibly delivered\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, sentence, "")
     fill(started)
     assert fill(audit) == ["mark-restored"]
 

@@ -21,8 +21,10 @@ from tests.relay.served_relay import Scripted, post, reaches, served, settings, 
 
 async def one_of_each(rows: Rows) -> dict[str, str]:
     """The id of a delivery in each state, of an incident of its own; and of a dead one of a channel that is gone."""
-    made = {state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in DeliveryState}
-    return made | {"gone": await rows.delivery(await rows.event("gone"), "gone", DeliveryState.DEAD)}
+    stored = {
+        state.value: await rows.delivery(await rows.event(state.value), "pager", state) for state in DeliveryState
+    }
+    return stored | {"gone": await rows.delivery(await rows.event("gone"), "gone", DeliveryState.DEAD)}
 
 
 async def states(rows: Rows) -> dict[str, int]:
@@ -39,23 +41,23 @@ async def given_up(rows: Rows) -> None:
 
 
 def test_some_are_tried_again_by_their_ids(typed: Typed, fill: Fill) -> None:
-    made = fill(one_of_each)
-    result = typed("retry", made["dead"], made["retrying"], made["queued"])
+    stored = fill(one_of_each)
+    result = typed("retry", stored["dead"], stored["retrying"], stored["queued"])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "3 requeued\n", "")
     assert fill(states) == {"queued": 2, "sending": 1, "retrying": 1, "delivered": 1, "superseded": 2, "dead": 1}
 
 
 def test_each_that_cannot_be_is_a_line_and_the_others_are_tried_again(typed: Typed, fill: Fill) -> None:
-    made = fill(one_of_each)
-    ids = [made[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
+    stored = fill(one_of_each)
+    ids = [stored[name] for name in ("delivered", "sending", "dead", "superseded", "gone")]
     result = typed("retry", ids[0], "unknown", *ids[1:])
     assert (result.exit_code, result.stdout) == (1, "1 requeued\n")
     assert result.stderr.splitlines() == [
-        f"{made['delivered']}: there is nothing to try again: it was delivered",
+        f"{stored['delivered']}: there is nothing to try again: it was delivered",
         "unknown: no such delivery",
-        f"{made['sending']}: there is nothing to try again: it is being sent",
-        f"{made['superseded']}: there is nothing to try again: another delivery supersedes it",
-        f"{made['gone']}: its channel, gone, is not configured any more",
+        f"{stored['sending']}: there is nothing to try again: it is being sent",
+        f"{stored['superseded']}: there is nothing to try again: another delivery supersedes it",
+        f"{stored['gone']}: its channel, gone, is not configured any more",
     ]
 
 
@@ -67,8 +69,8 @@ def test_all_of_a_channel_are_tried_again(typed: Typed, fill: Fill) -> None:
 
 
 def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: Typed, fill: Fill) -> None:
-    made = fill(one_of_each)
-    typed("retry", made["dead"], made["delivered"])
+    stored = fill(one_of_each)
+    typed("retry", stored["dead"], stored["delivered"])
     typed("retry", "--channel", "pager")
 
     async def audit(rows: Rows) -> list[tuple[str, str | None, str, str]]:
@@ -78,7 +80,7 @@ def test_the_audit_tells_which_account_of_this_machine_tried_what_again(typed: T
     who = f"{pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
     assert fill(audit) == [
         (who, "command line", "retry all", "pager"),
-        (who, "command line", "retry", made["dead"]),
+        (who, "command line", "retry", stored["dead"]),
     ]
 
 
@@ -160,8 +162,8 @@ def test_what_is_meant_must_be_said_in_one_way(typed: Typed, arguments: list[str
 
 @pytest.mark.parametrize("given", ["\udcff", "a\0b"])
 def test_what_can_be_no_id_exits_with_2_and_nothing_is_tried_again(typed: Typed, fill: Fill, given: str) -> None:
-    made = fill(one_of_each)
-    result = typed("retry", made["dead"], given)
+    stored = fill(one_of_each)
+    result = typed("retry", stored["dead"], given)
     line = f"ID: expected UTF-8 without a NUL character, got {given!r}\n"
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
     assert fill(states)["dead"] == 2

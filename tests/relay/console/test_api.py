@@ -70,8 +70,8 @@ async def test_one_delivery_is_reported_with_its_attempts(tmp_path: Path) -> Non
         _, answer = await get(client, "/api/deliveries")
         code, delivery = await get(client, f"/api/deliveries/{answer['deliveries'][0]['id']}")
         assert code == 200
-        tried = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["attempts"]]
-        assert tried == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
+        attempts = [(attempt["number"], attempt["reason"], attempt["detail"]) for attempt in delivery["attempts"]]
+        assert attempts == [(1, "server_error", "HTTP 503"), (2, "ok", "taken")]
         assert delivery["receipt"] == {"number": "1"}
         assert delivery["payload"] == f"{delivery['id']}: firing"
         assert delivery["supersedes"] == []

@@ -75,11 +75,11 @@ async def test_what_is_being_sent_is_left_alone(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": channel}, delivery={"timeout": "2s", "lease": "9s"})) as client:
         await post(client, webhook_of())
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="sending")
-        (under_way,) = await listed(client, "")
-        code, answer = await retry(client, f"{under_way['id']}/retry")
+        (in_progress,) = await listed(client, "")
+        code, answer = await retry(client, f"{in_progress['id']}/retry")
         assert (code, answer["error"]) == (409, "there is nothing to try again: it is being sent")
         (still,) = await listed(client, "")
-        assert (still["id"], still["state"]) == (under_way["id"], "sending")
+        assert (still["id"], still["state"]) == (in_progress["id"], "sending")
         assert len(channel.tried) == 1
 
 

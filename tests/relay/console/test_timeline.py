@@ -164,8 +164,8 @@ def test_each_alert_that_begins_or_ends_has_its_entry_and_a_repeat_says_so() -> 
         "accepted",
         "Webhook accepted: firing, 88 KB; its alerts are not listed here",
     )
-    many = event_with(*(alert_of(f"{number}") for number in range(30)))
-    assert list_entries(build_timeline(history_of(record(1, many, 1010.0)), None))[-1] == (
+    thirty = event_with(*(alert_of(f"{number}") for number in range(30)))
+    assert list_entries(build_timeline(history_of(record(1, thirty, 1010.0)), None))[-1] == (
         "omitted",
         "Further alerts changed: 20 fire, 0 are over",
     )

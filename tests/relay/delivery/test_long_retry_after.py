@@ -14,7 +14,7 @@ from tests.relay.served_relay import Scripted, until
 
 POLICY = RetryPolicy(backoff_initial=0.01, backoff_max=300, give_up_after=90_000)
 DAY = 86_400.0
-NOTE = "Also sent here because channel a is down."
+REMARK = "Also sent here because channel a is down."
 
 
 @asynccontextmanager
@@ -38,7 +38,7 @@ async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_on
         await it.accept_events("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
         assert len(channel.tried) == 1
-    assert {message.task.remark for message in other.sent} == {NOTE}
+    assert {message.task.remark for message in other.sent} == {REMARK}
 
 
 async def retry_one(it: Rig, _channel: Scripted) -> None:
@@ -47,7 +47,7 @@ async def retry_one(it: Rig, _channel: Scripted) -> None:
 
 
 async def retry_whole_channel(it: Rig, _channel: Scripted) -> None:
-    assert [taken async for taken in retry_channel(it.store, "a")] == []  # none is dead
+    assert [requeued async for requeued in retry_channel(it.store, "a")] == []  # none is dead
 
 
 async def its_secret_changes(_it: Rig, channel: Scripted) -> None:

@@ -59,8 +59,8 @@ def test_the_wait_is_bounded_and_never_shorter_than_asked(
 ) -> None:
     error = SendError(SendReason.RATE_LIMITED, scope, "no", retry_after=retry_after)
     wait = compute_retry_delay(error, attempt=attempt, age=age, policy=POLICY, random=lambda: random)
-    asked = min(retry_after or 0.0, POLICY.give_up_after)
+    requested = min(retry_after or 0.0, POLICY.give_up_after)
     assert wait is not None
-    assert wait >= asked
-    assert wait <= max(POLICY.backoff_max, asked)
-    assert wait <= max(POLICY.give_up_after - age, asked)
+    assert wait >= requested
+    assert wait <= max(POLICY.backoff_max, requested)
+    assert wait <= max(POLICY.give_up_after - age, requested)

@@ -67,24 +67,24 @@ async def test_one_incident_is_reported_one_message_at_a_time_and_many_incidents
     async def slow() -> None:
         await asyncio.sleep(0.05)
 
-    all_told = asyncio.Event()
+    all_sent = asyncio.Event()
 
     async def hold() -> None:
-        await all_told.wait()
+        await all_sent.wait()
 
-    one_incident, many = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
+    one_incident, several = Scripted(*[slow] * 5), Scripted(*[hold] * 2 * LANES)
     async with rig(tmp_path, every=one_incident) as it:
         await it.accept_events(*["firing", "resolved"] * 2, "firing")
         await it.finished("every")
     assert one_incident.most_under_way == 1
     (tmp_path / "many").mkdir()
-    async with rig(tmp_path / "many", a=many) as it:
+    async with rig(tmp_path / "many", a=several) as it:
         for number in range(2 * LANES):
             await it.accept_events("firing", group=str(number))
-        await until(lambda: many.under_way == LANES)
-        all_told.set()
+        await until(lambda: several.under_way == LANES)
+        all_sent.set()
         await it.finished()
-    assert many.most_under_way == LANES
+    assert several.most_under_way == LANES
 
 
 async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ async def test_a_provider_that_cannot_be_reached_is_left_alone_for_a_while(tmp_p
             await it.accept_events("firing", group=str(number))
         await until(lambda: len(channel.tried) >= 5 and not channel.under_way)
         assert len(channel.tried) <= 5 + LANES  # those that were under way by then
-        tried = len(channel.tried)
+        count = len(channel.tried)
         await it.accept_events("firing", group="one more")
-        assert len(channel.tried) == tried
+        assert len(channel.tried) == count
 
 
 async def test_a_channel_keeps_its_pace(tmp_path: Path) -> None:

@@ -138,11 +138,11 @@ async def never(task: DeliveryTask, save_progress: SaveProgress) -> SendResult:
 class ClosedStore(Store):
     """One that takes nothing, and counts how often it was asked."""
 
-    asked = 0
+    calls = 0
 
     async def batch(self, do: Callable[[Transaction, Sequence[I]], Sequence[T]], item: I, size: int = 0) -> T:
-        self.asked += 1
-        if self.asked > 1000:
+        self.calls += 1
+        if self.calls > 1000:
             pytest.fail("it asks without a pause")
         return await super().batch(do, item, size)
 
@@ -165,7 +165,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
     )
     task = asyncio.create_task(Worker("a", Scripted(), SendingLimits(LANES), shared).run())
     await asyncio.sleep(9.5)
-    assert store.asked == 10
+    assert store.calls == 10
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

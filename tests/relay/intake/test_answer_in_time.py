@@ -92,12 +92,12 @@ async def test_one_that_finds_no_space_for_its_body_is_answered_in_time(tmp_path
             yield large()[:100_000]
             await asyncio.sleep(60)
 
-        holding = asyncio.create_task(post_webhook(client, stalled()))
+        stalled_request = asyncio.create_task(post_webhook(client, stalled()))
         await asyncio.sleep(0.2)  # it has its room by then, or else this test tries less
         seconds, code, error = await post_webhook(client, large("another"))
         assert (code, error) == (503, "not accepted, send it again: other webhooks come first")
         assert seconds < SECONDS + LATE
-        assert (await holding)[1] == 503
+        assert (await stalled_request)[1] == 503
 
 
 async def test_one_that_is_parsed_for_too_long_is_answered_and_keeps_its_space_until_the_parser_lets_go(

@@ -82,8 +82,8 @@ def test_alertmanagers_end_of_what_the_relay_ended_is_no_news_however_late_it_co
     assert plan(event_of(), ended, now=9999.0) == DeliveryPlan(2, is_open=True, channels=("slack",))
     others = tuple(replace(alert, starts_at=at(1)) for alert in event_of().alerts)  # it had fired once more meanwhile
     assert plan(event_of("resolved", alerts=others), ended, now=9999.0) is not None
-    told_again = build_state(event_of(), is_latest_own=True)
-    assert plan(event_of(), told_again, now=9999.0) is not None, "a reminder of what fires is told"
+    repeated = build_state(event_of(), is_latest_own=True)
+    assert plan(event_of(), repeated, now=9999.0) is not None, "a reminder of what fires is told"
 
 
 def late(event: Event, latest: Event, *, at: float = 980.0, **changes: Any) -> IncidentState:

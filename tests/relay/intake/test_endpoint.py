@@ -56,7 +56,7 @@ def locked(file: Path) -> Iterator[None]:
 async def quarantined(folder: Path) -> list[tuple[rejected.QuarantineEntry, bytes | None]]:
     """What is kept, the newest first, each with its body."""
     async with open_store(database_url.create_sqlite_url(folder / "relay.db"), lambda: 0.0) as store:
-        return [(kept, await rejected.read_body(store, kept.id)) for kept in await rejected.list_entries(store)]
+        return [(entry, await rejected.read_body(store, entry.id)) for entry in await rejected.list_entries(store)]
 
 
 async def first_line(client: aiohttp.ClientSession, head: str) -> str:
@@ -101,7 +101,7 @@ async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_
         async with client.get("/-/ready") as answer:
             return answer.status, await answer.text()
 
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         async with served(settings(tmp_path, {"one": Scripted()})) as client:
             (tmp_path / "token").rename(tmp_path / "gone")
             for _ in range(5):
@@ -113,7 +113,7 @@ async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_
             (tmp_path / "gone").rename(tmp_path / "token")
             assert (await post(client, payload(1)))[0] == 202
             assert (await ready())[0] == 200
-    assert [line["event"] for line in told if "token file" in line["event"]] == [
+    assert [line["event"] for line in logs if "token file" in line["event"]] == [
         "token file is unreadable; requests get 503",
         "token file is readable again",
     ]
@@ -134,9 +134,9 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
         assert code == 400
         assert answer["error"] == "receiver: expected text, not a whole number"
         assert await metric(client, "relay_webhooks_total", code="400") == 1
-    ((kept, body),) = await quarantined(tmp_path)
-    assert (kept.source, kept.code, body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
-    assert kept.reason == answer["error"]
+    ((entry, body),) = await quarantined(tmp_path)
+    assert (entry.source, entry.code, body) == ("eu", 400, b'{"version": "4", "receiver": 7}')
+    assert entry.reason == answer["error"]
 
 
 async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ async def test_where_a_place_holds_more_names_than_any_alert_has_it_is_413_and_k
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         answer = await post(client, webhook_of(groupLabels=labels))
         assert answer == (413, {"error": "groupLabels: over 20000 names and values"})
-    ((kept, _),) = await quarantined(tmp_path)
-    assert kept.code == 413
+    ((entry, _),) = await quarantined(tmp_path)
+    assert entry.code == 413
 
 
 async def test_a_body_that_never_ends_is_503_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ async def test_what_the_relay_closed_is_told_where_it_fires_again(
     assert len(await at.list_published()) == 2, "Alertmanager has a minute to tell of it, or to inhibit it"
     await minutes(5, clock, comparing)
     assert len(await at.list_published()) == 3
-    told, channels = (await at.list_published())[-1]
+    published, channels = (await at.list_published())[-1]
     assert channels == {"email", "pagerduty"}
-    assert (told.status, told.remark) == (FIRING, REFIRED_REMARK)
-    (alert,) = told.alerts
+    assert (published.status, published.remark) == (FIRING, REFIRED_REMARK)
+    (alert,) = published.alerts
     assert (alert.labels["alertname"], alert.starts_at, alert.ends_at) == ("A", FIRES_AGAIN, None)
     one.alerts = set()
     await minutes(6, clock, comparing)
@@ -95,11 +95,11 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     await at.accept(event(("A", RESOLVED), ("B", RESOLVED)), "email")
     await at.accept(event(("A", FIRING)), "email")
     (claim,) = (await claim_some(at.store, "email", limit=9)).tasks
-    told = await read_event(at.store, claim)
-    assert {alert.labels["alertname"]: alert.status for alert in told.alerts} == {"A": FIRING, "B": RESOLVED}
+    published = await read_event(at.store, claim)
+    assert {alert.labels["alertname"]: alert.status for alert in published.alerts} == {"A": FIRING, "B": RESOLVED}
     (end,) = (await claim_some(at.store, "pagerduty", limit=9)).tasks
-    told = await read_event(at.store, end)
-    assert [alert.status for alert in told.alerts] == [RESOLVED, RESOLVED]
+    published = await read_event(at.store, end)
+    assert [alert.status for alert in published.alerts] == [RESOLVED, RESOLVED]
 
 
 async def test_an_end_that_alertmanager_told_itself_is_reported_again_where_it_sends_it_again(

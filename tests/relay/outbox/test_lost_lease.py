@@ -61,8 +61,8 @@ async def test_what_waits_and_tells_it_is_enough(store: Store, clock: Clock) -> 
     late = await lost(store, clock)
     await end_attempt(store, await claim_one(store), DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
     await end_attempt(store, late)
-    again = await claim_one(store)
-    assert (again.delivery_id, again.maybe_sent) == (late.delivery_id, True)
+    second = await claim_one(store)
+    assert (second.delivery_id, second.maybe_sent) == (late.delivery_id, True)
 
 
 async def test_an_ending_whose_commit_was_not_answered_is_written_once_and_nothing_is_sent_again(store: Store) -> None:

@@ -51,8 +51,8 @@ def restore(request: pytest.FixtureRequest, database: DatabaseUrl, tmp_path: Pat
     return copy
 
 
-async def notice(store: Store, held_for: float = COMPARE_DELAY) -> bool:
-    return await detect_restore(store, compare_delay=held_for)
+async def notice(store: Store, delay: float = COMPARE_DELAY) -> bool:
+    return await detect_restore(store, compare_delay=delay)
 
 
 async def release(store: Store) -> None:
@@ -123,9 +123,9 @@ async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
         assert not await notice(store)
     async with open_store(restore(), lambda: 10_000.0) as store:
         assert await notice(store)
-        taken = await claim_some(store, limit=9)
-        assert taken.tasks == ()
-        assert taken.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
+        claimed = await claim_some(store, limit=9)
+        assert claimed.tasks == ()
+        assert claimed.retry_in == pytest.approx(COMPARE_DELAY, abs=5)
         assert not (await fall_back(store, "a", ("b",))).channels_to_wake
         await release(store)
         claims = (await claim_some(store, limit=9)).tasks
@@ -231,19 +231,19 @@ def _open_without_permission(server: Postgres, database: DatabaseUrl) -> Databas
     return database.set(username=role)
 
 
-@pytest.mark.parametrize("gone", [True, False])
-async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(gone: bool, tmp_path: Path) -> None:
-    file, seen = tmp_path / "relay.db", tmp_path / "relay.db-last-used"
+@pytest.mark.parametrize("is_missing", [True, False])
+async def test_a_start_makes_no_tables_where_a_file_says_that_there_were_some(is_missing: bool, tmp_path: Path) -> None:
+    file, last_used = tmp_path / "relay.db", tmp_path / "relay.db-last-used"
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         await notice(store)
     file.unlink()
-    if not gone:
+    if not is_missing:
         file.touch()
     for _ in range(2):
         with pytest.raises(StoreUnusableError, match=r"put relay\.db back, or remove relay\.db-last-used to start"):
             async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0):
                 pass
-    seen.unlink()
+    last_used.unlink()
     async with open_store(database_url.create_sqlite_url(file), lambda: 10_000.0) as store:
         assert not await notice(store)
 

@@ -41,14 +41,14 @@ class Replicas:
 
     def __init__(self, one: Store, other: Store) -> None:
         self.stores = (one, other)
-        self.told: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+        self.reported: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
         """By incident and channel: the first and the last event of each message, in the order of their receipts."""
 
     async def deliver(self, store: Store, channel: str, random: Random, *, fails: float) -> int:
         """Claims what is due and ends it, some of it as failed; how many claims that were."""
-        taken = await claim_due(store, ClaimRequest(channel, 3, "me", 60, None))
-        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in taken.tasks))
-        return len(taken.tasks)
+        claimed = await claim_due(store, ClaimRequest(channel, 3, "me", 60, None))
+        await asyncio.gather(*(self.end(store, one, failed=random.random() < fails) for one in claimed.tasks))
+        return len(claimed.tasks)
 
     async def end(self, store: Store, one: DeliveryTask, *, failed: bool) -> None:
         """Ends a claim as delivered, or as failed."""
@@ -56,7 +56,7 @@ class Replicas:
             # It says nothing of the channel, whose gate would else keep everybody waiting.
             await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
-            self.told[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
+            self.reported[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
             assert (await end_attempt(store, one)).lease_valid
 
     async def drain(self) -> None:
@@ -85,8 +85,8 @@ class Replicas:
         accepted = defaultdict(list)
         for incident, seq in await self.stores[0].read(lambda connection: connection.execute(of_incident).all()):
             accepted[incident].append(seq)
-        assert set(self.told) == {(incident, channel) for incident in accepted for channel in CHANNELS}
-        for (incident, channel), messages in self.told.items():
+        assert set(self.reported) == {(incident, channel) for incident in accepted for channel in CHANNELS}
+        for (incident, channel), messages in self.reported.items():
             last = [message[1] for message in messages]
             assert last == sorted(last), f"{incident} on {channel}: {messages}"
             assert last[-1] == accepted[incident][-1]
@@ -150,9 +150,9 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
     for number in range(40):
         incident = str(number)
         await accept(one, incident, *CHANNELS)
-        tried = [await claim_one(one, channel) for channel in CHANNELS]
+        claims = [await claim_one(one, channel) for channel in CHANNELS]
         await asyncio.gather(
-            *(replicas.end(one, each, failed=True) for each in tried), accept(other, incident, *CHANNELS)
+            *(replicas.end(one, each, failed=True) for each in claims), accept(other, incident, *CHANNELS)
         )
         await replicas.drain()
     await replicas.judge()
@@ -160,10 +160,10 @@ async def test_an_attempt_that_fails_while_the_other_accepts(replicas: Replicas)
 
 async def test_a_notification_that_comes_to_both_at_once_is_accepted_once(replicas: Replicas) -> None:
     async def posted(store: Store, event: Event) -> bool:
-        def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+        def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
             return deduplication.plan_event(
                 event,
-                known,
+                state,
                 fingerprint=build_fingerprint(event),
                 now=now,
                 duplicate_window=60,

@@ -79,9 +79,9 @@ async def test_one_at_a_time_holds_the_lease_and_the_other_is_told_who(keyring: 
     first = await keyring.acquire_lease("the first", 60)
     with pytest.raises(RefusedError, match="the first"):
         await keyring.acquire_lease("the second", 60)
-    again = await keyring.acquire_lease("the first", 120, first.token)
-    assert again.token == first.token
-    assert again.expires_at > first.expires_at
+    renewed = await keyring.acquire_lease("the first", 120, first.token)
+    assert renewed.token == first.token
+    assert renewed.expires_at > first.expires_at
     await keyring.release_lease("another's")
     with pytest.raises(RefusedError):
         await keyring.acquire_lease("the second", 60)

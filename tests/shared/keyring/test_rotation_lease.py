@@ -38,9 +38,9 @@ async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdmin
 
 async def test_its_holder_keeps_it_by_its_token_and_it_lasts_longer(free: LocalAdministration) -> None:
     try_to_acquire = await free.acquire_lease("one", 60)
-    kept = await free.acquire_lease("one", 120, try_to_acquire.token)
-    assert kept.token == try_to_acquire.token
-    assert kept.expires_at > try_to_acquire.expires_at
+    renewed = await free.acquire_lease("one", 120, try_to_acquire.token)
+    assert renewed.token == try_to_acquire.token
+    assert renewed.expires_at > try_to_acquire.expires_at
 
 
 async def test_after_it_was_given_up_another_takes_it_with_a_token_of_its_own(free: LocalAdministration) -> None:
@@ -56,8 +56,8 @@ async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, u
     other = await Database.open(url, TABLES)
     try:
         carriers = [free, LocalAdministration(other, keyring.wrapping)]
-        asked = (carriers[n % 2].acquire_lease(str(n), 60) for n in range(10))
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        requests = (carriers[n % 2].acquire_lease(str(n), 60) for n in range(10))
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
     finally:
         await other.close()
     assert sum(isinstance(outcome, RefusedError) for outcome in outcomes) == 9

@@ -59,8 +59,8 @@ async def test_neither_a_reload_nor_a_changed_web_yml_gives_a_user_the_name_of_a
         pass
 
     def with_token(name: str) -> Settings:
-        held = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
-        return SETTINGS.model_copy(update={"auth": AuthSettings(tokens=(held,))})
+        token = NamedToken(name=name, role=Role.VIEWER, file=tmp_path / "token")
+        return SETTINGS.model_copy(update={"auth": AuthSettings(tokens=(token,))})
 
     runner = ServerRunner(SETTINGS, web_config_file=WebConfigFile(web_yml(tmp_path, users={"alice": HASH})))
     reloaded = runner._wrap_apply(apply)

@@ -152,15 +152,15 @@ async def test_a_prometheus_that_is_not_ready_is_one_red_line(answering: Answeri
     ],
 )
 async def test_the_dashboard_is_searched_for_by_its_uid(answering: Answering, status: int, sentence: str) -> None:
-    asked = []
+    requests = []
 
     async def grafana(request: Request) -> Response:
-        asked.append(request.url.path)
+        requests.append(request.url.path)
         return JSONResponse({"dashboard": {}}, status_code=status)
 
     async with answering(grafana) as url:
         (result,) = await check_grafana(f"{url}/grafana/")
-    assert asked == ["/grafana/api/dashboards/uid/kms-crypto-health"]
+    assert requests == ["/grafana/api/dashboards/uid/kms-crypto-health"]
     assert re.search(sentence, format_line(result))
 
 
@@ -174,14 +174,14 @@ async def test_an_alertmanager_that_starts_is_not_ready(answering: Answering) ->
     assert format_line(result) == f"✗ Alertmanager is ready: {expected}"
 
 
-@pytest.mark.parametrize("said", ["<html>log in</html>", "{}", "[]"])
-async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, said: str) -> None:
+@pytest.mark.parametrize("answer", ["<html>log in</html>", "{}", "[]"])
+async def test_what_answers_everything_is_mistaken_for_nothing(answering: Answering, answer: str) -> None:
     async def anything(_request: Request) -> Response:
-        return Response(said)
+        return Response(answer)
 
     async with answering(anything) as url:
-        looks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
-    assert [results[-1].outcome for results in looks] == [CheckOutcome.FAILED] * 3
+        checks = (await check_alertmanager(url), await check_relay(url), await check_grafana(url))
+    assert [results[-1].outcome for results in checks] == [CheckOutcome.FAILED] * 3
 
 
 async def test_a_prometheus_is_no_alertmanager(answering: Answering) -> None:
@@ -199,8 +199,8 @@ async def test_a_relay_whose_api_refuses_the_token_says_which_one_it_needs(
     async def relay(request: Request) -> Response:
         if request.url.path == "/-/ready":
             return Response("ready")
-        known = request.headers.get("authorization") == "Bearer right"
-        return JSONResponse({"deliveries": []}, status_code=200 if known else 401)
+        is_authorized = request.headers.get("authorization") == "Bearer right"
+        return JSONResponse({"deliveries": []}, status_code=200 if is_authorized else 401)
 
     (tmp_path / "right").write_text("right")
     async with answering(relay) as url:

@@ -121,8 +121,8 @@ async def test_a_server_that_repeats_the_login_does_not_bring_it_into_an_error(
                 sent.append(line.split()[-1])
                 writer.write(b"235 fine\r\n")
             else:
-                said = sent[-1]
-                writer.write(b"451 after " + said + b", " + said.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
+                last = sent[-1]
+                writer.write(b"451 after " + last + b", " + last.rstrip(b"=") + b" and " + SECRET.encode() + b"\r\n")
 
     error = await refused(connect(secret_file, await tcp(parrot)))
     assert str(error) == "the mail server answered 451 after [secret], [secret] and [secret]"
@@ -162,13 +162,13 @@ async def test_only_a_session_that_breaks_off_after_the_envelope_may_have_delive
 async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_failure(
     secret_file: Path, tcp: TcpServer
 ) -> None:
-    said: list[bytes] = []
+    commands: list[bytes] = []
     left = asyncio.Event()
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail\r\n")
         while line := await reader.readline():
-            said.append(line)
+            commands.append(line)
             if line.startswith(b"DATA"):
                 writer.write(b"354 go on\r\n")
                 await reader.readuntil(b"\r\n.\r\n")
@@ -184,7 +184,7 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
         receipt = await send(settings(values).connect(1), message())
     assert receipt["answer"] == "taken"
     await asyncio.wait_for(left.wait(), 5)
-    assert said[-1] == b"QUIT\r\n"
+    assert commands[-1] == b"QUIT\r\n"
 
 
 async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:

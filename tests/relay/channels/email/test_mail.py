@@ -134,9 +134,9 @@ def test_no_message_breaks_the_form_of_a_mail(any_message: Message) -> None:
 @pytest.mark.parametrize("text", [*NASTY, *HUGE])
 @pytest.mark.parametrize("alerts", [1, 40])
 def test_no_text_adds_a_header_a_tag_or_a_link(text: str, alerts: int) -> None:
-    noted = critical(detailed(change(with_text(text, alerts), remark=text), text))
-    check_form(noted)
-    page = part(received(noted), "html")
+    remarked = critical(detailed(change(with_text(text, alerts), remark=text), text))
+    check_form(remarked)
+    page = part(received(remarked), "html")
     found = Tags()
     found.feed(page)
     assert found.names <= TAGS

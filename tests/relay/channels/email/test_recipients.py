@@ -85,15 +85,17 @@ async def test_who_was_put_off_and_is_then_refused_does_not_undo_the_rest(
 async def test_who_was_refused_for_good_is_not_asked_again_for_the_sake_of_who_was_put_off(
     secret_file: Path, mail_server: StartServer
 ) -> None:
-    gone = "gone@example.org"
-    server = await mail_server(**{f"RCPT {gone}": "550 5.1.1 no such user", f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
+    removed = "gone@example.org"
+    server = await mail_server(
+        **{f"RCPT {removed}": "550 5.1.1 no such user", f"RCPT {ONCALL}": "450 4.2.0 greylisted"}
+    )
     first = Recorded(message())
-    to = [SECOPS, gone, ONCALL]
+    to = [SECOPS, removed, ONCALL]
     error = await refused(connect(secret_file, server.address, to=to), first)
-    assert first.kept == [{SECOPS: "250", gone: "550 5.1.1 no such user"}]
+    assert first.kept == [{SECOPS: "250", removed: "550 5.1.1 no such user"}]
     server.replies.clear()
     receipt = await connect(secret_file, server.address, to=to).send(first.create_retry(error))
-    assert receipt["rejected_recipients"] == f"{gone} (550 5.1.1 no such user)"
+    assert receipt["rejected_recipients"] == f"{removed} (550 5.1.1 no such user)"
     assert [recipients for recipients, _ in server.taken] == [[SECOPS], [ONCALL]]
 
 

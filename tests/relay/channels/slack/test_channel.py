@@ -149,8 +149,8 @@ async def test_slack_is_told_to_make_nothing_of_the_text(
     arguments = json.loads(request)
     assert attempt.payloads == [json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))]
     assert attempt.answers == ['chat.postMessage: {"ok": true, "channel": "C1", "ts": "1.000001"}']
-    told = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
-    assert told == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
+    options = {key: arguments.get(key) for key in ("mrkdwn", "parse", "unfurl_links", "unfurl_media")}
+    assert options == {"mrkdwn": False, "parse": "none", "unfurl_links": False, "unfurl_media": False}
 
 
 async def test_what_slack_answers_is_kept_short_and_without_the_token(secret_file: Path, website: WebServer) -> None:
@@ -186,8 +186,8 @@ def test_a_channel_is_a_name_with_a_hash_or_an_id(channel: str | None, secret_fi
 
 async def test_sends_of_different_incidents_run_side_by_side(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
-    made = [change(message(), delivery_id=str(number)) for number in range(20)]
-    receipts = await asyncio.gather(*[send(channel, one) for one in made])
+    messages = [change(message(), delivery_id=str(number)) for number in range(20)]
+    receipts = await asyncio.gather(*[send(channel, one) for one in messages])
     await channel.close()
     assert len({receipt["ts"] for receipt in receipts}) == 20
 

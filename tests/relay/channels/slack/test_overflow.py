@@ -117,12 +117,12 @@ async def test_what_is_not_said_at_a_rate_limit_is_said_at_the_next_attempt(
 @given(st.lists(strange, max_size=8).map("\n".join))
 def test_pieces_keep_their_limit_and_lose_no_word_that_fits(text: str) -> None:
     cleaned = " ".join(text.encode("utf-8", "ignore").decode().split())
-    pieces = [block["text"]["text"] for block in build_paragraphs(cleaned)]
-    assert all(0 < len(piece) <= 3_000 for piece in pieces)
-    assert sum(map(len, pieces)) <= MAX_REPLY
+    paragraphs = [block["text"]["text"] for block in build_paragraphs(cleaned)]
+    assert all(0 < len(piece) <= 3_000 for piece in paragraphs)
+    assert sum(map(len, paragraphs)) <= MAX_REPLY
     if len(cleaned) * 5 < MAX_REPLY:
-        shown = "".join(pieces).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-        assert "".join(shown.split()) == "".join(cleaned.split())
+        joined = "".join(paragraphs).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+        assert "".join(joined.split()) == "".join(cleaned.split())
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ async def test_the_next_attempt_does_not_ask_the_thread_again(connect: Connect, 
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.STATUS, count=1))
     with pytest.raises(SendError) as failed:
         await channel.send(attempt)
-    again = attempt.create_retry(failed.value)
-    await channel.send(again)
-    assert [payload.count("thread_ts") for payload in again.payloads] == [0]
+    retry = attempt.create_retry(failed.value)
+    await channel.send(retry)
+    assert [payload.count("thread_ts") for payload in retry.payloads] == [0]
     assert len(posts(stand_ins)) == 2
 
 

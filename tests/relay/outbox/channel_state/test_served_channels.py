@@ -29,12 +29,12 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
     """A webhook comes to a replica with these channels, by default those that are routed."""
     event = event_of(status)
 
-    def decide(known: IncidentState | None, now: float) -> DeliveryPlan | None:
+    def decide(state: IncidentState | None, now: float) -> DeliveryPlan | None:
         content = build_fingerprint(event)
         served = configured or routed
         return plan_event(
             event,
-            known,
+            state,
             fingerprint=content,
             now=now,
             duplicate_window=0,
@@ -50,8 +50,8 @@ async def come(store: Store, status: str, *routed: str, configured: tuple[str, .
 async def ages(store: Store, seconds: float) -> None:
     """As if all that waits, and all that relays said, were so old."""
     older = update(deliveries).values(oldest_accepted_at=deliveries.c.oldest_accepted_at - seconds)
-    said = update(channels).values(served_at=channels.c.served_at - seconds)
-    await store.run(lambda transaction: [transaction.connection.execute(each) for each in (older, said)])
+    aged = update(channels).values(served_at=channels.c.served_at - seconds)
+    await store.run(lambda transaction: [transaction.connection.execute(each) for each in (older, aged)])
 
 
 async def test_a_new_name_is_told_the_beginning_that_waits_for_the_old_one(store: Store) -> None:
@@ -60,8 +60,8 @@ async def test_a_new_name_is_told_the_beginning_that_waits_for_the_old_one(store
     await come(store, "resolved", "new", "slack", "every")
     claim = await claim_one(store, "new")
     assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (1, 2, True)
-    for told in ("slack", "every"):
-        claim = await claim_one(store, told)
+    for kind in ("slack", "every"):
+        claim = await claim_one(store, kind)
         assert (claim.first_event_seq, claim.last_event_seq, claim.firing_undelivered) == (2, 2, False)
 
 

@@ -215,8 +215,8 @@ async def test_an_acknowledgement_that_waits_goes_with_what_follows_and_never_af
     assert last.last_event_seq == 3
     assert await no_page(store)
     await accept(store, "x", "pagerduty", episode=2)
-    again = await paged(store)
-    assert (again.acknowledgement, again.is_repeat) == ("", False)
+    second = await paged(store)
+    assert (second.acknowledgement, second.is_repeat) == ("", False)
 
 
 async def test_an_acknowledgement_revives_no_page_that_was_given_up(store: Store) -> None:

@@ -71,19 +71,19 @@ async def test_what_waits_already_tells_of_the_dead_letter_too(store: Store) -> 
 async def test_what_was_sent_already_and_waits_is_reported_again_with_the_dead_letter(store: Store, how: str) -> None:
     dead = await given_up(store)
     await accept(store, "x")
-    tried = await claim_one(store)
+    retried = await claim_one(store)
     if how == "given back":
         await release_leases(store, "me")
     else:
-        await end_attempt(store, tried, DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
+        await end_attempt(store, retried, DeliveryState.RETRYING, maybe_sent=True, retry_in=0.0)
 
     assert await requeue(store, dead) is DeliveryState.DEAD
 
     claim = await claim_one(store)
-    assert claim.delivery_id != tried.delivery_id  # by which its channel would take it for sent
+    assert claim.delivery_id != retried.delivery_id  # by which its channel would take it for sent
     assert (claim.first_event_seq, claim.last_event_seq, claim.maybe_sent) == (1, 2, False)
-    assert claim.attempt_number == tried.attempt_number + (how == "answer lost")
-    record = await read_delivery(store, tried.delivery_id)
+    assert claim.attempt_number == retried.attempt_number + (how == "answer lost")
+    record = await read_delivery(store, retried.delivery_id)
     assert record is not None
     assert (record.delivery.state, record.delivery.superseded_by) == (DeliveryState.SUPERSEDED, claim.delivery_id)
     await end_attempt(store, claim)

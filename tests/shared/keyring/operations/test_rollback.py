@@ -187,8 +187,8 @@ async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_sa
     undone = await keyring.administration.get_progress("r1")
     keys = OwnKeyTable(keyring.wrapping.kek)
     late = RewrapRotation(keyring.database, keys, keyring.wrapping, keyring.request(), rotation)
-    again = Rollback(keyring.database, keys, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
-    for call in (late, again):
+    second = Rollback(keyring.database, keys, keyring.wrapping, replace(rotation, is_rolling_back=True), keyring.token)
+    for call in (late, second):
         with pytest.raises(RefusedError, match="r1 was changed by another runner meanwhile"):
             await call.run_batch()
     assert await keyring.administration.get_progress("r1") == undone
