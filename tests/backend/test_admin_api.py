@@ -228,7 +228,7 @@ async def test_each_refusal_has_its_status(admin: httpx2.AsyncClient, lease: str
     assert (await admin.post("release", json={"token": lease})).status_code == 204
 
 
-async def test_the_metrics_tell_of_a_rotation_by_whatever_runner(
+async def test_the_metrics_report_a_rotation_by_whatever_runner(
     admin: httpx2.AsyncClient,
     lease: str,
     emulator: Emulator,

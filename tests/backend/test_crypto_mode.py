@@ -135,7 +135,7 @@ async def test_the_time_of_initialisation_moves_with_the_mode_and_stays_between(
     assert times == [101, 101, 101, 104, 105]
 
 
-async def test_the_mode_is_reported_even_where_the_database_fails_as_well(
+async def test_the_mode_is_reported_even_where_the_database_fails_too(
     emulator: Emulator, open_backend: Open, tmp_path: Path
 ) -> None:
     async with open_backend(tmp_path, str(emulator.address)) as backend:

@@ -138,7 +138,7 @@ async def test_a_row_that_went_missing_is_put_back_by_the_next_check_and_is_the_
         await until(is_back)
 
 
-async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_holds_it_puts_it_back(
+async def test_records_whose_data_key_the_database_lacks_are_reported_until_an_instance_that_has_it_puts_it_back(
     configured: Callable[..., BackendSettings], empty_database: URL, until: Until
 ) -> None:
     async def read_health(client: httpx2.AsyncClient) -> tuple[str, bool]:

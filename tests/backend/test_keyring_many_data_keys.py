@@ -160,7 +160,7 @@ async def test_many_reads_of_one_data_key_share_one_unwrap(tmp_path: Path, until
         assert kms.unwraps == 1
 
 
-async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and_they_are_tried_again(
+async def test_kms_that_fails_while_the_others_are_unwrapped_changes_no_mode_and_they_are_retried(
     tmp_path: Path, until: Until
 ) -> None:
     kms = SlowKms()

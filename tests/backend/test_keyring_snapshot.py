@@ -159,7 +159,7 @@ async def test_a_backend_starts_though_a_row_of_its_keyring_is_not_utf8_serves_t
     assert [line["row_id"] for line in lines if line["event"] == "keyring row cannot be read"] == ["k\\xff"]
 
 
-async def test_a_look_that_ends_in_a_defect_ends_neither_the_looks_nor_the_start() -> None:
+async def test_a_check_that_ends_in_a_defect_ends_neither_the_checks_nor_the_start() -> None:
     class Defective:
         async def read(self, _work: object) -> object:
             raise OverflowError

@@ -54,7 +54,7 @@ async def test_each_provider_is_answered_as_its_clients_expect(streams: Streams)
     assert json.loads(body)["status"] == "success"
 
 
-async def test_a_group_that_is_told_of_twice_is_two_messages_and_one_group(streams: Streams) -> None:
+async def test_a_group_that_is_reported_twice_is_two_messages_and_one_group(streams: Streams) -> None:
     reader, writer = streams
     for group in ("group-00001", "group-00002", "group-00001"):
         writer.write(post("/pagerduty/v2/enqueue", group))
@@ -62,7 +62,7 @@ async def test_a_group_that_is_told_of_twice_is_two_messages_and_one_group(strea
     assert await counted(streams) == {"slack": (0, 0), "pagerduty": (2, 3)}
 
 
-async def test_requests_that_come_in_pieces_or_together_are_each_counted_once(streams: Streams) -> None:
+async def test_requests_that_come_in_chunks_or_in_one_are_each_counted_once(streams: Streams) -> None:
     reader, writer = streams
     both = post("/slack/x", "group-00001") + post("/slack/x", "group-00002")
     for piece in (both[:20], both[20:-5], both[-5:]):

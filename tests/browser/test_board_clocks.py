@@ -65,7 +65,7 @@ async def test_a_servers_clock_that_jumps_back_is_followed(chromium: Browser) ->
     assert errors == []
 
 
-async def test_the_script_words_an_age_as_the_server_does(chromium: Browser) -> None:
+async def test_the_script_formats_an_age_as_the_server_does(chromium: Browser) -> None:
     history = History()
     ages = (70, 3590, 3610, 7190, 86_000, 172_000, 173_000, 1e8)
     history.configure([("ledger", f"key-{age:.0f}") for age in ages], [])

@@ -35,7 +35,7 @@ async def break_ledger(watch: Watched, kind: str = "PERMISSION_DENIED", message:
     await watch.probe(LEDGER)
 
 
-async def test_a_probe_that_fails_turns_its_card_without_a_reload(board: Page, watch: Watched) -> None:
+async def test_a_probe_that_fails_changes_its_card_without_a_reload(board: Page, watch: Watched) -> None:
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Unknown")
     await watch.probe()
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")
@@ -90,7 +90,7 @@ async def test_the_focus_and_what_was_opened_stay_when_a_card_is_renewed_or_move
     await expect(card(board, "vault-kek").locator("details")).not_to_have_attribute("open", "")
 
 
-async def test_a_focus_whose_place_is_gone_is_not_thrown_out_of_the_page(board: Page, watch: Watched) -> None:
+async def test_a_focus_whose_element_is_gone_is_not_thrown_out_of_the_page(board: Page, watch: Watched) -> None:
     await watch.probe()
     await watch.read(LEDGER)
     await focus(board)
@@ -101,7 +101,7 @@ async def test_a_focus_whose_place_is_gone_is_not_thrown_out_of_the_page(board: 
     await expect(board.get_by_role("main")).to_be_focused()
 
 
-async def test_text_that_is_being_selected_stays_until_there_is_news(board: Page, watch: Watched) -> None:
+async def test_text_that_is_being_selected_stays_until_there_is_a_change(board: Page, watch: Watched) -> None:
     await break_ledger(watch)
     await focus(board)
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Failing")
@@ -120,7 +120,7 @@ async def test_text_that_is_being_selected_stays_until_there_is_news(board: Page
     await expect(card(board, LEDGER).locator(".state")).to_have_text("Healthy")  # news go before
 
 
-async def test_a_backend_turns_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
+async def test_a_backend_changes_too_and_a_reload_brings_and_takes_cards(board: Page, watch: Watched) -> None:
     watch.backend()
     await focus(board)
     await expect(card(board, "backend").locator(".state")).to_have_text("Healthy")
@@ -195,7 +195,7 @@ async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> N
     assert await board.evaluate("heard") == []  # a person knows what the filter did
 
 
-async def test_a_tab_behind_another_asks_less_often_and_its_title_still_tells(
+async def test_a_tab_behind_another_asks_less_often_and_its_title_still_shows_it(
     chromium: Browser, watch: Watched
 ) -> None:
     page = await chromium.new_page()

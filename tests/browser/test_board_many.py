@@ -45,7 +45,7 @@ async def large_board(chromium: Browser, hour: History, browser_errors: list[str
         yield page
 
 
-async def test_a_page_holds_fifty_of_a_thousand_and_leads_to_the_others(large_board: Page) -> None:
+async def test_a_page_contains_fifty_of_a_thousand_and_leads_to_the_others(large_board: Page) -> None:
     await expect(large_board.locator(".verdict")).to_have_text("All 1000 healthy")
     await expect(large_board.locator("[data-kind=keys] .total")).to_have_text("1000")
     await expect(large_board.get_by_role("article")).to_have_count(50)

@@ -71,7 +71,7 @@ async def until_calm(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("name", [*OURS, "alertmanager", "prometheus"])
-def test_a_service_has_no_privilege_and_no_way_to_one(name: str, demo: Composed) -> None:
+def test_a_service_has_no_privilege_and_can_gain_none(name: str, demo: Composed) -> None:
     may = demo.privileges(name)
     assert {may[key] for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0000000000000000"}
     assert may["NoNewPrivs"] == "1"

@@ -71,7 +71,7 @@ def test_a_health_document_is_read_or_refused_and_nothing_else(document: bytes) 
 
 
 @given(json_values, json_values)
-def test_whatever_else_a_health_document_holds_is_passed_over(one: object, other: object) -> None:
+def test_whatever_else_a_health_document_contains_is_passed_over(one: object, other: object) -> None:
     document = {"status": one, "crypto_mode": "kms", "x": other, "crypto_ready": True}
     health = parse_health(json.dumps(document).encode())
     assert (health.mode, health.ready) == ("kms", True)

@@ -30,7 +30,7 @@ def answering(metrics: bytes) -> Callable[[web.BaseRequest], Awaitable[web.Respo
     return handler
 
 
-async def test_what_a_backend_tells_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
+async def test_what_a_backend_reports_of_its_data_keys_is_shown_with_the_same_names_and_labels(read: Read) -> None:
     metrics = ExporterMetrics([], ["backend"])
     metrics.set_backend_states(await read(answering(REPORTED)))
     registry = CollectorRegistry()

@@ -71,7 +71,7 @@ async def test_an_endless_answer_is_cut_at_its_limit(read: Read) -> None:
     ],
     ids=lambda answer: repr(answer)[:60],
 )
-async def test_what_does_not_speak_http_well_is_down(reader: Reader, answer: bytes) -> None:
+async def test_what_does_not_speak_correct_http_is_down(reader: Reader, answer: bytes) -> None:
     async def junk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()

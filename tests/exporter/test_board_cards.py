@@ -102,7 +102,7 @@ def version(number: int, destroy_at: float | None = None) -> KeyVersion:
     return KeyVersion(str(number), state, "HSM", destroy_at)
 
 
-def test_nothing_known_is_no_news_and_no_alarm() -> None:
+def test_nothing_known_is_no_finding_and_no_alarm() -> None:
     assert (Key().head().status, Key().head().findings) == (HealthStatus.UNKNOWN, ())
 
 
@@ -118,7 +118,7 @@ def test_every_reason_has_its_sentence_and_what_to_do(reason: Reason) -> None:
     assert card.announcement == f"ledger-kek: Failing, {reason} at encrypt"
 
 
-def test_news_that_are_old_are_reported_to_be_whatever_they_are() -> None:
+def test_events_that_are_old_are_reported_to_be_whatever_they_are() -> None:
     for key, light in ((Key().probe(), HealthStatus.DEGRADED), (Key().fails(Reason.TIMEOUT), HealthStatus.FAILING)):
         assert all(title != "no recent result" for _, title, _ in list_findings(key.head(NOW + STALE)))
         card = key.head(NOW + STALE + 1)
@@ -126,7 +126,7 @@ def test_news_that_are_old_are_reported_to_be_whatever_they_are() -> None:
         assert "no recent result" in [title for _, title, _ in list_findings(card)]
 
 
-def test_a_broken_way_says_that_it_is_the_network_and_a_whole_one_that_it_is_not() -> None:
+def test_broken_connectivity_shows_that_it_is_the_network_and_working_connectivity_that_it_is_not() -> None:
     dns, tcp = ConnectivityPhase("dns", 0.002), ConnectivityPhase("tcp", 0.004, "refused")
     (broken,) = Key().fails(Reason.UNAVAILABLE, dns, tcp).head().findings
     assert broken.connectivity == "It is the network, at TCP: refused (before it: DNS 2 ms)"
@@ -199,7 +199,7 @@ def test_scheduled_destructions_are_one_finding_with_the_first_date() -> None:
     )
 
 
-def test_missing_permissions_an_overdue_rotation_and_what_could_not_be_read_need_attention() -> None:
+def test_missing_permissions_a_late_rotation_and_what_could_not_be_read_need_attention() -> None:
     card = (
         Key()
         .probe()
@@ -297,7 +297,7 @@ def test_a_successful_round_trip_that_is_too_long_ago_is_no_success() -> None:
     ]
 
 
-def test_advice_about_a_role_or_credentials_holds_for_those_that_never_were() -> None:
+def test_advice_about_a_role_or_credentials_applies_to_those_that_never_were() -> None:
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
     texts = [profile.advise(reason) for profile in (GCP_PROFILE, GENERIC_PROFILE) for reason in reasons]
     assert [text for text in (*texts, GCP_PROFILE.permission_advice) if "again" in text] == []

@@ -91,7 +91,7 @@ async def test_the_pages_lead_to_one_another_and_keep_the_filter(board: BoardCli
     assert "<nav" not in (await board.get_changes())["sections"]["backends"]["foot"]
 
 
-async def test_a_filter_looks_into_name_service_state_and_reason_whatever_the_case(board: BoardClient) -> None:
+async def test_a_filter_searches_name_service_state_and_reason_whatever_the_case(board: BoardClient) -> None:
     board.probe("key-7", Reason.PERMISSION_DENIED)
     assert await board.order(q=" KEY-11 ") == ["key-11", *(f"key-11{n}" for n in range(10))]
     assert await board.order(q="failing") == ["key-7"]
@@ -149,7 +149,7 @@ async def test_a_cursor_of_an_earlier_process_brings_everything(board: BoardClie
 
 
 @pytest.mark.parametrize("at", ["nan", "inf", "-inf", "1e400", "-1e9"])
-async def test_a_cursor_with_an_odd_time_is_answered(board: BoardClient, at: str) -> None:
+async def test_a_cursor_with_an_invalid_time_is_answered(board: BoardClient, at: str) -> None:
     board.probe("key-5")
     boot = (await board.get_changes())["cursor"].partition(".")[0]
     await board.get_changes(cursor=f"{boot}.0.{at}")

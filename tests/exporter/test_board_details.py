@@ -132,7 +132,7 @@ async def test_a_key_that_was_never_right_says_so(history: History) -> None:
     assert "|encrypt|4.2 ms|4.2 ms|decrypt|-|-|" in await text(history)
 
 
-async def test_a_backend_tells_its_last_answer_and_its_last_failure(history: History) -> None:
+async def test_a_backend_reports_its_last_answer_and_its_last_failure(history: History) -> None:
     assert "|Last answer|never|" in await text(history)
     history.add_backend_state(BackendState("ledger", Health(CryptoMode.KMS, ready=True), NOW - 7200, 12.0))
     details = await text(history)
@@ -156,7 +156,7 @@ async def test_where_no_mode_is_expected_none_is_missing(history: History) -> No
     assert "mode is" not in details
 
 
-async def test_a_mode_that_is_unknown_fails_and_says_which_words_are_known(history: History) -> None:
+async def test_a_mode_that_is_unknown_fails_and_says_which_values_are_known(history: History) -> None:
     problem = "/crypto/mode: expected 'KMS' or 'local'"
     health = Health(None, ready=True, mode_problem=problem)
     history.add_backend_state(BackendState("ledger", health, problems=(f"health check: {problem}",)))
@@ -183,7 +183,7 @@ async def test_what_failed_while_all_of_it_started_is_no_last_failure_once_it_is
     assert "): unavailable at encrypt.|" in await text(history)  # this one was news
 
 
-async def test_a_backend_tells_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
+async def test_a_backend_reports_how_many_data_keys_each_version_wraps_and_when_they_were_rotated(
     history: History,
 ) -> None:
     keys: Samples = {("2", "retired"): 2.0, ("11", "active"): 1.0, ("11", "retired"): 11.0, ("0", "retired"): 1.0}

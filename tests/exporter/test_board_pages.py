@@ -56,7 +56,7 @@ def token(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_token_that_is_set_is_needed_for_every_page(path: str, token: Path) -> None:
+async def test_a_token_that_is_set_is_required_on_every_page(path: str, token: Path) -> None:
     async with board_client(token) as client:
         answer = await client.get(path)
         assert answer.status_code == 401
@@ -95,7 +95,9 @@ async def test_a_link_of_another_site_leads_to_the_pages_and_not_to_their_data()
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_name_that_somebody_pointed_here_reads_nothing_without_credentials(path: str, token: Path) -> None:
+async def test_a_name_that_somebody_pointed_to_this_server_reads_nothing_without_credentials(
+    path: str, token: Path
+) -> None:
     elsewhere = "http://rebound.example.org:9911"
     async with board_client(base=elsewhere) as client:
         answer = await client.get(path)

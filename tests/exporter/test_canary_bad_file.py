@@ -70,7 +70,7 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "reported"), BAD, ids=lambda value: getattr(value, "__name__", ""))
-async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_held(
+async def test_a_file_of_no_use_is_set_aside_and_memory_gives_back_what_it_used(
     tmp_path: Path, spoil: Callable[[Path], None], reported: str
 ) -> None:
     file = canary_file(tmp_path)
@@ -115,7 +115,7 @@ async def test_a_defect_is_raised_to_whoever_waits() -> None:
         await canary_file(Path("no\0folder")).sync()
 
 
-async def test_bad_files_take_no_place_of_one_another_and_are_bounded(tmp_path: Path) -> None:
+async def test_bad_files_replace_no_other_bad_file_and_are_bounded(tmp_path: Path) -> None:
     file = canary_file(tmp_path)
     reported: list[str] = []
     for number in range(MAX_BAD_FILES + 2):

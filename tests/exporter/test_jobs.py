@@ -53,7 +53,7 @@ async def test_while_a_quota_is_exhausted_a_key_is_probed_less_often_and_with_an
 
 
 @pytest.mark.looptime
-async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_places() -> None:
+async def test_a_success_is_none_any_more_after_two_intervals_while_others_hang_in_all_slots() -> None:
     kms, record = Kms(), Results()
     names = [f"key-{n}" for n in range(200)]
 

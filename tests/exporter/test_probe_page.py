@@ -77,7 +77,7 @@ async def test_a_failed_probe_says_why_and_which_calls_were_made(
     assert {labels[0] for name, *labels in found if name == "probe_operation_duration_seconds"} == calls
 
 
-async def test_a_failure_on_the_way_brings_the_steps_of_the_way(page: Probed) -> None:
+async def test_a_network_failure_brings_the_steps_of_the_connectivity_check(page: Probed) -> None:
     page.emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
     found = samples((await page.get("?target=ledger-kek")).body)
     assert {labels[0] for name, *labels in found if name == "probe_phase_duration_seconds"} == {"dns", "tcp"}

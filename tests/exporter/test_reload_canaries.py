@@ -58,7 +58,7 @@ def take_out_the_first(folder: Path) -> None:
     file.write_text(json.dumps({KEY: json.loads(file.read_text())[KEY][1:]}))
 
 
-async def test_what_only_memory_holds_goes_into_the_folder_that_a_reload_brings(
+async def test_what_only_memory_contains_goes_into_the_folder_that_a_reload_brings(
     emulator: Emulator, until: Until, tmp_path: Path
 ) -> None:
     record = Results()

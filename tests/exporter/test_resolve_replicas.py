@@ -157,7 +157,7 @@ def certified(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, 
 
 
 @pytest.mark.parametrize(("certificate", "trusted"), [("backend.test", True), ("other.test", False)])
-async def test_tls_asks_each_process_for_the_name_and_demands_its_certificate(
+async def test_tls_asks_each_process_for_the_name_and_requires_its_certificate(
     tmp_path: Path, parser: Executor, certificate: str, trusted: bool
 ) -> None:
     server, client, server_names = certified(certificate, tmp_path)

@@ -57,7 +57,7 @@ async def test_it_stays_on_the_grid_and_leaves_nothing_behind() -> None:
     assert at_the_end[2] - after_an_hour[2] < INSPECTIONS / 100  # one object each would show
 
 
-async def test_a_wall_clock_that_jumps_moves_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wall_clock_that_jumps_moves_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     begun: list[float] = []
 

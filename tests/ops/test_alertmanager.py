@@ -198,7 +198,7 @@ async def test_one_revoked_role_is_two_incidents_at_most(
 
 
 @pytest.mark.parametrize(("severity", "receiver"), [("critical", "kms-critical"), ("warning", "kms-security")])
-async def test_the_relay_is_told_of_the_fire_and_of_its_end_with_the_bearer_token(
+async def test_the_relay_is_notified_of_the_fire_and_of_its_end_with_the_bearer_token(
     severity: str, receiver: str, alertmanager: str, sink: Sink, http: aiohttp.ClientSession
 ) -> None:
     labels = {"alertname": "KMSTest", "severity": severity, "env": "production", "service": "ledger"}
@@ -234,7 +234,7 @@ async def test_a_service_that_goes_down_hours_after_it_lost_kms_pages_although_i
     assert (await inhibitors(http, alertmanager))[frozenset(not_ready.items())] == ["KMSCryptoModeNotKMS"]
 
 
-async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(
+async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_dead_mans_switch(
     alertmanager: str, sink: Sink, external: Sink, http: aiohttp.ClientSession
 ) -> None:
     await post(http, alertmanager, {"labels": {"alertname": "Watchdog", "severity": "none"}})
@@ -244,7 +244,7 @@ async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_switch_outside(
             assert (token, body["receiver"], body["status"]) == (credentials, "watchdog", "firing")
 
 
-async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_switch_outside(
+async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_dead_mans_switch(
     alertmanager: str, sink: Sink, external: Sink, http: aiohttp.ClientSession
 ) -> None:
     sink.hangs = True

@@ -130,7 +130,7 @@ def test_a_rule_reads_only_what_is_exposed_or_a_rule_records(rule: str, metrics:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_a_message_looks_up_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
+def test_a_message_queries_only_what_is_exposed_or_a_rule_records(alert: str, metrics: list[Metric]) -> None:
     texts = "\n".join(ALERTS[alert]["annotations"].values())
     queried = {name for query in re.findall(r"`([^`]*)`", texts) for name in re.findall(NAME, query)}
     assert queried <= exposed_metrics.names(metrics) | RECORDINGS.keys()

@@ -71,7 +71,7 @@ def test_each_alert_has_a_page_and_a_heading_that_leads_to_it() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_tells_a_person_what_happened_and_what_to_do(alert: str) -> None:
+def test_an_alert_describes_what_happened_and_what_to_do(alert: str) -> None:
     annotations = ALERTS[alert]["annotations"]
     address, fragment = annotations["runbook_url"].split("#")
     assert address == "https://github.com/acme/ops/blob/main/docs/KMS_OPERATIONS.md"
@@ -136,7 +136,7 @@ def test_the_channels_of_each_receiver_are_those_of_the_relay() -> None:
     assert sorted(contacts) == sorted(receivers)
 
 
-def test_the_contacts_are_the_roles_that_the_relay_tells() -> None:
+def test_the_contacts_are_the_roles_that_the_relay_notifies() -> None:
     contacts = yaml.safe_load((ROOT / "ops/relay/relay.yml").read_text())["contacts"]
     (example,) = re.findall(r"```yaml\n(.*?)```", SECTIONS["Contacts"], re.DOTALL)
     assert yaml.safe_load(example) == {"contacts": contacts}
@@ -179,7 +179,7 @@ def test_the_runbook_searches_for_lines_of_the_log_that_are_written() -> None:
     assert [phrase for phrase in searched if f'"{phrase}' not in code] == []
 
 
-def test_the_runbook_counts_data_keys_only_of_lines_that_tell_of_a_failure() -> None:
+def test_the_runbook_counts_data_keys_only_of_lines_that_report_a_failure() -> None:
     counts = [
         c for file in RUNBOOKS for block in blocks(file) for c in block.commands if "data_key" in c and " logs " in c
     ]

@@ -68,7 +68,7 @@ async def test_what_is_answered_202_is_in_the_file_already(tmp_path: Path, monke
         other.close()
 
 
-async def test_a_repeat_is_news_where_the_first_was_given_up(tmp_path: Path) -> None:
+async def test_a_repeat_is_a_new_event_where_the_first_was_given_up(tmp_path: Path) -> None:
     channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, payload(1))
@@ -131,7 +131,7 @@ async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
         await until(lambda: len(channel.sent) == 1)  # and not in two hours
 
 
-async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_channel_that_does_not_close_delays_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(Scripted):
         async def close(self) -> None:
             await hang()
@@ -146,7 +146,7 @@ async def test_a_channel_that_does_not_close_holds_up_no_stop(tmp_path: Path, mo
     assert [entry["error"] for entry in logs if entry["event"] == "channel could not be closed"] == ["TimeoutError"]
 
 
-async def test_an_outbox_that_hangs_holds_up_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outbox_that_hangs_delays_no_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()})
     metrics = Metrics(create_registry(), configuration.channels, (), SendReason)

@@ -43,7 +43,7 @@ def relay(file: Path, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("how", PLACEHOLDERS)
 @pytest.mark.parametrize("named", [{}, {"environment": "production"}])
-def test_a_placeholder_is_an_error_in_production_and_everywhere_else_a_doubt(
+def test_a_placeholder_is_an_error_in_production_and_everywhere_else_a_warning(
     tmp_path: Path, how: str | None, named: dict[str, str]
 ) -> None:
     contacts = {"owner": how, "lead": "Ada <ada@ledger.test>"}

@@ -38,7 +38,7 @@ def test_every_text_is_cut_and_what_links_and_routes_need_is_kept() -> None:
     assert len(json.dumps(event.common_annotations)) < 3 * MAX_TEXT
 
 
-def test_a_webhook_in_many_parts_is_taken_apart_as_one() -> None:
+def test_a_webhook_in_many_parts_is_parsed_as_one() -> None:
     (alert,) = json.loads(payload(1))["alerts"]
     alerts = [alert | {"fingerprint": f"{number:016x}"} for number in range(3_000)]
     alerts[2_900] |= {"labels": {"severity": "page"}}

@@ -83,7 +83,7 @@ async def test_the_end_of_one_resolves_nothing_that_another_one_needs(
     assert incident.status == "resolved"
 
 
-async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothing_open(
+async def test_an_incident_whose_alerts_ended_by_the_other_receiver_keeps_nothing_open(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await deliver(client, webhook("old-name", A="firing", B="firing"), 1)
@@ -93,7 +93,7 @@ async def test_an_incident_whose_alerts_ended_by_the_other_receiver_holds_nothin
     assert actions(providers) == ["trigger", "trigger", "trigger", "resolve"]
 
 
-async def test_one_that_nobody_ends_holds_nothing_open_however_much_the_other_tells_since(
+async def test_one_that_nobody_ends_keeps_nothing_open_however_much_the_other_reports_since(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await deliver(client, webhook("old-name", A="firing"), 1)
@@ -119,7 +119,7 @@ async def test_one_that_goes_elsewhere_needs_no_key(client: aiohttp.ClientSessio
     assert actions(providers) == ["trigger", "resolve"]
 
 
-async def test_one_that_was_over_before_anybody_was_told_is_called_for_and_left_open(
+async def test_one_that_was_over_before_anybody_was_notified_is_called_for_and_left_open(
     client: aiohttp.ClientSession, providers: StandIns
 ) -> None:
     await deliver(client, webhook("other", B="firing"), 1)

@@ -117,7 +117,7 @@ async def test_alertmanager_sends_as_a_user_or_with_the_bearer_token_and_nobody_
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_browser_that_holds_a_password_sends_nothing_for_another_page(shared_relay: Relay) -> None:
+async def test_a_browser_that_has_a_password_sends_nothing_for_another_page(shared_relay: Relay) -> None:
     for page in ({"Origin": "https://evil.example.org"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         for credentials in (USER, BEARER):
             assert (await shared_relay.sends("a", headers={**credentials, **page}))[0] == 403
@@ -193,5 +193,5 @@ def locks_on(file: Path) -> list[str]:
     return [" ".join(line) for line in lines if line[5].rpartition(":")[2] == inode]
 
 
-def test_passwords_that_wait_to_be_checked_never_have_every_turn_of_the_webhooks() -> None:
+def test_passwords_that_wait_to_be_checked_never_have_every_slot_of_the_webhooks() -> None:
     assert MAX_WAITING_CHECKS + 1 < MAX_CONCURRENT_WEBHOOKS

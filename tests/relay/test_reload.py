@@ -135,7 +135,7 @@ async def test_what_is_being_sent_is_finished_first_and_what_comes_meanwhile_fol
     assert resolved.task.first_receipt == {"number": "1"}  # of what the old one had sent
 
 
-async def test_a_send_that_hangs_holds_up_no_reload_and_its_message_goes_out_at_once(
+async def test_a_send_that_hangs_delays_no_reload_and_its_message_goes_out_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)

@@ -128,7 +128,7 @@ async def test_an_incoming_webhook_gets_digests_too(tmp_path: Path) -> None:
         assert set(count_named(posts(stand_ins, "#security-critical"), range(40)).values()) == {1}
 
 
-async def test_a_digest_that_somebody_deleted_is_posted_again_and_edited_from_then_on(tmp_path: Path) -> None:
+async def test_a_digest_that_somebody_deleted_is_reposted_and_edited_from_then_on(tmp_path: Path) -> None:
     async with storm_relay(tmp_path) as (stand_ins, client):
         await post_webhooks(client, range(20), "critical")
         await until(lambda: all_delivered(client), 20)

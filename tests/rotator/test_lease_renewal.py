@@ -53,7 +53,7 @@ async def test_it_is_renewed_three_times_in_its_length_and_given_up_at_the_end()
 
 
 @pytest.mark.looptime
-async def test_a_renewal_that_fails_once_is_tried_again_and_the_work_goes_on() -> None:
+async def test_a_renewal_that_fails_once_is_retried_and_the_work_goes_on() -> None:
     keyring = Keyring()
     keyring.answers = [no_answer(), None, no_answer()]
     assert await run_work(keyring, 130) == "done"

@@ -76,7 +76,7 @@ def test_a_rewrap_counts_each_of_our_data_keys_that_another_version_wraps_and_na
 
 
 @given(versions=counts, primary=st.sampled_from("1234"), done=st.data())
-def test_a_rewrap_that_did_what_was_planned_leaves_nothing_to_do(
+def test_a_rewrap_that_did_what_its_plan_says_leaves_nothing_to_do(
     versions: tuple[VersionUsage, ...], primary: str, done: st.DataObject
 ) -> None:
     total = sum(each.data_keys for each in versions if each.kek == KEY)
@@ -142,7 +142,7 @@ def test_a_rotation_is_finished_once_its_runner_has_verified_it(
         (rotation(steps=("verify problems", "verify")), False),
     ],
 )
-def test_what_failed_can_be_tried_again(latest: RotationProgress, expected: bool) -> None:
+def test_what_failed_can_be_retried(latest: RotationProgress, expected: bool) -> None:
     assert can_resume(latest) is expected
 
 

@@ -70,7 +70,7 @@ def test_what_a_server_answers_is_neither_mark_up_nor_a_control_character() -> N
     assert html.count("<table>") == 3
 
 
-def test_a_status_has_the_steps_that_the_runner_noted_the_last_one_with_its_reason() -> None:
+def test_a_status_has_the_steps_that_the_runner_recorded_the_last_one_with_its_reason() -> None:
     smoke = JournalEntry(step=JournalStep.SMOKE, outcome=StepOutcome.SUCCEEDED, detail="all checks passed")
     backup = JournalEntry(step=JournalStep.BACKUP, outcome=StepOutcome.FAILED, detail="the disk is full")
     journal = {"journal": (smoke, backup)}

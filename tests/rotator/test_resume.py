@@ -126,7 +126,7 @@ async def test_what_cannot_be_verified_is_not_finished_until_it_is_resumed(
         assert (await database.read(read_keyring_metrics)).failures_by_step["verify"] == 1
 
 
-async def test_a_verification_is_tried_again_before_it_is_believed(in_a_file: Rotated) -> None:
+async def test_a_verification_is_retried_before_it_is_believed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         verify, tries = session.administration.verify, 0
 

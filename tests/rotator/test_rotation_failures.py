@@ -63,7 +63,7 @@ async def test_a_primary_version_that_is_not_enabled_stops_a_run_before_anything
     assert await in_a_file.keys() == before
 
 
-async def test_a_kms_that_refuses_half_way_leaves_a_rotation_that_can_be_resumed(
+async def test_a_kms_that_refuses_halfway_leaves_a_rotation_that_can_be_resumed(
     rotated: Rotated, new_version: NewVersion, emulator: Emulator
 ) -> None:
     await new_version()

@@ -47,7 +47,7 @@ async def test_a_new_data_key_becomes_the_active_one_and_the_old_one_still_reads
     assert await rotated.broken() == []
 
 
-async def test_a_second_run_is_told_to_have_nothing_to_do_and_changes_no_key(
+async def test_a_second_run_reports_to_have_nothing_to_do_and_changes_no_key(
     rotated: Rotated, new_version: NewVersion
 ) -> None:
     await new_version()

@@ -178,7 +178,7 @@ def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path
     assert not any("a secret" in line or HASH in line for line in server.lines)
 
 
-def test_a_connection_that_never_ends_its_handshake_holds_up_no_stop(start: Start, tmp_path: Path) -> None:
+def test_a_connection_that_never_ends_its_handshake_delays_no_stop(start: Start, tmp_path: Path) -> None:
     Authority(tmp_path).sign("server", *LOCALHOST)
     with start("--web.config.file", web_yml(tmp_path)) as server:
         server.listens()
@@ -189,7 +189,7 @@ def test_a_connection_that_never_ends_its_handshake_holds_up_no_stop(start: Star
 
 
 @pytest.mark.parametrize("network", [False, True])
-def test_a_check_validates_both_files_and_what_they_say_together(network: bool, file: Path, tmp_path: Path) -> None:
+def test_a_check_validates_both_files_and_that_they_fit_each_other(network: bool, file: Path, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     listen = "listen: 0.0.0.0:0\n" * network
     file.write_text(f"{listen}auth: {{roles: {{alice: viewer}}}}\n")
@@ -220,7 +220,7 @@ def test_a_check_validates_both_files_and_what_they_say_together(network: bool, 
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
-def test_the_log_holds_what_its_level_says_and_of_libraries_no_debug(level: str, count: int, start: Start) -> None:
+def test_the_log_contains_what_its_level_says_and_of_libraries_no_debug(level: str, count: int, start: Start) -> None:
     with start("--log.level", level) as server:
         server.until("listening" if count >= 2 else "own error")
     log = "".join(server.lines)

@@ -53,7 +53,7 @@ def test_a_line_of_ours_that_is_too_long_is_refused_and_somebody_elses_costs_not
 
 
 @pytest.mark.parametrize("parse", [parse_metrics, parse_openmetrics])
-def test_lines_of_ours_that_have_too_much_together_are_refused_and_take_no_more_memory(
+def test_lines_of_ours_that_have_too_much_in_total_are_refused_and_take_no_more_memory(
     parse: Callable[[bytes], dict[str, Samples]],
 ) -> None:
     line = b'crypto_decryption_errors_total{why="%07d"} 1\n'

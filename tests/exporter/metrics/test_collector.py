@@ -61,7 +61,7 @@ def test_before_the_first_probe_every_counter_is_there_at_0(metrics: ExporterMet
             assert value(metrics, "kms_probe_failures_total", **TARGET, operation=operation, reason=reason) == 0
 
 
-def test_before_the_first_look_nothing_is_claimed(metrics: ExporterMetrics) -> None:
+def test_before_the_first_inspection_nothing_is_claimed(metrics: ExporterMetrics) -> None:
     samples = {sample.name for family in metrics.collect() for sample in family.samples}
     assert "kms_probe_success" not in samples
     assert "kms_probe_last_success_timestamp_seconds" not in samples

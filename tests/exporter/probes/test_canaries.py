@@ -161,7 +161,7 @@ async def test_it_is_on_the_disk_before_it_replaces_the_old_one(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_whatever_the_file_holds_is_reported_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
+async def test_whatever_the_file_contains_is_reported_or_accepted_whole(tmp_path: Path, data: st.DataObject) -> None:
     first = canary_file(tmp_path)
     first.path.with_name(f"{first.path.name}.bad").unlink(missing_ok=True)
     first.path.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ async def test_one_that_goes_away_ends_nothing_for_the_others(
     assert len(key.began) == 1
 
 
-async def test_a_probe_whose_only_asker_went_away_is_still_observed() -> None:
+async def test_a_probe_whose_only_caller_went_away_is_still_observed() -> None:
     key = Key()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
@@ -125,7 +125,7 @@ async def test_a_probe_whose_only_asker_went_away_is_still_observed() -> None:
     assert await key.coalesced.run_or_reuse() is key.observed[0]
 
 
-async def test_no_more_probes_run_at_once_than_there_are_places_whoever_asks() -> None:
+async def test_no_more_probes_run_at_once_than_there_are_slots_whoever_asks() -> None:
     slots = asyncio.Semaphore(3)
     keys = [Key(slots) for _ in range(12)]
     most = 0
@@ -145,7 +145,7 @@ async def test_no_more_probes_run_at_once_than_there_are_places_whoever_asks() -
     assert all(len(key.observed) == 1 for key in keys)
 
 
-async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_other_for_ever() -> None:
+async def test_with_a_single_slot_schedule_and_callers_do_not_wait_for_each_other_for_ever() -> None:
     slots = asyncio.Semaphore(1)
     keys = [Key(slots) for _ in range(3)]
 
@@ -166,7 +166,7 @@ async def test_with_a_single_place_schedule_and_askers_do_not_wait_for_each_othe
     assert all(key.most == 1 for key in keys)
 
 
-async def test_the_way_is_measured_once_for_all_who_ask_and_no_more_often_than_the_interval() -> None:
+async def test_the_connectivity_is_measured_once_for_all_who_ask_and_no_more_often_than_the_interval() -> None:
     key = Key()
     assert set(await asyncio.gather(*(key.coalesced.measure_connectivity() for _ in range(10)))) == {
         (ConnectivityPhase("dns", 1.0),)
@@ -187,7 +187,7 @@ async def test_what_a_probe_raises_everybody_gets_and_the_next_one_is_tried() ->
     assert await key.coalesced.run_or_reuse() is key.observed[0]
 
 
-async def test_closed_it_ends_what_is_in_progress_tells_who_waits_and_starts_nothing() -> None:
+async def test_closed_it_ends_what_is_in_progress_informs_who_waits_and_starts_nothing() -> None:
     before = asyncio.all_tasks()
     key = Key()
     requests = [
@@ -204,7 +204,7 @@ async def test_closed_it_ends_what_is_in_progress_tells_who_waits_and_starts_not
     assert key.observed == []
 
 
-async def test_ended_it_tells_who_waits_before_what_is_in_progress_has_ended() -> None:
+async def test_ended_it_informs_who_waits_before_what_is_in_progress_has_ended() -> None:
     key = Key()
     requests = [
         asyncio.ensure_future(ask()) for ask in (key.coalesced.run_or_reuse, key.coalesced.measure_connectivity)
@@ -216,7 +216,7 @@ async def test_ended_it_tells_who_waits_before_what_is_in_progress_has_ended() -
         await key.coalesced.run_or_reuse()
 
 
-async def test_closed_while_it_waits_for_a_place_it_takes_none() -> None:
+async def test_closed_while_it_waits_for_a_slot_it_takes_none() -> None:
     slots = asyncio.Semaphore(1)
     key = Key(slots)
     async with slots:

@@ -118,7 +118,7 @@ async def test_permissions_that_cannot_be_asked_for_are_unknown_and_not_0(
     assert snapshot.call_counts == ONE_INSPECTION
 
 
-async def test_where_kms_stalls_a_look_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
+async def test_where_kms_stalls_an_inspection_ends_in_time_and_says_so(emulator: Emulator, key: KmsKey) -> None:
     lifecycle = KeyInspector("backend", "ledger-kek", key, 0.5)
     emulator.faults.add(EmulatorFault(kind="stall"))
     async with asyncio.timeout(20):

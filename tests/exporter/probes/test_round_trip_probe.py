@@ -154,7 +154,7 @@ async def test_a_duration_is_measured_by_the_monotonic_clock_alone() -> None:
     assert [call.seconds for call in result.calls] == [0.25, 0.25]
 
 
-async def test_an_unexpected_exception_is_an_internal_failure_that_carries_its_trace() -> None:
+async def test_an_unexpected_exception_is_an_internal_failure_that_has_its_trace() -> None:
     defect = ZeroDivisionError("defect")
     result = await Prober("backend", "mirror", Mirror(broken=defect), TIMEOUT).probe()
     assert result.failed_call is not None

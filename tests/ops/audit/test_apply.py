@@ -207,7 +207,7 @@ def test_an_api_that_cannot_be_enabled_is_a_sentence(run: Run, world: LoggingWor
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("method", sorted(WRITES | {GET_POLICY}))
-def test_what_passes_by_itself_is_tried_again(
+def test_what_passes_by_itself_is_retried(
     method: str, status: int, late: bool, run: Run, stand: Stand, waits: Waits
 ) -> None:
     stand.faults.append(Fault(method, times=2, refuse=RefusedError(status), late=late))

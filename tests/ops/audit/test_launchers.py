@@ -68,7 +68,7 @@ def test_the_exit_code_is_the_command_s(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("fails", "code", "output"), [("-c import", 2, "Python 3.11"), ("pip install", 1, "package index")]
 )
-def test_what_goes_wrong_is_a_sentence_and_is_tried_again(fails: str, code: int, output: str, checkout: Path) -> None:
+def test_what_goes_wrong_is_a_sentence_and_is_retried(fails: str, code: int, output: str, checkout: Path) -> None:
     failed, _, stderr = run_launcher(checkout, "plan", fails=fails)
     assert failed == code
     assert output in stderr

@@ -71,7 +71,7 @@ def test_what_fails_in_one_project_leaves_the_others_alone(audit: Audit, stand: 
     assert "(no such [31m project); it needs serviceusage.services.get: ask for" in result.stderr
 
 
-def test_what_is_in_the_way_is_one_line_and_exit_1(audit: Audit) -> None:
+def test_what_prevents_it_is_one_line_and_exit_1(audit: Audit) -> None:
     audit("apply", *FULL)
     result = audit("plan", "--project", "acme-prod", "--bigquery", "--location", "US")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)

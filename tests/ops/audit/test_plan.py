@@ -53,7 +53,7 @@ def logs(*configs: Resource) -> Resource:
     return {"etag": "a", "bindings": [], "auditConfigs": list(configs)}
 
 
-def test_without_sinks_only_the_api_and_the_logs_are_wished() -> None:
+def test_without_sinks_only_the_api_and_the_logs_are_desired() -> None:
     assert [change.part for change in plan_changes(EMPTY, PLAIN)] == [AuditPart.API, AuditPart.POLICY]
 
 
@@ -191,11 +191,11 @@ def test_a_sink_takes_the_audit_logs_of_kms_and_nothing_else(log: str, service: 
     assert selects(SINK_FILTER, entry) is wanted
 
 
-def test_a_bucket_as_it_is_wished_is_left_alone() -> None:
+def test_a_bucket_as_it_is_desired_is_left_alone() -> None:
     assert plan_part(AuditPart.BUCKET, BUCKET) is None
 
 
-def test_what_deletes_by_another_age_gives_way_and_other_rules_stay() -> None:
+def test_what_deletes_by_another_age_is_replaced_and_other_rules_stay() -> None:
     soon = {"action": {"type": "Delete"}, "condition": {"age": 30}}
     cold = {"action": {"type": "SetStorageClass", "storageClass": "ARCHIVE"}, "condition": {"age": 90}}
     drafts = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["drafts/"]}}

@@ -61,7 +61,7 @@ def test_it_is_waited_for(set_up: None, verify: Verify, world: LoggingWorld, wai
     assert waits.seconds == 30
 
 
-def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
+def test_it_is_waited_for_in_bounded_time_and_each_message_says_what_to_do(
     set_up: None, verify: Verify, world: LoggingWorld, waits: Waits
 ) -> None:
     world.delay = 1000
@@ -92,7 +92,7 @@ def test_another_run_s_probe_is_not_mistaken_for_it(set_up: None, verify: Verify
     assert [result.name.partition(": ")[2] for result in results if not result.is_ok] == ["log", "BigQuery", "bucket"]
 
 
-def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Verify, world: LoggingWorld) -> None:
+def test_who_is_exempted_is_asked_to_search_there(set_up: None, verify: Verify, world: LoggingWorld) -> None:
     for log in world.policies["acme-prod"]["auditConfigs"][0]["auditLogConfigs"]:
         log["exemptedMembers"] = [CALLER]
     desired = DesiredState("acme-prod", frozenset({CALLER}))
@@ -100,7 +100,7 @@ def test_who_is_exempted_is_told_to_look_there(set_up: None, verify: Verify, wor
     assert "whether your own account is exempted" in failed(verify([desired], timeout=1)).hint
 
 
-def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
+def test_settings_that_are_not_as_desired_are_named_and_the_rest_is_skipped(
     verify: Verify, set_up: None, world: LoggingWorld
 ) -> None:
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
@@ -146,7 +146,7 @@ def test_a_mark_that_two_reads_of_a_large_file_share_is_found(
     assert outcomes(verify())["bucket"] is CheckOutcome.PASSED
 
 
-def test_several_projects_are_waited_for_together(
+def test_several_projects_are_waited_for_at_the_same_time(
     google: GoogleApi, verify: Verify, world: LoggingWorld, waits: Waits
 ) -> None:
     desired_states = [DesiredState("acme-prod"), DesiredState("acme-test")]

@@ -41,7 +41,7 @@ def test_each_profile_is_whole(profile: str, expected: set[str]) -> None:
     assert {name: names for name, names in missing.items() if names} == {}
 
 
-def test_without_another_word_it_is_the_demo() -> None:
+def test_without_an_argument_it_is_the_demo() -> None:
     chosen = re.findall("^COMPOSE_PROFILES=(.*)$", (ROOT / ".env").read_text(), re.MULTILINE)
     assert chosen
     assert set(chosen[0].split(",")) <= {"demo", "postgres", "gcp", "minimal"}, "demo, unless somebody chose another"

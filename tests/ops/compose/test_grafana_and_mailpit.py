@@ -46,7 +46,7 @@ def names(profile: str) -> set[str]:
     return {*running, *(name for each in aliases for name in each)}
 
 
-def test_grafana_finds_the_dashboard_where_its_provider_looks() -> None:
+def test_grafana_finds_the_dashboard_where_its_provider_searches() -> None:
     (file,) = MOUNTS[f"{PROVISIONING}/dashboards"].glob("*.yml")
     (provider,) = yaml.safe_load(file.read_text())["providers"]
     (dashboard,) = MOUNTS[provider["options"]["path"]].glob("*.json")
@@ -60,7 +60,7 @@ def test_grafana_finds_a_data_source_that_is_the_dashboards_default() -> None:
     assert urlsplit(source["url"]).hostname in names("demo")
 
 
-def test_whoever_opens_grafana_may_look_and_there_is_no_other_user() -> None:
+def test_whoever_opens_grafana_may_read_and_there_is_no_other_user() -> None:
     given = GRAFANA["environment"]
     anonymous = {name: given[f"GF_AUTH_{name}"] for name in ("ANONYMOUS_ENABLED", "ANONYMOUS_ORG_ROLE")}
     assert anonymous == {"ANONYMOUS_ENABLED": "true", "ANONYMOUS_ORG_ROLE": "Viewer"}

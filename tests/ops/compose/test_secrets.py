@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(options: list[str], tmp_pa
     assert failed.stderr.count("\n") == 1
 
 
-def test_it_stays_until_it_is_told_to_end(tmp_path: Path) -> None:
+def test_it_stays_until_it_is_asked_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ops.compose.secrets", str(tmp_path), "--stay"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as staying:
         assert staying.stdout

@@ -102,7 +102,7 @@ async def test_versions_are_listed_page_by_page_through_the_clients_pager(
     assert [v.name async for v in pager] == [f"{KEY}/cryptoKeyVersions/{n}" for n in range(1, 13)]
 
 
-async def test_a_new_version_is_enabled_and_becomes_primary_only_when_it_is_told_to(
+async def test_a_new_version_is_enabled_and_becomes_primary_only_when_it_is_requested(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     version = await client.create_crypto_key_version(request={"parent": KEY}, **ONCE)

@@ -15,7 +15,7 @@ ONCE: dict[str, Any] = {"retry": None, "timeout": 5}
 SYMMETRIC = {"purpose": kms.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT}
 
 
-async def test_a_new_key_keeps_its_labels_its_planned_rotation_and_its_grace(
+async def test_a_new_key_keeps_its_labels_its_next_rotation_and_its_grace(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     wanted = {
@@ -60,7 +60,7 @@ async def test_a_short_grace_is_taken_so_that_a_test_need_not_wait_for_a_day(
     assert key.destroy_scheduled_duration == timedelta(seconds=1)
 
 
-async def test_labels_and_planned_rotation_change_as_far_as_the_mask_goes(
+async def test_labels_and_next_rotation_change_as_far_as_the_mask_goes(
     client: KeyManagementServiceAsyncClient,
 ) -> None:
     wanted = {"name": KEY, "labels": {"a": "b"}, "rotation_period": timedelta(days=7), "next_rotation_time": NOW}

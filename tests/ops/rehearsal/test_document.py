@@ -59,7 +59,7 @@ def test_what_may_end_with_another_code_stands_in_a_document(what: str) -> None:
 
 
 @pytest.mark.parametrize("rehearsal", REHEARSALS, ids=lambda rehearsal: rehearsal.alert)
-def test_what_a_rehearsal_searches_for_is_what_the_runbook_tells_to_search_for(rehearsal: Rehearsal) -> None:
+def test_what_a_rehearsal_searches_for_is_what_the_runbook_says_to_search_for(rehearsal: Rehearsal) -> None:
     parts = read_parts(ALERT_PAGES[rehearsal.alert])
     diagnosis, verification = parts["Diagnosis"], parts["Verification"]
     assert [text for text in rehearsal.bad if text in diagnosis]

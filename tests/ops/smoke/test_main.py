@@ -109,7 +109,7 @@ async def test_json_stands_alone_on_standard_output(backend: str) -> None:
     assert (done.returncode, read["ok"], len(read["checks"])) == (1, False, 7)
 
 
-async def test_verbose_tells_what_was_seen(backend: str) -> None:
+async def test_verbose_prints_what_was_seen(backend: str) -> None:
     done = await smoke("--verbose", "--base-url", backend)
     assert "✓ backend's metrics: 4 families (" in done.stdout
 

@@ -108,7 +108,7 @@ async def test_a_post_without_text_and_blocks_is_refused(slack: AsyncWebClient) 
     assert (await refusal(call))["error"] == "no_text"
 
 
-async def test_invalid_blocks_are_named_with_the_place_of_the_error(slack: AsyncWebClient) -> None:
+async def test_invalid_blocks_are_named_with_the_position_of_the_error(slack: AsyncWebClient) -> None:
     answer = await refusal(slack.chat_postMessage(channel=CRITICAL, text="x", blocks=[section("x" * 3001)]))
     assert answer["error"] == "invalid_blocks"
     assert answer["response_metadata"]["messages"] == [

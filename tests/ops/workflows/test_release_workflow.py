@@ -75,7 +75,7 @@ def _checkout(workspace: Path) -> None:
     (workspace / "CHANGELOG.md").write_text(CHANGELOG)
 
 
-def test_a_tag_with_which_everything_agrees_is_released_with_its_notes(machine: NewMachine) -> None:
+def test_a_tag_with_which_everything_agrees_is_released_with_its_release_notes(machine: NewMachine) -> None:
     done = check(machine, "v0.1.0", "Acme/Keypulse")
     assert done.outcome == "success", done.output
     assert done.outputs == {
@@ -154,7 +154,7 @@ def test_a_file_that_contradicts_the_tag_is_named(
     assert done.output.count("\n") == 1, "one line for one mistake"
 
 
-def test_the_notes_are_of_this_version_and_no_other() -> None:
+def test_the_release_notes_are_of_this_version_and_no_other() -> None:
     assert extract_release_notes(CHANGELOG, "0.0.1") == "Old."
     assert (
         extract_release_notes(CHANGELOG.replace(" — 2026-01-01", ""), "0.1.0")

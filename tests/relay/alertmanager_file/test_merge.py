@@ -176,7 +176,7 @@ def test_a_changed_route_of_keypulse_collides() -> None:
     assert "takes KMS" in line
 
 
-def test_what_was_taken_out_is_added_again_in_its_place() -> None:
+def test_what_was_taken_out_is_added_again_where_it_stood() -> None:
     merged = merge(file_with("{receiver: nobody}"), DESTINATION)
     start, end = merged.index("    # keypulse's heartbeat"), merged.index("    # keypulse's relay")
     assert merge(merged[:start] + merged[end:], DESTINATION) == merged

@@ -126,7 +126,7 @@ def test_the_first_alert_is_always_there_and_the_contacts_before_the_other_ones(
     assert len(rows) == 5  # a table
 
 
-def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_room() -> None:
+def test_firing_alerts_hide_no_resolved_ones_from_a_service_with_little_space() -> None:
     event = message("03-resolved-1").event
     over = event.alerts[0]
     alerts = tuple(

@@ -35,7 +35,7 @@ def render_text(kind: str, of: Message) -> str:
 
 
 @MENTIONING
-async def test_who_is_called_reads_whom_to_turn_to(kind: str, secret_file: Path, providers: Providers) -> None:
+async def test_who_is_called_reads_whom_to_contact(kind: str, secret_file: Path, providers: Providers) -> None:
     channel = settings(providers.example(kind, secret_file)).connect(5)
     await send(channel, message(contacts=PEOPLE))
     await channel.close()
@@ -126,7 +126,7 @@ def test_slack_passes_over_a_contact_that_is_too_long_and_shows_the_next() -> No
     assert post.blocks[-1]["elements"][0]["text"] == "Escalate to\nb: #ledger-team\n… and 1 more"
 
 
-def test_slack_keeps_room_for_the_count() -> None:
+def test_slack_keeps_space_for_the_count() -> None:
     several = {**dict.fromkeys("abcd", "w" * 200), "e": "w" * 60, "f": "w" * 200}
     escalation = build_post(message(contacts=several), "none").blocks[-1]["elements"][0]["text"]
     assert (escalation.count("\n"), escalation.split("\n")[-1]) == (5, "… and 2 more")

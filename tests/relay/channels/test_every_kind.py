@@ -64,7 +64,7 @@ async def test_what_alertmanager_sends_arrives_with_its_links(
 
 
 @EVERY_KIND
-async def test_what_goes_out_is_noted_before_it_does_and_the_answer_after_it(
+async def test_what_goes_out_is_logged_before_it_does_and_the_answer_after_it(
     kind: str, secret_file: Path, providers: Providers
 ) -> None:
     class Watching(Recorded):
@@ -153,7 +153,7 @@ async def test_an_alert_that_is_over_says_so_and_when_it_fired(
 
 
 @EVERY_REMOTE_KIND
-async def test_no_log_holds_the_secret(
+async def test_no_log_contains_the_secret(
     kind: str, secret_file: Path, providers: Providers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

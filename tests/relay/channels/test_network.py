@@ -116,7 +116,7 @@ async def test_a_proxy_that_refuses_is_an_error_of_the_channel(  # noqa: PLR0917
 
 
 @EVERY_REMOTE_KIND
-async def test_a_proxy_that_is_gone_or_cannot_connect_is_tried_again(
+async def test_a_proxy_that_is_gone_or_cannot_connect_is_retried(
     kind: str, secret_file: Path, providers: Providers, tls_before: TlsBefore, tmp_path: Path
 ) -> None:
     values = await secure(kind, secret_file, providers, tls_before)

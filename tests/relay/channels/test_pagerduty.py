@@ -227,7 +227,7 @@ async def test_a_rotated_key_is_used_at_the_next_send(secret_file: Path, stand_i
 
 
 @pytest.mark.parametrize("error", ["links[0].text names an invalid routing key", "Invalid routing key"])
-async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
+async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_error_says(
     error: str, secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.ERROR, error=error, count=1))
@@ -243,7 +243,7 @@ async def test_one_event_that_is_refused_shuts_no_channel_whatever_the_words(
     assert not stand_ins.pagerduty.incidents
 
 
-async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_tried_again(
+async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message_is_retried(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     for fault in (
@@ -260,7 +260,7 @@ async def test_where_pagerduty_does_not_say_whether_it_takes_the_key_the_message
     await channel.close()
 
 
-async def test_an_event_that_is_called_invalid_is_the_messages_own_trouble(
+async def test_an_event_that_is_called_invalid_is_the_messages_own_error(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     stand_ins.faults.add(
@@ -366,7 +366,7 @@ async def test_an_acknowledgement_follows_the_trigger_and_is_in_the_receipt(
     await channel.close()
 
 
-async def test_an_acknowledgement_that_was_cut_off_is_sent_again_without_the_trigger(
+async def test_an_acknowledgement_that_was_cut_off_is_resent_without_the_trigger(
     secret_file: Path, stand_ins: StandIns
 ) -> None:
     channel = connect(secret_file, stand_ins)

@@ -132,7 +132,7 @@ async def test_what_follows_a_success_is_not_waited_for(secret_file: Path, tcp: 
     await channel.close()
 
 
-async def test_the_words_of_a_refusal_are_passed_on(secret_file: Path, website: WebServer) -> None:
+async def test_the_text_of_a_refusal_is_passed_on(secret_file: Path, website: WebServer) -> None:
     channel = settings(example("webhook", secret_file, await website(422, f"no field `team` ({SECRET})"))).connect(5)
     attempt = Recorded(message())
     with pytest.raises(SendError) as raised:

@@ -92,7 +92,7 @@ async def test_no_connection_says_nothing_of_the_address(url_file: Path) -> None
         ("https://u:geheim@hooks.example.org/", SendReason.MISCONFIGURED, "expected a URL such as https://HOST/PATH"),
     ],
 )
-async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fixed(
+async def test_a_file_without_an_address_is_the_channels_error_until_it_is_fixed(
     content: str | None, reason: SendReason, expected: str, url_file: Path
 ) -> None:
     if content is not None:
@@ -111,6 +111,6 @@ async def test_a_file_without_an_address_is_the_channels_trouble_until_it_is_fix
 
 
 @pytest.mark.parametrize("given", [{}, {"url": "https://example.org/", "url_file": "f"}])
-def test_an_address_is_given_in_one_way(given: dict[str, str]) -> None:
+def test_an_address_is_given_in_one_form(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected either `url` or `url_file`"):
         settings({"kind": "webhook", **given})

@@ -123,7 +123,7 @@ def test_an_error_exits_with_2_and_one_line(typed: Typed, arguments: list[str], 
     assert result.stderr.count("\n") == 1
 
 
-def test_it_is_shown_while_somebody_else_holds_the_database(typed: Typed, fill: Fill, database: DatabaseUrl) -> None:
+def test_it_is_shown_while_somebody_else_locks_the_database(typed: Typed, fill: Fill, database: DatabaseUrl) -> None:
     _, delivered = fill(two)
     hold = "BEGIN EXCLUSIVE" if database.drivername == "sqlite" else "LOCK TABLE deliveries, events IN EXCLUSIVE MODE"
     engine = create_engine(database)

@@ -37,7 +37,7 @@ def test_the_next_start_takes_the_outbox_for_a_backup(typed: Typed, fill: Fill, 
     assert fill(audit) == ["mark-restored"]
 
 
-def test_without_held_time_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
+def test_without_a_compare_delay_what_is_over_calls_nobody(typed: Typed, fill: Fill) -> None:
     async def used(rows: Rows) -> None:
         await detect_restore(rows.store, compare_delay=0.0)
         await accept(rows.store, "x", event=event_of("firing"))

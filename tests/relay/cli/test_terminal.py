@@ -48,7 +48,7 @@ async def one_with_long_names(rows: Rows) -> str:
     return await rows.delivery(event, "slack-critical", DeliveryState.DEAD, reason="misconfigured")
 
 
-def test_deliveries_fit_into_80_columns_with_every_word_whole(configuration: Path, fill: Fill) -> None:
+def test_deliveries_fit_into_80_columns_with_every_text_whole(configuration: Path, fill: Fill) -> None:
     delivery_id = fill(one_with_long_names)
     *headings, upper, lower = in_a_terminal(configuration, "deliveries").split("\n")[:4]
     assert [heading.split() for heading in headings] == [

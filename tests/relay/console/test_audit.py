@@ -56,7 +56,7 @@ async def test_who_retried_what_is_reported_after_a_restart_too(database: Databa
     assert entry == {"who": "ben", "from": "127.0.0.1", "action": "retry", "on": delivery}
 
 
-async def test_a_retry_and_its_entry_are_committed_together_or_neither_is(
+async def test_a_retry_and_its_entry_are_committed_in_one_transaction_or_neither_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = [SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks")] * 3

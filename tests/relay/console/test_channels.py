@@ -131,7 +131,7 @@ async def test_no_page_and_no_answer_has_a_secret_of_any_kind_of_channel(tmp_pat
     ]
 
 
-async def test_a_check_and_a_test_leave_the_providers_words_and_the_audit_has_them(
+async def test_a_check_and_a_test_do_not_return_the_providers_text_and_the_audit_has_it(
     tmp_path: Path, stand_ins: StandIns
 ) -> None:
     async with served(build_settings(tmp_path, stand_ins)) as client:
@@ -182,9 +182,7 @@ async def test_a_check_and_a_test_leave_the_providers_words_and_the_audit_has_th
     ]
 
 
-async def test_a_test_that_arrives_lets_a_channel_be_tried_again_that_was_down(
-    tmp_path: Path, stand_ins: StandIns
-) -> None:
+async def test_a_test_that_arrives_lets_a_channel_be_retried_that_was_down(tmp_path: Path, stand_ins: StandIns) -> None:
     revoked = ProviderFault(provider=Provider.SLACK, kind=FaultKind.ERROR, error="token_revoked")
     stand_ins.faults.add(revoked)
     async with served(build_settings(tmp_path, stand_ins, default_channels=["slack"], routes=[])) as client:

@@ -101,7 +101,7 @@ async def test_incidents_are_listed_in_pages_the_newest_first(tmp_path: Path) ->
             assert await get(client, f"/api/incidents{query}") == (400, {"error": error})
 
 
-async def test_one_is_acknowledged_once_and_pagerduty_is_told_and_the_audit_has_it(tmp_path: Path) -> None:
+async def test_one_is_acknowledged_once_and_pagerduty_is_notified_and_the_audit_has_it(tmp_path: Path) -> None:
     one, pager = Scripted(), Scripted()
     configured = settings(tmp_path, {"one": one, "pager": pager})
     channels: dict[str, ChannelSettings] = {

@@ -16,7 +16,7 @@ from services.relay.prometheus_api import PrometheusClient
 
 
 @pytest.mark.looptime
-async def test_it_asks_while_somebody_looks_and_no_more() -> None:
+async def test_it_asks_while_somebody_watches_and_no_more() -> None:
     requests: list[float] = []
     changes: list[float] = []
     loop = asyncio.get_running_loop()

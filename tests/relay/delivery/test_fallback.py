@@ -69,7 +69,7 @@ async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(t
     assert len(other.sent) == 3
 
 
-async def test_a_fallback_that_refuses_as_well_sends_nothing_back(tmp_path: Path) -> None:
+async def test_a_fallback_that_refuses_too_sends_nothing_back(tmp_path: Path) -> None:
     first, second, last = refusing(), refusing(), Scripted()
     async with rig(tmp_path, LONG, fallback=("b", "c"), a=first, b=second, c=last) as it:
         for group in "one", "two", "three":
@@ -83,7 +83,7 @@ async def test_a_fallback_that_refuses_as_well_sends_nothing_back(tmp_path: Path
     assert len(last.sent) == 4
 
 
-async def test_others_tell_it_while_one_tries_for_all(tmp_path: Path) -> None:
+async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
     channel, other = Scripted(revoked(), hang), Scripted()
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))

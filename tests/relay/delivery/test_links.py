@@ -78,7 +78,7 @@ def test_a_label_cannot_steer_a_link_to_another_folder(template: str, labels: di
     assert build_links(alert({"a": "x..", "b": "..y"}), ACCEPTED, rules).runbook is not None
 
 
-def test_dots_outside_of_the_path_are_a_value_like_any_other() -> None:
+def test_dots_that_are_not_in_the_path_are_a_value_like_any_other() -> None:
     assert "var-env=..&" in (build_links(alert({"env": ".."}), ACCEPTED, RULES).dashboard or "")
 
 
@@ -194,7 +194,7 @@ def test_a_time_at_the_edge_of_the_calendar_costs_the_link_only() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["alertname", "env", "service", "x"]), st.text(max_size=40)))
-def test_whatever_labels_say_a_template_gives_a_link_to_its_own_place(labels: dict[str, str]) -> None:
+def test_whatever_labels_say_a_template_gives_a_link_to_its_own_path(labels: dict[str, str]) -> None:
     found = build_links(alert(labels), ACCEPTED, RULES)
     for url, template in ((found.runbook, RUNBOOK), (found.dashboard, DASHBOARD)):
         assert url is not None

@@ -32,7 +32,7 @@ async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
         yield it, channel, other
 
 
-async def test_it_counts_as_down_and_others_tell_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
+async def test_it_counts_as_down_and_others_report_what_waits_and_what_comes_at_once(database: DatabaseUrl) -> None:
     async with pause_for_a_day(database, "b") as (it, channel, other):
         assert await it.refused() == {"a"}
         await it.accept_events("firing", group="meanwhile", channels=("a",))

@@ -35,7 +35,7 @@ def test_an_alert_that_only_an_unreported_event_speaks_of_is_reported_in_its_las
     assert merged.status is Status.FIRING
 
 
-def test_of_an_alert_that_several_speak_of_the_last_word_counts() -> None:
+def test_of_an_alert_that_several_speak_of_the_last_state_counts() -> None:
     assert states(merge_events(of(a="resolved", b="firing"), of(a="firing"))) == {"a": "firing", "b": "firing"}
 
 
@@ -72,7 +72,7 @@ async def test_all_that_waited_is_in_the_message(tmp_path: Path) -> None:
     assert all(message.contacts == {"service owner": "#ledger-team"} for message in channel.sent)
 
 
-async def test_a_message_that_is_tried_again_is_as_old_as_its_event(tmp_path: Path) -> None:
+async def test_a_message_that_is_retried_is_as_old_as_its_event(tmp_path: Path) -> None:
     ahead = 0.0
 
     async def fail_late() -> None:

@@ -28,7 +28,7 @@ def test_jitter_spreads_over_the_whole_backoff() -> None:
     assert [wait(SendScope.ATTEMPT, attempt=4, random=r) for r in (0.0, 0.5, 1.0)] == [0, 4, 8]
 
 
-def test_an_error_of_the_message_is_never_tried_again() -> None:
+def test_an_error_of_the_message_is_never_retried() -> None:
     assert wait(SendScope.MESSAGE, retry_after=5) is None
 
 

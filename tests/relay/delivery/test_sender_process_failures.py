@@ -90,7 +90,7 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
     assert await process_of(send) != first
 
 
-async def test_a_person_who_looks_sees_whether_it_answers(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_person_who_reads_it_sees_whether_it_answers(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(send, RemoteSender)
     pid = await process_of(send)
     assert await send.ping()
@@ -109,7 +109,7 @@ async def test_one_that_starts_is_not_taken_for_one_that_does_not_answer() -> No
         assert await send.ping()
 
 
-async def test_where_none_can_be_started_nothing_is_lost_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_none_can_be_started_nothing_becomes_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     monkeypatch.setattr("services.relay.delivery.sender_process._START_SECONDS", 0.2)
     with capture_logs() as logs:

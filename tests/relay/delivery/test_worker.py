@@ -18,7 +18,7 @@ from tests.relay.delivery.worker_harness import LANES, NEARLY, QUICK, broken, ri
 from tests.relay.served_relay import Scripted, event_of, hang, statuses, until
 
 
-async def test_a_message_carries_the_event_and_its_links(tmp_path: Path) -> None:
+async def test_a_message_contains_the_event_and_its_links(tmp_path: Path) -> None:
     channel = Scripted()
     async with rig(tmp_path, a=channel) as it:
         await it.accept_events("firing")
@@ -52,7 +52,7 @@ async def test_what_waits_is_merged_into_its_successor_and_reported_as_one(tmp_p
     assert channel.sent[0].task.firing_undelivered  # fired and resolved, and nobody was told
 
 
-async def test_every_event_is_told_where_a_channel_merges_none(tmp_path: Path) -> None:
+async def test_every_event_is_reported_where_a_channel_merges_none(tmp_path: Path) -> None:
     channel = Scripted(broken(), broken(), broken())
     async with rig(tmp_path, every=channel) as it:
         await it.accept_events("firing", "resolved", "firing")
@@ -98,7 +98,7 @@ async def test_a_channel_that_hangs_delays_no_other(tmp_path: Path) -> None:
     assert all(delivery.state is DeliveryState.DELIVERED for delivery in done)
 
 
-async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_tried_again(tmp_path: Path) -> None:
+async def test_a_send_without_an_answer_ends_at_its_time_out_and_is_retried(tmp_path: Path) -> None:
     channel = Scripted(hang)
     async with rig(tmp_path, timeout=0.2, a=channel) as it:
         await it.accept_events("firing")

@@ -34,9 +34,7 @@ I = TypeVar("I")  # noqa: E741  # an item of work
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("xoxb-secret"), asyncio.CancelledError("xoxb-secret")])
-async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_tried_again(
-    tmp_path: Path, error: BaseException
-) -> None:
+async def test_a_defect_of_a_channel_is_logged_with_its_trace_and_retried(tmp_path: Path, error: BaseException) -> None:
     # A library may let out a cancellation of its own: it must cost no more than any other defect.
     channel = Scripted(error)
     with capture_logs() as logs:
@@ -64,7 +62,7 @@ async def test_as_many_stray_cancellations_as_lanes_stop_no_channel(tmp_path: Pa
         assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
 
 
-def test_the_log_line_of_a_defect_holds_no_text_of_it(tmp_path: Path) -> None:
+def test_the_log_line_of_a_defect_contains_no_text_of_it(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("""
 import asyncio, pathlib, sys, tempfile
@@ -100,7 +98,7 @@ with tempfile.TemporaryDirectory() as folder:
     assert "xoxb-secret" not in result.stdout + result.stderr
 
 
-async def test_a_detail_that_cannot_be_written_costs_its_odd_characters_only(tmp_path: Path) -> None:
+async def test_a_detail_that_cannot_be_written_costs_its_unprintable_characters_only(tmp_path: Path) -> None:
     channel = Scripted(SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "bad \ud800 answer, ü"))
     async with rig(tmp_path, a=channel) as it:
         await it.accept_events("firing")
@@ -171,7 +169,7 @@ async def test_a_store_that_fails_is_asked_once_a_second(tmp_path: Path) -> None
         await task
 
 
-async def test_an_event_that_cannot_be_read_holds_up_its_own_incident_only(tmp_path: Path) -> None:
+async def test_an_event_that_cannot_be_read_delays_its_own_incident_only(tmp_path: Path) -> None:
     channel = Scripted()
     async with rig(tmp_path, RetryPolicy(0.01, 0.1, 0.5), a=channel) as it:
         for worker in it.workers.values():

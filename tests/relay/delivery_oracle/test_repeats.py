@@ -50,7 +50,7 @@ def test_a_page_that_is_opened_again_by_an_old_trigger_is_a_duplicate() -> None:
     assert judged(PAGES, harmful, lost=1).violations == []
 
 
-def test_a_page_that_tells_and_ends_at_once_is_a_duplicate_the_second_time() -> None:
+def test_a_page_that_begins_and_ends_at_once_is_a_duplicate_the_second_time() -> None:
     once = pages(("trigger", ENDS), ("resolve", ENDS))
     deliveries = [delivery(2, channel="pagerduty", first=1), delivery(3, channel="pagerduty")]
     assert judged(deliveries, [*once, *pages(("trigger", ANEW))]).duplicates == {"pagerduty by key": 0}

@@ -106,7 +106,7 @@ def test_an_event_that_a_channel_never_got_a_delivery_for_is_found() -> None:
     assert "event 2 has no delivery on slack" in judged([delivery(1), delivery(3)]).violations
 
 
-def test_a_merged_event_that_its_successor_does_not_tell_is_found() -> None:
+def test_a_merged_event_that_its_successor_does_not_contain_is_found() -> None:
     merged = [delivery(1, "superseded", heir="d2"), delivery(2), delivery(3)]
     assert judged(merged).violations == [
         "delivery d1 is superseded by d2, which does not cover it",
@@ -138,11 +138,11 @@ def test_an_alert_whose_end_was_never_reported_is_found() -> None:
     )
 
 
-def test_a_channel_that_was_told_nothing_is_found() -> None:
+def test_a_channel_that_got_no_message_is_found() -> None:
     assert "slack: the last message of group 1 does not show its current state" in judged(messages=[]).violations
 
 
-def test_a_channel_that_was_told_the_state_before_last_is_found() -> None:
+def test_a_channel_that_got_the_state_before_last_is_found() -> None:
     found = judged(messages=slack(FIRES, ENDS)).violations
     assert "slack: the last message of group 1 does not show its current state" in found
 

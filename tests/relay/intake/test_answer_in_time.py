@@ -52,7 +52,7 @@ def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.Monk
     assert endpoint.ADMISSION_SECONDS < PASSWORD_CHECK_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
 
 
-async def test_a_locked_store_and_every_queue_before_it_take_no_longer_together(tmp_path: Path) -> None:
+async def test_a_locked_store_and_every_queue_before_it_take_no_longer_in_total(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         with locked(tmp_path / "relay.db"):
             every = await asyncio.gather(*(post_webhook(client, webhook_of(group=str(number))) for number in range(9)))

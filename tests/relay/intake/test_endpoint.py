@@ -303,7 +303,7 @@ async def test_a_group_of_thousands_is_reported_with_all_of_them_counted(tmp_pat
         assert event.alerts[0].fingerprint == f"{8_999:016x}"  # the only one that is critical
 
 
-async def test_where_a_place_holds_more_names_than_any_alert_has_it_is_413_and_kept(tmp_path: Path) -> None:
+async def test_where_a_field_contains_more_names_than_any_alert_has_it_is_413_and_kept(tmp_path: Path) -> None:
     labels = {f"name {number}": "" for number in range(30_000)}
     async with served(settings(tmp_path, {"one": Scripted()})) as client:
         answer = await post(client, webhook_of(groupLabels=labels))
@@ -405,7 +405,7 @@ async def test_sources_with_equal_group_keys_are_incidents_of_their_own(tmp_path
     assert len({message.task.incident_id for message in channel.sent}) == 2
 
 
-async def test_twins_that_arrive_together_are_reported_once(tmp_path: Path) -> None:
+async def test_twins_that_arrive_at_the_same_time_are_reported_once(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:
         answers = await asyncio.gather(*(post(client, payload(1)) for _ in range(8)))

@@ -40,7 +40,7 @@ def test_the_status_of_the_rest_is_its_own() -> None:
     assert left.status is RESOLVED
 
 
-def test_a_resolved_watchdog_is_no_sign_of_life_and_no_news() -> None:
+def test_a_resolved_watchdog_is_no_sign_of_life_and_no_new_event() -> None:
     assert split_heartbeats(event(("Watchdog", RESOLVED)), [WATCHDOG]) == (None, frozenset())
     left, heartbeats = split_heartbeats(event(("A", FIRING), ("Watchdog", RESOLVED)), [WATCHDOG])
     assert (names(left), heartbeats) == (["A"], frozenset())

@@ -64,7 +64,7 @@ def test_fields_of_newer_alertmanagers_and_of_grafana_are_no_error() -> None:
         (webhook_of().replace(b"2026-11-24T22:46:10.178815Z", b"0001-01-01T00:00:00+05:00"), "alerts.0.startsAt: "),
     ],
 )
-def test_what_is_no_webhook_is_named_with_its_place(body: bytes, expected: str) -> None:
+def test_what_is_no_webhook_is_named_with_its_position(body: bytes, expected: str) -> None:
     with pytest.raises(webhook_parser.MalformedWebhookError) as raised:
         webhook_parser.parse_whole_event(body, "")
     assert str(raised.value).startswith(expected)

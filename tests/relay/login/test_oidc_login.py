@@ -138,7 +138,7 @@ async def test_several_tabs_log_in_at_once_and_no_callback_works_twice_elsewhere
         assert len([name for name in browser.cookies if name.startswith("keypulse_login_")]) <= 5
 
 
-async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_in_words(
+async def test_what_the_provider_denies_or_nobody_gave_a_role_is_refused_with_a_sentence(
     provider: Provider, tmp_path: Path
 ) -> None:
     await provider.set_person("carl", preferred_username="carl", groups=["accounting"])

@@ -60,9 +60,7 @@ async def deadman(at: MonitoredOutbox, file: Path) -> AsyncIterator[DeadMansSwit
     await deadman.close()
 
 
-async def test_each_heartbeat_is_passed_on_and_those_in_between_together(
-    deadman: DeadMansSwitch, switch: Switch
-) -> None:
+async def test_each_heartbeat_is_passed_on_and_those_in_between_as_one(deadman: DeadMansSwitch, switch: Switch) -> None:
     deadman.record_heartbeat()
     deadman.record_heartbeat()
     await deadman.ping_after_heartbeat()
@@ -108,13 +106,13 @@ async def test_it_is_asked_while_a_storm_is_delivered_slowly(
     assert len(switch.requests) == 6, "the last one waits, and nothing was delivered for over 10 minutes"
 
 
-def test_the_times_are_those_of_the_alert_that_tells_people() -> None:
+def test_the_times_are_those_of_the_alert_that_people_receive() -> None:
     expression = ALERTS["RelayOutboxStuck"]["expr"]
     assert re.findall(r"> (\d{2,})", expression) == [f"{DRAIN_WINDOW:g}", f"{MAX_WAITING_AGE:g}"]
     assert re.findall(r"\[(\d+)m\]", expression) == [f"{DRAIN_WINDOW / 60:g}"]
 
 
-async def test_what_waits_for_a_channel_that_is_gone_does_not_hold_it_up(
+async def test_what_waits_for_a_channel_that_is_gone_does_not_delay_it(
     at: MonitoredOutbox, file: Path, switch: Switch, clock: Clock
 ) -> None:
     await at.accept(event(("A", Status.FIRING)), "email")

@@ -20,7 +20,7 @@ async def test_an_empty_quarantine_is_not_reported(at: MonitoredOutbox) -> None:
     assert await at.list_published() == []
 
 
-async def test_a_new_entry_is_reported_once_by_whichever_replica_looks_first(at: MonitoredOutbox) -> None:
+async def test_a_new_entry_is_reported_once_by_whichever_replica_checks_first(at: MonitoredOutbox) -> None:
     await quarantined(at, "older")
     await quarantined(at)
     for replica in (notice(at), notice(at)):
@@ -53,7 +53,7 @@ async def test_it_ends_when_none_came_for_an_hour_and_starts_again_with_the_next
     assert statuses == [Status.FIRING, Status.RESOLVED, Status.FIRING]
 
 
-async def test_a_start_does_not_tell_what_is_over_an_hour_old(at: MonitoredOutbox, clock: Clock) -> None:
+async def test_a_start_does_not_report_what_is_over_an_hour_old(at: MonitoredOutbox, clock: Clock) -> None:
     await quarantined(at)
     clock.go(3600)
     await notice(at).check()

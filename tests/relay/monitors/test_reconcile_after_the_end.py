@@ -9,7 +9,7 @@ from tests.relay.outbox.actions import claim_some, read_event
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
 
 
-async def test_what_the_relay_closed_is_told_where_it_fires_again(
+async def test_what_the_relay_closed_is_reported_where_it_fires_again(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     comparing = reconcile(at, clock, one)
@@ -58,7 +58,7 @@ async def test_what_fires_again_muted_or_to_another_receiver_or_for_a_moment_is_
     assert len(await at.list_published()) == 2
 
 
-async def test_what_alertmanager_closed_is_its_own_to_tell_again(
+async def test_what_alertmanager_closed_is_its_own_to_report_again(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await at.accept(event(("A", FIRING)))
@@ -80,7 +80,7 @@ async def test_alertmanagers_own_end_is_not_reported_after_ours_however_late_it_
     assert (len(await at.list_published()), (await latest(at)).status) == (3, FIRING)
 
 
-async def test_an_end_that_tells_of_one_more_alert_is_reported_after_ours(
+async def test_an_end_that_reports_one_more_alert_is_reported_after_ours(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await closed(at, clock, reconcile(at, clock, one))
@@ -102,7 +102,7 @@ async def test_what_waits_while_alertmanagers_own_end_comes_is_merged_as_it_was_
     assert [alert.status for alert in published.alerts] == [RESOLVED, RESOLVED]
 
 
-async def test_an_end_that_alertmanager_told_itself_is_reported_again_where_it_sends_it_again(
+async def test_an_end_that_alertmanager_reported_itself_is_reported_again_where_it_sends_it_again(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     for status in (FIRING, RESOLVED):

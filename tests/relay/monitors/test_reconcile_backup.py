@@ -64,7 +64,7 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
     assert not await nothing_due(at.store, "slack")
 
 
-async def test_after_a_relay_was_merely_stopped_for_long_one_look_closes_nothing(
+async def test_after_a_relay_was_merely_stopped_for_long_one_check_closes_nothing(
     at: MonitoredOutbox, clock: Clock, one: Answers
 ) -> None:
     await detect_restore(at.store, compare_delay=COMPARE_DELAY)

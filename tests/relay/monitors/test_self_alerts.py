@@ -54,7 +54,7 @@ async def test_it_starts_once_and_wakes_its_channels(at: MonitoredOutbox) -> Non
     assert published.alerts[0].starts_at.timestamp() == START
 
 
-async def test_of_many_that_tell_it_at_once_one_does(at: MonitoredOutbox) -> None:
+async def test_of_many_that_report_it_at_once_one_does(at: MonitoredOutbox) -> None:
     begun = await asyncio.gather(*(at.publisher.fire(OWN, ["email"]) for _ in range(5)))
     assert sorted(begun) == [False] * 4 + [True]
     incident = await going_on(at)
@@ -73,7 +73,7 @@ async def test_of_two_replicas_one_does(at: MonitoredOutbox, database: DatabaseU
     assert [published.event.status for published in await at.list_published()] == [FIRING, RESOLVED]
 
 
-async def test_its_end_goes_where_it_was_reported_with_a_note_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
+async def test_its_end_goes_where_it_was_reported_with_a_remark_and_counts_what_it_merged(at: MonitoredOutbox) -> None:
     await at.publisher.fire(OWN, ["email", "pagerduty"])
     assert await at.publisher.resolve(await going_on(at), "it is back")
     published, channels = (await at.list_published())[-1]

@@ -13,7 +13,7 @@ from services.relay.outbox.engine.work_queue import StoreUnavailableError
 pytestmark = pytest.mark.looptime
 
 
-async def test_a_turn_that_fails_is_followed_by_the_next() -> None:
+async def test_a_round_that_fails_is_followed_by_the_next() -> None:
     rounds: list[float] = []
     outcomes: Iterator[float | Exception] = iter(
         [30.0, StoreUnavailableError("locked"), LookupError("Bearer a-secret"), 30.0]

@@ -48,7 +48,7 @@ async def test_one_that_is_seen_in_time_is_not_reported(at: MonitoredOutbox, clo
     assert await at.list_published() == []
 
 
-async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
+async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_checks_next(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     guard, other = started(at, clock), started(at, clock)
@@ -64,7 +64,7 @@ async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_looks_next(
     assert all_published[-1].event.remark == "The heartbeats are back."
 
 
-async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believes(
+async def test_a_relay_that_was_down_waits_before_it_reports_and_before_it_believes(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await started(at, clock).check()
@@ -81,7 +81,7 @@ async def test_a_relay_that_was_down_waits_before_it_tells_and_before_it_believe
     assert len(await at.list_published()) == 1, "a start is no heartbeat"
 
 
-async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_silence_all_the_same(
+async def test_a_relay_that_is_restarted_more_often_than_expect_every_reports_a_silence_all_the_same(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
@@ -94,7 +94,7 @@ async def test_a_relay_that_is_restarted_more_often_than_expect_every_tells_a_si
         clock.go(4)
 
 
-async def test_a_relay_that_is_killed_before_its_second_look_again_and_again_tells_a_silence_too(
+async def test_a_relay_that_is_killed_before_its_second_check_repeatedly_reports_a_silence_too(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     await watchdog_silence.record_heartbeats(at.store, ["Watchdog"])
@@ -158,7 +158,7 @@ async def test_one_that_stays_away_is_reported_though_another_is_seen(at: Monito
     assert (published.common_labels["watchdog"], channels) == ("Other", {"slack"})
 
 
-async def test_it_looks_again_at_the_next_deadline_and_every_five_seconds_at_least(
+async def test_it_checks_again_at_the_next_deadline_and_every_five_seconds_at_least(
     at: MonitoredOutbox, clock: Clock
 ) -> None:
     guard = started(at, clock)

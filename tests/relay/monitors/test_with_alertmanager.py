@@ -220,7 +220,7 @@ async def test_an_alert_that_fires_again_after_its_silence_is_reported_though_al
 
 
 @pytest.mark.parametrize("alertmanager", ["8s"], indirect=True, ids=["a long group_interval"])
-async def test_where_alertmanager_tells_of_an_end_only_after_the_relay_did_it_is_not_reported_twice(
+async def test_where_alertmanager_reports_an_end_only_after_the_relay_did_it_is_not_reported_twice(
     at: MonitoredOutbox, alertmanager: Alertmanager, sent: list[Event], watching: None, until: Until
 ) -> None:
     at.duplicate_window = 0  # as if it came a minute later

@@ -105,7 +105,9 @@ async def test_a_pause_that_a_provider_asked_for_is_kept_whoever_starts_again(st
     assert (await claim_some(store)).retry_in == 30
 
 
-async def test_what_a_closed_gate_held_up_for_too_long_is_given_up_and_nothing_else(store: Store, clock: Clock) -> None:
+async def test_what_an_open_breaker_kept_waiting_for_too_long_is_given_up_and_nothing_else(
+    store: Store, clock: Clock
+) -> None:
     await enqueue(store, 3)
     await fail(store, await claim_one(store), ChannelEffect.DOWN, reason="unauthorized", retry_in=300.0)
     await enqueue(store, 2, "b")

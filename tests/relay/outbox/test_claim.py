@@ -122,7 +122,7 @@ async def test_a_crashed_relays_claim_is_merged_into_what_waits_behind_it(store:
 
 
 @pytest.mark.parametrize("back", [30, 3600, 86400 * 365])
-async def test_a_clock_that_is_set_back_holds_up_nothing(store: Store, clock: Clock, back: float) -> None:
+async def test_a_clock_that_is_set_back_delays_nothing(store: Store, clock: Clock, back: float) -> None:
     clock.now = 1e9
     for incident in ("retried", "leased", "given back", "queued", "ours"):
         await accept(store, incident)

@@ -137,7 +137,7 @@ async def test_a_channel_without_a_rate_or_without_digests_sends_each_alone(stor
     assert [task.incident_id for task in everything.tasks] == ["b", "c", "d", "e", "f"]
 
 
-async def test_a_digest_holds_a_limited_number_and_the_next_one_holds_the_rest(storm: Storm) -> None:
+async def test_a_digest_names_a_limited_number_and_the_next_one_names_the_rest(storm: Storm) -> None:
     names = [f"{number:02}" for number in range(SIZE + OVER + 1)]
     await storm.accept_events(names)
     first, second = [list_incidents(await storm.claim_digest()) for _ in range(2)]
@@ -186,7 +186,7 @@ async def test_critical_ones_go_first_and_one_by_one_until_others_have_waited_fo
     assert list_incidents(await storm.claim_digest()) == ["e", "f", "g", "h"]
 
 
-async def test_a_critical_one_that_gets_news_while_a_digest_names_it_sends_that(storm: Storm) -> None:
+async def test_a_critical_one_that_changes_while_a_digest_names_it_sends_that(storm: Storm) -> None:
     await storm.accept_events("abcdef", "critical")
     for _ in range(5):
         await storm.claim_alone()
@@ -378,7 +378,7 @@ async def test_a_digest_shows_the_end_of_what_it_only_named_though_that_came_bef
     assert ("i", Status.RESOLVED) in edited[task.delivery_id]
 
 
-async def test_a_digest_stays_one_when_it_is_edited_together_with_the_message_of_an_incident_that_it_named(
+async def test_a_digest_stays_one_when_it_is_edited_in_the_same_round_as_the_message_of_an_incident_that_it_named(
     storm: Storm,
 ) -> None:
     task = await storm.deliver_digest_of_critical()
@@ -481,7 +481,7 @@ async def test_where_digests_are_turned_off_their_members_go_alone(storm: Storm,
     assert {(rows[name].state, rows[name].digest_id) for name in "abcd"} == {("delivered", None)}
 
 
-async def test_a_member_that_was_given_up_is_sent_again_as_a_delivery_of_its_own(storm: Storm) -> None:
+async def test_a_member_that_was_given_up_is_resent_as_a_delivery_of_its_own(storm: Storm) -> None:
     await storm.accept_events("abcd")
     await storm.fail(await storm.claim_digest(), state=DeliveryState.DEAD, maybe_sent=True)
     rows = await storm.rows()

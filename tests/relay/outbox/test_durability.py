@@ -198,7 +198,7 @@ async def test_a_log_is_searched_for_where_a_link_leads_which_may_come_to_lead_e
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-async def test_a_file_that_is_emptied_in_place_takes_nothing_until_another_is_there(
+async def test_a_file_that_is_emptied_but_not_replaced_takes_nothing_until_another_is_there(
     checkpointed: bool, tmp_path: Path
 ) -> None:
     file, log = tmp_path / "relay.db", tmp_path / "relay.db-wal"

@@ -212,7 +212,7 @@ async def test_what_an_archived_channel_refused_is_edited_once_a_message_arrives
     assert [each.task.incident_id for each in (await claim(timed)).claims] == expected
 
 
-async def test_another_message_takes_the_place_of_the_first_one(store: Store) -> None:
+async def test_another_message_replaces_the_first_one(store: Store) -> None:
     await deliver(store)
     await deliver(store)
     replaced = EditOutcome(EditResult.EDITED, "ok", receipt={"number": "2"})

@@ -52,7 +52,7 @@ def test_a_file_of_keypulse_0_1_gets_the_tables_of_a_new_one(engine: Engine, tmp
         assert columns == {name: str(inspect(connection).get_columns(name)) for name in tables.metadata.tables}
 
 
-def test_a_file_of_keypulse_0_1_keeps_all_that_it_holds(v01: Path, engine: Engine) -> None:
+def test_a_file_of_keypulse_0_1_keeps_all_that_it_contains(v01: Path, engine: Engine) -> None:
     same_tables = ("incidents", "events", "attempts", "quarantine")
     with closing(sqlite3.connect(v01)) as old:
         before = {name: old.execute(f"SELECT * FROM {name}").fetchall() for name in same_tables}  # noqa: S608  # names of ours

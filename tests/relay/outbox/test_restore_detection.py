@@ -61,7 +61,7 @@ async def release(store: Store) -> None:
     await release_compared(store, postponed_at)
 
 
-async def test_what_is_held_back_during_a_comparison_waits_for_the_next_one(
+async def test_what_is_on_hold_during_a_comparison_waits_for_the_next_one(
     database: DatabaseUrl, restore: Restore
 ) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
@@ -110,7 +110,7 @@ async def test_no_message_is_edited_back_to_what_a_backup_knows_before_that_is_c
         assert (await claim_edits(store, request)).claims
 
 
-async def test_what_waits_in_a_backup_is_held_back_and_counts_as_perhaps_told(
+async def test_what_waits_in_a_backup_is_on_hold_and_counts_as_perhaps_delivered(
     database: DatabaseUrl, restore: Restore
 ) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
@@ -157,7 +157,7 @@ async def test_nobody_is_called_for_what_was_over_in_it_but_for_what_fired_and_e
         assert {each.incident_id: each.firing_undelivered for each in claims} == {"x": False, "y": False, "z": True}
 
 
-async def test_what_comes_after_the_restore_is_not_held_back(database: DatabaseUrl, restore: Restore) -> None:
+async def test_what_comes_after_the_restore_is_not_on_hold(database: DatabaseUrl, restore: Restore) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         await accept(store, "x")
@@ -169,7 +169,7 @@ async def test_what_comes_after_the_restore_is_not_held_back(database: DatabaseU
         assert (claim.first_event_seq, claim.last_event_seq) == (1, 2)
 
 
-async def test_a_relay_that_was_stopped_for_long_tells_what_waits_as_ever(database: DatabaseUrl) -> None:
+async def test_a_relay_that_was_stopped_for_long_reports_what_waits_as_ever(database: DatabaseUrl) -> None:
     async with open_store(database, lambda: 10_000.0) as store:
         await notice(store)
         await accept(store, "x", event=event_of("firing"))
@@ -199,7 +199,7 @@ async def test_a_backup_from_before_this_was_kept_is_noticed_where_a_file_says_t
         assert await nothing_due(store)
 
 
-async def test_a_relay_that_may_not_ask_which_cluster_it_is_tells_the_database_by_the_rest(
+async def test_a_relay_that_may_not_ask_which_cluster_it_is_identifies_the_database_by_the_rest(
     shared_postgres: Postgres, postgres_database: DatabaseUrl
 ) -> None:
     own = await asyncio.to_thread(_open_without_permission, shared_postgres, postgres_database)

@@ -71,7 +71,7 @@ async def test_one_that_has_been_quiet_for_a_day_needs_nothing(store: Store) -> 
     assert not await ends(store, "other")
 
 
-async def test_an_alert_is_over_that_any_other_told_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
+async def test_an_alert_is_over_that_any_other_reported_so_last_and_an_event_of_its_own_says_more(store: Store) -> None:
     await come(store, "one", group(A="firing", B="firing"))
     await come(store, "two", group(A="resolved", C="firing"))
     await come(store, "three", group(B="resolved", D="firing"))
@@ -84,7 +84,7 @@ async def test_an_alert_is_over_that_any_other_told_so_last_and_an_event_of_its_
     assert await ends(store, "three", E="resolved")
 
 
-async def test_what_is_not_listed_counts_as_well(store: Store) -> None:
+async def test_what_is_not_listed_counts_too(store: Store) -> None:
     await come(store, "one", replace(group(A="firing"), unlisted_firing=compute_digest("B")))
     assert await ends(store, "two", A="resolved")
     await come(store, "two", replace(group("resolved", A="resolved"), unlisted_resolved=compute_digest("B")))

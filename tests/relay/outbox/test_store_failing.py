@@ -33,7 +33,7 @@ async def either(database: DatabaseUrl) -> AsyncIterator[Store]:
         yield store
 
 
-async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_room(store: Store) -> None:
+async def test_a_full_disk_refuses_the_work_and_the_store_goes_on_when_there_is_space(store: Store) -> None:
     # SQLite's own limit on the file gives the error of a full disk; it ends with the connection.
     await store.run(lambda tx: tx.connection.exec_driver_sql("PRAGMA max_page_count = 1"))
     with pytest.raises(StoreUnavailableError, match="full"):

@@ -42,7 +42,7 @@ async def test_postgresql_flushes_at_each_commit_and_bounds_every_wait(postgres_
     assert settings == {"synchronous_commit": "on", "lock_timeout": "1100ms", "statement_timeout": "6500ms"}
 
 
-async def test_a_deadlock_is_tried_again_at_once(postgres_database: DatabaseUrl) -> None:
+async def test_a_deadlock_is_retried_at_once(postgres_database: DatabaseUrl) -> None:
     async with open_store(postgres_database, lambda: 0.0) as one, open_store(postgres_database, lambda: 0.0) as other:
         await asyncio.gather(*(one.run(partial(write, body=body)) for body in (b"a", b"b")))
         meet = threading.Barrier(2)
@@ -145,7 +145,7 @@ async def test_a_store_is_closed_though_the_server_hangs(own_postgres: Postgres)
         assert await bodies(second) == [b"before"]
 
 
-async def test_an_incident_that_another_replica_holds_costs_the_others_little(
+async def test_an_incident_that_another_replica_leases_costs_the_others_little(
     store: Store, postgres_database: DatabaseUrl
 ) -> None:
     await _accepted(store, "held")

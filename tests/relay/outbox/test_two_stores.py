@@ -200,7 +200,7 @@ async def test_a_claim_whose_lease_ended_while_the_other_accepts(replicas: Repli
     await replicas.judge()
 
 
-async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas: Replicas) -> None:
+async def test_a_dead_letter_that_is_resent_while_the_other_accepts(replicas: Replicas) -> None:
     one, other = replicas.stores
     for number in range(40):
         incident = str(number)
@@ -218,7 +218,7 @@ async def test_a_dead_letter_that_is_sent_again_while_the_other_accepts(replicas
     await replicas.judge()
 
 
-async def test_a_gate_that_opens_while_what_waits_behind_it_is_merged(replicas: Replicas) -> None:
+async def test_a_breaker_that_closes_while_what_waits_for_it_is_merged(replicas: Replicas) -> None:
     one, other = replicas.stores
     incidents = [str(number) for number in range(FAILURE_THRESHOLD + 15)]
     for _ in range(6):

@@ -33,7 +33,7 @@ from tests.relay.channels.examples import ALERTS_URL, SILENCE_URL, message, stra
 
 
 @given(strange)
-def test_readable_text_can_be_encoded_and_holds_nothing_invisible(text: str) -> None:
+def test_readable_text_can_be_encoded_and_contains_nothing_invisible(text: str) -> None:
     readable = clean_text(text)
     readable.encode()
     assert not set(readable) & set("\x00\x07\x1b\r\x7f\x85\u2028\u202e\u2066\ud800\ufeff")
@@ -120,7 +120,7 @@ def test_what_nobody_heard_of_before_it_was_over_is_reported_as_both() -> None:
     assert format_state(message("01-firing-1", firing_undelivered=True)) == "Firing"
 
 
-def test_the_relays_own_words_stand_on_one_short_line() -> None:
+def test_the_relays_own_remark_stands_on_one_short_line() -> None:
     event = replace(message().event, remark="Ended\nwhile silenced.")
     assert format_remark(message(event, remark=" Slack is down. ")) == "Slack is down. Ended while silenced."
     assert format_remark(message()) == ""

@@ -94,7 +94,7 @@ async def test_every_single_changed_byte_and_every_cut_is_noticed(in_a_file: Rot
         assert await folder.read_whole_backup(file, session.kms, timeout=5) == summary
 
 
-def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
+def test_pages_cannot_be_left_out_or_be_reordered_and_the_last_one_cannot_be_missing(tmp_path: Path) -> None:
     file, key = tmp_path / "file", bytes(32)
     writer = encrypted_pages.EncryptedFileWriter(file, b"{}", key)
     for page in (b"first", b"other"):
@@ -114,7 +114,7 @@ def test_pages_cannot_be_left_out_or_change_places_and_the_last_one_cannot_be_mi
             list(encrypted_pages.read_pages(file, key))
 
 
-async def test_a_backup_that_fails_half_way_leaves_nothing(in_a_file: Rotated) -> None:
+async def test_a_backup_that_fails_halfway_leaves_nothing(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
 
         async def rows(after: str = "", _limit: int = 0) -> list[StoredKey]:
@@ -140,7 +140,7 @@ def test_no_file_replaces_another(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-async def test_what_a_killed_runner_left_half_is_no_backup_and_in_nobodys_way(in_a_file: Rotated) -> None:
+async def test_what_a_killed_runner_left_half_is_no_backup_and_blocks_nobody(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         file = session.backups.get_new_path("one", datetime(2026, 1, 1, tzinfo=UTC))
         half = file.with_name(f".{file.name}.part")
@@ -237,7 +237,7 @@ async def test_restore_check_finds_a_data_key_that_is_another_one(in_a_file: Rot
     assert "it is not the one in the backup: its fingerprint differs" in {each.error for each in report.problems}
 
 
-async def test_a_last_page_that_tells_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
+async def test_a_last_page_that_is_of_other_rows_is_noticed(in_a_file: Rotated) -> None:
     async with in_a_file.session() as session:
         file, summary = await write(session)
         header = file.read_bytes().partition(b"\n")[0]

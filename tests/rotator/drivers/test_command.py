@@ -115,7 +115,7 @@ open({str(log)!r}, "a").write("ended\\n")
         ('print(\'{"status": 200, "body": 7}\')', "the answer to census is not one of an admin API"),
     ],
 )
-async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_words(script: str, sentence: str) -> None:
+async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_output(script: str, sentence: str) -> None:
     async with open_driver(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
         with pytest.raises(UnreachableError, match=sentence) as raised:
             await keyring.count_key_usage()

@@ -41,7 +41,7 @@ async def test_a_database_without_a_keyring_is_refused(empty_database: URL) -> N
             pytest.fail("it was opened")
 
 
-async def test_a_database_that_does_not_answer_may_be_tried_again() -> None:
+async def test_a_database_that_does_not_answer_may_be_retried() -> None:
     with pytest.raises(UnreachableError, match="expected the database of the service") as raised:
         async with open_driver(settings("postgresql://me:hunter2@127.0.0.1:1/backend"), KMS):
             pytest.fail("it was opened")

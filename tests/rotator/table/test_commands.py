@@ -122,7 +122,7 @@ async def test_a_new_data_key_is_refused(in_a_file: Tenants) -> None:
     assert await list_tables(in_a_file) == ["tenant_keys"]
 
 
-async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_wrapped_here(
+async def test_without_a_column_of_versions_each_row_may_need_any_until_it_was_wrapped_by_this_keyring(
     tenants: Tenants, kms_key: StoredKey
 ) -> None:
     tenants.driver["key_version"] = None

@@ -208,7 +208,7 @@ async def test_a_row_that_another_kms_key_wraps_is_left_alone(in_a_file: Tenants
     assert await in_a_file.execute("SELECT dek_ciphertext FROM tenant_keys WHERE tenant = 'other'") == [(b"x",)]
 
 
-async def test_two_columns_of_a_table_are_rotated_apart(in_a_file: Tenants, kms_key: StoredKey) -> None:
+async def test_two_columns_of_a_table_are_rotated_separately(in_a_file: Tenants, kms_key: StoredKey) -> None:
     await in_a_file.execute("ALTER TABLE tenant_keys ADD COLUMN second BLOB")
     await in_a_file.execute("UPDATE tenant_keys SET second = :dek", {"dek": await in_a_file.wrap(b"second")})
     kms_key.add_version("oak")

@@ -134,7 +134,7 @@ async def test_without_credentials_a_program_on_this_machine_may_do_everything(o
 
 
 @pytest.mark.parametrize("host", ["relay.example.org", "127.0.0.1.example.org:9912", "[::1", ""])
-async def test_without_credentials_a_name_that_somebody_pointed_here_reads_and_changes_nothing(
+async def test_without_credentials_a_name_that_somebody_pointed_to_this_server_reads_and_changes_nothing(
     opened: Rig, host: str
 ) -> None:
     async with opened.client() as client:

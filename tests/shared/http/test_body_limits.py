@@ -41,7 +41,7 @@ async def test_who_waited_for_too_long_or_went_away_leaves_its_space_to_others()
     await budget.acquire(8, 1)
 
 
-async def test_who_goes_away_right_after_it_was_given_room_gives_it_back() -> None:
+async def test_who_goes_away_right_after_it_was_given_space_gives_it_back() -> None:
     budget = ByteBudget(10)
     await budget.acquire(10, 1)
     abandoned = asyncio.create_task(budget.acquire(10, 5))

@@ -93,7 +93,7 @@ async def test_what_is_of_another_kind_does_not_wait() -> None:
 
 
 @pytest.mark.usefixtures("protocol")
-async def test_the_turn_of_one_that_went_away_is_the_next_ones() -> None:
+async def test_the_slot_of_one_that_went_away_is_the_next_ones() -> None:
     async with slow() as it, it.sent(b"aaaa"):
         async with it.sent(b"bbbb"):
             await until(lambda: len(it.in_progress) == MOST)
@@ -117,7 +117,7 @@ async def test_one_that_waited_for_too_long_is_processed_all_the_same() -> None:
 
 
 @pytest.mark.usefixtures("protocol")
-async def test_a_connection_gets_a_turn_for_each_of_its_requests() -> None:
+async def test_a_connection_is_queued_for_each_of_its_requests() -> None:
     async with slow() as it:
         it.go_on(6)
         reader, writer = await asyncio.open_connection(*it.address)
@@ -161,7 +161,7 @@ async def test_a_connection_that_was_kept_open_waits_like_others() -> None:
 
 @pytest.mark.usefixtures("protocol")
 @pytest.mark.parametrize("piece", [b"POST /slow", HEAD, HEAD + b"\r\nab"])
-async def test_what_does_not_arrive_keeps_its_turn_for_a_moment_only(
+async def test_what_does_not_arrive_keeps_its_slot_for_a_moment_only(
     piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.http.connection_limits._ARRIVAL_SECONDS", 0.1)
@@ -171,7 +171,7 @@ async def test_what_does_not_arrive_keeps_its_turn_for_a_moment_only(
 
 
 @pytest.mark.usefixtures("protocol")
-async def test_what_has_arrived_keeps_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_has_arrived_keeps_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.http.connection_limits._ARRIVAL_SECONDS", 0.05)
     async with slow() as it, it.sent(b"aaaa"), it.sent(b"bbbb"), it.sent(b"cccc"):
         await until(lambda: len(it.in_progress) == MOST)

@@ -145,7 +145,7 @@ def test_a_server_that_listens_and_never_answers_is_not_healthy(monkeypatch: pyt
         ("listen: nowhere\n", "listen: expected HOST:PORT"),
     ],
 )
-def test_a_file_that_does_not_say_where_is_a_complaint(content: str, complains: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_say_where_is_an_error(content: str, complains: str, tmp_path: Path) -> None:
     config = tmp_path / "sample.yml"
     config.write_text(content)
     sentence = check_configured_server(Settings, config, None)
@@ -153,7 +153,7 @@ def test_a_file_that_does_not_say_where_is_a_complaint(content: str, complains: 
     assert complains in sentence
 
 
-def test_an_answer_other_than_200_is_a_complaint() -> None:
+def test_an_answer_other_than_200_is_an_error() -> None:
     def answer(listening: socket.socket) -> None:
         connection, _ = listening.accept()
         with connection:

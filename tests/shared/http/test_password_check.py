@@ -120,7 +120,7 @@ async def test_dozens_of_one_address_are_checked_in_their_order_and_keep_no_othe
     assert [each.result() for each in (elsewhere, *wrong)] == [False] * (MAX_WAITING_CHECKS - 1)
 
 
-async def test_where_every_place_is_taken_an_address_with_few_gets_one_of_that_with_most(blocked: BlockedHash) -> None:
+async def test_where_every_slot_is_taken_an_address_with_few_gets_one_of_that_with_most(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         running = asyncio.create_task(users.check_password("alice", b"first", PEER))
@@ -160,7 +160,7 @@ async def test_the_addresses_of_one_ipv6_network_count_as_one(blocked: BlockedHa
         await asyncio.gather(running, *waiting, return_exceptions=True)
 
 
-async def test_all_addresses_together_wait_up_to_a_bound(blocked: BlockedHash) -> None:
+async def test_all_addresses_in_total_wait_up_to_a_bound(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(users.check_password("alice", b"first", PEER))
@@ -174,7 +174,7 @@ async def test_all_addresses_together_wait_up_to_a_bound(blocked: BlockedHash) -
     assert users._queues == {}
 
 
-async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(blocked: BlockedHash) -> None:
+async def test_a_check_that_is_given_up_leaves_its_slot_and_is_never_made(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         running = asyncio.create_task(users.check_password("alice", b"running", PEER))
@@ -191,7 +191,7 @@ async def test_a_check_that_is_given_up_leaves_its_place_and_is_never_made(block
     assert (users._queues, users._is_running) == ({}, False)
 
 
-async def test_one_that_is_given_up_in_the_moment_of_its_turn_passes_it_on(blocked: BlockedHash) -> None:
+async def test_one_that_is_given_up_in_the_moment_of_its_admission_passes_it_on(blocked: BlockedHash) -> None:
     users = PasswordChecker({"alice": USERS["alice"]})
     async with asyncio.timeout(20):
         await users._acquire_slot(PEER)

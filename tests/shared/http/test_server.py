@@ -183,7 +183,7 @@ async def test_a_header_does_not_change_who_calls() -> None:
     assert answer.text == "127.0.0.1"
 
 
-async def test_what_an_accepted_connection_sends_is_not_held_back() -> None:
+async def test_what_an_accepted_connection_sends_is_not_delayed() -> None:
     accepted = asyncio.get_running_loop().create_future()
 
     class Connection(asyncio.Protocol):

@@ -184,7 +184,7 @@ async def test_a_rotation_goes_on_where_the_old_version_left_it(url: URL, kms: G
         assert (await keyring.administration.rollback("r2", keyring.token)).state == "rolled_back"
 
 
-async def test_each_step_is_done_once_and_two_that_start_together_do_it_one_after_the_other(url: URL) -> None:
+async def test_each_step_is_done_once_and_two_that_start_at_the_same_time_do_it_one_after_the_other(url: URL) -> None:
     await asyncio.to_thread(_create, url, *ENTRIES)
     both = await asyncio.gather(Database.open(url, TABLES), Database.open(url, TABLES))
     third = await Database.open(url, TABLES)

@@ -27,7 +27,7 @@ async def _end(database: Database) -> None:
     )
 
 
-async def test_a_second_runner_is_refused_and_told_who_holds_it(free: LocalAdministration) -> None:
+async def test_a_second_runner_is_refused_and_learns_who_has_the_lease(free: LocalAdministration) -> None:
     try_to_acquire = await free.acquire_lease("ci run 7", 60)
     with pytest.raises(RefusedError, match=r"ci run 7 holds the lease until 20\d\d-"):
         await free.acquire_lease("ci run 8", 60)
@@ -69,7 +69,7 @@ async def test_a_lease_is_for_a_bounded_time(free: LocalAdministration, seconds:
         await free.acquire_lease("one", seconds)
 
 
-async def test_the_database_holds_no_token(free: LocalAdministration, keyring: Keyring) -> None:
+async def test_the_database_contains_no_token(free: LocalAdministration, keyring: Keyring) -> None:
     try_to_acquire = await free.acquire_lease("one", 60)
     (row,) = await keyring.database.read(lambda connection: connection.execute(rotation_lease.select()).all())
     assert try_to_acquire.token not in str(tuple(row))

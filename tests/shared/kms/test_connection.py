@@ -70,7 +70,7 @@ async def test_a_connection_that_went_silent_is_replaced(emulator: Emulator) -> 
         server.close()
 
 
-async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plaintext_uses_no_proxy(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +88,7 @@ async def test_plaintext_takes_no_way_through_a_proxy(emulator: Emulator, monkey
     assert requests == []
 
 
-async def test_a_caller_that_is_cancelled_is_cancelled_and_not_told_of_an_error(emulator: Emulator) -> None:
+async def test_a_caller_that_is_cancelled_is_cancelled_and_gets_no_error(emulator: Emulator) -> None:
     key = GcpKmsKey(KEY, endpoint=str(emulator.address), insecure=True)
     emulator.faults.add(EmulatorFault(kind="stall"))
     with pytest.raises(TimeoutError):

@@ -99,7 +99,7 @@ async def test_a_list_that_fails_is_requested_once() -> None:
     assert (raised.value.reason, kms.listed) == (Reason.UNAVAILABLE, 1)
 
 
-async def test_a_version_that_is_not_to_be_destroyed_has_no_date_whatever_its_message_holds() -> None:
+async def test_a_version_that_is_not_to_be_destroyed_has_no_date_whatever_its_message_contains() -> None:
     kms, dated = Scripted(), {"destroy_time": datetime(2030, 1, 1, tzinfo=UTC)}
     states = CryptoKeyVersion.CryptoKeyVersionState
     kms.versions = [

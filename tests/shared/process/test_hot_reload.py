@@ -147,7 +147,7 @@ async def test_only_a_post_reloads(method: str) -> None:
     assert not rig.applied
 
 
-async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_here() -> None:
+async def test_another_web_page_may_not_ask_nor_one_that_points_its_name_to_this_server() -> None:
     rig = Rig()
     async with rig.client() as client:
         for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"host": "evil.example"}):

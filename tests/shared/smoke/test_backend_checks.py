@@ -132,7 +132,7 @@ async def test_a_backend_with_its_two_documents_alone_is_green(answering: Answer
     assert requests == [("GET", "/admin/crypto/keys"), ("PUT", "/v1/records/keypulse-smoke")]
 
 
-async def test_records_that_are_demanded_and_missing_are_red(answering: Answering) -> None:
+async def test_records_that_are_required_and_missing_are_red(answering: Answering) -> None:
     async with answering(_seed([])) as url:
         assert failed(await check_backend(url, records="on")) == ["a record is written and read"]
 

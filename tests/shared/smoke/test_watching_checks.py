@@ -114,7 +114,7 @@ async def test_a_rule_with_a_placeholders_runbook_is_red_in_production_alone(ans
     assert all(result.is_ok for result in elsewhere)
 
 
-async def test_the_runbooks_of_other_rules_are_not_looked_at(answering: Answering) -> None:
+async def test_the_runbooks_of_other_rules_are_not_checked(answering: Answering) -> None:
     async with answering(prometheus({"rules": {"groups": [{"rules": [*LOADED, OF_OTHERS]}]}})) as url:
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
@@ -124,13 +124,13 @@ async def test_a_service_that_is_ill_beside_one_that_is_healthy_is_not_this_one_
         assert all(result.is_ok for result in await check_prometheus(url, RULES))
 
 
-async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_looked_for(answering: Answering) -> None:
+async def test_where_only_keys_are_probed_no_recording_of_a_backend_is_searched_for(answering: Answering) -> None:
     async with answering(prometheus({})) as url:
         results = await check_prometheus(url, RULES, has_backend=False)
     assert [result.name for result in results if "has data" in result.name] == [f"{RECORDINGS[0]} has data"]
 
 
-async def test_without_a_target_no_recording_is_looked_at(answering: Answering) -> None:
+async def test_without_a_target_no_recording_is_checked(answering: Answering) -> None:
     async with answering(prometheus({"targets": {"activeTargets": []}, "query": {"result": []}})) as url:
         results = await check_prometheus(url, RULES)
     assert [r.name for r in results if r.outcome is CheckOutcome.SKIPPED] == [f"{name} has data" for name in RECORDINGS]

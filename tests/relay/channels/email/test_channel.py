@@ -18,7 +18,7 @@ from tests.relay.channels.examples import SECRET, detailed, example, message, ro
 from tests.relay.channels.recording_attempt import Recorded, send
 
 
-async def test_one_mail_goes_to_all_and_the_receipt_holds_the_servers_answer(
+async def test_one_mail_goes_to_all_and_the_receipt_contains_the_servers_answer(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server()
@@ -67,7 +67,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
         (b"554 5.3.2 no SMTP here\r\n", SendReason.MISCONFIGURED, SendScope.CHANNEL),
     ],
 )
-async def test_a_server_that_turns_us_away_at_the_door_is_understood(
+async def test_a_server_that_refuses_us_in_its_greeting_is_understood(
     greeting: bytes, reason: SendReason, scope: SendScope, secret_file: Path, tcp: TcpServer
 ) -> None:
     async def door(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -187,7 +187,7 @@ async def test_a_server_that_is_slow_to_take_the_mail_and_hangs_at_quit_is_no_fa
     assert commands[-1] == b"QUIT\r\n"
 
 
-async def test_a_lost_answer_is_tried_again_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_a_lost_answer_is_retried_with_the_same_message_id(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SMTP, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins.smtp, username=None, password_file=None)
     attempt = Recorded(message())

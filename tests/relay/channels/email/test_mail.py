@@ -219,7 +219,7 @@ def test_all_mails_of_an_episode_are_one_thread() -> None:
     assert end["Subject"] == f"{over} [KMSCryptoModeNotKMS, production / backend]"
 
 
-def test_a_thread_holds_for_a_sender_of_any_domain() -> None:
+def test_a_thread_works_for_a_sender_of_any_domain() -> None:
     domain = f"alerts.{'a' * 63}.{'b' * 63}.example-corporation.example.org"
     root, first = f"<{'0' * 40}@{domain}>", f"<{'1' * 40}@{domain}>"
     later = message(delivery_id="2", first_receipt={"message_id": first})

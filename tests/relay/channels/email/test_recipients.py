@@ -29,7 +29,7 @@ async def test_who_is_refused_for_good_costs_the_others_nothing_and_is_named(
     assert line["delivery_id"] == message().task.delivery_id
 
 
-async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(
+async def test_the_reason_of_a_refusal_is_short_and_contains_no_password(
     secret_file: Path, mail_server: StartServer
 ) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": f"550 not for {SECRET} {'x' * 300}"})
@@ -38,9 +38,7 @@ async def test_the_reason_of_a_refusal_is_short_and_holds_no_password(
     assert len(receipt["rejected_recipients"]) < 150
 
 
-async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
-    secret_file: Path, mail_server: StartServer
-) -> None:
+async def test_who_is_put_off_is_retried_alone_after_a_restart_too(secret_file: Path, mail_server: StartServer) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted"})
     first = Recorded(message())
     error = await refused(connect(secret_file, server.address), first)
@@ -59,7 +57,7 @@ async def test_who_is_put_off_is_tried_again_alone_after_a_restart_too(
     assert len(ids) == 1
 
 
-async def test_where_nobody_has_the_mail_yet_all_are_tried_again(secret_file: Path, mail_server: StartServer) -> None:
+async def test_where_nobody_has_the_mail_yet_all_are_retried(secret_file: Path, mail_server: StartServer) -> None:
     server = await mail_server(**{f"RCPT {ONCALL}": "450 4.2.0 greylisted", f"RCPT {SECOPS}": "550 5.1.1 not yet"})
     attempt = Recorded(message())
     error = await refused(connect(secret_file, server.address), attempt)

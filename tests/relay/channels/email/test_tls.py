@@ -14,7 +14,7 @@ from tests.relay.channels.recording_attempt import send
 
 
 @pytest.mark.parametrize("greeting", [b"220 mail, without TLS\r\n", b"HTTP/1.1 400 Bad Request\r\n"])
-async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check(
+async def test_a_port_without_tls_is_the_channels_error_and_says_what_to_check(
     greeting: bytes, secret_file: Path, tcp: TcpServer
 ) -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,9 +28,7 @@ async def test_a_port_without_tls_is_the_channels_trouble_and_says_what_to_check
     )
 
 
-async def test_a_connection_that_breaks_off_during_the_handshake_is_tried_again(
-    secret_file: Path, tcp: TcpServer
-) -> None:
+async def test_a_connection_that_breaks_off_during_the_handshake_is_retried(secret_file: Path, tcp: TcpServer) -> None:
     async def hangs_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 

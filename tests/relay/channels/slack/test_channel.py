@@ -24,7 +24,7 @@ def posts(stand_ins: StandIns) -> list[SlackMessage]:
     return list(stand_ins.slack.channels["#security-critical"].messages)
 
 
-async def test_a_post_carries_its_delivery_and_the_receipt_finds_it(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_a_post_contains_its_delivery_and_the_receipt_finds_it(secret_file: Path, stand_ins: StandIns) -> None:
     channel = connect(secret_file, stand_ins)
     receipt = await send(channel, message())
     await channel.close()
@@ -126,7 +126,7 @@ async def test_the_wait_that_slack_requests_is_passed_on(secret_file: Path, stan
     await channel.close()
 
 
-async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
+async def test_a_lost_answer_is_not_reposted_behind_our_back(secret_file: Path, stand_ins: StandIns) -> None:
     stand_ins.faults.add(ProviderFault(provider=Provider.SLACK, kind=FaultKind.LOST_ANSWER, count=1))
     channel = connect(secret_file, stand_ins)
     with pytest.raises(SendError) as raised:
@@ -137,7 +137,7 @@ async def test_a_lost_answer_is_not_posted_again_behind_our_back(secret_file: Pa
     assert len(posts(stand_ins)) == 1  # each request that arrives is stored
 
 
-async def test_slack_is_told_to_make_nothing_of_the_text(
+async def test_slack_is_asked_to_make_nothing_of_the_text(
     secret_file: Path, stand_ins: StandIns, website: WebServer, requests: list[bytes]
 ) -> None:
     address = await website(200, '{"ok": true, "channel": "C1", "ts": "1.000001"}', Content_Type="application/json")

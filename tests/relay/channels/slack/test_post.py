@@ -323,7 +323,7 @@ def test_a_reply_says_what_changed_and_shows_only_that() -> None:
     assert "nothing has changed" in str(repeat.blocks)
 
 
-def test_a_resolved_list_that_was_cut_looks_like_firing_and_says_what_is_missing() -> None:
+def test_a_resolved_list_that_was_cut_appears_as_firing_and_says_what_is_missing() -> None:
     event = replace(message("03-resolved-1").event, truncated_alerts=2)
     displayed = lines(build_post(message(event), "channel"))
     assert displayed[0].startswith("🔴 Firing")
@@ -340,7 +340,7 @@ def test_labels_that_all_alerts_share_stand_once_at_the_end() -> None:
     ]
 
 
-def test_several_alerts_are_kept_apart_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
+def test_several_alerts_are_separated_by_a_line_and_by_the_labels_beside_their_summaries() -> None:
     blocks = build_post(message("05-firing-3"), "none").blocks
     assert [block["type"] for block in blocks].count("divider") == 2
     beside = [text.split("\n")[1] for text in find_texts(blocks[2:], "plain_text") if "\ninstance=" in text]

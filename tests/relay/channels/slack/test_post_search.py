@@ -32,7 +32,7 @@ async def test_a_post_that_arrived_is_found_and_not_made_again(by: str, connect:
     assert retry.payloads == []
 
 
-async def test_a_post_that_did_not_arrive_is_made_without_a_word_of_a_repeat(
+async def test_a_post_that_did_not_arrive_is_made_without_mentioning_a_repeat(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
@@ -83,9 +83,7 @@ async def test_a_reply_is_found_in_its_thread(connect: Connect, stand_ins: Stand
     assert receipt == locate(stand_ins, reply)
 
 
-async def test_a_reply_to_a_message_that_is_gone_is_found_outside_the_thread(
-    connect: Connect, stand_ins: StandIns
-) -> None:
+async def test_a_reply_to_a_message_that_is_gone_is_found_in_the_channel(connect: Connect, stand_ins: StandIns) -> None:
     missing = {"channel": stand_ins.slack.channels[CRITICAL].id, "ts": "1700000000.000001"}
     retry = await lost(stand_ins, connect(), now(first_receipt=missing))
     receipt = await connect().send(retry)
@@ -107,7 +105,7 @@ async def test_without_a_scope_the_second_post_says_that_it_may_be_a_repeat(
     assert "may be a repeat" in retry.payloads[0]
 
 
-async def test_a_doubt_that_could_not_be_settled_outlives_a_clear_refusal(
+async def test_an_uncertainty_that_could_not_be_settled_outlives_a_clear_refusal(
     connect: Connect, stand_ins: StandIns
 ) -> None:
     channel = connect()
@@ -171,7 +169,7 @@ async def test_what_is_older_than_the_delivery_is_not_checked(connect: Connect, 
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-async def test_only_where_slack_does_not_say_the_time_the_doubt_stays(
+async def test_only_where_slack_does_not_say_the_time_it_stays_uncertain(
     is_answered: bool, secret_file: Path, answering: Answering
 ) -> None:
     async def answer(request: web.Request) -> web.Response:
@@ -194,7 +192,7 @@ async def test_only_where_slack_does_not_say_the_time_the_doubt_stays(
         {"ok": False, "error": "an_error_of_next_year"},
     ],
 )
-async def test_a_search_without_a_result_is_bounded_and_leaves_the_doubt(
+async def test_a_search_without_a_result_is_bounded_and_leaves_it_uncertain(
     page: dict[str, object], secret_file: Path, answering: Answering
 ) -> None:
     requests: list[str] = []

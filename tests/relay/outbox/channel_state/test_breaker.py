@@ -67,7 +67,7 @@ async def test_those_in_progress_when_it_breaks_do_not_make_the_pause_longer(sto
     assert (await claim_some(store)).retry_in == 1.0
 
 
-async def test_one_of_those_in_progress_that_arrives_opens_the_gate(store: Store) -> None:
+async def test_one_of_those_in_progress_that_arrives_closes_the_breaker(store: Store) -> None:
     await enqueue(store, FAILURE_THRESHOLD + 2)
     *others, last = (await claim_some(store, limit=FAILURE_THRESHOLD + 1)).tasks
     for claim in others:

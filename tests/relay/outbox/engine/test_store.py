@@ -36,7 +36,7 @@ async def test_the_file_is_written_ahead_and_flushed_at_each_commit(store: Store
     assert await pragma("synchronous") == 2  # FULL
 
 
-async def test_what_waits_together_is_committed_together(store: Store) -> None:
+async def test_what_waits_at_the_same_time_is_committed_in_one_batch(store: Store) -> None:
     commits = []
     event.listen(store._writer._engine, "commit", lambda _connection: commits.append(1))
     async with blocked(store):

@@ -45,7 +45,7 @@ async def test_nobody_waits_for_an_answer_longer_than_a_bound(store: Store, monk
             await store.run(write)
 
 
-async def test_work_that_was_cancelled_before_its_turn_is_not_done(store: Store) -> None:
+async def test_work_that_was_cancelled_before_it_began_is_not_done(store: Store) -> None:
     async with blocked(store):
         task = asyncio.create_task(store.run(partial(write, body=b"never")))
         await asyncio.sleep(0)

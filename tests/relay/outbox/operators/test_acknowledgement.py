@@ -123,7 +123,7 @@ async def test_an_acknowledgement_lasts_for_its_episode(store: Store) -> None:
     assert (await acknowledged(store, "ben")).by == "ben"
 
 
-async def test_what_is_being_sent_of_an_earlier_episode_carries_no_acknowledgement(store: Store) -> None:
+async def test_what_is_being_sent_of_an_earlier_episode_contains_no_acknowledgement(store: Store) -> None:
     await accept(store, "x", "pagerduty")
     claim = await claim_one(store, "pagerduty")
     await accept(store, "x", "pagerduty", is_open=False, event=event_of("resolved"))
@@ -132,7 +132,7 @@ async def test_what_is_being_sent_of_an_earlier_episode_carries_no_acknowledgeme
     assert (await prepare(store, claim, acknowledges=True)).acknowledgement == ""
 
 
-async def test_pagerduty_is_not_told_of_an_episode_that_it_does_not_have(store: Store) -> None:
+async def test_pagerduty_is_not_notified_of_an_episode_that_it_does_not_have(store: Store) -> None:
     await accept(store, "x", "a", "pagerduty")
     await paged(store)
     await accept(store, "x", "a", "pagerduty", is_open=False, event=event_of("resolved"))

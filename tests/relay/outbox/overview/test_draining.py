@@ -61,7 +61,7 @@ async def test_an_old_backlog_that_is_delivered_slowly_drains_until_it_is_too_ol
 
 
 @pytest.mark.parametrize("state", [DeliveryState.SUPERSEDED, DeliveryState.DEAD])
-async def test_what_was_merged_or_given_up_or_delivered_on_another_channel_was_not_delivered_here(
+async def test_what_was_merged_or_given_up_or_delivered_on_another_channel_was_not_delivered_on_this_one(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     await waiting(rows, "slack", 700)

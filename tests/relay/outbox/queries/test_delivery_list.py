@@ -44,7 +44,7 @@ async def test_pages_hold_every_delivery_once_the_newest_first_while_others_are_
     assert pages == 3
 
 
-async def test_a_page_that_holds_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
+async def test_a_page_that_contains_the_rest_exactly_is_the_last(store: Store, rows: Rows) -> None:
     event = await rows.event()
     for number in range(2):
         await rows.delivery(event, f"channel-{number}")

@@ -73,7 +73,7 @@ async def test_what_is_still_to_be_delivered_stays_beside_what_its_incident_was_
     assert end in await rows.events()
 
 
-async def test_of_what_was_told_the_newest_are_kept_and_what_was_given_up_is_not_among_them(
+async def test_of_what_was_reported_the_newest_are_kept_and_what_was_given_up_is_not_among_them(
     store: Store, rows: Rows
 ) -> None:
     stored = []
@@ -134,7 +134,7 @@ async def test_an_incident_whose_end_is_not_reported_keeps_what_to_reply_to(
 
 
 @pytest.mark.parametrize("state", [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.DEAD])
-async def test_every_event_stays_that_a_delivery_may_still_have_to_tell(
+async def test_every_event_stays_that_a_delivery_may_still_have_to_report(
     store: Store, rows: Rows, state: DeliveryState
 ) -> None:
     untold = await rows.event("other", age=4 * DAY, goes_on=False)
@@ -172,7 +172,7 @@ async def test_a_closed_incident_goes_with_its_last_event_and_an_open_one_stays(
     assert await rows.count(incidents) == 2
 
 
-async def test_an_open_incident_stays_that_no_channel_was_told_of(store: Store, rows: Rows) -> None:
+async def test_an_open_incident_stays_that_no_channel_reported(store: Store, rows: Rows) -> None:
     event = await rows.event(age=9 * DAY)
     await prune_by_age(store, DAY, 1)
     assert await rows.events() == [event]

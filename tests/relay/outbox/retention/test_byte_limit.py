@@ -177,7 +177,7 @@ async def test_what_is_still_to_be_delivered_fills_it_to_the_limit_and_no_furthe
         await until(lambda: len(channel.sent) >= codes.count(202), 30)
 
 
-async def test_what_was_delivered_makes_place_for_the_next(database: DatabaseUrl, tmp_path: Path) -> None:
+async def test_what_was_delivered_makes_space_for_the_next(database: DatabaseUrl, tmp_path: Path) -> None:
     channel = Scripted()
     configuration = settings(tmp_path, {"one": channel}, **SMALL)
     async with served(configuration.model_copy(update={"database": database})) as client:

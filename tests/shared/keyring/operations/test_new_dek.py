@@ -102,7 +102,7 @@ async def test_a_data_key_that_became_active_in_between_is_the_one_that_is_retir
     }
 
 
-async def test_a_pending_data_key_whose_status_another_hand_changed_stops_with_a_sentence(keyring: Keyring) -> None:
+async def test_a_pending_data_key_whose_status_another_program_changed_stops_with_a_sentence(keyring: Keyring) -> None:
     await keyring.fill(1)
     await keyring.administration.rotate(keyring.request(NEW_DEK))
     (new,) = {*await keyring.keys()} - {"k000"}

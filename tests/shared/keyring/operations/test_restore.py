@@ -15,7 +15,7 @@ async def _backup(keyring: Keyring) -> list[StoredKey]:
     ]
 
 
-async def test_a_backup_holds_every_row_page_by_page_and_no_key_in_clear(keyring: Keyring) -> None:
+async def test_a_backup_contains_every_row_page_by_page_and_no_key_in_clear(keyring: Keyring) -> None:
     await keyring.fill(5)
     rows = [
         *await keyring.administration.list_backup_rows("", 3),

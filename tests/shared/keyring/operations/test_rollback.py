@@ -63,7 +63,7 @@ async def test_a_rollback_that_kms_stops_goes_on_and_nobody_rotates_meanwhile(
     assert await keyring.keys() == before
 
 
-async def test_what_another_hand_changed_since_or_can_no_longer_be_unwrapped_is_named_and_stays(
+async def test_what_another_program_changed_since_or_can_no_longer_be_unwrapped_is_named_and_stays(
     keyring: Keyring, versions: Versions
 ) -> None:
     a, b, c = await keyring.fill(3)

@@ -72,7 +72,7 @@ async def test_a_lookup_that_outlasts_a_call_is_a_timeout_and_then_says_what_is_
     assert finder.calls == 1
 
 
-async def test_after_a_failure_the_next_call_looks_again() -> None:
+async def test_after_a_failure_the_next_call_reads_again() -> None:
     finder = Finder()
     finder.go_on.set()
     finder.error = RuntimeError("with a secret in it")
@@ -200,7 +200,7 @@ async def test_with_a_service_account_and_tls_the_round_trip_works(emulator: Emu
     assert len(recorded) > 500
 
 
-async def test_a_call_that_is_refused_for_its_credentials_makes_way_for_new_ones(
+async def test_a_call_that_is_refused_for_its_credentials_is_replaced_by_one_with_new_ones(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "account.json"
