@@ -48,9 +48,9 @@ async def test_one_endpoint_is_at_no_more_than_its_slots() -> None:
     kms.stalled.add(STALLED)
     async with watched(kms, *(named(f"stalled-{n}", STALLED) for n in range(200)), concurrency=3):
         await asyncio.sleep(4.9)
-    begun = [operation for operation in kms.asked if operation.startswith("encrypt")]
+    begun = [operation for operation in kms.requests if operation.startswith("encrypt")]
     assert len(begun) == 3
-    assert len([operation for operation in kms.asked if operation.startswith("describe")]) == 3
+    assert len([operation for operation in kms.requests if operation.startswith("describe")]) == 3
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -170,7 +170,7 @@ async def test_a_target_that_is_watched_no_more_is_reported_at_once(page: Probed
 
     await until(stalls)
     begin = time.monotonic()
-    await page.demand.close()
+    await page.probe.close()
     answer = await waiting
     assert time.monotonic() - begin < 2
     assert (answer.status, answer.body) == (503, "this target is not watched any more\n")

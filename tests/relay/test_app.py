@@ -72,7 +72,7 @@ async def test_a_repeat_is_a_new_event_where_the_first_was_given_up(tmp_path: Pa
     channel = Scripted(SendError(SendReason.REJECTED, SendScope.MESSAGE, "invalid_blocks"))
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, payload(1))
-        await until(lambda: len(channel.tried) == 1)
+        await until(lambda: len(channel.attempted) == 1)
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="dead")
         assert (await post(client, payload(2)))[0] == 202
         await until(lambda: len(channel.sent) == 1)
@@ -109,7 +109,7 @@ async def test_a_stop_finishes_what_is_in_progress_and_refuses_the_rest(tmp_path
     async with served(settings(tmp_path, {"one": channel})) as client:
         await post(client, webhook_of("firing"))
         await post(client, webhook_of("resolved"))
-        await until(lambda: channel.under_way == 1)
+        await until(lambda: channel.in_progress == 1)
         asyncio.get_running_loop().call_later(0.2, go_on.set)
     assert statuses(channel.sent) == ["firing"]
     assert channel.closed
@@ -126,7 +126,7 @@ async def test_a_send_that_outlasts_the_grace_period_returns_its_claim_at_once(
     lease = {"timeout": "60s", "lease": "2h"}
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)) as client:
         await post(client, payload(1))
-        await until(lambda: channel.under_way == 1)
+        await until(lambda: channel.in_progress == 1)
     async with served(settings(tmp_path, {"one": channel}, delivery=lease)):
         await until(lambda: len(channel.sent) == 1)  # and not in two hours
 

@@ -44,7 +44,7 @@ async def test_what_waits_for_a_channel_that_has_another_name_now_is_reported_by
     async with started(settings(tmp_path, {"old": old})) as relay:
         for group in ("one", "two"):
             await relay.accepts("firing", group)
-        await until(lambda: old.under_way == 2)
+        await until(lambda: old.in_progress == 2)
         await relay.reload(settings(tmp_path, {"new": new}))
         await until(lambda: len(new.sent) == 2)
         await relay.accepts("resolved", "one")

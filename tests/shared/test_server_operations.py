@@ -35,7 +35,7 @@ from tests.shared.sample import Settings
 log = structlog.get_logger("shared.sample")
 
 async def serve(runner):
-    if runner.settings.many > 1:
+    if runner.settings.count > 1:
         log.info("starting")
         await asyncio.to_thread(input)
     logging.getLogger("library").debug("secret of a library")
@@ -45,7 +45,7 @@ async def serve(runner):
     log.error("own error")
 
     async def apply(settings):
-        log.error("runs", word=settings.word)
+        log.error("runs", text=settings.text)
 
     policy = create_access_policy(runner.settings.auth)
     await runner.serve(create_application("sample", create_registry(), [], access_policy=policy), apply)
@@ -99,7 +99,7 @@ Start = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "sample.yml").write_text("auth: {roles: {alice: admin}}\nword: one\n")
+    (tmp_path / "sample.yml").write_text("auth: {roles: {alice: admin}}\ntext: one\n")
     return tmp_path / "sample.yml"
 
 
@@ -129,35 +129,35 @@ def start(tmp_path: Path, file: Path) -> Start:
 def test_a_hangup_and_a_post_reload_and_a_bad_file_keeps_what_runs(start: Start, file: Path) -> None:
     with start() as server:
         server.listens()
-        file.write_text("word: two\n")
+        file.write_text("text: two\n")
         server.process.send_signal(signal.SIGHUP)
-        assert json.loads(server.until('"runs"').string)["word"] == "two"
+        assert json.loads(server.until('"runs"').string)["text"] == "two"
         server.until("configuration reloaded")
-        file.write_text("word: three\n")
+        file.write_text("text: three\n")
         assert server.request_status("/-/reload", "POST") == (200, "reloaded\n")
-        assert json.loads(server.until('"runs"').string)["word"] == "three"
-        file.write_text("wrod: four\nmany: x\n")
+        assert json.loads(server.until('"runs"').string)["text"] == "three"
+        file.write_text("txet: four\ncount: x\n")
         server.process.send_signal(signal.SIGHUP)
-        server.until("many: expected a whole number")
+        server.until("count: expected a whole number")
         code, answer = server.request_status("/-/reload", "POST")
-        assert (code, answer.splitlines()[0]) == (500, f"{file}: many: expected a whole number, got 'x'")
+        assert (code, answer.splitlines()[0]) == (500, f"{file}: count: expected a whole number, got 'x'")
         assert "keypulse_config_last_reload_successful 0.0" in server.request_status("/metrics")[1]
-        file.write_text("word: five\n")
+        file.write_text("text: five\n")
         server.process.send_signal(signal.SIGHUP)
         server.until("configuration reloaded")
         assert "keypulse_config_last_reload_successful 1.0" in server.request_status("/metrics")[1]
 
 
 def test_a_hangup_before_the_start_is_complete_waits_and_then_reloads(start: Start, file: Path) -> None:
-    file.write_text("many: 2\n")
+    file.write_text("count: 2\n")
     with start() as server:
         server.until("starting")
         server.process.send_signal(signal.SIGHUP)
-        file.write_text("many: 2\nword: late\n")
+        file.write_text("count: 2\ntext: late\n")
         assert server.process.stdin
         server.process.stdin.write("\n")
         server.process.stdin.flush()
-        assert json.loads(server.until('"runs"').string)["word"] == "late"
+        assert json.loads(server.until('"runs"').string)["text"] == "late"
 
 
 def test_a_web_yml_brings_tls_and_users_and_is_read_again(start: Start, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ async def test_what_was_over_before_anybody_heard_calls_and_then_resolves(
     (incident,) = stand_ins.pagerduty.incidents
     assert (incident.status, incident.dedup_key) == ("resolved", receipt["dedup_key"])
     assert incident.summary.startswith("KMSCryptoModeNotKMS · production / backend (already resolved): ")
-    assert attempt.kept == [{"triggered": "yes"}]
+    assert attempt.saved == [{"triggered": "yes"}]
     assert "\n".join(attempt.payloads) == channel.render_payload(attempt.message)
     assert [json.loads(payload)["routing_key"] for payload in attempt.payloads] == ["[secret]"] * 2
 
@@ -313,7 +313,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     stand_ins.faults.add(ProviderFault(provider=Provider.PAGERDUTY, kind=FaultKind.LOST_ANSWER, count=1))
     with pytest.raises(SendError) as lost:
         await channel.send(first)
-    assert (lost.value.maybe_arrived, first.kept) == (True, [])
+    assert (lost.value.maybe_arrived, first.saved) == (True, [])
 
     class Cut(Recorded):
         """Its process ends between the two events."""
@@ -325,7 +325,7 @@ async def test_what_has_called_already_only_resolves(secret_file: Path, stand_in
     second = Cut(over, maybe_sent=True)
     with pytest.raises(DeliveryLeaseLostError):
         await channel.send(second)
-    await channel.send(Recorded(over, progress=second.kept[-1], maybe_sent=True))
+    await channel.send(Recorded(over, progress=second.saved[-1], maybe_sent=True))
     await channel.close()
     assert sent(stand_ins) == ["trigger", "trigger", "resolve"]
     assert [incident.status for incident in stand_ins.pagerduty.incidents] == ["resolved"]

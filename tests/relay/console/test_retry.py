@@ -80,7 +80,7 @@ async def test_what_is_being_sent_is_left_alone(tmp_path: Path) -> None:
         assert (code, answer["error"]) == (409, "there is nothing to try again: it is being sent")
         (still,) = await listed(client, "")
         assert (still["id"], still["state"]) == (in_progress["id"], "sending")
-        assert len(channel.tried) == 1
+        assert len(channel.attempted) == 1
 
 
 async def test_a_channel_that_is_not_configured_any_more_is_not_retried(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ async def test_all_of_a_channel_are_retried_and_what_dies_again_stays_dead(tmp_p
         assert await retry(client, "retry?channel=one") == (202, {"retried": 3})
         await reaches(client, 2, "relay_deliveries_total", channel="one", outcome="delivered")
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="dead")
-        assert len(channel.tried) == 6
+        assert len(channel.attempted) == 6
 
 
 async def test_all_of_an_unknown_channel_is_404_and_of_none_is_400(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ async def test_nothing_is_sent_that_could_outlast_its_lease(it: Rig, left: float
     channel = Scripted()
     claim = await claim_one(it.store, "b")
     await deliver(it, channel, claim, left)
-    assert not channel.tried
+    assert not channel.attempted
     assert (
         await record_of(it, claim.delivery_id)
     ).delivery.state is DeliveryState.SENDING  # the end of the lease is its end

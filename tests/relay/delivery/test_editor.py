@@ -59,7 +59,7 @@ async def test_an_edit_is_made_again_until_it_is_shown(tmp_path: Path, failure: 
         assert await metric(client, "relay_edits_total", channel="plain", outcome="edited") is None
     (edited,) = channel.edits.sent
     assert (edited.event.status, edited.task.first_receipt) == ("resolved", {"number": "1"})
-    assert len(channel.edits.tried) == 3
+    assert len(channel.edits.attempted) == 3
     assert statuses(channel.sent) == ["firing", "resolved"]
 
 
@@ -69,7 +69,7 @@ async def test_what_can_never_be_edited_is_given_up_and_the_next_change_is_shown
         for number in range(1, 4):
             await post(client, started_at(number))
             await reaches(client, number, "relay_deliveries_total", channel="a", outcome="delivered")
-            await until(lambda: len(channel.edits.tried) == len(channel.sent) - 1)
+            await until(lambda: len(channel.edits.attempted) == len(channel.sent) - 1)
         await reaches(client, 1, "relay_edits_total", channel="a", outcome="given_up")
         await until(lambda: len(channel.edits.sent) == 1)
 
@@ -84,9 +84,9 @@ async def test_a_restart_finishes_what_was_not_edited_and_threads_go_on_under_an
         await post(client, webhook_of())
         await until(lambda: len(channel.sent) == 1)
         await post(client, webhook_of("resolved"))
-        await until(lambda: len(channel.edits.tried) == 1)
+        await until(lambda: len(channel.edits.attempted) == 1)
     second = ScriptedEdits()
-    second.shown = {"number": "another"}
+    second.receipt = {"number": "another"}
     async with served(settings(tmp_path, {"a": second}, delivery=QUICK)) as client:
         await until(lambda: len(second.edits.sent) == 1)
         await reaches(client, 1, "relay_edits_total", channel="a", outcome="edited")
@@ -109,12 +109,12 @@ async def test_a_clock_that_is_set_back_starts_no_edit_beside_another_of_the_sam
             await post(client, started_at(number))
             await until(lambda: len(channel.sent) >= number)  # noqa: B023
             if number == 2:
-                await until(lambda: len(channel.edits.tried) == 1)
+                await until(lambda: len(channel.edits.attempted) == 1)
                 behind = 500.0
         await reaches(client, 3, "relay_deliveries_total", channel="a", outcome="delivered")
         released.set()
         await until(lambda: len(channel.edits.sent) == 2)
-    assert channel.edits.most_under_way == 1
+    assert channel.edits.most_in_progress == 1
 
 
 async def test_channels_with_one_token_share_an_editor_and_others_have_none(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ async def test_what_waited_arrives_on_its_own_channel_when_that_takes_it_again(t
     async with rig(tmp_path, LONG, fallback=("b",), a=channel, b=other) as it:
         for group in "one", "two", "three":
             await it.accept_events("firing", group=group, channels=("a",))
-            await until(lambda: bool(channel.tried) and not channel.under_way)
+            await until(lambda: bool(channel.attempted) and not channel.in_progress)
         await until(lambda: len(other.sent) == 3)
         channel.secret += 1
         assert {delivery.state for delivery in await it.finished()} == {DeliveryState.DELIVERED}
@@ -75,7 +75,7 @@ async def test_a_fallback_that_refuses_too_sends_nothing_back(tmp_path: Path) ->
         for group in "one", "two", "three":
             await it.accept_events("firing", group=group, channels=("a",))
         await until(lambda: len(last.sent) == 3)
-        await until(lambda: bool(second.tried))
+        await until(lambda: bool(second.attempted))
         await it.accept_events("resolved", group="one", channels=("a", "b", "c"))
         await it.finished("c")
         counts = {name: len(await it.deliveries(name)) for name in "abc"}
@@ -89,7 +89,7 @@ async def test_others_report_it_while_one_tries_for_all(tmp_path: Path) -> None:
         await it.accept_events("firing", channels=("a",))
         await until(lambda: len(other.sent) == 1)
         channel.secret += 1
-        await until(lambda: channel.under_way == 1)
+        await until(lambda: channel.in_progress == 1)
         await it.accept_events("firing", group="two", channels=("a",))
         await until(lambda: len(other.sent) == 2)
 
@@ -124,7 +124,7 @@ async def test_what_a_clock_a_day_ahead_gave_up_goes_to_the_fallback_and_comes_b
         groups = [str(number) for number in range(6)]
         for group in groups:
             await it.accept_events("firing", group=group, channels=("a",))
-        await until(lambda: len(channel.tried) > 6)
+        await until(lambda: len(channel.attempted) > 6)
         ahead = 90_000.0
         while any(delivery.finished_at is None for delivery in await it.deliveries()):
             await sweep(it.store, "test", day.give_up_after, ("b",))

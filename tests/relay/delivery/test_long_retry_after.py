@@ -23,7 +23,7 @@ async def pause_for_a_day(database: DatabaseUrl, *others: str) -> AsyncIterator[
     channel, other = Scripted(broken(retry_after=DAY)), Scripted()
     async with rig(database, POLICY, fallback=others, a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))
-        await until(lambda: bool(channel.tried))
+        await until(lambda: bool(channel.attempted))
 
         async def waits() -> bool:
             return [each.state for each in await it.deliveries("a")] == [DeliveryState.RETRYING]
@@ -37,7 +37,7 @@ async def test_it_counts_as_down_and_others_report_what_waits_and_what_comes_at_
         assert await it.refused() == {"a"}
         await it.accept_events("firing", group="meanwhile", channels=("a",))
         await until(lambda: len(other.sent) == 2)
-        assert len(channel.tried) == 1
+        assert len(channel.attempted) == 1
     assert {message.task.remark for message in other.sent} == {REMARK}
 
 
@@ -67,6 +67,6 @@ async def test_what_is_at_most_the_longest_backoff_refuses_nothing(database: Dat
     channel, other = Scripted(broken(retry_after=POLICY.backoff_max)), Scripted()
     async with rig(database, POLICY, fallback=("b",), a=channel, b=other) as it:
         await it.accept_events("firing", channels=("a",))
-        await until(lambda: bool(channel.tried) and not channel.under_way)
+        await until(lambda: bool(channel.attempted) and not channel.in_progress)
         assert await it.refused() == set()
         assert await it.deliveries("b") == []

@@ -84,5 +84,5 @@ async def test_a_message_that_is_retried_is_as_old_as_its_event(tmp_path: Path) 
     async with rig(tmp_path, clock=lambda: time.time() + ahead, a=channel) as it:
         await it.accept_events("firing")
         await it.finished()
-    ages = [message.task.age for _, message in channel.tried]
+    ages = [message.task.age for _, message in channel.attempted]
     assert ages[0] < 15 <= ages[1]

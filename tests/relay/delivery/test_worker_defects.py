@@ -104,7 +104,7 @@ async def test_a_detail_that_cannot_be_written_costs_its_unprintable_characters_
         await it.accept_events("firing")
         (delivery,) = await it.finished()
         found = await read_delivery(it.store, delivery.id)
-    assert (delivery.state, delivery.attempt_count, len(channel.tried)) == (DeliveryState.DELIVERED, 2, 2)
+    assert (delivery.state, delivery.attempt_count, len(channel.attempted)) == (DeliveryState.DELIVERED, 2, 2)
     assert found is not None
     assert found.attempts[0].detail == "bad ? answer, ü"
 

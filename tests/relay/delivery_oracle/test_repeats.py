@@ -84,7 +84,7 @@ def test_a_page_that_is_resolved_while_it_fires_is_found() -> None:
 
 
 def test_a_post_that_stands_twice_in_slack_needs_a_lost_answer_and_says_that_it_may_be_a_repeat() -> None:
-    announced = [*TWICE[:2], replace(TWICE[2], says_repeat=True), TWICE[3]]
+    announced = [*TWICE[:2], replace(TWICE[2], is_marked_repeat=True), TWICE[3]]
     verdict = judged(doubted(1), announced)
     assert (verdict.violations, +verdict.duplicates) == ([], {"slack": 1})
     assert judged(doubted(0), announced).violations == ["slack: d2 came 2 times, with 0 lost answers"]

@@ -29,7 +29,7 @@ def shared_provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def provider(shared_provider: Provider) -> Iterator[Provider]:
-    shared_provider.exchanges.clear()
+    shared_provider.code_requests.clear()
     shared_provider.authorizations.clear()
     yield shared_provider
     shared_provider.discovery.clear()
@@ -73,7 +73,7 @@ async def test_a_person_logs_in_at_the_provider_and_the_highest_role_of_their_gr
 
         done = await browser.get(await provider.log_in(url, "anna-17"))
         assert (done.status_code, done.headers["location"]) == (303, "/audit"), done.text
-        (code_request,) = provider.exchanges
+        (code_request,) = provider.code_requests
         assert code_request["code_verifier"] not in url
         # Both parts are form-encoded before Base64.
         assert base64.b64decode(provider.authorizations[0].split()[1]) == b"keypulse:the-secret%3Aof%2Fthe+client"

@@ -3,7 +3,7 @@
 from services.relay.model import Status
 from services.relay.monitors.reconcile import CLOSED_REMARK, REFIRED_REMARK
 from tests.relay.monitors.monitored_outbox import Clock, MonitoredOutbox, event
-from tests.relay.monitors.reconciling import FIRES_AGAIN, Answers, closed, latest, minutes, reconcile
+from tests.relay.monitors.reconciling import REFIRED_AT, Answers, closed, latest, minutes, reconcile
 from tests.relay.outbox.actions import claim_some, read_event
 
 FIRING, RESOLVED = Status.FIRING, Status.RESOLVED
@@ -23,7 +23,7 @@ async def test_what_the_relay_closed_is_reported_where_it_fires_again(
     assert channels == {"email", "pagerduty"}
     assert (published.status, published.remark) == (FIRING, REFIRED_REMARK)
     (alert,) = published.alerts
-    assert (alert.labels["alertname"], alert.starts_at, alert.ends_at) == ("A", FIRES_AGAIN, None)
+    assert (alert.labels["alertname"], alert.starts_at, alert.ends_at) == ("A", REFIRED_AT, None)
     one.alerts = set()
     await minutes(6, clock, comparing)
     assert (await latest(at)).remark == CLOSED_REMARK

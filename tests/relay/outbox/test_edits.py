@@ -236,17 +236,17 @@ async def test_a_stop_gives_back_what_was_claimed_and_a_clock_that_was_set_back_
     assert await claim_edit(timed, "other")
 
 
-@pytest.mark.parametrize("is_shown", [False, True])
-async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Clock, is_shown: bool) -> None:
+@pytest.mark.parametrize("is_visible", [False, True])
+async def test_what_an_edit_shows_is_not_pruned_before(timed: Store, clock: Clock, is_visible: bool) -> None:
     await deliver(timed)
     await deliver(timed, event=RESOLVED)
     await timed.run(lambda transaction: transaction.connection.exec_driver_sql("UPDATE incidents SET is_open = 0"))
-    if is_shown:
+    if is_visible:
         await edits.record_edit(timed, "scope", await claim_edit(timed), EDITED)
     clock.now += 100
     await prune_before(timed, clock.now - 50)
     assert len(await timed.read(lambda connection: connection.execute(select(deliveries.c.seq)).all())) == (
-        0 if is_shown else 2
+        0 if is_visible else 2
     )
     clock.now += 7 * 86400  # nobody has edited on the channel since: it is no longer configured
     await prune_before(timed, clock.now - 50)

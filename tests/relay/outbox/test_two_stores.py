@@ -53,7 +53,7 @@ class Replicas:
     async def end(self, store: Store, one: DeliveryTask, *, failed: bool) -> None:
         """Ends a claim as delivered, or as failed."""
         if failed:
-            # It says nothing of the channel, whose gate would else keep everybody waiting.
+            # It says nothing of the channel, whose breaker would else keep everybody waiting.
             await end_attempt(store, one, DeliveryState.RETRYING, channel_effect=ChannelEffect.NOTHING)
         else:
             self.reported[one.incident_id, one.channel].append((one.first_event_seq, one.last_event_seq))
@@ -224,10 +224,10 @@ async def test_a_breaker_that_closes_while_what_waits_for_it_is_merged(replicas:
     for _ in range(6):
         for incident in incidents:
             await accept(one, incident, *CHANNELS)
-        openers = [await _closed_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]
+        last_claims = [await _open_the_breaker_but_for_one(one, channel, len(incidents)) for channel in CHANNELS]
         # No deadlock comes out of any of these: `gather` would raise what it became.
         await asyncio.gather(
-            *(replicas.end(one, opener, failed=False) for opener in openers),
+            *(replicas.end(one, last_claim, failed=False) for last_claim in last_claims),
             *(accept(other, incident, *CHANNELS) for incident in incidents),
             *(
                 replicas.deliver(store, channel, seeded(channel), fails=0.5)
@@ -239,9 +239,9 @@ async def test_a_breaker_that_closes_while_what_waits_for_it_is_merged(replicas:
     await replicas.judge()
 
 
-async def _closed_but_for_one(store: Store, channel: str, number: int) -> DeliveryTask:
-    """All deliveries of a channel fail and wait, its gate is closed; but one claim is still to end, and may open it."""
-    opener, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
+async def _open_the_breaker_but_for_one(store: Store, channel: str, number: int) -> DeliveryTask:
+    """All deliveries of a channel fail and wait: its breaker is open. One claim is still to end, and may close it."""
+    last_claim, *others = (await claim_due(store, ClaimRequest(channel, number, "me", 60, None))).tasks
     assert len(others) == number - 1
     await asyncio.gather(*(end_attempt(store, each, DeliveryState.RETRYING, retry_in=1) for each in others))
-    return opener
+    return last_claim

@@ -98,7 +98,7 @@ def test_the_address_of_the_environment_wins_as_the_servers_does(config: Path) -
 
 def test_an_error_that_a_reload_would_refuse_leaves_the_running_server_healthy(config: Path) -> None:
     with running(config):
-        config.write_text(config.read_text() + "many: none\nunknown: 1\n")
+        config.write_text(config.read_text() + "count: none\nunknown: 1\n")
         assert check(config) == (0, "healthy\n")
 
 

@@ -27,7 +27,7 @@ APP = Starlette(routes=[Route("/own", lambda _request: PlainTextResponse("own"))
 
 
 class Rig:
-    """A server whose file is `written`; `applied` is what it was told to run."""
+    """A server whose file is `on_disk`; `applied` is what it was told to run."""
 
     def __init__(
         self, settings: Settings = SETTINGS, apply: Callable[[Settings], Awaitable[None]] | None = None
@@ -64,13 +64,13 @@ async def test_the_start_counts_as_a_reload_and_a_reload_applies_what_is_read() 
     rig = Rig()
     assert rig.gauges() == (1, 100)
     rig.now = 200
-    rig.change(word="two")
+    rig.change(text="two")
     async with rig.client() as client:
         answer = await client.post("/-/reload")
         assert (answer.status_code, answer.text) == (200, "reloaded\n")
         assert (await client.get("/own")).text == "own"
-    assert [settings.word for settings in rig.applied] == ["two"]
-    assert rig.reloading.settings.word == "two"
+    assert [settings.text for settings in rig.applied] == ["two"]
+    assert rig.reloading.settings.text == "two"
     assert rig.gauges() == (1, 200)
 
 
@@ -103,7 +103,7 @@ async def test_what_cannot_be_applied_does_not_count_as_what_runs(error: Excepti
         raise error
 
     rig = Rig(apply=apply)
-    rig.change(word="two", auth=AuthSettings(admin_token_file=Path("/token")))
+    rig.change(text="two", auth=AuthSettings(admin_token_file=Path("/token")))
     assert await rig.reloading.reload() == sentences
     assert (rig.reloading.settings, rig.reloading.access_policy.tokens) == (SETTINGS, [])
     assert rig.gauges() == (0, 100)
@@ -111,7 +111,7 @@ async def test_what_cannot_be_applied_does_not_count_as_what_runs(error: Excepti
 
 async def test_a_key_that_needs_a_restart_refuses_the_whole_and_names_it() -> None:
     rig = Rig()
-    rig.change(listen=parse_address("127.0.0.1:1"), word="two")
+    rig.change(listen=parse_address("127.0.0.1:1"), text="two")
     assert await rig.reloading.reload() == ["listen: changes only with a restart; restart, or set it back"]
     assert not rig.applied
 
@@ -120,20 +120,20 @@ async def test_where_nothing_can_be_applied_every_changed_key_needs_a_restart() 
     on_disk = SETTINGS
     reloading = ReloadMiddleware(APP, SETTINGS, lambda: on_disk, None, (), Authorizer(CollectorRegistry()))
     assert await reloading.reload() == []
-    on_disk = SETTINGS.model_copy(update={"word": "two", "many": 2})
-    assert [line.partition(":")[0] for line in await reloading.reload()] == ["many", "word"]
+    on_disk = SETTINGS.model_copy(update={"text": "two", "count": 2})
+    assert [line.partition(":")[0] for line in await reloading.reload()] == ["count", "text"]
 
 
 async def test_two_at_once_come_one_after_the_other() -> None:
     events: list[str] = []
 
     async def apply(settings: Settings) -> None:
-        events.append(f"begin {settings.word}")
+        events.append(f"begin {settings.text}")
         await asyncio.sleep(0.01)
-        events.append(f"end {settings.word}")
+        events.append(f"end {settings.text}")
 
     rig = Rig(apply=apply)
-    rig.change(word="two")
+    rig.change(text="two")
     await asyncio.gather(*(rig.reloading.reload() for _ in range(3)))
     assert events == ["begin two", "end two"] * 3
 

@@ -23,7 +23,7 @@ async def test_one_mail_goes_to_all_and_the_receipt_contains_the_servers_answer(
 ) -> None:
     server = await mail_server()
     receipt = await send(connect(secret_file, server.address), message())
-    ((recipients, content),) = server.taken
+    ((recipients, content),) = server.accepted
     assert recipients == [SECOPS, ONCALL]
     assert receipt["message_id"].encode() in content
     assert receipt == {"message_id": receipt["message_id"], "answer": "2.0.0 queued as 42"}
@@ -57,7 +57,7 @@ async def test_each_code_of_smtp_has_its_reason_and_scope(
     assert (error.reason, error.scope) == (reason, scope)
     assert next(iter(replies.values()))[:3] in str(error)
     assert not error.maybe_arrived
-    assert server.taken == []
+    assert server.accepted == []
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ async def test_a_rotated_password_is_used_at_the_next_send(secret_file: Path, ma
     assert "revoked-password" not in str(error)
     rotate(secret_file, SECRET)
     await send(channel, message())
-    assert len(server.taken) == 1
+    assert len(server.accepted) == 1
 
 
 async def test_a_login_leaves_no_trace_in_the_logs(
