@@ -33,7 +33,7 @@ Examples:
       --bucket '{project}-kms-audit'
   keypulse-audit verify --project acme-prod --location europe-west3 --bigquery
   keypulse-audit queries --project acme-prod --bigquery
-`verify` compares with what it is told: give it the options that `apply_changes` was given.
+Give `verify` the same options as `apply`.
 """
 _PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")

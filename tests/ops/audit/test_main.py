@@ -1,11 +1,13 @@
 """`keypulse-audit` as a command: what it prints, and its exit codes."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from ops.audit.__main__ import main
 from tests.ops.audit.conftest import Audit, Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
@@ -109,6 +111,12 @@ def test_wrong_usage_is_exit_2(command: str, arguments: tuple[str, ...], said: s
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
     assert stand.requests == []
+
+
+def test_the_help_names_no_command_that_does_not_exist(audit: Audit) -> None:
+    named = re.findall(r"`(\w+)`", audit("--help").output)
+    assert named
+    assert set(named) <= main.commands.keys()
 
 
 @pytest.mark.parametrize(("option", "given"), [("--timeout", "soon"), ("--probe", "keypulse-20269901T000000Z-1a")])
