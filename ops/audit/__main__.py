@@ -133,7 +133,7 @@ def plan(**options: Any) -> None:
         for change in due:
             yield from _format_change(change, desired)
         yield from (f"note: {warning}" for warning in list_warnings(state))
-        yield f"{len(due)} to change, {len(desired.list_parts) - len(due)} as wished. Nothing was changed."
+        yield f"{len(due)} to change, {len(desired.list_parts) - len(due)} as configured. Nothing was changed."
 
     _run_for_each_project(options, each)
 
@@ -148,7 +148,7 @@ def apply(**options: Any) -> None:
         for change in applied(api, desired, time.sleep):
             changes += 1
             yield from _format_change(change, desired)
-        yield f"{changes} changed, {len(desired.list_parts) - changes} as wished."
+        yield f"{changes} changed, {len(desired.list_parts) - changes} as configured."
 
     _run_for_each_project(options, each)
 

@@ -23,6 +23,7 @@ TERMS = {
     "failing, degraded, healthy": "well odd",
     "fix": "mend mends mended",
     "batch, several": "together many pieces",
+    "hint": "todo",
     "hot reload": "generation generations",
     "journal entry": "note notes noted",
     "key inspection, read": "look looks looked looking",
