@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import click
 
-from ops.audit.apply import apply_changes as applied
-from ops.audit.auditor_queries import list_queries as asked
+from ops.audit.apply import apply_changes
+from ops.audit.auditor_queries import list_queries
 from ops.audit.diff import diff_change, format_title
 from ops.audit.google_api import GoogleApi
 from ops.audit.google_errors import GoogleError
@@ -145,7 +145,7 @@ def apply(**options: Any) -> None:
 
     def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
         changes = 0
-        for change in applied(api, desired, time.sleep):
+        for change in apply_changes(api, desired, time.sleep):
             changes += 1
             yield from _format_change(change, desired)
         yield f"{changes} changed, {len(desired.list_parts) - changes} as configured."
@@ -179,7 +179,7 @@ def verify(**options: Any) -> None:
 def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
     """Print commands for gcloud and bq that answer auditors' questions."""
     for project in projects:
-        for question, command in asked(project, bigquery=bigquery):
+        for question, command in list_queries(project, bigquery=bigquery):
             click.echo(f"# {question}\n{command}\n")
 
 
