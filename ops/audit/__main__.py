@@ -160,7 +160,7 @@ def apply(**options: Any) -> None:
 )
 @click.option("--probe", callback=_parse_probe_option, help="Look for the probe of an earlier run; send none.")
 def verify(**options: Any) -> None:
-    """Send a probe to KMS, and wait until the log and each sink have it."""
+    """Send a probe to KMS, and wait until each log has it."""
     states = _build_desired_states(options)
     probe = options["probe"] or AuditProbe.create(get_utc_now(), secrets.token_hex(4))
     clock, ok = Clock(time.monotonic, time.sleep), True
