@@ -23,6 +23,7 @@ TERMS = {
     "failing, degraded, healthy": "well odd",
     "fix": "mend mends mended",
     "batch, several": "together many pieces",
+    "hint": "todo",
     "hot reload": "generation generations",
     "journal entry": "note notes noted",
     "key inspection, read": "look looks looked looking",
@@ -92,12 +93,14 @@ def iterate_names(source: str) -> Iterator[tuple[int, str]]:
 
 
 def iterate_interface(source: str) -> Iterator[tuple[int, str]]:
-    """Each class, function and parameter with its line."""
+    """Each class, function, parameter and alias of an import with its line."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.lineno, node.asname
 
 
 def find_names(source: str) -> list[str]:
@@ -161,6 +164,8 @@ def test_every_error_that_a_docstring_names_exists() -> None:
         "for seen in []: ...",
         "def test_a_closed_gate_is_shown(): ...",
         "def test_it_ends(shown): ...",
+        "from errors import RefusedError as AskedError",
+        "import errors as mistakes",
     ],
 )
 def test_an_odd_word_is_found_wherever_it_stands(source: str) -> None:
