@@ -60,7 +60,7 @@ async def test_a_backup_that_is_there_and_whole_is_kept(rotated: Rotated, new_ve
     async with rotated.session() as session:
         ((file, _),) = session.backups.list_backups()
         report = await resume(session)
-        assert [name for name, _ in session.backups.list_backups()] == [file]
+        assert [backup for backup, _ in session.backups.list_backups()] == [file]
     assert report.backup
     assert (report.outcome, report.backup.file) == (CommandOutcome.DONE, str(file))
     assert "backup" not in [step.step for step in report.steps]

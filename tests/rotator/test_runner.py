@@ -127,7 +127,7 @@ async def test_the_bar_counts_the_calls_of_kms_of_all_steps_verification_include
     monkeypatch.setattr(verification, "MAX_PAGE_SIZE", 2)
     await new_version()
     async with in_a_file.session(batch_size=2) as session:
-        lines = session.progress.told  # type: ignore[attr-defined]
+        lines = session.progress.lines  # type: ignore[attr-defined]
         await run(session, RotationType.REWRAP_KEK)
         moved = [line for line in lines if "/" in line]
         # Three calls for each of three data keys, and then one for each.

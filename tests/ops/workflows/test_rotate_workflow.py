@@ -105,7 +105,7 @@ class Job:
         return "\n".join(f"# {step.name}\n{step.output}" for step in self.steps if step.output)
 
     @property
-    def list_remaining(self) -> list[Path]:
+    def remaining_files(self) -> list[Path]:
         """The files that the job uploads."""
         (paths,) = (step.using["path"].split() for step in self.steps if step.name.startswith("Keep"))
         found = [file for path in paths for file in [*self.runner.workspace.glob(path)]]
@@ -170,7 +170,7 @@ async def test_a_dry_run_changes_nothing_and_says_what_it_would_do(machine: NewM
     assert await deployment.keys() == before
     assert "run --type new-dek --dry-run" in job.runner.summary
     assert "run --type rewrap-kek --dry-run" in job.runner.summary
-    assert not any("backup" in file.name for file in job.list_remaining)
+    assert not any("backup" in file.name for file in job.remaining_files)
 
 
 @pytest.mark.parametrize("driver", ["schedule", "command", "sql"])
@@ -186,10 +186,12 @@ async def test_a_rotation_runs_to_the_end_with_each_driver(
     assert {job.outcomes[name] for name in RUNS} == {"success"}
     assert shape(await deployment.keys()) == [("active", "2"), ("retired", "2")]
     assert job.runner.summary.count("everything can be read") >= 2
-    assert sum("backup" in str(file) for file in job.list_remaining) >= 2
+    assert sum("backup" in str(file) for file in job.remaining_files) >= 2
     for secret in {*before, *wrapped(deployment)}:
-        assert not any(form in file.read_bytes() for form in (secret, b64encode(secret)) for file in job.list_remaining)
-    assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.list_remaining}
+        assert not any(
+            form in file.read_bytes() for form in (secret, b64encode(secret)) for file in job.remaining_files
+        )
+    assert {"smoke-before.xml", "smoke-after.xml"} <= {file.name for file in job.remaining_files}
     if driver == "schedule":
         second = await run(machine, deployment, inputs, KEYPULSE_ROTATOR__NEW_DEK_MIN_AGE="1d")
         assert second.runner.status == "success", second.printed
@@ -237,7 +239,7 @@ async def test_a_data_key_that_cannot_be_unwrapped_fails_each_job_and_without_sm
         assert {outcomes[name] for name in ("Status", "Keep the backup and the reports")} == {"success"}
         assert "✗ keypulse-rotator run: failed" in job.runner.summary
         assert "| corrupt | " in job.runner.summary
-        assert sum("backup" in str(file) for file in job.list_remaining) >= 1
+        assert sum("backup" in str(file) for file in job.remaining_files) >= 1
         assert shape(await deployment.keys()) == [("active", "2"), corrupt, ("retired", "2")]
 
         now = deployment.kms.store.clock()

@@ -116,11 +116,10 @@ async def test_several_tabs_log_in_at_once_and_no_callback_works_twice_elsewhere
             assert (await browser.get(back)).headers["location"] == path
         assert not [name for name in browser.cookies if name.startswith("keypulse_login_")]
         assert (await browser.get(backs[0])).status_code == 401
-        async with (
-            relay.open_browser() as second_browser
-        ):  # with a copy of the cookie, too: the provider takes a code once
-            second_browser.cookies.update(cookies)
-            replayed = await second_browser.get(backs[0])
+        # With a copy of the cookie, too: the provider takes a code once.
+        async with relay.open_browser() as second:
+            second.cookies.update(cookies)
+            replayed = await second.get(backs[0])
             assert (replayed.status_code, "keypulse_session" in replayed.headers.get("set-cookie", "")) == (401, False)
 
         # An attacker's code in the victim's browser: state, and the verifier, are those of another attempt.

@@ -59,7 +59,7 @@ async def test_a_heartbeat_that_returns_ends_it_on_whichever_replica_checks_next
     await other.check()
     await guard.check()
     all_published = await at.list_published()
-    assert [all_published.event.status for all_published in all_published] == [Status.FIRING, Status.RESOLVED]
+    assert [published.event.status for published in all_published] == [Status.FIRING, Status.RESOLVED]
     assert all_published[-1].channels == {"email", "pagerduty"}
     assert all_published[-1].event.remark == "The heartbeats are back."
 

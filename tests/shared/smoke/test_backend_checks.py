@@ -91,8 +91,8 @@ async def test_metrics_with_labels_count_and_the_help_of_one_that_is_missing_doe
     assert "GET /metrics has no crypto_mode; " in format_results(results)
 
 
-@pytest.mark.parametrize(("stored", "status"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
-async def test_a_record_that_comes_back_changed_is_red(answering: Answering, stored: bytes, status: int) -> None:
+@pytest.mark.parametrize(("stored", "read_count"), [(b"other bytes", 1), (b"keypulse smoke test 0123", 5)])
+async def test_a_record_that_comes_back_changed_is_red(answering: Answering, stored: bytes, read_count: int) -> None:
     reads = []
 
     async def changed(request: Request) -> Response:
@@ -105,7 +105,7 @@ async def test_a_record_that_comes_back_changed_is_red(answering: Answering, sto
         results = await check_backend(url)
     assert failed(results) == ["a record is written and read"]
     assert "what was read is not what was written" in format_results(results)
-    assert len(reads) == status, "what another smoke test wrote is no damage until it stays so"
+    assert len(reads) == read_count, "what another smoke test wrote is no damage until it stays so"
 
 
 def _seed(requests: list[tuple[str, str]]) -> Callable[[Request], Awaitable[Response]]:

@@ -167,11 +167,11 @@ def test_what_an_alert_says_stands_in_no_markup(text: str, mention: Any) -> None
     for alerts in (1, 6):
         named = change(critical(with_text(text, alerts)), remark=text, excerpt=excerpt, title=text)
         acknowledged, repeated = change(named, context=context), reply(with_text(text, alerts), {"0": Status.FIRING})
-        for displayed in (named, acknowledged, repeated):
-            post = build_post(with_annotations(displayed, **dict.fromkeys(FIXED, text)), mention)
+        for variant in (named, acknowledged, repeated):
+            post = build_post(with_annotations(variant, **dict.fromkeys(FIXED, text)), mention)
             assert list(find_violations(post)) == []
             assert ("<!channel>" in str(post.blocks)) is (
-                mention == "channel" and (displayed is named or (not text and displayed.task.first_receipt is None))
+                mention == "channel" and (variant is named or (not text and variant.task.first_receipt is None))
             )
 
 
