@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
 
 from services.relay.interactive.silence_permission import SilenceRules
-from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import Duration, FilePath, Section
 from shared.config.url import check_secret_url
@@ -14,7 +14,7 @@ from shared.net.egress import EgressSettings
 
 def _check_token(secret: str) -> None:
     if not secret.startswith("xapp-"):
-        raise ValueError("holds no app-level token; expected xapp-…, with the scope connections:write")
+        raise FileCheckError("holds no app-level token", "expected xapp-…, with the scope connections:write")
 
 
 def _check_api_url(url: str, info: ValidationInfo) -> str:
