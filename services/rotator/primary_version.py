@@ -73,6 +73,6 @@ async def wait_for_primary(
     except TimeoutError:
         raise RotatorError(
             f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last "
-            f"answer: {last_result}); a change of the primary takes minutes, rarely hours",
+            f"answer: {last_result}). A change of the primary takes minutes, rarely hours",
             next_command,
         ) from None

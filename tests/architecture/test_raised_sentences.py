@@ -1,6 +1,7 @@
-"""What an error says is for people: no module cuts it into parts, or searches it."""
+"""What an error says is for people: its sentences are short, and no module cuts them into parts, or searches them."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ FILES = {
 PARSE_A_LIBRARY_S = {"shared/config/settings.py": "pydantic-settings'", "shared/http/untrusted_json.py": "msgspec's"}
 """Its error has no field with what is needed."""
 _CUTS = {"partition", "rpartition", "split", "rsplit", "startswith", "endswith", "removeprefix", "removesuffix"}
+MAX_WORDS = 25
+_SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z`])")
 
 
 def test_no_module_parses_the_sentence_of_an_error() -> None:
@@ -46,3 +49,49 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
             separators = [ast.unparse(each) for each in node.args[:1]]
             if separators == ["'; '"] or (separators and ast.unparse(node.func.value) in sentences):
                 yield node
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_short"),
+    [
+        (f"ValueError('{'word ' * MAX_WORDS}')", True),
+        (f"ValueError('{'word ' * MAX_WORDS}word')", False),
+        (f"RefusedError(f'{'word ' * MAX_WORDS}' + f'{{name}}', 'do that')", False),
+        (f"RefusedError('{'word ' * 20}. {'Word ' * 20}', '{'word ' * 20}')", True),
+    ],
+)
+def test_a_sentence_of_more_words_is_found(raised: str, *, is_short: bool) -> None:
+    assert [*_iterate_long_sentences(ast.parse(f"raise {raised}"))] != is_short
+
+
+def test_no_sentence_of_an_error_has_more_than_25_words() -> None:
+    found = [
+        f"{name}:{line}: {sentence}"
+        for name, file in FILES.items()
+        for line, sentence in _iterate_long_sentences(ast.parse(file.read_text()))
+    ]
+    assert found == [], "make two sentences of it, with the next step apart"
+
+
+def _iterate_long_sentences(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Sentences with more than `MAX_WORDS` in what is raised, or returned to be raised; a variable counts as one."""
+    for node in ast.walk(tree):
+        error = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+        if isinstance(error, ast.Call) and (isinstance(node, ast.Raise) or ast.unparse(error.func).endswith("Error")):
+            for argument in (*error.args, *(keyword.value for keyword in error.keywords)):
+                for sentence in _SENTENCE_END.split(_read_text(argument)):
+                    if len(sentence.split()) > MAX_WORDS:
+                        yield node.lineno, sentence
+
+
+def _read_text(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr():
+            return "".join(map(_read_text, node.values))
+        case ast.BinOp(op=ast.Add()):
+            return _read_text(node.left) + _read_text(node.right)
+        case ast.IfExp():
+            return max(_read_text(node.body), _read_text(node.orelse), key=lambda text: len(text.split()))
+    return "…"

@@ -38,6 +38,6 @@ def refuse_other_version(wrapped: WrappedKey, version: str) -> None:
     if wrapped.kek_version != version:
         raise AdministrationError(
             f"Encrypt uses version {wrapped.kek_version}, not {version}",
-            "a new primary version takes effect within "
-            "hours: resume, which waits until Encrypt uses it, and goes on with it",
+            "a new primary version takes effect within hours: resume, which waits until Encrypt uses it, and goes on "
+            "with it",
         )
