@@ -99,7 +99,7 @@ async def test_how_long_a_new_primary_needs_to_take_effect_is_what_the_provider_
         with pytest.raises(RotatorError, match="needs no time to take effect") as waited:
             await run(session, RotationType.REWRAP_KEK)
     await rotated.keyring.take_lease()
-    with pytest.raises(AdministrationError, match="not autumn; .* needs no time to take effect") as refused:
+    with pytest.raises(AdministrationError, match=r"not autumn; .* needs no time to take effect") as refused:
         await rotated.keyring.rotate()
     assert "hours" not in f"{waited.value} {refused.value}"
 
