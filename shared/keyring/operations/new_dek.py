@@ -41,7 +41,7 @@ class NewDekRotation:
         secret = self.random_bytes(KEY_BYTES)
         data_key_id = uuid.UUID(bytes=self.random_bytes(16), version=4).hex
         wrapped = await self.wrapping.wrap(data_key_id, secret)
-        target_version.refuse_other_version(wrapped, version)
+        target_version.refuse_other_version(self.wrapping, wrapped, version)
 
         def write(connection: Connection, now: float) -> None:
             created_at = datetime.fromtimestamp(now, UTC)
