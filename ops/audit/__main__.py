@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import click
 
-from ops.audit.apply import apply_changes as applied
-from ops.audit.auditor_queries import list_queries as asked
+from ops.audit.apply import apply_changes
+from ops.audit.auditor_queries import list_queries
 from ops.audit.diff import diff_change, format_title
 from ops.audit.google_api import GoogleApi
 from ops.audit.google_errors import GoogleError
@@ -33,7 +33,7 @@ Examples:
       --bucket '{project}-kms-audit'
   keypulse-audit verify --project acme-prod --location europe-west3 --bigquery
   keypulse-audit queries --project acme-prod --bigquery
-`verify` compares with what it is told: give it the options that `apply_changes` was given.
+Give `verify` the same options as `apply`.
 """
 _PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
@@ -133,7 +133,7 @@ def plan(**options: Any) -> None:
         for change in due:
             yield from _format_change(change, desired)
         yield from (f"note: {warning}" for warning in list_warnings(state))
-        yield f"{len(due)} to change, {len(desired.list_parts) - len(due)} as wished. Nothing was changed."
+        yield f"{len(due)} to change, {len(desired.list_parts) - len(due)} as configured. Nothing was changed."
 
     _run_for_each_project(options, each)
 
@@ -145,10 +145,10 @@ def apply(**options: Any) -> None:
 
     def each(api: GoogleApi, desired: DesiredState) -> Iterator[str]:
         changes = 0
-        for change in applied(api, desired, time.sleep):
+        for change in apply_changes(api, desired, time.sleep):
             changes += 1
             yield from _format_change(change, desired)
-        yield f"{changes} changed, {len(desired.list_parts) - changes} as wished."
+        yield f"{changes} changed, {len(desired.list_parts) - changes} as configured."
 
     _run_for_each_project(options, each)
 
@@ -160,7 +160,7 @@ def apply(**options: Any) -> None:
 )
 @click.option("--probe", callback=_parse_probe_option, help="Look for the probe of an earlier run; send none.")
 def verify(**options: Any) -> None:
-    """Sends an operation to KMS and waits until it shows in the log and in each sink."""
+    """Send a probe to KMS, and wait until each log has it."""
     states = _build_desired_states(options)
     probe = options["probe"] or AuditProbe.create(get_utc_now(), secrets.token_hex(4))
     clock, ok = Clock(time.monotonic, time.sleep), True
@@ -179,7 +179,7 @@ def verify(**options: Any) -> None:
 def queries(projects: tuple[str, ...], *, bigquery: bool) -> None:
     """Print commands for gcloud and bq that answer auditors' questions."""
     for project in projects:
-        for question, command in asked(project, bigquery=bigquery):
+        for question, command in list_queries(project, bigquery=bigquery):
             click.echo(f"# {question}\n{command}\n")
 
 

@@ -87,8 +87,8 @@ class GoogleApi:
             except (OSError, httplib2.HttpLib2Error, ValueError, LookupError, TypeError) as error:
                 if attempt == _MAX_ATTEMPTS:
                     what = f"{name} got no answer that can be read ({type(error).__name__})"
-                    todo = f"look whether this machine reaches Google, and {RETRY_HINT}"
-                    raise GoogleError(ErrorKind.FAILED, what, todo) from None
+                    hint = f"check whether this machine reaches Google, and {RETRY_HINT}"
+                    raise GoogleError(ErrorKind.FAILED, what, hint) from None
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 

@@ -56,9 +56,9 @@ PERMISSIONS_BY_METHOD: Final = {
 def build_permission_hint(method: str) -> str:
     """Describe the permission to ask for; Google answers the same for a foreign name and for a missing one."""
     if method not in PERMISSIONS_BY_METHOD:  # it needs none
-        return "look whether the names are right"
+        return "check whether the names are right"
     permission, role = PERMISSIONS_BY_METHOD[method]
-    return f"it needs {permission}: ask for {role} on the project, and look whether the names are right"
+    return f"it needs {permission}: ask for {role} on the project, and check whether the names are right"
 
 
 LOGIN_HINT: Final = (
@@ -116,11 +116,11 @@ def build_error(name: str, status: int, google_message: str, reasons: set[str]) 
             kind, f"{name} still fails with {status} ({google_message})", f"wait a minute and {RETRY_HINT}"
         )
     if "quota project" in google_message:  # a person's credentials need a project that pays for the calls
-        todo = "say which with `gcloud auth application-default set-quota-project PROJECT`"
+        hint = "say which with `gcloud auth application-default set-quota-project PROJECT`"
     elif reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
-        todo = f"switch the API on with `gcloud services enable {api}.googleapis.com`, and wait a minute"
+        hint = f"switch the API on with `gcloud services enable {api}.googleapis.com`, and wait a minute"
     elif status == 403:
-        todo = build_permission_hint(name)
+        hint = build_permission_hint(name)
     else:
-        todo = "look whether the names are right"
-    return GoogleError(kind, f"{name} is refused with {status} ({google_message})", todo)
+        hint = "check whether the names are right"
+    return GoogleError(kind, f"{name} is refused with {status} ({google_message})", hint)

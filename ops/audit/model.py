@@ -62,7 +62,7 @@ CurrentState = Mapping[AuditPart, Resource | None]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One part that is not as it is wished."""
+    """One part that is not as configured."""
 
     part: AuditPart
     old: Resource | None

@@ -65,14 +65,14 @@ def list_warnings(state: CurrentState) -> Iterator[str]:
         if config["service"] == "allServices":
             logs = config.get("auditLogConfigs", [])
             for member in sorted({member for log in logs for member in log.get("exemptedMembers", [])}):
-                yield f"{member} is exempted for all services, so for Cloud KMS too; look whether that is meant"
+                yield f"{member} is exempted for all services, so for Cloud KMS too; check whether that is intended"
     for part in (AuditPart.BIGQUERY_SINK, AuditPart.STORAGE_SINK):
         for exclusion in (state.get(part) or {}).get("exclusions", []):
             if not exclusion.get("disabled"):
-                yield f"the {part} leaves out {exclusion['filter']}; look whether that is meant"
+                yield f"the {part} leaves out {exclusion['filter']}; check whether that is intended"
     for rule in (state.get(AuditPart.BUCKET) or {}).get("lifecycle", {}).get("rule", []):
         if rule["action"]["type"] == "Delete" and set(rule["condition"]) != {"age"}:
-            yield f"another rule of the bucket deletes files, too: {rule['condition']}; look whether that is meant"
+            yield f"another rule of the bucket deletes files, too: {rule['condition']}; check whether that is intended"
 
 
 def _refuse_unchangeable(part: AuditPart, state: CurrentState, desired: DesiredState) -> None:

@@ -82,7 +82,7 @@ def verify_logging(
         if all(result.is_ok for result in before):
             waiting |= destinations
         else:
-            cause = "not looked at: first comes what failed above"
+            cause = "not checked: first fix what failed above"
             yield from (CheckResult(name, CheckOutcome.SKIPPED, cause) for name in destinations)
     started_at = clock.seconds()
     while waiting:
@@ -121,8 +121,8 @@ def _run_check(name: str, check: Callable[[], tuple[str, str]], seconds: Callabl
 def _check_settings(api: GoogleCaller, desired: DesiredState) -> tuple[str, str]:
     due = plan_changes({part: read_part(api, part, desired) for part in desired.list_parts}, desired)
     if due:
-        return f"not as wished: {', '.join(change.part for change in due)}", "look with plan, and use apply"
-    return "as wished", ""
+        return f"not as configured: {', '.join(change.part for change in due)}", "see `plan`, then use `apply`"
+    return "as configured", ""
 
 
 def _check_log_access(api: GoogleCaller, desired: DesiredState) -> tuple[str, str]:
@@ -151,8 +151,8 @@ def _list_searches(
 ) -> Iterator[tuple[str, tuple[SearchProbe, str]]]:
     """The destinations of the probe, with what to do if it is late."""
     since = probe.sent_at - timedelta(hours=1)  # this machine's clock may be wrong
-    pending = f"look again later with --probe {probe.marker}"
-    exempted = "look whether your own account is exempted"
+    pending = f"search again later with --probe {probe.marker}"
+    exempted = "check whether your own account is exempted"
     log = partial(search_log, api, desired.project, probe.marker, since)
     yield f"{desired.project}: log", (log, f"it takes a minute; {exempted}, or {pending}")
     if desired.bigquery:

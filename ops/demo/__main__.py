@@ -190,7 +190,7 @@ def _print_ended_processes(ended: dict[str, str], printed: dict[str, str]) -> di
 def _print_addresses(ports: Ports, folder: Path) -> None:
     commands = (
         ("first, in another terminal: the runbook's variables", f". {folder / shell_environment.FILE_NAME}"),
-        ("one's own look, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
+        ("checks everything, with a test alert to every channel", "keypulse-smoke --test-alert critical"),
         ("rotates the backend's data key", "keypulse-rotator run --type new-dek --config $DEMO/rotator.yml"),
     )
     console.print("\neverything is up; a minute of the rules is a second here\n")

@@ -33,7 +33,7 @@ def build_dashboard() -> str:
     dashboard = (
         Dashboard("KMS crypto health")
         .uid(DASHBOARD_UID)
-        .description("Is envelope encryption well, do the keys work, and does an alert reach people? By keypulse.")
+        .description("Is envelope encryption healthy, do the keys work, and does an alert reach people? By keypulse.")
         .tags(["keypulse", "kms"])
         .time("now-6h", "now")
         .refresh("30s")

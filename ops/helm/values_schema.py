@@ -11,18 +11,18 @@ import yaml
 from pydantic import BaseModel
 
 from ops.helm.values_table import list_values
-from services.backend.config import BackendSettings as Backend
-from services.exporter.config import ExporterSettings as Exporter
-from services.relay.config import RelaySettings as Relay
-from services.rotator.config import RotatorSettings as Rotator
+from services.backend.config import BackendSettings
+from services.exporter.config import ExporterSettings
+from services.relay.config import RelaySettings
+from services.rotator.config import RotatorSettings
 
 Schema = dict[str, Any]
 
 _SETTINGS: Final[dict[str, type[BaseModel]]] = {
-    "exporter": Exporter,
-    "relay": Relay,
-    "rotator": Rotator,
-    "backend": Backend,
+    "exporter": ExporterSettings,
+    "relay": RelaySettings,
+    "rotator": RotatorSettings,
+    "backend": BackendSettings,
 }
 _STRING_MAP: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
 _ANY_OBJECT: Final[Schema] = {"type": "object"}

@@ -6,7 +6,18 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from services.backend import admin_requests as bodies
+from services.backend.admin_requests import (
+    DryRunRequest,
+    JournalRequest,
+    LeaseRequest,
+    PageRequest,
+    ReleaseRequest,
+    RequestBody,
+    RestoreRequest,
+    RetireRequest,
+    RollbackRequest,
+    VerifyRequest,
+)
 from shared import VERSION
 from shared.keyring.administration import (
     KeyInfo,
@@ -120,17 +131,17 @@ OPERATIONS: Final = (
 """All that the rotator calls."""
 
 _REQUESTS: Final[tuple[type[BaseModel], ...]] = (
-    bodies.LeaseRequest,
-    bodies.ReleaseRequest,
-    bodies.PageRequest,
-    bodies.DryRunRequest,
+    LeaseRequest,
+    ReleaseRequest,
+    PageRequest,
+    DryRunRequest,
     RotateRequest,
-    bodies.JournalRequest,
-    bodies.RollbackRequest,
-    bodies.RestoreRequest,
-    bodies.VerifyRequest,
-    bodies.RetireRequest,
-    bodies.RequestBody,
+    JournalRequest,
+    RollbackRequest,
+    RestoreRequest,
+    VerifyRequest,
+    RetireRequest,
+    RequestBody,
 )
 _RESPONSES: Final[tuple[type[BaseModel], ...]] = (
     KeyInfo,

@@ -13,8 +13,23 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.backend import admin_requests as bodies
-from services.backend.admin_requests import BodyFormat
+from services.backend.admin_requests import (
+    ROTATION_FORMAT,
+    AbandonRequest,
+    BodyFormat,
+    DryRunRequest,
+    JournalRequest,
+    LeaseRequest,
+    PageRequest,
+    ReleaseRequest,
+    RequestBody,
+    RestoreRequest,
+    RetireRequest,
+    RollbackRequest,
+    VerifyRequest,
+    build_format,
+    parse_rotation_id,
+)
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.request_body import RequestRefusedError, read_body, refuse_request
 from shared.config.secret_file import TokenFile
@@ -30,8 +45,13 @@ from shared.http.authorization import (
     get_peer,
 )
 from shared.http.untrusted_json import UntrustedJsonError
-from shared.keyring.administration import Administration, AdministrationError, RotateRequest, UnreachableError
-from shared.keyring.administration import RefusedError as AskedError
+from shared.keyring.administration import (
+    Administration,
+    AdministrationError,
+    RefusedError,
+    RotateRequest,
+    UnreachableError,
+)
 from shared.keyring.database import DatabaseError
 from shared.kms.port import KmsError
 
@@ -40,7 +60,7 @@ MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 _LOGGED_FIELDS: Final = ("rotation_id", "type", "kek_version")
 """What of a request is shown in the log and the audit."""
 _ERROR_STATUSES: Final[dict[type[Exception], int]] = {
-    AskedError: 409,
+    RefusedError: 409,
     UnreachableError: 503,
     KmsError: 503,
     DatabaseError: 503,
@@ -145,60 +165,61 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
     """
 
     async def keys(request: Request) -> object:
-        page = parse_or_refuse(bodies.PageRequest.model_validate, dict(request.query_params))
+        page = parse_or_refuse(PageRequest.model_validate, dict(request.query_params))
         return await keyring.list_keys(page.after, page.limit)
 
     async def census(_request: Request) -> object:
         return await keyring.count_key_usage()
 
     async def progress(request: Request) -> object:
-        rotation_id = parse_or_refuse(bodies.parse_rotation_id, request.path_params["rotation_id"])
+        rotation_id = parse_or_refuse(parse_rotation_id, request.path_params["rotation_id"])
         found = await keyring.get_progress(None if rotation_id == "latest" else rotation_id)
         if found is None:
             latest = "no rotation was ever made" if rotation_id == "latest" else f"there is no rotation {rotation_id}"
             raise RequestRefusedError(404, latest)
         return found
 
-    async def rotate(request: bodies.DryRunRequest | RotateRequest) -> object:
-        if isinstance(request, bodies.DryRunRequest):
+    async def rotate(request: DryRunRequest | RotateRequest) -> object:
+        if isinstance(request, DryRunRequest):
             return await keyring.dry_run(request.type, request.target_version)
         return await keyring.rotate(request)
 
-    async def restore(request: bodies.RestoreRequest) -> object:
+    async def restore(request: RestoreRequest) -> object:
         return {"changed": await keyring.restore(request.rows, request.token)}
 
     async def lost_keys(_request: Request) -> object:
         return await lost_data_keys.list_lost()
 
-    async def abandon(request: bodies.AbandonRequest) -> object:
+    async def abandon(request: AbandonRequest) -> object:
         return {"abandoned": await lost_data_keys.abandon(request.data_keys, request.records)}
 
     lease = handle_body(
-        bodies.build_format(bodies.LeaseRequest), lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token)
+        build_format(LeaseRequest),
+        lambda it: keyring.acquire_lease(it.holder, it.seconds, it.token),
     )
-    release = handle_body(bodies.build_format(bodies.ReleaseRequest), lambda it: keyring.release_lease(it.token))
-    backup = handle_body(
-        bodies.build_format(bodies.PageRequest), lambda it: keyring.list_backup_rows(it.after, it.limit)
-    )
-    verify = handle_body(bodies.build_format(bodies.VerifyRequest), lambda it: keyring.verify(it.mode, it.after))
+    release = handle_body(build_format(ReleaseRequest), lambda it: keyring.release_lease(it.token))
+    backup = handle_body(build_format(PageRequest), lambda it: keyring.list_backup_rows(it.after, it.limit))
+    verify = handle_body(build_format(VerifyRequest), lambda it: keyring.verify(it.mode, it.after))
     retire = handle_body(
-        bodies.build_format(bodies.RetireRequest), lambda it: keyring.retire_version(it.kek_version, it.token)
+        build_format(RetireRequest),
+        lambda it: keyring.retire_version(it.kek_version, it.token),
     )
-    reload = handle_body(bodies.build_format(bodies.RequestBody), lambda _: keyring.reload_instances())
+    reload = handle_body(build_format(RequestBody), lambda _: keyring.reload_instances())
     journal = handle_body(
-        bodies.build_format(bodies.JournalRequest),
+        build_format(JournalRequest),
         lambda it: keyring.add_journal_entry(it.rotation_id, it.token, it),
     )
     rollback = handle_body(
-        bodies.build_format(bodies.RollbackRequest), lambda it: keyring.rollback(it.rotation_id, it.token)
+        build_format(RollbackRequest),
+        lambda it: keyring.rollback(it.rotation_id, it.token),
     )
 
     return [
         _build_read_route(access, "keys", keys),
         _build_read_route(access, "census", census),
         _build_read_route(access, "rotations/{rotation_id}", progress),
-        _build_action_route(access, "rotate", handle_body(bodies.ROTATION_FORMAT, rotate)),
-        _build_action_route(access, "restore", handle_body(bodies.build_format(bodies.RestoreRequest), restore)),
+        _build_action_route(access, "rotate", handle_body(ROTATION_FORMAT, rotate)),
+        _build_action_route(access, "restore", handle_body(build_format(RestoreRequest), restore)),
         _build_action_route(access, "lease", lease),
         _build_action_route(access, "release", release),
         _build_action_route(access, "backup", backup),
@@ -208,7 +229,7 @@ def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: 
         _build_action_route(access, "journal", journal),
         _build_action_route(access, "rollback", rollback),
         _build_read_route(access, "lost", lost_keys),
-        _build_action_route(access, "abandon", handle_body(bodies.build_format(bodies.AbandonRequest), abandon)),
+        _build_action_route(access, "abandon", handle_body(build_format(AbandonRequest), abandon)),
     ]
 
 

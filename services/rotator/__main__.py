@@ -136,7 +136,7 @@ def verify(config: Path | None, *, as_json: bool, full: bool) -> None:
     _run_command("verify", config, as_json, lambda session: inspection.run_verification(session, full=full))
 
 
-@main.command("restore-check")
+@main.command("restore-check", short_help="Read a whole backup, and compare it.")
 @click.argument("file", metavar="FILE|latest")
 @_add_options
 def restore_check(config: Path | None, file: str, *, as_json: bool) -> None:
@@ -144,7 +144,7 @@ def restore_check(config: Path | None, file: str, *, as_json: bool) -> None:
     _run_command("restore-check", config, as_json, lambda session: inspection.check_backup(session, file))
 
 
-@main.command("restore")
+@main.command("restore", short_help="Restore data keys from a backup.")
 @click.argument("file", metavar="FILE|latest")
 @_add_options
 def restore_(config: Path | None, file: str, *, as_json: bool) -> None:
@@ -176,7 +176,7 @@ def _check_confirmation(version: str, confirm: str) -> None:
         sys.exit(2)
 
 
-@main.command("retire")
+@main.command("retire", short_help="Disable a version that nothing needs.")
 @_add_options
 @_add_confirmation
 def retire_(config: Path | None, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:
@@ -185,7 +185,7 @@ def retire_(config: Path | None, *, as_json: bool, version: str, confirm: str, c
     _run_command("retire", config, as_json, lambda session: retire_version(session, version, confirmed_backups))
 
 
-@main.command("destroy")
+@main.command("destroy", short_help="Schedule the destruction of a retired version.")
 @_add_options
 @_add_confirmation
 def destroy_(config: Path | None, *, as_json: bool, version: str, confirm: str, confirmed_backups: int) -> None:

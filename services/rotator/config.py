@@ -45,7 +45,7 @@ class RotatorSettings(CommandSettings):
     """Of the records; every data key is unwrapped in both."""
     verify_attempts: int = Field(3, ge=1)
     verify_interval: Duration = 5.0
-    """Between two tries."""
+    """Between two attempts."""
     new_dek_min_age: Duration = 86400.0
     """A data key that `new-dek` made more recently than that is not replaced by the next one."""
 

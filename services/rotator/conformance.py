@@ -224,14 +224,14 @@ class _Suite:
     async def check_other_token(self) -> str:
         token, administration = secrets.token_urlsafe(24), self.administration
         self.may_be_rotating = True
-        await _expect_refusal(administration.rotate(self._build_request(token)), "rotate does not look at the token")
+        await _expect_refusal(administration.rotate(self._build_request(token)), "rotate does not check the token")
         self.may_be_rotating = False
         entry = JournalEntry(step=JournalStep.RELOAD, outcome=StepOutcome.SUCCEEDED)
         journal = administration.add_journal_entry(self.rotation_id, token, entry)
-        await _expect_refusal(journal, "journal does not look at the token")
-        await _expect_refusal(administration.rollback(self.rotation_id, token), "rollback does not look at the token")
+        await _expect_refusal(journal, "journal does not check the token")
+        await _expect_refusal(administration.rollback(self.rotation_id, token), "rollback does not check the token")
         retire = administration.retire_version(_UNUSED_VERSION, token)
-        await _expect_refusal(retire, "retire does not look at the token")
+        await _expect_refusal(retire, "retire does not check the token")
         _expect(await self._list_keys() == self.keys, "data keys were changed")
         return "each change needs its token"
 

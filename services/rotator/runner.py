@@ -1,6 +1,6 @@
 """The orders of steps, each under the lease: `run` begins a rotation, `resume` finishes one, `rollback` undoes one.
 
-target → smoke → backup → encrypt → rotate → reload → verify
+primary_version → smoke → backup → primary_in_use → rotate → reload → verify
 
 Until `rotate` nothing is changed, and a failure leaves nothing to be finished. `verify` comes last: a rotation without
 it is not finished, whatever state the keyring gives it.

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from services.rotator.backups.folder import BackupFolder
 from services.rotator.config import RotatorSettings
-from services.rotator.drivers.registry import open_driver as connect_keyring
+from services.rotator.drivers.registry import open_driver
 from services.rotator.lease_renewal import describe_holder, run_with_lease
 from services.rotator.model import ProgressReporter, RotatorError, StepResult
 from shared.keyring.administration import Administration, Lease
 from shared.kms.port import KmsKeyAdmin
-from shared.kms.registry import connect_key as connect_kms
+from shared.kms.registry import connect_key
 
 T = TypeVar("T")
 
@@ -79,9 +79,9 @@ async def open_session(
         AdministrationError: the keyring cannot be opened.
     """
     backups = await asyncio.to_thread(BackupFolder, settings.state_dir)
-    kms = connect_kms(settings.kms)
+    kms = connect_key(settings.kms)
     try:
-        async with connect_keyring(settings.driver, settings.kms, caller=describe_holder()) as administration:
+        async with open_driver(settings.driver, settings.kms, caller=describe_holder()) as administration:
             yield CommandSession(settings, administration, kms, backups, progress, clock, steps)
     finally:
         await kms.close()

@@ -18,15 +18,15 @@ async def verify_with_retries(
 ) -> VerificationResult:
     """The result of the last attempt. Raises AdministrationError where there is none."""
     settings = session.settings
-    for tries_left in range(settings.verify_attempts - 1, -1, -1):
+    for attempts_left in range(settings.verify_attempts - 1, -1, -1):
         try:
             found = await verify_by_pages(session.administration, mode, report_count)
             if not find_own_problems(found):
                 return found
         except UnreachableError:
-            if not tries_left:
+            if not attempts_left:
                 raise
-        if tries_left:
+        if attempts_left:
             await asyncio.sleep(settings.verify_interval)
     return found
 

@@ -6,7 +6,7 @@ Errors never repeat the URL: it may hold a password or a token.
 from typing import Annotated, Final
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationInfo
 
 from shared.config.file_checks import FileCheck, create_secret_check
 from shared.config.secret_file import SecretFile
@@ -49,6 +49,10 @@ def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
     return url
 
 
+def _check_provider_url(url: str, info: ValidationInfo) -> str:
+    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
+
+
 def _split(url: str, expected: str) -> SplitResult:
     if not url.isprintable() or " " in url:  # urlsplit drops some of them
         raise ValueError(expected)
@@ -73,3 +77,5 @@ HttpUrl = Annotated[str, AfterValidator(check_http_url)]
 """Any URL of an HTTP server."""
 BaseUrl = Annotated[str, AfterValidator(check_base_url)]
 """A URL to which paths are appended."""
+ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
+"""Where a provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure` beside it."""

@@ -16,8 +16,7 @@ from shared.config import yaml_file
 from shared.config.errors import ConfigurationError
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, get_env_prefix, parse_address
-from shared.http import web_config as web_file
-from shared.http.web_config import TlsSettings
+from shared.http.web_config import TlsSettings, read_web_config
 
 PATH = "/-/healthy"
 TIMEOUT_SECONDS = 3.0
@@ -29,7 +28,7 @@ def check_configured_server(model: type[ServerSettings], config: Path | None, we
     Only `listen` is read: a file with a new error, which a reload would refuse, does not concern the running server.
     """
     try:
-        tls = web_file.read_web_config(web_config).tls_server_config if web_config else None
+        tls = read_web_config(web_config).tls_server_config if web_config else None
         return check_server(_read_listen_address(model, config), tls)
     except ConfigurationError as error:
         return "; ".join(error.lines)

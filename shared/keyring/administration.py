@@ -69,12 +69,12 @@ class RotationState(StrEnum):
 class JournalStep(StrEnum):
     """A step of a rotation, in the order in which a runner does them."""
 
-    PLAN = "plan"
-    """Whether there is something to do; recorded if there is not."""
     PRIMARY_VERSION = "primary_version"
     """Reads the primary version of the KMS key, which must be enabled."""
     SMOKE = "smoke"
     """Checks that all that a rotation needs works."""
+    PLAN = "plan"
+    """Whether there is something to do; recorded if there is not."""
     BACKUP = "backup"
     PRIMARY_IN_USE = "primary_in_use"
     """Waits until Encrypt uses the primary version."""

@@ -93,7 +93,7 @@ class LocalAdministration:
             return await self._database.read(count, seconds=RECORD_QUERY_SECONDS)
 
     async def acquire_lease(self, holder: str, seconds: float, token: str = "") -> Lease:
-        """For `LONGEST_SECONDS` at most."""
+        """For `MAX_LEASE_SECONDS` at most."""
 
         def take(connection: Connection) -> Lease:
             return rotation_lease.acquire_lease(

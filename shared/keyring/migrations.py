@@ -14,6 +14,7 @@ from shared.keyring.column_types import LenientVersion, to_printable_text
 from shared.keyring.journal.entries import to_columns
 from shared.keyring.journal.legacy_text import parse_legacy_text
 from shared.keyring.model import UNREADABLE_VERSION
+from shared.keyring.rows import SchemaRow, fetch_first, select_rows
 from shared.keyring.tables import TABLES, data_keys, journal_entries, rewraps, schema
 
 _TABLES_BEFORE_1: Final = {
@@ -46,7 +47,8 @@ def read_version(connection: Connection) -> int:
     """How many steps were done; 0 of tables that are older than this count."""
     if not inspect(connection).has_table(schema.name):
         return 0
-    return connection.execute(select(schema.c.version)).scalar_one_or_none() or 0
+    row = fetch_first(connection, select_rows(schema, SchemaRow), SchemaRow)
+    return row.version if row else 0
 
 
 def is_current(connection: Connection) -> bool:

@@ -194,8 +194,8 @@ class _TestAlert:
 
         def failed(found: str, row: dict[str, Any]) -> CheckResult:
             found += f"; its last attempt ended with {row['reason'] or 'nothing: there was none'}"
-            todo = f"see `keypulse-relay deliveries --channel {channel}`, and that reason in docs/KMS_OPERATIONS.md"
-            return CheckResult(name, CheckOutcome.FAILED, found, todo, time.monotonic() - started_at)
+            hint = f"see `keypulse-relay deliveries --channel {channel}`, and that reason in docs/KMS_OPERATIONS.md"
+            return CheckResult(name, CheckOutcome.FAILED, found, hint, time.monotonic() - started_at)
 
         while True:
             with suppress(CheckError):  # likewise

@@ -23,6 +23,7 @@ TERMS = {
     "failing, degraded, healthy": "well odd",
     "fix": "mend mends mended",
     "batch, several": "together many pieces",
+    "hint": "todo",
     "hot reload": "generation generations",
     "journal entry": "note notes noted",
     "key inspection, read": "look looks looked looking",
@@ -88,12 +89,14 @@ def iterate_names(source: str) -> Iterator[tuple[int, str]]:
 
 
 def iterate_interface(source: str) -> Iterator[tuple[int, str]]:
-    """Each class, function and parameter with its line."""
+    """Each class, function, parameter and alias of an import with its line."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.lineno, node.asname
 
 
 def find_names(source: str) -> list[str]:
@@ -156,6 +159,8 @@ def test_every_error_that_a_docstring_names_exists() -> None:
         "async def _exchange(): ...",
         "self.kept = 1",
         "for seen in []: ...",
+        "from errors import RefusedError as AskedError",
+        "import errors as mistakes",
     ],
 )
 def test_an_odd_word_is_found_wherever_it_stands(source: str) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from services.exporter.backends import reader as backend_state
-from services.exporter.backends.reader import BackendReader
+from services.exporter.backends.reader import MAX_HEALTH_BYTES, BackendReader
 from services.exporter.model import BackendState
 
 Read = Callable[..., Awaitable[BackendState]]
@@ -53,7 +52,7 @@ async def test_an_endless_answer_is_cut_at_its_limit(read: Read) -> None:
 
     state = await read(handler, metrics=False)
     assert state.problems == ("health check: the answer is over 1024 KiB",)
-    assert sent < 16 * backend_state.MAX_HEALTH_BYTES
+    assert sent < 16 * MAX_HEALTH_BYTES
 
 
 @pytest.mark.parametrize(

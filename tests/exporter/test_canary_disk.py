@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.exporter.model import Canary
-from services.exporter.probes import canaries as canary
+from services.exporter.probes import canaries as canaries_module
 from services.exporter.probes.canaries import CanaryFile
 
 KEY = "projects/demo/locations/global/keyRings/app/cryptoKeys/ledger"
@@ -139,9 +139,9 @@ async def test_a_disk_that_hangs_is_reported_in_time_has_one_thread_and_loses_no
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await canary_file(tmp_path).sync(ONE)
-    awake, content = threading.Event(), canary._read_bounded
-    monkeypatch.setattr(canary, "_read_bounded", lambda path: (awake.wait(), content(path))[1])
-    monkeypatch.setattr(canary, "DISK_TIMEOUT", 0.05)
+    awake, content = threading.Event(), canaries_module._read_bounded
+    monkeypatch.setattr(canaries_module, "_read_bounded", lambda path: (awake.wait(), content(path))[1])
+    monkeypatch.setattr(canaries_module, "DISK_TIMEOUT", 0.05)
     file = canary_file(tmp_path)
     for _ in range(3):
         async with asyncio.timeout(5):
@@ -155,5 +155,5 @@ async def test_a_disk_that_hangs_is_reported_in_time_has_one_thread_and_loses_no
     async with asyncio.timeout(5):
         while at_work():  # noqa: ASYNC110  a thread tells no loop of its end
             await asyncio.sleep(0.01)
-    monkeypatch.setattr(canary, "DISK_TIMEOUT", 5.0)
+    monkeypatch.setattr(canaries_module, "DISK_TIMEOUT", 5.0)
     assert await file.sync() == ((ONE, TWO), ())

@@ -10,7 +10,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-from ops.demo.stand_ins.app import run_stand_ins as start_stand_ins
+from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator.emulator import Emulator
 from tests.faults.memory_limited_process import Limited, limited
 from tests.relay.served_relay import until, webhook_of
@@ -70,7 +70,7 @@ async def relay(folder: Path) -> AsyncIterator[Served]:
     """A relay with a channel of each kind, which stand-ins provide; nothing keeps its pace."""
     (folder / "key").write_text("0" * 32)
     (folder / "slack_token").write_text("xoxb-test")
-    async with start_stand_ins() as providers, site(web.post("/", _take)) as hook:
+    async with run_stand_ins() as providers, site(web.post("/", _take)) as hook:
         http = f"http://{providers.http}"
         mail = {"host": providers.smtp.host, "port": providers.smtp.port, "tls": "none"}
         kinds: dict[str, Mapping[str, object]] = {

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ops.kms_emulator.emulator import run_emulator as emulator
+from ops.kms_emulator.emulator import run_emulator
 from tests.faults import servers
 from tests.faults.hostile import Request, crowd
 
@@ -66,7 +66,7 @@ async def test_no_body_of_a_hostile_crowd_is_a_5xx_or_ends_a_server(many: int, s
         return web.Response(body=next(documents), content_type="application/json")
 
     async with (
-        emulator(keys=[servers.KEY]) as kms,
+        run_emulator(keys=[servers.KEY]) as kms,
         servers.site(web.get("/healthz", document), web.get("/metrics", document)) as hostile,
         servers.relay(tmp_path) as relay,
         servers.backend(tmp_path, kms) as backend,

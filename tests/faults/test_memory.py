@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from aiohttp import ClientConnectorError, ClientOSError, ClientSession, web
 
-from ops.kms_emulator.emulator import run_emulator as emulator
+from ops.kms_emulator.emulator import run_emulator
 from tests.faults import servers
 from tests.faults.hostile import MIB, REFUSED, VALID, filled
 from tests.relay.served_relay import until
@@ -75,7 +75,7 @@ async def _post_form(client: ClientSession, path: str, body: bytes, headers: Map
 
 
 async def test_the_worst_admin_bodies_and_records_end_no_backend(tmp_path: Path) -> None:
-    async with emulator(keys=[servers.KEY]) as kms, servers.backend(tmp_path, kms) as backend:
+    async with run_emulator(keys=[servers.KEY]) as kms, servers.backend(tmp_path, kms) as backend:
         for path, body in {
             "lease": filled('{"holder":"me","seconds":60,"x":[', "[]", "]}", 4 * MIB),
             "restore": filled('{"token":"t","rows":[', "{}", "]}", 4 * MIB),
@@ -121,7 +121,7 @@ async def test_the_worst_documents_of_ten_backends_end_no_exporter(worst: bytes,
         return web.Response(body=lines, content_type="text/plain")
 
     async with (
-        emulator(keys=[servers.KEY]) as kms,
+        run_emulator(keys=[servers.KEY]) as kms,
         servers.site(web.get("/healthz", health), web.get("/metrics", metrics)) as url,
         servers.exporter(tmp_path, kms, {f"backend-{number}": url for number in range(10)}, "5s") as exporter,
     ):

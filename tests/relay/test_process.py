@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from ops.demo.stand_ins.app import run_stand_ins as stand_ins
+from ops.demo.stand_ins.app import run_stand_ins
 from tests.fork_server import forked
 from tests.relay.served_relay import (
     TOKEN,
@@ -107,7 +107,7 @@ async def test_a_reload_does_not_take_a_configuration_without_the_token_of_alert
 
 async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -> None:
     async with (
-        stand_ins(pagerduty_keys=("0" * 32,)) as providers,
+        run_stand_ins(pagerduty_keys=("0" * 32,)) as providers,
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
     ):
         url = f"http://{providers.http}/pagerduty/v2/enqueue"
@@ -144,7 +144,7 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
 
 
 async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps_the_delivery(tmp_path: Path) -> None:
-    async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
+    async with run_stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
         fault = {"provider": "pagerduty", "kind": "hang", "seconds": 60}
         async with client.post(f"http://{providers.http}/api/faults", json=fault) as made:
             assert made.status == 201
@@ -176,7 +176,7 @@ async def sending_process(relay: int, other_than: int = 0) -> int:
 
 
 async def test_a_relay_whose_sending_process_dies_delivers_all_the_same_and_leaves_none_behind(tmp_path: Path) -> None:
-    async with stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
+    async with run_stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
         url = f"http://{providers.http}/pagerduty/v2/enqueue"
         process = await asyncio.to_thread(relay_process, tmp_path, url, COMMAND)
         address = await asyncio.to_thread(listens_at, process)

@@ -107,7 +107,7 @@ def build_panels() -> list[Builder[Panel]]:
         )
         .span(12)
         .height(8),
-        build_state_timeline("Health over time", "The light of each service over time.", HEALTH_LABELS)
+        build_state_timeline("Health over time", "The health of each service over time.", HEALTH_LABELS)
         .with_target(query_range(_HEALTH_QUERY, _LEGEND))
         .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first")])
         .span(12)
@@ -134,14 +134,14 @@ def _build_services_table() -> Builder[Panel]:
         "Value #A": "health",
         "Value #B": "mode",
         "Value #C": "ready",
-        "Value #D": "keys right",
+        "Value #D": "probes succeeded",
         "Value #E": "uptime",
         "Value #F": "errors",
     }
     panel = build_table(
         "Services",
         "Each service: its health, what wraps its data keys, whether it is ready, whether the last round trip of each "
-        "of its keys was right, how long since it initialised, its decryption errors. Its name leads to its health.",
+        "of its keys succeeded, how long since it initialised, its decryption errors. Its name leads to its health.",
         names,
     )
     for ref, expr in zip(
@@ -153,7 +153,7 @@ def _build_services_table() -> Builder[Panel]:
         .override_by_name("health", color_cells(HEALTH_LABELS))
         .override_by_name("mode", color_cells(MODE_LABELS))
         .override_by_name("ready", color_cells(YES_LABELS))
-        .override_by_name("keys right", color_cells(YES_LABELS))
+        .override_by_name("probes succeeded", color_cells(YES_LABELS))
         .override_by_name("uptime", set_unit("s"))
         .override_by_name("errors", set_unit("cps"))
         .links([build_link("Board", links.BOARD_URL), *build_runbook_links("What to look at first")])

@@ -83,7 +83,7 @@ def build_failure_panels() -> list[Builder[Panel]]:
     return [
         build_state_timeline(
             "Round trips",
-            "Whether the last round trip with each key was right in every respect: encrypt, check, decrypt, compare.",
+            "Whether the last round trip with each key succeeded: encrypt, check, decrypt, compare.",
             YES_LABELS,
         )
         .with_target(
@@ -96,8 +96,8 @@ def build_failure_panels() -> list[Builder[Panel]]:
         .span(16)
         .height(8),
         build_stat(
-            "Since the last right round trip",
-            "How long ago a round trip with each key was right. Orange after a minute, red after 5.",
+            "Since the last successful round trip",
+            "How long ago a round trip with each key succeeded. Orange after a minute, red after 5.",
             {0: "green", 60: "orange", 300: "red"},
         )
         .with_target(query_instant(last, "{{env}} {{service}} {{target}}"))

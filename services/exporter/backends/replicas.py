@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from services.exporter.model import BackendState
-from shared.net.resolver import resolve as resolved
+from shared.net.resolver import resolve
 
 MAX_ADDRESSES = 1000
 MAX_CONCURRENT_READS = 100
@@ -21,7 +21,7 @@ ADDRESS_MAX_AGE = 300.0
 
 async def resolve_addresses(host: str) -> set[str]:
     """All addresses of a name, IPv4 and IPv6. Raises OSError, or UnicodeError for what is no name."""
-    return {str(address[0]) for _, address in await resolved(host)}
+    return {str(address[0]) for _, address in await resolve(host)}
 
 
 @dataclass(slots=True)

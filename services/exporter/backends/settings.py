@@ -49,8 +49,8 @@ def _check_header_names(headers: "dict[str, Header]") -> "dict[str, Header]":
             raise ValueError(f"expected names of headers, such as X-Tenant; {name!r} is none")
         if name.lower() in _RESERVED_HEADERS:
             instead = _RESERVED_HEADERS[name.lower()]
-            todo = f"use {instead}" if instead else "remove it"
-            raise ValueError(f"the exporter sets {name} itself; {todo}")
+            hint = f"use {instead}" if instead else "remove it"
+            raise ValueError(f"the exporter sets {name} itself; {hint}")
     return headers
 
 

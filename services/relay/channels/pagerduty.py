@@ -28,7 +28,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 from services.relay.channels.curl_command import JSON_TYPE, build_posts, quote_address
 from services.relay.channels.diagnosis import report_send_errors
 from services.relay.channels.pagerduty_event import Action, build_dedup_key, build_event
-from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
+from services.relay.channels.port import Attempt, ChannelSettings, MessageRate, Progress, Receipt
 from services.relay.channels.provider_call import (
     MASK,
     ProviderCall,
@@ -47,6 +47,7 @@ from shared.check import Check, CheckError
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
+from shared.config.url import ProviderUrl
 from shared.net.egress import EgressSettings
 
 _OWN_URL: Final = "https://events.pagerduty.com/v2/enqueue"

@@ -6,12 +6,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Protocol, runtime_checkable
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator
 
 from services.relay.model import Message
 from shared.check import Check
 from shared.config.settings import Section
-from shared.config.url import check_secret_url
 
 _RATE: Final = re.compile(r"([1-9][0-9]{0,5})/([smh])")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -37,13 +36,6 @@ def _parse_rate(value: object) -> object:
 Rate = Annotated[MessageRate, BeforeValidator(_parse_rate, json_schema_input_type=str)]
 """A rate, written as `1/s`."""
 
-
-def _check_provider_url(url: str, info: ValidationInfo) -> str:
-    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
-
-
-ProviderUrl = Annotated[str, AfterValidator(_check_provider_url)]
-"""Where a channel's provider is reached: https, or http on this machine, or anywhere with `allow_remote_insecure`."""
 
 Receipt = Mapping[str, str]
 """The provider's reply to a message that it accepted: Slack's channel and ts, PagerDuty's dedup_key, …"""

@@ -33,7 +33,7 @@ from pydantic import model_validator
 
 from services.relay.channels.curl_command import JSON_TYPE, build_posts
 from services.relay.channels.diagnosis import report_send_errors
-from services.relay.channels.port import Attempt, ChannelSettings, ProviderUrl, Receipt
+from services.relay.channels.port import Attempt, ChannelSettings, Receipt
 from services.relay.channels.provider_call import (
     build_in_thread_if_large,
     call_provider,
@@ -59,7 +59,7 @@ from services.relay.text import (
 from shared.check import Check, CheckError
 from shared.config.secret_file import SecretFile, SecretUnreadableError
 from shared.config.settings import SecretPath
-from shared.config.url import UrlFilePath, check_secret_url
+from shared.config.url import ProviderUrl, UrlFilePath, check_secret_url
 from shared.net.egress import EgressSettings
 
 MAX_BODY = 1_000_000  # nginx takes 1 MiB by default

@@ -124,7 +124,7 @@ def acknowledge_command(config: Path | None, incident_id: str) -> None:
     click.echo(f"{verb} by {clean_line(done.by or '')}")
 
 
-@click.command("unacknowledge", short_help="Withdraw it.", epilog=_EXAMPLES.format("unacknowledge"))
+@click.command("unacknowledge", short_help="Withdraw an acknowledgement.", epilog=_EXAMPLES.format("unacknowledge"))
 @click.argument("incident_id", metavar="ID")
 @add_config_option
 def unacknowledge_command(config: Path | None, incident_id: str) -> None:

@@ -2,23 +2,19 @@
 
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo
+from pydantic import Field, StringConstraints
 
 from services.relay.interactive.silence_permission import SilenceRules
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import Duration, FilePath, Section
-from shared.config.url import check_secret_url
+from shared.config.url import ProviderUrl
 from shared.net.egress import EgressSettings
 
 
 def _check_token(secret: str) -> None:
     if not secret.startswith("xapp-"):
         raise FileCheckError("holds no app-level token", "expected xapp-…, with the scope connections:write")
-
-
-def _check_api_url(url: str, info: ValidationInfo) -> str:
-    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
 
 
 _EXPECTED_TOKEN: Final = "expected a file with the app-level token, xapp-…, on its first line"  # noqa: S105  # no token
@@ -46,7 +42,7 @@ class InteractiveSettings(EgressSettings):
     """Contains the app-level token, xapp-…, with the scope connections:write."""
     allow_remote_insecure: bool = False
     """Lets plaintext leave this machine: to a stand-in among containers."""
-    api_url: Annotated[str, AfterValidator(_check_api_url)] = "https://slack.com/api/"
+    api_url: ProviderUrl = "https://slack.com/api/"
     silence: SilenceSettings = SilenceSettings()
 
     @property

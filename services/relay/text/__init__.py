@@ -24,6 +24,7 @@ from services.relay.text.digest import (
 )
 from services.relay.text.fixes import MAX_FIXES, list_fixes
 from services.relay.text.labels import (
+    WORST_FIRST,
     Severity,
     find_worst_severity,
     limit_labels,
@@ -88,6 +89,7 @@ __all__ = [
     "MAX_SHORT_URL",
     "MAX_TITLE",
     "MAX_URL",
+    "WORST_FIRST",
     "AlertCard",
     "AlertTable",
     "Arrangement",

@@ -5,11 +5,10 @@ from itertools import groupby
 from typing import Final
 
 from services.relay.model import DigestEntry, Message, Status
-from services.relay.text.labels import Severity
+from services.relay.text.labels import WORST_FIRST, Severity
 from services.relay.text.strings import clean_line, truncate
 from services.relay.text.title import MAX_REMARK, put_into_past
 
-_WORST_FIRST: Final = (Severity.CRITICAL, Severity.ERROR, "", Severity.WARNING, Severity.INFO)
 _SHORTEST_TITLE: Final = 40
 """Characters to which a title is cut at most, before a digest leaves incidents out."""
 
@@ -24,7 +23,7 @@ def sort_entries(entries: Iterable[DigestEntry]) -> list[DigestEntry]:
 
 
 def _rank_entry(entry: DigestEntry) -> tuple[bool, int, str]:
-    return entry.status is Status.RESOLVED, _WORST_FIRST.index(entry.severity), entry.title
+    return entry.status is Status.RESOLVED, WORST_FIRST.index(entry.severity), entry.title
 
 
 def group_entries(message: Message) -> list[tuple[str, list[DigestEntry]]]:

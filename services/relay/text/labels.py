@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
+from typing import Final
 
 from services.relay.model import Alert, Event, Status
 from services.relay.text.strings import clean_line, truncate
@@ -25,7 +26,8 @@ _SEVERITIES = {
     **dict.fromkeys(("warning", "warn", "medium", "minor", "ticket", "p3"), Severity.WARNING),
     **dict.fromkeys(("info", "informational", "notice", "low", "none", "p4", "p5"), Severity.INFO),
 }
-_WORST_FIRST = tuple(Severity)
+WORST_FIRST: Final = (Severity.CRITICAL, Severity.ERROR, "", Severity.WARNING, Severity.INFO)
+"""The severities; the empty one is of an incident that has no usual one."""
 
 
 def parse_severity(alert: Alert) -> Severity | None:
@@ -37,12 +39,12 @@ def find_worst_severity(event: Event) -> Severity | None:
     """The worst severity of the alerts that still fire, else of all; None if none of them is a usual value."""
     firing = [alert for alert in event.alerts if alert.status is Status.FIRING]
     found = {parse_severity(alert) for alert in firing or event.alerts}
-    return next((level for level in _WORST_FIRST if level in found), None)
+    return next((level for level in Severity if level in found), None)
 
 
 def rank_severity(alert: Alert) -> int:
     """0 for the worst; an unusual value ranks as an error, as with PagerDuty."""
-    return _WORST_FIRST.index(parse_severity(alert) or Severity.ERROR)
+    return WORST_FIRST.index(parse_severity(alert) or Severity.ERROR)
 
 
 def sort_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ from shared.keyring.administration import (
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.journal.entries import add_journal_entry, has_retarget, list_journal_entries
 from shared.keyring.model import WrappedKey
-from shared.keyring.rows import ProblemRow, RewrapRow, RotationRow, fetch, fetch_first, select_rows
+from shared.keyring.rows import ProblemRow, RewrapRow, RotationRow, RowCount, fetch, fetch_first, fetch_one, select_rows
 from shared.keyring.tables import problems, rewraps, rotations
 
 MAX_PROBLEMS: Final = 100
@@ -187,7 +187,7 @@ def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: Rewr
 def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
     """How many entries could not be undone."""
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.NOT_ROLLED_BACK)
-    return connection.execute(select(func.count()).where(condition)).scalar_one()
+    return fetch_one(connection, select(func.count().label("total")).where(condition), RowCount).total
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
@@ -200,8 +200,8 @@ def add_problem(connection: Connection, rotation: Rotation, problem: Problem) ->
 
 def read_total(connection: Connection, rotation: Rotation) -> int:
     """How many data keys it was to do."""
-    query = select(rotations.c.total).where(rotations.c.number == rotation.number)
-    return int(connection.execute(query).scalar_one())
+    query = select_rows(rotations, RotationRow).where(rotations.c.number == rotation.number)
+    return fetch_one(connection, query, RotationRow).total
 
 
 def delete_problems(connection: Connection, rotation: Rotation) -> None:

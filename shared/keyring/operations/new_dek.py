@@ -16,7 +16,7 @@ from shared.keyring import store
 from shared.keyring.administration import Problem, RefusedError, RotateRequest, RotationState
 from shared.keyring.database import Database
 from shared.keyring.instance_readiness import wait_for_all_instances
-from shared.keyring.journal import progress as journal
+from shared.keyring.journal import progress
 from shared.keyring.journal.progress import Rotation
 from shared.keyring.model import KEY_BYTES, DataKey, DataKeyStatus, compute_fingerprint
 from shared.keyring.operations import target_version
@@ -41,11 +41,11 @@ class NewDekRotation:
         secret = self.random_bytes(KEY_BYTES)
         data_key_id = uuid.UUID(bytes=self.random_bytes(16), version=4).hex
         wrapped = await self.wrapping.wrap(data_key_id, secret)
-        target_version.refuse_other_version(wrapped, version)
+        target_version.refuse_other_version(self.wrapping, wrapped, version)
 
         def write(connection: Connection, now: float) -> None:
             created_at = datetime.fromtimestamp(now, UTC)
-            journal.begin_rotation(
+            progress.begin_rotation(
                 connection,
                 now,
                 self.request,
@@ -76,17 +76,17 @@ class NewDekRotation:
             await wait_for_all_instances(self.database, data_key_id)
 
         def write(connection: Connection, now: float) -> None:
-            journal.check_unchanged(connection, rotation)
+            progress.check_unchanged(connection, rotation)
             previous = store.find_active_data_key(connection)
             if problem is not None:
-                journal.add_problem(connection, rotation, Problem(id=data_key_id, error=problem))
-                journal.update_rotation(connection, now, rotation, state=RotationState.FAILED.value)
+                progress.add_problem(connection, rotation, Problem(id=data_key_id, error=problem))
+                progress.update_rotation(connection, now, rotation, state=RotationState.FAILED.value)
                 return
             if previous:
                 store.change_status(connection, previous.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
             if not store.change_status(connection, data_key_id, DataKeyStatus.PENDING, DataKeyStatus.ACTIVE):
                 raise RefusedError(f"data key {data_key_id} is no longer pending", "roll the rotation back")
             columns = {"former_data_key": previous.id if previous else None, "done": STEP_COUNT}
-            journal.update_rotation(connection, now, rotation, state=RotationState.DONE.value, **columns)
+            progress.update_rotation(connection, now, rotation, state=RotationState.DONE.value, **columns)
 
         await run_under_lease(self.database, self.request.token, write)

@@ -64,7 +64,7 @@ async def _retarget_new_dek(
     if new is not None:
         with suppress(UnwrapError):  # what is wrong with it is said when it is promoted
             wrapped = await wrapping.wrap(data_key_id, await wrapping.unwrap(new))
-            target_version.refuse_other_version(wrapped, version)
+            target_version.refuse_other_version(wrapping, wrapped, version)
 
     def write(connection: Connection, now: float) -> Rotation:
         progress.check_unchanged(connection, rotation)

@@ -23,11 +23,11 @@ from shared.keyring.database import Database
 from shared.keyring.journal import progress
 from shared.keyring.journal.progress import MAX_PROBLEMS, Rotation
 from shared.keyring.key_table import KeyTable
-from shared.keyring.operations import target_version as target
 from shared.keyring.operations.new_dek import STEP_COUNT, NewDekRotation
 from shared.keyring.operations.retarget import retarget_rotation
 from shared.keyring.operations.rewrap import RewrapRotation
 from shared.keyring.operations.rollback import Rollback
+from shared.keyring.operations.target_version import choose_target_version
 from shared.keyring.rotation_lease import run_under_lease
 from shared.keyring.wrapping import KeyWrapper
 
@@ -94,7 +94,7 @@ class RotationRunner:
 
     async def _choose_target_version(self, requested: str | None) -> str:
         retired = await self.database.read(self.keys.list_retired_versions)
-        return await target.choose_target_version(self.wrapping, requested, retired)
+        return await choose_target_version(self.wrapping, requested, retired)
 
     async def _begin_rewrap(self, request: RotateRequest, version: str) -> Rotation:
         total = await self.keys.count_outdated(self.database, version)

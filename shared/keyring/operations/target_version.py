@@ -33,11 +33,11 @@ async def choose_target_version(wrapping: KeyWrapper, requested: str | None, ret
     return target
 
 
-def refuse_other_version(wrapped: WrappedKey, version: str) -> None:
+def refuse_other_version(wrapping: KeyWrapper, wrapped: WrappedKey, version: str) -> None:
     """Raises AdministrationError if a wrap is not by the target version."""
     if wrapped.kek_version != version:
         raise AdministrationError(
             f"Encrypt uses version {wrapped.kek_version}, not {version}",
-            "a new primary version takes effect within hours: resume, which waits until Encrypt uses it, and goes on "
-            "with it",
+            f"a new primary version needs {wrapping.kms.profile.propagation} to take effect: resume, which waits until "
+            "Encrypt uses it",
         )

@@ -7,8 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from services.exporter.backends import replicas as resolve
-from services.exporter.backends.replicas import ReplicaReader, resolve_addresses
+from services.exporter.backends.replicas import MAX_ADDRESSES, ReplicaReader, resolve_addresses
 from services.exporter.model import BackendState, Health
 from shared.backend_contract import CryptoMode
 
@@ -131,7 +130,7 @@ async def test_what_is_wrong_with_dns_is_reported_once_before_what_the_first_rep
 
 
 async def test_of_more_addresses_than_the_limit_the_first_are_read_and_that_is_reported() -> None:
-    everywhere = [str(ip_address("10.0.0.0") + n) for n in range(resolve.MAX_ADDRESSES + 1)]
+    everywhere = [str(ip_address("10.0.0.0") + n) for n in range(MAX_ADDRESSES + 1)]
     dns = Dns(*everywhere)
     watched = replicas(dns)
     states = await watched.read()

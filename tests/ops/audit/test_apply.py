@@ -157,7 +157,7 @@ def test_conditions_of_others_stay_where_a_policy_is_written(run: Run, world: Lo
 @pytest.mark.parametrize("method", ["serviceusage.services.get", GET_POLICY])
 def test_a_project_that_is_not_there_is_not_mistaken_for_an_empty_one(method: str, run: Run, stand: Stand) -> None:
     stand.faults.append(Fault(method, times=9, refuse=RefusedError(404, "no project")))
-    with pytest.raises(GoogleError, match="look whether the names are right"):
+    with pytest.raises(GoogleError, match="check whether the names are right"):
         run()
     assert SET_POLICY not in stand.names()
 

@@ -34,7 +34,7 @@ def test_a_refused_connection_is_tried_five_times_and_then_a_sentence(waits: Wai
         bound.bind(("127.0.0.1", 0))
         with client(f"http://127.0.0.1:{bound.getsockname()[1]}", waits) as google, pytest.raises(GoogleError) as error:
             google.call(GET_SINK, **SINK)
-    assert "got no answer that can be read (ConnectionRefusedError); look whether this machine" in str(error.value)
+    assert "got no answer that can be read (ConnectionRefusedError); check whether this machine" in str(error.value)
     assert waits.pauses == [1, 2, 4, 8]
 
 

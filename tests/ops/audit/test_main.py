@@ -1,11 +1,13 @@
 """`keypulse-audit` as a command: what it prints, and its exit codes."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from ops.audit.__main__ import main
 from tests.ops.audit.conftest import Audit, Waits
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Fault, RefusedError, Stand
@@ -21,8 +23,8 @@ project acme-prod
     + ADMIN_READ of all but user:a@example.org
     + DATA_READ of all but user:a@example.org
     + DATA_WRITE
-  note: user:boss@example.org is exempted for all services, so for Cloud KMS too; look whether that is meant
-  2 to change, 0 as wished. Nothing was changed.
+  note: user:boss@example.org is exempted for all services, so for Cloud KMS too; check whether that is intended
+  2 to change, 0 as configured. Nothing was changed.
 """
 
 
@@ -40,14 +42,14 @@ def test_a_plan_says_what_would_change_and_changes_nothing(audit: Audit, world: 
 
 def test_plan_apply_apply_and_verify(audit: Audit, stand: Stand) -> None:
     planned = audit("plan", *FULL)
-    assert "8 to change, 0 as wished. Nothing was changed." in planned.output
+    assert "8 to change, 0 as configured. Nothing was changed." in planned.output
     first = audit("apply", *FULL)
-    assert "8 changed, 0 as wished." in first.output
+    assert "8 changed, 0 as configured." in first.output
     assert "known when" in planned.output
     assert "known when" not in first.output
     stand.requests.clear()
     second = audit("apply", *FULL)
-    assert second.output == "project acme-prod\n  0 changed, 8 as wished.\n"
+    assert second.output == "project acme-prod\n  0 changed, 8 as configured.\n"
     assert {name.rpartition(".")[2] for name in stand.names()} == {"get", "getIamPolicy"}
     verified = audit("verify", *FULL)
     assert [line[:1] for line in verified.output.splitlines()] == ["✓"] * 6
@@ -60,7 +62,7 @@ def test_a_run_that_was_cut_off_goes_on(audit: Audit, stand: Stand) -> None:
     assert cut.exit_code == 1
     assert "ask for roles/storage.admin" in cut.stderr
     stand.denied.clear()
-    assert "3 changed, 5 as wished." in audit("apply", *FULL).output
+    assert "3 changed, 5 as configured." in audit("apply", *FULL).output
 
 
 def test_what_fails_in_one_project_leaves_the_others_alone(audit: Audit, stand: Stand) -> None:
@@ -109,6 +111,12 @@ def test_wrong_usage_is_exit_2(command: str, arguments: tuple[str, ...], said: s
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
     assert stand.requests == []
+
+
+def test_the_help_names_no_command_that_does_not_exist(audit: Audit) -> None:
+    named = re.findall(r"`(\w+)`", audit("--help").output)
+    assert named
+    assert set(named) <= main.commands.keys()
 
 
 @pytest.mark.parametrize(("option", "given"), [("--timeout", "soon"), ("--probe", "keypulse-20269901T000000Z-1a")])

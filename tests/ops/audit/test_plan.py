@@ -103,8 +103,8 @@ def test_what_keeps_entries_from_a_sink_or_deletes_them_sooner_is_reported() -> 
         AuditPart.BUCKET: BUCKET | {"lifecycle": {"rule": [*BUCKET["lifecycle"]["rule"], cold, soon]}},
     }
     assert list(list_warnings(state)) == [
-        'the sink to Cloud Storage leaves out protoPayload.methodName="Decrypt"; look whether that is meant',
-        "another rule of the bucket deletes files, too: {'age': 30, 'isLive': True}; look whether that is meant",
+        'the sink to Cloud Storage leaves out protoPayload.methodName="Decrypt"; check whether that is intended',
+        "another rule of the bucket deletes files, too: {'age': 30, 'isLive': True}; check whether that is intended",
     ]
 
 

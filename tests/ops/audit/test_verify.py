@@ -69,8 +69,8 @@ def test_it_is_waited_for_in_bounded_time_and_each_place_says_what_to_do(
     assert waits.seconds == 45
     late = {result.name: result.hint for result in results if not result.is_ok}
     assert list(late) == ["acme-prod: log", "acme-prod: BigQuery", "acme-prod: bucket"]
-    again = "look again later with --probe keypulse-20260102T235950Z-1a2b"
-    assert all(todo.endswith(again) for todo in late.values())
+    again = "search again later with --probe keypulse-20260102T235950Z-1a2b"
+    assert all(hint.endswith(again) for hint in late.values())
 
 
 def test_the_probe_of_an_earlier_run_is_searched_for_and_none_is_sent(
@@ -105,7 +105,7 @@ def test_settings_that_are_not_as_wished_are_named_and_the_rest_is_skipped(
 ) -> None:
     world.sinks["projects/acme-prod/sinks/kms-audit-storage"]["disabled"] = True
     results = verify()
-    assert failed(results).detail == "not as wished: sink to Cloud Storage"
+    assert failed(results).detail == "not as configured: sink to Cloud Storage"
     assert list(outcomes(results).values()).count(CheckOutcome.SKIPPED) == 3
 
 

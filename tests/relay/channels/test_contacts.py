@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from ops.demo.stand_ins.slack.blocks import MAX_BLOCKS_TEXT, count_text, find_block_errors
-from services.relay.channels.pagerduty_event import build_event as event_of
+from services.relay.channels.pagerduty_event import build_event
 from services.relay.channels.slack.post import MAX_CONTACTS_TEXT, build_post
 from services.relay.model import Links, Message
 from services.relay.text import MAX_SHORT_URL, MAX_URL, select_contacts
@@ -73,7 +73,7 @@ def test_they_stand_at_the_end() -> None:
     plain, html = render_text("email", firing).split("<!doctype", 1)
     assert plain.strip().endswith("Escalate to\n  security on call: +49 30 1234567\n  service owner: #ledger-team")
     assert html.index("backend:8000") < html.index("Escalate to") < html.index("Sent by keypulse")
-    assert event_of(firing, "trigger")["payload"]["custom_details"]["escalate_to"] == PEOPLE
+    assert build_event(firing, "trigger")["payload"]["custom_details"]["escalate_to"] == PEOPLE
 
 
 def test_a_contact_stays_on_its_line() -> None:

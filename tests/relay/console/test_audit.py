@@ -12,7 +12,7 @@ from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.operators import bulk_retry, requeue
 from services.relay.outbox.operators.audit import OutboxAudit
-from services.relay.outbox.retention import by_age as pruned
+from services.relay.outbox.retention import by_age
 from services.relay.outbox.retention.by_age import PRUNE_STEP, prune_by_age
 from services.relay.send_error import SendError, SendReason, SendScope
 from shared.http.audit_log import AuditEntry
@@ -108,7 +108,7 @@ async def test_entries_go_by_age_in_steps_and_hold_what_a_database_takes(databas
 async def test_of_more_entries_than_are_kept_the_oldest_go(
     database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruned, "AUDIT_ROWS", 150)
+    monkeypatch.setattr(by_age, "AUDIT_ROWS", 150)
     async with open_store(database, Clock()) as store:
 
         def many(transaction: Transaction) -> None:

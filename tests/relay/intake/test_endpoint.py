@@ -24,7 +24,6 @@ from services.relay.intake.acceptance import IntakeRules
 from services.relay.metrics import Metrics
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.operators import quarantine
-from services.relay.outbox.operators import quarantine as rejected
 from shared.http import body_limits
 from shared.sql import database_url
 from tests.relay.served_relay import (
@@ -53,10 +52,10 @@ def locked(file: Path) -> Iterator[None]:
         other.close()
 
 
-async def quarantined(folder: Path) -> list[tuple[rejected.QuarantineEntry, bytes | None]]:
+async def quarantined(folder: Path) -> list[tuple[quarantine.QuarantineEntry, bytes | None]]:
     """What is kept, the newest first, each with its body."""
     async with open_store(database_url.create_sqlite_url(folder / "relay.db"), lambda: 0.0) as store:
-        return [(kept, await rejected.read_body(store, kept.id)) for kept in await rejected.list_entries(store)]
+        return [(kept, await quarantine.read_body(store, kept.id)) for kept in await quarantine.list_entries(store)]
 
 
 async def first_line(client: aiohttp.ClientSession, head: str) -> str:

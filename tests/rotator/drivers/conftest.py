@@ -18,7 +18,7 @@ from services.backend.app import run_backend
 from services.backend.config import BackendSettings
 from services.rotator.drivers.registry import DriverSettings, open_driver
 from shared.config.settings import load_settings, use_base_folder
-from shared.http.server import serve as serving
+from shared.http import server
 from shared.keyring.administration import Administration
 from shared.kms.gcp.settings import GcpKeySettings
 from tests.backend.conftest import KEY, versions  # noqa: F401 - a fixture, used by its name
@@ -129,7 +129,7 @@ def serve(emulator: Emulator, tmp_path: Path) -> Serve:
         file.write_text(yaml.safe_dump(document))
         async with (
             run_backend(load_settings(BackendSettings, file)) as app,
-            serving(app, load_settings(BackendSettings, file).listen) as address,
+            server.serve(app, load_settings(BackendSettings, file).listen) as address,
         ):
             file.write_text(yaml.safe_dump({**document, "listen": str(address)}))
             yield Backend(f"http://{address}", file, database, kms, tmp_path)

@@ -43,8 +43,6 @@ class RateLimits:
         self._next_post_at: dict[str, float] = {}
         """When a channel has the tokens of a whole burst again."""
         self._calls: defaultdict[str, deque[float]] = defaultdict(deque)
-        self.refused_count = 0
-        """Calls that were answered 429."""
 
     def count_call(self, method: str, channel: str | None) -> int | None:
         """Count a call; return the `Retry-After` of one that is over the limit, else None.
@@ -56,10 +54,7 @@ class RateLimits:
         if not self.enabled:
             return None
         wait = self._count_post(channel or "") if method in POST_METHODS else self._count_in_window(method)
-        if wait <= 0:
-            return None
-        self.refused_count += 1
-        return math.ceil(wait)
+        return math.ceil(wait) if wait > 0 else None
 
     def _count_post(self, channel: str) -> float:
         now = self._clock()

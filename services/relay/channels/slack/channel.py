@@ -24,7 +24,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from services.relay.channels.curl_command import JSON_TYPE, build_posts, quote_address
 from services.relay.channels.diagnosis import create_read_only_call, report_send_errors
-from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, ProviderUrl, Receipt
+from services.relay.channels.port import Attempt, Channel, ChannelSettings, MessageRate, Progress, Receipt
 from services.relay.channels.provider_call import (
     ProviderCall,
     build_in_thread_if_large,
@@ -58,6 +58,7 @@ from shared.check import Check
 from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
+from shared.config.url import ProviderUrl
 from shared.net.egress import EgressSettings
 
 log = structlog.get_logger(__name__)

@@ -77,11 +77,6 @@ class ChannelOverview:
     last_check: CheckRow | None
     last_test: CheckRow | None
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether a delivery would be sent now."""
-        return not self.is_down and self.breaker is not BreakerState.OPEN and self.retry_after_until is None
-
 
 _delivery = deliveries.c
 _LAST_SUCCESS: Final = (

@@ -10,10 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, func, literal_column, select
 from services.relay.outbox.operators.silences import SilenceState
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import events, incidents, silences
-from services.relay.text import Severity
-
-WORST_FIRST: Final = (Severity.CRITICAL, Severity.ERROR, "", Severity.WARNING, Severity.INFO)
-"""The severities; the empty one is of an incident that has no usual one."""
+from services.relay.text import WORST_FIRST
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from hypothesis import given
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from services.relay.delivery.enrichment.promql import split_comparison
 from tests.ops.rules import FILES
@@ -46,6 +46,6 @@ def test_nearly_all_of_our_own_rules_have_a_left_side() -> None:
     assert whole <= {"KMSCanaryLost", "KMSKeyVersionDestroyScheduled", "Watchdog"}
 
 
-@given(some.text(alphabet="()[]{}\"'`\\<>=! abor1#\n"))
+@given(st.text(alphabet="()[]{}\"'`\\<>=! abor1#\n"))
 def test_no_text_breaks_it(text: str) -> None:
     split_comparison(text)

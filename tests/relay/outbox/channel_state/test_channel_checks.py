@@ -125,8 +125,8 @@ async def test_a_test_takes_tokens_and_waits_for_provider_and_rate_but_not_for_a
 
 async def test_an_overview_says_how_a_channel_is_what_waits_and_what_happened_last(store: Store) -> None:
     never = await overview(store, "never")
-    assert (never.is_usable, never.breaker, never.waiting, never.oldest_accepted_at) == (
-        True,
+    assert (never.is_down, never.breaker, never.waiting, never.oldest_accepted_at) == (
+        False,
         BreakerState.CLOSED,
         0,
         None,
@@ -143,7 +143,7 @@ async def test_an_overview_says_how_a_channel_is_what_waits_and_what_happened_la
         await accept(store, f"new {number}", "a")
     found = await overview(store)
     assert found.last_success == (newest, now - 5)
-    assert (found.waiting, found.sending, found.is_usable, found.last_failure) == (2, 0, True, None)
+    assert (found.waiting, found.sending, found.is_down, found.last_failure) == (2, 0, False, None)
     assert found.due_at is not None
     await fail(
         store, await claim_one(store, "a"), ChannelEffect.REACHED, reason="rejected", detail="no\x00 " + 600 * "x"
@@ -151,16 +151,16 @@ async def test_an_overview_says_how_a_channel_is_what_waits_and_what_happened_la
     found = await overview(store)
     assert found.last_failure is not None
     assert found.last_failure == LastFailure(found.last_failure.at, "rejected", "no� " + 496 * "x")
-    assert (found.is_usable, found.reason) == (True, None)  # nothing is wrong with the channel
+    assert (found.is_down, found.breaker, found.retry_after_until, found.reason) == (
+        False,
+        BreakerState.CLOSED,
+        None,
+        None,
+    )  # nothing is wrong with the channel
 
     await fail(store, await claim_one(store, "a"), ChannelEffect.DOWN, reason="unauthorized", retry_after=7)
     found = await overview(store)
-    assert (found.is_down, found.breaker, found.is_usable, found.reason) == (
-        True,
-        BreakerState.OPEN,
-        False,
-        "unauthorized",
-    )
+    assert (found.is_down, found.breaker, found.reason) == (True, BreakerState.OPEN, "unauthorized")
     assert found.paused_until is not None
     assert found.retry_after_until is not None
     await change(store, paused_until=0, retry_after_until=None)

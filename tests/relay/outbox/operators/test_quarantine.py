@@ -4,7 +4,6 @@ from pathlib import Path
 
 from services.relay.outbox.engine.store import open_store
 from services.relay.outbox.operators import quarantine
-from services.relay.outbox.operators import quarantine as rejected
 from shared.sql import database_url
 
 
@@ -15,8 +14,8 @@ async def test_the_newest_hundred_are_kept_and_each_is_cut(tmp_path: Path) -> No
         await quarantine.quarantine_webhook(
             store, b"x" * (quarantine.MAX_BODY_BYTES + 1), source="", code=413, reason="too large"
         )
-        kept = await rejected.list_entries(store, limit=2 * quarantine.MAX_ENTRIES)
-        oldest = await rejected.read_body(store, kept[-1].id)
+        kept = await quarantine.list_entries(store, limit=2 * quarantine.MAX_ENTRIES)
+        oldest = await quarantine.read_body(store, kept[-1].id)
     assert len(kept) == quarantine.MAX_ENTRIES
     assert (kept[0].code, kept[0].body_bytes) == (413, quarantine.MAX_BODY_BYTES)
     assert oldest == b"4"

@@ -7,7 +7,7 @@ import pytest
 from ops.kms_emulator.emulator import Emulator
 from ops.kms_emulator.faults import EmulatorFault
 from shared.keyring.administration import AdministrationError, RefusedError, RotationState
-from shared.keyring.journal import progress as journal
+from shared.keyring.journal.progress import get_rotation
 from shared.keyring.key_table import OwnKeyTable
 from shared.keyring.model import DataKeyStatus, WrappedKey
 from shared.keyring.operations.rewrap import RewrapRotation
@@ -181,7 +181,7 @@ async def test_a_call_that_was_in_progress_while_the_rotation_was_rolled_back_sa
     await keyring.fill(2)
     await versions.rotate()
     await keyring.administration.rotate(keyring.request(batch_size=2))
-    rotation = await keyring.database.read(lambda connection: journal.get_rotation(connection, "r1"))
+    rotation = await keyring.database.read(lambda connection: get_rotation(connection, "r1"))
     await versions.disable(1)  # so that nothing is put back, and nothing would be left to wrap anew
     await keyring.rollback()
     undone = await keyring.administration.get_progress("r1")
