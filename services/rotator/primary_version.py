@@ -71,6 +71,6 @@ async def wait_for_primary(
     except TimeoutError:
         raise RotatorError(
             f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last "
-            f"answer: {last_result}); a new primary version needs {kms.profile.propagation} to take effect",
+            f"answer: {last_result}). A new primary version needs {kms.profile.propagation} to take effect",
             next_command,
         ) from None

@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Integer, Table, inspect, select, text
 
+from shared.hinted_error import HintedError
 from shared.keyring.column_types import LenientVersion, to_printable_text
 from shared.keyring.journal.entries import to_columns
 from shared.keyring.journal.legacy_text import parse_legacy_text
@@ -38,8 +39,8 @@ _MAX_NUMBER: Final = 2**31 - 1
 _INDEXES_BEFORE_1: Final = ("keyring_journal_of_rotation", "ix_keyring_notes_rotation_id")
 
 
-class NewerKeyringSchemaError(Exception):
-    """A newer keypulse made these tables; the message says what to do."""
+class NewerKeyringSchemaError(HintedError):
+    """A newer keypulse made these tables."""
 
 
 def read_version(connection: Connection) -> int:
@@ -61,7 +62,7 @@ def check_version(connection: Connection) -> int:
     done = read_version(connection)
     if done > VERSION:
         raise NewerKeyringSchemaError(
-            f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}; start a newer one"
+            f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}", "start a newer one"
         )
     return done
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, exists, select
 from sqlalchemy.exc import IntegrityError
 
+from shared.hinted_error import HintedError
 from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
@@ -32,8 +33,8 @@ from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, ret
 _columns: Final = data_keys.c
 
 
-class RetiredVersionError(Exception):
-    """A wrap by a version that was retired, which must not be stored; the message says which, and what to do."""
+class RetiredVersionError(HintedError):
+    """A wrap by a version that was retired, which must not be stored."""
 
 
 class OtherLocalKeyError(Exception):
@@ -97,8 +98,8 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
     """Raises RetiredVersionError if nothing may be wrapped by this version any more."""
     if wrapped.kek_version in list_retired_versions(connection, wrapped.kek):
         raise RetiredVersionError(
-            f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it; "
-            "set another primary version, and wait until Encrypt uses it"
+            f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it",
+            "set another primary version, and wait until Encrypt uses it",
         )
 
 
