@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from shared.hinted_error import HintedError
+
 
 class CheckOutcome(StrEnum):
     """How a check went."""
@@ -30,18 +32,11 @@ _MARKS: Final = {
 }
 
 
-class CheckError(Exception):
-    """A check failed. Neither sentence may contain a secret.
-
-    Args:
-        error: what is wrong.
-        hint: what to do about it.
-    """
+class CheckError(HintedError):
+    """A check failed."""
 
     def __init__(self, error: str, hint: str) -> None:
-        super().__init__(f"{error}; {hint}")
-        self.error = error
-        self.hint = hint
+        super().__init__(error, hint)
 
 
 class CheckNotApplicable(Exception):  # noqa: N818 - it is no error

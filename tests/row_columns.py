@@ -1,7 +1,13 @@
-"""Compares the columns of a SELECT with the fields of the row that is made of them: their names, types, null or not."""
+"""Compares the columns of a SELECT with the fields of the row that is made of them: their names, types, null or not.
 
+And finds the functions that read a result without such a row.
+"""
+
+import ast
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 from sqlalchemy import BindParameter, Case, Column, ColumnElement, FromClause, Join, Label, ScalarSelect, Select
@@ -81,3 +87,27 @@ def list_optional_tables(statement: Select[*tuple[Any, ...]]) -> list[FromClause
                 yield from source.right._from_objects
 
     return [table for source in statement.get_final_froms() for table in iterate(source)]
+
+
+def find_untyped_reads(module: ModuleType) -> Iterator[str]:
+    """The functions of a module that read values of what `execute` gives, and not only whether or how many rows are."""
+    tree = ast.parse(inspect.getsource(module))
+    parents = {id(child): node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "execute":
+            used = parents[id(node)]
+            if isinstance(used, ast.Attribute) and used.attr == "first":
+                used = parents[id(parents[id(used)])]
+            match used:
+                case ast.Expr() | ast.Lambda() | ast.Attribute(attr="rowcount"):
+                    pass  # a lambda's is over with its transaction
+                case ast.Compare(comparators=[ast.Constant(value=None)]):
+                    pass
+                case _:
+                    yield f"{module.__name__}.{_find_function(parents, node)}"
+
+
+def _find_function(parents: dict[int, ast.AST], node: ast.AST) -> str:
+    while not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        node = parents[id(node)]
+    return node.name

@@ -42,7 +42,7 @@ def apply_changes(api: GoogleCaller, desired: DesiredState, sleep: Callable[[flo
                 break
             if attempt == MAX_ATTEMPTS:
                 raise GoogleError(
-                    ErrorKind.FAILED, f"{part}: somebody changes it again and again; find out who, and {RETRY_HINT}"
+                    ErrorKind.FAILED, f"{part}: somebody changes it again and again", f"find out who, and {RETRY_HINT}"
                 )
             if operation:
                 sleep(_PAUSE)
@@ -69,4 +69,4 @@ def _write_change(api: GoogleCaller, change: Change, desired: DesiredState, slee
         if is_finished(api, operation):
             return
         sleep(_PAUSE)
-    raise GoogleError(ErrorKind.FAILED, f"{change.part}: it is still being enabled; wait a minute and {RETRY_HINT}")
+    raise GoogleError(ErrorKind.FAILED, f"{change.part}: it is still being enabled", f"wait a minute and {RETRY_HINT}")

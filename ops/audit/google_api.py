@@ -83,12 +83,12 @@ class GoogleApi:
                 pause = max(pause, min(_MAX_PAUSE, _parse_retry_after(error)))
             except GoogleAuthError as error:
                 what = f"the credentials cannot be used ({type(error).__name__})"
-                raise GoogleError(ErrorKind.FAILED, f"{what}; {LOGIN_HINT}") from None
+                raise GoogleError(ErrorKind.FAILED, what, LOGIN_HINT) from None
             except (OSError, httplib2.HttpLib2Error, ValueError, LookupError, TypeError) as error:
                 if attempt == _MAX_ATTEMPTS:
                     what = f"{name} got no answer that can be read ({type(error).__name__})"
                     hint = f"check whether this machine reaches Google, and {RETRY_HINT}"
-                    raise GoogleError(ErrorKind.FAILED, f"{what}; {hint}") from None
+                    raise GoogleError(ErrorKind.FAILED, what, hint) from None
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -124,7 +124,7 @@ class GoogleApi:
         try:
             credentials: Credentials = google.auth.default(scopes=[_SCOPE])[0]
         except DefaultCredentialsError:
-            raise GoogleError(ErrorKind.FAILED, f"there are no credentials for Google; {LOGIN_HINT}") from None
+            raise GoogleError(ErrorKind.FAILED, "there are no credentials for Google", LOGIN_HINT) from None
         return credentials
 
 

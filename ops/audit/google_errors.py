@@ -6,6 +6,8 @@ The roles are predefined and narrow: https://cloud.google.com/iam/docs/roles-per
 from enum import Enum, auto
 from typing import Final
 
+from shared.hinted_error import HintedError
+
 _USAGE_ADMIN: Final = "roles/serviceusage.serviceUsageAdmin"
 _DATA_OWNER: Final = "roles/bigquery.dataOwner"
 _BUCKET_ADMIN: Final = "roles/storage.admin"
@@ -78,16 +80,17 @@ class ErrorKind(Enum):
 _KINDS: Final = {400: ErrorKind.INVALID, 404: ErrorKind.MISSING, 409: ErrorKind.CONFLICT, 412: ErrorKind.CONFLICT}
 
 
-class GoogleError(Exception):
+class GoogleError(HintedError):
     """Google refused a call.
 
     Args:
         kind: of the refusal.
-        message: what was refused and what to do; no secret.
+        error: what was refused; no secret.
+        hint: what to do.
     """
 
-    def __init__(self, kind: ErrorKind, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, kind: ErrorKind, error: str, hint: str = "") -> None:
+        super().__init__(error, hint)
         self.kind = kind
 
 
@@ -107,9 +110,11 @@ def build_error(name: str, status: int, google_message: str, reasons: set[str]) 
     """
     kind, api = _KINDS.get(status, ErrorKind.FAILED), name.partition(".")[0]
     if status == 401:
-        return GoogleError(kind, f"the credentials are not taken; {LOGIN_HINT}")
+        return GoogleError(kind, "the credentials are not taken", LOGIN_HINT)
     if is_transient(status, reasons):
-        return GoogleError(kind, f"{name} still fails with {status} ({google_message}); wait a minute and {RETRY_HINT}")
+        return GoogleError(
+            kind, f"{name} still fails with {status} ({google_message})", f"wait a minute and {RETRY_HINT}"
+        )
     if "quota project" in google_message:  # a person's credentials need a project that pays for the calls
         hint = "say which with `gcloud auth application-default set-quota-project PROJECT`"
     elif reasons & {"SERVICE_DISABLED", "accessNotConfigured"}:
@@ -118,4 +123,4 @@ def build_error(name: str, status: int, google_message: str, reasons: set[str]) 
         hint = build_permission_hint(name)
     else:
         hint = "check whether the names are right"
-    return GoogleError(kind, f"{name} is refused with {status} ({google_message}); {hint}")
+    return GoogleError(kind, f"{name} is refused with {status} ({google_message})", hint)

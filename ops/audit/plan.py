@@ -20,6 +20,7 @@ from ops.audit.model import (
     DesiredState,
     Resource,
 )
+from shared.hinted_error import HintedError
 
 WRITER_AFTER_CREATION: Final = "serviceAccount:(known when the sink is there)"
 SINK_FILTER: Final = f'logName:"cloudaudit.googleapis.com" AND protoPayload.serviceName="{KMS}"'
@@ -33,8 +34,8 @@ _WRITER_ROLES: Final = ("WRITER", "roles/bigquery.dataEditor")
 """BigQuery returns the first for the second."""
 
 
-class UnchangeableError(Exception):
-    """The desired state cannot be reached by a change; the message says what to do."""
+class UnchangeableError(HintedError):
+    """The desired state cannot be reached by a change."""
 
 
 def plan_changes(state: CurrentState, desired: DesiredState) -> list[Change]:
@@ -81,15 +82,15 @@ def _refuse_unchangeable(part: AuditPart, state: CurrentState, desired: DesiredS
     named = f"the dataset {DATASET}" if part is AuditPart.DATASET else f"the bucket {desired.bucket}"
     if existing["location"].lower() != desired.location.lower():
         raise UnchangeableError(
-            f"{named} is in {existing['location']}, and Google moves none; say --location {existing['location']}, "
-            "or copy what it holds elsewhere and remove it"
+            f"{named} is in {existing['location']}, and Google moves none",
+            f"say --location {existing['location']}, or copy what it holds elsewhere and remove it",
         )
     if part is AuditPart.BUCKET and f"projects/{existing['projectNumber']}" != (state[AuditPart.API] or {}).get(
         "parent"
     ):
         raise UnchangeableError(
-            f"{named} belongs to another project, number {existing['projectNumber']}; "
-            "the whole world shares the names of buckets: choose another one"
+            f"{named} belongs to another project, number {existing['projectNumber']}",
+            "the whole world shares the names of buckets: choose another one",
         )
 
 

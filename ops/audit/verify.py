@@ -114,7 +114,7 @@ def _run_check(name: str, check: Callable[[], tuple[str, str]], seconds: Callabl
     try:
         detail, hint = check()
     except (GoogleError, UnchangeableError) as error:
-        detail, _, hint = str(error).partition("; ")
+        return CheckResult(name, CheckOutcome.FAILED, error.error, error.hint, seconds() - started_at)
     return CheckResult(name, CheckOutcome.FAILED if hint else CheckOutcome.PASSED, detail, hint, seconds() - started_at)
 
 
@@ -168,6 +168,5 @@ def _search_once(name: str, search: SearchProbe, seconds: Callable[[], float], s
     try:
         arrived = search()
     except GoogleError as error:
-        detail, _, hint = str(error).partition("; ")
-        return CheckResult(name, CheckOutcome.FAILED, detail, hint, seconds() - started_at)
+        return CheckResult(name, CheckOutcome.FAILED, error.error, error.hint, seconds() - started_at)
     return CheckResult(name, CheckOutcome.PASSED, "it has arrived", seconds=seconds() - started_at) if arrived else None

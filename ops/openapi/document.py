@@ -181,7 +181,10 @@ def build_document() -> dict[str, Any]:
         "Error": {
             "type": "object",
             "required": ["error"],
-            "properties": {"error": {"type": "string", "description": "one sentence for a person, without a secret"}},
+            "properties": {
+                "error": {"type": "string", "description": "one sentence for a person, without a secret"},
+                "hint": {"type": "string", "description": "what to do about it; absent where `error` says it"},
+            },
         },
     }
     schemas["RotateRequest"]["not"] = {"required": ["dry_run"], "properties": {"dry_run": {"const": True}}}

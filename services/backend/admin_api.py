@@ -124,6 +124,8 @@ async def _call_handler(request: Request, handler: Handler) -> Response:
         return refuse_request(error.status, str(error))
     except tuple(_ERROR_STATUSES) as error:
         status = next(status for kind, status in _ERROR_STATUSES.items() if isinstance(error, kind))
+        if isinstance(error, AdministrationError):
+            return refuse_request(status, error.error, error.hint)
         return refuse_request(status, str(error))
     if document is None:
         return Response(status_code=204)

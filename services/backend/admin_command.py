@@ -208,6 +208,7 @@ def _call_backend(backend: BackendClient, method: str, path: str, body: object =
     answer = backend.send(json.dumps(line).encode())
     content: Any = answer["body"]
     if answer["status"] != 200:
-        click.echo((content or {}).get("error", f"the backend answers with {answer['status']}"), err=True)
+        refusal = content or {"error": f"the backend answers with {answer['status']}"}
+        click.echo("; ".join(refusal[key] for key in ("error", "hint") if key in refusal), err=True)
         sys.exit(1)
     return content

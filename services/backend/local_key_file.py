@@ -18,6 +18,7 @@ import structlog
 
 from services.backend.aes_gcm import decrypt, encrypt
 from shared.atomic_file import create_file
+from shared.hinted_error import HintedError
 from shared.keyring import local_key
 from shared.keyring.database import Database
 from shared.keyring.instance_readiness import InstanceHeartbeat
@@ -26,15 +27,15 @@ from shared.keyring.store import OtherLocalKeyError
 from shared.keyring.wrapping import UnwrapError
 
 
-class LocalKeyError(Exception):
-    """The file cannot be used; the message is one sentence with the next step, and never its content."""
+class LocalKeyError(HintedError):
+    """The file cannot be used."""
 
 
 class LocalKeyMissingError(LocalKeyError):
     """The file is missing, and must not be created again."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(f"local_key_file {file}: is missing; put it back, from another instance or a backup")
+        super().__init__(f"local_key_file {file}: is missing", "put it back, from another instance or a backup")
 
 
 class LocalKey:
@@ -77,20 +78,20 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
                 raise LocalKeyError(
-                    f"local_key_file {file}: others may read it (mode {permissions:04o}); run: chmod 600 {file}"
+                    f"local_key_file {file}: others may read it (mode {permissions:04o})", f"run: chmod 600 {file}"
                 )
             key = opened.read(KEY_BYTES + 1)
     except FileNotFoundError:
         if not may_create:
             raise LocalKeyMissingError(file) from None
         raise LocalKeyError(
-            f"local_key_file {file}: cannot be made; make its folder first: mkdir -p {file.parent}"
+            f"local_key_file {file}: cannot be made", f"make its folder first: mkdir -p {file.parent}"
         ) from None
     except OSError as error:
-        raise LocalKeyError(f"local_key_file {file}: {error.strerror}; this user needs to read and make it") from None
+        raise LocalKeyError(f"local_key_file {file}: {error.strerror}", "this user needs to read and make it") from None
     if len(key) != KEY_BYTES:
         raise LocalKeyError(
-            f"local_key_file {file}: expected exactly {KEY_BYTES} bytes; restore it from a backup, or move it away"
+            f"local_key_file {file}: expected exactly {KEY_BYTES} bytes", "restore it from a backup, or move it away"
         )
     return LocalKey(key, is_new=created)
 
@@ -151,8 +152,8 @@ class InstanceLocalKey:
             self._set_missing(str(error))
         except OtherLocalKeyError:
             raise LocalKeyError(
-                f"local_key_file {self._file}: the other instances of this database have another local key; copy their "
-                "file here, or, if it is lost, move this one away"
+                f"local_key_file {self._file}: the other instances of this database have another local key",
+                "copy their file here, or, if it is lost, move this one away",
             ) from None
         else:
             self._key, self.missing_reason = key, None

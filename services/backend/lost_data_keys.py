@@ -74,7 +74,7 @@ class LostDataKeys:
         record_count = sum(found[data_key_id][1].record_count for data_key_id in set(data_key_ids))
         if record_count != confirmed_record_count:
             raise RefusedError(
-                f"{record_count} records need them, not {confirmed_record_count}; confirm that number if you mean it"
+                f"{record_count} records need them, not {confirmed_record_count}", "confirm that number if you mean it"
             )
         keys = [found[data_key_id][0] for data_key_id in dict.fromkeys(data_key_ids)]
         number = await self._database.write_exclusively(

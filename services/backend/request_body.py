@@ -21,9 +21,9 @@ class RequestRefusedError(Exception):
         self.status = status
 
 
-def refuse_request(status: int, message: str) -> Response:
+def refuse_request(status: int, error: str, hint: str = "") -> Response:
     """The error response; one that may come before the end of the body closes the connection."""
-    response = build_error_response(status, message)
+    response = build_error_response(status, error, hint)
     if status in {408, 413, 503}:
         response.headers["Connection"] = "close"
     return response

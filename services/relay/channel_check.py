@@ -94,10 +94,7 @@ async def find_advice(settings: RelaySettings, channel_name: str, error: SendErr
     # A check that gets no connection says nothing of an error that is another one.
     unrelated = {SendReason.TIMEOUT, SendReason.CONNECTION} - {error.reason}
     hints = (result.hint for result in results if result.hint)
-    advice = next((hint for hint in hints if hint not in map(find_hint, unrelated)), find_hint(error.reason))
-    if "not_in_channel" in str(error) and "/invite" not in advice:  # the checks may not read who is a member
-        return f"invite the bot: type in {settings.channels[channel_name].destination}: /invite @NAME-OF-THE-BOT"
-    return advice
+    return next((hint for hint in hints if hint not in map(find_hint, unrelated)), find_hint(error.reason))
 
 
 def advise_on(reason: str | None) -> str:

@@ -42,10 +42,8 @@ async def _check_keyring(driver: DriverSettings, kms: ProviderSettings) -> str:
         async with open_driver(driver, kms, caller="keypulse-rotator doctor") as administration:
             count, keks = await _read_keyring(administration, driver)
     except AdministrationError as error:
-        what, _, hint = str(error).rpartition("; ")
-        raise CheckError(
-            what or hint, hint if what else f"correct the settings of the driver `{driver.kind}`"
-        ) from None
+        hint = error.hint or f"correct the settings of the driver `{driver.kind}`"
+        raise CheckError(error.error, hint) from None
     if keks and kms.key not in keks:
         raise CheckError(
             f"its data keys are wrapped by {', '.join(sorted(keks))}",
@@ -66,7 +64,7 @@ async def _read_keyring(administration: Administration, driver: DriverSettings) 
     usage = await administration.count_key_usage()
     if usage.unreadable:
         raise AdministrationError(
-            f"{usage.unreadable} rows of the table cannot be read; check `driver.encoding` and `driver.aad`"
+            f"{usage.unreadable} rows of the table cannot be read", "check `driver.encoding` and `driver.aad`"
         )
     if isinstance(administration, ExternalAdministration):
         await administration.check_rows()

@@ -40,7 +40,7 @@ async def count_with_leases(session: CommandSession, run: Callable[[Sequence[Oth
     """
     if session.settings.other_keyrings is None:
         raise RotatorError(
-            "which other keyrings this KMS key wraps is not known, and nothing was changed; add `other_keyrings` with "
+            "which other keyrings this KMS key wraps is not known, and nothing was changed. Add `other_keyrings` with "
             "their drivers to the configuration, or `other_keyrings: []` where there are none",
             "census",
         )

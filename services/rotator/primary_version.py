@@ -43,8 +43,6 @@ async def wait_for_primary(
 ) -> None:
     """Returns once Encrypt has used `version` several times in a row: a new primary takes effect gradually.
 
-    `kms.profile.propagation` says how long that may take.
-
     Args:
         kms: the key.
         version: the expected primary version.
@@ -73,6 +71,6 @@ async def wait_for_primary(
     except TimeoutError:
         raise RotatorError(
             f"Encrypt has not used version {version} {checks} times in a row within {total_timeout:g} s (the last "
-            f"answer: {last_result}); a change of the primary takes minutes, rarely hours",
+            f"answer: {last_result}). A new primary version needs {kms.profile.propagation} to take effect",
             next_command,
         ) from None

@@ -211,8 +211,8 @@ async def _refuse_if_used(
     if len(away) != confirmed_backups:
         raise RotatorError(
             f"version {version} is needed by {len(away)} backups that are not in {session.backups.folder}, the latest "
-            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed; wherever they are, nobody can "
-            "restore them without it: where that is meant, confirm their number",
+            f"{', '.join(away[:_MAX_NAMED_BACKUPS]) or 'none'}; nothing was changed. Nobody can restore them "
+            "without it; if that is meant, confirm their number",
             f"{_format_command(command, version)} --confirm-backups {len(away)}",
         )
 
@@ -230,7 +230,8 @@ def _refuse_if_used_by_keyring(
     if not any(each.kek == kek for each in versions):
         raise RotatorError(
             f"{prefix}no data key is wrapped by {kek}, so it is unknown who needs its versions; nothing was "
-            "changed; expected the service's own key in `kms.key`, and in `other_keyrings` those that it wraps",
+            "changed. Set `kms.key` to the service's own key, and list the other keyrings that it wraps in "
+            "`other_keyrings`",
             "census",
         )
     for each in versions:
@@ -257,13 +258,13 @@ def _refuse_if_used_by_keyring(
         if each.kek == kek and needs:
             raise RotatorError(
                 f"{prefix}version {version} {needs} needed by {each.data_keys} rows that `driver.where` leaves out; "
-                "nothing was changed; let `where` include them, and rotate, or set their wrapped key to NULL",
+                "nothing was changed. Let `where` include them, and rotate, or set their wrapped key to NULL",
                 "census",
             )
     if usage.unknown_usage:
         raise RotatorError(
-            f"{prefix}version {version} may be needed by {usage.unknown_usage}; nothing was changed; each "
-            "has to be corrected or put back first: verify names data keys, the service's health check all rows",
+            f"{prefix}version {version} may be needed by {usage.unknown_usage}; nothing was changed. Correct each, or "
+            "put it back, first: `verify` names data keys, the service's health check names all rows",
             "verify" if not prefix else next_command,
         )
 

@@ -39,7 +39,7 @@ async def verify_by_pages(
     cursors = set[str]()
     while (last := result.next) is not None:
         if last in cursors:
-            raise UnreachableError(f"the service's verification does not go on after data key {last}; try again")
+            raise UnreachableError(f"the service's verification does not go on after data key {last}", "try again")
         cursors.add(last)
         report_count(result.data_keys)
         result = _merge_verifications(result, await administration.verify(mode, last))

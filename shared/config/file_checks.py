@@ -14,13 +14,14 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from pydantic import BaseModel
 
 from shared.config.secret_file import MIN_TOKEN_LENGTH, PasswordFile, SecretFile, SecretUnreadableError, TokenFile
+from shared.hinted_error import HintedError
 
 _WORLD_READABLE: Final = 0o004
 """The permission bit of all users. Access by the group is often intended, as in a pod with an `fsGroup`."""
 
 
-class FileCheckError(Exception):
-    """A file of a key cannot be opened; the message has the cause and what was expected."""
+class FileCheckError(HintedError):
+    """A file of a key cannot be opened, or does not contain what was expected."""
 
 
 StartupPolicy = Literal["refuses", "warns", "checks later"]
@@ -39,9 +40,16 @@ class FileProblem(NamedTuple):
     """A problem with a file of a key."""
 
     key: str
-    message: str
+    error: str
+    hint: str
+    """What to do about it, or what was expected; empty where `error` says it all."""
     startup_policy: StartupPolicy | None
     """None if the file can be used, and its permissions are too wide."""
+
+    @property
+    def sentence(self) -> str:
+        """Both, for a person."""
+        return f"{self.error}; {self.hint}" if self.hint else self.error
 
 
 def check_files(settings: BaseModel) -> Iterator[FileProblem]:
@@ -55,11 +63,13 @@ def check_value(key: str, check: FileCheck, value: object) -> Iterator[FileProbl
     try:
         for file in check.check(value):
             if (mode := stat.S_IMODE(file.stat().st_mode)) & _WORLD_READABLE and not _is_on_read_only_mount(file):
-                yield FileProblem(key, f"{file}: others may read it (mode {mode:04o}); run: chmod o-rwx {file}", None)
+                yield FileProblem(
+                    key, f"{file}: others may read it (mode {mode:04o})", f"run: chmod o-rwx {file}", None
+                )
     except FileCheckError as error:
-        yield FileProblem(key, str(error), check.startup_policy)
+        yield FileProblem(key, error.error, error.hint, check.startup_policy)
     except OSError as error:
-        yield FileProblem(key, f"{error.filename}: {error.strerror}", check.startup_policy)
+        yield FileProblem(key, f"{error.filename}: {error.strerror}", "", check.startup_policy)
 
 
 def _is_on_read_only_mount(file: Path) -> bool:
@@ -72,14 +82,14 @@ def check_readable(file: Path) -> Path:
     try:
         os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
-        raise FileCheckError(f"{file}: {error.strerror}; expected a file that this user may read") from None
+        raise FileCheckError(f"{file}: {error.strerror}", "expected a file that this user may read") from None
     return file
 
 
 def check_writable_folder(folder: Path) -> None:
     """Raises FileCheckError if no file can be created in the folder."""
     if not folder.is_dir():
-        raise FileCheckError(f"the folder {folder} does not exist; run: mkdir -p {folder}")
+        raise FileCheckError(f"the folder {folder} does not exist", f"run: mkdir -p {folder}")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise FileCheckError(f"the folder {folder}: expected one in which this user may read and write")
 
@@ -92,8 +102,8 @@ def create_secret_check(
     Args:
         kind: how the file is read.
         expected: what the file should contain, for the error of one that cannot be read.
-        validate: checks the shape of each secret. Raises ValueError with what is wrong and what was expected, without
-            the secret.
+        validate: checks the shape of each secret. Raises FileCheckError, or ValueError with what is wrong or what was
+            expected, without the secret.
     """
 
     def check(file: Path) -> Iterable[Path]:
@@ -101,7 +111,9 @@ def create_secret_check(
             for secret in kind(file).read_values():
                 validate(secret)
         except SecretUnreadableError as error:
-            raise FileCheckError(f"{error}; {expected}") from None
+            raise FileCheckError(str(error), expected) from None
+        except FileCheckError as error:
+            raise FileCheckError(f"{file}: {error.error}", error.hint) from None
         except ValueError as error:
             raise FileCheckError(f"{file}: {error}") from None
         return [file]

@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse
 T = TypeVar("T")
 
 
-def build_error_response(status: int, message: str) -> JSONResponse:
-    """An error; the message is one sentence."""
-    return JSONResponse({"error": message}, status_code=status)
+def build_error_response(status: int, error: str, hint: str = "") -> JSONResponse:
+    """An error: a sentence, and another one with what to do, where there is one."""
+    return JSONResponse({"error": error, "hint": hint} if hint else {"error": error}, status_code=status)
 
 
 def check_names(parameters: Mapping[str, str], names: Collection[str]) -> None:

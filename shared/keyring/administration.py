@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from shared.hinted_error import HintedError
 from shared.keyring.model import UNREADABLE_VERSION, DataKeyStatus, build_wrapping_aad
 from shared.kms.port import MAX_VERSION_LENGTH
 
@@ -309,8 +310,8 @@ class RotateRequest(_WireModel):
     """Data keys in this call, at most."""
 
 
-class AdministrationError(Exception):
-    """Something could not be done; the message is one sentence for a person, with the next step."""
+class AdministrationError(HintedError):
+    """Something could not be done."""
 
 
 class RefusedError(AdministrationError):

@@ -7,7 +7,7 @@ from the connection as bytes, see `decode_text`; a row whose id is none is passe
 
 from collections.abc import Callable, Collection
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from sqlalchemy import (
     Column,
@@ -16,7 +16,6 @@ from sqlalchemy import (
     Dialect,
     Float,
     LargeBinary,
-    Select,
     String,
     Table,
     TypeDecorator,
@@ -26,9 +25,8 @@ from sqlalchemy import (
 )
 
 from shared.keyring.model import UNREADABLE_VERSION
+from shared.keyring.rows import IdRow, fetch
 from shared.kms.port import MAX_VERSION_LENGTH, is_version
-
-R = TypeVar("R")
 
 Id: Final = String().with_variant(String(collation="C"), "postgresql")
 """Of an id, of data keys and of records. Compared byte by byte, as Python does: in the order of a language, the
@@ -50,19 +48,6 @@ def to_printable_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return value if isinstance(value, str) else str(value)
-
-
-def read_page(connection: Connection, ordered: Select[Any], row_type: Callable[..., R], limit: int) -> list[R]:
-    """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
-    found: list[R] = []
-    offset = 0
-    while len(found) < limit:
-        rows = connection.execute(ordered.limit(limit).offset(offset)).all()
-        found += [row_type(*row) for row in rows if isinstance(row[0], str)]
-        if len(rows) < limit:
-            break
-        offset += limit
-    return found[:limit]
 
 
 class LenientText(TypeDecorator[str]):
@@ -121,8 +106,8 @@ def find_unreadable_rows(connection: Connection, table: Table, **allowed_values:
         elif isinstance(column.type, LenientVersion):
             bad[column.name] = build_unreadable_version_condition(connection, column)
     for name, condition in bad.items():
-        for row_id in connection.execute(select(table.c.id).where(condition).limit(100)).scalars():
-            found.setdefault(to_printable_text(row_id), _describe_defect(table, name))
+        for row in fetch(connection, select(table.c.id).where(condition).limit(100), IdRow):
+            found.setdefault(to_printable_text(row.id), _describe_defect(table, name))
     return found
 
 

@@ -19,8 +19,7 @@ def _describe(connection: Connection) -> str:
     try:
         version = migrations.check_version(connection)
     except migrations.NewerKeyringSchemaError as error:
-        what, _, hint = str(error).partition("; ")
-        raise CheckError(what, hint) from None
+        raise CheckError(error.error, error.hint) from None
     if migrations.is_current(connection):
         return "its tables are up to date"
     return f"the next start brings its tables from version {version} to {migrations.VERSION}"

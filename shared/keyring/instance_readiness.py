@@ -70,7 +70,8 @@ async def wait_for_all_instances(database: Database, data_key_id: str) -> None:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise RefusedError(
                 f"{name}{more} of the service's instances cannot use the new data key {data_key_id} yet, so it was not "
-                "made active; see in its log whether KMS answers it, or stop it, then resume"
+                "made active",
+                "see in its log whether KMS answers it, or stop it, then resume",
             )
         await asyncio.sleep(_POLL_SECONDS)
 

@@ -13,7 +13,7 @@ from shared.keyring import store
 from shared.keyring.column_types import build_unreadable_version_condition
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, WrappedKey
-from shared.keyring.rows import VersionCount, fetch
+from shared.keyring.rows import RowCount, VersionCount, fetch, fetch_one
 from shared.keyring.tables import data_keys, problems
 
 SCAN_SECONDS: Final = 60.0
@@ -119,8 +119,12 @@ class OwnKeyTable:
 
     async def count_outdated(self, database: Database, version: str) -> int:  # noqa: D102
         ours = _columns.kek.in_((self._kek, LOCAL_KEK))
-        outdated = select(func.count()).where(self._build_outdated_condition(version), ours)
-        return await database.read(lambda connection: connection.execute(outdated).scalar_one(), seconds=SCAN_SECONDS)
+        outdated = select(func.count().label("total")).where(self._build_outdated_condition(version), ours)
+
+        def count(connection: Connection) -> int:
+            return fetch_one(connection, outdated, RowCount).total
+
+        return await database.read(count, seconds=SCAN_SECONDS)
 
     def has_outdated(self, connection: Connection, version: str, rotation: int) -> bool:  # noqa: D102
         return bool(self._list_outdated(connection, version, "", 1, rotation))

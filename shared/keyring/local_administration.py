@@ -162,8 +162,8 @@ class LocalAdministration:
             if first := self._keys.find_needing(connection, kek_version):
                 perhaps = " perhaps" if first.wrapped.kek_version == UNREADABLE_VERSION else ""
                 raise RefusedError(
-                    f"data key {first.id} is still wrapped{perhaps} by version {kek_version} of {kek}; rotate with "
-                    "--type rewrap-kek, then retire it"
+                    f"data key {first.id} is still wrapped{perhaps} by version {kek_version} of {kek}",
+                    "rotate with --type rewrap-kek, then retire it",
                 )
             condition = (retired_versions.c.kek == kek) & (retired_versions.c.kek_version == kek_version)
             connection.execute(
@@ -174,15 +174,15 @@ class LocalAdministration:
 
         usage = await self.count_key_usage()
         if unknown := usage.unknown_usage:
-            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}; correct them first")
+            raise RefusedError(f"version {kek_version} of {kek} may be needed by {unknown}", "correct them first")
         async with translate_errors():
             described = await self._wrapping.kms.describe_key(timeout=self._wrapping.timeout)
             for each in usage.versions:
                 if each.kek == kek and each.data_keys and described.find_version(each.kek_version) is None:
                     raise RefusedError(
                         f"version {kek_version} of {kek} may be needed by {each.data_keys} data keys of version "
-                        f"{each.kek_version!r}, which the key does not have; rotate with --type rewrap-kek, then "
-                        "retire it"
+                        f"{each.kek_version!r}, which the key does not have",
+                        "rotate with --type rewrap-kek, then retire it",
                     )
             await run_under_lease(self._database, token, retire)
 
@@ -203,9 +203,9 @@ async def translate_errors() -> AsyncIterator[None]:
     try:
         yield
     except DatabaseError as error:
-        raise UnreachableError(f"the keyring's database cannot be used: {error}; try again") from None
+        raise UnreachableError(f"the keyring's database cannot be used: {error}", "try again") from None
     except RetiredVersionError as error:
-        raise RefusedError(str(error)) from None
+        raise RefusedError(error.error, error.hint) from None
     except KmsError as error:
         kind = UnreachableError if error.reason.transient else AdministrationError
-        raise kind(f"KMS: {error}; what was done stays, resume when it works again") from None
+        raise kind(f"KMS: {error}", "what was done stays, resume when it works again") from None

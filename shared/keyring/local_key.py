@@ -50,9 +50,9 @@ def abandon_data_keys(connection: Connection, now: float, instance: str, keys: S
     """
     if are_others_alive(connection, now, instance):
         raise RefusedError(
-            "another instance of the service is alive, and may have the local key: put its file back from there, or "
-            "stop all other instances; one that did not end by itself counts as alive for three of its check "
-            "intervals, 10 seconds at least"
+            "another instance of the service is alive, and may have the local key",
+            "put its file back from there, or stop all other instances. One that was killed counts as alive for three "
+            "of its check intervals, at least 10 seconds",
         )
     return sum(_abandon_data_key(connection, now, key) for key in keys)
 

@@ -9,10 +9,12 @@ from typing import Final
 
 from sqlalchemy import Connection, Integer, Table, inspect, select, text
 
+from shared.hinted_error import HintedError
 from shared.keyring.column_types import LenientVersion, to_printable_text
 from shared.keyring.journal.entries import to_columns
 from shared.keyring.journal.legacy_text import parse_legacy_text
 from shared.keyring.model import UNREADABLE_VERSION
+from shared.keyring.rows import SchemaRow, fetch_first, select_rows
 from shared.keyring.tables import TABLES, data_keys, journal_entries, rewraps, schema
 
 _TABLES_BEFORE_1: Final = {
@@ -37,15 +39,16 @@ _MAX_NUMBER: Final = 2**31 - 1
 _INDEXES_BEFORE_1: Final = ("keyring_journal_of_rotation", "ix_keyring_notes_rotation_id")
 
 
-class NewerKeyringSchemaError(Exception):
-    """A newer keypulse made these tables; the message says what to do."""
+class NewerKeyringSchemaError(HintedError):
+    """A newer keypulse made these tables."""
 
 
 def read_version(connection: Connection) -> int:
     """How many steps were done; 0 of tables that are older than this count."""
     if not inspect(connection).has_table(schema.name):
         return 0
-    return connection.execute(select(schema.c.version)).scalar_one_or_none() or 0
+    row = fetch_first(connection, select_rows(schema, SchemaRow), SchemaRow)
+    return row.version if row else 0
 
 
 def is_current(connection: Connection) -> bool:
@@ -59,7 +62,7 @@ def check_version(connection: Connection) -> int:
     done = read_version(connection)
     if done > VERSION:
         raise NewerKeyringSchemaError(
-            f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}; start a newer one"
+            f"its keyring is of version {done}, and this keypulse knows versions up to {VERSION}", "start a newer one"
         )
     return done
 

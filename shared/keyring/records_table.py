@@ -7,12 +7,11 @@ is in the keyring's database. Only the service knows how its records are opened;
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, func, inspect, select, table
+from sqlalchemy import ColumnElement, Connection, TableClause, column, exists, func, inspect, select, table, type_coerce
 
-from shared.keyring import column_types
-from shared.keyring.column_types import to_printable_text
+from shared.keyring.column_types import Id, LenientBytes, to_printable_text
 from shared.keyring.database import Database, DatabaseError
-from shared.keyring.rows import OrphanCount, VersionCount, fetch
+from shared.keyring.rows import MissingKeyRow, OrphanCount, RowCount, VersionCount, fetch, fetch_one, fetch_page
 from shared.keyring.tables import abandoned_data_keys, data_keys
 
 
@@ -84,22 +83,24 @@ class RecordsTable:
         ids = ids.union_all(select(following).where(ids.c.id.is_not(None)))
         is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == ids.c.id))
         lacking = select(ids.c.id).where(ids.c.id.is_not(None), ~is_stored, ~_is_abandoned(ids.c.id))
-        return tuple(map(to_printable_text, connection.execute(lacking).scalars()))
+        return tuple(to_printable_text(row.id) for row in fetch(connection, lacking, MissingKeyRow))
 
     def count_by_data_key(self, connection: Connection, data_key_id: str) -> int:
         """How many records need one data key."""
         records = self._build_table()
-        these = select(func.count()).select_from(records).where(records.c[self.data_key_column] == data_key_id)
-        return connection.execute(these).scalar_one()
+        these = select(func.count().label("total")).select_from(records)
+        return fetch_one(connection, these.where(records.c[self.data_key_column] == data_key_id), RowCount).total
 
     def read_page(self, connection: Connection, data_key_id: str, after: str, limit: int) -> tuple[Record, ...]:
         """Records of one data key whose id comes after `after`, in the order of their ids."""
         records = self._build_table()
         own_id, record_data_key_id = records.c[self.id_column], records.c[self.data_key_column]
-        these = select(own_id, record_data_key_id, records.c[self.ciphertext_column]).where(
-            record_data_key_id == data_key_id, own_id > after
-        )
-        return tuple(column_types.read_page(connection, these.order_by(own_id), Record, limit))
+        these = select(
+            type_coerce(own_id, Id).label("id"),
+            type_coerce(record_data_key_id, Id).label("data_key_id"),
+            type_coerce(records.c[self.ciphertext_column], LenientBytes()).label("ciphertext"),
+        ).where(record_data_key_id == data_key_id, own_id > after)
+        return tuple(fetch_page(connection, these.order_by(own_id), Record, limit=limit))
 
     def _build_table(self) -> TableClause:
         names = {self.id_column, self.ciphertext_column, self.data_key_column}

@@ -26,7 +26,7 @@ T = TypeVar("T")
 def acquire_lease(connection: Connection, now: float, holder: str, seconds: float, token: str = "") -> Lease:
     """Acquires a lease that is free or expired, or renews the caller's own. Raises RefusedError."""
     if not 0 < seconds <= MAX_LEASE_SECONDS:
-        raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s; request that, and renew it")
+        raise RefusedError(f"a lease may last up to {MAX_LEASE_SECONDS:g} s", "request that, and renew it")
     current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
     if current and not _is_valid_token(current, token):
         if now < current.expires_at <= now + MAX_LEASE_SECONDS:  # a later end was set by a clock that was ahead
@@ -61,9 +61,9 @@ async def run_under_lease(database: Database, token: str, work: Callable[[Connec
         current = fetch_first(connection, select_rows(rotation_lease, LeaseRow), LeaseRow)
         if current is None or not _is_valid_token(current, token):
             who = f"; {_describe_holder(current)}" if current and current.expires_at > now else ""
-            raise RefusedError(f"the lease is not yours{who}; take it, then resume")
+            raise RefusedError(f"the lease is not yours{who}", "take it, then resume")
         if current.expires_at <= now:
-            raise RefusedError(f"the lease ended at {_format_time(current.expires_at)}; take it again, then resume")
+            raise RefusedError(f"the lease ended at {_format_time(current.expires_at)}", "take it again, then resume")
         return work(connection, now)
 
     return await database.write_exclusively(change)

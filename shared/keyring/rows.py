@@ -26,6 +26,25 @@ class DataKeyRow(NamedTuple):
     """Unix seconds, as in every row."""
 
 
+class IdRow(NamedTuple):
+    """Only the id of a row."""
+
+    id: str | bytes
+    """Bytes where it is no text."""
+
+
+class LocalKeyRow(NamedTuple):
+    """Of `keyring_local_key`."""
+
+    fingerprint: bytes
+
+
+class SchemaRow(NamedTuple):
+    """Of `keyring_schema`."""
+
+    version: int
+
+
 class RotationRow(NamedTuple):
     """Of `keyring_rotations`, whole."""
 
@@ -104,6 +123,12 @@ class RetiredVersionRow(NamedTuple):
     retired_at: float
 
 
+class RowCount(NamedTuple):
+    """How many rows meet a condition."""
+
+    total: int
+
+
 class VersionCount(NamedTuple):
     """How many data keys, or records, need one version of a KMS key."""
 
@@ -120,12 +145,25 @@ class OrphanCount(NamedTuple):
     total: int
 
 
+class MissingKeyRow(NamedTuple):
+    """A data key that records need and the keyring lacks."""
+
+    id: object
+    """As in `OrphanCount`."""
+
+
 class StatusCount(NamedTuple):
     """How many data keys of one status one version wraps."""
 
     kek_version: str
     status: str
     total: int
+
+
+class FirstDataKeyRow(NamedTuple):
+    """When the first data key was made; None where there is none."""
+
+    created_at: float | None
 
 
 class LastEntryRow(NamedTuple):
@@ -167,3 +205,23 @@ def fetch_first(connection: Connection, query: Select[*Columns], row_type: Calla
     """The first row of `query`, as `fetch` gives it; None if there is none."""
     row = connection.execute(query).first()
     return None if row is None else row_type(*row)
+
+
+def fetch_one(connection: Connection, query: Select[*Columns], row_type: Callable[[*Columns], R]) -> R:
+    """The only row of `query`, as `fetch` gives it."""
+    return row_type(*connection.execute(query).one())
+
+
+def fetch_page(
+    connection: Connection, ordered: Select[str, *Columns], row_type: Callable[[str, *Columns], R], *, limit: int
+) -> list[R]:
+    """The first rows of `ordered` by an id, their first column, that can be read; fewer than `limit` are all."""
+    found: list[R] = []
+    offset = 0
+    while len(found) < limit:
+        rows = connection.execute(ordered.limit(limit).offset(offset)).all()
+        found += [row_type(*row) for row in rows if isinstance(row[0], str)]
+        if len(rows) < limit:
+            break
+        offset += limit
+    return found[:limit]

@@ -13,19 +13,28 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, exists, select
 from sqlalchemy.exc import IntegrityError
 
-from shared.keyring import column_types
+from shared.hinted_error import HintedError
 from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.database import Database
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.rows import DataKeyRow, RetiredVersionRow, fetch, fetch_first, select_rows
+from shared.keyring.rows import (
+    DataKeyRow,
+    IdRow,
+    LocalKeyRow,
+    RetiredVersionRow,
+    fetch,
+    fetch_first,
+    fetch_page,
+    select_rows,
+)
 from shared.keyring.tables import abandoned_data_keys, data_keys, local_key, retired_versions
 
 _columns: Final = data_keys.c
 
 
-class RetiredVersionError(Exception):
-    """A wrap by a version that was retired, which must not be stored; the message says which, and what to do."""
+class RetiredVersionError(HintedError):
+    """A wrap by a version that was retired, which must not be stored."""
 
 
 class OtherLocalKeyError(Exception):
@@ -39,8 +48,7 @@ def list_data_keys(
     query = select_rows(data_keys, DataKeyRow).where(_columns.id > after).order_by(_columns.id)
     if condition is not None:
         query = query.where(condition)
-    rows = column_types.read_page(connection, query, DataKeyRow, limit)
-    return tuple(_parse_data_key(row) for row in rows)
+    return tuple(_parse_data_key(row) for row in fetch_page(connection, query, DataKeyRow, limit=limit))
 
 
 def find_data_key(connection: Connection, data_key_id: str) -> DataKey | None:
@@ -90,8 +98,8 @@ def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:
     """Raises RetiredVersionError if nothing may be wrapped by this version any more."""
     if wrapped.kek_version in list_retired_versions(connection, wrapped.kek):
         raise RetiredVersionError(
-            f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it; "
-            "set another primary version, and wait until Encrypt uses it"
+            f"version {wrapped.kek_version} of {wrapped.kek} was retired, and nothing may be wrapped by it",
+            "set another primary version, and wait until Encrypt uses it",
         )
 
 
@@ -104,7 +112,8 @@ def list_retired_versions(connection: Connection, kek: str) -> dict[str, float]:
 
 def read_local_key_fingerprint(connection: Connection) -> bytes | None:
     """The fingerprint of the service's local key; None if none is stored."""
-    return connection.execute(select(local_key.c.fingerprint)).scalar_one_or_none()
+    row = fetch_first(connection, select_rows(local_key, LocalKeyRow), LocalKeyRow)
+    return row.fingerprint if row else None
 
 
 def find_unreadable_data_keys(connection: Connection) -> dict[str, str]:
@@ -211,10 +220,10 @@ def _clear_abandoned(connection: Connection, data_key_id: str) -> None:
 
 def _retire_unreadable(connection: Connection) -> None:
     """An active data key whose id cannot be read encrypts nothing, and must not keep another from being active."""
-    found = connection.execute(select(_columns.id).where(_columns.status == DataKeyStatus.ACTIVE)).scalar_one_or_none()
-    if found is not None and not isinstance(found, str):
-        active = data_keys.update().where(_columns.status == DataKeyStatus.ACTIVE)
-        connection.execute(active.values(status=DataKeyStatus.RETIRED.value))
+    is_active = _columns.status == DataKeyStatus.ACTIVE
+    row = fetch_first(connection, select_rows(data_keys, IdRow).where(is_active), IdRow)
+    if row and not isinstance(row.id, str):
+        connection.execute(data_keys.update().where(is_active).values(status=DataKeyStatus.RETIRED.value))
 
 
 def _to_wrap_columns(wrapped: WrappedKey) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from shared.keyring.administration import KeyUsage, RetiredVersion, RotationState, RotationType, VersionUsage
 from shared.keyring.journal import entries
 from shared.keyring.key_table import KeyCounts, KeyTable
 from shared.keyring.model import get_version_sort_key
 from shared.keyring.records_table import RecordsTable
+from shared.keyring.rows import RotationRow, fetch_first, select_rows
 from shared.keyring.tables import rotations
 
 
@@ -20,11 +21,12 @@ def count_key_usage(
     of_records = records.count_by_version(connection) if records else {}
     active = keys.find_active(connection)
     new_dek = (rotations.c.type == RotationType.NEW_DEK) & (rotations.c.state == RotationState.DONE)
-    latest = select(rotations.c.updated_at).where(new_dek).order_by(rotations.c.number.desc()).limit(1)
-    new_dek_at = connection.execute(latest).scalar()  # by its number: an earlier one's clock may have been ahead
+    # By its number: an earlier one's clock may have been ahead.
+    by_number = select_rows(rotations, RotationRow).where(new_dek).order_by(rotations.c.number.desc())
+    latest = fetch_first(connection, by_number.limit(1), RotationRow)
     return KeyUsage(
         kek=kek,
-        new_dek_at=None if new_dek_at is None else datetime.fromtimestamp(new_dek_at, UTC),
+        new_dek_at=datetime.fromtimestamp(latest.updated_at, UTC) if latest else None,
         backups=entries.list_backups(connection),
         unreadable_entries=entries.find_unreadable_entries(connection),
         counted_at=datetime.fromtimestamp(now, UTC),

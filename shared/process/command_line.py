@@ -158,7 +158,7 @@ def run_server(
         block_sighup()
     runner = _exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
     warnings = [(config, key, warning) for key, warning in runner.settings.find_warnings()]
-    warnings += [(file, problem.key, problem.message) for file, problem in runner.warnings]
+    warnings += [(file, problem.key, problem.sentence) for file, problem in runner.warnings]
     if options["check"]:
         for file, key, warning in warnings:
             click.echo(f"{file or 'environment'}: {key}: {warning}", err=True)

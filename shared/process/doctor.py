@@ -118,10 +118,9 @@ def list_file_checks(settings: BaseModel, path: str = "") -> Iterator[Check]:
 
 
 def _open_files(key: str, check: FileCheck, value: object) -> str:
-    """Raise CheckError with the first problem, whose last part is what to do."""
+    """Raise CheckError with the first problem."""
     for problem in check_value(key, check, value):
-        error, _, hint = problem.message.rpartition("; ")
-        raise CheckError(error or hint, hint if error else "correct the file, or the key")
+        raise CheckError(problem.error, problem.hint or "correct the file, or the key")
     return "its files open" if isinstance(value, BaseModel) else str(value)
 
 

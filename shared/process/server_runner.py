@@ -75,7 +75,7 @@ class ServerRunner(Generic[S]):
                 *_refuse_errors(problems),
                 *_find_unmatched_roles(settings, self.config_file, self.web_config_file),
             ]:
-                log.warning("configuration warning", key=problem.key, error=problem.message)
+                log.warning("configuration warning", key=problem.key, error=problem.sentence)
             return settings
 
         reloading = ReloadMiddleware(
@@ -187,14 +187,13 @@ def _find_unmatched_roles(
     users = web.get_state().config.basic_auth_users if web else {}
     for name in users:
         if web and name not in settings.auth.roles:
-            sentence = (
-                "reads /metrics alone, since auth.roles has no role for it; "
-                "to send alerts to a relay it needs `responder`"
-            )
-            yield web.file, FileProblem(f"basic_auth_users.{name}", sentence, None)
+            error = "reads /metrics alone, since auth.roles has no role for it"
+            hint = "to send alerts to a relay it needs `responder`"
+            yield web.file, FileProblem(f"basic_auth_users.{name}", error, hint, None)
     for name in settings.auth.roles:
         if name not in users:
-            yield config, FileProblem(f"auth.roles.{name}", "web.yml has no such user, so nobody has this role", None)
+            error = "web.yml has no such user, so nobody has this role"
+            yield config, FileProblem(f"auth.roles.{name}", error, "", None)
 
 
 def _refuse_errors(
@@ -207,5 +206,5 @@ def _refuse_errors(
         if each.startup_policy == "refuses" or (is_check and each.startup_policy is not None)
     ]
     if errors:
-        raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.message}" for file, each in errors])
+        raise ConfigurationError([f"{file or 'environment'}: {each.key}: {each.sentence}" for file, each in errors])
     return [(file, each) for file, each in problems if each.startup_policy != "checks later"]

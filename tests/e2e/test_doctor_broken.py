@@ -439,7 +439,7 @@ BROKEN: list[tuple[str, Break, str, str, str]] = [
         scopes("chat:write"),
         "channels.slack channel",
         "cannot be read without channels:read and groups:read",
-        "or run send-test",
+        "/invite @NAME-OF-THE-BOT, and run send-test",
     ),
     (
         "relay",

@@ -93,7 +93,7 @@ async def test_nothing_is_retired_or_destroyed_before_somebody_has_said_which_ot
     await rewrapped(in_a_file, new_version)
     for command in (retire_version, destroy_version):
         why = (await refused(in_a_file, command, {"other_keyrings": None})).message
-        assert "add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
+        assert "Add `other_keyrings` with their drivers to the configuration, or `other_keyrings: []`" in why
     assert await state(emulator, 1) is EmulatedState.ENABLED
     async with in_a_file.session(other_keyrings=None) as session:
         assert "which other keyrings this KMS key wraps is not known" in (await show_key_usage(session)).summary

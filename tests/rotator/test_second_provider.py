@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import rollback, run
 from services.rotator.session import CommandSession, open_session
 from shared.config.settings import load_settings
-from shared.keyring.administration import RotationType
+from shared.keyring.administration import AdministrationError, RotationType
 from shared.kms.port import KeyVersion, VersionState
 from shared.sql.database_url import create_sqlite_url
 from tests import memory_kms
@@ -34,7 +35,7 @@ class Rotated:
         self.now = datetime.now(UTC).timestamp()
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[CommandSession]:
+    async def session(self, **settings: str) -> AsyncIterator[CommandSession]:
         file = self._folder / "rotator.yml"
         document = {
             "driver": {"kind": "sql", "database": str(create_sqlite_url(self._folder / "keyring.db"))},
@@ -43,6 +44,7 @@ class Rotated:
             "other_keyrings": [],
             "primary_check_interval": "10ms",
             "verify_interval": "10ms",
+            **settings,
         }
         file.write_text(yaml.safe_dump(document), encoding="utf-8")
         async with open_session(load_settings(RotatorSettings, file), Quiet(), [], lambda: self.now) as session:
@@ -79,6 +81,27 @@ async def test_a_new_data_key_is_wrapped_by_the_new_version(rotated: Rotated) ->
     async with rotated.session() as session:
         assert (await run(session, RotationType.NEW_DEK)).outcome is CommandOutcome.DONE
     assert sorted((await rotated.keyring.versions()).values()) == ["autumn", "spring", "spring", "spring"]
+
+
+async def test_how_long_a_new_primary_needs_to_take_effect_is_what_the_provider_says(
+    rotated: Rotated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypt = memory_kms.MemoryKey.encrypt
+
+    async def encrypt_by_spring(key: memory_kms.MemoryKey, plaintext: bytes, aad: bytes, *, timeout: float) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(rotated.stored, "primary", "spring")
+            return await encrypt(key, plaintext, aad, timeout=timeout)
+
+    monkeypatch.setattr(memory_kms.MemoryKey, "encrypt", encrypt_by_spring)
+    rotated.stored.add_version("autumn")
+    async with rotated.session(primary_timeout="50ms") as session:
+        with pytest.raises(RotatorError, match="needs no time to take effect") as waited:
+            await run(session, RotationType.REWRAP_KEK)
+    await rotated.keyring.take_lease()
+    with pytest.raises(AdministrationError, match=r"not autumn; .* needs no time to take effect") as refused:
+        await rotated.keyring.rotate()
+    assert "hours" not in f"{waited.value} {refused.value}"
 
 
 async def test_a_version_is_retired_once_nothing_needs_it_and_destroyed_a_month_later(rotated: Rotated) -> None:

@@ -44,7 +44,7 @@ from services.relay.model import Message
 from services.relay.send_error import SendError, SendReason, SendScope
 from services.relay.text import is_resolved
 from shared.check import Check, CheckError
-from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
 from shared.config.url import ProviderUrl
@@ -59,9 +59,9 @@ _KEY_CHECK_EVENT: Final = {"event_action": "resolve", "dedup_key": "keypulse che
 
 def _check_routing_key(secret: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9]{32}", secret):
-        raise ValueError(
-            f"expected 32 letters and digits, and it has {len(secret)} characters; copy the integration key of an "
-            "integration `Events API V2`"
+        raise FileCheckError(
+            f"expected 32 letters and digits, and it has {len(secret)} characters",
+            "copy the integration key of an integration `Events API V2`",
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from services.relay.outbox.overview.delivery_times import DeliveryTimes
+from services.relay.outbox.queries.delivery_times import DeliveryTimes
 from shared.web.log_scale import LogScale, Tick
 
 STEP_SECONDS: Final = 300

@@ -56,7 +56,7 @@ def check_template(template: str) -> str:
         raise ValueError("expected each { to have its }")
     if _fill_template(template, dict.fromkeys(names, "x")) is None:
         raise ValueError(
-            f"gives no link, whatever the labels; expected at most {MAX_URL} characters, a plain host, a port up to "
+            f"gives no link, whatever the labels. Expected at most {MAX_URL} characters, a plain host, a port up to "
             "65535, no spaces, and no . or .. in its path"
         )
     return template

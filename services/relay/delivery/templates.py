@@ -172,16 +172,16 @@ def _replace_texts(message: Message, texts: Mapping[_Kind, list[str]]) -> Messag
 def check_template_folder(folder: Path) -> Iterable[Path]:
     """Read the templates of a folder, and render examples. Raises FileCheckError with the first problem."""
     if not folder.is_dir():
-        raise FileCheckError(f"the folder {folder} does not exist; run: mkdir -p {folder}")
+        raise FileCheckError(f"the folder {folder} does not exist", f"run: mkdir -p {folder}")
     expected = [kind.file_name for kind in _KINDS]
     for file in sorted(folder.glob("*.j2")):
         if file.name not in expected:
-            raise FileCheckError(f"{file}: there is no such template; expected {', '.join(expected)}")
+            raise FileCheckError(f"{file}: there is no such template", f"expected {', '.join(expected)}")
     templates = _load_templates(folder)
     for message in _build_examples():
         _, problems = _render(templates, message, time.thread_time)
         for problem in problems.values():
-            raise FileCheckError(f"{folder}/{problem}; {_HINT}")
+            raise FileCheckError(f"{folder}/{problem}", _HINT)
     return ()
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from pydantic import Field, StringConstraints
 
 from services.relay.interactive.silence_permission import SilenceRules
-from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import Duration, FilePath, Section
 from shared.config.url import ProviderUrl
@@ -14,7 +14,7 @@ from shared.net.egress import EgressSettings
 
 def _check_token(secret: str) -> None:
     if not secret.startswith("xapp-"):
-        raise ValueError("holds no app-level token; expected xapp-…, with the scope connections:write")
+        raise FileCheckError("holds no app-level token", "expected xapp-…, with the scope connections:write")
 
 
 _EXPECTED_TOKEN: Final = "expected a file with the app-level token, xapp-…, on its first line"  # noqa: S105  # no token

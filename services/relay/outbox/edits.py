@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, update
@@ -367,7 +367,7 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
     connection, now, task = transaction.connection, transaction.now, claim.task
     is_over = outcome.result is not EditResult.RETRYING
     key = _identify(task)
-    ended: Any = connection.execute(
+    ended_count = connection.execute(
         _END if is_over else _END_RETRY,
         {
             **key,
@@ -377,8 +377,8 @@ def _record(transaction: Transaction, scope: str, claim: EditClaim, outcome: Edi
             "new_reason": outcome.reason,
             **({"new_shown": claim.version, "new_edited_at": _find_edit_time(outcome, now)} if is_over else {}),
         },
-    )
-    is_lease_valid = bool(ended.rowcount)
+    ).rowcount
+    is_lease_valid = bool(ended_count)
     if not is_lease_valid and outcome.maybe_sent:
         connection.execute(_ADD_REQUEST, key)
     if is_lease_valid and outcome.receipt is not None:

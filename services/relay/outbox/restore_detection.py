@@ -13,7 +13,7 @@ A snapshot of the whole volume, or a database restored in place, cannot be detec
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, bindparam, func, text, update
@@ -165,10 +165,10 @@ def _detect(transaction: Transaction, compare_delay: float) -> _Detection:
     lock_incidents(transaction, {row.incident_id for row in leased})
     for row in leased:
         merge_into_successor(transaction, row, RetryState(row.attempts, now, row.reason))
-    marked: Any = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now})
+    marked_count = connection.execute(_MARK_MAYBE_DELIVERED, {"due": now + compare_delay, "at": now}).rowcount
     connection.execute(_RESTART_ESCALATION, {"at": now + compare_delay})
     connection.execute(_POSTPONE_EDITS, {"due": now + compare_delay, "at": now})
-    return _Detection(now, files, is_restored=bool(marked.rowcount))
+    return _Detection(now, files, is_restored=bool(marked_count))
 
 
 def _read_identity(connection: Connection) -> str:

@@ -88,19 +88,19 @@ class _HttpTransport:
                         raise UnreachableError(f"{url}: the answer is over {MAX_RESPONSE_BYTES // 1024**2} MiB")
         except TimeoutError:
             raise UnreachableError(
-                f"{url}: no answer within {self._settings.timeout:g} s; it may have been done: check with `status`"
+                f"{url}: no answer within {self._settings.timeout:g} s", "it may have been done: check with `status`"
             ) from None
         except EgressError as error:
             raise (RefusedError if error.is_permanent else UnreachableError)(f"{url}: {error.strerror}") from None
         except aiohttp.ClientSSLError as error:
             raise RefusedError(
-                f"{url}: no secure connection ({type(error).__name__}); where its certificate is by a CA of your own, "
-                "name that CA's file in ca_file"
+                f"{url}: no secure connection ({type(error).__name__})",
+                "where its certificate is by a CA of your own, name that CA's file in ca_file",
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             # Only the operating system's text: that of a client error may contain the request.
             cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            raise UnreachableError(f"{url}: no answer: {cause}; is the service running there?") from None
+            raise UnreachableError(f"{url}: no answer: {cause}", "is the service running there?") from None
         # The response may repeat the request, with the token.
         return AdminResponse(response.status, bytes(body).replace(token.encode(), b"[secret]"))
 
@@ -108,7 +108,7 @@ class _HttpTransport:
         try:
             token = self._token.read_value()
         except SecretUnreadableError as error:
-            raise RefusedError(f"token_file {error}; expected the service's admin token") from None
+            raise RefusedError(f"token_file {error}", "expected the service's admin token") from None
         if not (token.isascii() and token.isprintable()):
             raise RefusedError(f"token_file {self._token.path}: its first line holds what no HTTP header can carry")
         return token

@@ -30,6 +30,7 @@ from services.rotator.drivers.remote_administration import (
     too_many_values,
 )
 from shared.config.settings import Duration
+from shared.hinted_error import HintedError
 from shared.keyring.administration import MAX_RESPONSE_BYTES, Administration, RefusedError, UnreachableError
 from shared.kms.settings import ProviderSettings
 
@@ -64,8 +65,8 @@ class CommandDriverSettings(BaseDriverSettings):
             await command.close()
 
 
-class _NoResponseError(Exception):
-    """The message is why."""
+class _NoResponseError(HintedError):
+    """There is no response, or one that cannot be read."""
 
 
 class _ResponseLine(BaseModel):
@@ -87,9 +88,9 @@ class _CommandTransport:
             async with asyncio.timeout(self._settings.timeout):
                 answer = _parse_response(await running.send_line(line))
         except TimeoutError:
-            cause = f"no answer within {self._settings.timeout:g} s; it may have been done: check with `status`"
+            cause, hint = f"no answer within {self._settings.timeout:g} s", "it may have been done: check with `status`"
         except _NoResponseError as error:
-            cause = str(error)
+            cause, hint = error.error, error.hint
         except asyncio.CancelledError:
             await running.stop(0.0)
             raise
@@ -97,7 +98,7 @@ class _CommandTransport:
             self._idle.append(running)
             return answer
         error_output = await running.stop(_EXIT_TIMEOUT)
-        raise UnreachableError(f"{self.name}: {cause}{error_output}")
+        raise UnreachableError(f"{self.name}: {cause}{error_output}", hint)
 
     async def close(self) -> None:
         """Ends the processes once no call is running."""
@@ -117,21 +118,22 @@ class _CommandTransport:
             )
         except (OSError, ValueError) as error:
             cause = error.strerror if isinstance(error, OSError) else "an argument holds a NUL character"
-            raise RefusedError(f"{self.name}: cannot be started: {cause}; correct driver.argv") from None
+            raise RefusedError(f"{self.name}: cannot be started: {cause}", "correct driver.argv") from None
         return _CommandProcess(process)
 
 
 def _parse_response(line: bytes) -> AdminResponse:
     if not line.endswith(b"\n"):
-        raise _NoResponseError("it ended before it answered; run the command yourself")
+        raise _NoResponseError("it ended before it answered", "run the command yourself")
     if excess := too_many_values(line):
         raise _NoResponseError(f"the answer {excess}")
     try:
         response = _ResponseLine.model_validate_json(line)
     except ValidationError:
         raise _NoResponseError(
-            f"expected one line of JSON for an answer, got {line[:80].decode(errors='replace')!r}; the command has to "
-            "lead to `keypulse-backend admin --config …`, and nothing else may write to its standard output"
+            f"expected one line of JSON for an answer, got {line[:80].decode(errors='replace')!r}",
+            "the command has to lead to `keypulse-backend admin --config …`, and nothing else may write to its "
+            "standard output",
         ) from None
     return AdminResponse(response.status, json.dumps(response.body).encode())
 

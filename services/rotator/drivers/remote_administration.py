@@ -130,9 +130,8 @@ class RemoteAdministration:
         if excess := too_many_values(response.body):
             raise UnreachableError(f"{self._location}: the answer to {path.partition('?')[0]} {excess}")
         if not 200 <= response.status < 300:
-            if (
-                response.status == 404 and shape is _OPTIONAL_PROGRESS and _parse_error(response.body)
-            ):  # else there is no admin API
+            is_from_admin_api = bool(_parse_sentence(response.body, "error"))
+            if response.status == 404 and shape is _OPTIONAL_PROGRESS and is_from_admin_api:
                 return shape.validate_python(None)
             raise self._build_error(response)
         try:
@@ -142,30 +141,34 @@ class RemoteAdministration:
             cause = ": ".join([*map(str, first["loc"]), first["msg"]])
             raise UnreachableError(
                 f"{self._location}: the answer to {path.partition('?')[0]} is not one of an admin API "
-                f"({cause[:_MAX_ERROR_LENGTH]}); check that the service's version goes with this one"
+                f"({cause[:_MAX_ERROR_LENGTH]})",
+                "check that the service's version goes with this one",
             ) from None
 
     def _build_error(self, response: AdminResponse) -> AdministrationError:
-        message = _parse_error(response.body)
+        message, hint = _parse_sentence(response.body, "error"), _parse_sentence(response.body, "hint")
         if response.status == 401:
             return RefusedError(
-                f"{self._location}: the token is refused; expected in token_file the service's admin.token_file"
-                + (f" ({message})" if message else "")
+                f"{self._location}: the token is refused" + (f" ({message})" if message else ""),
+                "expected in token_file the service's admin.token_file",
             )
         if response.status in _CLIENT_ERROR_STATUSES and message:
-            return RefusedError(f"{self._location}: {message}")
+            return RefusedError(f"{self._location}: {message}", hint)
         if response.status == 424 and message:
-            return AdministrationError(f"{self._location}: {message}")
+            return AdministrationError(f"{self._location}: {message}", hint)
         if response.status == 404:
             return RefusedError(
-                f"{self._location}: no admin API is there (HTTP 404); correct the address of the driver"
+                f"{self._location}: no admin API is there (HTTP 404)", "correct the address of the driver"
             )
         if 300 <= response.status < 400:
             return RefusedError(
                 f"{self._location}: answered with a redirect (HTTP {response.status}), which would take the token "
-                "elsewhere; set the final address"
+                "elsewhere",
+                "set the final address",
             )
-        return UnreachableError(f"{self._location}: {message or f'answered HTTP {response.status}'}; try again")
+        return UnreachableError(
+            f"{self._location}: {message or f'answered HTTP {response.status}'}", hint or "try again"
+        )
 
 
 def too_many_values(body: bytes) -> str | None:
@@ -175,11 +178,11 @@ def too_many_values(body: bytes) -> str | None:
     return f"holds over {_MAX_VALUES} values; is it an admin API?"
 
 
-def _parse_error(body: bytes) -> str:
-    """The sentence of an error response, on one line; empty if there is none."""
+def _parse_sentence(body: bytes, field: str) -> str:
+    """A field of an error response, on one line; empty if there is none."""
     try:
         document: Any = json.loads(body)
-        message = document["error"]
+        message = document[field]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     return " ".join(message.split())[:_MAX_ERROR_LENGTH] if isinstance(message, str) else ""

@@ -68,11 +68,11 @@ async def _open_database(
     """The service's database. One that is not there is never made: an empty keyring has nothing to rotate."""
     label = f"database {location}"
     if location.drivername == "sqlite" and not await asyncio.to_thread(Path(location.database or "").is_file):
-        raise RefusedError(f"{label}: there is no such file; expected the database of the service")
+        raise RefusedError(f"{label}: there is no such file", "expected the database of the service")
     try:
         database = await Database.open(location)
     except DatabaseError as error:
-        raise UnreachableError(f"{label}: {error}; expected the database of the service") from None
+        raise UnreachableError(f"{label}: {error}", "expected the database of the service") from None
     try:
         await _check_column(database, "data_keys", "fingerprint", label, "expected the database of the service")
         await _check_tables(database, label)
@@ -88,11 +88,11 @@ async def _check_tables(database: Database, label: str) -> None:
     try:
         is_current = await database.is_keyring_current()
     except DatabaseError as error:
-        raise UnreachableError(f"{label}: {error}; expected the database of the service") from None
+        raise UnreachableError(f"{label}: {error}", "expected the database of the service") from None
     if not is_current:
         raise RefusedError(
-            f"{label}: the keyring's tables are of another version; start the service in the version of this rotator, "
-            "which brings them up to date"
+            f"{label}: the keyring's tables are of another version",
+            "start the service in the version of this rotator, which brings them up to date",
         )
 
 
@@ -100,4 +100,4 @@ async def _check_column(database: Database, table: str, column: str, location: s
     try:
         await RecordsTable(table, column).check_columns(database)
     except DatabaseError as error:
-        raise RefusedError(f"{location}: {error}; {hint}") from None
+        raise RefusedError(f"{location}: {error}", hint) from None

@@ -91,7 +91,7 @@ class TableDriverSettings(BaseDriverSettings):
         del caller
         file = Path(self.database.database or "")
         if self.database.drivername == "sqlite" and not await asyncio.to_thread(file.is_file):
-            raise RefusedError(f"database {self.database}: there is no such file; correct `driver.database`")
+            raise RefusedError(f"database {self.database}: there is no such file", "correct `driver.database`")
         provider = connect_key(kms)
         try:
             limited = QuotaLimitedKey(provider)

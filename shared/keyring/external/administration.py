@@ -76,7 +76,7 @@ class ExternalAdministration(LocalAdministration):
             try:
                 table = await database.read(lambda connection: open_table(connection, layout))
             except DatabaseError as error:
-                raise UnreachableError(f"database {url}: {error}; check `driver.database`") from None
+                raise UnreachableError(f"database {url}: {error}", "check `driver.database`") from None
             keys = ExternalKeyTable(table, prefix, kek, kms.profile)
             yield cls(database, ExternalKeyWrapper(kms, kek, timeout), keys)
         finally:
@@ -98,7 +98,9 @@ class ExternalAdministration(LocalAdministration):
             for key in keys:
                 found = await self._unwrap(None, key) if key.wrapped.kek == self._wrapping.kek else b""
                 if isinstance(found, Problem):
-                    raise AdministrationError(f"row {found.id} cannot be unwrapped: {found.error}; check `driver.aad`")
+                    raise AdministrationError(
+                        f"row {found.id} cannot be unwrapped: {found.error}", "check `driver.aad`"
+                    )
 
     async def count_key_usage(self) -> KeyUsage:
         """Reads every row."""
@@ -148,7 +150,8 @@ class ExternalAdministration(LocalAdministration):
             if each.kek == self._wrapping.kek and each.kek_version in (kek_version, UNREADABLE_VERSION):
                 raise RefusedError(
                     f"{each.data_keys} rows of {self._external.table.layout.table} are wrapped by version "
-                    f"{each.kek_version or 'unknown'}; rotate with --type rewrap-kek, then retire it"
+                    f"{each.kek_version or 'unknown'}",
+                    "rotate with --type rewrap-kek, then retire it",
                 )
         await super().retire_version(kek_version, token)
 
@@ -176,8 +179,9 @@ class ExternalAdministration(LocalAdministration):
             named = ", ".join(f"{problem.id} ({problem.error})" for problem in problems[:_MAX_NAMED_ROWS])
             more = " and others" if len(problems) > _MAX_NAMED_ROWS else ""
             raise AdministrationError(
-                f"nothing was changed, because of these rows: {named}{more}; check `driver.aad`, `driver.encoding` and "
-                "`driver.key_version`, correct the rows, or leave them out by `driver.where`"
+                f"nothing was changed, because of these rows: {named}{more}",
+                "check `driver.aad`, `driver.encoding` and "
+                "`driver.key_version`, correct the rows, or leave them out by `driver.where`",
             )
 
     async def _unwrap(self, primary: str | None, key: DataKey) -> bytes | Problem:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from shared.keyring.external.journal_tables import fingerprints
+from shared.keyring.rows import fetch, select_rows
 
 _columns = fingerprints.c
 
@@ -32,8 +33,8 @@ def compute_sha256(ciphertext: bytes) -> bytes:
 
 def read_fingerprints(connection: Connection, ids: Sequence[str]) -> Mapping[str, FingerprintRow]:
     """What is known of these rows, by their ids."""
-    these = select(_columns.id, _columns.sha256, _columns.kek_version, _columns.fingerprint).where(_columns.id.in_(ids))
-    return {row[0]: FingerprintRow(*row) for row in connection.execute(these)}
+    these = select_rows(fingerprints, FingerprintRow).where(_columns.id.in_(ids))
+    return {row.id: row for row in fetch(connection, these, FingerprintRow)}
 
 
 def write_fingerprints(connection: Connection, rows: Iterable[FingerprintRow]) -> None:

@@ -76,7 +76,7 @@ def has_tables(connection: Connection, layout: TableLayout, prefix: str) -> bool
     found = inspect(connection)
     if not found.has_table(_rename(schema, prefix), schema=layout.schema):
         return False
-    return connection.execute(select(schema.c.version)).scalar_one_or_none() is not None
+    return connection.execute(select(schema.c.version)).first() is not None
 
 
 def create_tables(connection: Connection, layout: TableLayout, prefix: str) -> None:
@@ -84,7 +84,7 @@ def create_tables(connection: Connection, layout: TableLayout, prefix: str) -> N
     tables = [_copy_table(connection, table, layout, prefix) for table in _TABLES]
     for table in tables:
         table.create(connection, checkfirst=True)
-    if connection.execute(select(schema.c.version)).scalar_one_or_none() is None:
+    if connection.execute(select(schema.c.version)).first() is None:
         connection.execute(schema.insert().values(singleton=1, version=VERSION))
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from shared.keyring import store
 from shared.keyring.database import Database
@@ -21,7 +21,7 @@ from shared.keyring.external.journal_tables import has_tables
 from shared.keyring.external.row_access import ExternalTable, Row, UnreadableRow
 from shared.keyring.key_table import SCAN_SECONDS, KeyCounts
 from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey
-from shared.keyring.rows import VersionCount
+from shared.keyring.rows import ProblemRow, VersionCount, fetch, select_rows
 from shared.keyring.tables import problems
 from shared.kms.port import is_version
 from shared.kms.profile import KmsProfile
@@ -225,6 +225,6 @@ class ExternalKeyTable:
 
 def _list_problems(connection: Connection, rotation: int, keys: list[DataKey]) -> set[str]:
     """Those of these data keys that the rotation leaves out."""
-    column = problems.c.data_key_id
-    these = select(column).where(problems.c.rotation == rotation, column.in_([key.id for key in keys]))
-    return set(connection.execute(these).scalars())
+    is_named = problems.c.data_key_id.in_([key.id for key in keys])
+    these = select_rows(problems, ProblemRow).where(problems.c.rotation == rotation, is_named)
+    return {row.data_key_id for row in fetch(connection, these, ProblemRow)}

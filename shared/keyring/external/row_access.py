@@ -126,19 +126,18 @@ class ExternalTable:
             values[self.layout.key_version] = version
         same = self._is_same(connection, row.stored)
         try:
-            changed = connection.execute(
-                update(self.table).where(self._is_row(row.key), same, self.build_condition()).values(**values)
-            )
+            changed = update(self.table).where(self._is_row(row.key), same, self.build_condition())
+            changed_count = connection.execute(changed.values(**values)).rowcount
         except exc.IntegrityError:
             raise AdministrationError(
-                f"a constraint of {self.layout.table} refuses a new wrapped form of row {row.id}; change that first"
+                f"a constraint of {self.layout.table} refuses a new wrapped form of row {row.id}", "change that first"
             ) from None
-        if changed.rowcount != 1:
+        if changed_count != 1:
             return False
         if connection.execute(select(1).where(self._is_row(row.key), self.build_condition())).first() is None:
             raise RefusedError(  # rolls back: neither a verification nor a rollback could find the row again
-                f"row {row.id} leaves `driver.where` as soon as it is wrapped anew, and could not be rolled back; "
-                "name no column there that a rotation changes"
+                f"row {row.id} leaves `driver.where` as soon as it is wrapped anew, and could not be rolled back",
+                "name no column there that a rotation changes",
             )
         return True
 

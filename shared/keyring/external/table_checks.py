@@ -23,22 +23,22 @@ def open_table(connection: Connection, layout: TableLayout) -> ExternalTable:
         warnings.simplefilter("ignore", exc.SAWarning)  # of types and indexes that are the database's own
         found = inspect(connection)
         if not found.has_table(layout.name, schema=layout.schema):
-            raise RefusedError(f"there is no table {layout.table}; correct `driver.table`")
+            raise RefusedError(f"there is no table {layout.table}", "correct `driver.table`")
         existing = {each["name"]: each["type"] for each in found.get_columns(layout.name, schema=layout.schema)}
         unique = _list_unique_columns(found, layout)
     own = (*layout.id_columns, layout.wrapped, *filter(None, [layout.key_version]))
     names = dict.fromkeys((*own, *(layout.aad.columns if layout.aad else ())))
     if missing := [name for name in names if name not in existing]:
-        raise RefusedError(f"the table {layout.table} has no column {', '.join(missing)}; correct `driver`")
+        raise RefusedError(f"the table {layout.table} has no column {', '.join(missing)}", "correct `driver`")
     if not any(columns and columns <= set(layout.id_columns) for columns in unique):
         raise RefusedError(
-            f"nothing says that {', '.join(layout.id_columns)} is unique in {layout.table}; expected a primary key "
-            "or a unique constraint in `driver.id`"
+            f"nothing says that {', '.join(layout.id_columns)} is unique in {layout.table}",
+            "expected a primary key or a unique constraint in `driver.id`",
         )
     kinds = tuple(get_python_type(existing[name]) for name in layout.id_columns)
     for name, kind in zip(layout.id_columns, kinds, strict=True):
         if not is_usable(kind):
-            raise RefusedError(f"{name} is of the type {existing[name]}; expected text, whole numbers, UUID or bytes")
+            raise RefusedError(f"{name} is of the type {existing[name]}", "expected text, whole numbers, UUID or bytes")
     is_file = connection.dialect.name == "sqlite"
     columns = [Column(quoted_name(name, quote=True), _adapt(existing[name], is_file=is_file)) for name in names]
     table = Table(
@@ -63,8 +63,8 @@ def _check_storage(connection: Connection, opened: ExternalTable) -> None:
     engine = connection.execute(query, {"schema": schema, "name": opened.layout.name}).scalar()
     if str(engine).lower() != "innodb":
         raise RefusedError(
-            f"the table {opened.layout.table} is stored by {engine}, which has no transactions; expected InnoDB: "
-            f"ALTER TABLE {opened.layout.name} ENGINE=InnoDB"
+            f"the table {opened.layout.table} is stored by {engine}, which has no transactions",
+            f"expected InnoDB: ALTER TABLE {opened.layout.name} ENGINE=InnoDB",
         )
 
 
@@ -75,7 +75,7 @@ def _check_row_security(connection: Connection, opened: ExternalTable) -> None:
     name = connection.dialect.identifier_preparer.format_table(opened.table)
     if connection.execute(text("SELECT row_security_active(CAST(:name AS text))"), {"name": name}).scalar():
         raise RefusedError(
-            f"row-level security hides rows of {opened.layout.table} from this account; expected one with BYPASSRLS"
+            f"row-level security hides rows of {opened.layout.table} from this account", "expected one with BYPASSRLS"
         )
 
 

@@ -120,9 +120,9 @@ def refuse_defective_entry(entry: JournalEntry) -> None:
     texts = (entry.backup_name, entry.sha256, entry.detail)
     too_long = any(len(name or "") > MAX_NAME_LENGTH for name in texts[:2]) or len(entry.detail) > MAX_DETAIL_LENGTH
     if too_long or len(entry.needs or ()) > MAX_NEEDS:
-        raise RefusedError(f"this journal entry is too long; expected up to {MAX_DETAIL_LENGTH} characters of detail")
+        raise RefusedError("this journal entry is too long", f"expected up to {MAX_DETAIL_LENGTH} characters of detail")
     if any("\0" in text for text in texts if text):  # PostgreSQL has no such text
-        raise RefusedError("this journal entry holds a NUL character; expected text without one")
+        raise RefusedError("this journal entry holds a NUL character", "expected text without one")
     if defect := find_defect(entry):
         raise RefusedError(f"this journal entry could not be read again: {defect}")
 

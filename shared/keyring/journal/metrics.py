@@ -17,7 +17,7 @@ from shared.keyring.administration import JournalStep, RotationState, RotationTy
 from shared.keyring.journal import entries, progress
 from shared.keyring.model import DataKeyStatus
 from shared.keyring.records_table import RecordsTable
-from shared.keyring.rows import FailureRow, IdleRow, LastEntryRow, StatusCount, fetch
+from shared.keyring.rows import FailureRow, FirstDataKeyRow, IdleRow, LastEntryRow, StatusCount, fetch, fetch_one
 from shared.keyring.tables import data_keys, journal_entries, rotations
 
 ROTATION_STEPS: Final = tuple(
@@ -68,9 +68,9 @@ def read_keyring_metrics(connection: Connection, records: RecordsTable | None = 
 def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], bool]:
     """When a rotation of each type last succeeded, and whether the latest that is done was left before its end."""
     success: dict[RotationType, float] = {}
-    first = connection.execute(select(func.min(data_keys.c.created_at))).scalar_one()
-    if first is not None:
-        success[RotationType.NEW_DEK] = first
+    first = fetch_one(connection, select(func.min(data_keys.c.created_at).label("created_at")), FirstDataKeyRow)
+    if first.created_at is not None:
+        success[RotationType.NEW_DEK] = first.created_at
     types = {each.value: each for each in RotationType}
     is_left = False
     for row in fetch(connection, _select_last_entries(), LastEntryRow):

@@ -26,7 +26,7 @@ from shared.keyring.administration import (
 from shared.keyring.column_types import find_unreadable_rows
 from shared.keyring.journal.entries import add_journal_entry, has_retarget, list_journal_entries
 from shared.keyring.model import WrappedKey
-from shared.keyring.rows import ProblemRow, RewrapRow, RotationRow, fetch, fetch_first, select_rows
+from shared.keyring.rows import ProblemRow, RewrapRow, RotationRow, RowCount, fetch, fetch_first, fetch_one, select_rows
 from shared.keyring.tables import problems, rewraps, rotations
 
 MAX_PROBLEMS: Final = 100
@@ -87,7 +87,7 @@ def begin_rotation(
     """Stores that a rotation begins. Raises RefusedError if another is not finished."""
     refuse_while_running(connection)
     if find_rotation(connection, request.rotation_id):
-        raise RefusedError(f"another runner began rotation {request.rotation_id} at the same moment; call again")
+        raise RefusedError(f"another runner began rotation {request.rotation_id} at the same moment", "call again")
     connection.execute(
         rotations.insert().values(
             id=request.rotation_id,
@@ -113,7 +113,8 @@ def refuse_while_running(connection: Connection) -> None:
     other = fetch_first(connection, query, RotationRow)
     if other:
         raise RefusedError(
-            f"rotation {other.id} ({other.type}, started by {other.caller}) is not finished; resume it or roll it back"
+            f"rotation {other.id} ({other.type}, started by {other.caller}) is not finished",
+            "resume it or roll it back",
         )
 
 
@@ -133,7 +134,7 @@ def check_unchanged(connection: Connection, expected: Rotation) -> None:
         expected.is_rolling_back,
         expected.target_version,
     ):
-        raise RefusedError(f"rotation {expected.id} was changed by another runner meanwhile; check its status")
+        raise RefusedError(f"rotation {expected.id} was changed by another runner meanwhile", "check its status")
 
 
 def update_rotation(connection: Connection, now: float, rotation: Rotation, **columns: Any) -> None:
@@ -186,7 +187,7 @@ def set_rewrap_outcome(connection: Connection, entry: RewrapEntry, outcome: Rewr
 def count_not_rolled_back(connection: Connection, rotation: Rotation) -> int:
     """How many entries could not be undone."""
     condition = (rewraps.c.rotation == rotation.number) & (rewraps.c.outcome == RewrapOutcome.NOT_ROLLED_BACK)
-    return connection.execute(select(func.count()).where(condition)).scalar_one()
+    return fetch_one(connection, select(func.count().label("total")).where(condition), RowCount).total
 
 
 def add_problem(connection: Connection, rotation: Rotation, problem: Problem) -> None:
@@ -199,8 +200,8 @@ def add_problem(connection: Connection, rotation: Rotation, problem: Problem) ->
 
 def read_total(connection: Connection, rotation: Rotation) -> int:
     """How many data keys it was to do."""
-    query = select(rotations.c.total).where(rotations.c.number == rotation.number)
-    return int(connection.execute(query).scalar_one())
+    query = select_rows(rotations, RotationRow).where(rotations.c.number == rotation.number)
+    return fetch_one(connection, query, RotationRow).total
 
 
 def delete_problems(connection: Connection, rotation: Rotation) -> None:
@@ -253,8 +254,8 @@ def read_progress(connection: Connection, rotation_id: str | None) -> RotationPr
 def _refuse_unreadable(row: RotationRow) -> None:
     if row.type not in list(RotationType) or row.state not in list(RotationState):
         raise RefusedError(
-            f"rotation {row.id} cannot be read: its type or its state in the table {rotations.name} is none; "
-            "correct it there"
+            f"rotation {row.id} cannot be read: its type or its state in the table {rotations.name} is none",
+            "correct it there",
         )
 
 
@@ -267,7 +268,7 @@ def _parse_rotation(row: RotationRow) -> Rotation:
     _refuse_unreadable(row)
     if row.target_version is None:
         raise RefusedError(
-            f"rotation {row.id} cannot be read: it has no target version in the table {rotations.name}; set it there"
+            f"rotation {row.id} cannot be read: it has no target version in the table {rotations.name}", "set it there"
         )
     return Rotation(
         row.number,

@@ -41,7 +41,7 @@ class NewDekRotation:
         secret = self.random_bytes(KEY_BYTES)
         data_key_id = uuid.UUID(bytes=self.random_bytes(16), version=4).hex
         wrapped = await self.wrapping.wrap(data_key_id, secret)
-        target_version.refuse_other_version(wrapped, version)
+        target_version.refuse_other_version(self.wrapping, wrapped, version)
 
         def write(connection: Connection, now: float) -> None:
             created_at = datetime.fromtimestamp(now, UTC)
@@ -85,7 +85,7 @@ class NewDekRotation:
             if previous:
                 store.change_status(connection, previous.id, DataKeyStatus.ACTIVE, DataKeyStatus.RETIRED)
             if not store.change_status(connection, data_key_id, DataKeyStatus.PENDING, DataKeyStatus.ACTIVE):
-                raise RefusedError(f"data key {data_key_id} is no longer pending; roll the rotation back")
+                raise RefusedError(f"data key {data_key_id} is no longer pending", "roll the rotation back")
             columns = {"former_data_key": previous.id if previous else None, "done": STEP_COUNT}
             progress.update_rotation(connection, now, rotation, state=RotationState.DONE.value, **columns)
 

@@ -47,7 +47,7 @@ async def restore_data_keys(
         KmsError, DatabaseError: the rest was not tried.
     """
     if len(rows) > MAX_PAGE_SIZE:
-        raise RefusedError(f"a restore takes up to {MAX_PAGE_SIZE} rows; send the others in another call")
+        raise RefusedError(f"a restore takes up to {MAX_PAGE_SIZE} rows", "send the others in another call")
     changed, failed = 0, []
     for row in rows:
         try:
@@ -58,7 +58,8 @@ async def restore_data_keys(
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise AdministrationError(
             f"of {len(rows)} rows {changed} were changed; these could not be put back, and are as they were: "
-            f"{', '.join(failed[:5])}{more}; try another backup"
+            f"{', '.join(failed[:5])}{more}",
+            "try another backup",
         )
     return changed
 

@@ -64,12 +64,12 @@ async def _retarget_new_dek(
     if new is not None:
         with suppress(UnwrapError):  # what is wrong with it is said when it is promoted
             wrapped = await wrapping.wrap(data_key_id, await wrapping.unwrap(new))
-            target_version.refuse_other_version(wrapped, version)
+            target_version.refuse_other_version(wrapping, wrapped, version)
 
     def write(connection: Connection, now: float) -> Rotation:
         progress.check_unchanged(connection, rotation)
         if new and wrapped and not store.replace_wrap(connection, data_key_id, new.wrapped, wrapped):
-            raise RefusedError(f"data key {data_key_id} was changed by another program meanwhile; resume once more")
+            raise RefusedError(f"data key {data_key_id} was changed by another program meanwhile", "resume once more")
         return _record_retarget(connection, now, rotation, version)
 
     return await run_under_lease(database, request.token, write)

@@ -67,7 +67,7 @@ class RewrapRotation:
         except UnwrapError as error:
             return Problem(id=key.id, error=str(error), is_foreign=error.is_foreign)
         wrapped = await self.wrapping.wrap_with_aad(key.wrapping_aad, secret)
-        target_version.refuse_other_version(wrapped, self.rotation.target_version)
+        target_version.refuse_other_version(self.wrapping, wrapped, self.rotation.target_version)
         return _Rewrapped(wrapped, compute_fingerprint(secret))
 
     async def _store_results(self, results: Sequence[tuple[DataKey, "_Rewrapped | Problem"]]) -> None:

@@ -157,15 +157,13 @@ def _build_dry_run_progress(request: RotateRequest, version: str, total: int) ->
 def _refuse_mismatch(rotation: Rotation, request: RotateRequest) -> None:
     if rotation.is_rolling_back:
         done = rotation.state is RotationState.ROLLED_BACK
-        raise RefusedError(
-            f"rotation {rotation.id} was rolled back; begin another one"
-            if done
-            else f"rotation {rotation.id} is being rolled back; go on with that"
-        )
+        if done:
+            raise RefusedError(f"rotation {rotation.id} was rolled back", "begin another one")
+        raise RefusedError(f"rotation {rotation.id} is being rolled back", "go on with that")
     if rotation.type is not request.type:
         raise RefusedError(f"rotation {rotation.id} is of the type {rotation.type}, not {request.type}")
     if request.target_version not in (None, rotation.target_version) and not request.allows_retarget:
         raise RefusedError(
-            f"rotation {rotation.id} is to version {rotation.target_version}, not {request.target_version}; "
-            "finish it or roll it back, then begin another one"
+            f"rotation {rotation.id} is to version {rotation.target_version}, not {request.target_version}",
+            "finish it or roll it back, then begin another one",
         )

@@ -18,7 +18,7 @@ async def choose_target_version(wrapping: KeyWrapper, requested: str | None, ret
     described = await wrapping.kms.describe_key(timeout=wrapping.timeout)
     target = requested or described.primary_version
     if target is None:
-        raise RefusedError(f"{wrapping.kek} has no primary version; set one, then try again")
+        raise RefusedError(f"{wrapping.kek} has no primary version", "set one, then try again")
     version = described.find_version(target)
     if version is None:
         raise RefusedError(
@@ -26,17 +26,18 @@ async def choose_target_version(wrapping: KeyWrapper, requested: str | None, ret
         )
     if version.state is not VersionState.USABLE:
         raise RefusedError(
-            f"version {target} of {wrapping.kek} is {version.state_label}; enable it or set another primary version"
+            f"version {target} of {wrapping.kek} is {version.state_label}", "enable it or set another primary version"
         )
     if target in retired:
-        raise RefusedError(f"version {target} of {wrapping.kek} was retired; set another primary version")
+        raise RefusedError(f"version {target} of {wrapping.kek} was retired", "set another primary version")
     return target
 
 
-def refuse_other_version(wrapped: WrappedKey, version: str) -> None:
+def refuse_other_version(wrapping: KeyWrapper, wrapped: WrappedKey, version: str) -> None:
     """Raises AdministrationError if a wrap is not by the target version."""
     if wrapped.kek_version != version:
         raise AdministrationError(
-            f"Encrypt uses version {wrapped.kek_version}, not {version}; a new primary version takes effect within "
-            "hours: resume, which waits until Encrypt uses it, and goes on with it"
+            f"Encrypt uses version {wrapped.kek_version}, not {version}",
+            f"a new primary version needs {wrapping.kms.profile.propagation} to take effect: resume, which waits until "
+            "Encrypt uses it",
         )

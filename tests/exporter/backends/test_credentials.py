@@ -217,8 +217,8 @@ def test_the_check_opens_every_file(
     with use_base_folder(tmp_path):
         backend = Backend.model_validate({"health_url": "http://a/", **settings})
     (found,) = check_files(backend)
-    assert f"{found.key}: {found.message}".startswith(problem)
-    assert "hunter2" not in found.message
+    assert f"{found.key}: {found.sentence}".startswith(problem)
+    assert "hunter2" not in found.sentence
 
 
 async def test_a_backend_is_read_by_its_proxy_with_its_authority(

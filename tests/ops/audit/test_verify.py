@@ -133,6 +133,14 @@ def test_a_missing_permission_names_the_role(
     assert role in result.hint
 
 
+def test_a_sentence_of_google_s_with_a_semicolon_stays_whole(set_up: None, verify: Verify, stand: Stand) -> None:
+    refused = RefusedError(403, "caller lacks access; ask the owner")
+    stand.faults.append(Fault("bigquery.jobs.query", refuse=refused))
+    result = failed(verify())
+    assert result.detail == "bigquery.jobs.query is refused with 403 (caller lacks access; ask the owner)"
+    assert result.hint.startswith("it needs bigquery.jobs.create")
+
+
 def test_a_table_that_is_not_there_yet_is_waited_for(set_up: None, verify: Verify, stand: Stand, waits: Waits) -> None:
     stand.faults.append(Fault("bigquery.jobs.query", times=2, refuse=RefusedError(404, "Not found: Table")))
     assert outcomes(verify())["BigQuery"] is CheckOutcome.PASSED

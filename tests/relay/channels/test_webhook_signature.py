@@ -87,5 +87,5 @@ async def test_a_key_that_is_none_is_an_error_of_check_and_of_the_channel(conten
         await send(channel, message())
     await channel.close()
     assert (refused.value.reason, refused.value.scope) == (SendReason.UNAUTHORIZED, SendScope.CHANNEL)
-    for sentence in (problem.message, str(refused.value)):
+    for sentence in (problem.sentence, str(refused.value)):
         assert sentence == f"{secret_file}: expected whsec_ and base64 of 24 to 64 bytes"

@@ -70,6 +70,17 @@ async def test_a_bot_that_is_no_member_is_to_be_invited_by_its_name(tmp_path: Pa
     ]
 
 
+async def test_a_bot_that_is_no_member_is_to_be_invited_where_it_may_not_read_who_is_one(tmp_path: Path) -> None:
+    (tmp_path / "slack_token").write_text("xoxb-1")
+    async with run_stand_ins(slack_tokens=("xoxb-1",)) as providers:
+        providers.slack.channels["#security-critical"].is_member = False
+        providers.slack.scopes -= {"channels:read", "groups:read"}
+        url = f"http://{providers.http}/slack/api/"
+        values = {"kind": "slack", "channel": "#security-critical", "token_file": "slack_token", "api_url": url}
+        result = await send_test(tmp_path, **values)
+    assert "type there: /invite @NAME-OF-THE-BOT" in result.stderr.splitlines()[1]
+
+
 async def test_a_key_that_pagerduty_does_not_know_is_to_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("0" * 32)
     async with run_stand_ins(pagerduty_keys=("1" * 32,)) as providers:

@@ -20,8 +20,8 @@ from services.relay.outbox.engine.store import Store, open_store
 from services.relay.outbox.operators import dead_letters, requeue
 from services.relay.outbox.operators.dead_letters import DeadLetterFilter
 from services.relay.outbox.operators.requeue import requeue_dead
-from services.relay.outbox.overview import delivery_times, open_incidents
-from services.relay.outbox.queries import context, delivery_list, incident_list
+from services.relay.outbox.overview import open_incidents
+from services.relay.outbox.queries import context, delivery_list, delivery_times, incident_list
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import DeliveryState, deliveries, incidents
 from shared.sql import database_url

@@ -1,6 +1,7 @@
 """Every query of the outbox gives what its row says: as many columns, of these names and types, null or not.
 
-No query is left out: one whose column has no known type fails, and so does one that is built where nothing collects it.
+No query is left out: one whose column has no known type fails, one that is built where nothing collects it, and one
+that is read without a row.
 """
 
 import ast
@@ -20,7 +21,7 @@ from services.relay.outbox.queries import delivery_search
 from services.relay.outbox.queries.delivery_search import DeliveryFilter, Position
 from services.relay.outbox.rows import CHANNELS, ChannelRow, RowQuery, select_values
 from services.relay.outbox.tables import deliveries
-from tests.row_columns import compare_columns, is_row, list_fields
+from tests.row_columns import compare_columns, find_untyped_reads, is_row, list_fields
 
 MODULES = [
     importlib.import_module(module.name)
@@ -87,6 +88,18 @@ def test_no_query_is_built_where_it_is_not_compared() -> None:
         if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in {"RowQuery", "select_values"}
     }
     assert building == {f"{function.__module__}.{function.__qualname__}" for function in BUILT}
+
+
+def test_no_query_is_read_without_a_row() -> None:
+    of_the_database_itself = {  # in its own SQL, of none of our tables
+        "engine.dialect.read_clock",
+        "engine.migrate._read_revision",
+        "restore_detection._read_identity",
+        "retention.by_bytes.measure_bytes",
+    }
+    untyped = {function for module in MODULES for function in find_untyped_reads(module)}
+    allowed = {f"{outbox.__name__}.{name}" for name in of_the_database_itself}
+    assert untyped == {*allowed, f"{RowQuery.__module__}.{RowQuery._execute.__name__}"}
 
 
 def find_oldest(at: int | None) -> int | None:

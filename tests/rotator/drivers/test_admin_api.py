@@ -105,7 +105,7 @@ async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_n
         (
             always(401, '{"error": "a valid token is needed"}'),
             RefusedError,
-            "the token is refused; expected in token_file",
+            r"the token is refused \(a valid token is needed\); expected in token_file",
         ),
         (always(404), RefusedError, "no admin API is there"),
         (
@@ -115,8 +115,10 @@ async def test_a_service_that_does_not_say_whether_its_journal_can_be_read_may_n
         ),
         (always(409, '{"error": "held by\\nanother"}'), RefusedError, "held by another$"),
         (always(424, '{"error": "KMS: denied"}'), AdministrationError, "KMS: denied$"),
+        (always(424, '{"error": "KMS: denied", "hint": "allow it"}'), AdministrationError, "KMS: denied; allow it$"),
         (always(500, "<html>"), UnreachableError, "answered HTTP 500; try again"),
         (always(503, '{"error": "the disk is full"}'), UnreachableError, "the disk is full; try again"),
+        (always(503, '{"error": "a; b", "hint": "free it"}'), UnreachableError, "a; b; free it$"),
         (always(503, '{"error": ' + "[" * 100_000), UnreachableError, "answered HTTP 503"),
         (always(200, "<html>"), UnreachableError, "the answer to census is not one of an admin API"),
         (always(200, "[" * 100_000), UnreachableError, "is not one of an admin API"),

@@ -56,7 +56,7 @@ def errors(file: Path, *, to_check: bool = True) -> list[str]:
 
 def warnings(file: Path, web: Path | None = None, *, to_check: bool = True) -> list[tuple[str, str]]:
     findings = prepare_server(RelaySettings, file, web, is_check=to_check).warnings
-    return [(finding.key, finding.message) for _, finding in findings]
+    return [(finding.key, finding.sentence) for _, finding in findings]
 
 
 def test_a_configuration_whose_files_are_there_has_no_finding(file: Path) -> None:

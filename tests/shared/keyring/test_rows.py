@@ -1,6 +1,7 @@
 """Every query of the keyring gives what its row says: as many columns, of these names and types, null or not.
 
-No query is left out: one that is neither selected by the fields of its row nor run here fails.
+No query is left out: one that is neither selected by the fields of its row nor run here fails, and so does one that is
+read without a row.
 """
 
 import ast
@@ -9,6 +10,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,11 +21,11 @@ from services import backend
 from services.backend.records import TABLES
 from shared import keyring as package
 from shared.keyring import key_table, rows
-from shared.keyring.journal import metrics
+from shared.keyring.journal import metrics, progress
 from shared.keyring.journal.metrics import read_keyring_metrics
 from shared.keyring.records_table import RecordsTable
 from shared.keyring.tables import data_keys
-from tests.row_columns import compare_columns, list_fields
+from tests.row_columns import compare_columns, find_untyped_reads, list_fields
 from tests.shared.keyring.keyring import Keyring
 
 MODULES: list[ModuleType] = [
@@ -44,6 +46,9 @@ class Call(NamedTuple):
     @property
     def row_type(self) -> str:
         return ast.unparse(self.call.args[-1])
+
+
+FETCHES = ("fetch", "fetch_first", "fetch_one", "fetch_page")
 
 
 def find_calls(*names: str) -> Iterator[Call]:
@@ -74,30 +79,63 @@ def test_each_field_is_of_its_column(selected: Call) -> None:
 async def test_what_is_computed_is_of_its_columns(keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: set[tuple[str, str, str]] = set()
 
-    def fetch(connection: Connection, query: Select[*tuple[Any, ...]], row_type: type[Any]) -> Iterator[Any]:
-        caller = sys._getframe(1)
-        compare(query, row_type)
-        compared.add((caller.f_globals["__name__"], caller.f_code.co_name, row_type.__name__))
-        return rows.fetch(connection, query, row_type)
+    def add_comparison(fetch: Callable[..., Any]) -> Callable[..., Any]:
+        def compare_first(
+            connection: Connection, query: Select[*tuple[Any, ...]], row_type: type[Any], **limit: int
+        ) -> Any:
+            caller = sys._getframe(1)
+            compare(query, row_type)
+            compared.add((caller.f_globals["__name__"], caller.f_code.co_name, row_type.__name__))
+            return fetch(connection, query, row_type, **limit)
+
+        return compare_first
 
     for module in MODULES:
-        if hasattr(module, "fetch"):
-            monkeypatch.setattr(module, "fetch", fetch)
+        for name in FETCHES:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, add_comparison(getattr(rows, name)))
     records = RecordsTable("records", "data_key_id")
     await keyring.database.write(TABLES.create_all)
+    rotation = await keyring.database.write(
+        lambda connection: progress.begin_rotation(connection, 0.0, keyring.request(), target_version="1", total=0)
+    )
     reads: list[Callable[[Connection], object]] = [
         read_keyring_metrics,
         key_table._count,
         records.count_by_version,
         records.count_orphans,
+        records.list_missing_data_keys,
+        partial(records.count_by_data_key, data_key_id="k000"),
+        partial(records.read_page, data_key_id="k000", after="", limit=1),
+        partial(progress.count_not_rolled_back, rotation=rotation),
     ]
     for read in reads:
         await keyring.database.read(read)
-    fetched = {(each.module.__name__, each.function, each.row_type) for each in find_calls("fetch", "fetch_first")}
+    await key_table.OwnKeyTable("a key").count_outdated(keyring.database, "1")
+    fetched = {(each.module.__name__, each.function, each.row_type) for each in find_calls(*FETCHES)}
     selected = {(each.module.__name__, each.function, each.row_type) for each in SELECTED.values()}
     beside = {(module, row_type) for module, function, row_type in selected if function is None}
     assert fetched - selected - compared == {each for each in fetched if (each[0], each[2]) in beside}
     assert {function for _, function, _ in compared} >= {"count_orphans", metrics._count_failures.__name__}
+
+
+def test_no_query_is_read_without_a_row() -> None:
+    allowed = {
+        # Of tables of another program, whose columns its configuration names.
+        "external.row_access.find",
+        "external.row_access.read_chunk",
+        # Of the database itself, in its own SQL.
+        "database.read_clock",
+        "external.table_checks._check_row_security",
+        "external.table_checks._check_storage",
+        # Of any column of any table, as a stream.
+        "column_types._find_undecodable_text",
+        # Of the tables as an earlier version had them.
+        "migrations._name_versions_by_text",
+        "migrations._split_journal_text",
+    }
+    untyped = {function for module in MODULES for function in find_untyped_reads(module)}
+    assert untyped == {f"{package.__name__}.{name}" for name in allowed}
 
 
 class Wrong(NamedTuple):

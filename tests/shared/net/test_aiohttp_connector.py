@@ -114,7 +114,7 @@ def test_check_opens_both_files(tmp_path: Path, authority: Authority) -> None:
         file = tmp_path / "proxy_url"
         file.write_text(proxy_url)
         file.chmod(0o600)
-        return [problem.message for problem in check_files(EgressSettings(proxy_url_file=file, ca_file=ca_file))]
+        return [problem.sentence for problem in check_files(EgressSettings(proxy_url_file=file, ca_file=ca_file))]
 
     assert problems(f"http://{USER}:{PASSWORD}@proxy:3128", authority.ca) == []
     wrong = problems(f"socks5://{USER}:{PASSWORD}@proxy:3128", tmp_path / "absent.pem")

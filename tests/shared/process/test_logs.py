@@ -15,12 +15,19 @@ INVISIBLE = "\x00\x1b\x7f\x85\xa0\xad\u061c\u200b\u200e\u2028\u2029\u202e\u2066\
 
 @pytest.fixture(autouse=True)
 def _configuration() -> Iterator[None]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
+    root, of_structlog = logging.getLogger(), structlog.get_config()
+    handlers, levels = root.handlers[:], {logger: logger.level for logger in _list_loggers()}
     yield
-    root.handlers[:], level = before
-    root.setLevel(level)
-    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    for logger in _list_loggers():
+        logger.setLevel(levels.get(logger, logging.NOTSET))
+    logging.captureWarnings(capture=False)
+    structlog.configure(**of_structlog)
+
+
+def _list_loggers() -> list[logging.Logger]:
+    found = logging.root.manager.loggerDict.values()
+    return [logging.getLogger(), *(each for each in found if isinstance(each, logging.Logger))]
 
 
 @pytest.mark.parametrize("form", ["json", "logfmt"])

@@ -55,7 +55,7 @@ from services.relay.channels.slack.web_api import (
 from services.relay.http_session import HttpSession, encode_json
 from services.relay.model import Message
 from shared.check import Check
-from shared.config.file_checks import FileCheck, create_secret_check
+from shared.config.file_checks import FileCheck, FileCheckError, create_secret_check
 from shared.config.secret_file import SecretFile
 from shared.config.settings import FilePath
 from shared.config.url import ProviderUrl
@@ -76,9 +76,9 @@ def _check_name_or_id(value: object) -> str:
 
 def _check_token(secret: str) -> None:
     if "://" in secret:
-        raise ValueError("holds a URL, such as that of an incoming webhook; expected a bot token, xoxb-…")
+        raise FileCheckError("holds a URL, such as that of an incoming webhook", "expected a bot token, xoxb-…")
     if secret.startswith("xapp-"):
-        raise ValueError("holds an app-level token; expected a bot token, xoxb-…")
+        raise FileCheckError("holds an app-level token", "expected a bot token, xoxb-…")
 
 
 _EXPECTED_TOKEN: Final = "expected a file with the app's bot token, xoxb-…, on its first line"  # noqa: S105  # no token
@@ -88,7 +88,7 @@ BotTokenPath = Annotated[FilePath, FileCheck(create_secret_check(SecretFile, _EX
 
 def _check_webhook_url(secret: str) -> None:
     if secret.startswith(("xoxb-", "xoxp-", "xapp-")):
-        raise ValueError("holds a token; name it in `token_file`, beside `channel`")
+        raise FileCheckError("holds a token", "name it in `token_file`, beside `channel`")
     if not secret.startswith(("https://", "http://")):
         raise ValueError("holds no URL")
 

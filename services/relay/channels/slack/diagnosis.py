@@ -17,6 +17,7 @@ from shared.check import CheckError
 _READ_SCOPES: Final = dict(zip(CHANNEL_KINDS, ("channels:read", "groups:read"), strict=True))
 _SEARCH_SCOPES: Final = frozenset({"channels:history", "groups:history"})
 _REINSTALL: Final = "add it to the app's bot scopes, and install the app again"
+_INVITATION: Final = "/invite @NAME-OF-THE-BOT"
 _HINTS: Final = {SendReason.UNAUTHORIZED: "copy the app's bot token (xoxb-…) into `token_file`"}
 
 
@@ -89,12 +90,12 @@ async def _find_by_name(api: SlackApi, channel: str) -> Mapping[str, Any]:
 
 
 def _describe_correction() -> str:
-    return "correct `channel`, or, for a private one, type there: /invite @NAME-OF-THE-BOT"
+    return f"correct `channel`, or, for a private one, type there: {_INVITATION}"
 
 
 def _build_scope_error(channel: str, scopes: Any) -> CheckError:
     without = " and ".join(scopes)
     return CheckError(
         f"whether the bot is in {channel} cannot be read without {without}",
-        f"{_REINSTALL}, or run send-test",
+        f"{_REINSTALL}, or type there: {_INVITATION}, and run send-test",
     )

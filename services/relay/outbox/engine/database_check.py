@@ -22,13 +22,11 @@ async def check_outbox(database: DatabaseUrl) -> str:
 def _refuse_lost_file(database: DatabaseUrl) -> None:
     is_missing = dialect.is_sqlite(database) and not Path(str(database.database)).exists()
     if is_missing and (problem := describe_lost_outbox(database)):
-        what, _, hint = problem.partition("; ")
-        raise CheckError(what, hint)
+        raise CheckError(*problem)
 
 
 def _describe(connection: Connection) -> str:
     try:
         return describe_tables(connection)
     except UnknownDatabaseError as error:
-        what, _, hint = str(error).partition("; ")
-        raise CheckError(what, hint) from None
+        raise CheckError(error.error, error.hint) from None

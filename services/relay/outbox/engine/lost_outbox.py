@@ -21,14 +21,14 @@ _SUFFIXES: Final = ("-last-used", "-seen")
 log = structlog.get_logger(__name__)
 
 
-def describe_lost_outbox(database: DatabaseUrl) -> str | None:
+def describe_lost_outbox(database: DatabaseUrl) -> tuple[str, str] | None:
     """Why a database without tables is a lost outbox, and what to do; None if no relay has used it."""
     for file in find_last_used_files(database):
         if file.exists():
             name = Path(str(database.database)).name
             return (
-                f"it is new or empty, but by {file.name} beside it there was an outbox; "
-                f"put {name} back, or remove {file.name} to start with an empty outbox"
+                f"it is new or empty, but by {file.name} beside it there was an outbox",
+                f"put {name} back, or remove {file.name} to start with an empty outbox",
             )
     return None
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 from services.relay.outbox import tables
 from services.relay.outbox.engine import dialect
 from services.relay.outbox.engine.lost_outbox import describe_lost_outbox
+from shared.hinted_error import HintedError
 from shared.sql.read_only import describe_empty_database
 
 HEAD: Final = "0022"
@@ -27,8 +28,8 @@ _ADVISORY_LOCK: Final = 0x6B657970756C7365
 """The advisory lock of PostgreSQL under which one replica at a time migrates: "keypulse" in ASCII."""
 
 
-class UnknownDatabaseError(Exception):
-    """This program must not use these tables; nothing was changed. The message is a sentence with the next step."""
+class UnknownDatabaseError(HintedError):
+    """This program must not use these tables; nothing was changed."""
 
 
 class NewerOutboxSchemaError(UnknownDatabaseError):
@@ -67,7 +68,7 @@ def upgrade_tables(connection: Connection) -> bool:
         return False
     if revision is None:
         if problem := describe_lost_outbox(connection.engine.url):
-            raise LostOutboxError(problem)
+            raise LostOutboxError(*problem)
         with dialect.without_timeouts(connection):
             _create_tables(connection)
         return True
@@ -106,13 +107,13 @@ def check_revision(connection: Connection) -> None:
     revision = _read_revision(connection)
     if revision is None:
         raise UnknownDatabaseError(
-            "it contains no tables of an outbox; if there was an outbox, restore it; else restart the relay, which "
-            "creates them"
+            "it contains no tables of an outbox",
+            "if there was an outbox, restore it; else restart the relay, which creates them",
         )
     if revision != HEAD:
         raise UnknownDatabaseError(
-            f"its tables are of revision {revision}, and this program reads {HEAD}; run the relay's version of this "
-            "program, or start a relay of this version, which migrates them"
+            f"its tables are of revision {revision}, and this program reads {HEAD}",
+            "run the relay's version of this program, or start a relay of this version, which migrates them",
         )
 
 
@@ -129,7 +130,7 @@ def describe_tables(connection: Connection) -> str:
         return "its tables are up to date"
     if revision is None:
         if problem := describe_lost_outbox(connection.engine.url):
-            raise LostOutboxError(problem)
+            raise LostOutboxError(*problem)
         return describe_empty_database(connection)
     _refuse_unknown_revision(revision)
     return f"the next start brings its tables from revision {revision} to {HEAD}"
@@ -140,8 +141,8 @@ def _refuse_unknown_revision(revision: str) -> None:
 
     if revision not in migrations.list_revisions():
         raise NewerOutboxSchemaError(
-            f"a newer keypulse wrote it (its tables are of revision {revision}, this program supports up to {HEAD}); "
-            "run that one, or set another `database`"
+            f"a newer keypulse wrote it (its tables are of revision {revision}, this program supports up to {HEAD})",
+            "run that one, or set another `database`",
         )
 
 
@@ -160,5 +161,5 @@ def _read_revision(connection: Connection) -> str | None:
     else:  # PostgreSQL may contain tables of other programs with other names
         others = found & {_VERSION_TABLE, *tables.metadata.tables}
     if others:
-        raise ForeignDatabaseError("another program's tables are in it; set another `database`")
+        raise ForeignDatabaseError("another program's tables are in it", "set another `database`")
     return None

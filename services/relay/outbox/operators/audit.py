@@ -10,7 +10,7 @@ from services.relay.outbox.engine.batching import Transaction
 from services.relay.outbox.engine.store import Store
 from services.relay.outbox.engine.work_queue import StoreUnavailableError
 from services.relay.outbox.prune_marks import PrunedKind, record_pruned
-from services.relay.outbox.rows import RowQuery
+from services.relay.outbox.rows import RowQuery, select_values
 from services.relay.outbox.tables import audit, clean_for_database, deliveries, incidents
 from shared.http.audit_log import AuditEntry, AuditUnavailableError
 
@@ -32,6 +32,7 @@ class _AuditRow(NamedTuple):
 _ENTRIES: Final = RowQuery(
     _AuditRow.build, select(_audit.seq, _audit.at, _audit.who, _audit.peer, _audit.action, _audit.object.label("on"))
 ).order_by(_audit.seq.desc())
+_LAST_ENTRY: Final = select_values(float, func.max(_audit.at))
 _NEWEST_EXCESS: Final = RowQuery(int, select(_audit.seq)).order_by(_audit.seq.desc()).offset(bindparam("most")).limit(1)
 
 
@@ -144,7 +145,7 @@ async def prune_audit(store: Store, cutoff: float, max_entries: int, step: int) 
 
     def remove(transaction: Transaction) -> int:
         connection = transaction.connection
-        last = connection.execute(select(func.max(_audit.at)).where(_audit.seq.in_(oldest))).scalar_one()
+        last = _LAST_ENTRY.where(_audit.seq.in_(oldest)).fetch_first(connection)
         record_pruned(transaction, PrunedKind.AUDIT, last)
         return connection.execute(delete(audit).where(_audit.seq.in_(oldest))).rowcount
 

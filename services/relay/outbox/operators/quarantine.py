@@ -102,6 +102,7 @@ _RECORD_REPLAY: Final = (
     .where(quarantine.c.seq == bindparam("entry"), quarantine.c.replayed_at.is_(None))
     .values(replayed_at=bindparam("at"), replayed_by=bindparam("who"), incident_id=bindparam("incident"))
 )
+_LAST_RECEIVED: Final = select_values(float, func.max(quarantine.c.received_at))
 _BODY: Final = select_values(bytes, quarantine.c.body).where(quarantine.c.seq == bindparam("entry"))
 
 
@@ -131,8 +132,7 @@ async def add_entry(store: Store, webhook: RefusedWebhook, *, max_entries: int) 
 def delete_entries(transaction: Transaction, condition: ColumnElement[bool]) -> int:
     """Deletes the entries that meet a condition, and records up to when they go; gives how many they were."""
     connection = transaction.connection
-    last = connection.execute(select(func.max(quarantine.c.received_at)).where(condition)).scalar_one()
-    record_pruned(transaction, PrunedKind.QUARANTINE, last)
+    record_pruned(transaction, PrunedKind.QUARANTINE, _LAST_RECEIVED.where(condition).fetch_first(connection))
     return connection.execute(delete(quarantine).where(condition)).rowcount
 
 

@@ -82,8 +82,7 @@ async def start_session(store: Store, row: SessionRow, peer: str | None, replace
         connection, now = transaction.connection, transaction.now
         if replaced_id is not None:
             connection.execute(_DELETE, {"session": replaced_id})
-        excess = _OLDEST_OF_NAME.statement.offset(MAX_SESSIONS_OF_NAME - 1)
-        ended = list(connection.execute(excess, {"holder": row.name}).scalars())
+        ended = _OLDEST_OF_NAME.offset(MAX_SESSIONS_OF_NAME - 1).fetch_all(connection, {"holder": row.name})
         if ended:
             connection.execute(delete(sessions).where(_session.id.in_(ended)))
         times = {"created_at": now, "used_at": now, "expires_at": now + MAX_SECONDS}

@@ -1,1 +1,1 @@
-"""What is so now: open incidents, the last webhooks, how fast deliveries end, whether the outbox drains."""
+"""Reads the state of this moment: open incidents, the last webhooks, whether the outbox drains."""

@@ -1,1 +1,1 @@
-"""What only reads: lists, searches, timelines, the figures of a period, and the context of messages."""
+"""Reads the history: lists, searches, timelines, the figures of a period and of its steps, the context of messages."""

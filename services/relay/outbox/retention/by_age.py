@@ -222,6 +222,7 @@ _UNSETTLED_DELIVERIES: Final = (
     IS_UNSETTLED,
     or_(_delivery.finished_at.is_(None), _delivery.finished_at >= bindparam("cutoff")),
 )
+_LAST_START: Final = select_values(float, func.max(incidents.c.started_at))
 _READ_RANGES: Final = RowQuery(
     _EventRangeRow, select(_delivery.incident_id, _delivery.first_event_seq, _delivery.event_seq)
 ).where(*_UNSETTLED_DELIVERIES)
@@ -372,8 +373,7 @@ class _EventPruner:
                 incidents.c.latest_event_seq.in_(unused),
                 incidents.c.is_open == 0,
             )
-            last_start = select(func.max(incidents.c.started_at)).where(*over)
-            record_pruned(transaction, PrunedKind.INCIDENTS, connection.execute(last_start).scalar_one())
+            record_pruned(transaction, PrunedKind.INCIDENTS, _LAST_START.where(*over).fetch_first(connection))
             connection.execute(delete(incidents).where(*over))
             connection.execute(delete(events).where(events.c.seq.in_(unused)))
         return _PruneStepResult(len(unused), last.seq, _goes_further(last, self._bound, self._cutoff, transaction.now))

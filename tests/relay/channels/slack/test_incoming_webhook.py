@@ -125,7 +125,7 @@ async def test_a_file_that_contains_no_url_is_found_by_check_and_is_an_error_of_
     rotate(secret_file, content)
     (problem,) = (problem for problem in check_files(settings(values)) if problem.startup_policy)
     assert problem.key == "webhook_url_file"
-    assert sentence in problem.message
+    assert sentence in problem.sentence
     error = await fail(values)
     assert error.scope is SendScope.CHANNEL
     assert str(secret_file) in str(error)

@@ -1,15 +1,16 @@
 """How many deliveries ended in each step of a period, and how long they took from acceptance to receipt.
 
-The database sorts and counts; what comes out is a row for each step. The quantiles are exact.
+The database sorts and counts; what comes out is a row for each step. `delivery_figures` says what a quantile is.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, case, cast, func, literal_column, select
+from sqlalchemy import BigInteger, Connection, bindparam, cast, func, literal_column, select
 
 from services.relay.outbox.engine.dialect import read_clock
+from services.relay.outbox.queries.delivery_figures import IS_DEAD, IS_DELIVERED, TIME_TO_DELIVER, select_quantiles
 from services.relay.outbox.rows import RowQuery
 from services.relay.outbox.tables import channels, deliveries
 
@@ -33,7 +34,7 @@ class _StepRow(NamedTuple):
     """The deliveries of one step that got a receipt."""
 
     step: int
-    delivered: int
+    time_count: int
     p50: float
     p95: float
     worst: float
@@ -49,45 +50,17 @@ class _DeadRow(NamedTuple):
 _of = deliveries.c
 _millis = bindparam("millis", type_=BigInteger, literal_execute=True)
 _step = (cast(_of.finished_at * 1000, BigInteger) // _millis).label("step")
-_times = (
-    select(_step, (_of.finished_at - _of.oldest_accepted_at).label("seconds"))
-    .where(
-        # As the index `deliveries_delivered` has it.
-        _of.state == literal_column("'delivered'"),
-        _of.channel.in_(select(channels.c.name)),
-        _of.finished_at >= bindparam("since"),
-    )
-    .subquery()
-)
-_ranked = select(
-    _times.c.step,
-    _times.c.seconds,
-    func.row_number().over(partition_by=_times.c.step, order_by=_times.c.seconds).label("rank"),
-    func.count().over(partition_by=_times.c.step).label("total"),
-).subquery()
-
-
-def _select_quantile(percent: int) -> ColumnElement[float]:
-    """The smallest value that so many percent of the values do not exceed."""
-    rank = (_ranked.c.total * percent + 99) // 100
-    return func.max(case((_ranked.c.rank == rank, _ranked.c.seconds)))
-
-
 _DELIVERED: Final = RowQuery(
     _StepRow,
-    select(
-        _ranked.c.step,
-        func.max(_ranked.c.total).label("delivered"),
-        _select_quantile(50).label("p50"),
-        _select_quantile(95).label("p95"),
-        func.max(_ranked.c.seconds).label("worst"),
-    ).group_by(_ranked.c.step),
+    select_quantiles(
+        select(_step, TIME_TO_DELIVER.label("seconds")).where(
+            IS_DELIVERED, _of.channel.in_(select(channels.c.name)), _of.finished_at >= bindparam("since")
+        ),
+        "step",
+    ),
 )
 _DEAD: Final = RowQuery(_DeadRow, select(_step, func.count().label("dead")).group_by(literal_column("step"))).where(
-    # As the index `deliveries_dead` has it.
-    _of.state == literal_column("'dead'"),
-    _of.finished_at.is_not(None),
-    _of.finished_at >= bindparam("since"),
+    IS_DEAD, _of.finished_at >= bindparam("since")
 )
 
 
@@ -122,7 +95,7 @@ def read_delivery_times(connection: Connection, since: float, step_seconds: int)
         row, start = delivered.get(step), float(step * step_seconds)
         found[start] = DeliveryTimes(
             start,
-            row.delivered if row else 0,
+            row.time_count if row else 0,
             dead.get(step, 0),
             row and max(row.p50, 0.0),
             row and max(row.p95, 0.0),

@@ -1,0 +1,98 @@
+"""What an error says is for people: its sentences are short, and no module cuts them into parts, or searches them."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILES = {
+    str(file.relative_to(REPOSITORY)): file
+    for package in ("services", "shared", "ops")
+    for file in sorted((REPOSITORY / package).rglob("*.py"))
+}
+PARSE_A_LIBRARY_S = {"shared/config/settings.py": "pydantic-settings'", "shared/http/untrusted_json.py": "msgspec's"}
+"""Its error has no field with what is needed."""
+_CUTS = {"partition", "rpartition", "split", "rsplit", "startswith", "endswith", "removeprefix", "removesuffix"}
+MAX_WORDS = 25
+_SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z`])")
+
+
+def test_no_module_parses_the_sentence_of_an_error() -> None:
+    trees = {name: ast.parse(file.read_text()) for name, file in FILES.items() if name not in PARSE_A_LIBRARY_S}
+    parsed = [f"{name}:{node.lineno}" for name, tree in trees.items() for node in _iterate_parsing(tree)]
+    assert parsed == [], "give the error a field instead, such as `hint`"
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "str(error).partition(': ')",
+        "'no such' in str(error)",
+        "problem.message.rpartition('; ')",
+        "text.split('; ', 1)",
+    ],
+)
+def test_each_way_to_parse_a_sentence_is_found(cut: str) -> None:
+    assert list(_iterate_parsing(ast.parse(f"try:\n    pass\nexcept ValueError as error:\n    {cut}\n")))
+
+
+def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
+    """Where text is cut between cause and hint, and where that of a caught exception is cut or searched."""
+    sentences = {f"str({each.name})" for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
+            yield node
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CUTS:
+            separators = [ast.unparse(each) for each in node.args[:1]]
+            if separators == ["'; '"] or (separators and ast.unparse(node.func.value) in sentences):
+                yield node
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_short"),
+    [
+        (f"ValueError('{'word ' * MAX_WORDS}')", True),
+        (f"ValueError('{'word ' * MAX_WORDS}word')", False),
+        (f"RefusedError(f'{'word ' * MAX_WORDS}' + f'{{name}}', 'do that')", False),
+        (f"RefusedError('{'word ' * 20}. {'Word ' * 20}', '{'word ' * 20}')", True),
+    ],
+)
+def test_a_sentence_of_more_words_is_found(raised: str, *, is_short: bool) -> None:
+    found = list(_iterate_long_sentences(ast.parse(f"raise {raised}")))
+    assert len(found) == (0 if is_short else 1)
+
+
+def test_no_sentence_of_an_error_has_more_than_25_words() -> None:
+    found = [
+        f"{name}:{line}: {sentence}"
+        for name, file in FILES.items()
+        for line, sentence in _iterate_long_sentences(ast.parse(file.read_text()))
+    ]
+    assert found == [], "make two sentences of it, with the next step apart"
+
+
+def _iterate_long_sentences(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Sentences with more than `MAX_WORDS` in what is raised, or returned to be raised; a variable counts as one."""
+    for node in ast.walk(tree):
+        error = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+        if isinstance(error, ast.Call) and (isinstance(node, ast.Raise) or ast.unparse(error.func).endswith("Error")):
+            for argument in (*error.args, *(keyword.value for keyword in error.keywords)):
+                for sentence in _SENTENCE_END.split(_read_text(argument)):
+                    if len(sentence.split()) > MAX_WORDS:
+                        yield error.lineno, sentence
+
+
+def _read_text(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr():
+            return "".join(map(_read_text, node.values))
+        case ast.BinOp(op=ast.Add()):
+            return _read_text(node.left) + _read_text(node.right)
+        case ast.IfExp():
+            return max(_read_text(node.body), _read_text(node.orelse), key=lambda text: len(text.split()))
+    return "…"
