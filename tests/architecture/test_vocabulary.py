@@ -53,6 +53,7 @@ ESTABLISHED = (
     "exchange_code",  # as OAuth calls it
     "connection_made",  # asyncio.Protocol calls it
     "last_seen",  # of the metric relay_watchdog_last_seen_timestamp_seconds
+    "max_words",  # of a sentence, counted
     "look_up",  # what one does with a name or a digest
     "odd_word",  # what this test finds
     "needed_versions",  # the versions that a backup needs
